@@ -1,0 +1,199 @@
+"""From nested mappings (ConfigDict, JSON) to frozen, validated dataclasses, and back.
+
+An experiment is written as an `ml_collections.ConfigDict` (`configs/*.py`); everything below the
+scripts sees frozen dataclasses only. A dataclass states its fields' types by annotation and checks
+their values in `__post_init__`; `from_mapping` adds the path of the field to whatever is wrong.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+Resolve = Callable[[str, str], Any]
+_KIND = "kind"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; names the field, the value and the remedy."""
+
+
+def choice(kind: str, **options: Any) -> Any:
+    """A dataclass field whose class is chosen by the `name` in its mapping.
+
+    `kind` is what `resolve(kind, name)` is asked for: an object with `Config` and, optionally,
+    `VARIANTS`, a table of ready configs that a `variant` in the mapping starts from.
+    """
+    return dataclasses.field(metadata={_KIND: kind}, **options)
+
+
+def from_mapping(
+    cls: type[T],
+    mapping: Mapping[str, Any],
+    *,
+    resolve: Resolve | None = None,
+    path: str = "config",
+) -> T:
+    """Builds the dataclass `cls` from a mapping, strictly.
+
+    Args:
+      cls: a dataclass; its annotations may use scalars, `X | None`, `Literal`, `tuple[X, Y]`,
+        `tuple[X, ...]`, `dict[str, X]`, `Any` and other dataclasses.
+      mapping: field names to values; nested mappings for nested dataclasses.
+      resolve: `(kind, name) -> module`, for fields declared by `choice`.
+      path: how the mapping is called in errors.
+
+    Raises:
+      ConfigError: an unknown key (with what was probably meant), a missing field, a value of
+        another type than annotated, or one that the dataclass itself refuses.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{path} must be a mapping of fields, not {_show(mapping)}")
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for key in mapping:
+        if key not in fields:
+            raise ConfigError(f"{path}.{key} does not exist{_did_you_mean(key, fields)}")
+        values[key] = _value(
+            hints[key], mapping[key], resolve, f"{path}.{key}", fields[key].metadata.get(_KIND)
+        )
+    for name, field in fields.items():
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and name not in values:
+            raise ConfigError(f"{path}.{name} is missing")
+    try:
+        return cls(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def chosen(kind: str, mapping: Any, *, resolve: Resolve, path: str) -> Any:
+    """Builds the config of whatever `mapping["name"]` names; see `choice`."""
+    if not isinstance(mapping, Mapping):
+        raise ConfigError(f"{path} must be a mapping with a name, not {_show(mapping)}")
+    values = dict(mapping)
+    name, variant = values.get("name"), values.pop("variant", None)
+    if name is None:
+        raise ConfigError(f"{path}.name is missing: it says which {kind} is meant")
+    try:
+        module = resolve(kind, name)
+    except ValueError as error:
+        raise ConfigError(f"{path}.name: {error}") from error
+    if variant is not None:
+        variants = getattr(module, "VARIANTS", {})
+        if variant not in variants:
+            raise ConfigError(
+                f"{path}.variant: the {kind} {name!r} has no variant "
+                f"{variant!r}{_did_you_mean(variant, variants)}"
+            )
+        values = to_mapping(variants[variant]) | values
+    return from_mapping(module.Config, values, resolve=resolve, path=path)
+
+
+def to_mapping(config: Any) -> Any:
+    """The nested dict of a dataclass, ready for JSON; `from_mapping` reads it back."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {
+            field.name: to_mapping(getattr(config, field.name))
+            for field in dataclasses.fields(config)
+            if field.init
+        }
+    if isinstance(config, Mapping):
+        return {key: to_mapping(value) for key, value in config.items()}
+    if isinstance(config, tuple | list):
+        return [to_mapping(value) for value in config]
+    return config
+
+
+def differences(one: Any, other: Any, path: str = "config") -> list[str]:
+    """Fields in which two nested dicts differ, as lines `path: one -> other`."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        lines = []
+        for key in dict.fromkeys([*one, *other]):
+            missing = "(absent)"
+            lines += differences(one.get(key, missing), other.get(key, missing), f"{path}.{key}")
+        return lines
+    return [] if one == other else [f"{path}: {one!r} -> {other!r}"]
+
+
+def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str | None) -> Any:
+    if kind is not None:
+        if resolve is None:
+            raise TypeError(f"{path} is chosen by name: from_mapping needs `resolve`")
+        return chosen(kind, value, resolve=resolve, path=path)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        others = [argument for argument in arguments if argument is not type(None)]
+        if len(others) == 1:
+            return _value(others[0], value, resolve, path, None)
+        for argument in others:
+            try:
+                return _value(argument, value, resolve, path, None)
+            except ConfigError:
+                continue
+        raise _wrong_type(path, hint, value)
+    if origin is Literal:
+        if value not in arguments:
+            known = ", ".join(repr(argument) for argument in arguments)
+            raise ConfigError(
+                f"{path} is {_show(value)}; it must be one of {known}"
+                f"{_did_you_mean(value, arguments, listing=False)}"
+            )
+        return value
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, tuple | list):
+            raise _wrong_type(path, hint, value)
+        if len(arguments) == 2 and arguments[1] is ...:
+            elements = [arguments[0]] * len(value)
+        elif len(arguments) != len(value):
+            raise ConfigError(f"{path} is {_show(value)}; it must have {len(arguments)} elements")
+        else:
+            elements = list(arguments)
+        return tuple(
+            _value(element, item, resolve, f"{path}[{index}]", None)
+            for index, (element, item) in enumerate(zip(elements, value, strict=True))
+        )
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _wrong_type(path, hint, value)
+        return {
+            key: _value(arguments[1], item, resolve, f"{path}.{key}", None)
+            for key, item in value.items()
+        }
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, hint):
+            return value
+        return from_mapping(hint, value, resolve=resolve, path=path)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise _wrong_type(path, hint, value)
+    return value
+
+
+def _wrong_type(path: str, hint: Any, value: Any) -> ConfigError:
+    name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    return ConfigError(f"{path} is {_show(value)}; it must be {name}")
+
+
+def _show(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _did_you_mean(word: Any, known: Any, listing: bool = True) -> str:
+    known = [str(name) for name in known]
+    close = difflib.get_close_matches(str(word), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(known)})" if listing else hint

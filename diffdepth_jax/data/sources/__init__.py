@@ -1,0 +1,1 @@
+"""One file per data set; each offers `source(split, root, ...)`."""

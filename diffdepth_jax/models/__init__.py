@@ -1,0 +1,1 @@
+"""Flax linen modules: layers, encoders, necks, codec, denoiser, and whole networks."""

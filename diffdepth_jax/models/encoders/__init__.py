@@ -1,0 +1,1 @@
+"""Image encoders; each file offers `Config`, `VARIANTS`, `Encoder`, `rules`, `infer`."""

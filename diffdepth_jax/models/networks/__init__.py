@@ -1,0 +1,1 @@
+"""Whole depth networks; each file offers `Config`, `build`, `INPUT`, `OUTPUT`, `rules`, `infer`."""

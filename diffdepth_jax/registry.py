@@ -1,0 +1,77 @@
+"""Names to the files that implement them; a file is imported only when its name is asked for.
+
+To add a network, encoder, data source or objective, write its file and add a line here.
+"""
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable
+from types import ModuleType
+
+MODULES: dict[str, dict[str, str]] = {
+    "network": {
+        "diffusion_depth": "diffdepth_jax.models.networks.diffusion_depth",
+    },
+    "encoder": {
+        "resnet": "diffdepth_jax.models.encoders.resnet",
+        "swin": "diffdepth_jax.models.encoders.swin",
+        "mpvit": "diffdepth_jax.models.encoders.mpvit",
+    },
+    "source": {
+        "kitti": "diffdepth_jax.data.sources.kitti",
+        "nyu": "diffdepth_jax.data.sources.nyu",
+    },
+    "objective": {
+        "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",
+    },
+}
+
+# Network -> patterns of state-dict keys that must all occur in its checkpoints. Cheap, and
+# enough to tell the families apart; the network's own `infer` reads the rest.
+SIGNATURES: dict[str, tuple[str, ...]] = {
+    "diffusion_depth": (r"depth_backbone\..+", r"depth_head\.model\.time_embedding\.weight"),
+}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The registered names of a kind ("network", "encoder", "source", "objective")."""
+    return tuple(MODULES[kind])
+
+
+def module(kind: str, name: str) -> ModuleType:
+    """Imports and returns the file registered under `name`.
+
+    Raises:
+      ValueError: if there is no such name; lists those there are.
+    """
+    table = MODULES[kind]
+    if name not in table:
+        close = difflib.get_close_matches(str(name), table, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no {kind} named {name!r}{hint} Known: {', '.join(table)}")
+    return importlib.import_module(table[name])
+
+
+def match_network(keys: Iterable[str]) -> ModuleType:
+    """The network file whose signature a state dict's keys carry.
+
+    Raises:
+      ValueError: if no signature or more than one matches; names the candidates.
+    """
+    keys = list(keys)
+    found = [
+        name
+        for name, patterns in SIGNATURES.items()
+        if all(any(re.fullmatch(pattern, key) for key in keys) for pattern in patterns)
+    ]
+    if len(found) == 1:
+        return module("network", found[0])
+    sample = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+    if not found:
+        raise ValueError(
+            f"these {len(keys)} weights ({sample}) belong to no network known here. "
+            f"Known networks: {', '.join(SIGNATURES)}. Give the whole network's state dict, "
+            "not an encoder alone."
+        )
+    raise ValueError(f"these weights ({sample}) match several networks: {', '.join(found)}")

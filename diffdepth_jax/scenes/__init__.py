@@ -1,0 +1,1 @@
+"""Rendered street scenes with exact depth (the optional extra `render`)."""
