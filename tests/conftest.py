@@ -12,8 +12,20 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import pytest
 from jaxtyping import install_import_hook
 
-# Every annotated array argument and result of the package is checked while the tests run.
-install_import_hook("diffdepth_jax", "beartype.beartype")
+# Annotated array arguments and results are checked while the tests run, wherever arrays are the
+# subject. (Not where users' mistakes are: there the package's own errors are under test.)
+install_import_hook(
+    [
+        "diffdepth_jax.ops",
+        "diffdepth_jax.models",
+        "diffdepth_jax.training",
+        "diffdepth_jax.evaluation.metrics",
+        "diffdepth_jax.evaluation.alignment",
+        "diffdepth_jax.data.geometry",
+        "diffdepth_jax.data.transforms",
+    ],
+    "beartype.beartype",
+)
 
 PROJECT = Path(__file__).resolve().parents[1]
 
