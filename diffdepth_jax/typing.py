@@ -2,7 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
 
 # A training batch (b images of h x w pixels):
 #   image       float32 [b, h, w, 3]  normalised by the network's INPUT mean and std
@@ -24,18 +26,13 @@ class InputSpec:
     """What a network expects of its image; declared by networks, obeyed by data and inference.
 
     Attributes:
-      size: (height, width) in pixels that images are resized to, or None for any size.
-      multiple: sides are made multiples of this number of pixels.
-      bound: with `size`, how a resize that keeps the aspect ratio treats it: both sides at least
-        (`lower`) or at most (`upper`) the size, or `exact` for a resize that does not keep it.
-        Without `size`, images keep their size and are padded at the bottom and right (`pad`).
-      interpolation: of a resize, by Pillow's names (`bilinear`, `bicubic`).
       mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
     """
 
-    size: tuple[int, int] | None = None
-    multiple: int = 1
-    bound: Literal["lower", "upper", "exact", "pad"] = "pad"
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    def normalise(self, image: np.ndarray) -> np.ndarray:
+        """uint8 RGB [..., 3] to float32 [..., 3] as the network expects it."""
+        mean, std = (np.asarray(value, np.float32) for value in (self.mean, self.std))
+        return (image.astype(np.float32) / np.float32(255) - mean) / std
