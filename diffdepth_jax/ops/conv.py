@@ -1,0 +1,85 @@
+"""3x3 convolution with a gradient that stays fast inside `lax.scan` on the CPU.
+
+XLA:CPU has a fast kernel for convolutions in canonical form only (NHWC inputs, HWIO kernel). The
+transposes that differentiation of `lax.conv_general_dilated` introduces are rewritten to that form
+at top level but not inside the body of a loop, where the backward pass of a convolution then runs
+tens of times slower than the forward pass. The gradient here is therefore written out in canonical
+operations. cuDNN and the TPU need none of this, so it is switchable.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+Gradient = Literal["auto", "xla", "custom"]
+
+
+def conv3x3(
+    inputs: Float[Array, "b h w i"],
+    kernel: Float[Array, "3 3 i o"],
+    *,
+    gradient: Gradient = "auto",
+) -> Float[Array, "b h w o"]:
+    """Cross-correlation with a 3x3 kernel, stride 1, zero padding 1, no bias.
+
+    Args:
+        inputs: [b, h, w, i].
+        kernel: [3, 3, i, o], of the dtype of `inputs`.
+        gradient: "xla" differentiates XLA's convolution (any order, forward and reverse mode);
+            "custom" uses the canonical form described above (reverse mode, first order); "auto" is
+            "custom" where the default backend is the CPU and "xla" elsewhere.
+
+    Returns:
+        [b, h, w, o]. The values do not depend on `gradient`; gradients agree up to rounding.
+    """
+    if gradient == "auto":
+        gradient = "custom" if jax.default_backend() == "cpu" else "xla"
+    if gradient == "custom":
+        return _conv3x3_canonical(inputs, kernel)
+    if gradient == "xla":
+        return _conv3x3(inputs, kernel)
+    raise ValueError(f"gradient is 'auto', 'xla' or 'custom', not {gradient!r}")
+
+
+def _conv3x3(inputs, kernel):
+    return lax.conv_general_dilated(
+        inputs, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@jax.custom_vjp
+def _conv3x3_canonical(inputs, kernel):
+    return _conv3x3(inputs, kernel)
+
+
+def _forward(inputs, kernel):
+    return _conv3x3(inputs, kernel), (inputs, kernel)
+
+
+def _backward(residuals, cotangent):
+    inputs, kernel = residuals
+    # Without the barrier XLA folds the flip and the transpose back into the convolution, which is
+    # then no longer canonical.
+    flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2))
+    return _conv3x3(cotangent, flipped), _kernel_gradient(inputs, cotangent)
+
+
+def _kernel_gradient(inputs, cotangent):
+    """Nine matrix products of the shifted inputs with the cotangent."""
+    _, height, width, _ = inputs.shape
+    padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    contracted = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    rows = [
+        [
+            lax.dot_general(padded[:, y : y + height, x : x + width], cotangent, contracted)
+            for x in range(3)
+        ]
+        for y in range(3)
+    ]
+    return jnp.stack([jnp.stack(row) for row in rows])
+
+
+_conv3x3_canonical.defvjp(_forward, _backward)
