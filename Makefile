@@ -1,0 +1,52 @@
+# make setup       the environment .venv (CPU build of JAX unless an NVIDIA driver is found)
+# make demo        train, evaluate and draw pictures on the committed sample: runs/demo
+# make test        lint and tests, without PyTorch
+# make test-torch  comparisons with a live PyTorch, in .venv-torch
+# make sample      render the committed sample anew (needs the optional extra `render`)
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test test-torch sample clean
+
+setup: .venv/installed
+
+.venv/installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	  { echo "Python 3.11 or newer is needed; say which: make setup PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then \
+	  echo "NVIDIA driver found: installing JAX for CUDA"; cp requirements.txt .venv/requirements.txt; \
+	else \
+	  echo "No NVIDIA driver: installing JAX for the CPU"; \
+	  sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv/requirements.txt; \
+	fi
+	$(BIN)/pip install --quiet -r .venv/requirements.txt -r requirements-dev.txt
+	touch $@
+
+demo: setup
+	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
+
+test: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not torch"
+
+# PyTorch's CPU build is enough, and plain `torch` on Linux would download gigabytes of CUDA.
+test-torch: .venv-torch/installed
+	.venv-torch/bin/python -m pytest -m torch
+
+.venv-torch/installed: requirements.txt requirements-dev.txt requirements-torch.txt
+	$(PYTHON) -m venv .venv-torch
+	sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv-torch/requirements.txt
+	.venv-torch/bin/pip install --quiet -r .venv-torch/requirements.txt -r requirements-dev.txt \
+	  -r requirements-torch.txt
+	touch $@
+
+sample: setup
+	$(BIN)/pip install --quiet "mitsuba==3.9.0"
+	$(BIN)/python tools/render_scenes.py --preset=sample --output=sample
+
+clean:
+	rm -rf .venv .venv-torch runs

@@ -1,0 +1,43 @@
+"""Depth of images by any checkpoint.
+
+    python predict.py --checkpoint=runs/demo --input=IMAGE|DIR|GLOB --output=DIR
+
+Writes, for each image, `STEM.png` (16 bits, metres x 256, as KITTI does), `STEM.npy` (float32,
+metres) and `STEM_colour.png`. An unreadable image is reported and skipped; the exit status is
+then 1.
+"""
+
+import sys
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
+flags.DEFINE_string("input", None, "An image, a directory of images, or a glob pattern.")
+flags.DEFINE_string("output", None, "Where the depth maps go.")
+flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; the checkpoint's if absent.")
+flags.DEFINE_integer("seed", 0, "Of the initial noise.")
+flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrored image.")
+flags.mark_flags_as_required(["checkpoint", "input", "output"])
+
+
+def main(_) -> None:
+    from diffdepth_jax import inference
+
+    try:
+        failures = inference.predict_files(
+            FLAGS.checkpoint,
+            FLAGS.input,
+            FLAGS.output,
+            num_inference_steps=FLAGS.num_inference_steps,
+            seed=FLAGS.seed,
+            flip_tta=FLAGS.flip_tta,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    if failures:
+        sys.exit(f"{len(failures)} images were skipped")
+
+
+if __name__ == "__main__":
+    app.run(main)
