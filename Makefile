@@ -5,6 +5,7 @@
 # make sample      render the committed sample anew (needs the optional extra `render`)
 
 PYTHON ?= python3
+PIP_ARGS ?=
 BIN := .venv/bin
 
 .PHONY: setup demo test test-torch sample clean
@@ -21,7 +22,7 @@ setup: .venv/installed
 	  echo "No NVIDIA driver: installing JAX for the CPU"; \
 	  sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv/requirements.txt; \
 	fi
-	$(BIN)/pip install --quiet -r .venv/requirements.txt -r requirements-dev.txt
+	$(BIN)/pip install --quiet $(PIP_ARGS) -r .venv/requirements.txt -r requirements-dev.txt
 	touch $@
 
 demo: setup
@@ -40,7 +41,7 @@ test-torch: .venv-torch/installed
 .venv-torch/installed: requirements.txt requirements-dev.txt requirements-torch.txt
 	$(PYTHON) -m venv .venv-torch
 	sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv-torch/requirements.txt
-	.venv-torch/bin/pip install --quiet -r .venv-torch/requirements.txt -r requirements-dev.txt \
+	.venv-torch/bin/pip install --quiet $(PIP_ARGS) -r .venv-torch/requirements.txt -r requirements-dev.txt \
 	  -r requirements-torch.txt
 	touch $@
 

@@ -40,15 +40,15 @@ def from_mapping(
     """Builds the dataclass `cls` from a mapping, strictly.
 
     Args:
-      cls: a dataclass; its annotations may use scalars, `X | None`, `Literal`, `tuple[X, Y]`,
-        `tuple[X, ...]`, `dict[str, X]`, `Any` and other dataclasses.
-      mapping: field names to values; nested mappings for nested dataclasses.
-      resolve: `(kind, name) -> module`, for fields declared by `choice`.
-      path: how the mapping is called in errors.
+        cls: a dataclass; its annotations may use scalars, `X | None`, `Literal`, `tuple[X, Y]`,
+          `tuple[X, ...]`, `dict[str, X]`, `Any` and other dataclasses.
+        mapping: field names to values; nested mappings for nested dataclasses.
+        resolve: `(kind, name) -> module`, for fields declared by `choice`.
+        path: how the mapping is called in errors.
 
     Raises:
-      ConfigError: an unknown key (with what was probably meant), a missing field, a value of
-        another type than annotated, or one that the dataclass itself refuses.
+        ConfigError: an unknown key (with what was probably meant), a missing field, a value of
+          another type than annotated, or one that the dataclass itself refuses.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{path} must be a mapping of fields, not {_show(mapping)}")

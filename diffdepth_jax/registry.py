@@ -43,7 +43,7 @@ def module(kind: str, name: str) -> ModuleType:
     """Imports and returns the file registered under `name`.
 
     Raises:
-      ValueError: if there is no such name; lists those there are.
+        ValueError: if there is no such name; lists those there are.
     """
     table = MODULES[kind]
     if name not in table:
@@ -57,7 +57,7 @@ def match_network(keys: Iterable[str]) -> ModuleType:
     """The network file whose signature a state dict's keys carry.
 
     Raises:
-      ValueError: if no signature or more than one matches; names the candidates.
+        ValueError: if no signature or more than one matches; names the candidates.
     """
     keys = list(keys)
     found = [

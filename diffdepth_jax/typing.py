@@ -26,7 +26,7 @@ class InputSpec:
     """What a network expects of its image; declared by networks, obeyed by data and inference.
 
     Attributes:
-      mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
+        mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
