@@ -1,0 +1,73 @@
+"""What the scripts share: `--config=FILE --config.key=value`, and mistakes told in one line."""
+
+import ast
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from diffdepth_jax.config import ConfigError
+
+
+class _LiteralParser(flags.ArgumentParser):
+    """Reads a number, tuple or None; anything else is a string."""
+
+    def parse(self, argument: Any) -> Any:
+        try:
+            return ast.literal_eval(argument) if isinstance(argument, str) else argument
+        except (SyntaxError, ValueError):
+            return argument
+
+
+# A field that a config file leaves at None can be set too; what fits there is known, and checked,
+# where the config becomes a dataclass.
+config_flags.register_flag_parser_for_type(type(None), _LiteralParser())
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines `--config=FILE` and `--config.key=value` for every key.
+
+    Keys that the file does not mention are accepted here, as a field may keep its default: whether
+    such a field exists is judged once, by `config.from_mapping`, before any work.
+    """
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        help_string="A file of configs/, changed by --config.key=value.",
+        lock_config=False,
+        accept_new_attributes=True,
+    )
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """`absl.app.run`, with the user's mistakes told in one line and exit status 2."""
+
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            remaining = flags.FLAGS(arguments)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+            # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
+            message = str(error.args[0] if error.args else error)
+            _stop(", ".join(line.strip() for line in message.splitlines()))
+        config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
+        if config is not None and not isinstance(config, ConfigDict):
+            _stop(f"--config: there is no file {flags.FLAGS['config'].config_filename}")
+        if len(remaining) > 1:
+            _stop(f"{remaining[1]!r} is not a flag; flags are written --name=value")
+        return remaining
+
+    def guarded(arguments: list[str]) -> Any:
+        try:
+            return main(arguments)
+        except (ConfigError, FileNotFoundError) as error:
+            _stop(str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _stop(message: str) -> None:
+    print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,119 @@
+"""A run's scalars: progress bar, `metrics.csv` and TensorBoard."""
+
+import csv
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+CSV_NAME = "metrics.csv"
+_NOT_SHOWN = ("learning_rate", "gradient_norm")  # The progress bar is for the losses.
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """A row is written every `every_steps` steps, with the means over the steps since the last."""
+
+    every_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"every_steps is {self.every_steps}; it must be at least 1")
+
+
+class RunLog:
+    """Receives every step's scalars and writes their means now and then; a context manager.
+
+    Rows and events after `first_step`, left by a run that died after its last checkpoint, are
+    dropped: the steps they tell of are about to be done again.
+    """
+
+    def __init__(self, workdir: Path, *, first_step: int, num_steps: int, every_steps: int) -> None:
+        self._path = workdir / CSV_NAME
+        self._every_steps = every_steps
+        self._num_steps = num_steps
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._time = time.perf_counter()
+        self._columns = _drop_rows_after(self._path, first_step)
+        self._file = self._path.open("a", newline="")
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
+        )
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, desc="train", unit=" steps", dynamic_ncols=True
+        )
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Takes the scalars of the update that ended at `step` (1 is the first)."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        self._bar.update()
+        if step % self._every_steps == 0 or step == self._num_steps:
+            self._write(step)
+
+    def _write(self, step: int) -> None:
+        means = {name: total / self._count for name, total in self._sums.items()}
+        now = time.perf_counter()
+        row = {"step": step, **means, "steps_per_second": self._count / (now - self._time)}
+        self._sums, self._count, self._time = {}, 0, now
+        if not self._columns:
+            self._columns = list(row)
+            csv.writer(self._file).writerow(self._columns)
+        if set(row) != set(self._columns):
+            raise ValueError(
+                f"{self._path} has columns {self._columns}, but this run logs {list(row)}: "
+                "use another workdir"
+            )
+        csv.writer(self._file).writerow(
+            [step, *(f"{row[name]:.7g}" for name in self._columns if name != "step")]
+        )
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._tensorboard.add_scalar(f"train/{name}", value, step)
+        shown = {name: f"{mean:.3g}" for name, mean in means.items() if name not in _NOT_SHOWN}
+        self._bar.set_postfix(shown, refresh=False)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+        self._tensorboard.close()
+        self._file.close()
+
+
+def read_csv(path: Path) -> dict[str, list[float]]:
+    """The columns of a run's `metrics.csv`."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+
+
+def _drop_rows_after(path: Path, step: int) -> list[str]:
+    """Rewrites a CSV without the rows after `step` or cut short by a crash; returns its header."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+    if not kept:
+        path.unlink()
+        return []
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *kept])
+    os.replace(temporary, path)
+    return header

@@ -1,0 +1,177 @@
+"""Pictures: colour maps of depth, training curves, denoising steps, predictions beside the truth.
+
+All of it draws on figures of its own (no pyplot, no display), so it works in scripts, notebooks
+and worker threads alike. Files are written under a temporary name and renamed.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.figure import Figure
+
+_INVALID = 128  # Grey level of pixels without a depth: not a colour of the maps in use.
+_PIXELS_PER_INCH = 100
+
+
+def colour_depth(
+    depth: Float[np.ndarray, "h w"],
+    minimum: float | None = None,
+    maximum: float | None = None,
+    colour_map: str = "magma_r",
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Paints depth: near is bright, far is dark, on a logarithmic scale.
+
+    Args:
+      depth: metres; pixels that are not finite or not above 0 are painted grey.
+      minimum, maximum: the ends of the scale in metres; the 2nd and 98th percentile when None.
+      colour_map: a name that Matplotlib knows.
+
+    Returns:
+      RGB.
+    """
+    valid = np.isfinite(depth) & (depth > 0)
+    if minimum is None:
+        minimum = float(np.percentile(depth[valid], 2)) if valid.any() else 1.0
+    if maximum is None:
+        maximum = float(np.percentile(depth[valid], 98)) if valid.any() else 1.0
+    span = max(np.log(maximum) - np.log(minimum), 1e-6)
+    position = (np.log(np.where(valid, depth, minimum)) - np.log(minimum)) / span
+    return _paint(position, valid, colour_map)
+
+
+def colour_error(
+    prediction: Float[np.ndarray, "h w"],
+    target: Float[np.ndarray, "h w"],
+    valid_mask: Bool[np.ndarray, "h w"],
+    maximum: float = 0.5,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Paints |prediction - target| / target from white (0) to red (`maximum` and more).
+
+    Pixels outside `valid_mask` are painted grey.
+    """
+    error = np.abs(prediction - target) / np.where(valid_mask, target, 1.0)
+    return _paint(error / maximum, valid_mask, "Reds")
+
+
+def _paint(
+    position: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"], colour_map: str
+) -> UInt8[np.ndarray, "h w 3"]:
+    colours = matplotlib.colormaps[colour_map](np.clip(position, 0.0, 1.0), bytes=True)[..., :3]
+    return np.where(valid[..., None], colours, np.uint8(_INVALID))
+
+
+def save_curves(
+    path: Path, columns: Mapping[str, Sequence[float]], title: str = "Training"
+) -> None:
+    """Draws every column of a run's scalars over its column `step`, a small panel each."""
+    names = [name for name in columns if name != "step"]
+    figure = Figure(figsize=(12, 2.6 * -(-len(names) // 3)), layout="constrained")
+    panels = figure.subplots(-(-len(names) // 3), 3, squeeze=False).flat
+    for name, axes in zip(names, panels, strict=False):
+        values = np.asarray(columns[name], np.float64)
+        axes.plot(columns["step"], values, linewidth=1.2)
+        if (values > 0).all() and values.max() > 20 * values.min():
+            axes.set_yscale("log")
+        axes.set_title(name.replace("_", " "), fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8)
+    for axes in list(panels):
+        axes.remove()
+    figure.suptitle(f"{title} (over steps)", fontsize=12)
+    _save(figure, path)
+
+
+def save_denoising(
+    path: Path,
+    image: UInt8[np.ndarray, "h w 3"],
+    depths: Mapping[str, Float[np.ndarray, "h w"]],
+    target: Float[np.ndarray, "h w"],
+) -> None:
+    """Draws the image, the depth decoded after several denoising steps, and the ground truth.
+
+    Args:
+      depths: caption to depth in metres, in the order of denoising.
+      target: ground truth in metres, 0 where nothing was measured; it sets the colours' scale.
+    """
+    scale = _scale([target])
+    panels = [("image", image)]
+    panels += [(name, colour_depth(depth, *scale)) for name, depth in depths.items()]
+    panels += [("ground truth", colour_depth(target, *scale))]
+    columns = min(len(panels), 2 if image.shape[1] > 1.8 * image.shape[0] else 4)
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    _save_grid(path, rows, scale)
+
+
+def save_predictions(
+    path: Path,
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    predictions: Sequence[Float[np.ndarray, "h w"]],
+    targets: Sequence[Float[np.ndarray, "h w"]],
+    abs_rel: Sequence[float],
+) -> None:
+    """Draws a row for each sample: image, prediction (with its AbsRel), ground truth, error.
+
+    Depth in metres; a target is 0 where nothing was measured.
+    """
+    scale = _scale(targets)
+    rows = [
+        [
+            ("image", image),
+            (f"prediction, AbsRel {value:.3f}", colour_depth(prediction, *scale)),
+            ("ground truth", colour_depth(target, *scale)),
+            ("relative error, white 0, red 0.5", colour_error(prediction, target, target > 0)),
+        ]
+        for image, prediction, target, value in zip(
+            images, predictions, targets, abs_rel, strict=True
+        )
+    ]
+    _save_grid(path, rows, scale)
+
+
+def _scale(targets: Sequence[Float[np.ndarray, "h w"]]) -> tuple[float, float]:
+    """The ends of a colour scale, in metres, that suit several ground truths."""
+    measured = np.concatenate([target[target > 0] for target in targets])
+    if not measured.size:
+        return 1.0, 80.0
+    low, high = np.percentile(measured, (1, 99))
+    return float(low), float(max(high, low * 1.01))
+
+
+def _save_grid(
+    path: Path,
+    rows: Sequence[Sequence[tuple[str, UInt8[np.ndarray, "h w 3"]]]],
+    scale: tuple[float, float],
+) -> None:
+    height, width = rows[0][0][1].shape[:2]
+    panel_width = 12.0 / len(rows[0])
+    panel_height = panel_width * height / width + 0.3  # Inches; a line for the caption.
+    figure = Figure(figsize=(12, panel_height * len(rows) + 0.7), layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for line, panels in zip(grid, rows, strict=True):
+        for axes, (caption, picture) in zip(line, panels, strict=False):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_title(caption, fontsize=9)
+    mappable = matplotlib.cm.ScalarMappable(matplotlib.colors.LogNorm(*scale), cmap="magma_r")
+    bar = figure.colorbar(
+        mappable, ax=list(grid.flat), location="bottom", aspect=60, fraction=0.05, pad=0.02
+    )
+    ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80) if scale[0] <= tick <= scale[1]]
+    bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    bar.ax.minorticks_off()
+    bar.set_label("depth (m)", fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        figure.savefig(temporary, dpi=_PIXELS_PER_INCH, format="png")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from diffdepth_jax.training.logging import LoggingConfig, RunLog, read_csv
+
+
+def write(workdir, steps, first_step=0, num_steps=7, loss=lambda step: float(step)):
+    with RunLog(workdir, first_step=first_step, num_steps=num_steps, every_steps=2) as log:
+        for step in steps:
+            log.add(step, {"loss": loss(step), "learning_rate": 0.5})
+
+
+def test_rows_hold_the_means_of_their_steps(tmp_path):
+    write(tmp_path, range(1, 8))
+    columns = read_csv(tmp_path / "metrics.csv")
+    assert columns["step"] == [2, 4, 6, 7]  # The last step of the run always has a row.
+    assert columns["loss"] == [1.5, 3.5, 5.5, 7.0]
+    assert columns["learning_rate"] == [0.5] * 4
+    assert min(columns["steps_per_second"]) > 0
+
+
+def test_a_resumed_run_replaces_what_was_written_after_its_checkpoint(tmp_path):
+    write(tmp_path, range(1, 7))
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("8,1.0")  # Cut short by a crash.
+    write(tmp_path, range(5, 8), first_step=4, loss=lambda step: -float(step))
+    columns = read_csv(tmp_path / "metrics.csv")
+    assert columns["step"] == [2, 4, 6, 7]
+    assert columns["loss"] == [1.5, 3.5, -5.5, -7.0]
+
+
+def test_a_run_from_the_start_forgets_an_older_file(tmp_path):
+    write(tmp_path, range(1, 7))
+    write(tmp_path, range(1, 4), num_steps=3)
+    assert read_csv(tmp_path / "metrics.csv")["step"] == [2, 3]
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    write(tmp_path, range(1, 8))
+    (path,) = (tmp_path / "tensorboard").iterdir()
+    found = [
+        (event.step, value.simple_value)
+        for event in events(path)
+        for value in event.summary.value
+        if value.tag == "train/loss"
+    ]
+    np.testing.assert_allclose(found, [(2, 1.5), (4, 3.5), (6, 5.5), (7, 7.0)])
+
+
+def events(path):
+    """Reads an event file: records of length (uint64), its checksum, payload, its checksum."""
+    content = path.read_bytes()
+    while content:
+        length = int.from_bytes(content[:8], "little")
+        yield Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+
+
+def test_other_scalars_than_the_file_has_are_refused(tmp_path):
+    write(tmp_path, range(1, 5))
+    log = RunLog(tmp_path, first_step=4, num_steps=7, every_steps=2)
+    with pytest.raises(ValueError, match="another workdir"), log:
+        log.add(5, {"loss": 1.0, "l2": 1.0})
+        log.add(6, {"loss": 1.0, "l2": 1.0})
+
+
+def test_an_interval_of_no_steps_is_refused():
+    with pytest.raises(ValueError, match="every_steps"):
+        LoggingConfig(every_steps=0)

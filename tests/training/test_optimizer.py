@@ -1,0 +1,108 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffdepth_jax.training import optimizer
+from diffdepth_jax.training.optimizer import OptimizerConfig
+
+
+def rates(config, num_steps):
+    schedule = optimizer.learning_rate_schedule(config, num_steps)
+    return np.array([schedule(step) for step in range(num_steps)])
+
+
+def test_constant_after_a_linear_warmup():
+    np.testing.assert_allclose(
+        rates(OptimizerConfig(learning_rate=0.8, warmup_steps=4), 6),
+        [0.2, 0.4, 0.6, 0.8, 0.8, 0.8],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(rates(OptimizerConfig(learning_rate=0.8), 3), [0.8] * 3)
+
+
+def test_the_release_warms_up_over_an_epoch_and_drops_at_epochs_10_and_15():
+    epoch = 3  # steps
+    config = OptimizerConfig(
+        learning_rate=1e-3,
+        schedule="steps",
+        warmup_steps=epoch,
+        boundaries=(10 * epoch, 15 * epoch),
+        factors=(0.2, 0.04),
+    )
+
+    def literal(step):
+        if step // epoch < 1:
+            return 1e-3 * (step + 1) / epoch
+        return 1e-3 * (1.0 if step // epoch < 10 else 0.2 if step // epoch < 15 else 0.04)
+
+    np.testing.assert_allclose(
+        rates(config, 20 * epoch), [literal(step) for step in range(20 * epoch)], rtol=1e-6
+    )
+
+
+def test_cosine_falls_to_zero_at_the_end_of_the_run():
+    config = OptimizerConfig(learning_rate=1.0, schedule="cosine", warmup_steps=2)
+    steps = np.arange(10)
+    expected = np.where(steps < 2, (steps + 1) / 2, 0.5 * (1 + np.cos(np.pi * (steps - 2) / 8)))
+    np.testing.assert_allclose(rates(config, 10), expected, atol=1e-6)
+
+
+def one_update(config, gradient, params):
+    transformation = optimizer.build(config, lambda step: config.learning_rate)
+    updates, _ = transformation.update(gradient, transformation.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+def test_adam_moves_by_the_rate_and_adamw_decays_kernels_only():
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    gradient = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, -3.0)}
+    adam = one_update(OptimizerConfig(name="adam", learning_rate=0.1), gradient, params)
+    np.testing.assert_allclose(adam["kernel"], 0.9, rtol=1e-5)
+    np.testing.assert_allclose(adam["bias"], 1.1, rtol=1e-5)
+    adamw = one_update(
+        OptimizerConfig(name="adamw", learning_rate=0.1, weight_decay=0.5), gradient, params
+    )
+    np.testing.assert_allclose(adamw["kernel"], 0.9 - 0.1 * 0.5, rtol=1e-5)
+    np.testing.assert_allclose(adamw["bias"], 1.1, rtol=1e-5)
+
+
+def test_clipping_is_by_the_norm_of_all_gradients():
+    # With a huge eps Adam is linear in the gradient, so that its scale shows.
+    config = OptimizerConfig(name="adam", learning_rate=1.0, eps=1e6)
+    params = {"one": jnp.zeros(1), "other": jnp.zeros(1)}
+    gradient = {"one": jnp.full(1, 30.0), "other": jnp.full(1, 40.0)}
+    free = one_update(config, gradient, params)
+    clipped = one_update(
+        OptimizerConfig(name="adam", learning_rate=1.0, eps=1e6, clip_norm=5.0), gradient, params
+    )
+    for name in params:
+        np.testing.assert_allclose(clipped[name], free[name] / 10, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"name": "adam", "weight_decay": 0.1}, "adamw"),
+        ({"weight_decay": -0.1}, "weight_decay"),
+        ({"clip_norm": 0.0}, "clip_norm"),
+        ({"schedule": "steps", "boundaries": (1, 2), "factors": (0.1,)}, "equally many"),
+        ({"schedule": "steps"}, "boundaries"),
+        ({"boundaries": (1,), "factors": (0.1,)}, "schedule='steps'"),
+        ({"schedule": "steps", "boundaries": (5, 2), "factors": (0.1, 0.1)}, "increase"),
+        (
+            {"schedule": "steps", "boundaries": (5,), "factors": (0.1,), "warmup_steps": 6},
+            "warm-up",
+        ),
+    ],
+)
+def test_values_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizerConfig(**fields)
+
+
+def test_a_cosine_needs_steps_after_its_warmup():
+    with pytest.raises(ValueError, match="5 steps"):
+        optimizer.learning_rate_schedule(OptimizerConfig(schedule="cosine", warmup_steps=5), 5)
