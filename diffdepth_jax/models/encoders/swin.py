@@ -1,0 +1,344 @@
+"""Swin Transformer (Liu et al. 2021, arXiv:2103.14030) with the arithmetic of OpenMMLab's version.
+
+That version (mmcv layout) is the one DiffusionDepth was trained with. It takes images of any size:
+
+- an image whose sides are not multiples of the patch is padded with zeros at the bottom and right,
+  and so is an odd map before it is merged;
+- a map is padded to whole windows after its norm. The padded keys take part in attention; only
+  the shift's mask (-100) keeps windows that wrap around the border apart;
+- a map smaller than one window is padded and shifted all the same.
+
+Patch merging has one layout here, Microsoft's: the 4 C channels are the neighbours (row, column)
+(0, 0), (1, 0), (0, 1), (1, 1) one after the other, C channels each. timm and Hugging Face share it.
+mmcv's `unfold` interleaves instead: channel c of neighbour k, counted row by row, is c * 4 + k;
+`MERGE_NORM` and `MERGE_REDUCTION` carry its weights over.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from diffdepth_jax.models.layers import (
+    Conv,
+    DropPath,
+    LayerNorm,
+    Mlp,
+    TransformerLinear,
+    drop_path_rates,
+    transformer_init,
+)
+from diffdepth_jax.models.tables import conv_rules, count, linear_rules, norm_rules, side
+from diffdepth_jax.typing import Features
+from diffdepth_jax.weights.rules import Rule, Rules, Skip, Transform
+
+
+@dataclass(frozen=True)
+class Config:
+    """A Swin Transformer.
+
+    Attributes:
+        embed_dim: channels of the first stage; each further stage doubles them.
+        depths: blocks of each stage, of which every second one is shifted.
+        num_heads: attention heads of each stage.
+        window_size: side of the attention windows, in tokens.
+        patch_size: side of a token of the first stage, in pixels.
+        mlp_ratio: hidden channels of the feed-forward part over its channels.
+        drop_path_rate: of the last block; rates rise evenly from 0.
+    """
+
+    name: Literal["swin"] = "swin"
+    embed_dim: int = 96
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    patch_size: int = 4
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.1
+
+    def __post_init__(self):
+        if not self.depths or len(self.depths) != len(self.num_heads):
+            raise ValueError(
+                f"depths {self.depths} and num_heads {self.num_heads} must have one entry for "
+                "each stage"
+            )
+        if min(*self.depths, *self.num_heads, self.embed_dim, self.patch_size) < 1:
+            raise ValueError(
+                f"depths, num_heads, embed_dim and patch_size must be positive: {self}"
+            )
+        for channels, heads in zip(self.channels, self.num_heads, strict=True):
+            if channels % heads:
+                raise ValueError(f"a stage's {channels} channels do not divide into {heads} heads")
+        if self.window_size < 2:
+            raise ValueError(f"window_size is {self.window_size}; it must be at least 2")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1)")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return tuple(self.embed_dim * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        return tuple(self.patch_size * 2**stage for stage in range(len(self.depths)))
+
+
+_BASE = Config(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
+_LARGE = Config(embed_dim=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48))
+
+VARIANTS = {
+    "tiny": Config(),
+    "small": Config(depths=(2, 2, 18, 2)),
+    "base": _BASE,
+    "large": _LARGE,
+    "base_window12": replace(_BASE, window_size=12),
+    "large_window12": replace(_LARGE, window_size=12),
+}
+
+
+class Encoder(nn.Module):
+    """Image to normalised features at strides 4, 8, 16, 32 (sizes rounded up)."""
+
+    config: Config
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
+        config, dtype = self.config, self.dtype
+        tokens = Conv(
+            config.embed_dim,
+            config.patch_size,
+            config.patch_size,
+            padding=0,
+            dtype=dtype,
+            name="patch_embed",
+        )(_pad_to_multiple(image, config.patch_size))
+        tokens = LayerNorm(name="patch_norm")(tokens)
+        rates = drop_path_rates(config.drop_path_rate, config.depths)
+        outputs = []
+        for stage, heads in enumerate(config.num_heads):
+            if stage > 0:
+                tokens = PatchMerging(dtype, name=f"stage{stage - 1}_merge")(tokens)
+            for block, rate in enumerate(rates[stage]):
+                tokens = Block(
+                    num_heads=heads,
+                    window_size=config.window_size,
+                    shift=config.window_size // 2 if block % 2 else 0,
+                    hidden_features=int(config.mlp_ratio * config.channels[stage]),
+                    drop_path_rate=rate,
+                    dtype=dtype,
+                    name=f"stage{stage}_block{block}",
+                )(tokens, train)
+            outputs.append(LayerNorm(name=f"norm{stage}")(tokens))
+        return tuple(outputs)
+
+
+class Block(nn.Module):
+    """Window attention and a feed-forward part, each after its norm and beside a shortcut."""
+
+    num_heads: int
+    window_size: int
+    shift: int
+    hidden_features: int
+    drop_path_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        drop_path = DropPath(self.drop_path_rate)
+        attention = WindowAttention(
+            self.num_heads, self.window_size, self.shift, self.dtype, name="attention"
+        )
+        mlp = Mlp(self.hidden_features, self.dtype, name="mlp")
+        tokens += drop_path(attention(LayerNorm(name="norm1")(tokens)), train)
+        return tokens + drop_path(mlp(LayerNorm(name="norm2")(tokens)), train)
+
+
+class WindowAttention(nn.Module):
+    """Self-attention inside windows, of the map rolled up and left by `shift` tokens."""
+
+    num_heads: int
+    window_size: int
+    shift: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        height, width, channels = tokens.shape[1:]
+        size = self.window_size
+        table = self.param(
+            "relative_position_bias", transformer_init, ((2 * size - 1) ** 2, self.num_heads)
+        )
+        tokens = _pad_to_multiple(tokens, size)
+        padded = tokens.shape[1:3]
+        if self.shift:
+            tokens = jnp.roll(tokens, (-self.shift, -self.shift), (1, 2))
+        windows = _to_windows(tokens, size)
+
+        qkv = TransformerLinear(3 * channels, dtype=self.dtype, name="qkv")(windows)
+        query, key, value = jnp.moveaxis(
+            qkv.reshape(*windows.shape[:3], 3, self.num_heads, -1), 3, 0
+        )
+        query *= (channels // self.num_heads) ** -0.5
+        logits = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key).astype(jnp.float32)
+        logits += jnp.moveaxis(table[relative_position_index(size)], 2, 0)[None, None]
+        if self.shift:
+            apart = shift_mask(padded, size, self.shift)
+            logits -= jnp.where(apart, 100.0, 0.0)[None, :, None]
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        windows = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(windows.shape)
+        windows = TransformerLinear(channels, dtype=self.dtype, name="projection")(windows)
+
+        tokens = _from_windows(windows, padded)
+        if self.shift:
+            tokens = jnp.roll(tokens, (self.shift, self.shift), (1, 2))
+        return tokens[:, :height, :width]
+
+
+class PatchMerging(nn.Module):
+    """Every 2x2 tokens become one of twice the channels; the layout is the file's docstring's."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 2*c"]:
+        tokens = _pad_to_multiple(tokens, 2)
+        batch, height, width, channels = tokens.shape
+        merged = (
+            tokens.reshape(batch, height // 2, 2, width // 2, 2, channels)
+            .transpose(0, 1, 3, 4, 2, 5)
+            .reshape(batch, height // 2, width // 2, 4 * channels)
+        )
+        merged = LayerNorm(name="norm")(merged)
+        return TransformerLinear(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(
+            merged
+        )
+
+
+def relative_position_index(window_size: int) -> Int[np.ndarray, "n n"]:
+    """Row of the bias table for each query and key of a window, n = window_size ** 2.
+
+    The offset (dy, dx) = query - key has the row (dy + s - 1) * (2 s - 1) + dx + s - 1.
+    """
+    y, x = np.divmod(np.arange(window_size**2), window_size)
+    rows = y[:, None] - y[None, :] + window_size - 1
+    columns = x[:, None] - x[None, :] + window_size - 1
+    return rows * (2 * window_size - 1) + columns
+
+
+def shift_mask(
+    size: tuple[int, int], window_size: int, shift: int
+) -> Bool[np.ndarray, "windows n n"]:
+    """Pairs of tokens that share a window of the rolled map only because it wraps around.
+
+    Args:
+        size: (height, width) of the map, multiples of the window.
+    """
+
+    def region(side: int) -> np.ndarray:
+        return np.digitize(np.arange(side), (side - window_size, side - shift))
+
+    regions = 3 * region(size[0])[:, None] + region(size[1])[None, :]
+    regions = _to_windows(regions[None, :, :, None], window_size)[0, :, :, 0]
+    return regions[:, :, None] != regions[:, None, :]
+
+
+def _pad_to_multiple(tokens: Array, multiple: int) -> Array:
+    """Zeros at the bottom and right up to the next multiples."""
+    bottom, right = (-side % multiple for side in tokens.shape[1:3])
+    return jnp.pad(tokens, ((0, 0), (0, bottom), (0, right), (0, 0)))
+
+
+def _to_windows(tokens, size: int):
+    """[b, h, w, c] to [b, windows, size * size, c]; NumPy or JAX."""
+    batch, height, width, channels = tokens.shape
+    tokens = tokens.reshape(batch, height // size, size, width // size, size, channels)
+    return tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size, channels)
+
+
+def _from_windows(windows: Array, size: tuple[int, int]) -> Array:
+    """The inverse of `_to_windows`, for a map of (height, width) = size."""
+    batch, _, area, channels = windows.shape
+    side, (height, width) = math.isqrt(area), size
+    windows = windows.reshape(batch, height // side, width // side, side, side, channels)
+    return windows.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+
+
+_ROW_TO_COLUMN_MAJOR = [0, 2, 1, 3]  # of 2x2 neighbours, and back
+
+
+def _norm_from_unfold(weight: np.ndarray) -> np.ndarray:
+    return weight.reshape(-1, 4)[:, _ROW_TO_COLUMN_MAJOR].transpose(1, 0).reshape(-1)
+
+
+def _norm_to_unfold(scale: np.ndarray) -> np.ndarray:
+    return scale.reshape(4, -1)[_ROW_TO_COLUMN_MAJOR].transpose(1, 0).reshape(-1)
+
+
+def _reduction_from_unfold(weight: np.ndarray) -> np.ndarray:
+    return np.stack([_norm_from_unfold(row) for row in weight], axis=-1)
+
+
+def _reduction_to_unfold(kernel: np.ndarray) -> np.ndarray:
+    return np.stack([_norm_to_unfold(column) for column in kernel.transpose(1, 0)])
+
+
+MERGE_NORM = Transform(_norm_from_unfold, _norm_to_unfold)
+MERGE_REDUCTION = Transform(_reduction_from_unfold, _reduction_to_unfold)
+
+
+def rules(config: Config) -> Rules:
+    """The table of DiffusionDepth's (mmcv's) names; the same for every config."""
+    del config
+    block, here = r"stages\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
+    merge, there = r"stages\.(\d+)\.downsample", r"stage\1_merge"
+    attention = rf"{block}\.attn\.w_msa"
+    return (
+        *conv_rules(r"patch_embed\.projection", "patch_embed"),
+        *norm_rules(r"patch_embed\.norm", "patch_norm"),
+        *norm_rules(rf"{block}\.(norm\d)", rf"{here}/\3"),
+        *linear_rules(rf"{attention}\.qkv", f"{here}/attention/qkv"),
+        *linear_rules(rf"{attention}\.proj", f"{here}/attention/projection"),
+        Rule(
+            rf"{attention}\.relative_position_bias_table",
+            f"params/{here}/attention/relative_position_bias",
+        ),
+        Skip(rf"{attention}\.relative_position_index", "computed from the window size"),
+        *linear_rules(rf"{block}\.ffn\.layers\.0\.0", f"{here}/mlp/fc1"),
+        *linear_rules(rf"{block}\.ffn\.layers\.1", f"{here}/mlp/fc2"),
+        Rule(rf"{merge}\.norm\.weight", f"params/{there}/norm/scale", MERGE_NORM),
+        Rule(rf"{merge}\.norm\.bias", f"params/{there}/norm/bias", MERGE_NORM),
+        Rule(rf"{merge}\.reduction\.weight", f"params/{there}/reduction/kernel", MERGE_REDUCTION),
+        *norm_rules(r"norm(\d+)", r"norm\1"),
+    )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights with these names and shapes; None if they are not of this family.
+
+    The drop-path rate leaves no trace in weights: the default.
+
+    Raises:
+        ValueError: if they are, but an entry that tells the architecture is missing or odd.
+    """
+    if "stages.0.blocks.0.attn.w_msa.relative_position_bias_table" not in shapes:
+        return None
+    stages = range(count(shapes, r"stages\.(\d+)\.blocks\."))
+    tables = [
+        f"stages.{stage}.blocks.0.attn.w_msa.relative_position_bias_table" for stage in stages
+    ]
+    embed_dim = side(shapes, "patch_embed.projection.weight")
+    return Config(
+        embed_dim=embed_dim,
+        depths=tuple(count(shapes, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in stages),
+        num_heads=tuple(side(shapes, table, 1) for table in tables),
+        window_size=(math.isqrt(side(shapes, tables[0])) + 1) // 2,
+        patch_size=side(shapes, "patch_embed.projection.weight", 3),
+        mlp_ratio=side(shapes, "stages.0.blocks.0.ffn.layers.0.0.weight") / embed_dim,
+    )

@@ -1,0 +1,63 @@
+"""Rows that the weight tables of several models share, and a look at a state dict's names.
+
+Keys are patterns of PyTorch module names, without the final `.weight`; paths are templates of our
+modules, without the collection. Both may carry groups: `conv_rules(r"layer(\\d)", r"stage\\1")`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from diffdepth_jax.weights.rules import Rule, Skip, conv, linear
+
+
+def conv_rules(key: str, path: str) -> tuple[Rule, ...]:
+    """Rows of a `layers.Conv`, with or without a bias."""
+    return _kernel_rules(key, path, conv)
+
+
+def linear_rules(key: str, path: str) -> tuple[Rule, ...]:
+    """Rows of a `layers.Linear`, with or without a bias."""
+    return _kernel_rules(key, path, linear)
+
+
+def norm_rules(key: str, path: str) -> tuple[Rule, ...]:
+    """Rows of a `layers.LayerNorm` or `layers.GroupNorm`."""
+    return (
+        Rule(rf"{key}\.weight", f"params/{path}/scale"),
+        Rule(rf"{key}\.bias", f"params/{path}/bias"),
+    )
+
+
+def batch_norm_rules(key: str, path: str) -> tuple[Rule | Skip, ...]:
+    """Rows of a `layers.BatchNorm`."""
+    return (
+        *norm_rules(key, path),
+        Rule(rf"{key}\.running_mean", f"batch_stats/{path}/mean"),
+        Rule(rf"{key}\.running_var", f"batch_stats/{path}/var"),
+        Skip(rf"{key}\.num_batches_tracked", "a counter that the forward pass does not read"),
+    )
+
+
+def count(names: Iterable[str], pattern: str) -> int:
+    """How many values the first group of `pattern` takes among the names that begin with it."""
+    return len({match[1] for name in names if (match := re.match(pattern, name))})
+
+
+def side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int = 0) -> int:
+    """Length of one axis of an entry.
+
+    Raises:
+        ValueError: if there is no such entry, or it has no such axis.
+    """
+    if name not in shapes:
+        raise ValueError(f"the weights lack {name!r}, from which the architecture is read")
+    if axis >= len(shapes[name]):
+        raise ValueError(f"{name!r} of shape {shapes[name]} should have more than {axis} axes")
+    return shapes[name][axis]
+
+
+def _kernel_rules(key: str, path: str, transform) -> tuple[Rule, ...]:
+    return (
+        Rule(rf"{key}\.weight", f"params/{path}/kernel", transform),
+        Rule(rf"{key}\.bias", f"params/{path}/bias"),
+    )
