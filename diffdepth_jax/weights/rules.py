@@ -45,13 +45,13 @@ conv = Transform(
 """2-D convolution: OIHW to HWIO. Also right for grouped and depthwise ones (O 1 H W to H W 1 O)."""
 
 conv_transpose = Transform(
-    lambda weight: weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
+    lambda weight: weight.transpose(2, 3, 0, 1)[::-1, ::-1],
     lambda kernel: kernel.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],
 )
 """Transposed 2-D convolution: PyTorch's (in, out, H, W) to HWIO **flipped in H and W**.
 
-With the flip done once here, `torch.nn.ConvTranspose2d(stride=s, padding=p)` of kernel size k is the
-ordinary correlation
+With the flip done once here, `torch.nn.ConvTranspose2d(stride=s, padding=p)` of kernel size k is
+the ordinary correlation
 
     lax.conv_general_dilated(inputs, kernel, window_strides=(1, 1), lhs_dilation=(s, s),
                              padding=[(k - 1 - p, k - 1 - p + output_padding)] * 2,
@@ -140,19 +140,19 @@ def convert(
             faults.add("leaves filled more than once", f"{path} <- {keys}")
             continue
         (key, rule), leaf = sources[0], leaves[path]
-        found = np.asarray(state_dict[key])
+        found, wanted = np.asarray(state_dict[key]), tuple(leaf.shape)
         try:
             array = rule.transform.forward(found)
-        except ValueError as error:
-            faults.add("arrays of another rank", f"{key} of shape {found.shape}: {error}")
+        except ValueError as error:  # a transpose of an array of another rank
+            faults.add("shapes that differ", f"{key} {found.shape} -> {path} {wanted}: {error}")
             continue
-        if array.shape != tuple(leaf.shape):
-            faults.add(
-                "shapes that differ",
-                f"{key} {found.shape} -> {path}: gives {array.shape}, model has {tuple(leaf.shape)}",
-            )
-            continue
-        arrays[path] = array.astype(leaf.dtype, order="C")
+        if array.shape != wanted:
+            shapes = f"{found.shape} gives {array.shape}, the model has {wanted}"
+            faults.add("shapes that differ", f"{key} -> {path}: {shapes}")
+        elif array.dtype.kind in "OSU":
+            faults.add("arrays that are no numbers", f"{key}: {array.dtype}")
+        else:
+            arrays[path] = array.astype(leaf.dtype, order="C")
     for path in leaves.keys() - targets.keys():
         faults.add("leaves that no key fills", f"{path} {tuple(leaves[path].shape)}")
     faults.raise_if_any("The weights do not fit the model")

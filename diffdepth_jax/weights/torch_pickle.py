@@ -1,0 +1,469 @@
+"""The pickles inside PyTorch files, read by a machine that can only build inert values.
+
+Python's own unpickler imports and calls whatever a pickle names. This one walks the opcodes that
+`pickletools` decodes and knows a closed list of globals, each standing for a function of this file
+that returns tensors-to-be, containers or scalars; every other global is refused by its name, even
+if it is never called. Nothing is imported, no attribute is looked up by a name from the file, and
+nothing larger than the file is allocated on its word.
+
+Tensors come out as `Tensor`, a description of where in which storage they lie, so that a caller
+reads only the storages it needs (an optimiser's moments stay on the disk).
+"""
+
+import io
+import mmap
+import pickletools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from .rules import WeightsError
+
+REMEDY = (
+    "Where the file was made, save the weights alone: torch.save(model.state_dict(), 'weights.pt') "
+    "or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """A run of `numel` elements that starts `start` elements into the storage record `key`."""
+
+    key: str
+    dtype: np.dtype
+    start: int
+    numel: int
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A strided view of a storage; offset and strides count elements."""
+
+    storage: Storage
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Array:
+    """A NumPy array of the pickle; `value` is there once its BUILD opcode was met."""
+
+    def __init__(self, value: np.ndarray | None = None) -> None:
+        self.value = value
+
+
+class Attributes(dict):
+    """The attributes of an `argparse.Namespace`."""
+
+
+class Unpickled(NamedTuple):
+    """The object of a pickle, and the element type of each storage record that it refers to."""
+
+    value: Any
+    storages: dict[str, np.dtype]
+
+
+def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
+    """Reads one pickle and leaves the stream behind its end.
+
+    Raises:
+        WeightsError: if the pickle names a global outside the list, uses an opcode that no PyTorch
+            file needs, or is malformed or truncated.
+    """
+    machine = _Machine()
+    try:
+        for opcode, argument, _ in pickletools.genops(stream):
+            machine.step(opcode.name, argument)
+        return Unpickled(machine.stack.pop(), machine.storages)
+    except WeightsError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise WeightsError(f"a truncated or malformed pickle ({error})") from error
+
+
+@dataclass(frozen=True, eq=False)
+class _StorageType:
+    dtype: np.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class _Constructor:
+    build: Callable[..., Any]
+
+
+class _Dtype:
+    """A `numpy.dtype`, whose byte order arrives later, by BUILD."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype = dtype
+
+
+class _Inert:
+    """A class that is named (as a default factory, say) but never called."""
+
+
+# ---- constructors: what the known globals do -----------------------------------------------------
+#
+# Arguments are whatever the file says. They are never hashed, printed or compared before their type
+# is known: a few nested tuples that share their items take forever to hash or to print.
+
+
+def _tensor(storage, offset, shape, strides, *_, dtype=None):
+    if not isinstance(storage, Storage):
+        raise TypeError("a tensor without a storage")
+    return Tensor(storage, dtype or storage.dtype, offset, _sizes(shape), _sizes(strides))
+
+
+def _tensor_v2(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+    if metadata:
+        raise ValueError("a lazily conjugated or negated tensor")
+    return _tensor(storage, offset, shape, strides)
+
+
+def _tensor_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
+    return _tensor(storage, offset, shape, strides, dtype=_TORCH_DTYPES[_of_type(dtype, str)])
+
+
+def _parameter(data, *_):
+    if not isinstance(data, Tensor):
+        raise TypeError("a parameter without a tensor")
+    return data
+
+
+def _device(kind, index=None):
+    return _of_type(kind, str) if index is None else f"{kind}:{_of_type(index, int)}"
+
+
+def _mapping(items=()):
+    if isinstance(items, dict):
+        return dict(items)
+    return {_key(key): value for key, value in items}
+
+
+def _default_dict(factory=None, items=()):
+    if not isinstance(factory, _Constructor | _Inert | None):
+        raise TypeError("a default factory that is no class")
+    return _mapping(items)
+
+
+def _elements(kind):
+    def build(items=()):
+        if not isinstance(items, list | tuple):
+            raise TypeError(f"{kind.__name__} of something other than a list")
+        return kind(map(_key, items))
+
+    return build
+
+
+def _encode(text, encoding):
+    # How pickles below protocol 3 spell bytes.
+    if encoding not in ("latin1", "latin-1"):
+        raise ValueError("text in an encoding other than latin1")
+    return str.encode(text, "latin1")
+
+
+def _bytes(*args):
+    if args:
+        raise ValueError("bytes() with arguments")
+    return b""
+
+
+def _bytearray(*args):
+    if len(args) == 1:
+        return bytearray(_of_type(args[0], bytes))  # never of a number: that would be its size
+    return bytearray(_encode(*args) if args else b"")
+
+
+def _complex(real, imaginary=0.0):
+    return complex(_of_type(real, float), _of_type(imaginary, float))
+
+
+def _numpy_dtype(code, *_):
+    if not re.fullmatch(r"[biufcSU]\d+", _of_type(code, str)):
+        raise WeightsError(
+            f"a NumPy array or scalar of dtype {code!r}, which is not a plain number or text "
+            f"(an object array may hide another pickle). {REMEDY}"
+        )
+    return _Dtype(np.dtype(code))
+
+
+def _numpy_scalar(dtype, data):
+    dtype = _of_type(dtype, _Dtype).dtype
+    return np.frombuffer(data, dtype, 1).item() if dtype.itemsize else dtype.type().item()
+
+
+def _numpy_array(*_):
+    return Array()
+
+
+def _numpy_from_buffer(data, dtype, shape, order, *_):
+    array = np.frombuffer(data, _of_type(dtype, _Dtype).dtype)
+    return Array(array.reshape(_sizes(shape), order=order))
+
+
+def _sizes(values):
+    if not all(type(value) is int for value in values):
+        raise TypeError("sizes that are not integers")
+    return tuple(values)
+
+
+_SCALARS = (type(None), bool, int, float, complex, str, bytes)
+
+
+def _key(value):
+    """A key or set element; only flat ones, for the hash of deeply shared tuples never ends."""
+    flat = isinstance(value, tuple) and all(isinstance(item, _SCALARS) for item in value)
+    if not (flat or isinstance(value, _SCALARS)):
+        raise TypeError(f"a {type(value).__name__} as a key")
+    return value
+
+
+_TORCH_DTYPES = {
+    f"torch.{name}": np.dtype(kind)
+    for name, kind in {
+        "float64": np.float64,
+        "float32": np.float32,
+        "float16": np.float16,
+        "bfloat16": ml_dtypes.bfloat16,
+        "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+        "float8_e5m2": ml_dtypes.float8_e5m2,
+        "complex128": np.complex128,
+        "complex64": np.complex64,
+        "int64": np.int64,
+        "int32": np.int32,
+        "int16": np.int16,
+        "int8": np.int8,
+        "uint64": np.uint64,
+        "uint32": np.uint32,
+        "uint16": np.uint16,
+        "uint8": np.uint8,
+        "bool": np.bool_,
+    }.items()
+}
+
+_STORAGE_DTYPES = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.ComplexDoubleStorage": "complex128",
+    "torch.ComplexFloatStorage": "complex64",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+    "torch.UntypedStorage": "uint8",
+    "torch.storage.UntypedStorage": "uint8",
+}
+
+_GLOBALS: dict[str, Any] = {
+    **{name: name for name in _TORCH_DTYPES},
+    **{k: _StorageType(_TORCH_DTYPES[f"torch.{v}"]) for k, v in _STORAGE_DTYPES.items()},
+    **{f"builtins.{k}": _Inert() for k in ("bool", "int", "float", "str", "list", "tuple", "dict")},
+    "numpy.ndarray": _Inert(),
+    **{
+        name: _Constructor(build)
+        for name, build in {
+            "torch._utils._rebuild_tensor": _tensor,
+            "torch._utils._rebuild_tensor_v2": _tensor_v2,
+            "torch._utils._rebuild_tensor_v3": _tensor_v3,
+            "torch._utils._rebuild_parameter": _parameter,
+            "torch._utils._rebuild_parameter_with_state": _parameter,
+            "torch.Size": _sizes,
+            "torch.device": _device,
+            "collections.OrderedDict": _mapping,
+            "collections.Counter": _mapping,
+            "collections.defaultdict": _default_dict,
+            "argparse.Namespace": lambda: Attributes(),
+            "builtins.set": _elements(set),
+            "builtins.frozenset": _elements(frozenset),
+            "builtins.complex": _complex,
+            "builtins.bytes": _bytes,
+            "builtins.bytearray": _bytearray,
+            "_codecs.encode": _encode,
+            "numpy.dtype": _numpy_dtype,
+            "numpy._core.multiarray.scalar": _numpy_scalar,
+            "numpy._core.multiarray._reconstruct": _numpy_array,
+            "numpy._core.numeric._frombuffer": _numpy_from_buffer,
+        }.items()
+    },
+}
+
+_RENAMED = {"__builtin__.": "builtins.", "numpy.core.": "numpy._core."}  # by Python 2 and NumPy 1
+
+
+# ---- the machine ---------------------------------------------------------------------------------
+
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+
+
+class _Machine:
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, np.dtype] = {}
+
+    def step(self, opcode: str, argument: Any) -> None:
+        stack = self.stack
+        if opcode in _CONSTANTS:
+            stack.append(_CONSTANTS[opcode])
+            return
+        if opcode in _LITERALS:
+            stack.append(argument)
+            return
+        match opcode:
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "MARK":
+                self.marks.append(stack)
+                self.stack = []
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(opcode[-1])
+                if len(stack) < count:
+                    raise IndexError("a tuple of more items than there are")
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                self._push(tuple(self._pop_mark()))
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "REDUCE" | "NEWOBJ":
+                arguments = stack.pop()
+                stack[-1] = _construct(stack[-1], arguments)
+            case "NEWOBJ_EX":
+                keywords, arguments = stack.pop(), stack.pop()
+                if keywords:
+                    raise ValueError("a constructor with keywords")
+                stack[-1] = _construct(stack[-1], arguments)
+            case "BUILD":
+                state = stack.pop()
+                _set_state(stack[-1], state)
+            case "BINPERSID":
+                stack[-1] = self._storage(*stack[-1])
+            case "GLOBAL":
+                stack.append(_find_global(argument.replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_find_global(f"{_of_type(module, str)}.{_of_type(name, str)}"))
+            case "EMPTY_DICT":
+                stack.append({})
+            case "DICT":
+                self._push(_pairs(self._pop_mark()))
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _of_type(stack[-1], dict)[_key(key)] = value
+            case "SETITEMS":
+                pairs = _pairs(self._pop_mark())
+                _of_type(self.stack[-1], dict).update(pairs)
+            case "EMPTY_LIST":
+                stack.append([])
+            case "LIST":
+                self._push(self._pop_mark())
+            case "APPEND":
+                item = stack.pop()
+                _of_type(stack[-1], list).append(item)
+            case "APPENDS":
+                items = self._pop_mark()
+                _of_type(self.stack[-1], list).extend(items)
+            case "EMPTY_SET":
+                stack.append(set())
+            case "ADDITEMS":
+                items = self._pop_mark()
+                _of_type(self.stack[-1], set).update(map(_key, items))
+            case "FROZENSET":
+                self._push(frozenset(map(_key, self._pop_mark())))
+            case "POP":
+                stack.pop() if stack else self._pop_mark()
+            case "POP_MARK":
+                self._pop_mark()
+            case "DUP":
+                stack.append(stack[-1])
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "INST":
+                _find_global(argument.replace(" ", ".", 1))
+                raise WeightsError(f"the pickle opcode INST for {argument!r}. {REMEDY}")
+            case _:  # extension registry, text persistent ids, out-of-band buffers
+                raise WeightsError(f"the pickle opcode {opcode}, which is refused. {REMEDY}")
+
+    def _push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def _pop_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def _storage(self, tag, storage_type, key, location, numel, view=None) -> Storage:
+        """The persistent id of a storage; `view` is (key, start, numel) in the legacy format."""
+        if tag != "storage" or not isinstance(storage_type, _StorageType):
+            raise WeightsError(f"a persistent object that is no storage. {REMEDY}")
+        dtype = storage_type.dtype
+        if self.storages.setdefault(_of_type(key, str), dtype) != dtype:
+            raise ValueError(f"storage {key!r} is both {self.storages[key]} and {dtype}")
+        start = 0
+        if view is not None:
+            _, start, numel = view
+        start, numel = _sizes((start, numel))
+        return Storage(key, dtype, start, numel)
+
+
+def _find_global(name: str) -> Any:
+    for old, new in _RENAMED.items():
+        if name.startswith(old):
+            name = new + name.removeprefix(old)
+    if name not in _GLOBALS:
+        raise WeightsError(
+            f"the pickle asks for {name!r}, which is not a tensor, a container or a plain value; "
+            f"it was not imported and nothing was run. {REMEDY}"
+        )
+    return _GLOBALS[name]
+
+
+def _construct(constructor: Any, arguments: Any) -> Any:
+    if not isinstance(constructor, _Constructor):
+        raise TypeError(f"a call of a {type(constructor).__name__}")
+    return constructor.build(*_of_type(arguments, tuple))
+
+
+def _set_state(target: Any, state: Any) -> None:
+    match target:
+        case Attributes():
+            state = _of_type(state, dict)
+            target.update({_of_type(name, str): value for name, value in state.items()})
+        case dict():  # a state dict's `_metadata`: versions of modules, of no use here
+            pass
+        case _Dtype():
+            target.dtype = target.dtype.newbyteorder(state[1])
+        case Array():
+            _, shape, dtype, is_fortran, data = state
+            order = "F" if is_fortran else "C"
+            target.value = _numpy_from_buffer(data, dtype, shape, order).value
+        case _:
+            raise TypeError(f"a state for a {type(target).__name__}")
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _of_type(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
+    return value
