@@ -1,1 +1,31 @@
-"""One file per data set; each offers `source(split, root, ...)`."""
+"""One file per data set; each offers `Config`, `source(split, root, ...)` and `DEPTH_RANGE`."""
+
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+
+class Sample(TypedDict):
+    """One frame, as files hold it.
+
+    image: uint8 [h w 3], RGB.
+    depth: float32 [h w], metres along the optical axis, 0 where nothing was measured.
+    intrinsics: float32 [3 3], pixels, integer coordinates at pixel centres; all NaN where the data
+      set has no calibration for the frame, so that nobody computes with invented numbers.
+    id: unique within the source, usable as a file name.
+    condition: weather and light, e.g. "day-clear", "night", "day-rain", "indoor".
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    intrinsics: np.ndarray
+    id: str
+    condition: str
+
+
+class Source(Protocol):
+    """Random access to the frames of a data set, always in the same order."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...

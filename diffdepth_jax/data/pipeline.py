@@ -1,0 +1,208 @@
+"""From a source to training batches and evaluation samples.
+
+The stream of training samples is a function of the seed alone: epoch after epoch, each a
+different order of the whole source, sample number n augmented by random numbers that depend on the
+seed and n. Neither the number of threads, workers or processes nor an interruption changes it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Float32, UInt8
+
+from diffdepth_jax import registry
+from diffdepth_jax.config import choice
+from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.data.transforms import Augmentation, augment
+from diffdepth_jax.typing import Batch, InputSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where training samples come from and how they are prepared.
+
+    Attributes:
+      source: `name` (kitti, nyu) and the fields of that source's `Config`.
+      augmentation: see `transforms.Augmentation`; its `crop` is the size of the batches.
+      depth_range: metres (low, high); `valid_mask` is depth > 0 and, where this is given, strictly
+        between them.
+      cache: keep decoded frames in memory after their first use; for small data sets.
+      num_workers: processes that prepare batches; 0 prepares them in threads of this process.
+      num_threads: threads in each process; Pillow works outside Python's lock.
+    """
+
+    source: Any = choice("source")
+    augmentation: Augmentation = Augmentation()
+    depth_range: tuple[float, float] | None = None
+    cache: bool = False
+    num_workers: int = 0
+    num_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.depth_range is not None and not 0 <= self.depth_range[0] < self.depth_range[1]:
+            raise ValueError(f"depth_range is {self.depth_range}; it must be (low, high) metres")
+        if self.num_workers < 0 or self.num_threads < 1:
+            raise ValueError(
+                f"num_workers is {self.num_workers} and num_threads {self.num_threads}; at least 0 "
+                "workers and 1 thread are needed"
+            )
+
+
+def build_source(config: Any) -> Source:
+    """Opens the source that a source config (`kitti.Config`, `nyu.Config`) describes."""
+    return registry.module("source", config.name).build(config)
+
+
+def evaluation_samples(config: Any, limit: int | None = None) -> Iterator[Sample]:
+    """Samples of a source in their order, as the files hold them: native size, no augmentation.
+
+    Args:
+      config: a source config (`kitti.Config`, `nyu.Config`).
+      limit: yield at most this many, spread evenly over the source.
+    """
+    source = build_source(config)
+    count = len(source) if limit is None else min(limit, len(source))
+    for index in range(count):
+        yield source[index * len(source) // count]
+
+
+def train_iterator(
+    config: DataConfig,
+    batch_size: int,
+    seed: int,
+    input_spec: InputSpec,
+    shard: tuple[int, int] = (0, 1),
+) -> "TrainIterator":
+    """The endless stream of training batches (see `typing.Batch`) as NumPy arrays.
+
+    Batches run over the ends of epochs, so no frame is left out and small sources do.
+
+    Args:
+      config: where samples come from.
+      batch_size: images in a batch, over all processes together.
+      seed: 0 to 2**32 - 1.
+      input_spec: the network's; its mean and std normalise the images.
+      shard: (index, count) of this process; each gets `batch_size / count` images of every batch.
+
+    Raises:
+      ValueError: if the processes cannot share the batch evenly.
+      FileNotFoundError, ValueError: as the source raises; also while iterating.
+    """
+    index, count = shard
+    if not 0 <= index < count or batch_size < 1 or batch_size % count:
+        raise ValueError(
+            f"batch_size {batch_size} cannot be shared by {count} processes (this is {index}): "
+            "it must be a positive multiple of their number"
+        )
+    source = build_source(config.source)
+    prepare = _Prepare(config, input_spec)
+    samples = grain.MapDataset.source(_Cached(source) if config.cache else source)
+    samples = samples.seed(seed).shuffle().repeat().random_map(prepare)
+    batches = samples[index::count].batch(batch_size // count)
+    return TrainIterator(batches, batch_size, config.num_workers, config.num_threads)
+
+
+class TrainIterator(Iterator[Batch]):
+    """Batches of a process, with a position that can be saved and restored."""
+
+    def __init__(
+        self, batches: grain.MapDataset, batch_size: int, num_workers: int, num_threads: int
+    ):
+        self._batches = batches
+        self._batch_size = batch_size
+        self._num_workers = num_workers
+        self._num_threads = num_threads
+        self._position = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._position += 1
+        return batch
+
+    def get_state(self) -> bytes:
+        """The position in the stream: the number of samples that all processes have taken."""
+        return json.dumps({"samples": self._position * self._batch_size}).encode()
+
+    def set_state(self, state: bytes) -> None:
+        """Continues where `get_state` was called, there or in another run of the same config.
+
+        With another batch size it continues at the last whole batch before that sample.
+        """
+        try:
+            samples = int(json.loads(state)["samples"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{state!r} is not a state of this iterator") from error
+        self.close()
+        self._position = samples // self._batch_size
+
+    def close(self) -> None:
+        """Stops threads and workers; the iterator may be used again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self) -> grain.DatasetIterator:
+        # Batches are formed before they are divided among workers: any number of them gives the
+        # same batches in the same order.
+        options = grain.ReadOptions(
+            num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads
+        )
+        dataset = self._batches[self._position :].to_iter_dataset(options)
+        if self._num_workers:
+            if not flags.FLAGS.is_parsed():  # grain reads its flags; there is no absl app here.
+                flags.FLAGS.mark_as_parsed()
+            workers = grain.MultiprocessingOptions(self._num_workers)
+            dataset = dataset.mp_prefetch(workers)
+        return iter(dataset)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepare:
+    """Augments and normalises a sample, as grain's `random_map` calls it."""
+
+    config: DataConfig
+    input_spec: InputSpec
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+        sample = augment(sample, self.config.augmentation, rng)
+        depth = sample["depth"][:, :, None]
+        low, high = self.config.depth_range or (0.0, np.inf)
+        return {
+            "image": normalise(sample["image"], self.input_spec),
+            "depth": depth,
+            "valid_mask": (depth > low) & (depth < high),
+            "intrinsics": sample["intrinsics"],
+            "id": sample["id"],
+        }
+
+
+class _Cached:
+    """A source that reads every frame once."""
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._samples: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._samples:
+            self._samples[index] = self._source[index]
+        return self._samples[index]
+
+
+def normalise(
+    image: UInt8[np.ndarray, "h w 3"], input_spec: InputSpec
+) -> Float32[np.ndarray, "h w 3"]:
+    """(image / 255 - mean) / std, per channel."""
+    mean, std = (np.asarray(values, np.float32) for values in (input_spec.mean, input_spec.std))
+    return image * (1 / (255 * std)) - mean / std
