@@ -22,9 +22,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from . import torch_pickle
-from .rules import WeightsError
-from .torch_pickle import REMEDY, Array, Storage, Tensor
+from diffdepth_jax.weights import torch_pickle
+from diffdepth_jax.weights.rules import WeightsError
+from diffdepth_jax.weights.torch_pickle import REMEDY, Array, Storage, Tensor
 
 # Under which names training scripts keep the state dict; DiffusionDepth's is "net".
 _STATE_DICT_NAMES = ("net", "state_dict", "model", "model_state_dict")

@@ -1,4 +1,4 @@
-"""Tables that carry a PyTorch state dict to a tree of variables and back.
+r"""Tables that carry a PyTorch state dict to a tree of variables and back.
 
 A model lists, beside its modules, one `Rule` per kind of entry and one `Skip` per kind of entry it
 deliberately leaves out::
