@@ -1,0 +1,87 @@
+"""Bringing relative predictions to metric depth by the ground truth of the same image.
+
+Each function fits on the valid pixels with a finite prediction and applies the fit to the whole
+map. The conventions are those of MiDaS and Marigold; a number obtained with any of them but `none`
+says nothing about metric scale, so results always carry the method's name.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+DepthMap = Float[np.ndarray, "h w"]
+Mask = Bool[np.ndarray, "h w"]
+
+
+def none(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
+    """The prediction as it is, metres."""
+    del target, valid_mask
+    return prediction.astype(np.float64)
+
+
+def median(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
+    """Scaled by median(target) / median(prediction) (Zhou et al. 2017).
+
+    Raises:
+      ValueError: if the prediction's median is not positive.
+    """
+    predicted, measured = _pixels(prediction, target, valid_mask, at_least=1)
+    centre = np.median(predicted)
+    if centre <= 0:
+        raise ValueError(
+            f"median alignment: the prediction's median is {centre}; it must be positive"
+        )
+    return prediction.astype(np.float64) * (np.median(measured) / centre)
+
+
+def lsq_depth(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
+    """scale * prediction + shift with the least squared error in depth (Marigold's)."""
+    scale, shift = _fit(*_pixels(prediction, target, valid_mask, at_least=2))
+    return prediction.astype(np.float64) * scale + shift
+
+
+def lsq_disparity(
+    prediction: DepthMap, target: DepthMap, valid_mask: Mask, *, floor: float = 1e-3
+) -> DepthMap:
+    """Depth from a relative disparity, fitted by least squares in 1/depth (MiDaS's).
+
+    Args:
+      prediction: relative disparity, any scale and shift, larger is nearer.
+      target: metres.
+      floor: the smallest aligned disparity, 1/metres; what is below it, zero and negatives
+        included, becomes it, so that depth is at most 1 / floor.
+    """
+    predicted, measured = _pixels(prediction, target, valid_mask, at_least=2)
+    scale, shift = _fit(predicted, 1 / measured)
+    return 1 / np.maximum(prediction.astype(np.float64) * scale + shift, floor)
+
+
+METHODS: Mapping[str, Callable[..., DepthMap]] = {
+    "none": none,
+    "median": median,
+    "lsq_depth": lsq_depth,
+    "lsq_disparity": lsq_disparity,
+}
+
+
+def _pixels(
+    prediction: DepthMap, target: DepthMap, valid_mask: Mask, *, at_least: int
+) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+    usable = valid_mask & np.isfinite(prediction)
+    count = int(usable.sum())
+    if count < at_least:
+        raise ValueError(
+            f"alignment needs {at_least} valid pixels with a finite prediction; there are {count}"
+        )
+    return prediction[usable].astype(np.float64), target[usable].astype(np.float64)
+
+
+def _fit(
+    predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]
+) -> tuple[float, float]:
+    """Scale and shift of least squares; a constant prediction gets scale 0."""
+    centred = predicted - predicted.mean()
+    spread = centred @ centred
+    scale = (centred @ measured) / spread if spread > 0 else 0.0
+    return float(scale), float(measured.mean() - scale * predicted.mean())

@@ -1,0 +1,138 @@
+"""The frames that protocols look at: crops of an image, ways in and back, and resizing.
+
+All functions take arrays whose first two axes are rows and columns: images uint8 `[h, w, 3]` and
+depth maps `[h, w]` alike.
+"""
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Frame = Literal["full", "kb", "nyu_release"]
+Size = tuple[int, int]
+
+KB_SIZE = (352, 1216)  # of KITTI's benchmark images; the crop is called after it
+NYU_SIZE = (480, 640)
+NYU_RELEASE_ROWS = 240
+NYU_RELEASE_SIZE = (228, 304)
+
+# Top, bottom, left, right as shares of height and width.
+_FRACTIONS = {
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+    "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
+}
+# The evaluation crops that each family of protocols knows.
+CROPS = {
+    "any": ("none",),
+    "kitti": ("none", "garg", "eigen"),
+    "nyu": ("none", "eigen"),
+}
+
+
+def crop_box(dataset: str, crop: str, size: Size) -> tuple[slice, slice]:
+    """Rows and columns that an evaluation crop keeps of a frame.
+
+    `garg` (Garg et al. 2016) and `eigen` (Eigen et al. 2014) on KITTI are shares of the frame's
+    sides, truncated to whole pixels; `eigen` on NYU is fixed for frames of 480x640.
+
+    Raises:
+      ValueError: if an NYU frame has another size.
+    """
+    height, width = size
+    if crop == "none":
+        return slice(0, height), slice(0, width)
+    if dataset == "nyu":
+        if size != NYU_SIZE:
+            raise ValueError(f"the NYU eigen crop is meant for frames of 480x640, not {show(size)}")
+        return slice(45, 471), slice(41, 601)
+    top, bottom, left, right = _FRACTIONS[crop]
+    return (
+        slice(int(top * height), int(bottom * height)),
+        slice(int(left * width), int(right * width)),
+    )
+
+
+def frame_size(frame: Frame, size: Size) -> Size:
+    """Size of what `take` makes of an array of `size`."""
+    return {"full": size, "kb": KB_SIZE, "nyu_release": NYU_RELEASE_SIZE}[frame]
+
+
+def take(array: np.ndarray, frame: Frame) -> np.ndarray:
+    """The part of a full frame that a protocol looks at.
+
+    Args:
+      array: image or depth map at its full size.
+      frame: `full` leaves it alone. `kb` is the crop of the KITTI benchmark, the lowest 352 rows
+        and the middle 1216 columns. `nyu_release` is what DiffusionDepth's release does with NYU:
+        resized to 240 rows (Pillow's bilinear filter, for uint8 and float32 alike), then the
+        middle 228x304.
+
+    Raises:
+      ValueError: if the array is smaller than the crop.
+    """
+    if frame == "full":
+        return array
+    size = array.shape[:2]
+    if frame == "nyu_release":
+        array = _resize_to_rows(array, NYU_RELEASE_ROWS)
+    (height, width), (rows, columns) = array.shape[:2], frame_size(frame, size)
+    if height < rows or width < columns:
+        raise ValueError(
+            f"a frame of {show(size)} is smaller than the {frame} crop of {rows}x{columns}"
+        )
+    top = height - rows if frame == "kb" else (height - rows) // 2
+    left = (width - columns) // 2
+    return array[top : top + rows, left : left + columns]
+
+
+def take_depth(depth: np.ndarray, frame: Frame) -> np.ndarray:
+    """`take` for measured depth: where resizing would mix in pixels without one, there is none."""
+    if frame != "nyu_release":
+        return take(depth, frame)
+    measured = take((depth > 0).astype(np.float32), frame)
+    return np.where(measured > 1 - 1e-6, take(depth.astype(np.float32), frame), np.float32(0))
+
+
+def put_back(prediction: np.ndarray, size: Size) -> np.ndarray:
+    """A kb-cropped prediction in its full frame of `size`; NaN, which counts as the nearest depth
+    and is reported, where the crop did not reach (BTS's script has 0 there)."""
+    rows, columns = prediction.shape
+    left = (size[1] - columns) // 2
+    full = np.full(size, np.nan, prediction.dtype)
+    full[size[0] - rows :, left : left + columns] = prediction
+    return full
+
+
+def resize_bilinear(depth: np.ndarray, size: Size) -> np.ndarray:
+    """Bilinear with align_corners=True (corner pixels stay in the corners), float64 `[h, w]`."""
+    depth = depth.astype(np.float64)
+    for axis, length in enumerate(size):
+        position = np.linspace(0, depth.shape[axis] - 1, length)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, depth.shape[axis] - 1)
+        weight = np.expand_dims(position - low, 1 - axis)
+        with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN around itself
+            depth = (1 - weight) * depth.take(low, axis) + weight * depth.take(high, axis)
+    return depth
+
+
+def resize_nearest(depth: np.ndarray, size: Size) -> np.ndarray:
+    """The nearest pixel's value, pixel centres aligned: sparse depth is never averaged."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size, depth.shape, strict=True)
+    )
+    return depth[rows[:, None], columns[None, :]]
+
+
+def show(shape: tuple[int, ...]) -> str:
+    """Height x width, as in "375x1242"."""
+    return "x".join(map(str, shape))
+
+
+def _resize_to_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    height, width = array.shape[:2]
+    columns = int(rows * width / height)
+    resized = Image.fromarray(array).resize((columns, rows), Image.Resampling.BILINEAR)
+    return np.asarray(resized)

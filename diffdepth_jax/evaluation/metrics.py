@@ -1,0 +1,123 @@
+"""Depth metrics of one image, in float64.
+
+The conventions are the field's (Eigen et al. 2014; the KITTI depth devkit; Marigold's and BTS's
+public evaluation code): every metric is a mean over the valid pixels of one image, and a data
+set's number is the mean over its images. Pooling all pixels of a data set into one mean is a
+different number and is not offered here.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+METRICS = (
+    "abs_rel",
+    "sq_rel",
+    "rmse",
+    "rmse_log",
+    "log10",
+    "silog",
+    "delta1",
+    "delta2",
+    "delta3",
+    "delta_1.05",
+    "delta_1.10",
+    "delta_1.15",
+    "mae",
+    "irmse",
+    "imae",
+    "sq_error_rel",
+)
+
+_THRESHOLDS = {
+    "delta1": 1.25,
+    "delta2": 1.25**2,
+    "delta3": 1.25**3,
+    "delta_1.05": 1.05,
+    "delta_1.10": 1.10,
+    "delta_1.15": 1.15,
+}
+
+# Where a protocol has no cap, predictions still end here: at the largest depth (to the metre) that
+# DiffusionDepth's decoder, 1 / max(s, 1e-6) - 1, can state. +inf makes metrics bad, not infinite.
+FARTHEST = 1e6
+
+
+def valid_pixels(
+    target: Float[np.ndarray, "h w"], min_depth: float | int, max_depth: float | int
+) -> Bool[np.ndarray, "h w"]:
+    """Where the ground truth counts: min_depth < target < max_depth, both strict (NaN never)."""
+    return (target > min_depth) & (target < max_depth)
+
+
+def clip(
+    prediction: Float[np.ndarray, "*shape"], min_depth: float | int, max_depth: float | int
+) -> Float[np.ndarray, "*shape"]:
+    """Prediction in float64, within [min_depth, max_depth], or up to `FARTHEST` without a cap.
+
+    NaN and -inf become the lower bound, +inf the upper one.
+    """
+    highest = min(max_depth, FARTHEST)
+    prediction = np.where(np.isnan(prediction), min_depth, prediction.astype(np.float64))
+    return np.clip(prediction, min_depth, highest)
+
+
+def compute(
+    prediction: Float[np.ndarray, "h w"],
+    target: Float[np.ndarray, "h w"],
+    valid_mask: Bool[np.ndarray, "h w"],
+) -> dict[str, float]:
+    """The metrics of one image over its valid pixels, named as in `METRICS`.
+
+    With d = prediction - target in metres and e = ln prediction - ln target:
+
+      abs_rel       mean |d| / target
+      sq_rel        mean d^2 / target, metres
+      rmse, mae     sqrt(mean d^2), mean |d|, metres
+      rmse_log      sqrt(mean e^2)
+      log10         mean |log10 prediction - log10 target|
+      silog         100 sqrt(mean e^2 - (mean e)^2)
+      delta1..3     share of pixels with max(prediction / target, target / prediction) < 1.25^n
+      delta_1.05..  the same for the ratio in the name
+      irmse, imae   of inverse depth, 1/km
+      sq_error_rel  100 mean d^2 / target^2, the devkit's sqErrorRel in percent (its absErrorRel
+                    is 100 abs_rel)
+
+    Args:
+      prediction: metres, positive and finite where valid (see `clip`).
+      target: metres, positive and finite where valid.
+      valid_mask: the pixels that count.
+
+    Raises:
+      ValueError: if no pixel is valid, or a valid one is not a positive finite depth.
+    """
+    prediction = prediction[valid_mask].astype(np.float64)
+    target = target[valid_mask].astype(np.float64)
+    if prediction.size == 0:
+        raise ValueError("no pixel is valid: such an image has no metrics and must be skipped")
+    for name, depth in (("prediction", prediction), ("target", target)):
+        wrong = ~((depth > 0) & np.isfinite(depth))
+        if wrong.any():
+            raise ValueError(
+                f"the {name} holds {depth[wrong][0]} at a valid pixel ({wrong.sum()} such pixels); "
+                "metrics need positive finite depths: clip it first"
+            )
+
+    difference = prediction - target
+    log_difference = np.log(prediction) - np.log(target)
+    inverse_difference = 1000 / prediction - 1000 / target
+    ratio = np.maximum(prediction / target, target / prediction)
+    results = {
+        "abs_rel": np.mean(np.abs(difference) / target),
+        "sq_rel": np.mean(difference**2 / target),
+        "rmse": np.sqrt(np.mean(difference**2)),
+        "rmse_log": np.sqrt(np.mean(log_difference**2)),
+        "log10": np.mean(np.abs(np.log10(prediction) - np.log10(target))),
+        # mean e^2 - (mean e)^2 is the variance, which NumPy computes without cancellation.
+        "silog": 100 * np.std(log_difference),
+        "mae": np.mean(np.abs(difference)),
+        "irmse": np.sqrt(np.mean(inverse_difference**2)),
+        "imae": np.mean(np.abs(inverse_difference)),
+        "sq_error_rel": 100 * np.mean((difference / target) ** 2),
+    }
+    results |= {name: np.mean(ratio < threshold) for name, threshold in _THRESHOLDS.items()}
+    return {name: float(results[name]) for name in METRICS}

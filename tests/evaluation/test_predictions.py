@@ -1,0 +1,186 @@
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.evaluation import predictions, protocols
+from diffdepth_jax.evaluation.predictions import score_predictions
+from diffdepth_jax.evaluation.protocols import PROTOCOLS
+
+RELEASE = PROTOCOLS["release"]
+
+
+def save_png(path, depth, scale=256):
+    Image.fromarray(np.rint(depth * scale).astype(np.uint16)).save(path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two frames on both sides: predictions `.npy`, ground truth PNG, in steps of 1/8 m."""
+    generator = np.random.default_rng(0)
+    predicted, measured = tmp_path / "predicted", tmp_path / "measured"
+    predicted.mkdir(), measured.mkdir()
+    for name in ("b", "a"):
+        depth = generator.integers(0, 8 * 60, (5, 7)) / 8
+        save_png(measured / f"{name}.png", depth)
+        np.save(predicted / f"{name}.npy", (depth + 1).astype(np.float32))
+    return predicted, measured
+
+
+def test_either_side_may_be_png_or_npy(folders, tmp_path):
+    predicted, measured = folders
+    result = score_predictions(predicted, measured, RELEASE, tmp_path / "out", progress=False)
+    assert result["metrics"]["mae"] == 1 and result["num_images"] == 2
+    assert result["baseline"] == {}
+    assert result["options"]["png_scale"] == 256
+    with open(tmp_path / "out/per_image.csv", newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["a", "b"]
+
+    swapped = score_predictions(measured, predicted, RELEASE, tmp_path / "out", progress=False)
+    assert swapped["metrics"]["mae"] > 0 and swapped["num_images"] == 2
+
+
+def test_png_scales_may_differ(folders, tmp_path):
+    predicted, measured = folders
+    for path in predicted.iterdir():
+        save_png(path.with_suffix(".png"), np.load(path), scale=1000)
+        path.unlink()
+    result = score_predictions(
+        predicted, measured, RELEASE, tmp_path, png_scale=1000, ground_truth_png_scale=256
+    )
+    assert result["metrics"]["mae"] == 1
+    with pytest.raises(ValueError, match="png_scale is -1; it must be positive"):
+        score_predictions(predicted, measured, RELEASE, tmp_path, png_scale=-1)
+
+
+def test_png_depth_is_divided_in_float64(tmp_path):
+    Image.fromarray(np.array([[1, 333, 65535]], np.uint16)).save(tmp_path / "a.png")
+    depth = predictions.read_depth(tmp_path / "a.png", 1000)
+    assert depth.dtype == np.float64 and depth.tolist() == [[0.001, 0.333, 65.535]]
+
+
+def test_a_singleton_channel_is_dropped(tmp_path):
+    for shape in ((1, 3, 4), (3, 4, 1)):
+        np.save(tmp_path / "a.npy", np.ones(shape, np.float16))
+        assert predictions.read_depth(tmp_path / "a.npy", 256).shape == (3, 4)
+
+
+def test_a_pattern_chooses_among_kinds(folders, tmp_path):
+    predicted, measured = folders
+    for name in ("a", "b"):
+        save_png(predicted / f"{name}.png", np.ones((5, 7)))
+        Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(predicted / f"{name}_colour.png")
+    with pytest.raises(ValueError, match=r"a\.npy and a\.png share a stem; .*\*\.png"):
+        score_predictions(predicted, measured, RELEASE, tmp_path / "out")
+    pattern = predicted / "*.npy"
+    result = score_predictions(pattern, measured, RELEASE, tmp_path / "out", progress=False)
+    assert result["metrics"]["mae"] == 1
+
+
+def test_stems_must_match(folders, tmp_path):
+    predicted, measured = folders
+    (predicted / "a.npy").rename(predicted / "c.npy")
+    with pytest.raises(ValueError, match=r"1 without a prediction.*: a; 1 without a ground.*: c"):
+        score_predictions(predicted, measured, RELEASE, tmp_path / "out")
+    for index in range(30):
+        np.save(predicted / f"x{index:02}.npy", np.ones((5, 7)))
+    with pytest.raises(ValueError, match="x08 and 21 more"):
+        score_predictions(predicted, measured, RELEASE, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def eight_bit(folder):
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(folder / "b.png")
+
+
+def truncated_png(folder):
+    save_png(folder / "b.png", np.random.default_rng(0).uniform(0, 80, (50, 70)))
+    content = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(content[: len(content) // 2])
+
+
+def truncated_npy(folder):
+    np.save(folder / "b.npy", np.ones((5, 7)))
+    content = (folder / "b.npy").read_bytes()
+    (folder / "b.npy").write_bytes(content[:-20])
+
+
+def empty_npy(folder):
+    (folder / "b.npy").write_bytes(b"")
+
+
+def objects(folder):
+    np.save(folder / "b.npy", np.array([{}]), allow_pickle=True)
+
+
+def integers(folder):
+    np.save(folder / "b.npy", np.ones((5, 7), np.uint16))
+
+
+def colour(folder):
+    np.save(folder / "b.npy", np.ones((5, 7, 3)))
+
+
+def wrong_size(folder):
+    np.save(folder / "b.npy", np.ones((7, 5)))
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (eight_bit, r"b\.png.*not a 16-bit"),
+        (truncated_png, r"b\.png cannot be read"),
+        (truncated_npy, r"b\.npy cannot be read"),
+        (empty_npy, r"b\.npy cannot be read"),
+        (objects, r"b\.npy cannot be read"),
+        (integers, r"b\.npy holds uint16 \[5, 7\]"),
+        (colour, r"b\.npy holds float64 \[5, 7, 3\]"),
+        (wrong_size, "image 'b': the prediction is 7x5 and the ground truth 5x7"),
+    ],
+)
+def test_damaged_files_are_named_and_nothing_is_written(folders, tmp_path, damage, message):
+    predicted, measured = folders
+    (predicted / "b.npy").unlink()
+    damage(predicted)
+    with pytest.raises(ValueError, match=message):
+        score_predictions(predicted, measured, RELEASE, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_empty_folders(folders, tmp_path):
+    predicted, _ = folders
+    with pytest.raises(FileNotFoundError, match="absent is neither a folder nor a pattern"):
+        score_predictions(predicted, tmp_path / "absent", RELEASE, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty holds no \.png and no \.npy"):
+        score_predictions(predicted, tmp_path / "empty", RELEASE, tmp_path / "out")
+
+
+def test_real_ground_truth_scored_against_itself(shared, tmp_path):
+    folder = (
+        shared / "data/kitti_depth/val/2011_09_26_drive_9999_sync/proj_depth/groundtruth/image_02"
+    )
+    protocol = protocols.get("kitti_eigen", crop_reference="full")
+    result = score_predictions(folder, folder, protocol, tmp_path, progress=False)
+    assert result["metrics"]["abs_rel"] == 0 and result["metrics"]["delta1"] == 1
+    with open(tmp_path / "per_image.csv", newline="") as file:
+        rows = {row["id"]: row for row in csv.DictReader(file)}
+    assert {name: int(row["num_valid"]) for name, row in rows.items()} == {
+        "0000000005": 87504,
+        "0000000050": 94140,
+        "0000000100": 82576,
+    }
+    assert round(float(rows["0000000005"]["mean_depth"]), 4) == 17.45
+
+
+def test_scoring_needs_no_jax():
+    code = (
+        "import sys; from diffdepth_jax.evaluation import predictions, report; "
+        "heavy = {'jax', 'flax', 'grain', 'h5py', 'matplotlib', 'tensorflow'}; "
+        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

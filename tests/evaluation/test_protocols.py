@@ -1,0 +1,230 @@
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.evaluation import frames, metrics, protocols
+from diffdepth_jax.evaluation.protocols import PROTOCOLS
+
+# Pixels and mean depth of three real frames, from BTS's and AdaBins's definitions.
+KITTI = {
+    "0000000005": {
+        ("none", "full"): 90728,
+        ("garg", "full"): (87504, 17.4500),
+        ("eigen", "full"): 82741,
+        ("garg", "kb"): (82930, 16.3860),
+    },
+    "0000000050": {
+        ("none", "full"): 96063,
+        ("garg", "full"): (94140, 18.1733),
+        ("eigen", "full"): 87106,
+        ("garg", "kb"): (89864, 17.2152),
+    },
+    "0000000100": {
+        ("none", "full"): 85094,
+        ("garg", "full"): (82576, 17.3516),
+        ("eigen", "full"): 75709,
+        ("garg", "kb"): (79635, 16.5490),
+    },
+}
+KITTI_MEASURED = {"0000000005": 90839, "0000000050": 96131, "0000000100": 85098}
+NYU = {"00000": (221809, 3.5762), "00050": (225022, 3.4836), "00100": (202035, 2.7923)}
+
+
+def kitti_depth(shared, name):
+    folder = shared / "data/kitti_depth/val/2011_09_26_drive_9999_sync/proj_depth/groundtruth"
+    return np.asarray(Image.open(folder / f"image_02/{name}.png")) / 256
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", KITTI)
+def test_pixel_counts_and_means_of_real_kitti_frames(shared, name, dtype):
+    depth = kitti_depth(shared, name).astype(dtype)
+    for (crop, reference), expected in KITTI[name].items():
+        score = protocols.get("kitti_eigen", crop=crop, crop_reference=reference).score(
+            depth, depth
+        )
+        count, mean = expected if isinstance(expected, tuple) else (expected, None)
+        assert score.num_valid == count
+        assert mean is None or round(score.mean_depth, 4) == mean
+        assert score.metrics["abs_rel"] == 0 and score.metrics["delta1"] == 1
+    for uncapped in ("release", "kitti_official"):
+        assert PROTOCOLS[uncapped].score(depth, depth).num_valid == KITTI_MEASURED[name]
+
+
+@pytest.mark.parametrize("name", NYU)
+def test_pixel_counts_and_means_of_real_nyu_frames(shared, name):
+    path = shared / f"data/nyu_depth_v2/sync/basement_0001a/sync_depth_{name}.png"
+    depth = np.asarray(Image.open(path)) / 1000
+    score = PROTOCOLS["nyu"].score(depth, depth)
+    assert (score.num_valid, round(score.mean_depth, 4)) == NYU[name]
+
+
+@pytest.fixture
+def frame():
+    """A prediction and its ground truth, 375x1242, a few pixels measured."""
+    generator = np.random.default_rng(0)
+    depth = generator.uniform(0.5, 100, (375, 1242))
+    depth[generator.random(depth.shape) < 0.9] = 0
+    return generator.uniform(1, 90, depth.shape), depth
+
+
+@pytest.mark.parametrize("crop", ["garg", "eigen"])
+@pytest.mark.parametrize("reference", ["kb", "full"])
+def test_a_full_prediction_and_its_kb_crop_score_the_same(frame, reference, crop):
+    prediction, depth = frame
+    protocol = protocols.get("kitti_eigen", crop_reference=reference, crop=crop)
+    full = protocol.score(prediction, depth)
+    cropped = protocol.score(frames.take(prediction, "kb"), depth)
+    assert full == cropped
+    assert full.num_nonfinite == 0 and full.num_clipped > 0
+
+
+def test_the_metrics_are_those_of_the_cropped_valid_pixels(frame):
+    prediction, depth = frame
+    score = protocols.get("kitti_eigen", crop_reference="full", max_depth=50).score(
+        prediction, depth
+    )
+    rows, columns = slice(153, 371), slice(44, 1197)
+    target = depth[rows, columns]
+    mask = (target > 1e-3) & (target < 50)
+    expected = metrics.compute(np.clip(prediction[rows, columns], 1e-3, 50), target, mask)
+    assert score.metrics == expected
+    assert score.num_valid == mask.sum()
+    assert score.num_clipped == (prediction[rows, columns][mask] > 50).sum()
+
+
+def test_outside_a_kb_crop_nothing_was_predicted_and_that_is_counted(frame):
+    prediction, depth = frame
+    protocol = protocols.get("kitti_eigen", crop_reference="full", crop="none")
+    score = protocol.score(frames.take(prediction, "kb"), depth)
+    inside = frames.take(depth, "kb")
+    assert score.num_valid - score.num_nonfinite == ((inside > 1e-3) & (inside < 80)).sum()
+    assert score.num_nonfinite > 0
+
+
+def test_what_a_model_is_fed():
+    image = np.random.default_rng(0).integers(0, 256, (375, 1242, 3), np.uint8)
+    for reference in ("kb", "full"):
+        fed = protocols.get("kitti_eigen", crop_reference=reference).prepare(image)
+        np.testing.assert_array_equal(fed, image[23:, 13:1229])
+    for name in ("release", "kitti_official", "nyu"):
+        assert PROTOCOLS[name].prepare(image) is image
+    assert PROTOCOLS["nyu_release"].prepare(image[:, :500]).shape == (228, 304, 3)
+    with pytest.raises(ValueError, match="100x100 is smaller"):
+        PROTOCOLS["kitti_eigen"].prepare(image[:100, :100])
+
+
+def test_nyu_release_scores_full_and_model_sized_predictions():
+    generator = np.random.default_rng(0)
+    depth = generator.uniform(0.5, 12, (480, 640)).astype(np.float32)
+    small = frames.take(depth, "nyu_release")
+    for prediction in (depth, small):
+        score = PROTOCOLS["nyu_release"].score(prediction, depth)
+        assert score.num_valid == 228 * 304
+        assert score.metrics["abs_rel"] == 0
+
+
+@pytest.mark.parametrize("reference", ["kb", "full"])
+def test_sizes_that_do_not_go_together_are_an_error(frame, reference):
+    _, depth = frame
+    protocol = protocols.get("kitti_eigen", crop_reference=reference)
+    for size in ((370, 1226), (192, 640), (1242, 375)):
+        with pytest.raises(ValueError, match=rf"{size[0]}x{size[1]} .*375x1242.* or 352x1216"):
+            protocol.score(np.ones(size), depth)
+
+
+@pytest.mark.parametrize("reference, size", [("kb", (352, 1216)), ("full", (375, 1242))])
+def test_resizing_is_an_option(reference, size):
+    depth = np.full((375, 1242), 5.0)
+    coarse = np.linspace(1, 10, 40)[None, :].repeat(10, axis=0)
+    protocol = protocols.get("kitti_eigen", crop_reference=reference, resize_prediction="bilinear")
+    expected = np.broadcast_to(np.linspace(1, 10, size[1]), size)
+    resized, reference = (protocol.score(p, depth).metrics for p in (coarse, expected))
+    for name in ("abs_rel", "rmse", "silog"):
+        assert resized[name] == pytest.approx(reference[name], rel=1e-9)
+
+
+def test_nonfinite_and_clipped_predictions_are_counted():
+    depth = np.full((2, 4), 5.0)
+    depth[1] = 0
+    prediction = np.array([[np.nan, np.inf, -np.inf, 100.0], [np.nan] * 4])
+    score = protocols.get("kitti_official", max_depth=80).score(prediction, depth)
+    assert (score.num_valid, score.num_nonfinite, score.num_clipped) == (4, 3, 1)
+    assert score.metrics["mae"] == pytest.approx((2 * (5 - 1e-3) + 2 * 75) / 4)
+
+
+def test_an_image_without_a_valid_pixel_has_no_metrics():
+    score = PROTOCOLS["release"].score(np.ones((2, 2)), np.zeros((2, 2)))
+    assert score.num_valid == 0 and score.metrics == {} and math.isnan(score.mean_depth)
+
+
+def test_relative_predictions_are_aligned_before_clipping():
+    depth = np.random.default_rng(0).uniform(1, 70, (4, 6))
+    for alignment, prediction in {
+        "median": depth / 300,
+        "lsq_depth": depth / 300 - 2,
+        "lsq_disparity": 30 / depth + 4,
+    }.items():
+        score = protocols.get("release", alignment=alignment).score(prediction, depth)
+        assert score.metrics["abs_rel"] < 1e-9
+        assert score.num_clipped == 0
+
+
+def test_the_disparity_floor_is_the_cap_unless_it_is_said():
+    floors = [
+        protocols.get(name, alignment="lsq_disparity", **options).options["disparity_floor"]
+        for name, options in [
+            ("kitti_eigen", {}),
+            ("release", {}),
+            ("kitti_eigen", {"disparity_floor": 1e-3}),
+        ]
+    ]
+    assert floors == [1 / 80, 1e-3, 1e-3]
+    assert PROTOCOLS["kitti_eigen"].options["disparity_floor"] is None
+
+
+def test_options_are_named_and_no_cap_is_none():
+    assert protocols.get("kitti_eigen", crop_reference="full", max_depth=50.0).options == {
+        "input": "kb",
+        "crop": "garg",
+        "crop_reference": "full",
+        "min_depth": 1e-3,
+        "max_depth": 50.0,
+        "alignment": "none",
+        "disparity_floor": None,
+        "resize_prediction": "none",
+    }
+    assert PROTOCOLS["release"].options["max_depth"] is None
+    assert protocols.get("kitti_eigen", max_depth=math.inf).options["max_depth"] is None
+    assert PROTOCOLS["kitti_eigen_50m"].options["max_depth"] == 50
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("kitti_eigne", {}, "did you mean 'kitti_eigen'"),
+        ("kitti_eigen", {"crop": "grag"}, "crop is 'grag'; it must be one of none, garg, eigen"),
+        ("nyu", {"crop": "garg"}, "must be one of none, eigen"),
+        ("release", {"crop": "eigen"}, "must be one of none"),
+        ("nyu", {"crop_reference": "kb"}, "must be one of full"),
+        ("kitti_eigen", {"max_depth": 0.0}, "0.001..0.0 m must be positive and increasing"),
+        ("kitti_eigen", {"alignment": "mean"}, "alignment is 'mean'"),
+        ("kitti_eigen", {"disparity_floor": 0.0}, "must be > 0"),
+        ("kitti_eigen", {"crops": "garg"}, "no option 'crops'"),
+    ],
+)
+def test_options_that_do_not_exist_are_an_error(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        protocols.get(name, **options)
+
+
+def test_the_papers_numbers_carry_their_source():
+    reported = PROTOCOLS["kitti_eigen"].reported[0]
+    assert "DiffusionDepth paper" in reported.source
+    assert reported.metrics == {"abs_rel": 0.050, "rmse": 2.016, "delta1": 0.977}
+    for protocol in PROTOCOLS.values():
+        for reported in protocol.reported:
+            assert set(reported.metrics) <= set(metrics.METRICS)
+            assert set(reported.options) <= set(protocol.options)
