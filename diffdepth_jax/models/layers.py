@@ -179,17 +179,19 @@ class BatchNorm(nn.Module):
             running ones.
         momentum: weight of the new batch, PyTorch's convention (flax's momentum is 1 minus this).
         eps: added to the variance.
+        bias_init: of the affine map's bias.
     """
 
     train: bool
     momentum: float = 0.1
     eps: float = 1e-5
+    bias_init: Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
         shape, axes = inputs.shape[-1:], tuple(range(inputs.ndim - 1))
         scale = self.param("scale", nn.initializers.ones_init(), shape)
-        bias = self.param("bias", nn.initializers.zeros_init(), shape)
+        bias = self.param("bias", self.bias_init, shape)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
         mean, variance = running_mean.value, running_var.value

@@ -1,0 +1,214 @@
+"""The network that predicts the noise in a latent (DiffusionDepth's monocular conditioned block).
+
+It is called at every step of the sampler, and so comes in two parts: `prepare`, which does
+everything that does not depend on the step, and `denoise`.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from diffdepth_jax.models.layers import Conv, GroupNorm, Linear
+from diffdepth_jax.models.tables import conv_rules, norm_rules
+from diffdepth_jax.ops.conv import Gradient
+from diffdepth_jax.ops.image import adaptive_average_pool, resize_bilinear
+from diffdepth_jax.weights.rules import Rule, Rules
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """The denoiser; its width is that of the condition.
+
+    Attributes:
+        variant: "official" is what the released weights need, down to a final ReLU that keeps the
+            predicted noise from being negative. "paper" follows the text: the condition upsampled
+            by a local projection, residual convolution blocks and self-attention, and a free sign.
+        hidden_features: channels next to the latent on either side.
+        num_groups: of every GroupNorm.
+        time_table: rows of the table of time embeddings; at least the timesteps of training.
+        fuse: official only; two more convolutions after the sum (`convA` and `convB` of the heads
+            with Swin and MPViT), without an activation.
+        num_blocks: paper only; residual blocks, with the attention after the first.
+        num_heads: paper only; attention heads.
+        attention_tokens: paper only; the map is averaged down until it has at most this many
+            pixels to attend to.
+    """
+
+    variant: Literal["official", "paper"] = "official"
+    hidden_features: int = 64
+    num_groups: int = 4
+    time_table: int = 1280
+    fuse: bool = False
+    num_blocks: int = 2
+    num_heads: int = 8
+    attention_tokens: int = 1024
+
+    def __post_init__(self):
+        if self.variant not in ("official", "paper"):
+            raise ValueError(f"variant is {self.variant!r}; it must be 'official' or 'paper'")
+        for name in ("hidden_features", "num_groups", "time_table", "num_blocks", "num_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.attention_tokens < 1:
+            raise ValueError(f"attention_tokens is {self.attention_tokens}; it must be positive")
+        if self.hidden_features % self.num_groups:
+            raise ValueError(
+                f"hidden_features {self.hidden_features} do not form {self.num_groups} equal groups"
+            )
+
+
+class Denoiser(nn.Module):
+    """Condition, noisy latent and timesteps to the model output, of the latent's shape, float32.
+
+    Attributes:
+        config: see there.
+        features: channels of the condition.
+        latent_channels: channels of the latent.
+        dtype: of the computation; parameters and result are float32.
+        gradient: how the 3x3 convolutions are differentiated, see `ops.conv.conv3x3`.
+    """
+
+    config: DenoiserConfig
+    features: int
+    latent_channels: int
+    dtype: Any = jnp.float32
+    gradient: Gradient = "auto"
+
+    def setup(self):
+        config = self.config
+
+        def conv(features):
+            return Conv(features, 3, dtype=self.dtype, gradient=self.gradient)
+
+        self.time_embedding = self.param(
+            "time_embedding", nn.initializers.normal(1.0), (config.time_table, self.features)
+        )
+        self.noise_conv0, self.noise_conv1 = conv(config.hidden_features), conv(self.features)
+        self.noise_norm0, self.noise_norm1 = (GroupNorm(config.num_groups) for _ in range(2))
+        if config.variant == "paper":
+            self.project_conv, self.project_norm = conv(self.features), GroupNorm(config.num_groups)
+            block = (config.num_groups, self.dtype, self.gradient)
+            self.blocks = [ResidualBlock(*block) for _ in range(config.num_blocks)]
+            self.attention = SelfAttention(
+                config.num_heads, config.num_groups, config.attention_tokens, self.dtype
+            )
+        elif config.fuse:
+            self.fuse_conv0, self.fuse_conv1 = conv(self.features), conv(self.features)
+        self.predict_conv0 = conv(config.hidden_features)
+        self.predict_conv1 = conv(self.latent_channels)
+        self.predict_norm0 = GroupNorm(config.num_groups)
+        if config.variant == "official":
+            self.predict_norm1 = GroupNorm(config.num_groups)
+
+    def __call__(
+        self,
+        condition: Float[Array, "b h2 w2 c"],
+        latent: Float[Array, "b h w d"],
+        timesteps: Int[Array, " b"],
+    ) -> Float[Array, "b h w d"]:
+        """One prediction: `denoise` after `prepare`."""
+        return self.denoise(self.prepare(condition, latent.shape[1:3]), latent, timesteps)
+
+    def prepare(
+        self, condition: Float[Array, "b h2 w2 c"], size: tuple[int, int]
+    ) -> Float[Array, "b h w c"]:
+        """The condition at the latent's size.
+
+        The release adds the time embedding before it resizes. A constant stays what it is under
+        bilinear resizing, so it can be added after, and the resizing done once for all steps.
+        """
+        prepared = resize_bilinear(condition.astype(self.dtype), size)
+        if self.config.variant == "paper":
+            prepared = jax.nn.relu(self.project_norm(self.project_conv(prepared)))
+        return prepared
+
+    def denoise(
+        self,
+        prepared: Float[Array, "b h w c"],
+        latent: Float[Array, "b h w d"],
+        timesteps: Int[Array, " b"],
+    ) -> Float[Array, "b h w d"]:
+        """The prediction from what `prepare` returned; timesteps below `config.time_table`."""
+        embedding = self.time_embedding[timesteps].astype(self.dtype)[:, None, None, :]
+        hidden = jax.nn.relu(self.noise_norm0(self.noise_conv0(latent)))
+        hidden = jax.nn.relu(self.noise_norm1(self.noise_conv1(hidden)))
+        hidden = prepared + embedding + hidden
+        if self.config.variant == "paper":
+            for index, block in enumerate(self.blocks):
+                hidden = block(hidden)
+                if index == 0:
+                    hidden = self.attention(hidden)
+        elif self.config.fuse:
+            hidden = self.fuse_conv1(self.fuse_conv0(hidden))
+        hidden = jax.nn.relu(self.predict_norm0(self.predict_conv0(hidden)))
+        output = self.predict_conv1(hidden)
+        if self.config.variant == "official":
+            output = jax.nn.relu(self.predict_norm1(output))
+        return output.astype(jnp.float32)
+
+
+class ResidualBlock(nn.Module):
+    """Twice GroupNorm, ReLU and a 3x3 convolution, added to the input."""
+
+    num_groups: int
+    dtype: Any
+    gradient: Gradient
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        hidden = inputs
+        for index in range(2):
+            hidden = jax.nn.relu(GroupNorm(self.num_groups, name=f"norm{index}")(hidden))
+            hidden = Conv(
+                inputs.shape[-1], 3, dtype=self.dtype, gradient=self.gradient, name=f"conv{index}"
+            )(hidden)
+        return inputs + hidden
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention between all pixels of an averaged-down map, added to the input."""
+
+    num_heads: int
+    num_groups: int
+    max_tokens: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        height, width, channels = inputs.shape[1:]
+        factor = 1
+        while -(-height // factor) * -(-width // factor) > self.max_tokens:
+            factor += 1
+        size = (-(-height // factor), -(-width // factor))
+        tokens = adaptive_average_pool(GroupNorm(self.num_groups, name="norm")(inputs), size)
+        mixed = Linear(3 * channels, dtype=self.dtype, name="qkv")(tokens)
+        query, key, value = rearrange(
+            mixed, "b h w (three heads c) -> three b (h w) heads c", three=3, heads=self.num_heads
+        )
+        attended = rearrange(
+            jax.nn.dot_product_attention(query, key, value), "b (h w) n c -> b h w (n c)", h=size[0]
+        )
+        attended = Linear(channels, dtype=self.dtype, name="out")(attended)
+        return inputs + resize_bilinear(attended, (height, width))
+
+
+def rules() -> Rules:
+    """The table of the release's names, relative to `depth_head.model.`."""
+    return (
+        Rule(r"time_embedding\.weight", "params/time_embedding"),
+        *conv_rules(r"noise_embedding\.0", "noise_conv0"),
+        *norm_rules(r"noise_embedding\.1", "noise_norm0"),
+        *conv_rules(r"noise_embedding\.3", "noise_conv1"),
+        *norm_rules(r"noise_embedding\.4", "noise_norm1"),
+        *conv_rules(r"upsample_fuse\.convA\.conv", "fuse_conv0"),
+        *conv_rules(r"upsample_fuse\.convB\.conv", "fuse_conv1"),
+        *conv_rules(r"pred\.0", "predict_conv0"),
+        *norm_rules(r"pred\.1", "predict_norm0"),
+        *conv_rules(r"pred\.3", "predict_conv1"),
+        *norm_rules(r"pred\.4", "predict_norm1"),
+    )

@@ -1,0 +1,153 @@
+"""From the encoder's features to the condition of the denoiser (DiffusionDepth, section 3.2).
+
+A feature pyramid sums the levels from coarse to fine. HAHI (Li et al. 2022, arXiv:2203.14211) may
+come before it, as the release uses it: with both of its attentions switched off, so that what is
+left are projections and fusions within each level.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffdepth_jax.models.layers import BatchNorm, Conv, ConvTranspose
+from diffdepth_jax.models.tables import batch_norm_rules, conv_rules
+from diffdepth_jax.ops.image import adaptive_average_pool
+from diffdepth_jax.typing import Features
+from diffdepth_jax.weights.rules import Rule, Rules, Skip, conv_transpose
+
+
+@dataclass(frozen=True)
+class NeckConfig:
+    """The neck.
+
+    Attributes:
+        features: channels of the pyramid and of the condition.
+        hahi: whether HAHI comes before the pyramid.
+        hahi_features: channels of HAHI's projections.
+    """
+
+    features: int = 256
+    hahi: bool = False
+    hahi_features: int = 512
+
+    def __post_init__(self):
+        if min(self.features, self.hahi_features) < 1:
+            raise ValueError(
+                f"features ({self.features}) and hahi_features ({self.hahi_features}) must be "
+                "positive"
+            )
+
+
+class Neck(nn.Module):
+    """Features of any number of levels and sizes to the condition, at the finest level's size."""
+
+    config: NeckConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool = False) -> Float[Array, "b h w c"]:
+        if self.config.hahi:
+            features = HAHI(self.config.hahi_features, self.dtype, name="hahi")(features, train)
+        condition = None
+        for level in reversed(range(len(features))):
+            lateral = ConvNorm(self.config.features, 3, self.dtype, name=f"lateral{level}")(
+                features[level], train
+            )
+            if condition is not None:
+                coarse = Upsample(self.config.features, self.dtype, name=f"up{level}")(
+                    condition, train
+                )
+                # Twice the coarser size is one row or column too many where this level's is odd.
+                lateral += adaptive_average_pool(coarse, lateral.shape[1:3])
+            condition = lateral
+        return condition
+
+
+class HAHI(nn.Module):
+    """Each level projected, and the projection fused back into it; sizes and channels stay."""
+
+    projected: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Features, train: bool) -> Features:
+        outputs = []
+        for level, inputs in enumerate(features):
+            channels = inputs.shape[-1]
+            lateral = ConvNorm(channels, 1, self.dtype, name=f"lateral{level}")(inputs, train)
+            projection = ConvNorm(self.projected, 1, self.dtype, name=f"project{level}")(
+                lateral, train
+            )
+            # The finest level, a convolutional map in the original, is concatenated second.
+            pair = (lateral, projection) if level else (projection, lateral)
+            outputs.append(
+                ConvNorm(channels, 3, self.dtype, name=f"fuse{level}")(
+                    jnp.concatenate(pair, -1), train
+                )
+            )
+        return tuple(outputs)
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, BatchNorm, ReLU."""
+
+    features: int
+    kernel_size: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "b h w i"], train: bool) -> Float[Array, "b h w o"]:
+        outputs = Conv(
+            self.features, self.kernel_size, use_bias=False, dtype=self.dtype, name="conv"
+        )(inputs)
+        return jax.nn.relu(BatchNorm(train, name="norm")(outputs))
+
+
+class Upsample(nn.Module):
+    """Transposed 2x2 convolution of stride 2 without bias, BatchNorm, ReLU."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "b h w i"], train: bool) -> Float[Array, "b h2 w2 o"]:
+        outputs = ConvTranspose(self.features, 2, 2, use_bias=False, dtype=self.dtype, name="conv")(
+            inputs
+        )
+        return jax.nn.relu(BatchNorm(train, name="norm")(outputs))
+
+
+def rules(config: NeckConfig, levels: int) -> Rules:
+    """The table of the release's names, relative to `depth_head.`, for so many feature levels."""
+    unused = "DiffusionDepth builds it and never calls it"
+    table = (
+        *conv_rules(r"conv_lateral\.(\d+)\.0", r"lateral\1/conv"),
+        *batch_norm_rules(r"conv_lateral\.(\d+)\.1", r"lateral\1/norm"),
+        Rule(r"conv_up\.(\d+)\.0\.weight", r"params/up\1/conv/kernel", conv_transpose),
+        *batch_norm_rules(r"conv_up\.(\d+)\.1", r"up\1/norm"),
+        Skip(r"convup_fp\..+", unused),
+    )
+    if not config.hahi:
+        return table
+    names = [(r"lateral_convs\.(\d+)", r"lateral\1"), (r"conv_proj\.0", "project0")]
+    names += [(r"conv_fusion\.0", "fuse0")]
+    # Its transformer levels are counted from 0, but are the pyramid's levels 1, 2, ...
+    for index in range(levels - 1):
+        names += [(rf"trans_proj\.{index}", f"project{index + 1}")]
+        names += [(rf"trans_fusion\.{index}", f"fuse{index + 1}")]
+    for key, path in names:
+        table += (
+            *conv_rules(rf"hahineck\.{key}\.conv", f"hahi/{path}/conv"),
+            *batch_norm_rules(rf"hahineck\.{key}\.bn", f"hahi/{path}/norm"),
+        )
+    return (
+        *table,
+        Skip(
+            r"hahineck\.(multi_att|self_attn|reference_points)\..+|hahineck\.level_embed",
+            "DiffusionDepth switches HAHI's attention off",
+        ),
+    )

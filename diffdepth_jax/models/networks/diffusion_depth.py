@@ -1,0 +1,378 @@
+"""DiffusionDepth (Duan et al. 2023, arXiv:2303.05021): depth by denoising a latent depth map.
+
+An encoder and a neck turn the image into a condition; a latent of noise is denoised under it by
+DDIM; a small decoder turns the latent into depth in metres. All of the networks of the release
+(github.com/duanyiqun/DiffusionDepth) are configurations of this one: see `VARIANTS`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from diffdepth_jax import registry
+from diffdepth_jax.config import choice
+from diffdepth_jax.models import codec, denoiser, necks
+from diffdepth_jax.models.codec import Codec, CodecConfig
+from diffdepth_jax.models.denoiser import Denoiser, DenoiserConfig
+from diffdepth_jax.models.encoders import mpvit, resnet, swin
+from diffdepth_jax.models.necks import Neck, NeckConfig
+from diffdepth_jax.ops.conv import Gradient
+from diffdepth_jax.ops.diffusion import (
+    BetaSchedule,
+    PredictionType,
+    Schedule,
+    ddim_sample,
+    inference_timesteps,
+)
+from diffdepth_jax.ops.image import pad_to_multiple
+from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.weights.rules import Rules, prefix
+
+OUTPUT = "metric_depth"
+INPUT = InputSpec()
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise schedule and the sampler; see `ops.diffusion` for the values' meaning."""
+
+    num_train_timesteps: int = 1000
+    beta_schedule: BetaSchedule = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction_type: PredictionType = "epsilon"
+    num_inference_steps: int = 20
+    eta: float = 0.0
+
+    def __post_init__(self):
+        inference_timesteps(self.schedule.num_train_timesteps, self.num_inference_steps)
+        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
+            raise ValueError(
+                f"prediction_type is {self.prediction_type!r}; it must be 'epsilon', 'sample' or "
+                "'v_prediction'"
+            )
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.create(
+            self.num_train_timesteps, self.beta_start, self.beta_end, self.beta_schedule
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A DiffusionDepth network.
+
+    Attributes:
+        encoder: the config of a registered encoder.
+        neck, codec, denoiser, diffusion: the other parts.
+        max_depth: metres; predictions are clipped to it, the network's own methods are not.
+        remat: recompute the sampler's steps in the backward pass instead of storing them.
+        conv_gradient: how the denoiser's convolutions are differentiated, see `ops.conv.conv3x3`.
+    """
+
+    name: Literal["diffusion_depth"] = "diffusion_depth"
+    encoder: Any = choice("encoder")
+    neck: NeckConfig = field(default_factory=NeckConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    max_depth: float | None = None
+    remat: bool = True
+    conv_gradient: Gradient = "auto"
+
+    def __post_init__(self):
+        if self.neck.features % self.denoiser.num_groups:
+            raise ValueError(
+                f"neck.features {self.neck.features} do not form denoiser.num_groups "
+                f"{self.denoiser.num_groups} equal groups"
+            )
+        official = self.denoiser.variant == "official"
+        if official and self.codec.latent_channels % self.denoiser.num_groups:
+            raise ValueError(
+                f"codec.latent_channels {self.codec.latent_channels} do not form "
+                f"denoiser.num_groups {self.denoiser.num_groups} equal groups"
+            )
+        if not official and self.neck.features % self.denoiser.num_heads:
+            raise ValueError(
+                f"neck.features {self.neck.features} do not divide into denoiser.num_heads "
+                f"{self.denoiser.num_heads}"
+            )
+        if self.diffusion.num_train_timesteps > self.denoiser.time_table:
+            raise ValueError(
+                f"diffusion.num_train_timesteps {self.diffusion.num_train_timesteps} exceed "
+                f"denoiser.time_table {self.denoiser.time_table}"
+            )
+        if self.max_depth is not None and not self.max_depth > 0:
+            raise ValueError(f"max_depth is {self.max_depth}; it must be positive or None")
+        if self.conv_gradient not in ("auto", "xla", "custom"):
+            raise ValueError(
+                f"conv_gradient is {self.conv_gradient!r}; it must be 'auto', 'xla' or 'custom'"
+            )
+
+
+def _swin_large(hahi: bool) -> Config:
+    return Config(
+        encoder=swin.VARIANTS["large"],
+        neck=NeckConfig(hahi=hahi),
+        denoiser=DenoiserConfig(fuse=True),
+    )
+
+
+VARIANTS = {
+    "res18": Config(encoder=resnet.VARIANTS["18"]),
+    "res50": Config(encoder=resnet.VARIANTS["50"]),
+    "res101": Config(encoder=resnet.VARIANTS["101"]),
+    "swin_large": _swin_large(hahi=False),
+    "swin_large_hahi": _swin_large(hahi=True),
+    "mpvit_small": Config(
+        encoder=mpvit.VARIANTS["small"],
+        neck=NeckConfig(hahi=True),
+        denoiser=DenoiserConfig(fuse=True),
+    ),
+}
+
+
+class DiffusionDepth(nn.Module):
+    """The network; images come normalised by `INPUT`, depth is in metres, float32.
+
+    Attributes:
+        config: see there.
+        dtype: of the convolutions and matrix products; parameters, norms' statistics, the latent
+            during sampling and all results are float32.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        config = self.config
+        encoder = registry.module("encoder", config.encoder.name)
+        self.encoder = encoder.Encoder(config.encoder, dtype=self.dtype)
+        self.neck = Neck(config.neck, dtype=self.dtype)
+        self.codec = Codec(config.codec, dtype=self.dtype)
+        self.denoiser = Denoiser(
+            config.denoiser,
+            features=config.neck.features,
+            latent_channels=config.codec.latent_channels,
+            dtype=self.dtype,
+            gradient=config.conv_gradient,
+        )
+
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"],
+        noise: Float[Array, "b h2 w2 d"],
+        train: bool = False,
+        num_inference_steps: int | None = None,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "b h w 1"]:
+        """Image to depth of the same size, any size.
+
+        Args:
+            image: normalised RGB.
+            noise: x_T, standard normal, of `latent_shape(image.shape)`.
+            train: use the batch's statistics and drop paths.
+            num_inference_steps, key: see `sample`.
+        """
+        height, width = image.shape[1:3]
+        expected = self.latent_shape(image.shape)
+        if noise.shape != expected:
+            raise ValueError(f"noise for an image {image.shape} must be {expected}: {noise.shape}")
+        # Where the codec halves an odd side, its decoder returns one pixel too many.
+        condition = self.encode_image(pad_to_multiple(image, self.config.codec.factor), train)
+        latent = self.sample(condition, noise, num_inference_steps, key=key)
+        depth = self.decode_latent(latent, train)[:, :height, :width]
+        if self.is_initializing():  # the one part that inference does without
+            self.encode_depth(depth)
+        return depth
+
+    def encode_image(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> Float[Array, "b h2 w2 c"]:
+        """Normalised image to condition, at the stride of the encoder's finest features."""
+        features = self.encoder(jnp.asarray(image), train)
+        return self.neck(features, train).astype(jnp.float32)
+
+    def sample(
+        self,
+        condition: Float[Array, "b h2 w2 c"],
+        noise: Float[Array, "b h w d"],
+        num_inference_steps: int | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
+        return_trajectory: bool = False,
+    ) -> Float[Array, "b h w d"] | tuple[Float[Array, "b h w d"], Float[Array, "n b h w d"]]:
+        """Denoises x_T to x_0 under a condition.
+
+        Args:
+            condition: what `encode_image` returned.
+            noise: x_T.
+            num_inference_steps: that of the config when None.
+            key: for the steps' noise; needed exactly if the config's eta is not 0.
+            return_trajectory: also return the latent after every step.
+        """
+        config = self.config.diffusion
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        prepared = self.denoiser.prepare(jnp.asarray(condition), noise.shape[1:3])
+        if self.is_initializing():
+            self.denoiser.denoise(prepared, noise, jnp.zeros(len(noise), jnp.int32))
+        # Inside the scan the denoiser is a function of arrays, no part of this module.
+        module, variables = self.denoiser.unbind()
+
+        def denoise(latent, timestep):
+            timesteps = jnp.full(len(latent), timestep)
+            return module.apply(variables, prepared, latent, timesteps, method="denoise")
+
+        return ddim_sample(
+            config.schedule,
+            denoise,
+            jnp.asarray(noise, jnp.float32),
+            steps,
+            prediction_type=config.prediction_type,
+            eta=config.eta,
+            key=key,
+            remat=self.config.remat,
+            return_trajectory=return_trajectory,
+        )
+
+    def predict_noise(
+        self,
+        condition: Float[Array, "b h2 w2 c"],
+        latent: Float[Array, "b h w d"],
+        timesteps: Int[Array, " b"],
+    ) -> Float[Array, "b h w d"]:
+        """The denoiser's output for noisy latents, each at a timestep of its own."""
+        arrays = (jnp.asarray(array) for array in (condition, latent, timesteps))
+        return self.denoiser(*arrays)
+
+    def decode_latent(
+        self, latent: Float[Array, "b h2 w2 d"], train: bool = False
+    ) -> Float[Array, "b h w 1"]:
+        """Latent to depth in metres, `codec.factor` times its size, not clipped."""
+        return self.codec.decode(jnp.asarray(latent), train)
+
+    def encode_depth(
+        self, depth: Float[Array, "b h w 1"], train: bool = False
+    ) -> Float[Array, "b h2 w2 d"]:
+        """Depth in metres (0 = none) to latent. For training: inference does not need it."""
+        return self.codec.encode(jnp.asarray(depth), train)
+
+    def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Shape of the noise for images of shape [b, h, w, 3]."""
+        batch, height, width, _ = image_shape
+        size = self.config.codec.latent_size(height, width)
+        return (batch, *size, self.config.codec.latent_channels)
+
+    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Freshly initialised {"params", "batch_stats"}; trace it for shapes alone."""
+        side = 2 * max(self.config.encoder.reductions)
+        image = jnp.zeros((1, side, side, 3))
+        noise = jnp.zeros(self.latent_shape(image.shape))
+        return self.init(key, image, noise, num_inference_steps=1, key=key)
+
+
+Network = DiffusionDepth
+
+
+def build(config: Config, dtype: Any = jnp.float32) -> DiffusionDepth:
+    """The module of a config; `dtype` is that of its computation."""
+    return DiffusionDepth(config, dtype)
+
+
+def rules(config: Config) -> Rules:
+    """The table of the release's names."""
+    encoder = registry.module("encoder", config.encoder.name).rules(config.encoder)
+    levels = len(config.encoder.channels)
+    return (
+        *prefix(encoder, "depth_backbone.", "encoder"),
+        *prefix(necks.rules(config.neck, levels), "depth_head.", "neck"),
+        *prefix(codec.rules(config.codec), "depth_head.depth_transform.", "codec"),
+        *prefix(denoiser.rules(), "depth_head.model.", "denoiser"),
+    )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of a state dict with these names and shapes; None if it is of no known family.
+
+    Structure is read off the names. Each width is the one that most of the entries concerned agree
+    on, so that a single entry of a wrong shape is found out later, as just that, when the weights
+    are converted. Weights tell neither the schedule nor the number of steps: the release's.
+    """
+    backbone = _below(shapes, "depth_backbone.")
+    head = _below(shapes, "depth_head.")
+    encoder = None
+    for name in registry.names("encoder"):
+        encoder = encoder or registry.module("encoder", name).infer(backbone)
+    factor = _codec_factor(head)
+    features = _width(head, r"conv_(lateral|up)\.\d\.1\.\w+")
+    latent_channels = _width(head, r"model\.pred\.[34]\.\w+")
+    hidden_features = _width(head, r"model\.(noise_embedding|pred)\.[01]\.\w+")
+    time_table = _width(head, r"model\.time_embedding\.weight")
+    if None in (encoder, factor, features, latent_channels, hidden_features, time_table):
+        return None
+    hahi_features = _width(head, r"hahineck\.(trans_proj|conv_proj)\.\d\.bn\.\w+")
+    neck = NeckConfig(features)
+    if hahi_features is not None:
+        neck = NeckConfig(features, hahi=True, hahi_features=hahi_features)
+    return Config(
+        encoder=encoder,
+        neck=neck,
+        codec=CodecConfig(
+            factor=factor,
+            latent_channels=latent_channels,
+            pointwise="depth_transform.conv_transform.0.weight" in head,
+        ),
+        denoiser=DenoiserConfig(
+            hidden_features=hidden_features,
+            time_table=max(time_table, DiffusionConfig.num_train_timesteps),
+            fuse="model.upsample_fuse.convA.conv.weight" in head,
+        ),
+    )
+
+
+def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
+    """The config with what an official checkpoint's `args` say: the steps and `max_depth`."""
+    diffusion = config.diffusion
+    for name, key in (
+        ("num_inference_steps", "inference_steps"),
+        ("num_train_timesteps", "num_train_timesteps"),
+    ):
+        if arguments.get(key) is not None:
+            diffusion = replace(diffusion, **{name: int(arguments[key])})
+    max_depth = arguments.get("max_depth")
+    max_depth = config.max_depth if max_depth is None else float(max_depth)
+    return replace(config, diffusion=diffusion, max_depth=max_depth)
+
+
+def _codec_factor(head: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Each codec's last layer has another place in its decoder's `torch.nn.Sequential`."""
+    places = {1: "1.1.weight", 2: "3.0.weight", 4: "4.0.weight"}
+    found = [
+        factor
+        for factor, place in places.items()
+        if f"depth_transform.conv_inv_transform.{place}" in head
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _width(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int | None:
+    """The most common length of the first axis among the entries that match."""
+    lengths = Counter(
+        shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name)
+    )
+    return lengths.most_common(1)[0][0] if lengths else None
+
+
+def _below(shapes: Mapping[str, tuple[int, ...]], root: str) -> dict[str, tuple[int, ...]]:
+    return {
+        name.removeprefix(root): tuple(s) for name, s in shapes.items() if name.startswith(root)
+    }

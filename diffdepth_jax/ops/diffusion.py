@@ -1,0 +1,226 @@
+"""Noise schedules and the DDIM sampler (Song et al. 2021, arXiv:2010.02502).
+
+Names follow the field: `sample` is x_t, `model_output` what the network predicts, `alphas_cumprod`
+the cumulative product of 1 - beta. The arithmetic is float32 and element-wise, so the shapes of
+samples are free: [b, ...].
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+_MAX_COSINE_BETA = 0.999
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """How much of the signal is left after each training timestep.
+
+    Attributes:
+        betas: float32 [T].
+        alphas_cumprod: float32 [T], falling from nearly 1 towards 0.
+    """
+
+    betas: Float[np.ndarray, " t"]
+    alphas_cumprod: Float[np.ndarray, " t"]
+
+    @classmethod
+    def create(
+        cls,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: BetaSchedule = "linear",
+    ) -> "Schedule":
+        """Computes a schedule in float64.
+
+        Args:
+            num_train_timesteps: T.
+            beta_start, beta_end: the first and the last beta, in (0, 1); unused by "cosine".
+            beta_schedule: "linear"; "scaled_linear" (linear in sqrt(beta), latent diffusion);
+                "cosine" (Nichol and Dhariwal 2021, betas capped at 0.999).
+
+        Raises:
+            ValueError: on values outside these ranges.
+        """
+        if num_train_timesteps < 1:
+            raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
+        if not 0.0 < beta_start <= beta_end < 1.0:
+            raise ValueError(
+                f"betas must satisfy 0 < beta_start <= beta_end < 1, not {beta_start}, {beta_end}"
+            )
+        if beta_schedule == "linear":
+            betas = np.linspace(beta_start, beta_end, num_train_timesteps)
+        elif beta_schedule == "scaled_linear":
+            betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+        elif beta_schedule == "cosine":
+            time = np.arange(num_train_timesteps + 1) / num_train_timesteps
+            alphas_cumprod = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+            betas = np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], _MAX_COSINE_BETA)
+        else:
+            raise ValueError(
+                f"beta_schedule is 'linear', 'scaled_linear' or 'cosine', not {beta_schedule!r}"
+            )
+        return cls(betas.astype(np.float32), np.cumprod(1 - betas).astype(np.float32))
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+
+def inference_timesteps(num_train_timesteps: int, num_inference_steps: int) -> np.ndarray:
+    """The sampler's timesteps, int32 [N]: [N-1, ..., 0] * (T // N), as the released models use.
+
+    With T = 1000 and N = 20: 950, 900, ..., 0.
+
+    Raises:
+        ValueError: unless 1 <= N <= T.
+    """
+    if not 1 <= num_inference_steps <= num_train_timesteps:
+        raise ValueError(
+            f"num_inference_steps must lie between 1 and the {num_train_timesteps} timesteps of "
+            f"training, not {num_inference_steps}"
+        )
+    ratio = num_train_timesteps // num_inference_steps
+    return np.arange(num_inference_steps - 1, -1, -1, dtype=np.int32) * np.int32(ratio)
+
+
+def add_noise(
+    schedule: Schedule,
+    sample: Float[Array, "b *shape"],
+    noise: Float[Array, "b *shape"],
+    timesteps: Int[Array, " b"],
+) -> Float[Array, "b *shape"]:
+    """x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) noise, one t per image."""
+    alpha = jnp.asarray(schedule.alphas_cumprod)[timesteps]
+    alpha = alpha.reshape(-1, *[1] * (sample.ndim - 1))
+    return jnp.sqrt(alpha) * sample + jnp.sqrt(1 - alpha) * noise
+
+
+def posterior_mean_weight(schedule: Schedule, timesteps: Int[Array, " b"]) -> Float[Array, " b"]:
+    """Turns a squared error of the noise into that of the mean of x_{t-1} given x_t.
+
+    mu = (x_t - beta_t / sqrt(1 - alphas_cumprod_t) noise) / sqrt(1 - beta_t) (Ho et al. 2020,
+    equation 11), so ||mu - mu'||^2 = beta_t^2 / ((1 - beta_t) (1 - alphas_cumprod_t)) times
+    ||noise - noise'||^2.
+    """
+    beta = jnp.asarray(schedule.betas)[timesteps]
+    alpha = jnp.asarray(schedule.alphas_cumprod)[timesteps]
+    return beta**2 / ((1 - beta) * (1 - alpha))
+
+
+def ddim_step(
+    schedule: Schedule,
+    model_output: Float[Array, "b *shape"],
+    sample: Float[Array, "b *shape"],
+    timestep: Int[Array, ""],
+    previous_timestep: Int[Array, ""],
+    *,
+    prediction_type: PredictionType = "epsilon",
+    eta: float = 0.0,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "b *shape"]:
+    """One step from x_t to x at `previous_timestep` (equation 12; nothing is clipped).
+
+    Args:
+        schedule: the noise schedule.
+        model_output: the network's prediction at (`sample`, `timestep`).
+        sample: x_t.
+        timestep: t, the same for the whole batch.
+        previous_timestep: the less noisy timestep; negative means the clean sample.
+        prediction_type: whether the network predicts the noise, x_0 or the velocity (Salimans and
+            Ho 2022).
+        eta: 0 is deterministic DDIM, 1 has the variance of DDPM (equation 16).
+        key: for the noise of this step; needed exactly if eta > 0.
+    """
+    if eta > 0 and key is None:
+        raise ValueError(f"eta={eta} adds noise at every step and needs a key")
+    alphas_cumprod = jnp.asarray(schedule.alphas_cumprod)
+    alpha = alphas_cumprod[timestep]
+    previous = jnp.where(
+        previous_timestep >= 0, alphas_cumprod[jnp.maximum(previous_timestep, 0)], 1.0
+    )
+    signal, spread = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
+    if prediction_type == "epsilon":
+        noise = model_output
+        clean = (sample - spread * noise) / signal
+    elif prediction_type == "sample":
+        clean = model_output
+        noise = (sample - signal * clean) / spread
+    elif prediction_type == "v_prediction":
+        clean = signal * sample - spread * model_output
+        noise = signal * model_output + spread * sample
+    else:
+        raise ValueError(
+            f"prediction_type is 'epsilon', 'sample' or 'v_prediction', not {prediction_type!r}"
+        )
+    variance = eta**2 * (1 - previous) / (1 - alpha) * (1 - alpha / previous)
+    # The difference is never negative but may round to it.
+    direction = jnp.sqrt(jnp.maximum(1 - previous - variance, 0.0))
+    result = jnp.sqrt(previous) * clean + direction * noise
+    if eta > 0:
+        result += jnp.sqrt(variance) * jax.random.normal(key, sample.shape, sample.dtype)
+    return result
+
+
+def ddim_sample(
+    schedule: Schedule,
+    denoise: Callable[[Array, Array], Array],
+    noise: Float[Array, "b *shape"],
+    num_inference_steps: int,
+    *,
+    prediction_type: PredictionType = "epsilon",
+    eta: float = 0.0,
+    key: Key[Array, ""] | None = None,
+    remat: bool = False,
+    policy: Callable[..., bool] | None = None,
+    return_trajectory: bool = False,
+) -> Float[Array, "b *shape"] | tuple[Float[Array, "b *shape"], Float[Array, "n b *shape"]]:
+    """Runs the whole sampler as one `lax.scan`, differentiable in reverse mode.
+
+    Args:
+        schedule: the noise schedule.
+        denoise: `(sample [b, ...], timestep [] int32) -> model_output [b, ...]`; whatever does not
+            depend on the step should be computed before and closed over.
+        noise: x_T, float32.
+        num_inference_steps: N; see `inference_timesteps`.
+        prediction_type, eta: see `ddim_step`.
+        key: needed exactly if eta > 0; step i draws from `fold_in(key, i)`.
+        remat: recompute the body in the backward pass instead of storing its activations.
+        policy: with `remat`, which of them to store all the same (`jax.checkpoint_policies`).
+        return_trajectory: also return the samples after every step, [N, b, ...].
+
+    Returns:
+        x_0, or (x_0, trajectory).
+    """
+    timesteps = inference_timesteps(schedule.num_train_timesteps, num_inference_steps)
+    ratio = schedule.num_train_timesteps // num_inference_steps
+
+    def step(sample, inputs):
+        index, timestep = inputs
+        sample = ddim_step(
+            schedule,
+            denoise(sample, timestep),
+            sample,
+            timestep,
+            timestep - ratio,
+            prediction_type=prediction_type,
+            eta=eta,
+            key=None if key is None else jax.random.fold_in(key, index),
+        )
+        return sample, sample if return_trajectory else None
+
+    if remat:
+        # Inside a scan the compiler cannot merge the recomputation with the first computation.
+        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+    inputs = (jnp.arange(num_inference_steps), jnp.asarray(timesteps))
+    sample, trajectory = lax.scan(step, noise, inputs)
+    return (sample, trajectory) if return_trajectory else sample
