@@ -12,7 +12,7 @@ BIN := .venv/bin
 
 setup: .venv/installed
 
-.venv/installed: requirements.txt requirements-dev.txt
+.venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
 	  { echo "Python 3.11 or newer is needed; say which: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,7 @@ setup: .venv/installed
 	  sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv/requirements.txt; \
 	fi
 	$(BIN)/pip install --quiet $(PIP_ARGS) -r .venv/requirements.txt -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps --editable .
 	touch $@
 
 demo: setup
@@ -38,11 +39,12 @@ test: setup
 test-torch: .venv-torch/installed
 	.venv-torch/bin/python -m pytest -m torch
 
-.venv-torch/installed: requirements.txt requirements-dev.txt requirements-torch.txt
+.venv-torch/installed: requirements.txt requirements-dev.txt requirements-torch.txt pyproject.toml
 	$(PYTHON) -m venv .venv-torch
 	sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv-torch/requirements.txt
 	.venv-torch/bin/pip install --quiet $(PIP_ARGS) -r .venv-torch/requirements.txt -r requirements-dev.txt \
 	  -r requirements-torch.txt
+	.venv-torch/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
 sample: setup

@@ -189,6 +189,29 @@ def export(
     return state_dict
 
 
+def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str) -> None:
+    """Compares variables that are in our layout already with what a model expects.
+
+    Args:
+        variables: nested mapping of collections with array leaves.
+        expected: as for `convert`.
+        title: the first words of the error.
+
+    Raises:
+        WeightsError: if a leaf is missing, superfluous or of another shape; names all of them.
+    """
+    found, wanted, faults = _flatten(variables), _flatten(expected), _Faults()
+    for path in wanted.keys() - found.keys():
+        faults.add("leaves that are missing", f"{path} {tuple(wanted[path].shape)}")
+    for path in found.keys() - wanted.keys():
+        faults.add("leaves that the model does not have", path)
+    for path in found.keys() & wanted.keys():
+        shapes = tuple(found[path].shape), tuple(wanted[path].shape)
+        if shapes[0] != shapes[1]:
+            faults.add("shapes that differ", f"{path}: {shapes[0]}, the model has {shapes[1]}")
+    faults.raise_if_any(title)
+
+
 class _Faults:
     """Faults by kind, told in one message with the first few of each kind."""
 

@@ -1,0 +1,289 @@
+"""Any checkpoint to a `DepthModel`, and images to depth.
+
+`load` takes a run of ours, an official PyTorch checkpoint, a safetensors file or a state dict; the
+architecture comes from the checkpoint itself. Arrays are all that is read: no optimiser state, no
+data pipeline, no PyTorch.
+"""
+
+import dataclasses
+import functools
+import glob
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry, visualize
+from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.weights import files, orbax, rules
+
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+
+ImageLike = np.ndarray | Image.Image | str | os.PathLike
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthModel:
+    """A network with its weights.
+
+    Attributes:
+        model: the linen module; its methods run by `model.apply(variables, ..., method="...")`.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        config: the frozen config that the module was built from.
+        input_spec: how images are normalised for the module's methods (`predict` does it itself).
+    """
+
+    model: nn.Module
+    variables: Mapping[str, Any] = dataclasses.field(repr=False)
+    config: Any
+    input_spec: InputSpec
+
+    def predict(
+        self,
+        image_or_images: ImageLike | Sequence[ImageLike],
+        noise: Any = None,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        flip_tta: bool = False,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Depth of one image or of several, each at its own size.
+
+        Args:
+            image_or_images: uint8 RGB arrays `[h, w, 3]`, Pillow images or paths, of any size; one,
+              a list of them, or one array `[b, h, w, 3]`.
+            noise: the initial latent x_T of each image, `model.latent_shape` of it (for several
+              images a list or a stacked array); drawn from `seed` when None.
+            seed: every image draws its noise anew from this seed, so that its depth does not depend
+              on what else is in the list.
+            num_inference_steps: denoising steps; the checkpoint's own number when None.
+            flip_tta: average the prediction with that of the mirrored image (from the same noise).
+
+        Returns:
+            float32 `[h, w]` in metres for one image, clipped to [0, `config.max_depth`] where the
+            checkpoint states one; a list of them for a list; `[b, h, w]` for one array.
+        """
+        stacked = isinstance(image_or_images, np.ndarray) and image_or_images.ndim == 4
+        if stacked or isinstance(image_or_images, list | tuple):
+            images = list(image_or_images)
+            noises = [None] * len(images) if noise is None else list(noise)
+            if len(noises) != len(images):
+                raise ValueError(f"{len(noises)} noise arrays were given for {len(images)} images")
+            depths = [
+                self._predict_one(image, latent, seed, num_inference_steps, flip_tta)
+                for image, latent in zip(images, noises, strict=True)
+            ]
+            return np.stack(depths) if stacked else depths
+        return self._predict_one(image_or_images, noise, seed, num_inference_steps, flip_tta)
+
+    def _predict_one(
+        self, source: ImageLike, noise: Any, seed: int, steps: int | None, flip_tta: bool
+    ) -> np.ndarray:
+        image = read_image(source)
+        shape = tuple(self.model.latent_shape((1, *image.shape)))
+        if noise is None:
+            noise = jax.random.normal(jax.random.key(seed), shape)
+        else:
+            noise = np.asarray(noise, np.float32)
+            if noise.shape not in (shape, shape[1:]):
+                raise ValueError(
+                    f"noise has shape {noise.shape}; an image of {image.shape[:2]} pixels needs "
+                    f"{shape[1:]}"
+                )
+            noise = noise.reshape(shape)
+        normalised = self.input_spec.normalise(image)[None]
+        depth = self._apply(self.variables, normalised, noise, steps)
+        if flip_tta:
+            mirrored = self._apply(self.variables, normalised[:, :, ::-1], noise, steps)
+            depth = (depth + mirrored[:, :, ::-1]) / 2
+        depth = np.asarray(depth[0, :, :, 0], np.float32)
+        limit = getattr(self.config, "max_depth", None)
+        return depth if limit is None else np.clip(depth, 0.0, np.float32(limit))
+
+    @functools.cached_property
+    def _apply(self) -> Callable[..., Float[Array, "b h w 1"]]:
+        @functools.partial(jax.jit, static_argnums=3)
+        def apply(variables, image, noise, num_inference_steps):
+            return self.model.apply(
+                variables, image, noise, num_inference_steps=num_inference_steps
+            )
+
+        return apply
+
+
+def load(source: str | os.PathLike | Mapping[str, Any], *, step: int | None = None) -> DepthModel:
+    """Rebuilds a model with its weights from what a checkpoint alone says.
+
+    Args:
+        source: a run directory or checkpoint directory of ours; an official `.pt`/`.pth` file (read
+          without PyTorch, nothing in it is executed); a `.safetensors` file; or a state dict, names
+          to arrays in PyTorch's layout.
+        step: which of a run's checkpoints; the latest when None.
+
+    Raises:
+        FileNotFoundError: if there is no such file or directory.
+        ValueError: if the weights belong to no known network or do not fit it; says which and why.
+    """
+    if isinstance(source, Mapping):
+        return _from_state_dict(source, {}, "the given state dict")
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} does not exist; give a run directory, a .pt or a .safetensors file"
+        )
+    if path.is_dir():
+        return _from_run(path, step)
+    if step is not None:
+        raise ValueError(f"step={step} was asked of the single file {path}; it has no steps")
+    contents = files.read(path)
+    return _from_state_dict(contents.state_dict, contents.metadata, str(path))
+
+
+def _from_run(path: Path, step: int | None) -> DepthModel:
+    contents = orbax.read_arrays(path, step=step)
+    mapping = contents.config["model"]
+    network = registry.module("network", mapping["name"])
+    config = config_lib.chosen("network", mapping, resolve=registry.module, path="config.model")
+    model = network.build(config)
+    # Where an average of the parameters was kept, it is what is evaluated.
+    params = contents.ema_params or contents.params
+    variables = {"params": params, "batch_stats": contents.batch_stats}
+    rules.check(variables, _expected_variables(model), f"{path} cannot be loaded")
+    return DepthModel(model, jax.tree.map(jnp.asarray, variables), config, network.INPUT)
+
+
+def _from_state_dict(
+    state_dict: Mapping[str, Any], metadata: Mapping[str, Any], name: str
+) -> DepthModel:
+    state_dict = {key: np.asarray(value) for key, value in state_dict.items()}
+    try:
+        network = registry.match_network(state_dict)
+        config = network.infer({key: value.shape for key, value in state_dict.items()})
+        if config is None:
+            raise ValueError("its names and shapes fit no known architecture of this network")
+        config = network.with_arguments(config, metadata.get("args") or {})
+        model = network.build(config)
+        variables = rules.convert(state_dict, network.rules(config), _expected_variables(model))
+    except ValueError as error:
+        raise type(error)(f"{name} cannot be loaded: {error}") from error
+    return DepthModel(model, jax.tree.map(jnp.asarray, variables), config, network.INPUT)
+
+
+def _expected_variables(model: nn.Module) -> Mapping[str, Any]:
+    """Shapes and types of a module's variables, without computing any."""
+    return jax.eval_shape(model.init_variables, jax.random.key(0))
+
+
+def read_image(source: ImageLike) -> np.ndarray:
+    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path (turned upright by its EXIF).
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: naming the file or what the array is like.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+            raise ValueError(
+                f"an image array must be uint8 RGB [h, w, 3], not {source.dtype} "
+                f"{list(source.shape)}"
+            )
+        return source
+    if isinstance(source, Image.Image):
+        return np.asarray(source.convert("RGB"))
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"an image must be an array, a Pillow image or a path, not {type(source).__name__}"
+        )
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"the image {path} does not exist")
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+
+
+def find_images(pattern: str) -> list[Path]:
+    """The image files that a path, a directory or a glob pattern means, sorted.
+
+    Raises:
+        FileNotFoundError: if there are none.
+        ValueError: if two of them share a stem, so that one's results would replace the other's.
+    """
+    path = Path(pattern).expanduser()
+    if path.is_dir():
+        paths = [entry for entry in path.iterdir() if entry.suffix.lower() in _IMAGE_SUFFIXES]
+        wanted = ", ".join(sorted(_IMAGE_SUFFIXES))
+    else:
+        paths = [Path(entry) for entry in glob.glob(str(path), recursive=True)]
+        paths = [entry for entry in paths if entry.is_file()]
+        wanted = "a file"
+    if not paths:
+        raise FileNotFoundError(f"no image found: {pattern} holds or matches none ({wanted})")
+    stems: dict[str, Path] = {}
+    for entry in sorted(paths):
+        if entry.stem in stems:
+            raise ValueError(
+                f"{stems[entry.stem]} and {entry} share the stem {entry.stem!r}, so their results "
+                "would overwrite each other: predict them into different directories"
+            )
+        stems[entry.stem] = entry
+    return sorted(paths)
+
+
+def predict_files(
+    checkpoint: str | os.PathLike, pattern: str, output: str | os.PathLike, **options: Any
+) -> list[str]:
+    """Predicts depth for image files and writes it as 16-bit PNG, `.npy` and a colour picture.
+
+    Args:
+        checkpoint: as for `load`.
+        pattern: an image, a directory or a glob pattern.
+        output: directory, made if needed; gets `STEM.png` (metres x 256), `STEM.npy` (float32,
+          metres) and `STEM_colour.png` for each image.
+        **options: as for `DepthModel.predict`.
+
+    Returns:
+        One line for each image that could not be read; the others are done all the same.
+    """
+    paths = find_images(pattern)
+    model = load(checkpoint)
+    output = Path(output).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for path in (bar := tqdm(paths, unit="image")):
+        try:
+            depth = model.predict(path, **options)
+        except (OSError, ValueError) as error:
+            failures.append(f"skipped {path}: {error}")
+            bar.write(failures[-1], file=sys.stderr)
+            continue
+        # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
+        steps = np.clip(np.rint(depth * 256), 1, 65535).astype(np.uint16)
+        _write(
+            output / f"{path.stem}.png", lambda file, a=steps: Image.fromarray(a).save(file, "png")
+        )
+        _write(output / f"{path.stem}.npy", lambda file, a=depth: np.save(file, a))
+        colour = Image.fromarray(visualize.colour_depth(depth))
+        _write(output / f"{path.stem}_colour.png", lambda file, a=colour: a.save(file, "png"))
+    return failures
+
+
+def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file under a temporary name and renames it, so that it is whole or absent."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
