@@ -244,8 +244,10 @@ class _TensorReader:
             stride * dtype.itemsize if n > 1 else 0  # the stride of a single element may be any
             for n, stride in zip(shape, strides, strict=True)
         ]
-        view = elements[tensor.offset :]
-        return np.lib.stride_tricks.as_strided(view, shape, steps, writeable=False)
+        buffer = elements[tensor.offset :].view(np.uint8)
+        array = np.ndarray(shape, dtype, buffer, strides=steps)
+        array.flags.writeable = False
+        return array
 
     def _elements(self, storage: Storage, dtype: np.dtype) -> np.ndarray:
         if storage.key not in self._storages:

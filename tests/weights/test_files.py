@@ -1,0 +1,420 @@
+"""Files of weights, written here byte by byte as PyTorch writes them, so no torch is needed."""
+
+import json
+import pickle
+import struct
+import zipfile
+import zlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from diffdepth_jax.weights import files
+from diffdepth_jax.weights.rules import WeightsError
+
+# ---- a tiny writer of PyTorch's formats ----------------------------------------------------------
+
+STORAGES = {
+    np.dtype(np.float32): "FloatStorage",
+    np.dtype(np.float64): "DoubleStorage",
+    np.dtype(np.float16): "HalfStorage",
+    np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
+    np.dtype(np.int64): "LongStorage",
+    np.dtype(np.int32): "IntStorage",
+    np.dtype(np.int16): "ShortStorage",
+    np.dtype(np.int8): "CharStorage",
+    np.dtype(np.uint8): "ByteStorage",
+    np.dtype(np.bool_): "BoolStorage",
+    np.dtype(np.complex64): "ComplexFloatStorage",
+}
+CALL, NEW, PERSISTENT = pickle.REDUCE, pickle.NEWOBJ, pickle.BINPERSID
+
+
+class Raw:
+    """Opcodes that leave one value on the stack."""
+
+    def __init__(self, opcodes: bytes):
+        self.opcodes = opcodes
+
+
+def dump(value) -> bytes:
+    """The opcodes of a value, at protocol 2 and without a memo."""
+    match value:
+        case Raw():
+            return value.opcodes
+        case dict():
+            pairs = b"".join(dump(key) + dump(item) for key, item in value.items())
+            return b"}(" + pairs + b"u"
+        case list() | tuple():
+            end = b"l" if isinstance(value, list) else b"t"
+            return b"(" + b"".join(map(dump, value)) + end
+        case _:
+            return pickle.dumps(value, 2)[2:-1]
+
+
+def name(module_and_name: str) -> Raw:
+    module, _, tail = module_and_name.rpartition(".")
+    return Raw(f"c{module}\n{tail}\n".encode())
+
+
+def call(function: str, *arguments) -> Raw:
+    return Raw(name(function).opcodes + dump(arguments) + CALL)
+
+
+def namespace(**attributes) -> Raw:
+    return Raw(name("argparse.Namespace").opcodes + b")" + NEW + dump(attributes) + pickle.BUILD)
+
+
+def tensor(key, dtype, numel, shape, strides=None, offset=0, view=(), storage=None) -> Raw:
+    strides = strides or [int(np.prod(shape[i + 1 :])) for i in range(len(shape))]
+    kind = name(f"torch.{storage or STORAGES[np.dtype(dtype)]}")
+    identity = Raw(dump(("storage", kind, key, "cuda:0", numel, *view)) + PERSISTENT)
+    hooks = call("collections.OrderedDict")
+    return call(
+        "torch._utils._rebuild_tensor_v2",
+        *(identity, offset, tuple(shape), tuple(strides), False, hooks),
+    )
+
+
+def whole(key, array, view=()) -> Raw:
+    return tensor(key, array.dtype, array.size, array.shape, view=view)
+
+
+def write_zip(path, value, storages, root="archive/", byteorder=b"little", extra=()):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(f"{root}data.pkl", b"\x80\x02" + dump(value) + b".")
+        archive.writestr(f"{root}.format_version", b"1")
+        archive.writestr(f"{root}.storage_alignment", b"64")
+        if byteorder:
+            archive.writestr(f"{root}byteorder", byteorder)
+        for key, array in storages.items():
+            info = zipfile.ZipInfo(f"{root}data/{key}")
+            info.extra = struct.pack("<HH", 0x4246, 7) + b"Z" * 7  # PyTorch pads here to align
+            archive.writestr(info, array.tobytes())
+        archive.writestr(f"{root}version", b"3\n")
+        for extra_name in extra:
+            archive.writestr(f"{root}{extra_name}", b"")
+
+
+def write_legacy(path, value, storages):
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+    with open(path, "wb") as file:
+        for item in (0x1950A86A20F9469CFC6C, 1001, system):
+            file.write(pickle.dumps(item, 2))
+        file.write(b"\x80\x02" + dump(value) + b".")
+        file.write(pickle.dumps(sorted(storages), 2))
+        for key in sorted(storages):
+            file.write(struct.pack("<q", storages[key].size) + storages[key].tobytes())
+
+
+ARRAYS = {
+    "weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "bias": np.linspace(-1, 1, 5).astype(ml_dtypes.bfloat16),
+    "half": np.linspace(0, 1, 3).astype(np.float16),
+    "double": np.linspace(0, 1, 3),
+    "count": np.array(7),
+    "int": np.arange(3, dtype=np.int32),
+    "short": np.arange(3, dtype=np.int16),
+    "char": np.arange(-1, 3, dtype=np.int8),
+    "byte": np.arange(3, dtype=np.uint8),
+    "mask": np.array([[True, False]]),
+    "complex": np.array([1 + 2j], np.complex64),
+    "empty": np.zeros((0, 3), np.float32),
+}
+ARGS = {"max_depth": 80.0, "inference_steps": 20, "data_name": "KITTIDC", "milestones": [1, 2]}
+
+
+def checkpoint(view=(), arrays=ARRAYS):
+    keys = {key: str(index) for index, key in enumerate(arrays)}
+    entries = {key: whole(keys[key], array, view) for key, array in arrays.items()}
+    moment = {"state": {0: {"step": 3, "exp_avg": entries["weight"]}}, "param_groups": []}
+    value = {"net": entries, "args": namespace(**ARGS), "optimizer": moment, "epoch": 20}
+    return value, {keys[key]: array for key, array in arrays.items()}
+
+
+def check(weights, arrays=ARRAYS):
+    assert weights.state_dict.keys() == arrays.keys()
+    for key, array in arrays.items():
+        assert weights.state_dict[key].dtype == array.dtype, key
+        np.testing.assert_array_equal(weights.state_dict[key], array)
+
+
+def message(path) -> str:
+    with pytest.raises(WeightsError) as info:
+        files.read(path)
+    assert str(path) in str(info.value)
+    return str(info.value)
+
+
+# ---- what is read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("root", ["archive/", "model_00020/", "a name with spaces ö/", ""])
+def test_zip_with_namespace_and_optimizer(tmp_path, root):
+    write_zip(tmp_path / "model.pt", *checkpoint(), root=root)
+    weights = files.read(tmp_path / "model.pt")
+    check(weights)
+    assert weights.metadata == {"args": ARGS, "epoch": 20}
+    assert type(weights.metadata["args"]) is dict
+
+
+def test_legacy_with_namespace_and_optimizer(tmp_path):
+    write_legacy(tmp_path / "model.pt", *checkpoint(view=(None,)))
+    weights = files.read(str(tmp_path / "model.pt"))
+    check(weights)
+    assert weights.metadata == {"args": ARGS, "epoch": 20}
+
+
+def test_big_endian_zip(tmp_path):
+    value, storages = checkpoint()
+    swapped = {key: array.astype(array.dtype.newbyteorder(">")) for key, array in storages.items()}
+    swapped["1"] = storages["1"].view(np.uint16).byteswap()  # bfloat16
+    write_zip(tmp_path / "model.pt", value, swapped, byteorder=b"big")
+    check(files.read(tmp_path / "model.pt"))
+
+
+def test_no_byteorder_record_means_little(tmp_path):
+    write_zip(tmp_path / "model.pt", *checkpoint(), byteorder=None)
+    check(files.read(tmp_path / "model.pt"))
+
+
+def test_views_of_one_storage(tmp_path):
+    base = np.arange(12, dtype=np.float32)
+    f32 = np.float32
+    value = {
+        "transposed": tensor("s", f32, 12, (4, 3), (1, 4)),
+        "offset": tensor("s", f32, 12, (2, 2), (4, 1), 5),
+        "expanded": tensor("s", f32, 12, (3, 2), (0, 1), 10),
+        "scalar": tensor("s", f32, 12, (), (), 11),
+        "one": tensor("s", f32, 12, (1, 2), (10**9, 1), 0),
+        "untyped": call(
+            "torch._utils._rebuild_tensor_v3",
+            Raw(
+                dump(("storage", name("torch.storage.UntypedStorage"), "u", "cpu", 8)) + PERSISTENT
+            ),
+            *(1, (2,), (1,), False, call("collections.OrderedDict"), name("torch.uint16")),
+        ),
+        "parameter": call(
+            "torch._utils._rebuild_parameter",
+            *(tensor("s", f32, 12, (12,)), True, call("collections.OrderedDict")),
+        ),
+    }
+    untyped = np.array([1, 2, 3, 4], np.uint16)
+    write_zip(tmp_path / "model.pt", value, {"s": base, "u": untyped})
+    got = files.read(tmp_path / "model.pt").state_dict
+    np.testing.assert_array_equal(got["transposed"], base.reshape(3, 4).T)
+    np.testing.assert_array_equal(got["offset"], [[5, 6], [9, 10]])
+    np.testing.assert_array_equal(got["expanded"], [[10, 11]] * 3)
+    np.testing.assert_array_equal(got["one"], [[0, 1]])
+    np.testing.assert_array_equal(got["untyped"], [2, 3])
+    assert got["scalar"].shape == () and got["scalar"] == 11
+    assert np.shares_memory(got["transposed"], got["parameter"])  # read once
+    assert not got["parameter"].flags.writeable
+
+
+def test_legacy_view_of_a_storage(tmp_path):
+    """A storage that was itself a slice of another: offsets count from the slice's start."""
+    base = np.arange(10, dtype=np.float32)
+    value = {"a": tensor("7", np.float32, 10, (2,), (1,), 1, view=(("9", 4, 3),))}
+    write_legacy(tmp_path / "model.pt", value, {"7": base})
+    np.testing.assert_array_equal(files.read(tmp_path / "model.pt").state_dict["a"], [5, 6])
+    value = {"a": tensor("7", np.float32, 10, (3,), (1,), 1, view=(("9", 4, 3),))}
+    write_legacy(tmp_path / "model.pt", value, {"7": base})
+    assert "overruns" in message(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("container", ["net", "state_dict", "model", "model_state_dict", None])
+def test_containers_and_the_prefix_of_data_parallel(tmp_path, container):
+    array = np.ones(3, np.float32)
+    entries = {"module.a": whole("0", array), "module.module.b": whole("0", array)}
+    value = {container: entries, "epoch": 1} if container else {**entries, "epoch": 1}
+    write_zip(tmp_path / "model.pt", value, {"0": array})
+    weights = files.read(tmp_path / "model.pt")
+    assert list(weights.state_dict) == ["a", "module.b"]
+    assert weights.metadata == {"epoch": 1}
+
+
+def test_a_prefix_that_is_not_uniform_stays(tmp_path):
+    array = np.ones(3, np.float32)
+    write_zip(
+        tmp_path / "m.pt", {"module.a": whole("0", array), "b": whole("0", array)}, {"0": array}
+    )
+    assert list(files.read(tmp_path / "m.pt").state_dict) == ["module.a", "b"]
+
+
+def test_numpy_arrays_count_as_tensors(tmp_path):
+    array = np.arange(3.0)
+    write_zip(tmp_path / "m.pt", {"net": {"a": array, "b": whole("0", array)}}, {"0": array})
+    check(files.read(tmp_path / "m.pt"), {"a": array, "b": array})
+
+
+def test_metadata_leaves_out_what_is_large_circular_or_shared_without_end(tmp_path):
+    array = np.ones(3, np.float32)
+    bomb = Raw(b"]" + b"2\x86" * 60)
+    value = {
+        "net": {"a": whole("0", array)},
+        "bomb": bomb,
+        "circle": Raw(b"]q\x00h\x00a"),
+        "large": "x" * 200_000,
+        "deep": Raw(b"]" * 50 + b"a" * 49),
+        "tensors": [whole("0", array)],
+        "log": {"loss": [np.float32(0.5), np.arange(3)], (1, "x"): {2}},
+    }
+    write_zip(tmp_path / "m.pt", value, {"0": array})
+    metadata = files.read(tmp_path / "m.pt").metadata
+    assert list(metadata) == ["log"]
+    assert metadata["log"]["loss"][0] == 0.5 and metadata["log"][1, "x"] == {2}
+    np.testing.assert_array_equal(metadata["log"]["loss"][1], [0, 1, 2])
+
+
+def test_storages_outside_the_state_dict_are_not_read(tmp_path):
+    """The optimiser's storages may even be missing: nobody asks for them."""
+    array = np.ones(3, np.float32)
+    value = {"net": {"a": whole("0", array)}, "optimizer": {"m": whole("1", array)}}
+    write_zip(tmp_path / "m.pt", value, {"0": array})
+    check(files.read(tmp_path / "m.pt"), {"a": array})
+
+
+def test_safetensors_round_trip(tmp_path):
+    path = tmp_path / "model.safetensors"
+    arrays = {**ARRAYS, "transposed": np.arange(6.0).reshape(2, 3).T}
+    files.write_safetensors(path, arrays, {"source": "test"})
+    weights = files.read(path)
+    check(weights, arrays)
+    assert weights.metadata == {"source": "test"}
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    files.write_safetensors(path, {"a": np.ones(2)})
+    with pytest.raises(Exception, match="datetime64"):
+        files.write_safetensors(path, {"a": np.zeros(2, "datetime64[s]")})
+    check(files.read(path), {"a": np.ones(2)})
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_golden_rule_of_weights_survives_a_file(tmp_path, shared):
+    """A whole official state dict: names, shapes and order as the network writes them."""
+    case = json.loads(str(np.load(shared / "golden" / "res18.npz")["meta"]))
+    arrays = {}
+    for key, shape in case["shapes"].items():
+        rng = np.random.default_rng(zlib.crc32(key.encode()))
+        arrays[key] = rng.standard_normal(shape).astype(np.float32)
+    value = {"net": {key: whole(key, array) for key, array in arrays.items()}}
+    write_zip(tmp_path / "model.pt", value, arrays)
+    check(files.read(tmp_path / "model.pt"), arrays)
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def test_missing_empty_and_directory(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        files.read(tmp_path / "nowhere.pt")
+    assert "directory" in message(tmp_path)
+    (tmp_path / "empty.pt").touch()
+    assert "empty" in message(tmp_path / "empty.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (b"<!DOCTYPE html><html>", "web page"),
+        (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "neither a PyTorch nor a safetensors"),
+        (b"x", "neither"),
+        (pickle.dumps({"a": np.ones(2)}, 4), "not one of torch.save"),
+        (pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(999, 2), "unknown version"),
+        (struct.pack("<Q", 2**60) + b"{}", "safetensors"),
+        (struct.pack("<Q", 2) + b"{]", "safetensors"),
+    ],
+)
+def test_other_formats(tmp_path, content, part):
+    (tmp_path / "model.pt").write_bytes(content)
+    assert part in message(tmp_path / "model.pt")
+
+
+def test_zip_of_another_kind(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.ones(2))
+    assert "data.pkl" in message(tmp_path / "a.npz")
+    write_zip(tmp_path / "b.pt", {"a": whole("0", np.ones(2))}, {}, extra=["constants.pkl"])
+    assert "TorchScript" in message(tmp_path / "b.pt")
+
+
+def test_truncated_anywhere(tmp_path):
+    """Every cut of every format is an error that names the file, never a wrong array."""
+    write_zip(tmp_path / "zip.pt", *checkpoint())
+    write_legacy(tmp_path / "legacy.pt", *checkpoint(view=(None,)))
+    files.write_safetensors(tmp_path / "st.safetensors", ARRAYS)
+    for path in sorted(tmp_path.iterdir()):
+        whole_file = path.read_bytes()
+        for size in range(1, len(whole_file) - 1, 37):
+            path.write_bytes(whole_file[:size])
+            message(path)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize(
+    ("entry", "part"),
+    {
+        "too large": (tensor("0", np.float32, 6, (3, 3)), "overruns"),
+        "offset": (tensor("0", np.float32, 6, (2, 2), offset=3), "overruns"),
+        "huge": (tensor("0", np.float32, 6, (2**40,), (0,)), "whole file"),
+        "negative size": (tensor("0", np.float32, 6, (-2, -3)), "(-2, -3)"),
+        "negative stride": (tensor("0", np.float32, 6, (2,), (-1,), 1), "(-1,)"),
+        "negative offset": (tensor("0", np.float32, 6, (2,), (1,), -1), "-1"),
+        "strides": (tensor("0", np.float32, 6, (2,), (1, 1)), "strides"),
+        "dimensions": (tensor("0", np.float32, 6, (1,) * 70), "70"),
+        "numel": (tensor("0", np.float32, 7, (2,)), "announced"),
+        "no record": (tensor("1", np.float32, 6, (2,)), "1'"),
+        "other type": (tensor("0", np.float64, 6, (6,)), ""),
+        "not a tensor": ("text", "'a'"),
+    }.values(),
+)
+def test_tensors_that_their_storage_does_not_hold(tmp_path, write, entry, part):
+    good = tensor("0", np.float32, 6, (6,))
+    value = {"net": {"a": entry, "good": good}}
+    write(tmp_path / "model.pt", value, {"0": np.ones(6, np.float32)})
+    assert part in message(tmp_path / "model.pt")
+
+
+def test_legacy_storages_are_checked(tmp_path):
+    array = np.ones(3, np.float32)
+    write_legacy(tmp_path / "a.pt", {"a": whole("0", array)}, {"0": array, "1": array})
+    assert "belongs to no tensor" in message(tmp_path / "a.pt")
+
+
+def test_compressed_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)  # a bomb: 10 kB on the disk
+    assert "compressed" in message(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ([1], "holds a list"),
+        ({"weights": {"a": 1}, "epoch": 2}, "'epoch', 'weights'"),
+        ({}, "(none)"),
+        ({1: whole("0", np.ones(2))}, "key 1"),
+    ],
+)
+def test_no_state_dict(tmp_path, value, part):
+    write_zip(tmp_path / "a.pt", value, {"0": np.ones(2)})
+    assert part in message(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_a_hostile_pickle_is_refused_by_name_and_nothing_runs(tmp_path, write):
+    sentinel = tmp_path / "it ran"
+    array = np.ones(2, np.float32)
+    value = {
+        "net": {"a": whole("0", array)},
+        "args": call("posix.system", f"touch '{sentinel}'"),
+    }
+    write(tmp_path / "model.pt", value, {"0": array})
+    text = message(tmp_path / "model.pt")
+    assert "'posix.system'" in text and "state_dict()" in text
+    assert not sentinel.exists()

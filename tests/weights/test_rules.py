@@ -1,0 +1,191 @@
+"""Rule tables: layouts against literal loops, and one error for every fault."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from diffdepth_jax.weights import rules
+from diffdepth_jax.weights.rules import Rule, Skip, WeightsError, convert, export, prefix
+
+TABLE = (
+    Rule(r"layers\.(\d+)\.conv\.weight", r"params/stage\1/conv/kernel", rules.conv),
+    Rule(r"layers\.(\d+)\.(?:conv|norm)\.bias", r"params/stage\1/conv/bias"),
+    Rule(r"layers\.(?P<n>\d+)\.mean", r"batch_stats/stage\g<n>/mean"),
+    Rule(r"head\.weight", "params/head/kernel", rules.linear),
+    Rule(r"up\.weight", "params/up/kernel", rules.conv_transpose),
+    Skip(r".*\.num_batches_tracked", "a counter"),
+)
+
+
+def expected(dtype=jnp.float32):
+    shapes = {
+        "params": {
+            "stage0": {"conv": {"kernel": (3, 2, 4, 5), "bias": (5,)}},
+            "head": {"kernel": (5, 7)},
+            "up": {"kernel": (2, 3, 6, 4)},
+        },
+        "batch_stats": {"stage0": {"mean": ()}},
+        "empty": {},
+    }
+    return jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, dtype), shapes, is_leaf=lambda s: type(s) is tuple
+    )
+
+
+def state_dict():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "layers.0.conv.weight": (5, 4, 3, 2),
+        "layers.0.conv.bias": (5,),
+        "layers.0.mean": (),
+        "head.weight": (7, 5),
+        "up.weight": (6, 4, 2, 3),
+        "layers.0.num_batches_tracked": (),
+    }
+    return {name: np.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def message(call, *args) -> str:
+    with pytest.raises(WeightsError) as info:
+        call(*args)
+    return str(info.value)
+
+
+def test_convert_fills_the_expected_tree_with_its_dtype():
+    given = state_dict()
+    variables = convert(given, TABLE, expected(jnp.bfloat16))
+    assert jax.tree.structure(variables) == jax.tree.structure(expected())
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {np.dtype(jnp.bfloat16)}
+    kernel = convert(given, TABLE, expected())["params"]["stage0"]["conv"]["kernel"]
+    weight = given["layers.0.conv.weight"]
+    assert kernel[2, 1, 3, 4] == np.float32(weight[4, 3, 2, 1])
+    kernel = convert(given, TABLE, expected())["params"]["up"]["kernel"]
+    assert kernel[0, 2, 5, 3] == np.float32(given["up.weight"][5, 3, 1, 0])
+
+
+def test_convert_shares_no_memory_with_the_state_dict():
+    given = {name: array.astype(np.float32) for name, array in state_dict().items()}
+    variables = convert(given, TABLE, expected())
+    given["layers.0.conv.bias"][:] = 99
+    assert not np.any(variables["params"]["stage0"]["conv"]["bias"] == 99)
+
+
+def test_export_is_the_inverse():
+    given = state_dict()
+    del given["layers.0.num_batches_tracked"]
+    variables = convert(given, TABLE, expected(jnp.float64))
+    names = [*given, "layers.0.num_batches_tracked"]
+    back = export(variables, TABLE, names)
+    assert back.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_array_equal(back[name], array)
+        assert back[name].flags.c_contiguous and back[name].shape == array.shape
+
+
+def test_prefix_reroots_keys_and_paths():
+    table = prefix(prefix(TABLE, "b.", "inner"), "a.", "outer")
+    given = {f"a.b.{name}": array for name, array in state_dict().items()}
+    tree = {
+        collection: {"outer": {"inner": leaves}} if leaves else {}
+        for collection, leaves in expected().items()
+    }
+    variables = convert(given, table, tree)
+    plain = convert(state_dict(), TABLE, expected())
+    np.testing.assert_array_equal(
+        variables["batch_stats"]["outer"]["inner"]["stage0"]["mean"],
+        plain["batch_stats"]["stage0"]["mean"],
+    )
+    # The dot of a prefix is a dot, and alternatives stay inside the prefixed pattern.
+    (rule,) = prefix((Rule("x|y", "params/x"),), "a.", "")
+    assert "no rule knows" in message(convert, {"y": np.ones(1)}, (rule,), {})
+    assert "no rule knows" in message(convert, {"abx": np.ones(1)}, (rule,), {})
+    assert rule.path == "params/x"
+
+
+def test_all_faults_come_in_one_error():
+    given = state_dict()
+    given["layers.0.norm.bias"] = np.ones(5)  # the same leaf as layers.0.conv.bias
+    given["layers.1.mean"] = np.ones(())  # a leaf that the model does not have
+    given["head.weight"] = np.ones((5, 7))  # not transposed
+    given["up.weight"] = np.ones((6, 4))  # another rank
+    given["stranger"] = np.ones(1)
+    del given["layers.0.mean"]
+    table = (*TABLE, Skip(r"layers\.0\.num_.*", "claimed twice"))
+    text = message(convert, given, table, expected())
+    for part in (
+        "keys that no rule knows (1)",
+        "stranger",
+        "keys that several rules claim (1)",
+        "layers.0.num_batches_tracked: .*",
+        "params/stage0/conv/bias <- layers.0.conv.bias, layers.0.norm.bias",
+        "layers.1.mean -> batch_stats/stage1/mean",
+        "head.weight -> params/head/kernel: (5, 7) gives (7, 5), the model has (5, 7)",
+        "up.weight (6, 4) -> params/up/kernel (2, 3, 6, 4)",
+        "leaves that no key fills (1)",
+        "batch_stats/stage0/mean ()",
+    ):
+        assert part in text, part
+
+
+def test_long_lists_of_faults_are_cut_and_counted():
+    text = message(convert, {f"key{i:03}": np.ones(1) for i in range(100)}, (), {})
+    assert "(100)" in text and "key000" in text and "key099" not in text and "and 92 more" in text
+
+
+def test_arrays_of_text_are_refused():
+    table, tree = (Rule("a", "params/a"),), {"params": {"a": np.zeros(2)}}
+    assert "<U1" in message(convert, {"a": np.array(["x", "y"])}, table, tree)
+
+
+def test_export_reports_names_and_leaves_without_a_partner():
+    variables = {"params": {"a": np.ones(2), "b": np.ones(2)}}
+    text = message(export, variables, (Rule("(.)", r"params/\1"),), ["a", "c", "long"])
+    assert "c -> params/c" in text and "params/b" in text and "long" in text
+
+
+def test_conv_is_torchs_correlation():
+    """Grouped: an OIHW weight and its HWIO kernel against a literal loop."""
+    rng = np.random.default_rng(1)
+    image, weight, groups = rng.normal(size=(1, 5, 6, 4)), rng.normal(size=(6, 2, 3, 3)), 2
+    want = np.zeros((1, 3, 4, 6))
+    for o in range(6):
+        first = o // 3 * 2  # input channels of the output's group
+        for y in range(3):
+            for x in range(4):
+                patch = image[0, y : y + 3, x : x + 3, first : first + 2]
+                want[0, y, x, o] = np.sum(patch.transpose(2, 0, 1) * weight[o])
+    got = lax.conv_general_dilated(
+        jnp.asarray(image, jnp.float32),
+        jnp.asarray(rules.conv.forward(weight), jnp.float32),
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 2, 1)])
+def test_conv_transpose_is_the_scatter_that_torch_defines(size, stride, padding):
+    rng = np.random.default_rng(2)
+    image, weight = rng.normal(size=(1, 3, 4, 2)), rng.normal(size=(2, 5, size, size))
+    height, width = (stride * (n - 1) + size for n in (3, 4))
+    full = np.zeros((1, height, width, 5))
+    for y in range(3):
+        for x in range(4):
+            top, left = y * stride, x * stride
+            full[0, top : top + size, left : left + size] += np.einsum(
+                "i,iohw->hwo", image[0, y, x], weight
+            )
+    want = full[:, padding : height - padding, padding : width - padding]
+    got = lax.conv_general_dilated(
+        jnp.asarray(image, jnp.float32),
+        jnp.asarray(rules.conv_transpose.forward(weight), jnp.float32),
+        (1, 1),
+        [(size - 1 - padding, size - 1 - padding)] * 2,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    np.testing.assert_allclose(got, want, atol=1e-5)
