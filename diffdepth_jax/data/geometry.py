@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 
 
-def crop_map(top: float, left: float) -> Float64[np.ndarray, "3 3"]:
+def crop_map(top: int, left: int) -> Float64[np.ndarray, "3 3"]:
     """Crop whose top-left pixel was (row `top`, column `left`)."""
     return _map([1, 0, -left], [0, 1, -top])
 
@@ -41,5 +41,5 @@ def rotation_map(size: tuple[int, int], degrees: float) -> Float64[np.ndarray, "
     )
 
 
-def _map(row_x: list[float], row_y: list[float]) -> Float64[np.ndarray, "3 3"]:
+def _map(row_x: list, row_y: list) -> Float64[np.ndarray, "3 3"]:
     return np.array([row_x, row_y, [0, 0, 1]], np.float64)

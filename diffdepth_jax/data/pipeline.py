@@ -103,7 +103,7 @@ def train_iterator(
     prepare = _Prepare(config, input_spec)
     samples = grain.MapDataset.source(_Cached(source) if config.cache else source)
     samples = samples.seed(seed).shuffle().repeat().random_map(prepare)
-    batches = samples[index::count].batch(batch_size // count)
+    batches = samples[index::count].batch(batch_size // count, drop_remainder=True)
     return TrainIterator(batches, batch_size, config.num_workers, config.num_threads)
 
 
@@ -204,5 +204,11 @@ def normalise(
     image: UInt8[np.ndarray, "h w 3"], input_spec: InputSpec
 ) -> Float32[np.ndarray, "h w 3"]:
     """(image / 255 - mean) / std, per channel."""
-    mean, std = (np.asarray(values, np.float32) for values in (input_spec.mean, input_spec.std))
-    return image * (1 / (255 * std)) - mean / std
+    mean, std = np.asarray(input_spec.mean), np.asarray(input_spec.std)
+    height, width, _ = image.shape
+    # One long row at a time: NumPy is three times slower where the innermost axis has length 3.
+    gain = np.tile(1 / (255 * std), width).astype(np.float32)
+    offset = np.tile(mean / std, width).astype(np.float32)
+    result = image.reshape(height, width * 3) * gain
+    result -= offset
+    return result.reshape(image.shape)

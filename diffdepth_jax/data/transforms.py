@@ -111,17 +111,18 @@ def augment(sample: Sample, config: Augmentation, rng: np.random.Generator) -> S
         depth = depth.rotate(degrees, nearest)
         pixel_map = geometry.rotation_map((height, width), degrees) @ pixel_map
     if kitti:
-        image = _jittered(image, jitter, (0, 1, 2))
         top, left = (
             int(u * (full - cut + 1)) for u, full, cut in zip(place, size, config.crop, strict=True)
         )
-        image = _resized_window(image, size, (top, left), config.crop, Image.Resampling.BICUBIC)
-        depth = _resized_window(depth, size, (top, left), config.crop, Image.Resampling.NEAREST)
     else:
         top, left = (round((full - cut) / 2) for full, cut in zip(size, config.crop, strict=True))
-        image = _jittered(image.resize(size[::-1], Image.Resampling.BILINEAR), jitter, order)
-        box = (left, top, left + config.crop[1], top + config.crop[0])
-        image = image.crop(box)
+    box = (left, top, left + config.crop[1], top + config.crop[0])
+    if kitti:
+        image = _resized_window(_jittered(image, jitter, (0, 1, 2)), size, box)
+        depth = depth.resize(size[::-1], Image.Resampling.NEAREST).crop(box)
+    else:
+        image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        image = _jittered(image, jitter, order).crop(box)
         depth = _resized_depth(depth, size).crop(box)
 
     pixel_map = geometry.resize_map((height, width), size) @ pixel_map
@@ -183,21 +184,13 @@ def _jittered(image: Image.Image, factors: np.ndarray, order: object) -> Image.I
 
 
 def _resized_window(
-    image: Image.Image,
-    size: tuple[int, int],
-    corner: tuple[int, int],
-    window: tuple[int, int],
-    resample: Image.Resampling,
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
 ) -> Image.Image:
-    """`image.resize(size).crop(window at corner)`, computing those pixels only."""
+    """`image.resize(size).crop(box)`, computing the pixels of the box only."""
+    left, top, right, bottom = box
     y, x = image.height / size[0], image.width / size[1]
-    box = (
-        corner[1] * x,
-        corner[0] * y,
-        min((corner[1] + window[1]) * x, image.width),
-        min((corner[0] + window[0]) * y, image.height),
-    )
-    return image.resize(window[::-1], resample, box)
+    window = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+    return image.resize((right - left, bottom - top), Image.Resampling.BICUBIC, window)
 
 
 def _resized_depth(depth: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -260,14 +260,14 @@ class Kitti:
         paths = (path(*frame) for path in (_depth_path, _image_path) for frame in self._frames)
         if missing := io.missing(paths):
             raise FileNotFoundError(
-                f"{len(missing)} of the {2 * len(self._frames)} files of split {config.split!r} are "
+                f"{len(missing)} of {2 * len(self._frames)} files of split {config.split!r} are "
                 f"missing, the first is {missing[0]}: complete the download, or leave the frames "
                 "out by a list file (None in place of their depth)"
             )
         uncalibrated = sorted({f.drive for f in folders if np.isnan(f.intrinsics).any()})
         if uncalibrated:
             logging.getLogger(__name__).warning(
-                "no calib_cam_to_cam.txt for %d drives (%s, ...): their intrinsics are NaN",
+                "no calib_cam_to_cam.txt for %d drives, the first is %s: their intrinsics are NaN",
                 len(uncalibrated),
                 uncalibrated[0],
             )

@@ -1,0 +1,93 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from diffdepth_jax.data.sources import nyu
+
+
+def test_h5(write_nyu: Callable[..., Path], make_frame: Callable) -> None:
+    write_nyu([("basement_0001a", 1), ("attic_0002", 3)], "train", "h5")
+    root = write_nyu([("official", 5)], "val", "h5")
+    frames = nyu.source("train", root)
+    assert [frame["id"] for frame in frames] == ["attic_0002_00003", "basement_0001a_00001"]
+    image, depth = make_frame(3, (24, 32))
+    np.testing.assert_array_equal(frames[0]["image"], image)
+    np.testing.assert_array_equal(frames[0]["depth"], depth.astype(np.float32) / 4096)
+    assert (frames[0]["image"].dtype, frames[0]["depth"].dtype) == (np.uint8, np.float32)
+    assert [frame["id"] for frame in nyu.source("test", root)] == ["official_00005"]
+
+
+def test_sync(write_nyu: Callable[..., Path], make_frame: Callable) -> None:
+    write_nyu([("kitchen_0028b", 0), ("kitchen_0028b", 2)], "sync", "sync")
+    root = write_nyu([("bathroom", 45)], "official_splits/test", "sync")
+    frames = nyu.source("train", root, layout="sync")
+    assert [frame["id"] for frame in frames] == [
+        "kitchen_0028b_rgb_00000",
+        "kitchen_0028b_rgb_00002",
+    ]
+    image, depth = make_frame(2, (24, 32))
+    np.testing.assert_array_equal(frames[1]["image"], image)
+    np.testing.assert_allclose(frames[1]["depth"], depth / 1000, rtol=1e-6)
+    assert len(nyu.source("test", root, layout="sync")) == 1
+
+
+def test_lists(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
+    write_nyu([("kitchen", 0)], "sync", "sync")
+    root, listed = write_nyu([("attic", 1)], "train", "h5"), tmp_path / "list.txt"
+    listed.write_text(
+        "/sync/kitchen/rgb_00000.png /sync/kitchen/sync_depth_00000.png 518.8579\n"
+        "train/attic/00001.h5\n"
+    )
+    frames = nyu.source(str(listed), root)
+    assert [frame["id"] for frame in frames] == ["kitchen_rgb_00000", "attic_00001"]
+    listed.write_text("sync/kitchen/rgb_00000.png\n")
+    with pytest.raises(ValueError, match=r"list\.txt, line 1"):
+        nyu.source(str(listed), root)
+    listed.write_text("train/attic/00009.h5\n")
+    with pytest.raises(FileNotFoundError, match=r"1 files of .*00009\.h5"):
+        nyu.source(str(listed), root)
+    listed.write_text("")
+    with pytest.raises(ValueError, match="no frames"):
+        nyu.source(str(listed), root)
+
+
+def test_intrinsics_belong_to_the_full_size(write_nyu: Callable[..., Path]) -> None:
+    root = write_nyu([("attic", 1)], "train", "h5", (480, 640))
+    np.testing.assert_array_equal(nyu.source("train", root)[0]["intrinsics"], nyu.INTRINSICS)
+    root = write_nyu([("attic", 1)], "train", "h5", (24, 32))
+    assert np.isnan(nyu.source("train", root)[0]["intrinsics"]).all()
+
+
+def test_bad_input(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        nyu.source("train", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"sync does not exist: .*layout"):
+        nyu.source("train", tmp_path, layout="sync")
+    with pytest.raises(ValueError, match="split is 'val'"):
+        nyu.source("val", tmp_path)
+    root = write_nyu([("attic", 1)], "train", "h5")
+    path = root / "train/attic/00001.h5"
+    with h5py.File(path, "a") as file:
+        file["depth"][3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"00001\.h5 has 1 depth values that are NaN"):
+        nyu.source("train", root)[0]
+    with h5py.File(path, "w") as file:
+        file["rgb"], file["depth"] = np.zeros((24, 32, 3), np.uint8), np.zeros((24, 32))
+    with pytest.raises(ValueError, match=r"rgb must be uint8 \[3 h w\], not uint8 \(24, 32, 3\)"):
+        nyu.source("train", root)[0]
+
+
+def test_real_frames(shared: Path) -> None:
+    """Sizes, valid shares and means that spec/protocols.md gives for the NYU eigen crop."""
+    frames = nyu.source("train", shared / "data/nyu_depth_v2", layout="sync")
+    depths = [frame["depth"][45:471, 41:601] for frame in frames]
+    assert [int((depth > 0).sum()) for depth in depths] == [221809, 225022, 202035]
+    means = [depth[depth > 0].mean(dtype=np.float64) for depth in depths]
+    np.testing.assert_allclose(means, [3.5762, 3.4836, 2.7923], atol=5e-5)
+    assert frames[0]["image"].shape == (480, 640, 3)
+    # A published copy of the intrinsics, beside another demo of the data set.
+    published = np.load(shared / "data/nyu_unidepth_demo/intrinsics.npy")
+    np.testing.assert_allclose(frames[0]["intrinsics"], published, rtol=1e-6)

@@ -1,0 +1,247 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffdepth_jax import registry
+from diffdepth_jax.config import ConfigError, from_mapping, to_mapping
+from diffdepth_jax.data.pipeline import (
+    DataConfig,
+    TrainIterator,
+    build_source,
+    evaluation_samples,
+    normalise,
+    train_iterator,
+)
+from diffdepth_jax.data.sources import kitti, nyu
+from diffdepth_jax.data.transforms import Augmentation
+from diffdepth_jax.typing import InputSpec
+
+DRIVE = "2011_09_26_drive_0002_sync"
+SPEC = InputSpec(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+STILL = Augmentation(crop=(24, 60), flip=0.0, rotation=0.0, jitter=0.0, scale=(1.0, 1.0))
+NUM_FRAMES = 5
+
+
+@pytest.fixture
+def root(write_kitti: Callable[..., Path]) -> str:
+    return str(write_kitti([(DRIVE, "image_02", number) for number in range(NUM_FRAMES)]))
+
+
+def config(root: str, **options: object) -> DataConfig:
+    defaults = dict(source=kitti.Config(root=root), augmentation=Augmentation(crop=(20, 40)))
+    return DataConfig(**(defaults | options))
+
+
+def take(iterator: TrainIterator, count: int) -> list[dict]:
+    batches = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return batches
+
+
+def assert_same(batches: list[dict], others: list[dict]) -> None:
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], other[key])
+
+
+def test_a_batch(root: str, make_frame: Callable) -> None:
+    batch = take(train_iterator(config(root, augmentation=STILL), 3, 0, SPEC), 1)[0]
+    assert {
+        key: (value.shape, value.dtype.name) for key, value in batch.items() if key != "id"
+    } == {
+        "image": ((3, 24, 60, 3), "float32"),
+        "depth": ((3, 24, 60, 1), "float32"),
+        "valid_mask": ((3, 24, 60, 1), "bool"),
+        "intrinsics": ((3, 3, 3), "float32"),
+    }
+    for index, name in enumerate(batch["id"]):
+        image, depth = make_frame(int(name.split("_")[-3]), (24, 60))
+        expected = (image / 255 - np.array(SPEC.mean)) / np.array(SPEC.std)
+        np.testing.assert_allclose(batch["image"][index], expected, atol=2e-6)
+        np.testing.assert_array_equal(batch["depth"][index, :, :, 0], depth / np.float32(256))
+        np.testing.assert_array_equal(batch["valid_mask"][index, :, :, 0], depth > 0)
+
+
+def test_depth_range_only_masks(root: str) -> None:
+    options = dict(augmentation=STILL, depth_range=(10.0, 50.0))
+    batch = take(train_iterator(config(root, **options), 5, 0, SPEC), 1)[0]
+    depth = batch["depth"]
+    np.testing.assert_array_equal(batch["valid_mask"], (depth > 10) & (depth < 50))
+    assert depth.max() > 50
+
+
+def test_normalise() -> None:
+    image = np.arange(2 * 128 * 3, dtype=np.int64).reshape(2, 128, 3).astype(np.uint8)
+    spec = InputSpec()
+    expected = (image / 255 - np.array(spec.mean)) / np.array(spec.std)
+    np.testing.assert_allclose(normalise(image, spec), expected, atol=1e-6)
+
+
+def test_epochs_are_whole_and_differ(root: str) -> None:
+    batches = take(train_iterator(config(root), 2, 0, SPEC), 10)
+    names = np.concatenate([batch["id"] for batch in batches]).reshape(-1, NUM_FRAMES)
+    assert all(len(set(epoch)) == NUM_FRAMES for epoch in names)
+    assert len({tuple(epoch) for epoch in names}) > 1
+    # The same frame looks different each time.
+    first = batches[0]["id"][0]
+    looks = [b["image"][i] for b in batches for i in range(2) if b["id"][i] == first]
+    assert len(looks) == 4
+    assert len({look.tobytes() for look in looks}) == 4
+
+
+def test_the_seed_decides_everything(root: str) -> None:
+    one, same, other = (take(train_iterator(config(root), 2, seed, SPEC), 4) for seed in (3, 3, 4))
+    assert_same(one, same)
+    assert any((a["image"] != b["image"]).any() for a, b in zip(one, other, strict=True))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(root: str) -> None:
+    whole = take(train_iterator(config(root), 2, 0, SPEC), 8)
+    iterator = train_iterator(config(root), 2, 0, SPEC)
+    for _ in range(3):
+        next(iterator)
+    state = iterator.get_state()
+    later = [next(iterator) for _ in range(2)]
+    assert_same(later, whole[3:5])
+    iterator.set_state(state)  # back, in the same iterator
+    assert_same(take(iterator, 5), whole[3:])
+    fresh = train_iterator(config(root), 2, 0, SPEC)
+    fresh.set_state(state)
+    assert isinstance(state, bytes) and fresh.get_state() == state
+    assert_same(take(fresh, 5), whole[3:])
+
+
+def test_state_at_another_batch_size(root: str) -> None:
+    iterator = train_iterator(config(root, augmentation=STILL), 2, 0, SPEC)
+    take(iterator, 4)
+    larger = train_iterator(config(root, augmentation=STILL), 4, 0, SPEC)
+    larger.set_state(iterator.get_state())
+    whole = take(train_iterator(config(root, augmentation=STILL), 4, 0, SPEC), 3)
+    assert_same(take(larger, 1), whole[2:])
+
+
+def test_broken_state(root: str) -> None:
+    iterator = train_iterator(config(root), 2, 0, SPEC)
+    for state in (b"", b"{}", b"[1]", b"\xff"):
+        with pytest.raises(ValueError, match="not a state"):
+            iterator.set_state(state)
+
+
+def test_processes_share_every_batch(root: str) -> None:
+    """Two processes together take what one takes, for any number of threads."""
+    whole = take(train_iterator(config(root), 4, 0, SPEC), 3)
+    shares = [
+        take(train_iterator(config(root, num_threads=3), 4, 0, SPEC, (index, 2)), 3)
+        for index in range(2)
+    ]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for key, values in batch.items():
+            for index, part in enumerate(parts):
+                np.testing.assert_array_equal(part[key], values[index::2])
+    with pytest.raises(ValueError, match="batch_size 3 cannot be shared by 2 processes"):
+        train_iterator(config(root), 3, 0, SPEC, (0, 2))
+
+
+@pytest.mark.slow
+def test_workers_give_the_same_stream(root: str) -> None:
+    expected = take(train_iterator(config(root), 2, 0, SPEC), 5)
+    iterator = train_iterator(config(root, num_workers=2), 2, 0, SPEC)
+    assert_same(take(iterator, 3), expected[:3])
+    again = train_iterator(config(root, num_workers=1), 2, 0, SPEC)
+    again.set_state(iterator.get_state())
+    assert_same(take(again, 2), expected[3:])
+
+
+def test_cache(root: str) -> None:
+    expected = take(train_iterator(config(root), 2, 0, SPEC), 6)
+    iterator = train_iterator(config(root, cache=True), 2, 0, SPEC)
+    batches = [next(iterator) for _ in range(3)]
+    for path in Path(root).glob("**/*.png"):
+        path.write_bytes(b"")  # every frame has been read by now
+    assert_same(batches + [next(iterator) for _ in range(3)], expected)
+    iterator.close()
+
+
+def test_more_images_in_a_batch_than_in_the_source(root: str) -> None:
+    batch = take(train_iterator(config(root), 12, 0, SPEC), 1)[0]
+    assert len(batch["id"]) == 12 and set(np.unique(batch["id"], return_counts=True)[1]) == {2, 3}
+
+
+def test_errors_reach_the_caller(root: str) -> None:
+    path = next(Path(root).glob("**/groundtruth/**/*.png"))
+    path.write_bytes(path.read_bytes()[:40])
+    iterator = train_iterator(config(root), NUM_FRAMES, 0, SPEC)
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
+        next(iterator)
+    iterator.close()
+    iterator = train_iterator(config(root, augmentation=Augmentation()), 1, 0, SPEC)
+    with pytest.raises(ValueError, match="smaller than the crop 352x906"):
+        next(iterator)
+    iterator.close()
+
+
+def test_evaluation_samples(root: str, make_frame: Callable) -> None:
+    source = kitti.Config(root=root)
+    samples = list(evaluation_samples(source))
+    assert [sample["id"] for sample in samples] == [
+        f"{DRIVE}_{number:010d}_image_02" for number in range(NUM_FRAMES)
+    ]
+    image, depth = make_frame(4, (24, 60))
+    np.testing.assert_array_equal(samples[4]["image"], image)
+    np.testing.assert_array_equal(samples[4]["depth"], depth / np.float32(256))
+    some = [sample["id"] for sample in evaluation_samples(source, limit=2)]
+    assert some == [samples[0]["id"], samples[2]["id"]]
+    assert len(list(evaluation_samples(source, limit=99))) == NUM_FRAMES
+
+
+def test_from_a_mapping(root: str) -> None:
+    mapping = {
+        "source": {"name": "kitti", "root": root, "cameras": ["image_02"]},
+        "augmentation": {"crop": [20, 40], "scale": [1.0, 1.2]},
+    }
+    built = from_mapping(DataConfig, mapping, resolve=registry.module)
+    assert built.source == kitti.Config(root=root, cameras=("image_02",))
+    assert built.augmentation == Augmentation(crop=(20, 40), scale=(1.0, 1.2))
+    assert from_mapping(DataConfig, to_mapping(built), resolve=registry.module) == built
+    assert len(build_source(built.source)) == NUM_FRAMES
+    mapping["source"]["splitt"] = "val"
+    with pytest.raises(ConfigError, match=r"config\.source\.splitt .*did you mean 'split'"):
+        from_mapping(DataConfig, mapping, resolve=registry.module)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(depth_range=(5.0, 1.0)), "depth_range is"),
+        (dict(num_workers=-1), "num_workers is -1"),
+        (dict(num_threads=0), "num_threads 0"),
+    ],
+)
+def test_values_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config("anywhere", **options)
+
+
+def test_real_frames(shared: Path) -> None:
+    """Batches of the published sizes from real KITTI and NYU frames."""
+    data = shared / "data"
+    annotated = kitti.Config(
+        root=str(data / "kitti_raw_metric3d"), depth_root=str(data / "kitti_depth"), split="val"
+    )
+    for source, augmentation in (
+        (annotated, Augmentation()),
+        (annotated, Augmentation(pre_crop="kb", crop=(352, 704))),
+        (
+            nyu.Config(root=str(data / "nyu_depth_v2"), layout="sync"),
+            Augmentation(name="nyu", crop=(228, 304)),
+        ),
+    ):
+        options = DataConfig(source=source, augmentation=augmentation)
+        batch = take(train_iterator(options, 2, 0, InputSpec()), 1)[0]
+        assert batch["image"].shape == (2, *augmentation.crop, 3)
+        assert np.isfinite(batch["image"]).all() and abs(batch["image"].mean()) < 2
+        assert batch["valid_mask"].mean() > 0.1

@@ -1,0 +1,262 @@
+"""Augmentation against a literal step-by-step version, and against the geometry it claims."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from diffdepth_jax.data.sources import Sample, kitti, nyu
+from diffdepth_jax.data.transforms import Augmentation, augment, kb_crop
+
+INTRINSICS = np.array([[70, 0, 45.3], [0, 72, 22.1], [0, 0, 1]], np.float32)
+STILL = dict(flip=0.0, rotation=0.0, jitter=0.0, scale=(1.0, 1.0))
+NEAREST, BILINEAR, BICUBIC = (
+    Image.Resampling.NEAREST,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+)
+
+
+def sample(size: tuple[int, int] = (50, 90), share: float = 0.5) -> Sample:
+    rng = np.random.default_rng(7)
+    depth = rng.uniform(1, 80, size).astype(np.float32)
+    return Sample(
+        image=np.asarray(
+            Image.fromarray(rng.integers(0, 256, (9, 15, 3), np.uint8)).resize(size[::-1], BICUBIC)
+        ),
+        depth=np.where(rng.uniform(size=size) < share, depth, np.float32(0)),
+        intrinsics=INTRINSICS,
+        id="frame",
+        condition="",
+    )
+
+
+class Draws(np.random.Generator):
+    """A generator that hands out given numbers, so that a test knows what was drawn."""
+
+    def __init__(
+        self,
+        scale: float,
+        degrees: float,
+        coin: float,
+        jitter: tuple[float, ...],
+        order: tuple[int, ...],
+        place: tuple[float, float],
+    ):
+        super().__init__(np.random.PCG64())
+        self.numbers = [scale, degrees, coin, np.array(jitter), np.array(place)]
+        self.order = np.array(order)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, size: int | None = None) -> object:
+        return self.numbers.pop(0)
+
+    def permutation(self, count: int) -> np.ndarray:
+        return self.order
+
+
+def enhanced(image: Image.Image, factors: tuple[float, ...], order: tuple[int, ...]) -> Image.Image:
+    steps = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for index in order:
+        image = steps[index](image).enhance(factors[index])
+    return image
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("s", "place"), [(1.0, (0.0, 0.999)), (1.37, (0.5, 0.2)), (1.5, (1, 1))])
+def test_kitti_is_the_published_sequence(flip: bool, s: float, place: tuple[float, float]) -> None:
+    frame, factors, crop = sample(), (1.3, 0.7, 1.2), (40, 60)
+    place = tuple(np.minimum(place, 1 - 1e-9))
+    draws = Draws(s, 0.6, 0.1 if flip else 0.9, factors, (2, 1, 0), place)
+    got = augment(frame, Augmentation(crop=crop), draws)
+
+    image, depth = Image.fromarray(frame["image"]), Image.fromarray(frame["depth"])
+    if flip:
+        image, depth = (x.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for x in (image, depth))
+    image = enhanced(image.rotate(3.0, BICUBIC), factors, (0, 1, 2))
+    depth = depth.rotate(3.0, NEAREST)
+    rows = int(50 * s)
+    size = (int(rows * 90 / 50), rows)
+    top, left = int(place[0] * (size[1] - 40 + 1)), int(place[1] * (size[0] - 60 + 1))
+    box = (left, top, left + 60, top + 40)
+    image, depth = image.resize(size, BICUBIC).crop(box), depth.resize(size, NEAREST).crop(box)
+
+    assert np.abs(got["image"].astype(int) - np.asarray(image)).max() <= 1
+    np.testing.assert_array_equal(got["depth"], np.asarray(depth) / np.float32(s))
+    assert got["image"].shape == (40, 60, 3) and got["depth"].shape == crop
+    assert (got["depth"] > 0).mean() > 0.3
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_nyu_is_the_published_sequence(order: tuple[int, ...]) -> None:
+    frame, factors, s = sample((300, 400), share=1.0), (0.8, 1.4, 0.6), 1.21
+    config = Augmentation(name="nyu", crop=(228, 304))
+    got = augment(frame, config, Draws(s, -0.5, 0.2, factors, order, (0.3, 0.3)))
+
+    image, depth = (
+        Image.fromarray(frame[key]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).rotate(-2.5, NEAREST)
+        for key in ("image", "depth")
+    )
+    rows = int(240 * s)
+    size = (int(rows * 400 / 300), rows)
+    top, left = round((rows - 228) / 2), round((size[0] - 304) / 2)
+    box = (left, top, left + 304, top + 228)
+    image = enhanced(image.resize(size, BILINEAR), factors, order).crop(box)
+    depth = np.asarray(depth.resize(size, BILINEAR).crop(box)) / np.float32(s)
+    np.testing.assert_array_equal(got["image"], np.asarray(image))
+    measured = got["depth"] > 0
+    np.testing.assert_array_equal(got["depth"][measured], depth[measured])
+    assert measured.mean() > 0.98
+
+
+def test_nyu_never_mixes_measured_with_unmeasured() -> None:
+    frame = sample((300, 400))
+    frame["depth"] = np.full((300, 400), 5, np.float32)
+    frame["depth"][100:160, 200:260] = 0
+    config = Augmentation(name="nyu", crop=(228, 304), **{**STILL, "rotation": 5.0})
+    for seed in range(4):
+        depth = augment(frame, config, np.random.default_rng(seed))["depth"]
+        assert set(np.unique(depth.round(4))) == {0, 5}
+
+
+def points(frame: Sample) -> np.ndarray:
+    """The point cloud [n, 3] in camera coordinates; a roll of the camera is undone by K itself."""
+    rows, columns = np.nonzero(frame["depth"])
+    pixels = np.stack([columns, rows, np.ones(len(rows))])
+    rays = np.linalg.solve(frame["intrinsics"].astype(np.float64), pixels)
+    return (rays * frame["depth"][rows, columns]).T
+
+
+@pytest.mark.parametrize("name", ["kitti", "nyu"])
+def test_intrinsics_follow_the_pixels(name: str) -> None:
+    """A few exact depths; after augmentation each is found again on its viewing ray.
+
+    Depth is divided by s, so the cloud must be the old one divided by s, up to half a pixel.
+    """
+    size, crop = ((50, 90), (44, 80)) if name == "kitti" else ((240, 320), (228, 304))
+    frame = sample(size)
+    frame["depth"] = np.zeros(size, np.float32)
+    # Blocks, so that resizing finds them; distinct depths, so that they are recognised.
+    for index in range(12):
+        row, column = 10 + 9 * (index // 4), 14 + 17 * (index % 4)
+        row, column = (row, column) if name == "kitti" else (row * 5, column * 3)
+        frame["depth"][row : row + 5, column : column + 5] = 10 + index
+    before = {d: points(frame)[frame["depth"][frame["depth"] > 0] == d] for d in range(10, 22)}
+    config = Augmentation(name=name, crop=crop, rotation=5.0, jitter=0.0, flip=0.5)
+    found = 0
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        s = np.random.default_rng(seed).uniform(1.0, 1.5)
+        after = augment(frame, config, rng)
+        cloud = points(after) * s
+        assert np.linalg.det(after["intrinsics"].astype(np.float64)) != 0
+        for depth, old in before.items():
+            new = cloud[np.abs(cloud[:, 2] - depth) < 1e-3]
+            if len(new) < 12:  # cut off by the crop
+                continue
+            rows, columns = np.nonzero(np.abs(after["depth"] * s - depth) < 1e-3)
+            if min(rows.min(), columns.min()) == 0 or rows.max() + 1 == crop[0]:
+                continue
+            if columns.max() + 1 == crop[1]:
+                continue
+            found += 1
+            tolerance = 0.7 * depth / 70  # less than a pixel at this depth
+            np.testing.assert_allclose(new.mean(0), old.mean(0), atol=tolerance)
+    assert found > 20
+
+
+def test_still_augmentation_only_crops() -> None:
+    frame = sample()
+    whole = augment(frame, Augmentation(crop=(50, 90), **STILL), np.random.default_rng(0))
+    for key in ("image", "depth", "intrinsics"):
+        np.testing.assert_array_equal(whole[key], frame[key])
+    part = augment(frame, Augmentation(crop=(20, 30), **STILL), np.random.default_rng(0))
+    left, top = np.rint(INTRINSICS[:2, 2] - part["intrinsics"][:2, 2]).astype(int)
+    assert top > 0 and left > 0
+    window = slice(top, top + 20), slice(left, left + 30)
+    np.testing.assert_array_equal(part["image"], frame["image"][window])
+    np.testing.assert_array_equal(part["depth"], frame["depth"][window])
+
+
+def test_drawn_ranges() -> None:
+    """All of the ranges are reached and none is left; the crop goes everywhere, flips are half."""
+    frame, config = (
+        sample(),
+        Augmentation(crop=(40, 60), rotation=0.0, jitter=0.0, scale=(1.0, 1.0)),
+    )
+    flips, corners = [], []
+    for seed in range(200):
+        intrinsics = augment(frame, config, np.random.default_rng(seed))["intrinsics"]
+        flips.append(intrinsics[0, 0] < 0)
+        centre = 89 - INTRINSICS[0, 2] if flips[-1] else INTRINSICS[0, 2]
+        corners.append((INTRINSICS[1, 2] - intrinsics[1, 2], centre - intrinsics[0, 2]))
+    assert 70 < sum(flips) < 130
+    tops, lefts = np.rint(np.array(corners)).astype(int).T
+    assert set(tops) == set(range(11)) and lefts.min() == 0 and lefts.max() == 30
+
+
+def test_deterministic_and_inputs_unchanged() -> None:
+    frame, config = sample(), Augmentation(crop=(40, 60))
+    copies = {key: frame[key].copy() for key in ("image", "depth", "intrinsics")}
+    one, same = (augment(frame, config, np.random.default_rng(3)) for _ in range(2))
+    other = augment(frame, config, np.random.default_rng(4))
+    for key, copy in copies.items():
+        np.testing.assert_array_equal(one[key], same[key])
+        np.testing.assert_array_equal(frame[key], copy)
+        assert (one[key] != other[key]).any()
+    assert (one["image"].dtype, one["depth"].dtype) == (np.uint8, np.float32)
+    assert one["intrinsics"].dtype == np.float32
+
+
+def test_too_small_fails_whatever_is_drawn() -> None:
+    config = Augmentation(crop=(60, 60))
+    for seed in range(5):  # 50 rows reach 60 by scale at most of these seeds
+        with pytest.raises(ValueError, match=r"frame is 50x90 .* smaller than the crop 60x60"):
+            augment(sample(), config, np.random.default_rng(seed))
+    with pytest.raises(ValueError, match="smaller than the crop"):
+        augment(sample(), Augmentation(name="nyu", crop=(241, 304)), np.random.default_rng(0))
+
+
+def test_kb_crop() -> None:
+    frame = sample((375, 1242))
+    got = kb_crop(frame)
+    np.testing.assert_array_equal(got["image"], frame["image"][23:, 13:1229])
+    np.testing.assert_array_equal(got["depth"], frame["depth"][23:, 13:1229])
+    np.testing.assert_allclose(got["intrinsics"][:2, 2], INTRINSICS[:2, 2] - [13, 23], atol=1e-5)
+    with pytest.raises(ValueError, match="smaller than the 352x1216"):
+        kb_crop(sample())
+    config = Augmentation(crop=(352, 1216), pre_crop="kb", **STILL)
+    cut = augment(frame, config, np.random.default_rng(0))
+    np.testing.assert_array_equal(cut["image"], got["image"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("crop", (0, 5)),
+        ("flip", 2.0),
+        ("rotation", -1.0),
+        ("jitter", 3.0),
+        ("scale", (1.5, 1.0)),
+    ],
+)
+def test_values_are_checked(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{field} is"):
+        Augmentation(**{field: value})
+
+
+def test_real_frames_keep_their_depth(shared: Path) -> None:
+    """Augmented depth times s occurs in the frame, about as densely."""
+    data = shared / "data"
+    frames = kitti.source("val", data / "kitti_raw_metric3d", depth_root=str(data / "kitti_depth"))
+    for seed in range(3):
+        s = np.random.default_rng(seed).uniform(1.0, 1.5)
+        got = augment(frames[0], Augmentation(), np.random.default_rng(seed))
+        assert got["depth"].shape == (352, 906)
+        assert np.isnan(got["intrinsics"]).any()  # these frames have no calibration
+        values = np.rint(got["depth"] * np.float32(s) * 256)
+        assert set(np.unique(values)) <= set(np.unique(frames[0]["depth"] * 256))
+        assert 0.12 < (got["depth"] > 0).mean() < 0.3
+    rooms = nyu.source("train", data / "nyu_depth_v2", layout="sync")
+    got = augment(rooms[0], Augmentation(name="nyu", crop=(228, 304)), np.random.default_rng(0))
+    assert got["depth"].shape == (228, 304) and 0.8 < (got["depth"] > 0).mean() < 0.98
