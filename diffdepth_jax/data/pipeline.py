@@ -7,13 +7,12 @@ seed and n. Neither the number of threads, workers or processes nor an interrupt
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, UInt8
 
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
@@ -58,17 +57,19 @@ def build_source(config: Any) -> Source:
     return registry.module("source", config.name).build(config)
 
 
-def evaluation_samples(config: Any, limit: int | None = None) -> Iterator[Sample]:
+def evaluation_samples(config: Any, limit: int | None = None) -> Sequence[Sample]:
     """Samples of a source in their order, as the files hold them: native size, no augmentation.
 
     Args:
       config: a source config (`kitti.Config`, `nyu.Config`).
-      limit: yield at most this many, spread evenly over the source.
+      limit: at most this many, spread evenly over the source; None for all.
+
+    Returns:
+      A sequence that reads a sample when it is asked for.
     """
     source = build_source(config)
     count = len(source) if limit is None else min(limit, len(source))
-    for index in range(count):
-        yield source[index * len(source) // count]
+    return _Selection(source, [index * len(source) // count for index in range(count)])
 
 
 def train_iterator(
@@ -176,12 +177,26 @@ class _Prepare:
         depth = sample["depth"][:, :, None]
         low, high = self.config.depth_range or (0.0, np.inf)
         return {
-            "image": normalise(sample["image"], self.input_spec),
+            "image": self.input_spec.normalise(sample["image"]),
             "depth": depth,
             "valid_mask": (depth > low) & (depth < high),
             "intrinsics": sample["intrinsics"],
             "id": sample["id"],
         }
+
+
+class _Selection(Sequence[Sample]):
+    """Some samples of a source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source = source
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._source[self._indices[index]]
 
 
 class _Cached:
@@ -198,17 +213,3 @@ class _Cached:
         if index not in self._samples:
             self._samples[index] = self._source[index]
         return self._samples[index]
-
-
-def normalise(
-    image: UInt8[np.ndarray, "h w 3"], input_spec: InputSpec
-) -> Float32[np.ndarray, "h w 3"]:
-    """(image / 255 - mean) / std, per channel."""
-    mean, std = np.asarray(input_spec.mean), np.asarray(input_spec.std)
-    height, width, _ = image.shape
-    # One long row at a time: NumPy is three times slower where the innermost axis has length 3.
-    gain = np.tile(1 / (255 * std), width).astype(np.float32)
-    offset = np.tile(mean / std, width).astype(np.float32)
-    result = image.reshape(height, width * 3) * gain
-    result -= offset
-    return result.reshape(image.shape)
