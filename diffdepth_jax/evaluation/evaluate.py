@@ -136,6 +136,11 @@ def score_cases(
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores predictions that are already there; see `evaluate` for the rest."""
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(
+            f"the results cannot go into {workdir}: it is a file; give another workdir"
+        )
     unaligned = protocol.with_options(alignment="none")
     rows, totals, baseline_totals = [], _Means(), _Means()
     for case in cases:
@@ -162,7 +167,6 @@ def score_cases(
         "baseline": baseline_totals.means(),
         "reported": [dataclasses.asdict(reported) for reported in protocol.reported],
     }
-    workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     _write(workdir / PER_IMAGE_FILE, _csv(rows))
     _write(workdir / METRICS_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -26,9 +26,9 @@ def score_predictions(
     ground_truth: str | os.PathLike,
     protocol: Protocol,
     workdir: str | os.PathLike,
-    *,
     png_scale: float = 256.0,
     ground_truth_png_scale: float | None = None,
+    *,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Scores one folder against another and writes what `evaluate.evaluate` writes.

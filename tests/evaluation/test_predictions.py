@@ -1,6 +1,7 @@
 import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,8 +180,9 @@ def test_real_ground_truth_scored_against_itself(shared, tmp_path):
 def test_scoring_needs_no_jax():
     code = (
         "import sys; from diffdepth_jax.evaluation import predictions, report; "
-        "heavy = {'jax', 'flax', 'grain', 'h5py', 'matplotlib', 'tensorflow'}; "
+        "heavy = {'jax', 'flax', 'grain', 'h5py', 'absl', 'matplotlib', 'tensorflow'}; "
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    project = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
