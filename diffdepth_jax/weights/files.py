@@ -79,7 +79,7 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
                 state_dict, metadata = _read_safetensors(path)
             else:
                 raise WeightsError(f"{_describe(content[:64])}. {REMEDY}")
-    except WeightsError as error:
+    except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     if all(name.startswith("module.") for name in state_dict):
         state_dict = {name.removeprefix("module."): a for name, a in state_dict.items()}
@@ -188,6 +188,8 @@ def _read_safetensors(path: Path) -> _Contents:
         raise WeightsError(
             f"a truncated or damaged safetensors file ({error}); copy it again"
         ) from error
+    except AttributeError as error:  # how the package says that a type is unknown to NumPy
+        raise WeightsError(f"holds numbers of an unsupported type ({error})") from error
 
 
 def _describe(start: bytes) -> str:
@@ -302,7 +304,7 @@ def _split(value: Any, reader: _TensorReader) -> _Contents:
             raise WeightsError(f"a state dict with the key {key!r}, which is not text")
         try:
             state_dict[key] = reader.read(entry) if isinstance(entry, Tensor) else entry.value
-        except (WeightsError, ValueError) as error:  # ValueError: dimensions NumPy does not have
+        except ValueError as error:
             raise WeightsError(f"tensor {key!r}: {error}") from error
     metadata = {}
     for key, entry in rest.items():

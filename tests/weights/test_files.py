@@ -386,6 +386,31 @@ def test_legacy_storages_are_checked(tmp_path):
     assert "belongs to no tensor" in message(tmp_path / "a.pt")
 
 
+def test_safetensors_of_a_type_numpy_lacks(tmp_path):
+    entry = {"dtype": "F8_E5M2", "shape": [2], "data_offsets": [0, 2]}
+    header = json.dumps({"a": entry}).encode()
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    assert "unsupported type" in message(path)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_random_damage_gives_a_file_error_or_a_file(tmp_path, write):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "model.pt"
+    write(path, *checkpoint())
+    good, refused = np.frombuffer(path.read_bytes(), np.uint8), 0
+    for _ in range(300):
+        damaged = good.copy()
+        damaged[rng.integers(len(good), size=rng.integers(1, 6))] = rng.integers(256)
+        path.write_bytes(damaged.tobytes())
+        try:
+            files.read(path)
+        except WeightsError:
+            refused += 1
+    assert refused > 150
+
+
 def test_compressed_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\0" * 10_000_000)  # a bomb: 10 kB on the disk
@@ -399,11 +424,12 @@ def test_compressed_archive(tmp_path):
         ({"weights": {"a": 1}, "epoch": 2}, "'epoch', 'weights'"),
         ({}, "(none)"),
         ({1: whole("0", np.ones(2))}, "key 1"),
+        ({10**9999: 1}, "model.pt: "),
     ],
 )
 def test_no_state_dict(tmp_path, value, part):
-    write_zip(tmp_path / "a.pt", value, {"0": np.ones(2)})
-    assert part in message(tmp_path / "a.pt")
+    write_zip(tmp_path / "model.pt", value, {"0": np.ones(2)})
+    assert part in message(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
