@@ -30,7 +30,8 @@ class DataConfig:
       augmentation: see `transforms.Augmentation`; its `crop` is the size of the batches.
       depth_range: metres (low, high); `valid_mask` is depth > 0 and, where this is given, strictly
         between them.
-      cache: keep decoded frames in memory after their first use; for small data sets.
+      cache: keep decoded frames in memory (of each process) after their first use; for small data
+        sets.
       num_workers: processes that prepare batches; 0 prepares them in threads of this process.
       num_threads: threads in each process; Pillow works outside Python's lock.
     """

@@ -95,12 +95,14 @@ def build(config: Config) -> Source:
       FileNotFoundError: if a folder, list, image or depth map is missing.
       ValueError: if a list cannot be read, or there are no frames.
     """
+    if config.split == "val_selection":
+        return ValSelection(config)
     if not Path(config.root).is_dir():
         raise FileNotFoundError(
             f"{config.root} does not exist: set root to the folder of the KITTI raw data, the one "
             "that holds 2011_09_26 and the other dates"
         )
-    return ValSelection(config) if config.split == "val_selection" else Kitti(config)
+    return Kitti(config)
 
 
 class _Wanted(NamedTuple):
@@ -124,7 +126,7 @@ class _Folder(NamedTuple):
 
 class Kitti:
     """Frames of the raw data; see `Config` and the layout above. `intrinsics` are all NaN for the
-    drives that have no `calib_cam_to_cam.txt` (their names are logged once)."""
+    drives that have no `calib_cam_to_cam.txt`, and a warning in the log says so."""
 
     def __init__(self, config: Config):
         self.config = config

@@ -1,0 +1,26 @@
+"""What every data source file offers."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from diffdepth_jax import registry
+
+
+@pytest.mark.parametrize("name", registry.names("source"))
+def test_source_file(name: str, tmp_path: Path) -> None:
+    module = registry.module("source", name)
+    low, high = module.DEPTH_RANGE
+    assert 0 < low < high
+    assert "root/" in module.__doc__, "the docstring shows the layout"
+    config = module.Config()
+    assert dataclasses.is_dataclass(config) and config.name == name
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
+        module.source("train", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
+        module.build(dataclasses.replace(config, root=str(tmp_path / "nowhere")))
+    with pytest.raises(ValueError, match="split is 'no such split'"):
+        module.source("no such split", tmp_path)
+    with pytest.raises(TypeError, match="no_such_option"):
+        module.source("train", tmp_path, no_such_option=1)
