@@ -116,6 +116,7 @@ class _Inert:
 def _tensor(storage, offset, shape, strides, *_, dtype=None):
     if not isinstance(storage, Storage):
         raise TypeError("a tensor without a storage")
+    (offset,) = _sizes((offset,))
     return Tensor(storage, dtype or storage.dtype, offset, _sizes(shape), _sizes(strides))
 
 
@@ -203,7 +204,7 @@ def _numpy_array(*_):
 
 def _numpy_from_buffer(data, dtype, shape, order, *_):
     array = np.frombuffer(data, _of_type(dtype, _Dtype).dtype)
-    return Array(array.reshape(_sizes(shape), order=order))
+    return Array(array.reshape(_sizes(shape), order=_of_type(order, str)))
 
 
 def _sizes(values):
@@ -450,7 +451,7 @@ def _set_state(target: Any, state: Any) -> None:
         case dict():  # a state dict's `_metadata`: versions of modules, of no use here
             pass
         case _Dtype():
-            target.dtype = target.dtype.newbyteorder(state[1])
+            target.dtype = target.dtype.newbyteorder(_of_type(state[1], str))
         case Array():
             _, shape, dtype, is_fortran, data = state
             order = "F" if is_fortran else "C"

@@ -365,6 +365,8 @@ def test_truncated_anywhere(tmp_path):
         "negative size": (tensor("0", np.float32, 6, (-2, -3)), "(-2, -3)"),
         "negative stride": (tensor("0", np.float32, 6, (2,), (-1,), 1), "(-1,)"),
         "negative offset": (tensor("0", np.float32, 6, (2,), (1,), -1), "-1"),
+        "odd offset": (tensor("0", np.float32, 6, (2,), (1,), (1,)), "not integers"),
+        "odd size": (tensor("0", np.float32, 6, (2.0,), (1,)), "not integers"),
         "strides": (tensor("0", np.float32, 6, (2,), (1, 1)), "strides"),
         "dimensions": (tensor("0", np.float32, 6, (1,) * 70), "70"),
         "numel": (tensor("0", np.float32, 7, (2,)), "announced"),
