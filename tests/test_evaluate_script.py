@@ -35,6 +35,86 @@ def folders(tmp_path):
     return predicted, measured
 
 
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config():
+    source = dict(name="kitti", root="{root}", split="val", cameras=("image_02",))
+    return ConfigDict(dict(
+        num_steps=1,
+        batch_size=1,
+        model=dict(
+            name="diffusion_depth",
+            encoder=dict(name="resnet", depths=(1, 1), widths=(4, 8)),
+            neck=dict(features=8),
+            codec=dict(latent_channels=4),
+            denoiser=dict(hidden_features=4, num_groups=2),
+            diffusion=dict(num_inference_steps=2),
+        ),
+        objective=dict(name="self_diffusion"),
+        data=dict(train=dict(source=source, augmentation=dict(crop=(16, 32))), evaluation=source),
+        evaluation=dict(protocol="kitti_eigen"),
+    ))
+"""
+
+
+@pytest.fixture
+def untrained_run(tmp_path):
+    """A config of three small frames in KITTI's layout, and a run that did not train yet."""
+    import jax
+    import optax
+
+    from diffdepth_jax import config as config_lib
+    from diffdepth_jax import registry
+    from diffdepth_jax.training import experiment, state
+    from diffdepth_jax.training.checkpoint import Checkpointer
+
+    drive, generator = "2011_09_26_drive_0001_sync", np.random.default_rng(0)
+    images = tmp_path / f"kitti/2011_09_26/{drive}/image_02/data"
+    depths = tmp_path / f"kitti/val/{drive}/proj_depth/groundtruth/image_02"
+    images.mkdir(parents=True), depths.mkdir(parents=True)
+    for index in range(3):
+        name = f"{index:010d}.png"
+        Image.fromarray(generator.integers(0, 256, (24, 48, 3), np.uint8)).save(images / name)
+        depth = generator.integers(256, 256 * 60, (24, 48)) * (generator.random((24, 48)) < 0.5)
+        Image.fromarray(depth.astype(np.uint16)).save(depths / name)
+    (tmp_path / "config.py").write_text(CONFIG.format(root=tmp_path / "kitti"))
+
+    namespace = {}
+    exec((tmp_path / "config.py").read_text(), namespace)
+    exp = experiment.from_mapping(namespace["get_config"]().to_dict())
+    model = registry.module("network", exp.model.name).build(exp.model)
+    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.05, leaf.dtype), shapes)
+    with Checkpointer(tmp_path / "run", keep=1) as checkpointer:
+        trained = state.create(variables, optax.sgd(0.1), False)
+        checkpointer.save(0, trained, config_lib.to_mapping(exp), b"")
+    return tmp_path / "config.py", tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_a_checkpoint_by_its_config(untrained_run):
+    config, checkpoint = untrained_run
+    done = run(
+        f"--config={config}",
+        f"--checkpoint={checkpoint}",
+        "--protocol=release",
+        "--max_depth=40",
+        "--flip_tta",
+        "--num_inference_steps=3",
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((checkpoint / "metrics.json").read_text())
+    assert result["protocol"] == "release" and result["num_images"] == 3
+    options = {"max_depth": 40, "flip_tta": True, "num_inference_steps": 3}
+    assert options.items() <= result["options"].items()
+    # Noise around 30 m: the median map misses little, an untrained network nearly all.
+    assert result["metrics"]["abs_rel"] > 0
+    assert result["baseline"]["rmse"] < result["metrics"]["rmse"]
+    assert len(num_valid(checkpoint)) == 3
+    assert "median map" in done.stdout
+
+
 @pytest.mark.parametrize("kind", ["full", "kb"])
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
 def test_real_frames_against_themselves(shared, tmp_path, kind, suffix):
