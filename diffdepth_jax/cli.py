@@ -26,7 +26,7 @@ class _LiteralParser(flags.ArgumentParser):
 config_flags.register_flag_parser_for_type(type(None), _LiteralParser())
 
 
-def define_config() -> flags.FlagHolder:
+def define_config(*, required: bool = True) -> flags.FlagHolder:
     """Defines `--config=FILE` and `--config.key=value` for every key.
 
     Keys that the file does not mention are accepted here, as a field may keep its default: whether
@@ -38,12 +38,27 @@ def define_config() -> flags.FlagHolder:
         lock_config=False,
         accept_new_attributes=True,
     )
-    flags.mark_flag_as_required("config")
+    if required:
+        flags.mark_flag_as_required("config")
     return holder
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
-    """`absl.app.run`, with the user's mistakes told in one line and exit status 2."""
+def require_with(name: str, *others: str) -> None:
+    """Refuses `--name` unless all the other flags are given too."""
+    flags.register_multi_flags_validator(
+        [name, *others],
+        lambda values: values[name] is None or None not in values.values(),
+        f"--{name} goes with --{', --'.join(others)}",
+    )
+
+
+def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ...] = ()) -> None:
+    """`absl.app.run`, with the user's mistakes told in one line and exit status 2.
+
+    Args:
+      main: gets the command line's rest.
+      mistakes: exceptions that tell of a user's mistake, besides those of configs and files.
+    """
 
     def parse(arguments: list[str]) -> list[str]:
         try:
@@ -62,7 +77,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
     def guarded(arguments: list[str]) -> Any:
         try:
             return main(arguments)
-        except (ConfigError, FileNotFoundError) as error:
+        except (ConfigError, FileNotFoundError, *mistakes) as error:
             _stop(str(error))
 
     app.run(guarded, flags_parser=parse)
