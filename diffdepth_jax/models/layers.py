@@ -296,6 +296,10 @@ def _convolve(inputs, kernel, stride, padding, groups, gradient) -> Array:
         return conv3x3(inputs, kernel, gradient=gradient)
     if groups == inputs.shape[-1] == features and jax.default_backend() == "cpu":
         return _depthwise(inputs, kernel, stride, padding)
+    return _xla_convolution(inputs, kernel, stride, padding, groups)
+
+
+def _xla_convolution(inputs, kernel, stride, padding, groups) -> Array:
     return lax.conv_general_dilated(
         inputs,
         kernel,
@@ -306,12 +310,19 @@ def _convolve(inputs, kernel, stride, padding, groups, gradient) -> Array:
     )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(inputs, kernel, stride, padding) -> Array:
-    """One channel to one channel as a sum over the kernel's taps.
+    """One channel to one channel, for the CPU.
 
-    XLA:CPU has no fast kernel for grouped convolutions; the sum, which it fuses into one pass, is
-    10 to 40 times faster.
+    XLA:CPU has no fast kernel for grouped convolutions; a sum over the kernel's taps, which it
+    fuses into one pass, was 10 to 40 times faster. The sum's own gradient takes XLA very long to
+    compile and is no faster than the convolution's, which is used instead.
     """
+    return _sum_of_taps(inputs, kernel, stride, padding)
+
+
+@partial(jax.jit, static_argnums=(2, 3))  # layers of equal shapes share one trace
+def _sum_of_taps(inputs, kernel, stride, padding) -> Array:
     size = kernel.shape[0]
     padded = jnp.pad(inputs, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     rows, columns = (
@@ -323,6 +334,20 @@ def _depthwise(inputs, kernel, stride, padding) -> Array:
         for y in range(size)
         for x in range(size)
     )
+
+
+def _depthwise_forward(inputs, kernel, stride, padding):
+    return _depthwise(inputs, kernel, stride, padding), (inputs, kernel)
+
+
+def _depthwise_backward(stride, padding, residuals, cotangent):
+    def convolution(inputs, kernel):
+        return _xla_convolution(inputs, kernel, stride, padding, inputs.shape[-1])
+
+    return jax.vjp(convolution, *residuals)[1](cotangent)
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _spread(inputs: Array, kernel: Array) -> Array:
