@@ -77,7 +77,7 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
     def guarded(arguments: list[str]) -> Any:
         try:
             return main(arguments)
-        except (ConfigError, FileNotFoundError, *mistakes) as error:
+        except (ConfigError, FileNotFoundError, FloatingPointError, *mistakes) as error:
             _stop(str(error))
 
     app.run(guarded, flags_parser=parse)

@@ -1,17 +1,22 @@
 """A run's scalars: progress bar, `metrics.csv` and TensorBoard."""
 
+import collections
 import csv
 import dataclasses
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 CSV_NAME = "metrics.csv"
+_LAG = 2  # Steps between handing scalars in and waiting for them.
 _NOT_SHOWN = ("learning_rate", "gradient_norm")  # The progress bar is for the losses.
 
 
@@ -29,6 +34,9 @@ class LoggingConfig:
 class RunLog:
     """Receives every step's scalars and writes their means now and then; a context manager.
 
+    Scalars are taken from the device a few steps after they were handed in, so that the device
+    always has work waiting, and that many steps at most.
+
     Rows and events after `first_step`, left by a run that died after its last checkpoint, are
     dropped: the steps they tell of are about to be done again.
     """
@@ -37,22 +45,44 @@ class RunLog:
         self._path = workdir / CSV_NAME
         self._every_steps = every_steps
         self._num_steps = num_steps
+        self._waiting: collections.deque = collections.deque()
         self._sums: dict[str, float] = {}
         self._count = 0
-        self._time = time.perf_counter()
+        self._time: float | None = None  # Set by the first step, when it has been compiled.
         self._columns = _drop_rows_after(self._path, first_step)
         self._file = self._path.open("a", newline="")
         self._tensorboard = SummaryWriter(
             str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
         )
         self._bar = tqdm(
-            total=num_steps, initial=first_step, desc="train", unit=" steps", dynamic_ncols=True
+            total=num_steps, initial=first_step, desc="compile", unit=" steps", dynamic_ncols=True
         )
 
-    def add(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Takes the scalars of the update that ended at `step` (1 is the first)."""
-        for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+    def add(self, step: int, scalars: Mapping[str, Any], ids: Collection[str] = ()) -> None:
+        """Takes the scalars of the update that ends at `step` (1 is the first) on images `ids`.
+
+        Raises:
+          FloatingPointError: if those of this or an earlier step are not finite.
+        """
+        if self._time is None:
+            self._time = time.perf_counter()
+            self._bar.set_description("train", refresh=False)
+        self._waiting.append((step, scalars, ids))
+        while len(self._waiting) > _LAG:
+            self._take()
+
+    def flush(self) -> None:
+        """Waits for all scalars handed in so far; raises as `add` does."""
+        while self._waiting:
+            self._take()
+
+    def _take(self) -> None:
+        step, scalars, ids = self._waiting.popleft()
+        for name, value in jax.device_get(scalars).items():
+            if not math.isfinite(value):
+                images = f" (images {', '.join(map(str, ids))})" if len(ids) else ""
+                raise FloatingPointError(f"{name} is {value} in step {step}{images}")
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1
         self._bar.update()
         if step % self._every_steps == 0 or step == self._num_steps:

@@ -30,11 +30,6 @@ class TrainState:
     opt_state: Any
     ema_params: Any
 
-    @property
-    def variables(self) -> dict[str, Any]:
-        """What to evaluate: the averaged params where there are any."""
-        return {"params": self.ema_params or self.params, "batch_stats": self.batch_stats}
-
 
 def create(
     variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: bool = False
@@ -74,7 +69,7 @@ def make_train_step(
         scalars = {
             "loss": loss,
             **aux.scalars,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         ema_params = jax.tree.map(

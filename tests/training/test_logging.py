@@ -9,6 +9,7 @@ def write(workdir, steps, first_step=0, num_steps=7, loss=lambda step: float(ste
     with RunLog(workdir, first_step=first_step, num_steps=num_steps, every_steps=2) as log:
         for step in steps:
             log.add(step, {"loss": loss(step), "learning_rate": 0.5})
+        log.flush()
 
 
 def test_rows_hold_the_means_of_their_steps(tmp_path):
@@ -63,6 +64,37 @@ def test_other_scalars_than_the_file_has_are_refused(tmp_path):
     with pytest.raises(ValueError, match="another workdir"), log:
         log.add(5, {"loss": 1.0, "l2": 1.0})
         log.add(6, {"loss": 1.0, "l2": 1.0})
+        log.flush()
+
+
+def test_scalars_are_awaited_a_few_steps_later_and_by_flush(tmp_path):
+    fetched = []
+
+    class Scalar:
+        """Says when it is looked at."""
+
+        def __init__(self, step):
+            self.step = step
+
+        def __float__(self):
+            fetched.append(self.step)
+            return 1.0
+
+    with RunLog(tmp_path, first_step=0, num_steps=6, every_steps=1) as log:
+        for step in range(1, 7):
+            log.add(step, {"loss": Scalar(step)})
+        assert max(fetched) == 4
+        log.flush()
+    assert max(fetched) == 6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stops_with_step_and_images_named(tmp_path, value):
+    with RunLog(tmp_path, first_step=0, num_steps=6, every_steps=1) as log:
+        log.add(1, {"loss": 1.0}, ["one"])
+        log.add(2, {"loss": 1.0, "silog": np.float32(value)}, np.array(["two", "three"]))
+        with pytest.raises(FloatingPointError, match=r"silog is (nan|inf) in step 2 .*two, three"):
+            log.flush()
 
 
 def test_an_interval_of_no_steps_is_refused():

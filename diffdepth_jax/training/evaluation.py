@@ -1,0 +1,110 @@
+"""What is done with a trained model: metrics on the evaluation data, and pictures."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from diffdepth_jax import inference, visualize
+from diffdepth_jax.config import ConfigError
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.evaluation import baseline, frames
+from diffdepth_jax.evaluation import evaluate as scoring
+from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.training import experiment
+from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.training.logging import CSV_NAME, read_csv
+
+_PREDICTIONS = 6  # samples in predictions.png
+_DENOISING = 6  # moments in denoising.png
+
+
+def evaluate(exp: Experiment, model: DepthModel, workdir: Path) -> dict[str, Any]:
+    """Scores a model as the experiment says; writes and returns `metrics.json`.
+
+    The baseline beside the metrics is the median depth map of the training data.
+    """
+    median = None
+    if exp.data.baseline_frames:
+        training = pipeline.evaluation_samples(exp.data.train.source, exp.data.baseline_frames)
+        median = baseline.median_depth_map(sample["depth"] for sample in training)
+    steps = exp.evaluation.num_inference_steps
+    return scoring.evaluate(
+        lambda image: model.predict(image, num_inference_steps=steps),
+        pipeline.evaluation_samples(exp.data.evaluation, exp.data.evaluation_limit),
+        exp.evaluation.build(),
+        workdir,
+        baseline_depth=median,
+        flip_tta=exp.evaluation.flip_tta,
+        options={"num_inference_steps": steps},
+    )
+
+
+def evaluate_checkpoint(
+    config: Mapping[str, Any],
+    options: Mapping[str, Any],
+    checkpoint: str | os.PathLike,
+    workdir: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Scores any checkpoint on the evaluation data of a config; see `evaluate`.
+
+    Args:
+      config: the fields of an `Experiment`; its model is not used, the checkpoint knows its own.
+      options: fields of `EvaluationConfig` that replace the config's.
+      checkpoint: as for `inference.load`.
+      workdir: for the results; the checkpoint's own directory when None.
+    """
+    exp = experiment.from_mapping(config)
+    exp = dataclasses.replace(exp, evaluation=dataclasses.replace(exp.evaluation, **options))
+    workdir = Path(checkpoint if workdir is None else workdir).expanduser()
+    if workdir.is_file():
+        raise ConfigError(f"{checkpoint} is a file: say by --workdir where the results go")
+    return evaluate(exp, inference.load(checkpoint), workdir)
+
+
+def draw(exp: Experiment, model: DepthModel, workdir: Path) -> None:
+    """Draws `predictions.png`, `denoising.png` and, where the run has a log, `curves.png`."""
+    protocol = exp.evaluation.build()
+    samples = list(pipeline.evaluation_samples(exp.data.evaluation, _PREDICTIONS))
+    images = [protocol.prepare(sample["image"]) for sample in samples]
+    targets = [frames.take_depth(sample["depth"], protocol.input) for sample in samples]
+    predictions = model.predict(images, num_inference_steps=exp.evaluation.num_inference_steps)
+    scores = [
+        protocol.score(prediction, sample["depth"]).metrics.get("abs_rel", np.nan)
+        for prediction, sample in zip(predictions, samples, strict=True)
+    ]
+    visualize.save_predictions(workdir / "predictions.png", images, predictions, targets, scores)
+    if hasattr(model.model, "sample"):
+        # Whole latent pixels, whatever the codec's factor.
+        height, width = (side - side % 4 for side in images[0].shape[:2])
+        image, target = images[0][:height, :width], targets[0][:height, :width]
+        depths = denoising_steps(model, image)
+        shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
+        captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}
+        visualize.save_denoising(workdir / "denoising.png", image, captions, target)
+    if (workdir / CSV_NAME).exists():
+        visualize.save_curves(workdir / "curves.png", read_csv(workdir / CSV_NAME))
+
+
+def denoising_steps(
+    model: DepthModel, image: UInt8[np.ndarray, "h w 3"], seed: int = 0
+) -> Float[np.ndarray, "n h w"]:
+    """Depth in metres decoded from the latent after every step of a diffusion model's sampler."""
+    network, variables = model.model, model.variables
+    normalised = model.input_spec.normalise(image)[None]
+    noise = jax.random.normal(jax.random.key(seed), network.latent_shape(normalised.shape))
+
+    @jax.jit
+    def decode_trajectory(variables: Any, image: jax.Array) -> jax.Array:
+        condition = network.apply(variables, image, method="encode_image")
+        _, latents = network.apply(
+            variables, condition, noise, return_trajectory=True, method="sample"
+        )
+        return network.apply(variables, latents[:, 0], method="decode_latent")
+
+    return np.asarray(decode_trajectory(variables, normalised))[..., 0]

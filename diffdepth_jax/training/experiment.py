@@ -1,0 +1,85 @@
+"""The whole of an experiment as one frozen dataclass; `configs/*.py` are written in its fields."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry
+from diffdepth_jax.config import choice
+from diffdepth_jax.data.pipeline import DataConfig
+from diffdepth_jax.evaluation.evaluate import EvaluationConfig
+from diffdepth_jax.training import optimizer as optimizer_lib
+from diffdepth_jax.training.checkpoint import CheckpointConfig
+from diffdepth_jax.training.logging import LoggingConfig
+from diffdepth_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentData:
+    """Training and evaluation data.
+
+    Attributes:
+      train: see `data.pipeline.DataConfig`.
+      evaluation: `name` (kitti, nyu) and the fields of that source's `Config`.
+      evaluation_limit: score at most this many frames, spread evenly; None for all.
+      baseline_frames: how many training frames, spread evenly, give the median depth map that the
+        metrics are compared with; 0 leaves the comparison out.
+    """
+
+    train: DataConfig
+    evaluation: Any = choice("source")
+    evaluation_limit: int | None = None
+    baseline_frames: int = 200
+
+    def __post_init__(self) -> None:
+        if self.evaluation_limit is not None and self.evaluation_limit < 1:
+            raise ValueError(
+                f"evaluation_limit is {self.evaluation_limit}; it must be at least 1 or None"
+            )
+        if self.baseline_frames < 0:
+            raise ValueError(f"baseline_frames is {self.baseline_frames}; it must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What is trained on what, how, and how it is evaluated.
+
+    Attributes:
+      model: `name` of a network, optionally `variant`, and the fields of its `Config`.
+      objective: `name` of an objective and the fields of its `Config`.
+      data, optimizer, evaluation, checkpoint, logging: see their dataclasses.
+      num_steps: updates in the whole run.
+      batch_size: images in an update, over all devices together.
+      seed: of the initial weights, the order and augmentation of the data, and the noise.
+      ema_decay: of the moving average of the parameters that is then evaluated; 0 for none.
+    """
+
+    data: ExperimentData
+    evaluation: EvaluationConfig
+    num_steps: int
+    batch_size: int
+    model: Any = choice("network")
+    objective: Any = choice("objective")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    seed: int = 0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"num_steps and batch_size must be at least 1, not {self.num_steps} and "
+                f"{self.batch_size}"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}; it must be 0 to 2**32 - 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        optimizer_lib.learning_rate_schedule(self.optimizer, self.num_steps)
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Experiment:
+    """Reads a nested mapping strictly; ConfigError names the field that is wrong and the remedy."""
+    return config_lib.from_mapping(Experiment, mapping, resolve=registry.module)
