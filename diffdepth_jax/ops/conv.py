@@ -68,18 +68,15 @@ def _backward(residuals, cotangent):
 
 
 def _kernel_gradient(inputs, cotangent):
-    """Nine matrix products of the shifted inputs with the cotangent."""
-    _, height, width, _ = inputs.shape
-    padded = jnp.pad(inputs, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    contracted = (((0, 1, 2), (0, 1, 2)), ((), ()))
-    rows = [
-        [
-            lax.dot_general(padded[:, y : y + height, x : x + width], cotangent, contracted)
-            for x in range(3)
-        ]
-        for y in range(3)
-    ]
-    return jnp.stack([jnp.stack(row) for row in rows])
+    """The cotangent slid over the inputs as a kernel, with channels as batch.
+
+    Nine matrix products with shifted inputs give the same. They are a quarter faster where both
+    sides have 256 channels, but slower elsewhere, need more memory under rematerialisation and a
+    third longer to compile.
+    """
+    inputs = inputs.transpose(3, 1, 2, 0)
+    sliding = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
+    return _conv3x3(inputs, sliding).transpose(1, 2, 0, 3)
 
 
 _conv3x3_canonical.defvjp(_forward, _backward)

@@ -105,6 +105,22 @@ def add_noise(
     return jnp.sqrt(alpha) * sample + jnp.sqrt(1 - alpha) * noise
 
 
+def training_target(
+    schedule: Schedule,
+    sample: Float[Array, "b *shape"],
+    noise: Float[Array, "b *shape"],
+    timesteps: Int[Array, " b"],
+    prediction_type: PredictionType = "epsilon",
+) -> Float[Array, "b *shape"]:
+    """What the network should predict at x_t = `add_noise(schedule, sample, noise, timesteps)`."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "sample":
+        return sample
+    # The velocity is x_t with the clean sample in the place of the noise and its sign turned.
+    return add_noise(schedule, noise, -sample, timesteps)
+
+
 def posterior_mean_weight(schedule: Schedule, timesteps: Int[Array, " b"]) -> Float[Array, " b"]:
     """Turns a squared error of the noise into that of the mean of x_{t-1} given x_t.
 
