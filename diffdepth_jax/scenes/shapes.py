@@ -1,0 +1,275 @@
+"""Triangle meshes of simple solids: what everything in a rendered scene is made of.
+
+World axes: x right, y forward, z up, metres. Faces are counter-clockwise seen from outside.
+Texture coordinates are (u, v) in repeats of the texture, v upwards.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from diffdepth_jax.scenes.materials import Material
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Triangles of one material.
+
+    Attributes:
+        vertices: float `[n 3]`, metres.
+        faces: int `[m 3]`, indices of vertices.
+        uvs: float `[n 2]`, texture coordinates.
+        material: what the surface looks like.
+        normals: float `[n 3]` for surfaces shaded as smooth, None for flat facets.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    uvs: np.ndarray
+    material: Material
+    normals: np.ndarray | None = None
+
+
+def _grid_normals(points: np.ndarray) -> np.ndarray:
+    """Unit normals `[r k 3]` of a surface given as rings of points, each ring closed."""
+    around = np.roll(points, -1, axis=1) - np.roll(points, 1, axis=1)
+    along = np.gradient(points, axis=0)
+    normals = np.stack(  # the cross product; np.cross is slow on small arrays
+        [
+            around[..., i] * along[..., j] - around[..., j] * along[..., i]
+            for i, j in ((1, 2), (2, 0), (0, 1))
+        ],
+        axis=-1,
+    )
+    length = np.sqrt((normals**2).sum(axis=-1, keepdims=True))
+    return normals / np.maximum(length, 1e-12)
+
+
+def rotation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+    """`[3 3]` rotation: roll about y (forward), then pitch about x (nose up), then yaw about z.
+
+    Angles in radians; positive yaw turns left, positive pitch looks up, positive roll leans right.
+    """
+    cy, sy = np.cos(yaw), np.sin(yaw)
+    cp, sp = np.cos(pitch), np.sin(pitch)
+    cr, sr = np.cos(roll), np.sin(roll)
+    about_z = np.array([[cy, -sy, 0], [sy, cy, 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_y = np.array([[cr, 0, sr], [0, 1, 0], [-sr, 0, cr]])
+    return about_z @ about_x @ about_y
+
+
+def moved(
+    meshes: Iterable[Mesh], position: Sequence[float], turn: np.ndarray | None = None
+) -> list[Mesh]:
+    """The meshes turned about the origin by `turn` (`[3 3]`), then shifted by `position`."""
+    turn = np.eye(3) if turn is None else turn
+    return [
+        replace(
+            mesh,
+            vertices=mesh.vertices @ turn.T + np.asarray(position, float),
+            normals=None if mesh.normals is None else mesh.normals @ turn.T,
+        )
+        for mesh in meshes
+    ]
+
+
+def merged(meshes: Iterable[Mesh]) -> list[Mesh]:
+    """One mesh per material and kind of shading, in order of first appearance."""
+    groups: dict[tuple[int, bool], list[Mesh]] = {}
+    for mesh in meshes:
+        groups.setdefault((id(mesh.material), mesh.normals is None), []).append(mesh)
+    result = []
+    for (_, flat), group in groups.items():
+        offsets = np.cumsum([0] + [len(mesh.vertices) for mesh in group[:-1]])
+        result.append(
+            Mesh(
+                vertices=np.concatenate([mesh.vertices for mesh in group]),
+                faces=np.concatenate([m.faces + o for m, o in zip(group, offsets, strict=True)]),
+                uvs=np.concatenate([mesh.uvs for mesh in group]),
+                material=group[0].material,
+                normals=None if flat else np.concatenate([mesh.normals for mesh in group]),
+            )
+        )
+    return result
+
+
+def quad(
+    corners: Sequence[Sequence[float]],
+    material: Material,
+    uv: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+) -> Mesh:
+    """A four-cornered face, counter-clockwise from its lower left; `uv` is (u0, v0, u1, v1)."""
+    u0, v0, u1, v1 = uv
+    return Mesh(
+        vertices=np.asarray(corners, float),
+        faces=np.array([[0, 1, 2], [0, 2, 3]]),
+        uvs=np.array([[u0, v0], [u1, v0], [u1, v1], [u0, v1]], float),
+        material=material,
+    )
+
+
+# Faces of a box: outward axis, and the axes to its right and up when seen from outside.
+_BOX_FACES = np.array(
+    [
+        ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
+        ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+        ((0, 1, 0), (-1, 0, 0), (0, 0, 1)),
+        ((-1, 0, 0), (0, -1, 0), (0, 0, 1)),
+        ((0, 0, 1), (1, 0, 0), (0, 1, 0)),
+        ((0, 0, -1), (1, 0, 0), (0, -1, 0)),
+    ],
+    float,
+)
+_CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
+_BOX_VERTICES = (
+    _BOX_FACES[:, None, 0] + np.einsum("ca,fad->fcd", _CORNERS, _BOX_FACES[:, 1:])
+).reshape(24, 3)
+_BOX_TRIANGLES = (
+    4 * np.arange(6)[:, None, None] + np.array([[0, 1, 2], [0, 2, 3]])[None]
+).reshape(12, 3)
+
+
+def box(
+    size: Sequence[float],
+    center: Sequence[float],
+    material: Material,
+    texture_size: float | None = None,
+) -> Mesh:
+    """A box along the axes. `texture_size`: metres per repeat; None fits one repeat to each face."""
+    size = np.asarray(size, float)
+    uvs = np.broadcast_to((_CORNERS + 1) / 2, (6, 4, 2))
+    if texture_size is not None:
+        uvs = uvs * (np.abs(_BOX_FACES[:, 1:]) @ size / texture_size)[:, None, :]
+    return Mesh(
+        _BOX_VERTICES * (size / 2) + np.asarray(center, float),
+        _BOX_TRIANGLES,
+        uvs.reshape(24, 2),
+        material,
+    )
+
+
+def _skin(count: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Faces and texture coordinates over `count` rings of `points` + 1 points, the last doubled."""
+    v, u = np.meshgrid(np.linspace(0, 1, count), np.linspace(0, 1, points + 1), indexing="ij")
+    first = (np.arange(count - 1)[:, None] * (points + 1) + np.arange(points)[None, :]).reshape(-1)
+    above = first + points + 1
+    faces = np.concatenate(
+        [np.stack([first, first + 1, above + 1], 1), np.stack([first, above + 1, above], 1)]
+    )
+    return faces, np.stack([u, v], axis=-1).reshape(-1, 2)
+
+
+def _closed(rings: np.ndarray) -> np.ndarray:
+    """Rings `[r k 3]` with the first point repeated at the end, flat `[r * (k + 1) 3]`."""
+    return np.concatenate([rings, rings[:, :1]], axis=1).reshape(-1, 3)
+
+
+def loft(rings: np.ndarray, material: Material, *, smooth: bool = False) -> Mesh:
+    """Skin over closed rings of points `[r k 3]`, the ends closed with fans.
+
+    Rings run counter-clockwise seen against the way of lofting; u runs once around, v once along.
+    """
+    count, points = rings.shape[:2]
+    faces, uvs = _skin(count, points)
+    vertices, all_faces = [_closed(rings)], [faces]
+    normals = [_closed(_grid_normals(rings))] if smooth else []
+    for ring, order, way in ((rings[0], -1, -1.0), (rings[-1], 1, 1.0)):
+        start = sum(len(part) for part in vertices)
+        vertices.append(np.concatenate([ring.mean(axis=0, keepdims=True), ring[::order]]))
+        rim = start + 1 + np.arange(points)
+        all_faces.append(np.stack([np.full(points, start), rim, np.roll(rim, -1)], axis=1))
+        if smooth:
+            axis = way * (rings[-1].mean(axis=0) - rings[0].mean(axis=0))
+            normals.append(np.broadcast_to(axis / np.linalg.norm(axis), (points + 1, 3)))
+    return Mesh(
+        np.concatenate(vertices),
+        np.concatenate(all_faces),
+        np.concatenate([uvs, np.full((2 * points + 2, 2), 0.5)]),
+        material,
+        np.concatenate(normals) if smooth else None,
+    )
+
+
+def tube(
+    start: Sequence[float],
+    end: Sequence[float],
+    radii: tuple[float, float],
+    material: Material,
+    sides: int = 10,
+) -> Mesh:
+    """A (tapered) round bar from `start` to `end`."""
+    start, end = np.asarray(start, float), np.asarray(end, float)
+    axis = (end - start) / np.linalg.norm(end - start)
+    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
+    first = np.cross(axis, helper)
+    first /= np.linalg.norm(first)
+    second = np.cross(axis, first)
+    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)[:, None]
+    circle = np.cos(angle) * first + np.sin(angle) * second
+    rings = np.stack([start + radii[0] * circle, end + radii[1] * circle])
+    return loft(rings, material, smooth=True)
+
+
+def ball(
+    radii: Sequence[float],
+    center: Sequence[float],
+    material: Material,
+    *,
+    rng: np.random.Generator | None = None,
+    bumps: float = 0.0,
+    steps: tuple[int, int] = (9, 12),
+) -> Mesh:
+    """An ellipsoid shaded as smooth; `bumps` displaces it by random waves of that relative size."""
+    sphere, faces, uvs = _unit_ball(*steps)
+    size = np.ones(sphere.shape[:2])
+    if rng is not None:
+        for wave, shift in zip(rng.normal(size=(4, 3)) * 3.0, rng.uniform(0, 7, 4), strict=True):
+            size = size + bumps / 2 * np.sin(sphere @ wave + shift)
+    points = sphere * size[..., None] * np.asarray(radii, float)
+    normals = _grid_normals(points)
+    normals[0], normals[-1] = (0, 0, -1), (0, 0, 1)
+    return Mesh(
+        _closed(points) + np.asarray(center, float), faces, uvs, material, _closed(normals)
+    )
+
+
+@functools.cache
+def _unit_ball(polar: int, around: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    theta, phi = np.meshgrid(
+        np.linspace(np.pi, 0, polar),
+        np.linspace(0, 2 * np.pi, around, endpoint=False),
+        indexing="ij",
+    )
+    sphere = np.stack(
+        [np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], axis=-1
+    )
+    faces, uvs = _skin(polar, around)
+    return sphere, faces, uvs * np.array([2.0, 1.0])
+
+
+def ribbon(
+    right: np.ndarray, left: np.ndarray, material: Material, u: np.ndarray, v: np.ndarray
+) -> Mesh:
+    """A strip between two lines of points `[n 3]`, seen from above when `right` is on the right.
+
+    Args:
+        right, left: `[n 3]` the two edges.
+        material: the surface.
+        u: `[2]` texture coordinate at the left and at the right edge.
+        v: `[n]` texture coordinate along the strip.
+    """
+    count = len(left)
+    index = np.arange(count - 1)
+    faces = np.concatenate(
+        [
+            np.stack([index, index + count, index + count + 1], axis=1),
+            np.stack([index, index + count + 1, index + 1], axis=1),
+        ]
+    )
+    uvs = np.concatenate(
+        [np.stack([np.full(count, u[0]), v], axis=1), np.stack([np.full(count, u[1]), v], axis=1)]
+    )
+    return Mesh(np.concatenate([left, right]), faces, uvs, material)
