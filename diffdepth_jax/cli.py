@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from diffdepth_jax.config import ConfigError
@@ -75,6 +75,8 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
         return remaining
 
     def guarded(arguments: list[str]) -> Any:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # Orbax tells every stage of every save.
         try:
             return main(arguments)
         except (ConfigError, FileNotFoundError, FloatingPointError, *mistakes) as error:

@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 CSV_NAME = "metrics.csv"
+_FINITE = ("loss", "gradient_norm")  # Training stops where they are not.
 _LAG = 2  # Steps between handing scalars in and waiting for them.
 _NOT_SHOWN = ("learning_rate", "gradient_norm")  # The progress bar is for the losses.
 
@@ -62,7 +63,8 @@ class RunLog:
         """Takes the scalars of the update that ends at `step` (1 is the first) on images `ids`.
 
         Raises:
-          FloatingPointError: if those of this or an earlier step are not finite.
+          FloatingPointError: if the loss or the gradient's norm, of this or an earlier step, is not
+            finite.
         """
         if self._time is None:
             self._time = time.perf_counter()
@@ -79,7 +81,7 @@ class RunLog:
     def _take(self) -> None:
         step, scalars, ids = self._waiting.popleft()
         for name, value in jax.device_get(scalars).items():
-            if not math.isfinite(value):
+            if name in _FINITE and not math.isfinite(value):
                 images = f" (images {', '.join(map(str, ids))})" if len(ids) else ""
                 raise FloatingPointError(f"{name} is {value} in step {step}{images}")
             self._sums[name] = self._sums.get(name, 0.0) + float(value)

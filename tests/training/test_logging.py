@@ -91,9 +91,11 @@ def test_scalars_are_awaited_a_few_steps_later_and_by_flush(tmp_path):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_is_not_finite_stops_with_step_and_images_named(tmp_path, value):
     with RunLog(tmp_path, first_step=0, num_steps=6, every_steps=1) as log:
-        log.add(1, {"loss": 1.0}, ["one"])
-        log.add(2, {"loss": 1.0, "silog": np.float32(value)}, np.array(["two", "three"]))
-        with pytest.raises(FloatingPointError, match=r"silog is (nan|inf) in step 2 .*two, three"):
+        log.add(1, {"loss": 1.0, "l2": np.inf}, ["one"])
+        log.add(2, {"loss": 1.0, "gradient_norm": np.float32(value)}, np.array(["two", "three"]))
+        with pytest.raises(
+            FloatingPointError, match=r"gradient_norm is (nan|inf) in step 2 .*two, three"
+        ):
             log.flush()
 
 
