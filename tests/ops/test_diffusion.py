@@ -1,0 +1,197 @@
+"""Schedules and DDIM against literal float64 loops of the papers' formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffdepth_jax.ops.diffusion import (
+    Schedule,
+    add_noise,
+    ddim_sample,
+    ddim_step,
+    inference_timesteps,
+    posterior_mean_weight,
+    training_target,
+)
+
+SCHEDULES = ["linear", "scaled_linear", "cosine"]
+
+
+def _literal_alphas_cumprod(kind, steps=1000, first=1e-4, last=0.02):
+    product, result = 1.0, []
+    for i in range(steps):
+        if kind == "linear":
+            beta = first + (last - first) * i / (steps - 1)
+        elif kind == "scaled_linear":
+            beta = (first**0.5 + (last**0.5 - first**0.5) * i / (steps - 1)) ** 2
+        else:
+            now, after = (np.cos((t / steps + 0.008) / 1.008 * np.pi / 2) ** 2 for t in (i, i + 1))
+            beta = min(1 - after / now, 0.999)
+        product *= 1 - beta
+        result.append(product)
+    return np.array(result)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_alphas_cumprod_match_a_literal_product(kind):
+    schedule = Schedule.create(beta_schedule=kind)
+    assert schedule.num_train_timesteps == 1000
+    assert schedule.alphas_cumprod.dtype == np.float32
+    np.testing.assert_allclose(schedule.alphas_cumprod, _literal_alphas_cumprod(kind), rtol=1e-6)
+
+
+def test_linear_schedule_has_the_published_end():
+    assert Schedule.create().alphas_cumprod[-1] == pytest.approx(4.036e-5, rel=1e-3)
+
+
+def test_timesteps_are_the_released_ones():
+    assert inference_timesteps(1000, 20).tolist() == list(range(950, -1, -50))
+    assert inference_timesteps(1000, 3).tolist() == [666, 333, 0]
+    assert inference_timesteps(1000, 1).tolist() == [0]
+    assert inference_timesteps(7, 7).tolist() == [6, 5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_impossible_step_counts_are_refused(steps):
+    with pytest.raises(ValueError, match=rf"1000 timesteps.*not {steps}"):
+        inference_timesteps(1000, steps)
+
+
+def test_impossible_betas_are_refused():
+    with pytest.raises(ValueError, match=r"0\.5, 0\.02"):
+        Schedule.create(beta_start=0.5)
+    with pytest.raises(ValueError, match="at least 1"):
+        Schedule.create(num_train_timesteps=0)
+
+
+def _arrays(*names, shape=(2, 3, 4, 5)):
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in names]
+
+
+def test_add_noise_uses_each_images_own_timestep():
+    sample, noise = _arrays("sample", "noise")
+    got = add_noise(Schedule.create(), sample, noise, jnp.array([3, 800]))
+    alphas = _literal_alphas_cumprod("linear")
+    for image, timestep in enumerate((3, 800)):
+        alpha = alphas[timestep]
+        want = alpha**0.5 * sample[image] + (1 - alpha) ** 0.5 * noise[image]
+        np.testing.assert_allclose(got[image], want, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_a_perfect_prediction_leads_back_to_the_sample(prediction_type):
+    """Whatever is predicted: stepping with the truth to no noise at all gives x_0."""
+    schedule = Schedule.create()
+    sample, noise = _arrays("sample", "noise")
+    timesteps = jnp.array([400, 400])
+    noisy = add_noise(schedule, sample, noise, timesteps)
+    output = training_target(schedule, sample, noise, timesteps, prediction_type)
+    got = ddim_step(
+        schedule, output, noisy, timesteps[0], jnp.int32(-1), prediction_type=prediction_type
+    )
+    np.testing.assert_allclose(got, sample, atol=1e-5)
+
+
+def _literal_ddim(kind, prediction_type, eta, start, denoise, steps, draws):
+    """Equations 12 and 16 of Song et al. in float64, with PyTorch-style Python loops."""
+    alphas, ratio = _literal_alphas_cumprod(kind), 1000 // steps
+    latent, trajectory = np.asarray(start, np.float64), []
+    for index, timestep in enumerate(range((steps - 1) * ratio, -1, -ratio)):
+        alpha = alphas[timestep]
+        before = alphas[timestep - ratio] if timestep >= ratio else 1.0
+        output = denoise(latent, timestep)
+        if prediction_type == "epsilon":
+            clean, noise = (latent - (1 - alpha) ** 0.5 * output) / alpha**0.5, output
+        elif prediction_type == "sample":
+            clean, noise = output, (latent - alpha**0.5 * output) / (1 - alpha) ** 0.5
+        else:
+            clean = alpha**0.5 * latent - (1 - alpha) ** 0.5 * output
+            noise = alpha**0.5 * output + (1 - alpha) ** 0.5 * latent
+        sigma = eta * ((1 - before) / (1 - alpha) * (1 - alpha / before)) ** 0.5
+        latent = before**0.5 * clean + (1 - before - sigma**2) ** 0.5 * noise
+        latent = latent + sigma * draws[index]
+        trajectory.append(latent)
+    return np.stack(trajectory)
+
+
+@pytest.mark.parametrize(
+    ("kind", "prediction_type", "eta"),
+    [
+        ("linear", "epsilon", 0.0),
+        ("linear", "epsilon", 0.7),
+        ("scaled_linear", "sample", 0.7),
+        ("cosine", "v_prediction", 1.0),
+    ],
+)
+def test_sampler_matches_a_literal_loop(kind, prediction_type, eta):
+    steps, key = 6, jax.random.key(3)
+    (start,) = _arrays("start")
+    draws = [jax.random.normal(jax.random.fold_in(key, i), start.shape) for i in range(steps)]
+
+    def denoise(latent, timestep):
+        return 0.3 * latent / (1 + abs(latent)) + timestep / 2000
+
+    x_0, trajectory = ddim_sample(
+        Schedule.create(beta_schedule=kind),
+        denoise,
+        start,
+        steps,
+        prediction_type=prediction_type,
+        eta=eta,
+        key=key,
+        return_trajectory=True,
+    )
+    want = _literal_ddim(
+        kind, prediction_type, eta, start, denoise, steps, np.asarray(draws, np.float64)
+    )
+    np.testing.assert_array_equal(x_0, trajectory[-1])
+    for got, expected in zip(trajectory, want, strict=True):
+        # The division by sqrt(alphas_cumprod) near t = T amplifies rounding of both.
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_noise_needs_a_key_and_no_noise_needs_none():
+    (start,) = _arrays("start")
+    with pytest.raises(ValueError, match="needs a key"):
+        ddim_sample(Schedule.create(), lambda latent, _: latent, start, 2, eta=1.0)
+    plain = ddim_sample(Schedule.create(), lambda latent, _: latent, start, 2)
+    keyed = ddim_sample(
+        Schedule.create(), lambda latent, _: latent, start, 2, key=jax.random.key(0)
+    )
+    np.testing.assert_array_equal(plain, keyed)
+
+
+@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_saveable])
+def test_rematerialised_gradients_are_the_same(policy):
+    (start,) = _arrays("start")
+
+    def loss(weight, **options):
+        def denoise(latent, timestep):
+            return jnp.tanh(weight * latent) + 0.0 * timestep
+
+        return (ddim_sample(Schedule.create(), denoise, start, 4, **options) ** 2).sum()
+
+    want = jax.grad(loss)(0.7)
+    got = jax.grad(loss)(0.7, remat=True, policy=policy)
+    assert float(want) != 0.0
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_posterior_mean_weight_turns_noise_error_into_that_of_the_mean():
+    schedule = Schedule.create()
+    sample, noise, other = _arrays("sample", "noise", "other")
+    timesteps = jnp.array([1, 600])
+    noisy = np.asarray(add_noise(schedule, sample, noise, timesteps), np.float64)
+    betas, alphas = np.float64(schedule.betas), np.float64(schedule.alphas_cumprod)
+    weight = posterior_mean_weight(schedule, timesteps)
+    for image, timestep in enumerate((1, 600)):
+
+        def mean(predicted, image=image, timestep=timestep):
+            scaled = betas[timestep] / (1 - alphas[timestep]) ** 0.5 * np.float64(predicted[image])
+            return (noisy[image] - scaled) / (1 - betas[timestep]) ** 0.5
+
+        want = ((mean(noise) - mean(other)) ** 2).sum()
+        got = weight[image] * ((noise[image] - other[image]) ** 2).sum()
+        np.testing.assert_allclose(got, want, rtol=1e-3)
