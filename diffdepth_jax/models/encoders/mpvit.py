@@ -76,8 +76,6 @@ class Config:
         for channels in self.embed_dims:
             if channels < 1 or channels % NUM_HEADS:
                 raise ValueError(f"embed_dims {self.embed_dims} must be multiples of {NUM_HEADS}")
-        if self.stem_stride not in (1, 2):
-            raise ValueError(f"stem_stride is {self.stem_stride}; it must be 1 or 2")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1)")
 
@@ -200,7 +198,7 @@ class Local(nn.Module):
             groups=self.features,
             use_bias=False,
             dtype=self.dtype,
-            kernel_init=nn.initializers.normal((2.0 / 9) ** 0.5),
+            kernel_init=normal((2.0 / 9) ** 0.5),
             name="depthwise",
         )(hidden)
         hidden = jax.nn.hard_swish(BatchNorm(train, name="norm")(hidden))
@@ -289,7 +287,7 @@ def _conv(features: int, kernel_size: int, stride: int = 1, **options: Any) -> C
         kernel_size,
         stride,
         use_bias=False,
-        kernel_init=nn.initializers.normal(deviation),
+        kernel_init=normal(deviation),
         **options,
     )
 
