@@ -1,7 +1,12 @@
 """Test-wide settings: several simulated devices, no silent broadcasting, checked array shapes."""
 
+import json
 import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
@@ -9,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -37,3 +43,53 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip("the folder ../shared with recorded arrays and real frames is not here")
     return path
+
+
+@dataclass(frozen=True)
+class GoldenCase:
+    """A run of the published implementation, its maps NHWC, with the weights it was made with."""
+
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    @property
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The weights, drawn from the names: nothing but these draws was recorded of them."""
+        return {name: _golden_weight(name, shape) for name, shape in self.meta["shapes"].items()}
+
+
+def _golden_weight(name: str, shape: list[int]) -> np.ndarray:
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if name.endswith(("num_batches_tracked", "relative_position_index")):
+        return np.zeros(shape, np.int64)
+    if name.endswith("running_mean"):
+        weight = 0.1 * rng.standard_normal(shape)
+    elif name.endswith("running_var"):
+        weight = rng.uniform(0.5, 1.5, shape)
+    elif len(shape) > 1:
+        weight = rng.standard_normal(shape) * np.prod(shape[1:]) ** -0.5
+        if name == "depth_head.depth_transform.conv_inv_transform.3.0.weight":
+            weight *= 0.05
+    elif name.endswith("bias"):
+        weight = 0.1 * rng.standard_normal(shape)
+    else:
+        weight = rng.uniform(0.5, 1.5, shape)
+    return weight.astype(np.float32)
+
+
+@pytest.fixture
+def golden(request) -> Callable[[str], GoldenCase]:
+    """Reads a recorded case by its name: those committed here, or those of the shared folder."""
+
+    def read(name: str) -> GoldenCase:
+        path = PROJECT / "tests" / "golden" / f"{name}.npz"
+        if not path.exists():
+            path = request.getfixturevalue("shared") / "golden" / f"{name}.npz"
+        with np.load(path) as file:
+            arrays = {key: file[key] for key in file.files if key != "meta"}
+            meta = json.loads(str(file["meta"]))
+        return GoldenCase(
+            {key: a.transpose(0, 2, 3, 1) if a.ndim == 4 else a for key, a in arrays.items()}, meta
+        )
+
+    return read

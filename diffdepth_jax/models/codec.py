@@ -37,8 +37,6 @@ class CodecConfig:
     initial_depth: float | None = None
 
     def __post_init__(self):
-        if self.factor not in (1, 2, 4):
-            raise ValueError(f"factor is {self.factor}; it must be 1, 2 or 4")
         if self.pointwise and self.factor != 2:
             raise ValueError(f"the pointwise encoder has factor 2, not {self.factor}")
         if self.latent_channels < 1:

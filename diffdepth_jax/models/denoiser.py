@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
-from diffdepth_jax.models.layers import Conv, GroupNorm, Linear
+from diffdepth_jax.models.layers import Conv, GroupNorm, Linear, normal
 from diffdepth_jax.models.tables import conv_rules, norm_rules
 from diffdepth_jax.ops.conv import Gradient
 from diffdepth_jax.ops.image import adaptive_average_pool, resize_bilinear
@@ -49,13 +49,9 @@ class DenoiserConfig:
     attention_tokens: int = 1024
 
     def __post_init__(self):
-        if self.variant not in ("official", "paper"):
-            raise ValueError(f"variant is {self.variant!r}; it must be 'official' or 'paper'")
-        for name in ("hidden_features", "num_groups", "time_table", "num_blocks", "num_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.attention_tokens < 1:
-            raise ValueError(f"attention_tokens is {self.attention_tokens}; it must be positive")
+        for name, value in vars(self).items():
+            if name not in ("variant", "fuse") and value < 1:
+                raise ValueError(f"{name} is {value}; it must be positive")
         if self.hidden_features % self.num_groups:
             raise ValueError(
                 f"hidden_features {self.hidden_features} do not form {self.num_groups} equal groups"
@@ -86,7 +82,7 @@ class Denoiser(nn.Module):
             return Conv(features, 3, dtype=self.dtype, gradient=self.gradient)
 
         self.time_embedding = self.param(
-            "time_embedding", nn.initializers.normal(1.0), (config.time_table, self.features)
+            "time_embedding", normal(1.0), (config.time_table, self.features)
         )
         self.noise_conv0, self.noise_conv1 = conv(config.hidden_features), conv(self.features)
         self.noise_norm0, self.noise_norm1 = (GroupNorm(config.num_groups) for _ in range(2))

@@ -52,11 +52,6 @@ class DiffusionConfig:
 
     def __post_init__(self):
         inference_timesteps(self.schedule.num_train_timesteps, self.num_inference_steps)
-        if self.prediction_type not in ("epsilon", "sample", "v_prediction"):
-            raise ValueError(
-                f"prediction_type is {self.prediction_type!r}; it must be 'epsilon', 'sample' or "
-                "'v_prediction'"
-            )
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
 
@@ -113,10 +108,6 @@ class Config:
             )
         if self.max_depth is not None and not self.max_depth > 0:
             raise ValueError(f"max_depth is {self.max_depth}; it must be positive or None")
-        if self.conv_gradient not in ("auto", "xla", "custom"):
-            raise ValueError(
-                f"conv_gradient is {self.conv_gradient!r}; it must be 'auto', 'xla' or 'custom'"
-            )
 
 
 def _swin_large(hahi: bool) -> Config:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffdepth_jax.ops import losses
+from diffdepth_jax.ops import losses, random
 from diffdepth_jax.ops.diffusion import add_noise, posterior_mean_weight, training_target
 
 # Depths up to here count as "not measured", as in the release.
@@ -74,10 +74,6 @@ class Config:
             raise ValueError(f"weights must not be negative, nor all zero: {weights}")
         if not self.max_depth > MIN_DEPTH:
             raise ValueError(f"max_depth is {self.max_depth}; it must be positive")
-        if self.ddim_weighting not in ("noise", "posterior_mean"):
-            raise ValueError(
-                f"ddim_weighting is {self.ddim_weighting!r}; it must be 'noise' or 'posterior_mean'"
-            )
 
 
 VARIANTS = {
@@ -129,8 +125,8 @@ def draw(model: nn.Module, image_shape: tuple[int, ...], key: Key[Array, ""]) ->
     shape = model.latent_shape(image_shape)
     last = model.config.diffusion.num_train_timesteps
     return Draws(
-        noise=jax.random.normal(noise_key, shape),
-        ddim_noise=jax.random.normal(ddim_key, shape),
+        noise=random.normal(noise_key, shape),
+        ddim_noise=random.normal(ddim_key, shape),
         timesteps=jax.random.randint(time_key, shape[:1], 0, last),
         key=key,
     )
