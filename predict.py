@@ -9,7 +9,9 @@ then 1.
 
 import sys
 
-from absl import app, flags
+from absl import flags
+
+from diffdepth_jax import cli
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
@@ -21,23 +23,21 @@ flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrore
 flags.mark_flags_as_required(["checkpoint", "input", "output"])
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
     from diffdepth_jax import inference
 
-    try:
-        failures = inference.predict_files(
-            FLAGS.checkpoint,
-            FLAGS.input,
-            FLAGS.output,
-            num_inference_steps=FLAGS.num_inference_steps,
-            seed=FLAGS.seed,
-            flip_tta=FLAGS.flip_tta,
-        )
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    paths = inference.find_images(FLAGS.input)
+    failures = inference.predict_files(
+        inference.load(FLAGS.checkpoint),
+        paths,
+        FLAGS.output,
+        num_inference_steps=FLAGS.num_inference_steps,
+        seed=FLAGS.seed,
+        flip_tta=FLAGS.flip_tta,
+    )
     if failures:
-        sys.exit(f"{len(failures)} images were skipped")
+        sys.exit(f"error: {len(failures)} of {len(paths)} images were skipped")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main, mistakes=(ValueError, OSError))

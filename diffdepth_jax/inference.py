@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry, visualize
+from diffdepth_jax.ops import random
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights import files, orbax, rules
 
@@ -91,7 +92,7 @@ class DepthModel:
         image = read_image(source)
         shape = tuple(self.model.latent_shape((1, *image.shape)))
         if noise is None:
-            noise = jax.random.normal(jax.random.key(seed), shape)
+            noise = random.normal(jax.random.key(seed), shape)
         else:
             noise = np.asarray(noise, np.float32)
             if noise.shape not in (shape, shape[1:]):
@@ -241,13 +242,13 @@ def find_images(pattern: str) -> list[Path]:
 
 
 def predict_files(
-    checkpoint: str | os.PathLike, pattern: str, output: str | os.PathLike, **options: Any
+    model: DepthModel, paths: Sequence[Path], output: str | os.PathLike, **options: Any
 ) -> list[str]:
     """Predicts depth for image files and writes it as 16-bit PNG, `.npy` and a colour picture.
 
     Args:
-        checkpoint: as for `load`.
-        pattern: an image, a directory or a glob pattern.
+        model: what `load` returned.
+        paths: image files of different stems, as `find_images` returns them.
         output: directory, made if needed; gets `STEM.png` (metres x 256), `STEM.npy` (float32,
           metres) and `STEM_colour.png` for each image.
         **options: as for `DepthModel.predict`.
@@ -255,8 +256,6 @@ def predict_files(
     Returns:
         One line for each image that could not be read; the others are done all the same.
     """
-    paths = find_images(pattern)
-    model = load(checkpoint)
     output = Path(output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     failures = []

@@ -19,6 +19,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
+from diffdepth_jax.ops import random
 from diffdepth_jax.ops.conv import Gradient, conv3x3
 
 gelu = partial(jax.nn.gelu, approximate=False)
@@ -34,7 +35,17 @@ def symmetric_uniform(bound: float) -> Initializer:
 
     def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return random.uniform(key, shape, bound).astype(dtype)
+
+    return initializer
+
+
+def normal(deviation: float) -> Initializer:
+    """Normal of mean 0 and the given deviation."""
+
+    def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding
+        return (deviation * random.normal(key, shape)).astype(dtype)
 
     return initializer
 
@@ -149,7 +160,7 @@ class Linear(nn.Module):
 
 # Vision transformers draw their dense layers from a normal of deviation 0.02, "truncated" at +-2,
 # that is at a hundred deviations: not at all.
-transformer_init = nn.initializers.normal(0.02)
+transformer_init = normal(0.02)
 TransformerLinear = partial(
     Linear, kernel_init=transformer_init, bias_init=nn.initializers.zeros_init()
 )
@@ -265,8 +276,8 @@ class DropPath(nn.Module):
     def __call__(self, inputs: Float[Array, "b ..."], train: bool) -> Float[Array, "b ..."]:
         if not train or self.rate == 0.0:
             return inputs
-        shape = (len(inputs),) + (1,) * (inputs.ndim - 1)
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, shape)
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, (len(inputs),))
+        kept = kept.reshape(-1, *[1] * (inputs.ndim - 1))
         return jnp.where(kept, inputs / (1.0 - self.rate), jnp.zeros_like(inputs))
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
+from diffdepth_jax.ops import random
+
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 _MAX_COSINE_BETA = 0.999
@@ -183,7 +185,7 @@ def ddim_step(
     direction = jnp.sqrt(jnp.maximum(1 - previous - variance, 0.0))
     result = jnp.sqrt(previous) * clean + direction * noise
     if eta > 0:
-        result += jnp.sqrt(variance) * jax.random.normal(key, sample.shape, sample.dtype)
+        result += jnp.sqrt(variance) * random.normal(key, sample.shape)
     return result
 
 

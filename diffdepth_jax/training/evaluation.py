@@ -16,6 +16,7 @@ from diffdepth_jax.data import pipeline
 from diffdepth_jax.evaluation import baseline, frames
 from diffdepth_jax.evaluation import evaluate as scoring
 from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.ops import random
 from diffdepth_jax.training import experiment
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.logging import CSV_NAME, read_csv
@@ -97,7 +98,7 @@ def denoising_steps(
     """Depth in metres decoded from the latent after every step of a diffusion model's sampler."""
     network, variables = model.model, model.variables
     normalised = model.input_spec.normalise(image)[None]
-    noise = jax.random.normal(jax.random.key(seed), network.latent_shape(normalised.shape))
+    noise = random.normal(jax.random.key(seed), network.latent_shape(normalised.shape))
 
     @jax.jit
     def decode_trajectory(variables: Any, image: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from diffdepth_jax.models.layers import (
     Mlp,
     TransformerLinear,
     drop_path_rates,
+    normal,
 )
 from diffdepth_jax.models.tables import (
     batch_norm_rules,

@@ -1,0 +1,294 @@
+"""load() and predict() on a small network with random weights, in every form a checkpoint takes."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import diffdepth_jax
+from diffdepth_jax.config import to_mapping
+from diffdepth_jax.models.codec import CodecConfig
+from diffdepth_jax.models.denoiser import DenoiserConfig
+from diffdepth_jax.models.encoders import resnet
+from diffdepth_jax.models.necks import NeckConfig
+from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.training.checkpoint import Checkpointer
+from diffdepth_jax.training.state import TrainState
+from diffdepth_jax.weights.rules import WeightsError
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONFIG = diffusion_depth.Config(
+    encoder=resnet.Config(depths=(1, 1, 1, 1), widths=(4, 6, 8, 10)),
+    neck=NeckConfig(8),
+    codec=CodecConfig(latent_channels=4),
+    denoiser=DenoiserConfig(hidden_features=8),
+    diffusion=diffusion_depth.DiffusionConfig(num_inference_steps=3),
+    max_depth=80.0,
+)
+STEP = 7
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run directory with one checkpoint of random weights."""
+    workdir = tmp_path_factory.mktemp("run")
+    model = diffusion_depth.build(CONFIG)
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    state = TrainState(
+        step=jnp.int32(STEP),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state={"moments": variables["params"]},
+        ema_params={},
+    )
+    with Checkpointer(workdir, keep=1) as checkpointer:
+        checkpointer.save(STEP, state, {"model": to_mapping(CONFIG)}, b"{}")
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def model(run) -> diffdepth_jax.DepthModel:
+    return diffdepth_jax.load(run)
+
+
+def image(height=37, width=50, seed=0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_a_run_is_rebuilt_from_its_directory_alone(run, model):
+    assert model.config == CONFIG
+    depth = model.predict(image())
+    assert depth.shape == (37, 50)
+    assert depth.dtype == np.float32
+    assert 0 <= depth.min() < depth.max() <= CONFIG.max_depth
+    for path in (run / "checkpoints", run / "checkpoints" / str(STEP)):
+        np.testing.assert_array_equal(diffdepth_jax.load(path).predict(image()), depth)
+
+
+def test_predict_is_the_chain_of_the_public_methods(model):
+    def call(method, *arguments, **options):
+        arguments = [jnp.asarray(argument) for argument in arguments]
+        return model.model.apply(model.variables, *arguments, method=method, **options)
+
+    even = image(36, 48)
+    noise = np.random.default_rng(1).standard_normal((18, 24, 4)).astype(np.float32)
+    normalised = (even / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    condition = call("encode_image", jnp.asarray(normalised[None], jnp.float32))
+    latent = call("sample", condition, noise[None], num_inference_steps=5)
+    want = np.clip(call("decode_latent", latent)[0, :, :, 0], 0, CONFIG.max_depth)
+    for given in (noise, noise[None]):
+        depth = model.predict(even, noise=given, num_inference_steps=5)
+        np.testing.assert_allclose(depth, want, rtol=1e-4)
+    assert np.abs(model.predict(even, noise=noise) / want - 1).max() > 1e-3  # 3 steps, not 5
+
+
+def test_an_images_depth_does_not_depend_on_what_it_is_predicted_with(model):
+    one, other = image(seed=1), image(20, 30, seed=2)
+    listed = model.predict([one, other])
+    assert [depth.shape for depth in listed] == [(37, 50), (20, 30)]
+    np.testing.assert_array_equal(listed[1], model.predict(other))
+    stacked = model.predict(np.stack([one, image(seed=3)]))
+    assert stacked.shape == (2, 37, 50)
+    np.testing.assert_array_equal(stacked[0], listed[0])
+
+
+def test_the_seed_draws_the_noise(model):
+    np.testing.assert_array_equal(model.predict(image(), seed=3), model.predict(image(), seed=3))
+    assert (model.predict(image(), seed=3) != model.predict(image(), seed=4)).mean() > 0.5
+
+
+def test_flip_tta_averages_with_the_mirrored_image(model):
+    noise = np.zeros((19, 25, 4), np.float32)
+    mirrored = model.predict(image()[:, ::-1].copy(), noise=noise)[:, ::-1]
+    want = (model.predict(image(), noise=noise) + mirrored) / 2
+    depth = model.predict(image(), noise=noise, flip_tta=True)
+    np.testing.assert_allclose(depth, want, rtol=1e-5)
+
+
+def test_paths_and_pillow_images_are_read_as_arrays_are(model, tmp_path):
+    path = tmp_path / "street.png"
+    Image.fromarray(image()).save(path)
+    want = model.predict(image())
+    for source in (path, str(path), Image.fromarray(image())):
+        np.testing.assert_array_equal(model.predict(source), want)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (np.zeros((8, 8, 3), np.float32), ValueError, r"uint8 RGB .* not float32 \[8, 8, 3\]"),
+        (np.zeros((8, 8), np.uint8), ValueError, r"uint8 RGB .* \[8, 8\]"),
+        ("nowhere.png", FileNotFoundError, r"nowhere\.png"),
+        (3, TypeError, r"not int"),
+    ],
+)
+def test_what_is_no_image_is_refused(model, wrong, error, message):
+    with pytest.raises(error, match=message):
+        model.predict(wrong)
+
+
+def test_noise_of_a_wrong_shape_is_refused_with_the_right_one(model):
+    with pytest.raises(ValueError, match=r"\(2, 2, 4\).*37, 50.*\(19, 25, 4\)"):
+        model.predict(image(), noise=np.zeros((2, 2, 4)))
+    with pytest.raises(ValueError, match="1 noise arrays were given for 2 images"):
+        model.predict([image(), image()], noise=[np.zeros((19, 25, 4))])
+
+
+def test_sources_that_are_no_checkpoint_are_refused(tmp_path, run):
+    with pytest.raises(FileNotFoundError, match=r"missing\.pt does not exist"):
+        diffdepth_jax.load(tmp_path / "missing.pt")
+    with pytest.raises(WeightsError, match="no complete checkpoint"):
+        diffdepth_jax.load(tmp_path)
+    with pytest.raises(WeightsError, match=f"no checkpoint of step 8, only of .{STEP}"):
+        diffdepth_jax.load(run, step=8)
+    with pytest.raises(ValueError, match=r"no network known here.*diffusion_depth"):
+        diffdepth_jax.load({"fc.weight": np.zeros((2, 2))})
+
+
+@pytest.fixture(scope="module")
+def released_state_dict() -> dict[str, np.ndarray]:
+    """Random weights of CONFIG under the names that the release gives them."""
+    rng = np.random.default_rng(0)
+    shapes = released_shapes()
+    return {name: rng.uniform(0.1, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def released_shapes() -> dict[str, tuple[int, ...]]:
+    def norm(name, width):
+        entries = ("weight", "bias", "running_mean", "running_var")
+        return {f"{name}.{entry}": (width,) for entry in entries}
+
+    shapes, inputs = {}, 3
+    for index, width in enumerate(CONFIG.encoder.channels):
+        block = f"depth_backbone.layers.{index}.0"
+        shapes |= {
+            f"{block}.conv1.weight": (width, inputs, 3, 3),
+            f"{block}.conv2.weight": (width, width, 3, 3),
+            f"{block}.downsample.weight": (width, inputs, 3, 3),
+            f"{block}.downsample.bias": (width,),
+            **norm(f"{block}.bn1", width),
+            **norm(f"{block}.bn2", width),
+            f"depth_head.conv_lateral.{index}.0.weight": (8, width, 3, 3),
+            **norm(f"depth_head.conv_lateral.{index}.1", 8),
+        }
+        if index:
+            shapes[f"depth_head.conv_up.{index - 1}.0.weight"] = (8, 8, 2, 2)
+            shapes |= norm(f"depth_head.conv_up.{index - 1}.1", 8)
+        inputs = width
+    codec, denoiser = "depth_head.depth_transform", "depth_head.model"
+    convolutions = {
+        f"{denoiser}.noise_embedding.0": (8, 4, 3, 3),
+        f"{denoiser}.noise_embedding.3": (8, 8, 3, 3),
+        f"{denoiser}.pred.0": (8, 8, 3, 3),
+        f"{denoiser}.pred.3": (4, 8, 3, 3),
+        f"{codec}.conv_inv_transform.0": (4, 4, 4, 4),
+        f"{codec}.conv_inv_transform.3.0": (1, 4, 3, 3),
+    }
+    group_norms = {"noise_embedding.1": 8, "noise_embedding.4": 8, "pred.1": 8, "pred.4": 4}
+    return (
+        shapes
+        | {f"{name}.weight": shape for name, shape in convolutions.items()}
+        | {f"{name}.bias": (shape[0],) for name, shape in convolutions.items()}
+        | {
+            f"{denoiser}.{name}.{entry}": (width,)
+            for name, width in group_norms.items()
+            for entry in ("weight", "bias")
+        }
+        | {
+            f"{denoiser}.time_embedding.weight": (1280, 8),
+            f"{codec}.conv_transform.0.0.weight": (4, 1, 3, 3),
+            f"{codec}.conv_transform.1.0.weight": (4, 4, 3, 3),
+            **norm(f"{codec}.conv_transform.0.1", 4),
+            **norm(f"{codec}.conv_transform.1.1", 4),
+            **norm(f"{codec}.conv_inv_transform.1", 4),
+        }
+    )
+
+
+def test_a_state_dict_says_its_architecture(released_state_dict):
+    model = diffdepth_jax.load(released_state_dict)
+    released = diffusion_depth.DiffusionConfig()
+    assert model.config == dataclasses.replace(CONFIG, diffusion=released, max_depth=None)
+    assert model.predict(image(), num_inference_steps=2).shape == (37, 50)
+
+
+def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
+    from diffdepth_jax.weights import files
+
+    path = tmp_path / "model.safetensors"
+    files.write_safetensors(path, released_state_dict)
+    loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
+    assert loaded.config == want.config
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+
+
+def test_one_wrong_shape_is_named_with_both_shapes(released_state_dict):
+    key = "depth_head.conv_lateral.1.0.weight"
+    wrong = released_state_dict | {key: np.zeros((8, 5, 3, 3), np.float32)}
+    with pytest.raises(WeightsError) as error:
+        diffdepth_jax.load(wrong)
+    message = str(error.value)
+    assert key in message
+    assert "5" in message
+    assert message.count("->") == 1, message  # nothing else is wrong
+
+
+def test_a_missing_and_an_unknown_key_are_named_together(released_state_dict):
+    wrong = dict(released_state_dict)
+    del wrong["depth_head.conv_lateral.1.0.weight"]
+    wrong["depth_head.surprise.weight"] = np.zeros(3, np.float32)
+    with pytest.raises(WeightsError, match=r"(?s)surprise.*conv|conv.*surprise"):
+        diffdepth_jax.load(wrong)
+
+
+def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
+    images, output = tmp_path / "images", tmp_path / "output"
+    images.mkdir()
+    Image.fromarray(image(24, 32)).save(images / "a.png")
+    Image.fromarray(image(20, 30)).save(images / "c.jpg")
+    whole = (images / "a.png").read_bytes()
+    (images / "b.png").write_bytes(whole[: len(whole) // 2])
+    (images / "notes.txt").write_text("no image")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "predict.py",
+            f"--checkpoint={run}",
+            f"--input={images}",
+            f"--output={output}",
+        ],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"skipped {images / 'b.png'}" in done.stderr
+    assert "1 of 3 images" in done.stderr
+    assert sorted(path.name for path in output.iterdir()) == [
+        f"{stem}{ending}" for stem in "ac" for ending in (".npy", ".png", "_colour.png")
+    ]
+    depth = np.load(output / "a.npy")
+    assert depth.shape == (24, 32)
+    with Image.open(output / "a.png") as picture:
+        stored = np.asarray(picture)
+    assert stored.dtype == np.uint16
+    np.testing.assert_allclose(stored / 256, np.clip(depth, 1 / 256, None), atol=1 / 512 + 1e-6)
+    with Image.open(output / "c_colour.png") as picture:
+        assert picture.size == (30, 20)
+
+
+def test_images_that_share_a_stem_are_refused_before_any_work(tmp_path):
+    from diffdepth_jax.inference import find_images
+
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match="share the stem 'a'"):
+        find_images(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no image found"):
+        find_images(str(tmp_path / "*.bmp"))
