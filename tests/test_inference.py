@@ -292,3 +292,23 @@ def test_images_that_share_a_stem_are_refused_before_any_work(tmp_path):
         find_images(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no image found"):
         find_images(str(tmp_path / "*.bmp"))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_checkpoint_written_by_pytorch_loads_to_the_same_variables(
+    released_state_dict, tmp_path, zipped
+):
+    torch = pytest.importorskip("torch")
+    from argparse import Namespace
+
+    path = tmp_path / "model_00010.pt"
+    tensors = {name: torch.from_numpy(array) for name, array in released_state_dict.items()}
+    tensors["depth_backbone.layers.0.0.bn1.num_batches_tracked"] = torch.tensor(5)
+    arguments = Namespace(inference_steps=4, max_depth=88.0, head_specify="DDIMDepthEstimate_Res")
+    contents = {"net": tensors, "args": arguments}
+    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+    assert loaded.config.diffusion.num_inference_steps == 4
+    assert loaded.config.max_depth == 88.0
