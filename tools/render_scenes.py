@@ -7,7 +7,8 @@
 Needs the optional extra `render` (Mitsuba 3). Every frame is another layout, and splits share none.
 Frames depend on kind, size, samples, seed, split and number alone, to the byte (with the tested
 versions of mitsuba and pillow); finished ones are skipped, so an interrupted run goes on, and a
-higher --count adds frames. The `kitti` source reads the result with root=DIR/raw and depth_root=DIR/depth.
+higher --count adds frames. The `kitti` source reads the result with root=DIR/raw and
+depth_root=DIR/depth.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def render_task(task: Task) -> None:
     writers.write_frame(frame, image, dense, sparse, camera.intrinsics)
 
 
-def contact_sheet(tasks: list[Task], columns: int = 1) -> Image.Image:
+def contact_sheet(tasks: list[Task]) -> Image.Image:
     """Pictures beside their dense depth and their lidar points, coloured near to far."""
     colours = matplotlib.colormaps["turbo_r"]
 
@@ -85,6 +86,8 @@ def contact_sheet(tasks: list[Task], columns: int = 1) -> Image.Image:
         )
         overlay = np.where((sparse > 0)[..., None], coloured(sparse), image // 3)
         tiles.append(np.concatenate([image, coloured(dense), overlay], axis=1))
+    height, width = tiles[0].shape[:2]
+    columns = max(round((len(tiles) * height / width) ** 0.5), 1)
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
     return Image.fromarray(np.concatenate(rows))

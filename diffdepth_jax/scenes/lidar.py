@@ -1,16 +1,17 @@
 """A spinning 64-beam lidar, reduced to what a camera beside it sees: sparse depth.
 
-The beams' angles and the turning step are those of the Velodyne HDL-64E on KITTI's car (upper block
-+2 to -8.33 degrees every third of a degree, lower block -8.83 to -24.33 every half; 0.1728 degrees
-a firing at 10 Hz; Geiger et al., "Vision meets Robotics", 2013), which fill 4 to 5% of the pixels of
-its camera. A camera of fewer pixels a degree gets proportionally fewer beams and firings, so the
-share of pixels and the look of the scan lines stay. The lidar sits at the camera's centre: its
-depth is the dense depth wherever it hit, without parallax.
+The beams' angles are those of the Velodyne HDL-64E on KITTI's car (Geiger et al., "Vision meets
+Robotics", 2013): an upper block from +2 to -8.33 degrees every third of a degree, a lower one from
+-8.83 to -24.33 every half. Turning 9.3 times a second, 0.16 degrees a firing, it fills 4 to 5% of
+the pixels of KITTI's camera. A camera of fewer pixels a degree gets proportionally fewer beams and
+firings, so the share of pixels and the look of the scan lines stay. The lidar sits at the camera's
+centre: its depth is the dense depth wherever it hit, without parallax.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 REFERENCE_FOCAL = 721.5  # pixels; the camera that 64 beams belong to
 
@@ -30,7 +31,7 @@ class Lidar:
     elevations: tuple[float, ...] = tuple(np.linspace(2, -25 / 3, 32)) + tuple(
         np.linspace(-53 / 6, -73 / 3, 32)
     )
-    azimuth_step: float = 0.1728
+    azimuth_step: float = 0.16
     max_range: float = 80.0
     dropout: float = 0.03
     far_dropout: float = 0.15
@@ -38,12 +39,12 @@ class Lidar:
 
 
 def scan(
-    depth: np.ndarray,
-    intrinsics: np.ndarray,
-    mount: np.ndarray,
+    depth: Float[np.ndarray, "h w"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    mount: Float[np.ndarray, "3 3"],
     rng: np.random.Generator,
     lidar: Lidar = Lidar(),
-) -> np.ndarray:
+) -> Float[np.ndarray, "h w"]:
     """Sparse depth as the lidar would measure it.
 
     Args:

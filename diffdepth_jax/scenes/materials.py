@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float, UInt8
+from numpy.typing import ArrayLike
 
-Colour = Sequence[float]  # sRGB, each in [0, 1]
+Colour = ArrayLike  # three numbers, sRGB, each in [0, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,7 @@ class Material:
     """
 
     role: str
-    texture: np.ndarray
+    texture: UInt8[np.ndarray, "h w 3"]
     gloss: float = 0.0
 
 
@@ -33,9 +35,17 @@ def plain(role: str, colour: Colour, gloss: float = 0.0) -> Material:
     return Material(role, np.broadcast_to(texture, (2, 2, 3)).copy(), gloss)
 
 
+def muted(rng: np.random.Generator, darkest: float, lightest: float) -> Float[np.ndarray, "3"]:
+    """A random sRGB colour, rarely garish, as most cloth and paint in a street."""
+    strength = 0.12 + 0.3 * rng.random() ** 2
+    return np.clip(
+        rng.uniform(darkest, lightest) * (1 + strength * rng.uniform(-1.5, 1.5, 3)), 0, 0.95
+    )
+
+
 def noise(
     rng: np.random.Generator, height: int, width: int, slope: float = 1.0, finest: float = 0.5
-) -> np.ndarray:
+) -> Float[np.ndarray, "h w"]:
     """Seamless random field `[h w]`, mean 0 and deviation 1.
 
     Args:
@@ -78,7 +88,7 @@ def road(
     """
     rows, columns = 384, int(48 * width)
     tint = np.array([1.0, 0.99, 0.96]) if rng.random() < 0.5 else np.array([0.97, 0.99, 1.02])
-    image = _mottled(rng, (rows, columns), brightness * tint, 0.06, 0.4)
+    image = _mottled(rng, (rows, columns), brightness * tint, 0.04, 0.4)
     image *= 1 + 0.07 * noise(rng, rows, columns, slope=1.6)[..., None]
     across = (np.arange(columns) + 0.5) / columns * width
     along = (np.arange(rows) + 0.5) / rows * repeat
@@ -119,11 +129,11 @@ def grass(rng: np.random.Generator) -> Material:
     """Lawn or meadow with lighter and drier patches; seamless."""
     green = np.array([0.34, 0.43, 0.17]) * rng.uniform(0.8, 1.2)
     dry = np.array([0.52, 0.48, 0.27])
-    mix = np.clip(
-        0.2 + 0.25 * noise(rng, 256, 256, slope=1.5) + 0.2 * rng.normal(), 0, 0.8
-    )[..., None]
+    mix = np.clip(0.2 + 0.25 * noise(rng, 256, 256, slope=1.5) + 0.2 * rng.normal(), 0, 0.8)[
+        ..., None
+    ]
     image = (green * (1 - mix) + dry * mix) * (
-        1 + 0.16 * noise(rng, 256, 256, slope=0.3)[..., None]
+        1 + 0.11 * noise(rng, 256, 256, slope=0.5)[..., None]
     )
     return Material("grass", _to_bytes(image))
 
@@ -136,11 +146,11 @@ def foliage(rng: np.random.Generator, colour: Colour | None = None) -> Material:
             (0.20, 0.33, 0.14),
             (0.36, 0.44, 0.18),
             (0.42, 0.40, 0.16),
-            (0.17, 0.29, 0.18),
+            (0.21, 0.34, 0.16),
         ][rng.integers(5)]
     field = noise(rng, 128, 128, slope=0.7, finest=0.2)
     image = np.asarray(colour) * np.exp(0.33 * field - 0.1)[..., None]
-    image *= 1 + 0.12 * rng.normal(size=(128, 128, 1))
+    image *= 1 + 0.06 * rng.normal(size=(128, 128, 1))
     return Material("foliage", _to_bytes(image))
 
 
@@ -241,7 +251,9 @@ def windows(rng: np.random.Generator) -> Material:
         down = np.linspace(0, 1, size)[:, None, None]
         glass = np.array([0.16, 0.19, 0.23]) * rng.uniform(0.7, 1.5)
         sky = np.array([0.45, 0.53, 0.62]) * rng.uniform(0.5, 1.1)
-        pane = np.broadcast_to(glass + (sky - glass) * (1 - down) ** 2 * 0.7, (size, size, 3)).copy()
+        pane = np.broadcast_to(
+            glass + (sky - glass) * (1 - down) ** 2 * 0.7, (size, size, 3)
+        ).copy()
         look = rng.random()
         if look < 0.3:  # curtains at both sides
             cloth = np.array([0.80, 0.78, 0.72]) * rng.uniform(0.6, 1.05)
@@ -266,12 +278,12 @@ def windows(rng: np.random.Generator) -> Material:
 
 
 def doors(rng: np.random.Generator) -> Material:
-    """A sheet of ATLAS**2 house doors, garage doors and shop windows (a row of each, shops last two)."""
+    """A sheet of ATLAS**2: a row of house doors, one of garage doors, two of shop windows."""
     size = 64
     sheet = np.zeros((ATLAS * size, ATLAS * size, 3))
     for index in range(ATLAS**2):
         row, column = divmod(index, ATLAS)
-        colour = rng.uniform(0.15, 0.7, size=3)
+        colour = muted(rng, 0.15, 0.65)
         if row == 0:
             picture = np.broadcast_to(colour, (size, size, 3)).copy()
             for top, left in ((8, 10), (8, 36), (36, 10), (36, 36)):
@@ -284,7 +296,7 @@ def doors(rng: np.random.Generator) -> Material:
             picture = np.broadcast_to(glass, (size, size, 3)).copy()
             for _ in range(9):  # goods
                 top, left = rng.integers(24, 52), rng.integers(4, 54)
-                picture[top : top + 10, left : left + 8] = rng.uniform(0.2, 0.9, size=3)
+                picture[top : top + 10, left : left + 8] = muted(rng, 0.2, 0.9)
             picture[:14] = colour
             for left in range(6, 58, 7):  # letters
                 if rng.random() < 0.75:
@@ -296,11 +308,18 @@ def doors(rng: np.random.Generator) -> Material:
 
 
 def signs() -> Material:
-    """A sheet of ATLAS**2 signs. Row 0: round; row 1: triangular; row 2: blue squares; row 3: boards.
-    """
+    """A sheet of ATLAS**2 signs by rows: round, triangular, blue squares, boards."""
     size = 64
-    red, white, blue = np.array([0.78, 0.08, 0.10]), np.array([0.95] * 3), np.array([0.1, 0.25, 0.6])
-    black, yellow, green = np.array([0.06] * 3), np.array([0.95, 0.75, 0.1]), np.array([0.1, 0.4, 0.25])
+    red, white, blue = (
+        np.array([0.78, 0.08, 0.10]),
+        np.array([0.95] * 3),
+        np.array([0.1, 0.25, 0.6]),
+    )
+    black, yellow, green = (
+        np.array([0.06] * 3),
+        np.array([0.95, 0.75, 0.1]),
+        np.array([0.1, 0.4, 0.25]),
+    )
     y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1
     radius = np.hypot(x, y)
     sheet = np.zeros((ATLAS * size, ATLAS * size, 3))

@@ -108,15 +108,15 @@ def _rounded_ring(half_width: float, bottom: float, top: float, y: float) -> np.
     return np.stack([x, np.full(16, y), z], axis=1)
 
 
-def _wheels(
-    palette: Palette, width: float, axles: tuple[float, ...], radius: float
-) -> list[Mesh]:
+def _wheels(palette: Palette, width: float, axles: tuple[float, ...], radius: float) -> list[Mesh]:
     meshes = []
     for y in axles:
         for side in (-1, 1):
             inner, outer = side * (width / 2 - 0.22), side * (width / 2 + 0.005)
             meshes.append(
-                shapes.tube((inner, y, radius), (outer, y, radius), (radius, radius), palette.rubber, 16)
+                shapes.tube(
+                    (inner, y, radius), (outer, y, radius), (radius, radius), palette.rubber, 16
+                )
             )
             rim = radius * 0.62
             meshes.append(
@@ -139,9 +139,7 @@ def _pane(corners: np.ndarray, material: Material, shrink: float, offset: float)
     return shapes.quad(middle + (corners - middle) * shrink + normal * offset, material)
 
 
-def _lights(
-    palette: Palette, length: float, width: float, front: float, rear: float
-) -> list[Mesh]:
+def _lights(palette: Palette, length: float, width: float, front: float, rear: float) -> list[Mesh]:
     """Lamps, plates and a grille at both ends; `front`, `rear`: their heights."""
     meshes = []
     for side in (-1, 1):
@@ -152,12 +150,20 @@ def _lights(
         meshes.append(
             shapes.box((0.26, 0.10, 0.16), (x, -length / 2 + 0.03, rear), palette.taillight)
         )
-    meshes.append(shapes.box((0.52, 0.03, 0.12), (0, -length / 2 - 0.01, rear - 0.22), palette.plate))
-    meshes.append(shapes.box((0.52, 0.03, 0.12), (0, length / 2 + 0.01, front - 0.22), palette.plate))
-    meshes.append(shapes.box((width * 0.5, 0.04, 0.12), (0, length / 2 - 0.01, front), palette.dark))
+    meshes.append(
+        shapes.box((0.52, 0.03, 0.12), (0, -length / 2 - 0.01, rear - 0.22), palette.plate)
+    )
+    meshes.append(
+        shapes.box((0.52, 0.03, 0.12), (0, length / 2 + 0.01, front - 0.22), palette.plate)
+    )
+    meshes.append(
+        shapes.box((width * 0.5, 0.04, 0.12), (0, length / 2 - 0.01, front), palette.dark)
+    )
     for end in (-1, 1):
         meshes.append(
-            shapes.box((width * 0.9, 0.14, 0.16), (0, end * (length / 2 - 0.07), 0.36), palette.dark)
+            shapes.box(
+                (width * 0.9, 0.14, 0.16), (0, end * (length / 2 - 0.07), 0.36), palette.dark
+            )
         )
     return meshes
 
@@ -235,7 +241,9 @@ def car(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
             )
     for side in (-1, 1):  # mirrors
         meshes.append(
-            shapes.ball((0.11, 0.07, 0.08), (side * (width / 2 + 0.06), 0.17 * length, belt + 0.06), paint)
+            shapes.ball(
+                (0.11, 0.07, 0.08), (side * (width / 2 + 0.06), 0.17 * length, belt + 0.06), paint
+            )
         )
     meshes += _lights(palette, length, width, belt * 0.72, belt * 0.82)
     return meshes
@@ -300,12 +308,16 @@ def van(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
     )  # fmt: skip
     side_x = width / 2 + 0.012
     if kind == "bus":
-        panes = [(-front + 0.5 + 1.6 * i, -front + 2.0 + 1.6 * i) for i in range(int(length / 1.6) - 1)]
+        panes = [
+            (-front + 0.5 + 1.6 * i, -front + 2.0 + 1.6 * i) for i in range(int(length / 1.6) - 1)
+        ]
         low, high = height * 0.45, height * 0.84
     else:
-        panes = [(front - nose - 0.05, front - nose + 0.75)] if kind == "lorry" else [
-            (front - 2.0, front - 1.05)
-        ]
+        panes = (
+            [(front - nose - 0.05, front - nose + 0.75)]
+            if kind == "lorry"
+            else [(front - 2.0, front - 1.05)]
+        )
         low, high = height * 0.52, height * 0.80
     for rear, ahead in panes:
         for side in (-1, 1):
@@ -339,7 +351,7 @@ def person(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
     """A walking pedestrian."""
     height = rng.uniform(1.58, 1.9)
     scale = height / 1.75
-    cloth = materials.plain("cloth", rng.uniform(0.08, 0.85, size=3))
+    cloth = materials.plain("cloth", materials.muted(rng, 0.1, 0.85))
     trousers = materials.plain(
         "cloth", np.array([0.20, 0.23, 0.32]) * rng.uniform(0.4, 1.9) + rng.uniform(0, 0.1, size=3)
     )
@@ -352,7 +364,9 @@ def person(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
         hip = (side * 0.09, 0, 0.92)
         meshes.append(shapes.tube(foot, knee, (0.055, 0.07), trousers))
         meshes.append(shapes.tube(knee, hip, (0.07, 0.095), trousers))
-        meshes.append(shapes.ball((0.05, 0.13, 0.05), (foot[0], foot[1] + 0.05, 0.05), palette.rubber))
+        meshes.append(
+            shapes.ball((0.05, 0.13, 0.05), (foot[0], foot[1] + 0.05, 0.05), palette.rubber)
+        )
         shoulder = (side * 0.20, 0, 1.40)
         elbow = (side * 0.26, -side * swing * 0.5, 1.13)
         hand = (side * 0.25, -side * swing + 0.08, 0.90)
@@ -380,7 +394,7 @@ def lamp_post(rng: np.random.Generator, palette: Palette, height: float) -> list
 def _plate(
     outline: np.ndarray, center: tuple[float, float, float], index: int, palette: Palette
 ) -> list[Mesh]:
-    """A flat sign facing -y. `outline` `[k 2]` in [-1, 1] (picture axes, y up), scaled by caller."""
+    """A flat sign facing -y: picture `index` on an `outline` `[k 2]` in metres (right, up)."""
     u0, v0, u1, v1 = materials.atlas_uv(index)
     extent = np.abs(outline).max()
     unit = outline / extent
@@ -392,7 +406,10 @@ def _plate(
     faces = np.stack([np.zeros_like(fan), fan, fan + 1], axis=1)
     front = Mesh(points + np.asarray(center), faces, uvs, palette.signs)
     back = Mesh(
-        points + np.asarray(center) + np.array([0, 0.015, 0]), faces[:, ::-1], uvs, palette.light_metal
+        points + np.asarray(center) + np.array([0, 0.015, 0]),
+        faces[:, ::-1],
+        uvs,
+        palette.light_metal,
     )
     return [front, back]
 
@@ -414,7 +431,9 @@ def sign(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
         half = size if row == 2 else size * 1.6
         outline = half * np.array([(-1.0, -1), (1, -1), (1, 1), (-1, 1)])
     center = (0.0, -0.06, height + size)
-    post = shapes.tube((0, 0, 0), (0, 0, height + 1.8 * size), (0.035, 0.035), palette.light_metal, 8)
+    post = shapes.tube(
+        (0, 0, 0), (0, 0, height + 1.8 * size), (0.035, 0.035), palette.light_metal, 8
+    )
     return [post, *_plate(outline, center, 4 * row + column, palette)]
 
 
@@ -434,7 +453,7 @@ def traffic_light(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
 def bin_or_box(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
     """A litter bin, a switch cabinet or a bench."""
     kind = rng.integers(3)
-    colour = materials.plain("metal", rng.uniform(0.15, 0.6, size=3), gloss=0.2)
+    colour = materials.plain("metal", materials.muted(rng, 0.15, 0.6), gloss=0.2)
     if kind == 0:
         return [shapes.tube((0, 0, 0.1), (0, 0, 0.95), (0.22, 0.27), colour, 12)]
     if kind == 1:
@@ -506,16 +525,15 @@ def conifer(rng: np.random.Generator, palette: Palette, size: float = 1.0) -> li
         radius = spread * (1 - tier / tiers) + 0.08
         ragged = radius * (1 + 0.16 * rng.normal(size=points).clip(-2, 2))
         rim = np.stack(
-            [ragged * np.cos(angle), ragged * np.sin(angle), low + 0.06 * rng.normal(size=points)], 1
+            [ragged * np.cos(angle), ragged * np.sin(angle), low + 0.06 * rng.normal(size=points)],
+            1,
         )
         tip = np.stack([0.02 * np.cos(angle), 0.02 * np.sin(angle), np.full(points, high)], 1)
         meshes.append(shapes.loft(np.stack([rim, tip]), leaves))
     return meshes
 
 
-def hedge(
-    rng: np.random.Generator, palette: Palette, length: float, height: float
-) -> list[Mesh]:
+def hedge(rng: np.random.Generator, palette: Palette, length: float, height: float) -> list[Mesh]:
     """A clipped hedge along x, centred."""
     leaves = _one_of(rng, palette.foliage)
     count = max(int(length / 0.7), 2)
@@ -549,15 +567,15 @@ def bush(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
     ]
 
 
-def fence(
-    rng: np.random.Generator, palette: Palette, length: float, kind: str
-) -> list[Mesh]:
+def fence(rng: np.random.Generator, palette: Palette, length: float, kind: str) -> list[Mesh]:
     """A barrier along x, centred: "pickets", "wall" or "rail" (a crash barrier)."""
     if kind == "wall":
         height = rng.uniform(0.6, 1.8)
         bricks = _one_of(rng, palette.walls[("brick", "stone", "plaster")[rng.integers(3)]])
         return [
-            shapes.box((length, 0.25, height), (0, 0, height / 2), bricks, materials.WALL_TEXTURE_SIZE),
+            shapes.box(
+                (length, 0.25, height), (0, 0, height / 2), bricks, materials.WALL_TEXTURE_SIZE
+            ),
             shapes.box((length, 0.33, 0.08), (0, 0, height + 0.04), palette.concrete),
         ]
     if kind == "rail":
@@ -583,7 +601,13 @@ def fence(
 
 
 def _gable_roof(
-    width: float, depth: float, base: float, rise: float, tiles: Material, gable: Material, across: bool
+    width: float,
+    depth: float,
+    base: float,
+    rise: float,
+    tiles: Material,
+    gable: Material,
+    across: bool,
 ) -> list[Mesh]:
     """A pitched roof over x in [-w/2, w/2], y in [0, d]; `across`: the ridge runs along y."""
     eave = 0.45
@@ -641,8 +665,9 @@ def _facade(
         sill = floor * storey + (storey - height) * 0.45
         for i in range(count):
             x = (i + 0.5 - count / 2) * span / count
-            corners = [(x - width / 2, -0.03, sill), (x + width / 2, -0.03, sill),
-                       (x + width / 2, -0.03, sill + height), (x - width / 2, -0.03, sill + height)]  # fmt: skip
+            left, right, top = x - width / 2, x + width / 2, sill + height
+            corners = [(left, -0.03, sill), (right, -0.03, sill),
+                       (right, -0.03, top), (left, -0.03, top)]  # fmt: skip
             uv = materials.atlas_uv(int(rng.integers(materials.ATLAS**2)))
             meshes.append(shapes.quad(corners, glazing, uv))
             meshes.append(shapes.box((width + 0.2, 0.16, 0.09), (x, -0.06, sill - 0.05), trim))
@@ -674,7 +699,10 @@ def building(
     height = floors * storey + (0.4 if kind == "block" else 0.0)
     meshes = [
         shapes.box(
-            (width, depth, height + 2), (0, depth / 2, height / 2 - 1), surface, materials.WALL_TEXTURE_SIZE
+            (width, depth, height + 2),
+            (0, depth / 2, height / 2 - 1),
+            surface,
+            materials.WALL_TEXTURE_SIZE,
         ),
         shapes.box((width + 0.1, depth + 0.1, 0.5), (0, depth / 2, 0.2), palette.concrete),
     ]
@@ -702,7 +730,7 @@ def building(
             x = (i + 0.5 - count / 2) * width / count
             meshes.append(opening(x, width / count - 0.7, storey * 0.86, int(rng.integers(2, 4))))
             if rng.random() < 0.4:  # awning
-                colour = materials.plain("cloth", rng.uniform(0.2, 0.8, size=3))
+                colour = materials.plain("cloth", materials.muted(rng, 0.25, 0.8))
                 half, top = width / count / 2 - 0.3, storey * 0.9
                 meshes.append(
                     shapes.quad(
@@ -735,7 +763,13 @@ def building(
         run = width / 2 if across else depth / 2
         rise = min(run * rng.uniform(0.5, 1.0), 5.0)
         meshes += _gable_roof(
-            width, depth, height + (0.17 if kind == "block" else 0), rise, _one_of(rng, palette.roofs), surface, across
+            width,
+            depth,
+            height + (0.17 if kind == "block" else 0),
+            rise,
+            _one_of(rng, palette.roofs),
+            surface,
+            across,
         )
         chimney = (rng.uniform(-0.3, 0.3) * width, depth / 2 - 0.6, height + rise * 0.8)
         meshes.append(shapes.box((0.7, 0.7, 2.2), chimney, surface, materials.WALL_TEXTURE_SIZE))

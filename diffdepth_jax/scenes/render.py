@@ -3,8 +3,10 @@
 The only file that imports mitsuba; it comes with the optional extra `render`.
 """
 
+import drjit
 import mitsuba as mi
 import numpy as np
+from jaxtyping import Float, UInt8
 
 from diffdepth_jax.scenes import materials
 from diffdepth_jax.scenes.layouts import Camera, Layout, Sky
@@ -12,12 +14,15 @@ from diffdepth_jax.scenes.materials import Material
 from diffdepth_jax.scenes.shapes import Mesh
 
 mi.set_variant("scalar_rgb")  # the llvm_* variants abort where the system's LLVM is old
+drjit.set_thread_count(1)  # the noise depends on it; frames are rendered side by side instead
 
 
 SAMPLES = 16  # light paths a pixel
 
 
-def render(layout: Layout, *, samples: int = SAMPLES, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def render(
+    layout: Layout, *, samples: int = SAMPLES, seed: int = 0
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
     """Picture and depth of a layout.
 
     Sunlight and skylight are rendered apart: the sun's shadows are sharp and free of noise, while
@@ -37,7 +42,9 @@ def render(layout: Layout, *, samples: int = SAMPLES, seed: int = 0) -> tuple[np
     things = {f"mesh{i}": _mesh(mesh, _bsdf(mesh.material)) for i, mesh in enumerate(layout.meshes)}
     # Surfaces that shine in their own colour, for the colours alone.
     shining = {
-        f"mesh{i}": _mesh(mesh, {"type": "diffuse"}, {"type": "area", "radiance": _texture(mesh.material)})
+        f"mesh{i}": _mesh(
+            mesh, {"type": "diffuse"}, {"type": "area", "radiance": _texture(mesh.material)}
+        )
         for i, mesh in enumerate(layout.meshes)
     }
     in_sun = mi.load_dict({"type": "scene", "sun": sun} | things)
@@ -54,7 +61,9 @@ def render(layout: Layout, *, samples: int = SAMPLES, seed: int = 0) -> tuple[np
     return _develop(trace(in_sun, 2) + skylight), depth
 
 
-def first_hits(scene: mi.Scene, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+def first_hits(
+    scene: mi.Scene, camera: Camera
+) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
     """What the ray through each pixel's centre meets first.
 
     Returns:
@@ -147,7 +156,11 @@ def _lights(sky: Sky) -> tuple[dict, dict]:
     """
     level = np.cos(sky.sun_elevation)
     to_sun = np.array(
-        [level * np.sin(sky.sun_azimuth), level * np.cos(sky.sun_azimuth), np.sin(sky.sun_elevation)]
+        [
+            level * np.sin(sky.sun_azimuth),
+            level * np.cos(sky.sun_azimuth),
+            np.sin(sky.sun_elevation),
+        ]
     )
     interaction = mi.SurfaceInteraction3f()
 
@@ -157,7 +170,9 @@ def _lights(sky: Sky) -> tuple[dict, dict]:
 
     clear = {"type": "sunsky", "sun_direction": to_sun.tolist(), "turbidity": sky.turbidity}
     clear_sky, with_sun = mi.load_dict(clear | {"sun_scale": 0.0}), mi.load_dict(clear)
-    dome = _upsampled(np.array([[radiance(clear_sky, d) for d in row] for row in _directions(16, 64)]))
+    dome = _upsampled(
+        np.array([[radiance(clear_sky, d) for d in row] for row in _directions(16, 64)])
+    )
     disc = 2 * np.pi * (1 - np.cos(np.radians(0.5358 / 2)))  # sr; the aperture of `sunsky`
     sun = (radiance(with_sun, to_sun) - radiance(clear_sky, to_sun)) * disc
 
@@ -165,7 +180,9 @@ def _lights(sky: Sky) -> tuple[dict, dict]:
     cover, thickness = _clouds(sky, directions)
     sun = sun * (1 - 0.97 * np.clip((sky.cloudiness - 0.45) / 0.3, 0, 1))
     mean_sky = dome.mean(axis=(0, 1))
-    grey = mean_sky.mean() * np.array([0.98, 1.0, 1.04]) * (0.35 + 0.65 * mean_sky / mean_sky.mean())
+    grey = (
+        mean_sky.mean() * np.array([0.98, 1.0, 1.04]) * (0.35 + 0.65 * mean_sky / mean_sky.mean())
+    )
     lit = grey * 0.9 + 0.09 * sun
     cloud = lit * (1.0 - 0.45 * thickness[..., None])
     dome = dome * (1 - cover[..., None]) + cloud * cover[..., None]
@@ -268,10 +285,14 @@ def _bsdf(material: Material) -> dict:
 
 
 def _develop(radiance: np.ndarray) -> np.ndarray:
-    """Exposure, a soft shoulder for highlights, and sRGB bytes."""
+    """Exposure, white balance, a soft shoulder for highlights, and sRGB bytes."""
     luminance = radiance @ np.array([0.2126, 0.7152, 0.0722])
-    key = np.exp(np.mean(np.log(luminance + 1e-4)))
-    exposed = radiance * (0.20 / key)
+    exposed = radiance * (0.18 / np.exp(np.mean(np.log(luminance + 1e-4))))
+    # Half-way to a grey mean, as cameras do: shade under a blue sky would look like dusk.
+    mean = np.minimum(exposed, 1.0).mean(axis=(0, 1)) + 1e-6
+    exposed = exposed * np.sqrt(mean.mean() / mean)
     toned = exposed * (1 + exposed / 9.0) / (1 + exposed)
-    srgb = np.where(toned <= 0.0031308, 12.92 * toned, 1.055 * toned.clip(1e-8) ** (1 / 2.4) - 0.055)
+    srgb = np.where(
+        toned <= 0.0031308, 12.92 * toned, 1.055 * toned.clip(1e-8) ** (1 / 2.4) - 0.055
+    )
     return (srgb.clip(0, 1) * 255 + 0.5).astype(np.uint8)

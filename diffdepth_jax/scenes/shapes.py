@@ -5,10 +5,12 @@ Texture coordinates are (u, v) in repeats of the texture, v upwards.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 
 from diffdepth_jax.scenes.materials import Material
 
@@ -25,11 +27,11 @@ class Mesh:
         normals: float `[n 3]` for surfaces shaded as smooth, None for flat facets.
     """
 
-    vertices: np.ndarray
-    faces: np.ndarray
-    uvs: np.ndarray
+    vertices: Float[np.ndarray, "n 3"]
+    faces: Int[np.ndarray, "m 3"]
+    uvs: Float[np.ndarray, "n 2"]
     material: Material
-    normals: np.ndarray | None = None
+    normals: Float[np.ndarray, "n 3"] | None = None
 
 
 def _grid_normals(points: np.ndarray) -> np.ndarray:
@@ -47,7 +49,7 @@ def _grid_normals(points: np.ndarray) -> np.ndarray:
     return normals / np.maximum(length, 1e-12)
 
 
-def rotation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
+def rotation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Float[np.ndarray, "3 3"]:
     """`[3 3]` rotation: roll about y (forward), then pitch about x (nose up), then yaw about z.
 
     Angles in radians; positive yaw turns left, positive pitch looks up, positive roll leans right.
@@ -62,7 +64,7 @@ def rotation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> np.ndar
 
 
 def moved(
-    meshes: Iterable[Mesh], position: Sequence[float], turn: np.ndarray | None = None
+    meshes: Iterable[Mesh], position: ArrayLike, turn: np.ndarray | None = None
 ) -> list[Mesh]:
     """The meshes turned about the origin by `turn` (`[3 3]`), then shifted by `position`."""
     turn = np.eye(3) if turn is None else turn
@@ -97,7 +99,7 @@ def merged(meshes: Iterable[Mesh]) -> list[Mesh]:
 
 
 def quad(
-    corners: Sequence[Sequence[float]],
+    corners: ArrayLike,
     material: Material,
     uv: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
 ) -> Mesh:
@@ -127,18 +129,18 @@ _CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
 _BOX_VERTICES = (
     _BOX_FACES[:, None, 0] + np.einsum("ca,fad->fcd", _CORNERS, _BOX_FACES[:, 1:])
 ).reshape(24, 3)
-_BOX_TRIANGLES = (
-    4 * np.arange(6)[:, None, None] + np.array([[0, 1, 2], [0, 2, 3]])[None]
-).reshape(12, 3)
+_BOX_TRIANGLES = (4 * np.arange(6)[:, None, None] + np.array([[0, 1, 2], [0, 2, 3]])[None]).reshape(
+    12, 3
+)
 
 
 def box(
-    size: Sequence[float],
-    center: Sequence[float],
+    size: ArrayLike,
+    center: ArrayLike,
     material: Material,
     texture_size: float | None = None,
 ) -> Mesh:
-    """A box along the axes. `texture_size`: metres per repeat; None fits one repeat to each face."""
+    """A box along the axes; `texture_size` in metres per repeat, None for one repeat a face."""
     size = np.asarray(size, float)
     uvs = np.broadcast_to((_CORNERS + 1) / 2, (6, 4, 2))
     if texture_size is not None:
@@ -167,7 +169,7 @@ def _closed(rings: np.ndarray) -> np.ndarray:
     return np.concatenate([rings, rings[:, :1]], axis=1).reshape(-1, 3)
 
 
-def loft(rings: np.ndarray, material: Material, *, smooth: bool = False) -> Mesh:
+def loft(rings: Float[np.ndarray, "r k 3"], material: Material, *, smooth: bool = False) -> Mesh:
     """Skin over closed rings of points `[r k 3]`, the ends closed with fans.
 
     Rings run counter-clockwise seen against the way of lofting; u runs once around, v once along.
@@ -194,8 +196,8 @@ def loft(rings: np.ndarray, material: Material, *, smooth: bool = False) -> Mesh
 
 
 def tube(
-    start: Sequence[float],
-    end: Sequence[float],
+    start: ArrayLike,
+    end: ArrayLike,
     radii: tuple[float, float],
     material: Material,
     sides: int = 10,
@@ -214,8 +216,8 @@ def tube(
 
 
 def ball(
-    radii: Sequence[float],
-    center: Sequence[float],
+    radii: ArrayLike,
+    center: ArrayLike,
     material: Material,
     *,
     rng: np.random.Generator | None = None,
@@ -231,9 +233,7 @@ def ball(
     points = sphere * size[..., None] * np.asarray(radii, float)
     normals = _grid_normals(points)
     normals[0], normals[-1] = (0, 0, -1), (0, 0, 1)
-    return Mesh(
-        _closed(points) + np.asarray(center, float), faces, uvs, material, _closed(normals)
-    )
+    return Mesh(_closed(points) + np.asarray(center, float), faces, uvs, material, _closed(normals))
 
 
 @functools.cache

@@ -8,9 +8,9 @@
     ROOT/depth/SPLIT/DRIVE/proj_depth/dense/image_02/0000000005.png          every pixel but the sky
 
 DRIVE is `DATE_drive_NNNN_sync`. Depth is 16-bit PNG, metres times 256, 0 where there is none, as in
-KITTI's annotated depth. KITTI has one calibration a date, so a date stands for one camera here. Files
-appear whole or not at all: each is written under another name, then renamed; the picture comes
-last, and its presence says that its frame is finished.
+KITTI's annotated depth. KITTI has one calibration a date, so a date stands for one camera here.
+Files appear whole or not at all: each is written under another name, then renamed; the picture
+comes last, and its presence says that its frame is finished.
 """
 
 import io
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 DEPTH_SCALE = 256.0
@@ -56,10 +57,10 @@ class KittiFrame:
 
 def write_frame(
     frame: KittiFrame,
-    image: np.ndarray,
-    dense: np.ndarray,
-    sparse: np.ndarray,
-    intrinsics: np.ndarray,
+    image: UInt8[np.ndarray, "h w 3"],
+    dense: Float[np.ndarray, "h w"],
+    sparse: Float[np.ndarray, "h w"],
+    intrinsics: Float[np.ndarray, "3 3"],
 ) -> None:
     """Write a frame's files and its date's calibration.
 
@@ -75,7 +76,7 @@ def write_frame(
     _write(frame.image, _png(image))
 
 
-def calibration_text(intrinsics: np.ndarray, size: tuple[int, int]) -> str:
+def calibration_text(intrinsics: Float[np.ndarray, "3 3"], size: tuple[int, int]) -> str:
     """KITTI's `calib_cam_to_cam.txt` for the left colour camera of size (height, width)."""
 
     def line(name: str, values: np.ndarray) -> str:

@@ -1,0 +1,119 @@
+"""Rendered depth against ray-plane and ray-sphere intersections by hand; seeded pictures."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
+
+import mitsuba as mi
+
+from diffdepth_jax.scenes import layouts, materials, render, shapes
+
+SIZE = (20, 48)
+GREY = materials.plain("grey", (0.5, 0.5, 0.5))
+SKY = layouts.Sky(sun_elevation=0.8, sun_azimuth=1.0, turbidity=3.0, cloudiness=0.3, cloud_seed=0)
+
+
+def camera(yaw=0.0, pitch=0.0, roll=0.0, position=(0.0, 0.0, 1.5), focal=0.6):
+    axes = shapes.rotation(yaw, pitch, roll) @ np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+    return layouts.Camera(SIZE, layouts.pinhole(SIZE, focal), np.asarray(position), axes, axes)
+
+
+def rays(view):
+    """World directions of unit planar depth through the pixels' centres, in nested loops."""
+    directions = np.zeros((*view.size, 3))
+    for row in range(view.size[0]):
+        for column in range(view.size[1]):
+            x = (column - view.intrinsics[0, 2]) / view.intrinsics[0, 0]
+            y = (row - view.intrinsics[1, 2]) / view.intrinsics[1, 1]
+            right, down, forward = view.orientation.T
+            directions[row, column] = forward + x * right + y * down
+    return directions
+
+
+@pytest.mark.parametrize(
+    "view", [camera(), camera(pitch=-0.2), camera(yaw=0.3, pitch=0.05, roll=0.1, focal=0.4)]
+)
+def test_depth_of_a_plane(view):
+    reach = 1e4
+    corners = [(-reach, -reach, 0), (reach, -reach, 0), (reach, reach, 0), (-reach, reach, 0)]
+    ground = shapes.quad(corners, GREY)
+    image, depth = render.render(layouts.Layout((ground,), view, SKY), samples=1)
+    climb = rays(view)[..., 2]
+    expected = np.where(climb < 0, -view.position[2] / np.minimum(climb, -1e-9), 0.0)
+    expected[expected > 2000] = 0  # the horizon's last row is left out of the comparison
+    near = (expected > 0) | (climb > 1e-3)
+    np.testing.assert_allclose(depth[near], expected[near], rtol=2e-5)
+    assert image.shape == (*SIZE, 3) and image.dtype == np.uint8
+
+
+def test_depth_and_normal_of_a_sphere():
+    view = camera(yaw=0.1, pitch=-0.05)
+    centre, radius = np.array([0.5, 9.0, 1.2]), 2.0
+    scene = mi.load_dict(
+        {
+            "type": "scene",
+            "ball": {"type": "sphere", "center": centre.tolist(), "radius": radius},
+        }
+    )
+    depth, normal = render.first_hits(scene, view)
+    direction, offset = rays(view), view.position - centre
+    a = (direction**2).sum(axis=-1)
+    b = direction @ offset
+    discriminant = b**2 - a * (offset @ offset - radius**2)
+    expected = np.where(discriminant > 0, (-b - np.sqrt(np.maximum(discriminant, 0))) / a, 0.0)
+    sure = np.abs(discriminant) > 0.05  # rays that graze the outline may fall either way
+    assert (expected > 0).sum() > 50
+    np.testing.assert_allclose(depth[sure], expected[sure], rtol=1e-4)
+    hit = sure & (expected > 0)
+    outwards = (view.position + expected[..., None] * direction - centre) / radius
+    np.testing.assert_allclose(normal[hit], outwards[hit], atol=1e-3)
+
+
+def test_meshed_ball_has_a_spheres_depth():
+    view = camera()
+    ball = shapes.ball((2, 2, 2), (0, 9, 1.5), GREY, steps=(80, 120))
+    _, depth = render.render(layouts.Layout((ball,), view, SKY), samples=1)
+    middle = depth[SIZE[0] // 2, SIZE[1] // 2]
+    assert middle == pytest.approx(7.0, abs=0.01)
+
+
+def test_picture_is_seeded_and_upright():
+    """Equal seeds, equal bytes; a red box on the left and above, a green one on the right."""
+    red, green = materials.plain("a", (0.9, 0.05, 0.05)), materials.plain("b", (0.05, 0.9, 0.05))
+    scene = layouts.Layout(
+        (
+            shapes.box((4, 1, 1), (-3, 8, 2.5), red),
+            shapes.box((4, 1, 1), (3, 8, 0.5), green),
+        ),
+        camera(),
+        SKY,
+    )
+    first, depth = render.render(scene, samples=4, seed=1)
+    again, _ = render.render(scene, samples=4, seed=1)
+    other, _ = render.render(scene, samples=4, seed=2)
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    half = (SIZE[0] // 2, SIZE[1] // 2)
+    is_red = (first[..., 0] > 1.5 * first[..., 1]) & (depth > 0)
+    is_green = (first[..., 1] > 1.5 * first[..., 0]) & (depth > 0)
+    assert is_red[: half[0], : half[1]].sum() > 20 and is_red[:, half[1] :].sum() == 0
+    assert is_green[half[0] :, half[1] :].sum() > 20 and is_green[:, : half[1]].sum() == 0
+
+
+def test_textures_stand_upright():
+    """A picture, white above and dark below, keeps its sides on a wall."""
+    texture = np.zeros((8, 8, 3), np.uint8)
+    texture[:4] = 230
+    texture[4:] = 40
+    corners = [(-9, 8, -4.5), (9, 8, -4.5), (9, 8, 7.5), (-9, 8, 7.5)]
+    wall = shapes.quad(corners, materials.Material("wall", texture))
+    image, depth = render.render(layouts.Layout((wall,), camera(), SKY), samples=4)
+    assert (depth > 0).all()
+    assert image[:8].mean() > 1.5 * image[12:].mean()
+
+
+def test_no_geometry_is_all_sky():
+    far = shapes.box((1, 1, 1), (0, -50, 0), GREY)  # behind the camera
+    image, depth = render.render(layouts.Layout((far,), camera(pitch=0.4), SKY), samples=1)
+    assert (depth == 0).all() and image.mean() > 20
