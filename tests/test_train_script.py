@@ -1,0 +1,159 @@
+"""`train.py` as a process, on its configs."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import diffdepth_jax
+from diffdepth_jax import config as config_lib
+from diffdepth_jax.training import experiment
+
+PROJECT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
+
+# Widths at which everything of a model still happens.
+SMALL = (
+    "--config.model.neck.features=8",
+    "--config.model.denoiser.hidden_features=8",
+    "--config.model.diffusion.num_inference_steps=2",
+    "--config.num_steps=2",
+    "--config.batch_size=2",
+    "--config.logging.every_steps=1",
+    "--config.data.train.num_workers=0",
+)
+SMALL_SWIN = ("--config.model.encoder.embed_dim=48", "--config.model.encoder.depths=(1,1,1,1)")
+
+
+def train(config, workdir, *arguments):
+    command = [sys.executable, "train.py", f"--config=configs/{config}.py", f"--workdir={workdir}"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=PROJECT)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_whole_and_survives_json(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert f"--config=configs/{path.name}" in module.__doc__
+    exp = experiment.from_mapping(module.get_config().to_dict())
+    mapping = config_lib.to_mapping(exp)
+    again = experiment.from_mapping(json.loads(json.dumps(mapping)))
+    assert config_lib.differences(config_lib.to_mapping(again), mapping) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.bach_size=4"], "did you mean 'batch_size'?"),
+        (["--config.optimzer.learning_rate=1"], 'Did you mean "optimizer"'),
+        (["--config.batch_size=four"], "--config.batch_size=four"),
+        (["--config.data.train.augmentation.crop=(1,2,3)"], "must have 2 elements"),
+        (["--config.data.train.source.root=nowhere"], "nowhere does not exist"),
+        (["--workdri=here"], "Did you mean: workdir"),
+        (["stray"], "'stray' is not a flag"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, arguments, message):
+    result = train("demo", tmp_path / "run", *arguments)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    told = result.stderr.splitlines()[-1]
+    assert told.startswith("train.py: error: ") and message in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_that_is_missing_is_named(tmp_path):
+    result = train("demmo", tmp_path)
+    assert result.returncode != 0 and "no file configs/demmo.py" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_runs_from_end_to_end_and_continues(tmp_path):
+    small = (*SMALL, "--config.model.encoder.widths=(4,8)", "--config.model.encoder.depths=(1,1)")
+    small = (*small, "--config.data.evaluation_limit=3", "--config.data.train.num_threads=1")
+    result = train("demo", tmp_path, *small)
+    assert result.returncode == 0, result.stderr
+    assert "abs_rel" in result.stdout and "median map" in result.stdout
+    assert "Traceback" not in result.stderr
+    for name in ("metrics.json", "per_image.csv", "curves.png", "predictions.png", "denoising.png"):
+        assert (tmp_path / name).stat().st_size > 100, name
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["num_images"] == 3 and metrics["baseline"]["abs_rel"] > 0
+    assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2"]
+
+    model = diffdepth_jax.load(tmp_path)
+    depth = model.predict(np.zeros((33, 50, 3), np.uint8))
+    assert depth.shape == (33, 50) and np.isfinite(depth).all()
+
+    result = train("demo", tmp_path, *small, "--config.num_steps=3")
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2", "3"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3"]
+
+
+@pytest.mark.slow
+def test_two_steps_and_the_evaluation_on_real_kitti_frames(tmp_path, shared):
+    result = train(
+        "kitti",
+        tmp_path,
+        *SMALL,
+        *SMALL_SWIN,
+        "--config.model.neck.hahi_features=8",
+        f"--config.data.train.source.root={shared}/data/kitti_raw_metric3d",
+        f"--config.data.train.source.depth_root={shared}/data/kitti_depth",
+        "--config.data.train.source.split=val",
+        "--config.data.evaluation.split=val",
+        "--config.data.train.augmentation.crop=(64,96)",
+    )
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2"]
+    rows = {row["id"]: row for row in rows_of(tmp_path / "per_image.csv")}
+    # Pixels and their mean depth in the garg crop of the kb crop, 1e-3 to 80 m.
+    expected = {5: (82930, 16.3860), 50: (89864, 17.2152), 100: (79635, 16.5490)}
+    for frame, (count, mean) in expected.items():
+        row = rows[f"2011_09_26_drive_9999_sync_{frame:010d}_image_02"]
+        assert int(row["num_valid"]) == count
+        assert round(float(row["mean_depth"]), 4) == mean
+
+
+@pytest.mark.slow
+def test_two_steps_and_the_evaluation_on_real_nyu_frames(tmp_path, shared):
+    frames = ["00000", "00050", "00100"]
+    split = tmp_path / "frames.txt"
+    scene = "sync/basement_0001a"
+    split.write_text(
+        "\n".join(f"{scene}/rgb_{name}.jpg {scene}/sync_depth_{name}.png 518.9" for name in frames)
+    )
+    result = train(
+        "nyu",
+        tmp_path / "run",
+        *SMALL,
+        *SMALL_SWIN,
+        "--config.model.neck.hahi_features=8",
+        f"--config.data.train.source.root={shared}/data/nyu_depth_v2",
+        "--config.data.train.source.layout=sync",
+        f"--config.data.evaluation.split={split}",
+        "--config.data.train.augmentation.crop=(64,96)",
+        "--config.evaluation.protocol=nyu",
+    )
+    assert result.returncode == 0, result.stderr
+    assert [row["step"] for row in rows_of(tmp_path / "run" / "metrics.csv")] == ["1", "2"]
+    rows = {row["id"]: row for row in rows_of(tmp_path / "run" / "per_image.csv")}
+    expected = [(221809, 3.5762), (225022, 3.4836), (202035, 2.7923)]  # eigen crop, 1e-3 to 10 m
+    for name, (count, mean) in zip(frames, expected, strict=True):
+        row = rows[f"basement_0001a_rgb_{name}"]
+        assert int(row["num_valid"]) == count
+        assert round(float(row["mean_depth"]), 4) == mean
