@@ -1,5 +1,6 @@
 """Test-wide settings: several simulated devices, no silent broadcasting, checked array shapes."""
 
+import functools
 import json
 import os
 import zlib
@@ -52,7 +53,7 @@ class GoldenCase:
     arrays: dict[str, np.ndarray]
     meta: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def state_dict(self) -> dict[str, np.ndarray]:
         """The weights, drawn from the names: nothing but these draws was recorded of them."""
         return {name: _golden_weight(name, shape) for name, shape in self.meta["shapes"].items()}

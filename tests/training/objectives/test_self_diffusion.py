@@ -1,0 +1,271 @@
+"""Self-diffusion against recorded training steps of the published code, and its own promises."""
+
+import functools
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffdepth_jax.models.codec import CodecConfig
+from diffdepth_jax.models.denoiser import DenoiserConfig
+from diffdepth_jax.models.encoders import resnet
+from diffdepth_jax.models.necks import NeckConfig
+from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.ops import losses
+from diffdepth_jax.ops.diffusion import posterior_mean_weight
+from diffdepth_jax.training.objectives import self_diffusion
+from diffdepth_jax.training.objectives.self_diffusion import Config, Draws, SilogConfig
+from diffdepth_jax.weights.rules import convert, export
+
+MODEL = diffusion_depth.Config(
+    encoder=resnet.Config(depths=(1, 1), widths=(4, 8)),
+    neck=NeckConfig(8),
+    codec=CodecConfig(latent_channels=4, initial_depth=8.0),
+    denoiser=DenoiserConfig(hidden_features=8),
+    diffusion=diffusion_depth.DiffusionConfig(num_inference_steps=3),
+)
+
+
+def _recorded_norm(gradient):
+    """The norm as it was recorded: eight float32 running sums of squares, in PyTorch's order.
+
+    With ten million entries and more such a sum loses up to 0.3%; ours must be judged by the same
+    measure.
+    """
+    squares = np.square(np.ravel(gradient), dtype=np.float32)
+    whole = squares[: squares.size // 8 * 8].reshape(-1, 8)
+    lanes = np.cumsum(whole, axis=0, dtype=np.float32)[-1] if len(whole) else np.zeros(8)
+    return float(np.sqrt(np.float64(lanes).sum() + np.float64(squares[whole.size :]).sum()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["res18_train", "swin_hahi_train"])
+def test_recorded_training_step_is_reproduced(golden, name):
+    case = golden(name)
+    recorded, state_dict = case.arrays, case.state_dict
+    config = diffusion_depth.infer({key: array.shape for key, array in state_dict.items()})
+    config = diffusion_depth.with_arguments(config, {"inference_steps": case.meta["steps"]})
+    if config.encoder.name == "swin":
+        config = replace(config, encoder=replace(config.encoder, drop_path_rate=0.0))
+    model, table = diffusion_depth.build(config), diffusion_depth.rules(config)
+    variables = convert(state_dict, table, jax.eval_shape(model.init_variables, jax.random.key(0)))
+    del state_dict
+    batch = {
+        "image": jnp.asarray(recorded["image"]),
+        "depth": jnp.asarray(recorded["depth_gt"]),
+        "valid_mask": jnp.asarray(recorded["depth_gt"] > 0),
+    }
+    draws = Draws(
+        noise=jnp.asarray(recorded["x_T"]),
+        ddim_noise=jnp.asarray(recorded["ddim_noise"]),
+        timesteps=jnp.asarray(recorded["ddim_timesteps"].astype(np.int32)),
+        key=jax.random.key(0),
+    )
+    # The published L1 and L2 are summed over the two images, ours are means over them.
+    objective = Config(l1=2.0, l2=2.0, ddim=1.0, max_depth=case.meta["max_depth"])
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def step(params, batch_stats):
+        return self_diffusion.loss_from_draws(objective, model, params, batch_stats, batch, draws)
+
+    (loss, aux), gradients = step(variables["params"], variables["batch_stats"])
+    for got, want in (
+        (loss, "total_loss"),
+        (2 * aux.scalars["l1"], "l1_loss"),
+        (2 * aux.scalars["l2"], "l2_loss"),
+        (aux.scalars["ddim"], "ddim_loss"),
+    ):
+        np.testing.assert_allclose(got, recorded[want], rtol=1e-5, err_msg=want)
+
+    names = [key for key in case.meta["shapes"] if "num_batches_tracked" not in key]
+    results = export({"params": gradients, "batch_stats": aux.batch_stats}, table, names)
+    norms = json.loads(str(recorded["grad_norms"]))
+    largest = max(norm for norm in norms.values() if norm is not None)
+    compared = {key: norm for key, norm in norms.items() if norm and norm > 1e-4 * largest}
+    assert len(compared) > 50
+    errors = {key: _recorded_norm(results[key]) / norm - 1 for key, norm in compared.items()}
+    assert max(map(abs, errors.values())) <= 1e-3, errors
+
+    statistics = json.loads(str(recorded["bn_after"]))
+    moved = {key: value for key, value in statistics.items() if key in results}
+    assert {key for key in statistics if key not in moved} <= {
+        f"depth_head.convup_fp.1.running_{part}" for part in ("mean", "var")
+    }
+    for key, (mean, deviation) in moved.items():
+        values = np.float64(results[key])
+        scale = max(abs(mean), deviation)
+        assert abs(values.mean() - mean) <= 1e-4 * scale, key
+        if values.size > 1:
+            assert abs(values.std(ddof=1) - deviation) <= 1e-4 * scale, key
+
+
+@functools.cache
+def _model(config=MODEL):
+    model = diffusion_depth.build(config)
+    return model, jax.jit(model.init_variables)(jax.random.key(0))
+
+
+def _batch(seed=0, size=(16, 24)):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    depth = jax.random.uniform(keys[1], (2, *size, 1), minval=2.0, maxval=30.0)
+    valid_mask = jax.random.uniform(keys[2], depth.shape) < 0.3
+    return {
+        "image": jax.random.normal(keys[0], (2, *size, 3)),
+        "depth": jnp.where(valid_mask, depth, 0.0),
+        "valid_mask": valid_mask,
+    }
+
+
+@functools.cache
+def _step(objective, config=MODEL):
+    """The compiled loss with its gradients."""
+    model, variables = _model(config)
+    loss = self_diffusion.build(objective, model)
+    gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return functools.partial(gradients, variables["params"], variables["batch_stats"])
+
+
+KEY, FIRST = jax.random.key(1), jnp.int32(0)
+ALL = Config(l1=1.0, l2=0.5, silog=2.0, latent=0.25, ddim=0.125)
+
+
+def test_loss_is_the_weighted_sum_of_its_terms():
+    (loss, aux), _ = _step(ALL)(_batch(), KEY, FIRST)
+    terms = {"l1": 1.0, "l2": 0.5, "silog": 2.0, "latent": 0.25, "ddim": 0.125}
+    want = sum(weight * aux.scalars[name] for name, weight in terms.items())
+    np.testing.assert_allclose(loss, want, rtol=1e-6)
+    assert all(np.isfinite(value) for value in aux.scalars.values())
+
+
+def test_terms_are_what_the_models_own_methods_give():
+    """The step written out with public methods, one after the other."""
+    model, variables = _model()
+    batch, config = _batch(), replace(ALL, ddim_weighting="posterior_mean")
+    draws = self_diffusion.draw(model, batch["image"].shape, KEY)
+    _, aux = jax.jit(
+        lambda variables: self_diffusion.loss_from_draws(
+            config, model, variables["params"], variables["batch_stats"], batch, draws
+        )
+    )(variables)
+
+    def call(method, *inputs, train=True):
+        options = {"train": True, "mutable": ["batch_stats"]} if train else {}
+        output = jax.jit(functools.partial(model.apply, method=method, **options))(
+            variables, *inputs
+        )
+        return output[0] if train else output
+
+    condition = call("encode_image", batch["image"])
+    latent = call("sample", condition, draws.noise, train=False)
+    depth = call("decode_latent", latent)
+    encoded = call("encode_depth", batch["depth"])
+    schedule = model.config.diffusion.schedule
+    alpha = jnp.asarray(schedule.alphas_cumprod)[draws.timesteps][:, None, None, None]
+    noisy = alpha**0.5 * latent + (1 - alpha) ** 0.5 * draws.ddim_noise
+    predicted = call("predict_noise", condition, noisy, draws.timesteps, train=False)
+    error = jnp.mean((predicted - draws.ddim_noise) ** 2, (1, 2, 3))
+    masked = (depth, batch["depth"], batch["valid_mask"])
+    want = {
+        "l1": losses.l1(*masked, max_depth=88.0),
+        "l2": losses.l2(*masked, max_depth=88.0),
+        "silog": losses.silog(*masked),
+        "latent": jnp.mean((latent - encoded) ** 2, (1, 2, 3)),
+        "ddim": error * posterior_mean_weight(schedule, draws.timesteps),
+    }
+    for name, values in want.items():
+        np.testing.assert_allclose(aux.scalars[name], values.mean(), rtol=1e-4, err_msg=name)
+
+
+def test_same_key_same_step_and_another_key_another():
+    step = _step(ALL)
+    one, again = step(_batch(), KEY, FIRST), step(_batch(), KEY, FIRST)
+    jax.tree.map(np.testing.assert_array_equal, one, again)
+    (other, _), _ = step(_batch(), jax.random.key(2), FIRST)
+    assert other != one[0][0]
+
+
+def test_every_parameter_gets_a_gradient_and_every_statistic_moves():
+    _, variables = _model()
+    (_, aux), gradients = _step(ALL)(_batch(), KEY, FIRST)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(gradient).all(), path
+        assert np.any(gradient != 0), path
+    moved = jax.tree.map(
+        lambda new, old: bool((new != old).any()), aux.batch_stats, variables["batch_stats"]
+    )
+    assert all(jax.tree.leaves(moved)), moved
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 1e30])
+def test_unmeasured_pixels_may_hold_anything(garbage):
+    batch = _batch()
+    dirty = batch | {"depth": jnp.where(batch["valid_mask"], batch["depth"], garbage)}
+    step = _step(ALL)
+    jax.tree.map(np.testing.assert_array_equal, step(dirty, KEY, FIRST), step(batch, KEY, FIRST))
+
+
+def test_an_image_without_measurements_is_harmless():
+    batch = _batch()
+    batch["valid_mask"] = batch["valid_mask"].at[0].set(False)
+    (loss, aux), gradients = _step(ALL)(batch, KEY, FIRST)
+    assert np.isfinite(loss)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((aux, gradients)))
+
+
+def test_rematerialisation_changes_nothing_but_memory():
+    want = _step(ALL)(_batch(), KEY, FIRST)
+    got = _step(ALL, replace(MODEL, remat=False))(_batch(), KEY, FIRST)
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(
+            g, w, rtol=1e-3, atol=1e-5 * float(np.abs(w).max()) + 1e-6
+        ),
+        got,
+        want,
+    )
+
+
+def test_gradient_reaches_the_encoder_through_the_sampler_alone():
+    """With pixel losses only, the way to the encoder leads through every step of the sampler."""
+    objective = Config(ddim=0.0)
+    _, gradients = _step(objective)(_batch(), KEY, FIRST)
+    assert np.abs(gradients["encoder"]["stage0_block0"]["conv1"]["kernel"]).max() > 0
+    # The codec's own encoder takes no part in the release's loss.
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients["codec"]["encoder"]))
+
+
+def test_draws_are_distinct_and_in_range():
+    model, _ = _model()
+    draws = self_diffusion.draw(model, (64, 16, 24, 3), KEY)
+    assert draws.noise.shape == draws.ddim_noise.shape == (64, 8, 12, 4)
+    assert not np.allclose(draws.noise, draws.ddim_noise)
+    assert draws.timesteps.min() >= 0 and draws.timesteps.max() < 1000
+    assert len(np.unique(draws.timesteps)) > 50
+
+
+def test_images_that_the_codec_does_not_divide_are_refused():
+    model, variables = _model()
+    loss = self_diffusion.build(ALL, model)
+    with pytest.raises(ValueError, match="17x24 pixels do not divide by the codec's factor 2"):
+        loss(variables["params"], variables["batch_stats"], _batch(size=(17, 24)), KEY, FIRST)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"l1": -1.0}, "must not be negative"),
+        ({"l1": 0.0, "l2": 0.0, "ddim": 0.0}, "nor all zero"),
+        ({"max_depth": 0.0}, r"max_depth is 0\.0"),
+    ],
+)
+def test_impossible_weights_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**fields)
+
+
+def test_impossible_silog_constants_are_refused():
+    with pytest.raises(ValueError, match="variance_focus"):
+        SilogConfig(variance_focus=1.5)
