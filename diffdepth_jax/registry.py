@@ -17,6 +17,7 @@ MODULES: dict[str, dict[str, str]] = {
         "resnet": "diffdepth_jax.models.encoders.resnet",
         "swin": "diffdepth_jax.models.encoders.swin",
         "mpvit": "diffdepth_jax.models.encoders.mpvit",
+        "torchvision_resnet": "diffdepth_jax.models.encoders.torchvision_resnet",
     },
     "source": {
         "kitti": "diffdepth_jax.data.sources.kitti",

@@ -5,9 +5,26 @@ modules, without the collection. Both may carry groups: `conv_rules(r"layer(\\d)
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from diffdepth_jax.weights.rules import Rule, Skip, conv, linear
+from diffdepth_jax.weights.rules import Rule, Rules, Skip, conv, linear
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one source names the weights of a family of encoders.
+
+    Attributes:
+        infer: names and shapes to the config; None if they are not in this layout.
+        rules: a config's table.
+        untold: fields of the config that leave no trace in weights.
+    """
+
+    infer: Callable[[Mapping[str, tuple[int, ...]]], Any]
+    rules: Callable[[Any], Rules]
+    untold: tuple[str, ...] = ()
 
 
 def conv_rules(key: str, path: str) -> tuple[Rule, ...]:

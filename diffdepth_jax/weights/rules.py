@@ -71,11 +71,14 @@ class Rule:
         path: '/'-joined path of the leaf, collection first ("params/stage\1/conv1/kernel"); groups
             of the pattern are written \1 or \g<name>.
         transform: the layout change, `identity` unless given.
+        part: (index, count) where the entry is one of several that lie side by side in the leaf's
+            last axis, as separate queries, keys and values do in one kernel.
     """
 
     pattern: str
     path: str
     transform: Transform = identity
+    part: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,33 @@ class Skip:
     reason: str
 
 
-Rules = Sequence[Rule | Skip]
+@dataclass(frozen=True)
+class Derived(Skip):
+    """Entries that only repeat what a leaf says: skipped when read, written from it by `export`.
+
+    Such are the other names of a shared module, and tables that follow from a shape.
+    """
+
+    path: str
+    transform: Transform = identity
 
 
-def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Rule | Skip, ...]:
+@dataclass(frozen=True)
+class Fresh:
+    """Leaves that these weights may lack, and why: `convert` then leaves them out.
+
+    Here the pattern is for the leaf's path.
+    """
+
+    pattern: str
+    reason: str
+
+
+Row = Rule | Skip | Fresh
+Rules = Sequence[Row]
+
+
+def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Row, ...]:
     """Re-roots a table: `prefix(encoder_rules, "depth_backbone.", "encoder")`.
 
     Args:
@@ -98,12 +124,16 @@ def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Rule |
         path_prefix: '/'-joined modules put between the collection and the rest of each path.
     """
 
-    def rerooted(entry: Rule | Skip) -> Rule | Skip:
-        pattern = f"{re.escape(key_prefix)}(?:{entry.pattern})"
-        if isinstance(entry, Skip) or not path_prefix:
-            return replace(entry, pattern=pattern)
-        collection, _, rest = entry.path.partition("/")
-        return replace(entry, pattern=pattern, path=f"{collection}/{path_prefix}/{rest}")
+    def below(path: str) -> str:
+        collection, _, rest = path.partition("/")
+        return f"{collection}/{path_prefix}/{rest}" if path_prefix else path
+
+    def rerooted(entry: Row) -> Row:
+        if isinstance(entry, Fresh):
+            return replace(entry, pattern=below(entry.pattern))
+        inner = f"(?:{entry.pattern})" if "|" in entry.pattern else entry.pattern
+        entry = replace(entry, pattern=re.escape(key_prefix) + inner)
+        return replace(entry, path=below(entry.path)) if hasattr(entry, "path") else entry
 
     return tuple(rerooted(entry) for entry in rules)
 
@@ -121,7 +151,8 @@ def convert(
 
     Returns:
         Nested dicts of the structure of `expected` with NumPy leaves of the expected dtypes, which
-        share no memory with `state_dict`.
+        share no memory with `state_dict`; without the leaves that the table calls `Fresh` and no
+        key fills.
 
     Raises:
         WeightsError: if a key has no rule or several, a leaf no key or several, or shapes differ;
@@ -135,26 +166,28 @@ def convert(
             for key, _ in sources:
                 faults.add("keys whose leaf the model does not have", f"{key} -> {path}")
             continue
-        if len(sources) > 1:
+        sources.sort(key=lambda source: source[1].part)
+        parts, count = [rule.part for _, rule in sources], sources[0][1].part[1]
+        if parts != [(index, count) for index in range(count)]:
             keys = ", ".join(key for key, _ in sources)
-            faults.add("leaves filled more than once", f"{path} <- {keys}")
+            twice = len(set(parts)) < len(parts)
+            kind = "leaves filled more than once" if twice else "leaves filled in part"
+            faults.add(kind, f"{path} <- {keys}")
             continue
-        (key, rule), leaf = sources[0], leaves[path]
-        found, wanted = np.asarray(state_dict[key]), tuple(leaf.shape)
-        try:
-            array = rule.transform.forward(found)
-        except ValueError as error:  # a transpose of an array of another rank
-            faults.add("shapes that differ", f"{key} {found.shape} -> {path} {wanted}: {error}")
-            continue
-        if array.shape != wanted:
-            shapes = f"{found.shape} gives {array.shape}, the model has {wanted}"
-            faults.add("shapes that differ", f"{key} -> {path}: {shapes}")
-        elif array.dtype.kind in "OSU":
-            faults.add("arrays that are no numbers", f"{key}: {array.dtype}")
-        else:
-            arrays[path] = array.astype(leaf.dtype, order="C")
+        wanted = tuple(leaves[path].shape)
+        if count > 1:
+            wanted = (*wanted[:-1], wanted[-1] // count)
+        filled = [
+            _array(state_dict[key], key, path, rule.transform, wanted, faults)
+            for key, rule in sources
+        ]
+        if all(array is not None for array in filled):
+            array = np.concatenate(filled, -1) if count > 1 else filled[0]
+            arrays[path] = array.astype(leaves[path].dtype, order="C")
+    fresh = [re.compile(entry.pattern) for entry in rules if isinstance(entry, Fresh)]
     for path in leaves.keys() - targets.keys():
-        faults.add("leaves that no key fills", f"{path} {tuple(leaves[path].shape)}")
+        if not any(pattern.fullmatch(path) for pattern in fresh):
+            faults.add("leaves that no key fills", f"{path} {tuple(leaves[path].shape)}")
     faults.raise_if_any("The weights do not fit the model")
     return _unflatten_like(expected, arrays)
 
@@ -167,19 +200,22 @@ def export(
     Args:
         variables: nested mapping of collections with array leaves.
         rules: the model's table.
-        names: the PyTorch keys to produce, for a pattern cannot be run backwards; those that the
-            table skips are left out of the result.
+        names: the PyTorch keys to produce, such as those of `names`; those that the table skips
+            are left out of the result.
 
     Raises:
         WeightsError: if a name has no rule or several, points to no leaf, or a leaf has no name.
     """
     leaves = _flatten(variables)
-    targets, faults = _resolve(names, rules)
+    targets, faults = _resolve(names, rules, writing=True)
     state_dict: dict[str, np.ndarray] = {}
     for path, sources in targets.items():
         for key, rule in sources:
             if path in leaves:
-                array = rule.transform.inverse(np.asarray(leaves[path]))
+                array = np.asarray(leaves[path])
+                if isinstance(rule, Rule) and rule.part[1] > 1:
+                    array = np.split(array, rule.part[1], axis=-1)[rule.part[0]]
+                array = rule.transform.inverse(array)
                 state_dict[key] = np.ascontiguousarray(array).reshape(array.shape)
             else:
                 faults.add("names whose leaf the variables do not have", f"{key} -> {path}")
@@ -187,6 +223,60 @@ def export(
         faults.add("leaves that no name asks for", path)
     faults.raise_if_any("The variables cannot be written under these names")
     return state_dict
+
+
+def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
+    """The PyTorch keys under which a table writes these leaves: the table read backwards.
+
+    That is possible where patterns consist of literal text and of groups without further
+    parentheses which all occur in the path.
+
+    Args:
+        variables: nested mapping of collections; the leaves' values are not looked at.
+        rules: the model's table.
+
+    Raises:
+        WeightsError: if a row cannot be read backwards or two rows claim a leaf.
+    """
+    leaves, faults = _flatten(variables), _Faults()
+    found: list[str] = []
+    claims: dict[tuple[str, tuple[int, int]], str] = {}
+    for entry in rules:
+        if not isinstance(entry, Rule | Derived):
+            continue
+        regex, template = _backwards(entry)
+        for match in filter(None, map(regex.fullmatch, leaves)):
+            path, name = match.string, match.expand(template)
+            forward = re.fullmatch(entry.pattern, name)
+            if not forward or forward.expand(entry.path) != path:
+                raise WeightsError(f"the pattern {entry.pattern!r} cannot be read backwards")
+            if isinstance(entry, Rule) and claims.setdefault((path, entry.part), name) != name:
+                pair = f"{claims[path, entry.part]}, {name}"
+                faults.add("leaves that several names stand for", f"{path} -> {pair}")
+            found.append(name)
+    faults.raise_if_any("The table cannot be read backwards")
+    return tuple(found)
+
+
+def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
+    """A pattern for paths and a template for names, of a row's pattern and path."""
+    groups = re.findall(r"\(([^()]*)\)", entry.pattern)
+    parts = re.split(r"\\(\d+)", entry.path)  # literal, number of a group, literal, ...
+    if "(?" in entry.pattern or {int(number) for number in parts[1::2]} != set(
+        range(1, len(groups) + 1)
+    ):
+        raise WeightsError(f"the pattern {entry.pattern!r} cannot be read backwards")
+    regex, seen = "", set()
+    for literal, number in zip(parts[::2], [*parts[1::2], None], strict=True):
+        regex += re.escape(literal)
+        if number is not None:
+            group = f"(?P<g{number}>{groups[int(number) - 1]})"
+            regex += f"(?P=g{number})" if number in seen else group
+            seen.add(number)
+    places = iter(range(1, len(groups) + 1))
+    # Groups last, so that the escapes of the literal text are gone by then.
+    template = re.sub(r"\\(\W)", r"\1", re.sub(r"\([^()]*\)", "()", entry.pattern))
+    return re.compile(regex), re.sub(r"\(\)", lambda _: rf"\g<g{next(places)}>", template)
 
 
 def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str) -> None:
@@ -233,12 +323,35 @@ class _Faults:
         raise WeightsError("\n".join(lines))
 
 
+def _array(
+    found: Any, key: str, path: str, transform: Transform, wanted: tuple[int, ...], faults: _Faults
+) -> np.ndarray | None:
+    """The entry in our layout; None, and a fault, if it is not of the wanted shape."""
+    found = np.asarray(found)
+    try:
+        array = transform.forward(found)
+    except ValueError as error:  # a transpose of an array of another rank
+        faults.add("shapes that differ", f"{key} {found.shape} -> {path} {wanted}: {error}")
+        return None
+    if array.shape != wanted:
+        shapes = f"{found.shape} gives {array.shape}, the model has {wanted}"
+        faults.add("shapes that differ", f"{key} -> {path}: {shapes}")
+        return None
+    if array.dtype.kind in "OSU":
+        faults.add("arrays that are no numbers", f"{key}: {array.dtype}")
+        return None
+    return array
+
+
 def _resolve(
-    keys: Iterable[str], rules: Rules
-) -> tuple[dict[str, list[tuple[str, Rule]]], _Faults]:
+    keys: Iterable[str], rules: Rules, writing: bool = False
+) -> tuple[dict[str, list[tuple[str, Rule | Derived]]], _Faults]:
     """Finds each key's leaf; keys that the table claims not exactly once are faults."""
-    compiled = [(re.compile(entry.pattern), entry) for entry in rules]
-    targets: dict[str, list[tuple[str, Rule]]] = {}
+    compiled = [
+        (re.compile(entry.pattern), entry) for entry in rules if not isinstance(entry, Fresh)
+    ]
+    kinds = (Rule, Derived) if writing else Rule
+    targets: dict[str, list[tuple[str, Rule | Derived]]] = {}
     faults = _Faults()
     for key in keys:
         claims = [(match, entry) for regex, entry in compiled if (match := regex.fullmatch(key))]
@@ -249,7 +362,7 @@ def _resolve(
             faults.add("keys that several rules claim", f"{key}: {patterns}")
         else:
             match, entry = claims[0]
-            if isinstance(entry, Rule):
+            if isinstance(entry, kinds):
                 targets.setdefault(match.expand(entry.path), []).append((key, entry))
     return targets, faults
 
@@ -270,4 +383,5 @@ def _unflatten_like(tree: Mapping[str, Any], leaves: Mapping[str, Any], root: st
         if isinstance(value, Mapping)
         else leaves[f"{root}{name}"]
         for name, value in tree.items()
+        if isinstance(value, Mapping) or f"{root}{name}" in leaves
     }

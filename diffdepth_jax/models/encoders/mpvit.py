@@ -26,6 +26,7 @@ from diffdepth_jax.models.layers import (
     normal,
 )
 from diffdepth_jax.models.tables import (
+    Layout,
     batch_norm_rules,
     conv_rules,
     count,
@@ -34,7 +35,7 @@ from diffdepth_jax.models.tables import (
     side,
 )
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Rules, Skip
+from diffdepth_jax.weights.rules import Derived, Rules, Skip
 
 # Kernel size of the relative position encoding -> heads that use it. All published models have
 # these eight heads, in every stage.
@@ -300,30 +301,25 @@ def rules(config: Config) -> Rules:
     `P.cpe` and `P.MHCA_layers.L.cpe` for every layer L are one module, and so are `P.crpe`,
     `P.MHCA_layers.L.crpe` and `P.MHCA_layers.L.factoratt_crpe.crpe`. Saved by PyTorch they hold
     the same numbers; where they do not, PyTorch's loading, which goes through the names in order,
-    leaves the last one in force: the last layer's. The others are skipped. (To write a checkpoint,
-    every alias takes the value of the name it is an alias of.)
+    leaves the last one in force: the last layer's. The others are derived from it.
     """
-    rows = []
+    rows: tuple = ()
     for stage, depth in enumerate(config.num_layers):
         path, here = rf"mhca_stages\.{stage}\.mhca_blks\.(\d+)", rf"stage{stage}_path\1"
-        last = rf"{path}\.MHCA_layers\.{depth - 1}"
-        earlier = rf"(?:{path}|{path}\.MHCA_layers\.(?!{depth - 1}\.)\d+)"
-        rows += [
-            *conv_rules(rf"{last}\.cpe\.proj", f"{here}/position"),
-            *conv_rules(
-                rf"{last}\.factoratt_crpe\.crpe\.conv_list\.(\d)",
-                rf"{here}/relative_position/conv\2",
-            ),
-            Skip(
-                rf"{earlier}\.cpe\..*",
-                f"alias of MHCA_layers.{depth - 1}.cpe of the same path",
-            ),
-            Skip(
-                rf"{path}\.(?:MHCA_layers\.\d+\.)?crpe\..*"
-                rf"|{earlier}\.factoratt_crpe\.crpe\..*",
-                f"alias of MHCA_layers.{depth - 1}.factoratt_crpe.crpe of the same path",
-            ),
-        ]
+        layers = [rf"{path}\.MHCA_layers\.{layer}" for layer in range(depth)]
+        last = f"MHCA_layers.{depth - 1}"
+        position, relative = r"cpe\.proj", r"crpe\.conv_list\.(\d)"
+        rows += _shared_rules(
+            [rf"{place}\.{position}" for place in (path, *layers)],
+            f"{here}/position",
+            f"alias of {last}.cpe of the same path",
+        )
+        rows += _shared_rules(
+            [rf"{place}\.{relative}" for place in (path, *layers)]
+            + [rf"{layer}\.factoratt_crpe\.{relative}" for layer in layers],
+            rf"{here}/relative_position/conv\2",
+            f"alias of {last}.factoratt_crpe.crpe of the same path",
+        )
     stem, patch = r"stem\.(\d)", r"patch_embed_stages\.(\d+)\.patch_embeds\.(\d+)\.patch_conv"
     layer = r"mhca_stages\.(\d+)\.mhca_blks\.(\d+)\.MHCA_layers\.(\d+)"
     in_layer, in_patch = r"stage\1_path\2/layer\3", r"stage\1_patch\2"
@@ -346,6 +342,15 @@ def rules(config: Config) -> Rules:
         *conv_rules(rf"{aggregate}\.conv", r"stage\1_aggregate/conv"),
         *batch_norm_rules(rf"{aggregate}\.bn", r"stage\1_aggregate/norm"),
     )
+
+
+def _shared_rules(names: list[str], path: str, reason: str) -> Rules:
+    """Rows of a convolution of several names, the last of which is read."""
+    *aliases, last = (conv_rules(name, path) for name in names)
+    derived = [
+        Derived(row.pattern, reason, row.path, row.transform) for rows in aliases for row in rows
+    ]
+    return (*last, *derived)
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
@@ -384,3 +389,10 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
         if replace(variant, drop_path_rate=config.drop_path_rate) == config:
             return variant
     return config
+
+
+def _published_rules(config: Config) -> Rules:
+    return (*rules(config), Skip(r"cls_head\..+", "the classifier, which an encoder ends before"))
+
+
+LAYOUTS = {"published": Layout(infer, _published_rules, untold=("drop_path_rate", "stem_stride"))}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffdepth_jax.models.layers import BatchNorm, Conv
-from diffdepth_jax.models.tables import batch_norm_rules, conv_rules, count, side
+from diffdepth_jax.models.tables import Layout, batch_norm_rules, conv_rules, count, side
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Rules
 
@@ -116,3 +116,6 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
         depths=tuple(count(shapes, rf"layers\.{stage}\.(\d+)\.conv1\.") for stage in stages),
         widths=tuple(side(shapes, f"layers.{stage}.0.conv1.weight") for stage in stages),
     )
+
+
+LAYOUTS = {"diffusion_depth": Layout(infer, rules)}

@@ -15,6 +15,7 @@ mmcv's `unfold` interleaves instead: channel c of neighbour k, counted row by ro
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -34,9 +35,9 @@ from diffdepth_jax.models.layers import (
     drop_path_rates,
     transformer_init,
 )
-from diffdepth_jax.models.tables import conv_rules, count, linear_rules, norm_rules, side
+from diffdepth_jax.models.tables import Layout, conv_rules, count, linear_rules, norm_rules, side
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Rule, Rules, Skip, Transform
+from diffdepth_jax.weights.rules import Derived, Fresh, Rule, Rules, Skip, Transform
 
 
 @dataclass(frozen=True)
@@ -293,6 +294,17 @@ MERGE_NORM = Transform(_norm_from_unfold, _norm_to_unfold)
 MERGE_REDUCTION = Transform(_reduction_from_unfold, _reduction_to_unfold)
 
 
+# Entries of the index, which is not read, follow from the shape of the table it points into.
+POSITION_INDEX = Transform(
+    lambda index: index, lambda table: relative_position_index(_window_size(table.shape))
+)
+
+
+def _window_size(table: tuple[int, ...]) -> int:
+    """Of a table of position biases, by its shape."""
+    return (math.isqrt(table[0]) + 1) // 2
+
+
 def rules(config: Config) -> Rules:
     """The table of DiffusionDepth's (mmcv's) names; the same for every config."""
     del config
@@ -309,7 +321,12 @@ def rules(config: Config) -> Rules:
             rf"{attention}\.relative_position_bias_table",
             f"params/{here}/attention/relative_position_bias",
         ),
-        Skip(rf"{attention}\.relative_position_index", "computed from the window size"),
+        Derived(
+            rf"{attention}\.relative_position_index",
+            "computed from the window size",
+            f"params/{here}/attention/relative_position_bias",
+            POSITION_INDEX,
+        ),
         *linear_rules(rf"{block}\.ffn\.layers\.0\.0", f"{here}/mlp/fc1"),
         *linear_rules(rf"{block}\.ffn\.layers\.1", f"{here}/mlp/fc2"),
         Rule(rf"{merge}\.norm\.weight", f"params/{there}/norm/scale", MERGE_NORM),
@@ -327,18 +344,157 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     Raises:
         ValueError: if they are, but an entry that tells the architecture is missing or odd.
     """
-    if "stages.0.blocks.0.attn.w_msa.relative_position_bias_table" not in shapes:
+    return _infer(
+        shapes,
+        "patch_embed.projection",
+        "stages",
+        "attn.w_msa.relative_position_bias_table",
+        "ffn.layers.0.0",
+    )
+
+
+def _infer(
+    shapes: Mapping[str, tuple[int, ...]], patch_embed: str, stages: str, table: str, hidden: str
+) -> Config | None:
+    """`infer` for a layout that has these names, the latter two below each block's."""
+    first = f"{stages}.{{}}.blocks.0"
+    if f"{first.format(0)}.{table}" not in shapes:
         return None
-    stages = range(count(shapes, r"stages\.(\d+)\.blocks\."))
-    tables = [
-        f"stages.{stage}.blocks.0.attn.w_msa.relative_position_bias_table" for stage in stages
-    ]
-    embed_dim = side(shapes, "patch_embed.projection.weight")
+    numbers = range(count(shapes, rf"{re.escape(stages)}\.(\d+)\.blocks\."))
+    tables = [f"{first.format(stage)}.{table}" for stage in numbers]
+    embed_dim = side(shapes, f"{patch_embed}.weight")
     return Config(
         embed_dim=embed_dim,
-        depths=tuple(count(shapes, rf"stages\.{stage}\.blocks\.(\d+)\.") for stage in stages),
-        num_heads=tuple(side(shapes, table, 1) for table in tables),
-        window_size=(math.isqrt(side(shapes, tables[0])) + 1) // 2,
-        patch_size=side(shapes, "patch_embed.projection.weight", 3),
-        mlp_ratio=side(shapes, "stages.0.blocks.0.ffn.layers.0.0.weight") / embed_dim,
+        depths=tuple(
+            count(shapes, rf"{re.escape(stages)}\.{stage}\.blocks\.(\d+)\.") for stage in numbers
+        ),
+        num_heads=tuple(side(shapes, name, 1) for name in tables),
+        window_size=_window_size(shapes[tables[0]]),
+        patch_size=side(shapes, f"{patch_embed}.weight", 3),
+        mlp_ratio=side(shapes, f"{first.format(0)}.{hidden}.weight") / embed_dim,
     )
+
+
+# ---- other sources of weights --------------------------------------------------------------------
+#
+# All of them are classifiers with one norm, after the last stage, in place of ours after each.
+
+_INDEX = "relative_position_index: computed from the window size"
+_NORMS = Fresh(r"params/norm\d+/(scale|bias)", "a classifier has no norms of the stages' outputs")
+_FINAL_NORM, _CLASSIFIER = "the norm before the classifier", "the classifier"
+
+
+def _microsoft_rules(config: Config, first_merge: int = 0) -> Rules:
+    """microsoft/Swin-Transformer, and timm before 0.9: a stage merges at its end."""
+    block, here = r"layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
+    return (
+        *conv_rules(r"patch_embed\.proj", "patch_embed"),
+        *norm_rules(r"patch_embed\.norm", "patch_norm"),
+        *norm_rules(rf"{block}\.(norm\d)", rf"{here}/\3"),
+        *linear_rules(rf"{block}\.attn\.qkv", f"{here}/attention/qkv"),
+        *linear_rules(rf"{block}\.attn\.proj", f"{here}/attention/projection"),
+        Rule(
+            rf"{block}\.attn\.relative_position_bias_table",
+            f"params/{here}/attention/relative_position_bias",
+        ),
+        Skip(rf"{block}\.attn\.relative_position_index", _INDEX),
+        Skip(rf"{block}\.attn_mask", "the shift's mask, computed from the map's size"),
+        *linear_rules(rf"{block}\.mlp\.(fc\d)", rf"{here}/mlp/\3"),
+        *_merge_rules(config, "layers", first_merge),
+        Skip(r"norm\..+", _FINAL_NORM),
+        Skip(r"head\..+", _CLASSIFIER),
+        _NORMS,
+    )
+
+
+def _timm_rules(config: Config) -> Rules:
+    """timm since 0.9: a stage merges at its beginning."""
+    return _microsoft_rules(config, first_merge=1)
+
+
+def _transformers_rules(config: Config) -> Rules:
+    """Hugging Face's transformers: names as in files, or as modules are called since version 5."""
+    block, here = r"encoder\.layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
+    attention = rf"{block}\.attention"
+    rows: tuple = ()
+    for index, name in enumerate(("query", "key", "value")):
+        for row in linear_rules(
+            rf"{attention}\.(?:self\.{name}|{name[0]}_proj)", f"{here}/attention/qkv"
+        ):
+            rows += (replace(row, part=(index, 3)),)
+    return (
+        *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
+        *norm_rules(r"embeddings\.norm", "patch_norm"),
+        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
+        *norm_rules(rf"{block}\.layernorm_before", f"{here}/norm1"),
+        *norm_rules(rf"{block}\.layernorm_after", f"{here}/norm2"),
+        *rows,
+        *linear_rules(rf"{attention}\.(?:output\.dense|o_proj)", f"{here}/attention/projection"),
+        Rule(
+            rf"{attention}\.(?:self|relative_position_bias)\.relative_position_bias_table",
+            f"params/{here}/attention/relative_position_bias",
+        ),
+        Skip(rf"{attention}\.(?:self|relative_position_bias)\.relative_position_index", _INDEX),
+        *linear_rules(rf"{block}\.(?:intermediate\.dense|mlp\.fc1)", f"{here}/mlp/fc1"),
+        *linear_rules(rf"{block}\.(?:output\.dense|mlp\.fc2)", f"{here}/mlp/fc2"),
+        *_merge_rules(config, r"encoder\.layers", 0),
+        Skip(r"layernorm\..+", _FINAL_NORM),
+        _NORMS,
+    )
+
+
+def _mmpretrain_rules(config: Config) -> Rules:
+    """mmcv's layout as a classifier has it: with the norm of the last stage's output only."""
+    last = len(config.depths) - 1
+    return (*rules(config), replace(_NORMS, pattern=rf"params/norm(?!{last}/)\d+/(scale|bias)"))
+
+
+def _merge_rules(config: Config, stages: str, first: int) -> Rules:
+    """Patch merging in our own channel order; `first` is the place of the first one."""
+    rows: tuple = ()
+    for stage in range(len(config.depths) - 1):
+        merge, there = rf"{stages}\.{stage + first}\.downsample", f"stage{stage}_merge"
+        rows += norm_rules(rf"{merge}\.norm", f"{there}/norm")
+        rows += linear_rules(rf"{merge}\.reduction", f"{there}/reduction")
+    return rows
+
+
+def _infer_microsoft(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    names = "patch_embed.proj", "layers", "attn.relative_position_bias_table", "mlp.fc1"
+    return None if _merges_first(shapes) else _infer(shapes, *names)
+
+
+def _infer_timm(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    names = "patch_embed.proj", "layers", "attn.relative_position_bias_table", "mlp.fc1"
+    return _infer(shapes, *names) if _merges_first(shapes) else None
+
+
+def _merges_first(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    merges = [f"layers.{stage}.downsample.reduction.weight" in shapes for stage in (0, 1)]
+    return merges == [False, True]
+
+
+def _infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    start = "embeddings.patch_embeddings.projection", "encoder.layers"
+    table = "relative_position_bias_table"
+    return _infer(shapes, *start, f"attention.self.{table}", "intermediate.dense") or _infer(
+        shapes, *start, f"attention.relative_position_bias.{table}", "mlp.fc1"
+    )
+
+
+def _infer_mmcv(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    return infer(shapes) if "norm0.weight" in shapes else None
+
+
+def _infer_mmpretrain(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    return infer(shapes) if "norm0.weight" not in shapes else None
+
+
+_UNTOLD = ("drop_path_rate",)
+LAYOUTS = {
+    "microsoft": Layout(_infer_microsoft, _microsoft_rules, _UNTOLD),
+    "timm": Layout(_infer_timm, _timm_rules, _UNTOLD),
+    "transformers": Layout(_infer_transformers, _transformers_rules, _UNTOLD),
+    "mmcv": Layout(_infer_mmcv, rules, _UNTOLD),
+    "mmpretrain": Layout(_infer_mmpretrain, _mmpretrain_rules, _UNTOLD),
+}

@@ -57,7 +57,9 @@ def test_every_variant_is_inferred_and_filled(variant, round_trip):
     config = swin.VARIANTS[variant]
     assert swin.infer(official_shapes(config)) == config
     small = dataclasses.replace(config, embed_dim=config.num_heads[0] * 2)
-    round_trip(swin, small, official_shapes(small))
+    written = round_trip(swin, small, official_shapes(small))
+    index = written["stages.1.blocks.0.attn.w_msa.relative_position_index"]
+    np.testing.assert_array_equal(index, swin.relative_position_index(config.window_size))
     assert from_mapping(swin.Config, json.loads(json.dumps(to_mapping(config)))) == config
 
 

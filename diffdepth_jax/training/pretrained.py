@@ -1,0 +1,153 @@
+"""Pretrained weights that a run starts from.
+
+A file is recognised by the names in it. Every encoder lists in `LAYOUTS` the sources whose weights
+it takes; the weights may lie below a common root (`module.`, `backbone.`, `depth_backbone.`, ...),
+and what lies beside that root belongs to other parts of a network.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry
+from diffdepth_jax.models.tables import Layout
+from diffdepth_jax.weights import files
+from diffdepth_jax.weights.rules import Skip, WeightsError, convert, prefix
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """What a run starts from, instead of random weights.
+
+    Attributes:
+      encoder: file of encoder weights in any layout that the encoder's file lists.
+    """
+
+    encoder: str | None = None
+
+
+def load(config: InitConfig, model_config: Any) -> dict[str, Any]:
+    """The loaded part of a network's variables, for `overlay`; empty where nothing is asked for.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ConfigError: if it does not fit the model; says what to change.
+    """
+    if config.encoder is None:
+        return {}
+    try:
+        variables = load_encoder(config.encoder, model_config.encoder)
+    except ValueError as error:
+        raise config_lib.ConfigError(f"config.init.encoder: {error}") from error
+    return {collection: {"encoder": tree} for collection, tree in variables.items()}
+
+
+def overlay(variables: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """`variables` with the leaves of `loaded`, a part of the same tree, in their places."""
+    return {
+        name: value
+        if name not in loaded
+        else overlay(value, loaded[name])
+        if isinstance(value, Mapping)
+        else loaded[name]
+        for name, value in variables.items()
+    }
+
+
+def load_encoder(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
+    """Variables of an encoder from a file of pretrained weights.
+
+    Args:
+      path: `.pt`, `.pth` or `.safetensors`.
+      config: of the encoder.
+
+    Returns:
+      {"params", "batch_stats"} of the encoder alone, as NumPy; without leaves which, as the
+      layout's table says, such weights lack.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      WeightsError: if it is of no known layout or of several, or of another shape than the config;
+        one error names all that differs.
+    """
+    state_dict = files.read(path).state_dict
+    shapes = {name: array.shape for name, array in state_dict.items()}
+    try:
+        match = _find(shapes, config.name)
+        table = prefix(match.layout.rules(config), match.root)
+        if match.root:
+            elsewhere = rf"(?!{re.escape(match.root)}).*"
+            table += (Skip(elsewhere, f"not under {match.root}: other parts of a network"),)
+        try:
+            return convert(state_dict, table, _expected(config))
+        except WeightsError as error:
+            found = dataclasses.replace(
+                match.found, **{name: getattr(config, name) for name in match.layout.untold}
+            )
+            lines = config_lib.differences(
+                config_lib.to_mapping(config),
+                config_lib.to_mapping(found),
+                "config.model.encoder",
+            )
+            remedy = f"; to use it, change {', '.join(lines)}" if lines else ""
+            raise WeightsError(
+                f"weights of {config.name} in {match.name}'s layout{remedy}\n{error}"
+            ) from error
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+class _Match(NamedTuple):
+    root: str
+    name: str
+    layout: Layout
+    found: Any
+
+
+def _find(shapes: Shapes, encoder: str) -> _Match:
+    """The one layout of an encoder, and the one root, that the names carry."""
+    matches = _matches(shapes, encoder)
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        places = ", ".join(f"{match.name} under {match.root!r}" for match in matches)
+        raise WeightsError(f"holds several encoders, {places}: save only one of them")
+    known = ", ".join(registry.module("encoder", encoder).LAYOUTS)
+    sample = ", ".join(list(shapes)[:4]) + (", ..." if len(shapes) > 4 else "")
+    others = [name for name in registry.names("encoder") if _matches(shapes, name)]
+    hint = f". They are weights of the encoder {others[0]!r}" if others else ""
+    raise WeightsError(
+        f"these {len(shapes)} weights ({sample}) are in no layout known for the encoder "
+        f"{encoder!r} (known: {known}){hint}"
+    )
+
+
+def _matches(shapes: Shapes, encoder: str) -> list[_Match]:
+    roots = {""}
+    for name in shapes:
+        parts = name.split(".")
+        roots |= {".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth}
+    layouts: dict[str, Layout] = registry.module("encoder", encoder).LAYOUTS
+    found = []
+    for root in sorted(roots):
+        below = {name[len(root) :]: s for name, s in shapes.items() if name.startswith(root)}
+        for name, layout in layouts.items():
+            if (config := layout.infer(below)) is not None:
+                found.append(_Match(root, name, layout, config))
+    return found
+
+
+def _expected(config: Any) -> Mapping[str, Any]:
+    """Shapes and types of an encoder's variables, without computing any."""
+    encoder = registry.module("encoder", config.name).Encoder(config)
+    side = 2 * max(config.reductions)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return jax.eval_shape(encoder.init, jax.random.key(0), image)
