@@ -13,6 +13,7 @@ from diffdepth_jax.training import optimizer as optimizer_lib
 from diffdepth_jax.training.checkpoint import CheckpointConfig
 from diffdepth_jax.training.logging import LoggingConfig
 from diffdepth_jax.training.optimizer import OptimizerConfig
+from diffdepth_jax.training.pretrained import InitConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Experiment:
     Attributes:
       model: `name` of a network, optionally `variant`, and the fields of its `Config`.
       objective: `name` of an objective and the fields of its `Config`.
-      data, optimizer, evaluation, checkpoint, logging: see their dataclasses.
+      data, init, optimizer, evaluation, checkpoint, logging: see their dataclasses.
       num_steps: updates in the whole run.
       batch_size: images in an update, over all devices together.
       seed: of the initial weights, the order and augmentation of the data, and the noise.
@@ -61,6 +62,7 @@ class Experiment:
     batch_size: int
     model: Any = choice("network")
     objective: Any = choice("objective")
+    init: InitConfig = InitConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
@@ -77,6 +79,11 @@ class Experiment:
             raise ValueError(f"seed is {self.seed}; it must be 0 to 2**32 - 1")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        if self.init.encoder is not None and not hasattr(self.model, "encoder"):
+            raise ValueError(
+                f"init.encoder is {self.init.encoder!r}, but the network {self.model.name!r} has "
+                "no encoder to fill: leave it at None"
+            )
         optimizer_lib.learning_rate_schedule(self.optimizer, self.num_steps)
 
 

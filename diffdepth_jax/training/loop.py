@@ -11,7 +11,7 @@ import jax
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference, registry
 from diffdepth_jax.data import pipeline
-from diffdepth_jax.training import evaluation, experiment, optimizer, sharding
+from diffdepth_jax.training import evaluation, experiment, optimizer, pretrained, sharding
 from diffdepth_jax.training import state as state_lib
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
@@ -77,8 +77,9 @@ def train(exp: Experiment, workdir: Path) -> None:
     transformation = optimizer.build(exp.optimizer, schedule)
     init_key, train_key = jax.random.split(jax.random.key(exp.seed))
 
-    def init(key: jax.Array) -> state_lib.TrainState:
-        return state_lib.create(model.init_variables(key), transformation, exp.ema_decay > 0)
+    def init(key: jax.Array, loaded: Mapping[str, Any]) -> state_lib.TrainState:
+        variables = pretrained.overlay(model.init_variables(key), loaded)
+        return state_lib.create(variables, transformation, exp.ema_decay > 0)
 
     # 4. Step: (state, batch, key) -> (state, scalars), compiled once.
     objective = registry.module("objective", exp.objective.name)
@@ -98,11 +99,12 @@ def train(exp: Experiment, workdir: Path) -> None:
         first_step = checkpointer.latest_step() or 0
         if first_step:
             _check_unchanged(checkpointer.config(first_step), mapping, workdir)
-            abstract = sharding.abstract(jax.eval_shape(init, init_key), replicated)
+            abstract = sharding.abstract(jax.eval_shape(init, init_key, {}), replicated)
             state, position = checkpointer.restore(first_step, abstract)
             iterator.set_state(position)
         else:
-            state = jax.jit(init, out_shardings=replicated)(init_key)
+            loaded = pretrained.load(exp.init, exp.model)
+            state = jax.jit(init, out_shardings=replicated)(init_key, loaded)
         _write_json(workdir / "config.json", mapping)
 
         # 6. Loop. Nothing in it waits for the device but the log, which is a few steps behind.
