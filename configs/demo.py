@@ -28,6 +28,8 @@ def get_config() -> ConfigDict:
     config.model.max_depth = 80.0
     config.model.remat = False
 
+    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
+
     config.objective = {
         "name": "self_diffusion",
         "l1": 1.0,

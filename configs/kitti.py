@@ -8,8 +8,8 @@ unless given); evaluation reads from there too unless `config.data.evaluation` s
 Layouts: `diffdepth_jax/data/sources/kitti.py`.
 
 Data, augmentation, loss and schedule are the release's, on Eigen's division (about 23,000 training
-frames of the left camera; 652 for test). Unlike the paper's, the encoder starts from random
-weights. Schedule and number of steps are meant for 8 images a step: with another batch size,
+frames of the left camera; 652 for test). The paper's encoder starts from ImageNet weights:
+`--config.init.encoder=FILE` (Microsoft's, timm's, Hugging Face's or mmcv's Swin-L). Schedule and number of steps are meant for 8 images a step: with another batch size,
 change `num_steps` and `optimizer` along.
 
 Expected hours: not measured here; the step at full size needs a large GPU.
@@ -38,6 +38,10 @@ def get_config() -> ConfigDict:
     config.model.diffusion = {"num_inference_steps": 20}
     config.model.max_depth = 80.0  # of predictions
     config.model.remat = True
+
+    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
+
+    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
 
     config.objective = {
         "name": "self_diffusion",

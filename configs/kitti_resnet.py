@@ -32,6 +32,10 @@ def get_config() -> ConfigDict:
     config.model.max_depth = 80.0  # of predictions
     config.model.remat = True
 
+    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
+
+    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
+
     config.objective = {
         "name": "self_diffusion",
         "l1": 1.0,

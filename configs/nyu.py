@@ -6,8 +6,8 @@ NYU is the folder of sparse-to-dense's `.h5` files (47,584 training and 654 test
 BTS's PNGs with `--config.data.train.source.layout=sync`; evaluation reads from there too unless
 `config.data.evaluation` says otherwise. Layouts: `diffdepth_jax/data/sources/nyu.py`.
 
-Augmentation, loss and schedule are the release's; unlike the paper's, the encoder starts from
-random weights. Images are 228x304, the centre of the frame at half its size, in training and
+Augmentation, loss and schedule are the release's. The paper's encoder starts from ImageNet weights:
+`--config.init.encoder=FILE` (Microsoft's, timm's, Hugging Face's or mmcv's Swin-L). Images are 228x304, the centre of the frame at half its size, in training and
 (protocol `nyu_release`) in evaluation. Schedule and number of steps are meant for 8 images a step.
 
 Expected hours: not measured here; the step at full size needs a large GPU.
@@ -35,6 +35,10 @@ def get_config() -> ConfigDict:
     config.model.diffusion = {"num_inference_steps": 20}
     config.model.max_depth = 10.0  # of predictions
     config.model.remat = True
+
+    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
+
+    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
 
     config.objective = {
         "name": "self_diffusion",
