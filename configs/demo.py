@@ -1,6 +1,6 @@
 """A small DiffusionDepth on the committed sample of rendered streets: a few minutes on two cores.
 
-    python train.py --config=configs/demo.py --workdir=runs/demo        (or: make demo)
+python train.py --config=configs/demo.py --workdir=runs/demo        (or: make demo)
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     config.data.evaluation_limit = config_dict.placeholder(int)
     config.data.baseline_frames = 200
 
-    config.evaluation = {"protocol": "release", "min_depth": 1e-3, "max_depth": 80.0}
+    config.evaluation = {"protocol": "dense", "flip_tta": False}
     config.checkpoint = {"every_steps": 100, "keep": 1}
     config.logging = {"every_steps": 10}
     return config

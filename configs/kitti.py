@@ -9,8 +9,9 @@ Layouts: `diffdepth_jax/data/sources/kitti.py`.
 
 Data, augmentation, loss and schedule are the release's, on Eigen's division (about 23,000 training
 frames of the left camera; 652 for test). The paper's encoder starts from ImageNet weights:
-`--config.init.encoder=FILE` (Microsoft's, timm's, Hugging Face's or mmcv's Swin-L). Schedule and number of steps are meant for 8 images a step: with another batch size,
-change `num_steps` and `optimizer` along.
+`--config.init.encoder=FILE` (Swin-L of Microsoft, timm, Hugging Face or mmcv). Schedule and number
+of steps are meant for 8 images a step: with another batch size, change `num_steps` and `optimizer`
+along.
 
 Expected hours: not measured here; the step at full size needs a large GPU.
 Expected numbers, the paper's and not ours (KITTI Eigen, 0-80 m): AbsRel 0.050, RMSE 2.016,

@@ -7,8 +7,9 @@ BTS's PNGs with `--config.data.train.source.layout=sync`; evaluation reads from 
 `config.data.evaluation` says otherwise. Layouts: `diffdepth_jax/data/sources/nyu.py`.
 
 Augmentation, loss and schedule are the release's. The paper's encoder starts from ImageNet weights:
-`--config.init.encoder=FILE` (Microsoft's, timm's, Hugging Face's or mmcv's Swin-L). Images are 228x304, the centre of the frame at half its size, in training and
-(protocol `nyu_release`) in evaluation. Schedule and number of steps are meant for 8 images a step.
+`--config.init.encoder=FILE` (Swin-L of Microsoft, timm, Hugging Face or mmcv). Images are 228x304,
+the centre of the frame at half its size, in training and (protocol `nyu_release`) in evaluation.
+Schedule and number of steps are meant for 8 images a step.
 
 Expected hours: not measured here; the step at full size needs a large GPU.
 Expected numbers, the paper's and not ours (NYUv2): AbsRel 0.085, RMSE 0.295.

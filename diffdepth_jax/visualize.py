@@ -68,9 +68,11 @@ def save_curves(
     path: Path, columns: Mapping[str, Sequence[float]], title: str = "Training"
 ) -> None:
     """Draws every column of a run's scalars over its column `step`, a small panel each."""
-    names = [name for name in columns if name != "step"]
-    figure = Figure(figsize=(12, 2.6 * -(-len(names) // 3)), layout="constrained")
-    panels = figure.subplots(-(-len(names) // 3), 3, squeeze=False).flat
+    # The loss first, the others as they come.
+    names = sorted((name for name in columns if name != "step"), key=lambda name: name != "loss")
+    rows = -(-len(names) // 4)
+    figure = Figure(figsize=(12, 0.5 + 2.1 * rows), layout="constrained")
+    panels = figure.subplots(rows, 4, squeeze=False).flat
     for name, axes in zip(names, panels, strict=False):
         values = np.asarray(columns[name], np.float64)
         axes.plot(columns["step"], values, linewidth=1.2)

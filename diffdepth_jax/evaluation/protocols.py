@@ -266,6 +266,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
             crop="eigen",
             reported=(_NYU_PAPER,),
         ),
+        # Whole frames of depth that is known everywhere, such as rendered ones; nobody else's.
+        Protocol(name="dense", min_depth=1e-3, max_depth=80.0),
         # What the release of DiffusionDepth computes on NYU: 240 rows, the middle 228x304, every
         # pixel above 1e-4 m.
         Protocol(
