@@ -8,6 +8,7 @@ data pipeline, no PyTorch.
 import dataclasses
 import functools
 import glob
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -171,12 +172,35 @@ def _from_state_dict(
         config = network.infer({key: value.shape for key, value in state_dict.items()})
         if config is None:
             raise ValueError("its names and shapes fit no known architecture of this network")
-        config = network.with_arguments(config, metadata.get("args") or {})
+        arguments = metadata.get("args") or {}
+        if isinstance(arguments, str):  # a safetensors file's metadata are text
+            arguments = json.loads(arguments)
+        config = network.with_arguments(config, arguments)
         model = network.build(config)
         variables = rules.convert(state_dict, network.rules(config), _expected_variables(model))
     except ValueError as error:
         raise type(error)(f"{name} cannot be loaded: {error}") from error
     return DepthModel(model, jax.tree.map(jnp.asarray, variables), config, network.INPUT)
+
+
+def export(model: DepthModel, path: str | os.PathLike) -> list[str]:
+    """Writes a model as safetensors under its publication's PyTorch names; `load` reads it back.
+
+    Returns:
+        The fields of the config that the file does not tell, as lines `path: value -> what load
+        takes it for`.
+
+    Raises:
+        WeightsError: for a model that the publication has no names for.
+    """
+    network = registry.module("network", model.config.name)
+    table = network.rules(model.config)
+    state_dict = rules.export(model.variables, table, rules.names(model.variables, table))
+    arguments = network.arguments(model.config)
+    files.write_safetensors(path, state_dict, {"args": json.dumps(arguments)})
+    return config_lib.differences(
+        config_lib.to_mapping(model.config), config_lib.to_mapping(load(path).config)
+    )
 
 
 def _expected_variables(model: nn.Module) -> Mapping[str, Any]:
