@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 _SHOWN_PER_KIND = 8
+_GROUP = r"\(([^()?][^()]*)\)"  # in a pattern: one without further parentheses
 
 
 class WeightsError(ValueError):
@@ -131,7 +132,8 @@ def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Row, .
     def rerooted(entry: Row) -> Row:
         if isinstance(entry, Fresh):
             return replace(entry, pattern=below(entry.pattern))
-        inner = f"(?:{entry.pattern})" if "|" in entry.pattern else entry.pattern
+        alternatives = "|" in re.sub(_GROUP, "", entry.pattern)
+        inner = f"(?:{entry.pattern})" if alternatives else entry.pattern
         entry = replace(entry, pattern=re.escape(key_prefix) + inner)
         return replace(entry, path=below(entry.path)) if hasattr(entry, "path") else entry
 
@@ -260,11 +262,11 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
 
 def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
     """A pattern for paths and a template for names, of a row's pattern and path."""
-    groups = re.findall(r"\(([^()]*)\)", entry.pattern)
+    groups = re.findall(_GROUP, entry.pattern)
+    text = re.sub(r"\\(\W)", r"\1", re.sub(_GROUP, "()", entry.pattern))
     parts = re.split(r"\\(\d+)", entry.path)  # literal, number of a group, literal, ...
-    if "(?" in entry.pattern or {int(number) for number in parts[1::2]} != set(
-        range(1, len(groups) + 1)
-    ):
+    used = {int(number) for number in parts[1::2]}
+    if "(?" in text or "\\" in text or used != set(range(1, len(groups) + 1)):
         raise WeightsError(f"the pattern {entry.pattern!r} cannot be read backwards")
     regex, seen = "", set()
     for literal, number in zip(parts[::2], [*parts[1::2], None], strict=True):
@@ -273,10 +275,8 @@ def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
             group = f"(?P<g{number}>{groups[int(number) - 1]})"
             regex += f"(?P=g{number})" if number in seen else group
             seen.add(number)
-    places = iter(range(1, len(groups) + 1))
-    # Groups last, so that the escapes of the literal text are gone by then.
-    template = re.sub(r"\\(\W)", r"\1", re.sub(r"\([^()]*\)", "()", entry.pattern))
-    return re.compile(regex), re.sub(r"\(\)", lambda _: rf"\g<g{next(places)}>", template)
+    numbers = iter(range(1, len(groups) + 1))
+    return re.compile(regex), re.sub(r"\(\)", lambda _: rf"\g<g{next(numbers)}>", text)
 
 
 def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str) -> None:

@@ -7,7 +7,17 @@ import pytest
 from jax import lax
 
 from diffdepth_jax.weights import rules
-from diffdepth_jax.weights.rules import Rule, Skip, WeightsError, convert, export, prefix
+from diffdepth_jax.weights.rules import (
+    Derived,
+    Fresh,
+    Rule,
+    Skip,
+    WeightsError,
+    convert,
+    export,
+    names,
+    prefix,
+)
 
 TABLE = (
     Rule(r"layers\.(\d+)\.conv\.weight", r"params/stage\1/conv/kernel", rules.conv),
@@ -189,3 +199,77 @@ def test_conv_transpose_is_the_scatter_that_torch_defines(size, stride, padding)
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_parts_of_a_leaf_are_joined_and_split():
+    table = tuple(
+        Rule(rf"{name}\.weight", "params/qkv/kernel", rules.linear, part=(index, 3))
+        for index, name in enumerate("qkv")
+    )
+    rng = np.random.default_rng(0)
+    given = {f"{name}.weight": rng.normal(size=(4, 2)) for name in "vkq"}
+    tree = {"params": {"qkv": {"kernel": np.zeros((2, 12))}}}
+    kernel = convert(given, table, tree)["params"]["qkv"]["kernel"]
+    want = np.concatenate([given[f"{name}.weight"] for name in "qkv"]).T
+    np.testing.assert_array_equal(kernel, want)
+    variables = {"params": {"qkv": {"kernel": kernel}}}
+    back = export(variables, table, names(variables, table))
+    assert back.keys() == given.keys()
+    for name, array in given.items():
+        np.testing.assert_array_equal(back[name], array)
+
+    part = {"q.weight": given["q.weight"], "k.weight": given["k.weight"]}
+    assert "leaves filled in part (1)" in message(convert, part, table, tree)
+    uneven = given | {"q.weight": np.ones((8, 2)), "v.weight": np.ones((0, 2))}
+    assert "(8, 2) gives (2, 8), the model has (2, 4)" in message(convert, uneven, table, tree)
+
+
+def test_fresh_leaves_may_stay_empty_and_no_others():
+    table = prefix(
+        (Rule("a", "params/a"), Rule("b", "params/b"), Fresh("params/(b|c)", "new")), "x.", "in"
+    )
+    tree = {"params": {"in": {name: np.zeros(2) for name in "abc"}}}
+    found = convert({"x.a": np.ones(2)}, table, tree)
+    assert found["params"]["in"].keys() == {"a"}
+    assert convert({"x.a": np.ones(2), "x.b": np.ones(2)}, table, tree)["params"]["in"].keys() == {
+        "a",
+        "b",
+    }
+    text = message(convert, {"x.b": np.ones(2)}, table, tree)
+    assert "leaves that no key fills (1)" in text and "params/in/a" in text
+
+
+def test_derived_entries_are_skipped_and_written():
+    double = rules.Transform(lambda array: array, lambda array: 2 * array)
+    table = prefix((Rule("a", "params/a"), Derived("b", "twice a", "params/a", double)), "x.", "in")
+    variables = convert(
+        {"x.a": np.ones(2), "x.b": np.zeros(7)}, table, {"params": {"in": {"a": np.ones(2)}}}
+    )
+    back = export(variables, table, names(variables, table))
+    np.testing.assert_array_equal(back["x.b"], [2, 2])
+    assert back.keys() == {"x.a", "x.b"}
+
+
+def test_a_table_is_read_backwards():
+    table = prefix(
+        (
+            Rule(r"layers\.(\d+)\.(conv|norm)(\d)\.weight", r"params/s\1/\2\3/kernel"),
+            Rule(r"layers\.(\d+)\.bias", r"params/s\1/all\1/bias"),
+            Rule(r"head\.0", "params/head"),
+            Rule(r"unused", "params/unused"),
+            Skip(r"any.*(thing)?", "not looked at"),
+        ),
+        "net.",
+    )
+    leaves = {"s3": {"conv1": {"kernel": 0}, "all3": {"bias": 0}, "all4": {"bias": 0}}, "head": 0}
+    assert set(names({"params": leaves}, table)) == {
+        "net.layers.3.conv1.weight",
+        "net.layers.3.bias",
+        "net.head.0",
+    }
+    for pattern, path in ((r"a(?:b)", "params/a"), (r"a(\d)", "params/a"), (r"a\d", "params/a")):
+        assert "cannot be read backwards" in message(
+            names, {"params": {"a": 0}}, (Rule(pattern, path),)
+        )
+    twice = (Rule("a", "params/a"), Rule("b", "params/a"))
+    assert "params/a -> a, b" in message(names, {"params": {"a": 0}}, twice)
