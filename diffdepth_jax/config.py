@@ -7,6 +7,7 @@ their values in `__post_init__`; `from_mapping` adds the path of the field to wh
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -94,7 +95,7 @@ def chosen(kind: str, mapping: Any, *, resolve: Resolve, path: str) -> Any:
                 f"{path}.variant: the {kind} {name!r} has no variant "
                 f"{variant!r}{_did_you_mean(variant, variants)}"
             )
-        values = to_mapping(variants[variant]) | values
+        values = _overlay(to_mapping(variants[variant]), values)
     return from_mapping(module.Config, values, resolve=resolve, path=path)
 
 
@@ -124,6 +125,17 @@ def differences(one: Any, other: Any, path: str = "config") -> list[str]:
     return [] if one == other else [f"{path}: {one!r} -> {other!r}"]
 
 
+def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `values` put over it; so are nested mappings, unless they name another thing."""
+    result = dict(base)
+    for key, value in values.items():
+        old = result.get(key)
+        nested = isinstance(old, Mapping) and isinstance(value, Mapping) and "variant" not in value
+        same = nested and value.get("name", old.get("name")) == old.get("name")
+        result[key] = _overlay(old, value) if same else value
+    return result
+
+
 def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str | None) -> Any:
     if kind is not None:
         if resolve is None:
@@ -145,7 +157,8 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
                 continue
         raise _wrong_type(path, hint, value)
     if origin is Literal:
-        if value not in arguments:
+        # 2.0 equals 2 but is no number of pixels.
+        if not any(value == known and type(value) is type(known) for known in arguments):
             known = ", ".join(repr(argument) for argument in arguments)
             raise ConfigError(
                 f"{path} is {_show(value)}; it must be one of {known}"
@@ -178,6 +191,8 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
         return from_mapping(hint, value, resolve=resolve, path=path)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is float and isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{path} is nan; it must be a number")
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise _wrong_type(path, hint, value)
     return value

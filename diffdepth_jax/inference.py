@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry, visualize
+from diffdepth_jax.data import io
 from diffdepth_jax.ops import random
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights import files, orbax, rules
@@ -84,7 +85,9 @@ class DepthModel:
                 self._predict_one(image, latent, seed, num_inference_steps, flip_tta)
                 for image, latent in zip(images, noises, strict=True)
             ]
-            return np.stack(depths) if stacked else depths
+            if stacked:
+                return np.stack(depths) if depths else np.zeros(image_or_images.shape[:3], "f4")
+            return depths
         return self._predict_one(image_or_images, noise, seed, num_inference_steps, flip_tta)
 
     def _predict_one(
@@ -103,9 +106,10 @@ class DepthModel:
                 )
             noise = noise.reshape(shape)
         normalised = self.input_spec.normalise(image)[None]
-        depth = self._apply(self.variables, normalised, noise, steps)
+        key = jax.random.key(seed)  # of the steps' noise, which the config's eta asks for
+        depth = self._apply(self.variables, normalised, noise, key, steps)
         if flip_tta:
-            mirrored = self._apply(self.variables, normalised[:, :, ::-1], noise, steps)
+            mirrored = self._apply(self.variables, normalised[:, :, ::-1], noise, key, steps)
             depth = (depth + mirrored[:, :, ::-1]) / 2
         depth = np.asarray(depth[0, :, :, 0], np.float32)
         limit = getattr(self.config, "max_depth", None)
@@ -113,10 +117,10 @@ class DepthModel:
 
     @functools.cached_property
     def _apply(self) -> Callable[..., Float[Array, "b h w 1"]]:
-        @functools.partial(jax.jit, static_argnums=3)
-        def apply(variables, image, noise, num_inference_steps):
+        @functools.partial(jax.jit, static_argnums=4)
+        def apply(variables, image, noise, key, num_inference_steps):
             return self.model.apply(
-                variables, image, noise, num_inference_steps=num_inference_steps
+                variables, image, noise, num_inference_steps=num_inference_steps, key=key
             )
 
         return apply
@@ -209,7 +213,7 @@ def _expected_variables(model: nn.Module) -> Mapping[str, Any]:
 
 
 def read_image(source: ImageLike) -> np.ndarray:
-    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path (turned upright by its EXIF).
+    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path; turned upright by EXIF data.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: naming the file or what the array is like.
@@ -222,29 +226,23 @@ def read_image(source: ImageLike) -> np.ndarray:
             )
         return source
     if isinstance(source, Image.Image):
-        return np.asarray(source.convert("RGB"))
+        return io.as_rgb(source, "the Pillow image", upright=True)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(
             f"an image must be an array, a Pillow image or a path, not {type(source).__name__}"
         )
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"the image {path} does not exist")
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
+    return io.read_image(Path(source).expanduser(), upright=True)
 
 
-def find_images(pattern: str) -> list[Path]:
+def find_images(pattern: str | os.PathLike) -> list[Path]:
     """The image files that a path, a directory or a glob pattern means, sorted.
 
     Raises:
         FileNotFoundError: if there are none.
-        ValueError: if two of them share a stem, so that one's results would replace the other's.
     """
     path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
     if path.is_dir():
         paths = [entry for entry in path.iterdir() if entry.suffix.lower() in _IMAGE_SUFFIXES]
         wanted = ", ".join(sorted(_IMAGE_SUFFIXES))
@@ -254,14 +252,6 @@ def find_images(pattern: str) -> list[Path]:
         wanted = "a file"
     if not paths:
         raise FileNotFoundError(f"no image found: {pattern} holds or matches none ({wanted})")
-    stems: dict[str, Path] = {}
-    for entry in sorted(paths):
-        if entry.stem in stems:
-            raise ValueError(
-                f"{stems[entry.stem]} and {entry} share the stem {entry.stem!r}, so their results "
-                "would overwrite each other: predict them into different directories"
-            )
-        stems[entry.stem] = entry
     return sorted(paths)
 
 
@@ -272,33 +262,57 @@ def predict_files(
 
     Args:
         model: what `load` returned.
-        paths: image files of different stems, as `find_images` returns them.
-        output: directory, made if needed; gets `STEM.png` (metres x 256), `STEM.npy` (float32,
-          metres) and `STEM_colour.png` for each image.
+        paths: image files, as `find_images` returns them.
+        output: directory, made if needed; gets `STEM.png` (metres x 256; at most 255.99),
+          `STEM.npy` (float32, metres) and `STEM_colour.png` for each image, in the folders that
+          the images have below the one that is common to all.
         **options: as for `DepthModel.predict`.
 
     Returns:
         One line for each image that could not be read; the others are done all the same.
+
+    Raises:
+        ValueError: if a result would replace an image or another result; before any work.
     """
     output = Path(output).expanduser()
-    output.mkdir(parents=True, exist_ok=True)
+    targets = _result_paths(paths, output)
     failures = []
     for path in (bar := tqdm(paths, unit="image")):
         try:
-            depth = model.predict(path, **options)
+            image = read_image(path)
         except (OSError, ValueError) as error:
             failures.append(f"skipped {path}: {error}")
             bar.write(failures[-1], file=sys.stderr)
             continue
+        depth = model.predict(image, **options)
         # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
         steps = np.clip(np.rint(depth * 256), 1, 65535).astype(np.uint16)
-        _write(
-            output / f"{path.stem}.png", lambda file, a=steps: Image.fromarray(a).save(file, "png")
-        )
-        _write(output / f"{path.stem}.npy", lambda file, a=depth: np.save(file, a))
         colour = Image.fromarray(visualize.colour_depth(depth))
-        _write(output / f"{path.stem}_colour.png", lambda file, a=colour: a.save(file, "png"))
+        png, npy, picture = targets[path]
+        png.parent.mkdir(parents=True, exist_ok=True)
+        _write(png, lambda file, a=steps: Image.fromarray(a).save(file, "png"))
+        _write(npy, lambda file, a=depth: np.save(file, a))
+        _write(picture, lambda file, a=colour: a.save(file, "png"))
     return failures
+
+
+def _result_paths(paths: Sequence[Path], output: Path) -> dict[Path, list[Path]]:
+    """Where each image's three results go."""
+    common = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    taken = {path.resolve(): path for path in paths}
+    targets = {}
+    for path in paths:
+        stem = output / path.absolute().relative_to(common).with_suffix("")
+        ends = (".png", ".npy", "_colour.png")
+        targets[path] = [stem.with_name(stem.name + end) for end in ends]
+        for target in targets[path]:
+            other = taken.setdefault(target.resolve(), path)
+            if other is not path or target.resolve() == path.resolve():
+                raise ValueError(
+                    f"the result {target} of {path} would replace what belongs to {other}: choose "
+                    "another output directory, or predict them apart"
+                )
+    return targets
 
 
 def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:

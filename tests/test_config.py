@@ -28,6 +28,7 @@ class Crop:
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     batch_size: int
+    name: str = ""
     crop: Crop = Crop((4, 4))
     encoder: Any = config.choice("encoder", default=Encoder())
     limit: float | None = None
@@ -74,6 +75,7 @@ def test_nested_mapping_round_trips_through_json():
             {"batch_size": 1, "crop": {"size": (4, 4), "mode": "center"}},
             r"config\.crop\.mode is 'center'.*did you mean 'centre'",
         ),
+        ({"batch_size": 1, "limit": float("nan")}, r"config\.limit is nan"),
         ({"batch_size": 1, "crop": 3}, r"config\.crop must be a mapping"),
         ({"batch_size": 1, "encoder": {"depths": (1,)}}, r"config\.encoder\.name is missing"),
         ({"batch_size": 1, "encoder": {"name": "vit"}}, r"config\.encoder\.name: no encoder"),
@@ -86,6 +88,20 @@ def test_nested_mapping_round_trips_through_json():
 def test_errors_name_the_field_and_the_remedy(mapping, message):
     with pytest.raises(config.ConfigError, match=message):
         read(**mapping)
+
+
+def test_a_variant_keeps_what_nested_overrides_do_not_name():
+    module = types.SimpleNamespace(
+        Config=Experiment,
+        VARIANTS={"v": Experiment(batch_size=1, crop=Crop((8, 8), "centre"))},
+    )
+    table = {("network", "n"): module, ("encoder", "swin"): resolve("encoder", "swin")}
+    named = {"name": "n", "variant": "v", "crop": {"size": (2, 2)}, "encoder": {"depths": (1,)}}
+    experiment = config.chosen(
+        "network", named, resolve=lambda *key: table[key], path="config.model"
+    )
+    assert experiment.crop == Crop((2, 2), "centre")
+    assert experiment.encoder == Encoder(depths=(1,))
 
 
 def test_differences_name_the_changed_fields():

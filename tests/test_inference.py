@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import diffdepth_jax
+import diffdepth_jax.inference
 from diffdepth_jax.config import to_mapping
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
@@ -283,15 +284,61 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
         assert picture.size == (30, 20)
 
 
-def test_images_that_share_a_stem_are_refused_before_any_work(tmp_path):
-    from diffdepth_jax.inference import find_images
-
-    for name in ("a.png", "a.jpg"):
-        (tmp_path / name).touch()
-    with pytest.raises(ValueError, match="share the stem 'a'"):
-        find_images(str(tmp_path))
+def test_images_are_found_by_path_directory_or_pattern(tmp_path):
+    find = diffdepth_jax.inference.find_images
+    odd = tmp_path / "p [1].png"
+    odd.touch()
+    assert find(odd) == find(tmp_path) == find(tmp_path / "*.png") == [odd]
     with pytest.raises(FileNotFoundError, match="no image found"):
-        find_images(str(tmp_path / "*.bmp"))
+        find(tmp_path / "*.bmp")
+
+
+def test_results_keep_the_folders_of_images_that_share_a_stem(model, tmp_path):
+    paths = [tmp_path / "in" / drive / "0000000005.png" for drive in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        Image.fromarray(image(16, 16)).save(path)
+    found = diffdepth_jax.inference.find_images(tmp_path / "in" / "*" / "*.png")
+    failures = diffdepth_jax.inference.predict_files(model, found, tmp_path / "out")
+    assert failures == []
+    written = sorted(path.parent.name for path in (tmp_path / "out").rglob("0000000005.npy"))
+    assert written == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", [("a.png",), ("b.png", "b.jpg"), ("c.png", "c_colour.png")])
+def test_no_result_replaces_an_image_or_another_result(model, tmp_path, names):
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        Image.fromarray(image(16, 16)).save(path)
+    before = {path: path.read_bytes() for path in paths}
+    output = tmp_path if len(names) == 1 else tmp_path / "out"
+    with pytest.raises(ValueError, match="would replace"):
+        diffdepth_jax.inference.predict_files(model, paths, output)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_wrong_option_is_no_skipped_image(model, tmp_path):
+    Image.fromarray(image(16, 16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        diffdepth_jax.inference.predict_files(
+            model, [tmp_path / "a.png"], tmp_path / "out", num_inference_steps=0
+        )
+
+
+def test_deep_pixels_are_refused_not_saturated(model, tmp_path):
+    deep = Image.fromarray(np.full((16, 16), 1000, np.uint16))
+    deep.save(tmp_path / "deep.png")
+    for source in (deep, tmp_path / "deep.png"):
+        with pytest.raises(ValueError, match="more than 8 bits"):
+            model.predict(source)
+
+
+def test_a_sampler_that_adds_noise_predicts_too(model):
+    noisy = dataclasses.replace(CONFIG.diffusion, eta=0.5)
+    config = dataclasses.replace(CONFIG, diffusion=noisy)
+    other = dataclasses.replace(model, model=diffusion_depth.build(config), config=config)
+    assert (other.predict(image()) != model.predict(image())).any()
+    np.testing.assert_array_equal(other.predict(image()), other.predict(image()))
 
 
 @pytest.mark.torch

@@ -1,27 +1,38 @@
 """Reading images and depth maps from files, with errors that name the file and the remedy."""
 
 import os
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an 8-bit image file as RGB.
 
+    Args:
+        path: the file.
+        upright: turn it as its EXIF data say, as viewers do; a depth map beside it is not turned.
+
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged or holds more than 8 bits per channel.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or holds more than 8 bits per channel.
     """
-    image = _open(path)
+    return as_rgb(_open(path), str(path), upright=upright)
+
+
+def as_rgb(image: Image.Image, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
+    """A Pillow image as RGB; `name` is how errors call it. Otherwise as `read_image`."""
     if image.mode.startswith("I") or image.mode == "F":
         raise ValueError(
-            f"{path} has more than 8 bits per pixel (Pillow mode {image.mode!r}): it looks like a "
+            f"{name} has more than 8 bits per pixel (Pillow mode {image.mode!r}): it looks like a "
             "depth map where a colour image is expected"
         )
+    if upright:
+        image = ImageOps.exif_transpose(image)
     return np.asarray(image.convert("RGB"))
 
 
@@ -111,8 +122,13 @@ def _open(path: str | Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except (OSError, SyntaxError) as error:  # Pillow reports some broken PNG chunks as SyntaxError.
+    # Pillow tells of broken files in all these ways.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise _damaged(path, error) from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{path} is too large to be decoded ({error}): make it smaller first"
+        ) from error
 
 
 def _require(path: str | Path) -> None:

@@ -14,7 +14,7 @@ import io
 import mmap
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,6 +84,8 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise WeightsError(f"a truncated or malformed pickle ({error})") from error
+    except (RecursionError, MemoryError) as error:
+        raise WeightsError(f"a pickle nested too deeply or too large. {REMEDY}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +139,8 @@ def _parameter(data, *_):
 
 
 def _device(kind, index=None):
-    return _of_type(kind, str) if index is None else f"{kind}:{_of_type(index, int)}"
+    kind = _of_type(kind, str)  # before it is printed
+    return kind if index is None else f"{kind}:{_of_type(index, int)}"
 
 
 def _mapping(items=()):
@@ -311,12 +314,16 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
+_MAX_COPIED = 2**26  # elements and bytes; those of tensors are in storages and do not count
+
+
 class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, np.dtype] = {}
+        self.copied = 0
 
     def step(self, opcode: str, argument: Any) -> None:
         stack = self.stack
@@ -347,14 +354,17 @@ class _Machine:
                 stack.append(())
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
+                self._count(*_of_type(arguments, tuple))
                 stack[-1] = _construct(stack[-1], arguments)
             case "NEWOBJ_EX":
                 keywords, arguments = stack.pop(), stack.pop()
                 if keywords:
                     raise ValueError("a constructor with keywords")
+                self._count(*_of_type(arguments, tuple))
                 stack[-1] = _construct(stack[-1], arguments)
             case "BUILD":
                 state = stack.pop()
+                self._count(state)
                 _set_state(stack[-1], state)
             case "BINPERSID":
                 stack[-1] = self._storage(*stack[-1])
@@ -403,6 +413,12 @@ class _Machine:
                 raise WeightsError(f"the pickle opcode INST for {argument!r}. {REMEDY}")
             case _:  # extension registry, text persistent ids, out-of-band buffers
                 raise WeightsError(f"the pickle opcode {opcode}, which is refused. {REMEDY}")
+
+    def _count(self, *values: Any) -> None:
+        """Bounds what constructors copy: a small file may hand one long value to many of them."""
+        self.copied += sum(len(value) for value in values if isinstance(value, Sized))
+        if self.copied > _MAX_COPIED:
+            raise WeightsError(f"a pickle that copies one value over and over. {REMEDY}")
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)

@@ -219,3 +219,16 @@ def test_nested_sharing_takes_no_time():
             refusal(b"\x80\x02" + head + bomb + tail)
     refusal(b"\x80\x04" + bomb + b"2\x93.")
     refusal(b"\x80\x04" + bomb + b"\x85Q.")
+
+
+def test_a_device_of_shared_containers_is_not_printed():
+    doubled = b"(lq\x00" + b"".join(b"](h%ch%ce" % (i, i) + b"q%c" % (i + 1) for i in range(20))
+    with pytest.raises(WeightsError, match="list in place of a str"):
+        load(doubled + b"ctorch\ndevice\nh\x14K\x01\x86R.")
+
+
+def test_one_long_value_is_not_copied_over_and_over():
+    once = b"cbuiltins\nbytearray\nh\x00\x85R0"
+    data = b"B" + struct.pack("<I", 2**20) + bytes(2**20) + b"q\x00" + once * 100 + b"."
+    with pytest.raises(WeightsError, match="copies one value over and over"):
+        load(data)

@@ -5,6 +5,7 @@ DDIM; a small decoder turns the latent into depth in metres. All of the networks
 (github.com/duanyiqun/DiffusionDepth) are configurations of this one: see `VARIANTS`.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -331,26 +332,26 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with what an official checkpoint's `args` say: the steps and `max_depth`."""
-    diffusion = config.diffusion
-    for name, key in (
-        ("num_inference_steps", "inference_steps"),
-        ("num_train_timesteps", "num_train_timesteps"),
-    ):
-        if arguments.get(key) is not None:
-            diffusion = replace(diffusion, **{name: int(arguments[key])})
-    max_depth = arguments.get("max_depth")
-    max_depth = config.max_depth if max_depth is None else float(max_depth)
+    """The config with what an official checkpoint's `args` say: the steps and `max_depth`.
+
+    Raises:
+        ValueError: if one of them is no number.
+    """
+    names = ("inference_steps", "num_train_timesteps", "max_depth")
+    found = {name: arguments[name] for name in names if arguments.get(name) is not None}
+    for name, value in found.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and math.isfinite(value)):
+            raise ValueError(f"args.{name} of the checkpoint is {value!r}; it must be a number")
+    diffusion = replace(
+        config.diffusion,
+        num_inference_steps=int(found.get("inference_steps", config.diffusion.num_inference_steps)),
+        num_train_timesteps=int(
+            found.get("num_train_timesteps", config.diffusion.num_train_timesteps)
+        ),
+    )
+    max_depth = float(found["max_depth"]) if "max_depth" in found else config.max_depth
     return replace(config, diffusion=diffusion, max_depth=max_depth)
-
-
-def arguments(config: Config) -> dict[str, Any]:
-    """What `with_arguments` reads: of a config, the fields that weights do not tell."""
-    return {
-        "inference_steps": config.diffusion.num_inference_steps,
-        "num_train_timesteps": config.diffusion.num_train_timesteps,
-        "max_depth": config.max_depth,
-    }
 
 
 def _codec_factor(head: Mapping[str, tuple[int, ...]]) -> int | None:
