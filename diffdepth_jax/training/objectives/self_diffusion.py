@@ -110,6 +110,12 @@ class Aux(NamedTuple):
 
 def build(config: Config, model: nn.Module) -> Callable[..., tuple[Array, Aux]]:
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function."""
+    predicted = model.config.diffusion.prediction_type
+    if config.ddim_weighting == "posterior_mean" and predicted != "epsilon":
+        raise ValueError(
+            f"ddim_weighting 'posterior_mean' weights an error of the noise ('epsilon'), but the "
+            f"model's prediction_type is {predicted!r}"
+        )
 
     def loss_function(params, batch_stats, batch, key, step):
         del step  # the weights stay what they are throughout training
@@ -162,10 +168,11 @@ def loss_from_draws(
         )
     diffusion = model.config.diffusion
     schedule = diffusion.schedule
+    sampler_key, drop_path_key = jax.random.split(draws.key)
 
     def forward(module):
         condition = module.encode_image(batch["image"], train=True)
-        latent = module.sample(condition, draws.noise, key=draws.key)
+        latent = module.sample(condition, draws.noise, key=sampler_key)
         depth = module.decode_latent(latent, train=True)
         # Moves the encoder's running statistics, as in the release, also where no term uses it.
         encoded = module.encode_depth(target, train=True)
@@ -176,7 +183,7 @@ def loss_from_draws(
         {"params": params, "batch_stats": batch_stats},
         method=forward,
         mutable=["batch_stats"],
-        rngs={"drop_path": draws.key},
+        rngs={"drop_path": drop_path_key},
     )
     wanted = training_target(
         schedule, latent, draws.ddim_noise, draws.timesteps, diffusion.prediction_type

@@ -224,6 +224,8 @@ def test_arguments_of_a_checkpoint_are_used():
     )
     assert (config.diffusion.num_inference_steps, config.max_depth) == (7, 88.0)
     assert diffusion_depth.with_arguments(TINY, {}) == TINY
+    with pytest.raises(ValueError, match="max_depth of the checkpoint is 'deep'"):
+        diffusion_depth.with_arguments(TINY, {"max_depth": "deep"})
 
 
 @pytest.mark.parametrize("name", diffusion_depth.VARIANTS)
@@ -259,11 +261,9 @@ def _noise(model, image):
 @pytest.mark.parametrize(
     ("codec", "size", "latent"),
     [
-        (CodecConfig(2, 4), (20, 24), (10, 12)),
         (CodecConfig(2, 4), (17, 23), (9, 12)),
         (CodecConfig(4, 4), (17, 22), (5, 6)),
         (CodecConfig(1, 4), (13, 11), (13, 11)),
-        (CodecConfig(2, 4, pointwise=True), (15, 16), (8, 8)),
     ],
 )
 def test_depth_has_the_images_size_whatever_it_is(codec, size, latent):

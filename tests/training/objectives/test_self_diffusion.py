@@ -270,6 +270,12 @@ def test_impossible_weights_are_refused(fields, message):
         Config(**fields)
 
 
+def test_the_papers_weighting_is_for_predicted_noise():
+    config = replace(MODEL, diffusion=replace(MODEL.diffusion, prediction_type="sample"))
+    with pytest.raises(ValueError, match="prediction_type is 'sample'"):
+        self_diffusion.build(ALL, diffusion_depth.build(config))
+
+
 def test_impossible_silog_constants_are_refused():
     with pytest.raises(ValueError, match="variance_focus"):
         SilogConfig(variance_focus=1.5)
