@@ -17,8 +17,18 @@ from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.logging import RunLog
 
-# What a run may change when it continues from its checkpoint.
-_CHANGEABLE = ("num_steps", "evaluation", "checkpoint", "logging")
+# What a run may change when it continues from its checkpoint: none of it changes a training step.
+_CHANGEABLE = (
+    "num_steps",
+    "evaluation",
+    "checkpoint",
+    "logging",
+    "data.evaluation",
+    "data.baseline_frames",
+    "data.train.cache",
+    "data.train.num_workers",
+    "data.train.num_threads",
+)
 
 
 def train_and_evaluate(config: Mapping[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
@@ -134,11 +144,14 @@ def train(exp: Experiment, workdir: Path) -> None:
 
 
 def _check_unchanged(saved: Mapping[str, Any], mapping: Mapping[str, Any], workdir: Path) -> None:
-    fixed = [
-        {name: value for name, value in each.items() if name not in _CHANGEABLE}
-        for each in (saved, mapping)
+    # Read anew, so that a field which is younger than the checkpoint counts with its default.
+    saved = config_lib.to_mapping(experiment.from_mapping(saved))
+    lines = [
+        line
+        for line in config_lib.differences(saved, mapping)
+        if not line.startswith(tuple(f"config.{name}" for name in _CHANGEABLE))
     ]
-    if lines := config_lib.differences(*fixed):
+    if lines:
         raise config_lib.ConfigError(
             f"{workdir} holds checkpoints of another config ({'; '.join(lines)}): "
             "use another workdir, or the config that it was started with"

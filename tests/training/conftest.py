@@ -27,7 +27,7 @@ class Network(nn.Module):
     config: NetworkConfig
 
     @nn.compact
-    def __call__(self, image, noise, train=False, num_inference_steps=None):
+    def __call__(self, image, noise, train=False, num_inference_steps=None, key=None):
         hidden = nn.Conv(self.config.features, (3, 3))(image)
         hidden = nn.relu(nn.BatchNorm(use_running_average=not train)(hidden))
         return jnp.exp(nn.Conv(1, (1, 1))(hidden) + 0.1 * noise)

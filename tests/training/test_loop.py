@@ -134,6 +134,10 @@ def test_another_config_in_the_same_workdir_is_refused_by_field(tiny, tmp_path):
     other["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(ConfigError, match=r"model.features: 4 -> 8; .*learning_rate: 0.01 -> 0.5"):
         train(other, tmp_path)
+    harmless = copy.deepcopy(tiny)
+    harmless["data"]["train"]["num_threads"] = 3
+    harmless["data"]["baseline_frames"] = 7
+    train(harmless, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint_named(tiny, tmp_path):
