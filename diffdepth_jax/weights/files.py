@@ -73,10 +73,10 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
         ):
             if content[:4] == b"PK\x03\x04":
                 state_dict, metadata = _read_zip(path, content)
+            elif content[8:9] == b"{":  # first, for the length before it may look like a pickle
+                state_dict, metadata = _read_safetensors(path)
             elif content[:1] == b"\x80":
                 state_dict, metadata = _read_legacy(content)
-            elif content[8:9] == b"{":
-                state_dict, metadata = _read_safetensors(path)
             else:
                 raise WeightsError(f"{_describe(content[:64])}. {REMEDY}")
     except ValueError as error:

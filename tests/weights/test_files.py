@@ -286,6 +286,15 @@ def test_safetensors_round_trip(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_safetensors_whose_length_starts_as_a_pickle_does(tmp_path):
+    """A file begins with the length of its header, here 128 (0x80), the first byte of a pickle."""
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"a": entry}).encode().ljust(128)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + struct.pack("<f", 2.0))
+    check(files.read(path), {"a": np.array([2.0], np.float32)})
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "model.safetensors"
     files.write_safetensors(path, {"a": np.ones(2)})

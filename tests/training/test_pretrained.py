@@ -1,0 +1,317 @@
+"""Files of encoder weights: which layout they are in, what fits, and a run that starts from one."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffdepth_jax import inference
+from diffdepth_jax.config import ConfigError, to_mapping
+from diffdepth_jax.models.codec import CodecConfig
+from diffdepth_jax.models.denoiser import DenoiserConfig
+from diffdepth_jax.models.encoders import mpvit, resnet, swin, torchvision_resnet
+from diffdepth_jax.models.necks import NeckConfig
+from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.training import experiment, loop, pretrained
+from diffdepth_jax.training.pretrained import InitConfig
+from diffdepth_jax.weights import files
+from diffdepth_jax.weights.rules import (
+    Fresh,
+    Rule,
+    Skip,
+    WeightsError,
+    export,
+    linear,
+    names,
+)
+
+SWIN = swin.Config(embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=4, mlp_ratio=2.0)
+RESNET = torchvision_resnet.Config(block="bottleneck", depths=(1, 1), widths=(4, 6))
+MPVIT = mpvit.Config(
+    embed_dims=(16, 24), num_layers=(1, 2), num_paths=(1, 2), mlp_ratios=(2.0,) * 2
+)
+
+
+def variables_of(module, config):
+    rng = np.random.default_rng(0)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(module.Encoder(config).init, jax.random.key(0), image)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def weights_of(module, config) -> tuple[dict, dict]:
+    """Random variables of an encoder, and the same under the names of DiffusionDepth."""
+    variables, table = variables_of(module, config), module.rules(config)
+    return variables, export(variables, table, names(variables, table))
+
+
+def renamed(state_dict: dict, *substitutions: tuple[str, str]) -> dict:
+    """The same arrays under other names, for layouts that differ in names alone."""
+    result = {}
+    for name, array in state_dict.items():
+        for pattern, replacement in substitutions:
+            name = re.sub(pattern, replacement, name)
+        result[name] = array
+    return result
+
+
+def microsoft() -> tuple[dict, dict]:
+    """Random variables of a Swin, and the same in Microsoft's layout with all that it skips."""
+    variables = variables_of(swin, SWIN)
+    mmcv = tuple(  # our channel order of merging is Microsoft's
+        Rule(row.pattern, row.path, linear)
+        if isinstance(row, Rule) and row.transform is swin.MERGE_REDUCTION
+        else Rule(row.pattern, row.path)
+        if isinstance(row, Rule) and row.transform is swin.MERGE_NORM
+        else row
+        for row in swin.rules(SWIN)
+    )
+    state_dict = renamed(
+        export(variables, mmcv, names(variables, mmcv)),
+        (r"patch_embed\.projection", "patch_embed.proj"),
+        (r"^stages", "layers"),
+        (r"\.w_msa", ""),
+        (r"ffn\.layers\.0\.0", "mlp.fc1"),
+        (r"ffn\.layers\.1", "mlp.fc2"),
+    )
+    state_dict = {name: a for name, a in state_dict.items() if not re.match(r"norm\d", name)}
+    classifier = {name: np.ones(16, np.float32) for name in ("norm.weight", "norm.bias")}
+    classifier |= {"head.weight": np.ones((5, 16), np.float32), "head.bias": np.ones(5, np.float32)}
+    return variables, state_dict | classifier | {
+        "layers.0.blocks.1.attn_mask": np.ones((1, 16, 16))
+    }
+
+
+def timm() -> tuple[dict, dict]:
+    variables, state_dict = microsoft()
+    state_dict = renamed(
+        state_dict, (r"layers\.0\.downsample", "layers.1.downsample"), (r"^head", "head.fc")
+    )
+    left = [name for name in state_dict if "index" in name or "attn_mask" in name]
+    return variables, {name: a for name, a in state_dict.items() if name not in left}
+
+
+def transformers(modules: bool = False) -> tuple[dict, dict]:
+    """As saved; with `modules`, as the modules are called in version 5."""
+    variables, state_dict = microsoft()
+    attention = (
+        (r"attn\.proj", "attention.o_proj"),
+        (r"attn\.rel", "attention.relative_position_bias.rel"),
+    )
+    if not modules:
+        attention = (
+            (r"attn\.proj", "attention.output.dense"),
+            (r"attn\.rel", "attention.self.rel"),
+            (r"mlp\.fc1", "intermediate.dense"),
+            (r"mlp\.fc2", "output.dense"),
+        )
+    state_dict = renamed(
+        state_dict,
+        (r"patch_embed\.proj", "embeddings.patch_embeddings.projection"),
+        (r"^patch_embed\.norm", "embeddings.norm"),
+        (r"^layers", "encoder.layers"),
+        *attention,
+        (r"norm1", "layernorm_before"),
+        (r"norm2", "layernorm_after"),
+        (r"^norm", "layernorm"),
+        (r"^(?!head)", "swin."),
+        (r"^head", "classifier"),
+    )
+    separate = {}
+    for name, array in state_dict.items():
+        if "qkv" not in name:
+            separate[name] = array
+            continue
+        for part, value in zip(("query", "key", "value"), np.split(array, 3), strict=True):
+            module = f"attention.{part[0]}_proj" if modules else f"attention.self.{part}"
+            separate[name.replace("attn.qkv", module)] = value
+    return variables, {name: a for name, a in separate.items() if "attn_mask" not in name}
+
+
+def mmcv(*, norms: bool = True) -> tuple[dict, dict]:
+    variables, state_dict = weights_of(swin, SWIN)
+    if not norms:
+        del state_dict["norm0.weight"], state_dict["norm0.bias"]
+        del variables["params"]["norm0"]
+    return variables, {f"backbone.{name}": a for name, a in state_dict.items()} | {
+        "head.fc.weight": np.ones((3, 16), np.float32)
+    }
+
+
+def published_mpvit() -> tuple[dict, dict]:
+    variables, state_dict = weights_of(mpvit, MPVIT)
+    return variables, state_dict | {"cls_head.cls.bias": np.ones(3, np.float32)}
+
+
+def torchvision() -> tuple[dict, dict]:
+    variables, state_dict = weights_of(torchvision_resnet, RESNET)
+    return variables, state_dict | {"fc.bias": np.ones(3, np.float32)}
+
+
+CASES = {
+    "microsoft": (SWIN, microsoft),
+    "timm": (SWIN, timm),
+    "transformers": (SWIN, transformers),
+    "transformers modules": (SWIN, lambda: transformers(modules=True)),
+    "mmcv": (SWIN, mmcv),
+    "mmpretrain": (SWIN, lambda: mmcv(norms=False)),
+    "mpvit": (MPVIT, published_mpvit),
+    "torchvision": (RESNET, torchvision),
+}
+
+
+def equal(one, other):
+    """The same leaves; a module of which none was loaded may be there or not."""
+    one, other = (dict(jax.tree.leaves_with_path(tree)) for tree in (one, other))
+    assert one.keys() == other.keys()
+    for path, array in one.items():
+        np.testing.assert_array_equal(array, other[path], err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(state_dict):
+        path = tmp_path / "weights.safetensors"
+        files.write_safetensors(path, state_dict)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "wrapped"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_layout_is_recognised_and_fills_the_encoder(name, wrapped, write):
+    config, make = CASES[name]
+    variables, state_dict = make()
+    if config is SWIN and not name.startswith("mm"):
+        for norm in ("norm0", "norm1"):
+            del variables["params"][norm]
+    if wrapped:
+        state_dict = {f"module.{key}": array for key, array in state_dict.items()}
+        state_dict["queue.pointer"] = np.zeros(1, np.float32)
+    equal(pretrained.load_encoder(write(state_dict), config), variables)
+
+
+def test_the_release_is_a_source_of_encoders_too(write):
+    config = resnet.Config(depths=(1, 1), widths=(4, 6))
+    variables, state_dict = weights_of(resnet, config)
+    state_dict = {f"depth_backbone.{name}": a for name, a in state_dict.items()}
+    path = write(state_dict | {"depth_head.model.pred.0.bias": np.ones(3, np.float32)})
+    equal(pretrained.load_encoder(path, config), variables)
+
+
+def message(path, config) -> str:
+    with pytest.raises(WeightsError) as info:
+        pretrained.load_encoder(path, config)
+    assert str(path) in str(info.value)
+    return str(info.value)
+
+
+def test_another_window_is_refused_with_both_named(write):
+    path = write(microsoft()[1])
+    config = swin.Config(
+        **{**to_mapping(SWIN), "depths": (2, 1), "num_heads": (2, 4), "window_size": 7}
+    )
+    text = message(path, config)
+    assert "change config.model.encoder.window_size: 7 -> 4\n" in text
+    assert "(49, 2), the model has (169, 2)" in text
+
+
+def test_weights_of_another_kind_are_refused_with_the_candidates(write):
+    path = write(torchvision()[1])
+    text = message(path, resnet.Config())
+    assert "no layout known for the encoder 'resnet' (known: diffusion_depth)" in text
+    assert "weights of the encoder 'torchvision_resnet'" in text
+    text = message(path, SWIN)
+    assert "known: microsoft, timm, transformers, mmcv, mmpretrain" in text
+
+
+def test_several_encoders_in_one_file_are_refused(write):
+    state_dict = torchvision()[1]
+    both = {f"{root}.{name}": a for root in ("model", "ema") for name, a in state_dict.items()}
+    text = message(write(both), RESNET)
+    assert "torchvision under 'ema.', torchvision under 'model.'" in text
+
+
+def test_what_would_change_the_features_is_never_skipped(write):
+    state_dict = microsoft()[1]
+    text = message(write(state_dict | {"absolute_pos_embed": np.ones(3, np.float32)}), SWIN)
+    assert "keys that no rule knows (1)" in text and "absolute_pos_embed" in text
+    del state_dict["layers.0.blocks.1.norm1.bias"]
+    assert "params/stage0_block1/norm1/bias" in message(write(state_dict), SWIN)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        pretrained.load_encoder(tmp_path / "nowhere.pth", SWIN)
+
+
+def test_every_encoder_has_layouts_with_reasons():
+    for config in (SWIN, MPVIT, RESNET, resnet.Config()):
+        layouts = pretrained.registry.module("encoder", config.name).LAYOUTS
+        for layout in layouts.values():
+            assert layout.infer({"stranger.weight": (3,)}) is None
+            rows = layout.rules(config)
+            assert all(row.reason for row in rows if isinstance(row, Skip | Fresh))
+
+
+def experiment_of(encoder, path, tiny, **denoiser) -> dict:
+    network = diffusion_depth.Config(
+        encoder=encoder,
+        neck=NeckConfig(8),
+        codec=CodecConfig(latent_channels=4),
+        denoiser=DenoiserConfig(hidden_features=8, **denoiser),
+        diffusion=diffusion_depth.DiffusionConfig(num_inference_steps=2),
+        max_depth=20.0,
+    )
+    return tiny | {
+        "num_steps": 1,
+        "model": to_mapping(network),
+        "objective": {"name": "self_diffusion"},
+        "init": {"encoder": None if path is None else str(path)},
+    }
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_the_file_and_resumes_without_it(tiny, tmp_path, write):
+    """With torchvision's ResNet, whose features start at a quarter of the image's size."""
+    _, state_dict = torchvision()
+    state_dict = {n: abs(a) if "var" in n else 0.1 * a for n, a in state_dict.items()}
+    path = write(state_dict)
+    tiny["data"]["train"]["augmentation"] = {"crop": (48, 64), "scale": (4.0, 4.0)}
+    tiny["optimizer"] = {"learning_rate": 1e-8}
+    mapping = experiment_of(RESNET, path, tiny, fuse=True)
+    loop.train(experiment.from_mapping(mapping), tmp_path / "run")
+    model = inference.load(tmp_path / "run")
+    want = pretrained.load_encoder(path, RESNET)["params"]
+    got = model.variables["params"]["encoder"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, want)
+    assert model.predict(np.zeros((37, 50, 3), np.uint8)).shape == (37, 50)
+
+    path.unlink()
+    loop.train(experiment.from_mapping(mapping | {"num_steps": 2}), tmp_path / "run")
+    assert inference.load(tmp_path / "run").variables
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["init"] == {"encoder": str(path)}
+
+
+def test_loaded_arrays_take_the_places_of_fresh_ones():
+    fresh = {"params": {"encoder": {"a": 1, "b": 2}, "neck": {"c": 3}}, "batch_stats": {"x": 4}}
+    mixed = pretrained.overlay(fresh, {"params": {"encoder": {"b": 20}}})
+    assert mixed == {
+        "params": {"encoder": {"a": 1, "b": 20}, "neck": {"c": 3}},
+        "batch_stats": {"x": 4},
+    }
+    assert fresh["params"]["encoder"]["b"] == 2
+
+
+def test_mistakes_are_told_by_field(tiny, write):
+    with pytest.raises(ConfigError, match=r"init\.encoder is 'x\.pth'.*'tiny' has no encoder"):
+        experiment.from_mapping(tiny | {"init": {"encoder": "x.pth"}})
+    network = diffusion_depth.Config(encoder=RESNET)
+    with pytest.raises(ConfigError, match=r"^config\.init\.encoder: .*no layout known"):
+        pretrained.load(InitConfig(str(write(microsoft()[1]))), network)
+    assert pretrained.load(InitConfig(), network) == {}
