@@ -17,7 +17,7 @@ def test_weights_of_no_known_network_are_refused_with_the_candidates():
 def test_every_registered_file_offers_what_its_kind_promises(kind):
     promised = {
         "network": ("Config", "VARIANTS", "INPUT", "OUTPUT", "build", "rules", "infer"),
-        "encoder": ("Config", "VARIANTS", "Encoder", "rules", "infer"),
+        "encoder": ("Config", "VARIANTS", "Encoder", "rules", "infer", "LAYOUTS"),
         "source": ("source", "DEPTH_RANGE"),
         "objective": ("Config", "build"),
     }[kind]

@@ -294,7 +294,8 @@ MERGE_NORM = Transform(_norm_from_unfold, _norm_to_unfold)
 MERGE_REDUCTION = Transform(_reduction_from_unfold, _reduction_to_unfold)
 
 
-# Entries of the index, which is not read, follow from the shape of the table it points into.
+# Of entries that are not read: which rows of the bias table they hold follows from its length.
+_INDEX = "computed from the window size"
 POSITION_INDEX = Transform(
     lambda index: index, lambda table: relative_position_index(_window_size(table.shape))
 )
@@ -323,7 +324,7 @@ def rules(config: Config) -> Rules:
         ),
         Derived(
             rf"{attention}\.relative_position_index",
-            "computed from the window size",
+            _INDEX,
             f"params/{here}/attention/relative_position_bias",
             POSITION_INDEX,
         ),
@@ -378,8 +379,9 @@ def _infer(
 # ---- other sources of weights --------------------------------------------------------------------
 #
 # All of them are classifiers with one norm, after the last stage, in place of ours after each.
+# Their arithmetic is ours on maps of whole windows. Elsewhere timm rolls a map before it pads it,
+# and transformers and timm shrink a window that is larger than the map.
 
-_INDEX = "relative_position_index: computed from the window size"
 _NORMS = Fresh(r"params/norm\d+/(scale|bias)", "a classifier has no norms of the stages' outputs")
 _FINAL_NORM, _CLASSIFIER = "the norm before the classifier", "the classifier"
 
