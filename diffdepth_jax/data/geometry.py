@@ -1,6 +1,6 @@
-"""What cropping, resizing, flipping and rotating an image does to its intrinsics.
+"""Where crops lie, and what cropping, resizing, flipping and rotating does to intrinsics.
 
-Every function here returns the homogeneous 3x3 map from old to new pixel coordinates. Intrinsics
+A function `..._map` returns the homogeneous 3x3 map from old to new pixel coordinates. Intrinsics
 follow it by `pixel_map @ intrinsics`, and maps of successive steps multiply. Integer coordinates
 are pixel centres, (0, 0) is the top-left one (OpenCV's and KITTI's convention).
 """
@@ -9,6 +9,28 @@ import math
 
 import numpy as np
 from jaxtyping import Float64
+
+KB_SIZE = (352, 1216)  # of KITTI's benchmark images; the kb crop is called after it
+NYU_ROWS = 240  # to which DiffusionDepth's release resizes NYU
+
+
+def kb_corner(size: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the lowest 352 rows and middle 1216 columns of a KITTI frame (BTS, AdaBins).
+
+    Raises:
+      ValueError: if a frame of `size` is smaller.
+    """
+    if size[0] < KB_SIZE[0] or size[1] < KB_SIZE[1]:
+        raise ValueError(
+            f"a frame of {size[0]}x{size[1]} is smaller than the kb crop of "
+            f"{KB_SIZE[0]}x{KB_SIZE[1]}"
+        )
+    return size[0] - KB_SIZE[0], (size[1] - KB_SIZE[1]) // 2
+
+
+def size_of_rows(size: tuple[int, int], rows: int) -> tuple[int, int]:
+    """(height, width) of a frame of `size` resized to `rows`, its aspect ratio kept."""
+    return rows, int(rows * size[1] / size[0])
 
 
 def crop_map(top: int, left: int) -> Float64[np.ndarray, "3 3"]:

@@ -22,10 +22,9 @@ import numpy as np
 from PIL import Image, ImageEnhance
 
 from diffdepth_jax.data import geometry
+from diffdepth_jax.data.geometry import KB_SIZE, NYU_ROWS
 from diffdepth_jax.data.sources import Sample
 
-KB_SIZE = (352, 1216)
-_NYU_ROWS = 240
 _ENHANCE: tuple[Callable[..., ImageEnhance._Enhance], ...] = (
     ImageEnhance.Brightness,
     ImageEnhance.Contrast,
@@ -95,7 +94,7 @@ def augment(sample: Sample, config: Augmentation, rng: np.random.Generator) -> S
     order, place = rng.permutation(3), rng.uniform(size=2)
     kitti = config.name == "kitti"
 
-    rows = height if kitti else _NYU_ROWS
+    rows = height if kitti else NYU_ROWS
     size = _resized(sample, rows, factor)
     _require_room(sample, _resized(sample, rows, config.scale[0]), config)
     image, depth = Image.fromarray(sample["image"]), Image.fromarray(sample["depth"])
@@ -141,13 +140,12 @@ def kb_crop(sample: Sample) -> Sample:
     Raises:
       ValueError: if the frame is smaller.
     """
-    height, width = sample["depth"].shape
-    if height < KB_SIZE[0] or width < KB_SIZE[1]:
+    try:
+        top, left = geometry.kb_corner(sample["depth"].shape)
+    except ValueError as error:
         raise ValueError(
-            f"{sample['id']} is {height}x{width}, smaller than the 352x1216 of the kb crop: it is "
-            "no full KITTI frame; set pre_crop to none"
-        )
-    top, left = height - KB_SIZE[0], (width - KB_SIZE[1]) // 2
+            f"{sample['id']}: {error}: it is no full KITTI frame; set pre_crop to none"
+        ) from error
     rows, columns = slice(top, top + KB_SIZE[0]), slice(left, left + KB_SIZE[1])
     intrinsics = geometry.crop_map(top, left) @ sample["intrinsics"]
     return {
@@ -160,9 +158,7 @@ def kb_crop(sample: Sample) -> Sample:
 
 def _resized(sample: Sample, rows: int, factor: float) -> tuple[int, int]:
     """(height, width) after a resize to rows * factor that keeps the aspect ratio."""
-    height, width = sample["depth"].shape
-    new_height = int(rows * factor)
-    return new_height, int(new_height * width / height)
+    return geometry.size_of_rows(sample["depth"].shape, int(rows * factor))
 
 
 def _require_room(sample: Sample, smallest: tuple[int, int], config: Augmentation) -> None:

@@ -9,12 +9,13 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from diffdepth_jax.data import geometry
+from diffdepth_jax.data.geometry import KB_SIZE, NYU_ROWS
+
 Frame = Literal["full", "kb", "nyu_release"]
 Size = tuple[int, int]
 
-KB_SIZE = (352, 1216)  # of KITTI's benchmark images; the crop is called after it
 NYU_SIZE = (480, 640)
-NYU_RELEASE_ROWS = 240
 NYU_RELEASE_SIZE = (228, 304)
 
 # Top, bottom, left, right as shares of height and width.
@@ -74,15 +75,16 @@ def take(array: np.ndarray, frame: Frame) -> np.ndarray:
     if frame == "full":
         return array
     size = array.shape[:2]
-    if frame == "nyu_release":
-        array = _resize_to_rows(array, NYU_RELEASE_ROWS)
-    (height, width), (rows, columns) = array.shape[:2], frame_size(frame, size)
-    if height < rows or width < columns:
-        raise ValueError(
-            f"a frame of {show(size)} is smaller than the {frame} crop of {rows}x{columns}"
-        )
-    top = height - rows if frame == "kb" else (height - rows) // 2
-    left = (width - columns) // 2
+    rows, columns = frame_size(frame, size)
+    if frame == "kb":
+        top, left = geometry.kb_corner(size)
+    else:
+        array = _resize_to_rows(array, NYU_ROWS)
+        top, left = (array.shape[0] - rows) // 2, (array.shape[1] - columns) // 2
+        if top < 0 or left < 0:
+            raise ValueError(
+                f"a frame of {show(size)} is smaller than the {frame} crop of {rows}x{columns}"
+            )
     return array[top : top + rows, left : left + columns]
 
 
@@ -98,9 +100,9 @@ def put_back(prediction: np.ndarray, size: Size) -> np.ndarray:
     """A kb-cropped prediction in its full frame of `size`; NaN, which counts as the nearest depth
     and is reported, where the crop did not reach (BTS's script has 0 there)."""
     rows, columns = prediction.shape
-    left = (size[1] - columns) // 2
+    top, left = geometry.kb_corner(size)
     full = np.full(size, np.nan, prediction.dtype)
-    full[size[0] - rows :, left : left + columns] = prediction
+    full[top : top + rows, left : left + columns] = prediction
     return full
 
 
@@ -132,7 +134,5 @@ def show(shape: tuple[int, ...]) -> str:
 
 
 def _resize_to_rows(array: np.ndarray, rows: int) -> np.ndarray:
-    height, width = array.shape[:2]
-    columns = int(rows * width / height)
-    resized = Image.fromarray(array).resize((columns, rows), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    size = geometry.size_of_rows(array.shape[:2], rows)
+    return np.asarray(Image.fromarray(array).resize(size[::-1], Image.Resampling.BILINEAR))

@@ -44,3 +44,16 @@ def test_rotation(dot: np.ndarray, degrees: float) -> None:
     turned = np.asarray(Image.fromarray(dot).rotate(degrees, Image.Resampling.BILINEAR))
     expected = moved(geometry.rotation_map((30, 50), degrees), *peak(dot))
     np.testing.assert_allclose(peak(turned), expected, atol=0.02)
+
+
+def test_the_kb_crop_lies_at_the_bottom_middle() -> None:
+    assert geometry.kb_corner((375, 1242)) == (23, 13)
+    assert geometry.kb_corner((370, 1227)) == (18, 5)
+    assert geometry.kb_corner(geometry.KB_SIZE) == (0, 0)
+    with pytest.raises(ValueError, match="352x1215 is smaller than the kb crop of 352x1216"):
+        geometry.kb_corner((352, 1215))
+
+
+def test_the_columns_of_a_resize_to_rows_are_truncated() -> None:
+    assert geometry.size_of_rows((480, 640), 240) == (240, 320)
+    assert geometry.size_of_rows((50, 91), 20) == (20, 36)
