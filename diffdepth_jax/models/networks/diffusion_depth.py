@@ -354,6 +354,15 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
     return replace(config, diffusion=diffusion, max_depth=max_depth)
 
 
+def arguments(config: Config) -> dict[str, Any]:
+    """What `with_arguments` reads: of a config, the fields that weights do not tell."""
+    return {
+        "inference_steps": config.diffusion.num_inference_steps,
+        "num_train_timesteps": config.diffusion.num_train_timesteps,
+        "max_depth": config.max_depth,
+    }
+
+
 def _codec_factor(head: Mapping[str, tuple[int, ...]]) -> int | None:
     """Each codec's last layer has another place in its decoder's `torch.nn.Sequential`."""
     places = {1: "1.1.weight", 2: "3.0.weight", 4: "4.0.weight"}
