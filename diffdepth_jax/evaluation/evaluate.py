@@ -6,8 +6,9 @@
 
 `num_images` counts the images that were scored, `num_skipped` those without a valid pixel, which
 have empty metrics in the CSV and no part in the means. `metrics` and `baseline` hold means over
-images (`baseline` is empty where no training set is known); `reported` holds other people's numbers
-with their source. One image at a time is in memory; files appear whole, at the end, or not at all.
+images (`baseline` is empty where no training set is known); `reported` holds what other people
+reported under the same options, with their source. One image at a time is in memory; files appear
+whole, at the end, or not at all.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import dataclasses
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,8 @@ class EvaluationConfig:
 
     def build(self) -> Protocol:
         """The protocol with its options; ValueError where they do not exist."""
-        options = {name: getattr(self, name) for name in protocols.OPTIONS}
+        # Not prediction_frame: what a model shows is known.
+        options = {name: value for name, value in vars(self).items() if name in protocols.OPTIONS}
         return protocols.get(self.protocol, **options)
 
 
@@ -90,7 +93,7 @@ def evaluate(
         protocol's alignment makes metres of). It is fed `protocol.prepare(image)`.
       samples: with `image`, `depth` float [h, w] in metres (0 = not measured) and `id`.
       protocol: how to score.
-      workdir: made if missing.
+      workdir: made if missing, and gone again if nothing comes of it.
       baseline_depth: the training set's median map (`baseline.median_depth_map`), for full frames;
         put on each frame's size by nearest pixels and scored alike, without any alignment.
       flip_tta: average each prediction with the mirrored one of the mirrored image.
@@ -102,6 +105,7 @@ def evaluate(
 
     Raises:
       ValueError: naming the image, for what cannot be scored; or if nothing was scored.
+      OSError: if `workdir` cannot be written, before anything is predicted.
     """
 
     def predict(image: np.ndarray) -> np.ndarray:
@@ -114,8 +118,8 @@ def evaluate(
     def cases() -> Iterator[Case]:
         for sample in samples:
             with _naming(sample["id"]):
-                prediction = predict(protocol.prepare(sample["image"]))
-            yield Case(sample["id"], prediction, sample["depth"])
+                image = protocol.prepare(sample["image"])
+            yield Case(sample["id"], predict(image), sample["depth"])
 
     total = len(samples) if hasattr(samples, "__len__") else None
     return score_cases(
@@ -136,12 +140,21 @@ def score_cases(
     options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Scores predictions that are already there; see `evaluate` for the rest."""
-    workdir = Path(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise ValueError(
-            f"the results cannot go into {workdir}: it is a file; give another workdir"
-        )
-    unaligned = protocol.with_options(alignment="none")
+    with _made(Path(workdir).expanduser()) as directory:
+        rows, result = _score(cases, protocol, baseline_depth, options or {})
+        _write(directory / PER_IMAGE_FILE, _csv(rows))
+        _write(directory / METRICS_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return result
+
+
+def _score(
+    cases: Iterable[Case],
+    protocol: Protocol,
+    baseline_depth: np.ndarray | None,
+    options: Mapping[str, Any],
+) -> tuple[list[list[Any]], dict[str, Any]]:
+    """Rows of the CSV, and the result."""
+    unaligned = dataclasses.replace(protocol, alignment="none", disparity_floor=None)
     rows, totals, baseline_totals = [], _Means(), _Means()
     for case in cases:
         with _naming(case.id):
@@ -156,21 +169,18 @@ def score_cases(
             f"nothing to score: none of {len(rows)} images has a ground-truth pixel between "
             f"{protocol.min_depth} and {protocol.max_depth} m in the {protocol.crop} crop"
         )
-    result = {
+    options = protocol.options | dict(options)
+    return rows, {
         "protocol": protocol.name,
-        "options": protocol.options | dict(options or {}),
+        "options": options,
         "num_images": totals.num_images,
         "num_skipped": len(rows) - totals.num_images,
         "num_nonfinite": totals.num_nonfinite,
         "num_clipped": totals.num_clipped,
         "metrics": totals.means(),
         "baseline": baseline_totals.means(),
-        "reported": [dataclasses.asdict(reported) for reported in protocol.reported],
+        "reported": [dataclasses.asdict(each) for each in protocol.comparable(options)],
     }
-    workdir.mkdir(parents=True, exist_ok=True)
-    _write(workdir / PER_IMAGE_FILE, _csv(rows))
-    _write(workdir / METRICS_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
-    return result
 
 
 class _Means:
@@ -193,6 +203,22 @@ class _Means:
         if not self.num_images:
             return {}
         return {name: total / self.num_images for name, total in self._sums.items()}
+
+
+@contextlib.contextmanager
+def _made(directory: Path) -> Iterator[Path]:
+    """A directory that can be written; what had to be made of it is removed if work in it fails."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+        yield directory
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from diffdepth_jax.evaluation.frames import Frame, Size
 Crop = Literal["none", "garg", "eigen"]
 Alignment = Literal["none", "median", "lsq_depth", "lsq_disparity"]
 Resize = Literal["none", "bilinear"]
+PredictionFrame = Literal["by_size", "full", "kb", "nyu_release"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Reported:
 
     Attributes:
       label: a word for the column.
-      source: where they stand.
-      options: the protocol's options under which they were obtained, as far as stated.
+      source: where they stand, and of which data.
+      options: the options under which they hold, as far as stated; under others they are not
+        comparable and are left out.
       metrics: named as ours.
     """
 
@@ -74,8 +76,10 @@ class Protocol:
       alignment: of relative predictions, fitted on the pixels that count; see `alignment`.
       disparity_floor: 1/metres, for `lsq_disparity`; 1 / max_depth when None (Depth Anything-AC,
         Marigold), or 1e-3 where there is no cap (MiDaS).
-      resize_prediction: `none` refuses a prediction that is neither a full frame nor of the
-        model's input size; `bilinear` resizes it (align_corners=True) to the scored frame.
+      prediction_frame: what a prediction shows, whatever its size: the `full` frame or the same as
+        `input`. `by_size` takes one of the input's size for the input, any other for the full one.
+      resize_prediction: `none` refuses a prediction that has not the size of what it shows;
+        `bilinear` resizes it to that (align_corners=True), before any crop.
       reported: numbers of others under this protocol.
     """
 
@@ -88,6 +92,7 @@ class Protocol:
     crop: Crop = "none"
     alignment: Alignment = "none"
     disparity_floor: float | None = None
+    prediction_frame: PredictionFrame = "by_size"
     resize_prediction: Resize = "none"
     reported: tuple[Reported, ...] = ()
 
@@ -101,11 +106,17 @@ class Protocol:
             raise ValueError(
                 f"protocol {self.name}: disparity_floor is {self.disparity_floor}; it must be > 0"
             )
+        if self.disparity_floor is not None and self.alignment != "lsq_disparity":
+            raise ValueError(
+                f"protocol {self.name}: disparity_floor goes with alignment=lsq_disparity, not "
+                f"{self.alignment}"
+            )
         references = {"full": ("full",), "kb": ("kb", "full"), "nyu_release": ("nyu_release",)}
         for option, known in {
             "crop": frames.CROPS[self.dataset],
             "crop_reference": references[self.input],
             "alignment": typing.get_args(Alignment),
+            "prediction_frame": tuple(dict.fromkeys(("by_size", "full", self.input))),
             "resize_prediction": typing.get_args(Resize),
         }.items():
             value = getattr(self, option)
@@ -135,6 +146,14 @@ class Protocol:
         options["disparity_floor"] = self._floor if self.alignment == "lsq_disparity" else None
         return {"input": self.input, **options}
 
+    def comparable(self, options: Mapping[str, Any]) -> list[Reported]:
+        """The reported numbers that hold under these options."""
+        return [
+            reported
+            for reported in self.reported
+            if all(options.get(name) == value for name, value in reported.options.items())
+        ]
+
     @property
     def _floor(self) -> float:
         if self.disparity_floor is not None:
@@ -154,7 +173,7 @@ class Protocol:
 
         Args:
           prediction: float [h, w], metres (relative depth or disparity under an alignment): at the
-            ground truth's size or at that of the model's input.
+            ground truth's size or at that of the model's input, or any under `resize_prediction`.
           depth: float [h, w], the ground truth's full frame in metres, 0 or NaN without a
             measurement.
 
@@ -187,22 +206,26 @@ class Protocol:
 
     def _place(self, prediction: np.ndarray, full: Size) -> np.ndarray:
         """A prediction in the frame that is scored."""
-        size, fed = prediction.shape, frames.frame_size(self.input, full)
-        scored = frames.frame_size(self.crop_reference, full)
-        if size == scored:
+        fed = frames.frame_size(self.input, full)
+        shown = self.prediction_frame
+        if shown == "by_size":
+            shown = self.input if prediction.shape == fed else "full"
+        size = frames.frame_size(shown, full)
+        if prediction.shape != size:
+            if self.resize_prediction == "none":
+                accepted = (full, fed) if self.prediction_frame == "by_size" else (size,)
+                accepted = " or ".join(dict.fromkeys(map(frames.show, accepted)))
+                raise ValueError(
+                    f"the prediction is {frames.show(prediction.shape)} and the ground truth "
+                    f"{frames.show(full)}; protocol {self.name} takes predictions of {accepted}, "
+                    "others with resize_prediction=bilinear"
+                )
+            prediction = frames.resize_bilinear(prediction, size)
+        if shown == self.crop_reference:
             return prediction
-        if size == full:
+        if shown == "full":
             return frames.take(prediction, self.crop_reference)
-        if size == fed:
-            return frames.put_back(prediction, full)
-        if self.resize_prediction == "bilinear":
-            return frames.resize_bilinear(prediction, scored)
-        accepted = " or ".join(dict.fromkeys(map(frames.show, (full, fed))))
-        raise ValueError(
-            f"the prediction is {frames.show(size)} and the ground truth {frames.show(full)}; "
-            f"protocol {self.name} takes predictions of {accepted}, others with "
-            "resize_prediction=bilinear"
-        )
+        return frames.put_back(prediction, full)
 
 
 OPTIONS = (
@@ -212,11 +235,12 @@ OPTIONS = (
     "max_depth",
     "alignment",
     "disparity_floor",
+    "prediction_frame",
     "resize_prediction",
 )
 
 _PAPER = "DiffusionDepth paper (Duan et al. 2023)"
-_README = "DiffusionDepth README (Swin, depth-prediction split)"
+_README = "DiffusionDepth README, Swin on KITTI's depth-prediction split"
 _NYU_PAPER = Reported("paper", f"{_PAPER}, NYUv2", {}, {"abs_rel": 0.085, "rmse": 0.295})
 
 # KITTI's Eigen test images with improved ground truth: 652 of the 697 in the list.
@@ -281,7 +305,14 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             name="release",
             min_depth=1e-4,
-            reported=(Reported("README", _README, {}, {"abs_rel": 0.021, "rmse": 0.98}),),
+            reported=(
+                Reported(
+                    "README",
+                    _README,
+                    {"min_depth": 1e-4, "max_depth": None, "alignment": "none", "crop": "none"},
+                    {"abs_rel": 0.021, "rmse": 0.98},
+                ),
+            ),
         ),
     )
 }

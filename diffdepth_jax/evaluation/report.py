@@ -8,7 +8,7 @@ def table(result: Mapping[str, Any]) -> str:
     """The lines to print for what `metrics.json` holds.
 
     One row a metric; columns for ours, the training set's median map where known, and each source
-    of reported numbers, marked with a star and explained below, options that differ included.
+    of reported numbers, marked with a star and explained below.
     """
     options = {name: value for name, value in result["options"].items() if value is not None}
     lines = [
@@ -30,13 +30,6 @@ def table(result: Mapping[str, Any]) -> str:
         mark = "*" * index
         columns[reported["label"] + mark] = reported["metrics"]
         notes.append(f"{mark} {reported['source']}: their number, not measured here")
-        differing = [
-            f"{name}={_show(value)}"
-            for name, value in reported["options"].items()
-            if result["options"].get(name) != value
-        ]
-        if differing:
-            notes[-1] += f", and under other options than these ({', '.join(differing)})"
 
     rows = [["", *columns]]
     for name in result["metrics"]:

@@ -132,6 +132,31 @@ def test_a_wrong_size_names_the_image_and_leaves_nothing(samples, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/results"])
+def test_a_workdir_that_cannot_be_written_is_told_before_any_prediction(samples, tmp_path, place):
+    (tmp_path / "file").write_text("")
+
+    def predict(image):
+        raise AssertionError("predicted before the workdir was tried")
+
+    with pytest.raises(OSError):
+        evaluate(predict, samples, RELEASE, tmp_path / place, progress=False)
+
+
+def test_what_a_model_raises_is_left_alone(samples, tmp_path):
+    def predict(image):
+        raise ValueError("shapes")
+
+    with pytest.raises(ValueError, match=r"^shapes$"):
+        evaluate(predict, samples, RELEASE, tmp_path / "new/out", progress=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_numbers_reported_under_other_options_are_left_out(samples, tmp_path):
+    capped = protocols.get("release", max_depth=100.0)
+    assert evaluate(red, samples, capped, tmp_path, progress=False)["reported"] == []
+
+
 def test_nothing_to_score_is_an_error(samples, tmp_path):
     for nothing in ([], samples[1:2]):
         with pytest.raises(ValueError, match="nothing to score"):

@@ -135,15 +135,39 @@ def test_sizes_that_do_not_go_together_are_an_error(frame, reference):
             protocol.score(np.ones(size), depth)
 
 
-@pytest.mark.parametrize("reference, size", [("kb", (352, 1216)), ("full", (375, 1242))])
-def test_resizing_is_an_option(reference, size):
+@pytest.mark.parametrize("reference", ["kb", "full"])
+@pytest.mark.parametrize(
+    "shown, size, meant",
+    [
+        ("by_size", (192, 640), "full"),
+        ("full", (192, 640), "full"),
+        ("kb", (192, 640), "kb"),
+        ("by_size", (352, 1216), "kb"),
+        ("full", (352, 1216), "full"),
+        ("kb", (375, 1242), "kb"),
+    ],
+)
+def test_a_prediction_is_resized_to_what_it_shows(reference, shown, size, meant):
     depth = np.full((375, 1242), 5.0)
-    coarse = np.linspace(1, 10, 40)[None, :].repeat(10, axis=0)
-    protocol = protocols.get("kitti_eigen", crop_reference=reference, resize_prediction="bilinear")
-    expected = np.broadcast_to(np.linspace(1, 10, size[1]), size)
-    resized, reference = (protocol.score(p, depth).metrics for p in (coarse, expected))
+    protocol = protocols.get(
+        "kitti_eigen",
+        crop_reference=reference,
+        prediction_frame=shown,
+        resize_prediction="bilinear",
+    )
+    ramp = np.linspace(1, 10, size[1])[None, :].repeat(size[0], axis=0)
+    exact = {"full": (375, 1242), "kb": (352, 1216)}[meant]
+    expected = np.linspace(1, 10, exact[1])[None, :].repeat(exact[0], axis=0)
+    resized = protocol.score(ramp, depth).metrics
+    wanted = protocols.get("kitti_eigen", crop_reference=reference).score(expected, depth).metrics
     for name in ("abs_rel", "rmse", "silog"):
-        assert resized[name] == pytest.approx(reference[name], rel=1e-9)
+        assert resized[name] == pytest.approx(wanted[name], rel=1e-9)
+    assert protocol.options["prediction_frame"] == shown
+    if size != exact:
+        with pytest.raises(ValueError, match=f"takes predictions of .*{exact[0]}x{exact[1]}"):
+            protocol.with_options(resize_prediction="none").score(
+                ramp[:, :-1] if shown == "by_size" else ramp, depth
+            )
 
 
 def test_nonfinite_and_clipped_predictions_are_counted():
@@ -194,6 +218,7 @@ def test_options_are_named_and_no_cap_is_none():
         "max_depth": 50.0,
         "alignment": "none",
         "disparity_floor": None,
+        "prediction_frame": "by_size",
         "resize_prediction": "none",
     }
     assert PROTOCOLS["release"].options["max_depth"] is None
@@ -212,6 +237,8 @@ def test_options_are_named_and_no_cap_is_none():
         ("kitti_eigen", {"max_depth": 0.0}, "0.001..0.0 m must be positive and increasing"),
         ("kitti_eigen", {"alignment": "mean"}, "alignment is 'mean'"),
         ("kitti_eigen", {"disparity_floor": 0.0}, "must be > 0"),
+        ("kitti_eigen", {"disparity_floor": 1e-3}, "goes with alignment=lsq_disparity, not none"),
+        ("nyu", {"prediction_frame": "kb"}, "must be one of by_size, full"),
         ("kitti_eigen", {"crops": "garg"}, "no option 'crops'"),
     ],
 )
@@ -224,6 +251,9 @@ def test_the_papers_numbers_carry_their_source():
     reported = PROTOCOLS["kitti_eigen"].reported[0]
     assert "DiffusionDepth paper" in reported.source
     assert reported.metrics == {"abs_rel": 0.050, "rmse": 2.016, "delta1": 0.977}
+    for given, count in [({}, 1), ({"max_depth": 80.0}, 0), ({"min_depth": 1e-3}, 0)]:
+        release = protocols.get("release", **given)
+        assert len(release.comparable(release.options)) == count
     for protocol in PROTOCOLS.values():
         for reported in protocol.reported:
             assert set(reported.metrics) <= set(metrics.METRICS)

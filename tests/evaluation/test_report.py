@@ -28,11 +28,6 @@ def test_the_papers_numbers_stand_beside_ours_and_are_marked():
     assert {line.index(".") for line in lines[3:6]} == {lines[3].index(".")}
 
 
-def test_options_that_differ_from_the_papers_are_said():
-    lines = report.table(result(protocols.get("kitti_eigen", max_depth=50.0))).splitlines()
-    assert lines[-1].endswith("under other options than these (max_depth=80)")
-
-
 def test_no_baseline_and_bad_predictions():
     text = report.table(
         result(protocols.get("release"), baseline={}, num_nonfinite=7, num_clipped=3)
