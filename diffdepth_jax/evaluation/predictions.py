@@ -1,12 +1,14 @@
 """Scoring saved depth maps of any model: two folders whose files share their stems.
 
-Either side holds 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres). Needs NumPy and
-Pillow only.
+Either side holds 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); where both lie
+side by side, as `predict.py` writes them, the `.npy` is read, which is exact. Predictions without
+ground truth are left out and counted. Needs NumPy and Pillow only.
 """
 
 import glob
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from diffdepth_jax.data import io
 from diffdepth_jax.evaluation.evaluate import Case, score_cases
 from diffdepth_jax.evaluation.protocols import Protocol
 
-_SUFFIXES = (".png", ".npy")
+_SUFFIXES = (".npy", ".png")  # the first is preferred
 _SHOWN = 10  # of the names in an error
 
 
@@ -34,8 +36,8 @@ def score_predictions(
     """Scores one folder against another and writes what `evaluate.evaluate` writes.
 
     Args:
-      predictions, ground_truth: a folder, or a pattern such as `out/*.npy` where a folder holds
-        other files as well. Every stem must stand on both sides, once.
+      predictions, ground_truth: a folder, a file, or a pattern such as `out/*.npy`. Every ground
+        truth must have a prediction of its stem.
       protocol: how to score.
       workdir: for `metrics.json` and `per_image.csv`.
       png_scale: PNG value per metre: 256 as KITTI, 1000 for millimetres.
@@ -43,48 +45,51 @@ def score_predictions(
       progress: show a progress bar.
 
     Returns:
-      What `metrics.json` holds.
+      What `metrics.json` holds; its options say of which kind the files were and how many
+      predictions had no ground truth.
 
     Raises:
       FileNotFoundError: for a folder that is missing or holds no depth map.
-      ValueError: for stems that do not match, a file that is no depth map, sizes that do not go
-        together; names the files.
+      ValueError: for ground truth without a prediction, a file that is no depth map, sizes that do
+        not go together; names the files.
     """
-    scales = (png_scale, ground_truth_png_scale or png_scale)
-    if min(scales) <= 0:
-        raise ValueError(f"png_scale is {min(scales)}; it must be positive")
-    pairs = pair_files(predictions, ground_truth)
+    scales = (png_scale, png_scale if ground_truth_png_scale is None else ground_truth_png_scale)
+    for name, scale in zip(("png_scale", "ground_truth_png_scale"), scales, strict=True):
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"{name} is {scale}; it must be positive and finite")
+    pairs, num_unmatched = pair_files(predictions, ground_truth)
 
     def cases() -> Iterator[Case]:
         for stem, *paths in tqdm(pairs, "score", unit=" images", disable=not progress):
             yield Case(stem, *(read_depth(p, s) for p, s in zip(paths, scales, strict=True)))
 
-    options = {"png_scale": scales[0], "ground_truth_png_scale": scales[1]}
+    options = {
+        "predictions": _kinds(path for _, path, _ in pairs),
+        "ground_truth": _kinds(path for _, _, path in pairs),
+        "png_scale": scales[0],
+        "ground_truth_png_scale": scales[1],
+        "predictions_without_ground_truth": num_unmatched,
+    }
     return score_cases(cases(), protocol, workdir, options=options)
 
 
 def pair_files(
     predictions: str | os.PathLike, ground_truth: str | os.PathLike
-) -> list[tuple[str, Path, Path]]:
-    """(stem, prediction, ground truth), sorted by stem; see `score_predictions` for errors."""
+) -> tuple[list[tuple[str, Path, Path]], int]:
+    """(stem, prediction, ground truth) for each ground truth, sorted by stem, and how many
+    predictions have none; see `score_predictions` for errors."""
     predicted, measured = _by_stem(predictions), _by_stem(ground_truth)
-    faults = [
-        f"{len(missing)} without a {what} in {folder}: {_list(missing)}"
-        for missing, what, folder in (
-            (sorted(measured.keys() - predicted.keys()), "prediction", predictions),
-            (sorted(predicted.keys() - measured.keys()), "ground truth", ground_truth),
-        )
-        if missing
-    ]
-    if faults:
+    if missing := sorted(measured.keys() - predicted.keys()):
         raise ValueError(
-            "predictions and ground truth must share their stems; " + "; ".join(faults)
+            f"{len(missing)} of {len(measured)} in {ground_truth} have no prediction of the same "
+            f"stem in {predictions}: {_list(missing)}"
         )
-    return [(stem, predicted[stem], measured[stem]) for stem in sorted(measured)]
+    pairs = [(stem, predicted[stem], measured[stem]) for stem in sorted(measured)]
+    return pairs, len(predicted) - len(measured)
 
 
 def read_depth(path: Path, png_scale: float) -> np.ndarray:
-    """A depth map [h, w] in metres, float64 of a PNG, the file's own type of an `.npy`.
+    """A depth map float64 [h, w] in metres.
 
     Raises:
       ValueError: naming the file, if it is damaged, holds 8 bits a pixel, or is no map.
@@ -102,33 +107,45 @@ def read_depth(path: Path, png_scale: float) -> np.ndarray:
             f"{path} holds {depth.dtype} {list(depth.shape)}; an .npy depth map must be floating "
             "point metres [h, w]"
         )
-    return depth
+    return depth.astype(np.float64)
 
 
 def _by_stem(source: str | os.PathLike) -> dict[str, Path]:
     """The depth files of a folder or pattern."""
-    if Path(source).is_dir():
-        found = Path(source).iterdir()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = list(path.iterdir())
+    elif path.exists():
+        found = [path]
     else:
-        found = [Path(name) for name in glob.glob(os.fspath(source))]
+        # Brackets in the name of a folder that exists are no pattern.
+        folder = next(parent for parent in path.parents if parent.is_dir())
+        pattern = Path(glob.escape(str(folder)), path.relative_to(folder))
+        found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
         if not found:
             raise FileNotFoundError(
                 f"{source} is neither a folder nor a pattern that matches files"
             )
-    files = sorted(path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file())
+    files = [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
     if not files:
         raise FileNotFoundError(
             f"{source} holds no .png and no .npy file (folders within it are not searched)"
         )
     stems: dict[str, Path] = {}
-    for path in files:
+    for path in sorted(files, key=lambda path: (_SUFFIXES.index(path.suffix.lower()), path)):
         other = stems.setdefault(path.stem, path)
-        if other != path:
-            raise ValueError(
-                f"{other} and {path.name} share a stem; choose one kind by a pattern such as "
-                f"{path.parent / '*'}{path.suffix}"
-            )
+        if other is path or (other.parent == path.parent and _kind(other) != _kind(path)):
+            continue
+        raise ValueError(f"{other} and {path} share a stem: which is meant? Choose by a pattern")
     return stems
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _kinds(paths: Iterable[Path]) -> str:
+    return "+".join(sorted({_kind(path) for path in paths}))
 
 
 def _list(names: Sequence[str]) -> str:

@@ -53,8 +53,6 @@ def test_png_scales_may_differ(folders, tmp_path):
         predicted, measured, RELEASE, tmp_path, png_scale=1000, ground_truth_png_scale=256
     )
     assert result["metrics"]["mae"] == 1
-    with pytest.raises(ValueError, match="png_scale is -1; it must be positive"):
-        score_predictions(predicted, measured, RELEASE, tmp_path, png_scale=-1)
 
 
 def test_png_depth_is_divided_in_float64(tmp_path):
@@ -69,28 +67,75 @@ def test_a_singleton_channel_is_dropped(tmp_path):
         assert predictions.read_depth(tmp_path / "a.npy", 256).shape == (3, 4)
 
 
-def test_a_pattern_chooses_among_kinds(folders, tmp_path):
+def test_the_folder_that_predict_writes_is_scored_by_its_npy(folders, tmp_path):
     predicted, measured = folders
-    for name in ("a", "b"):
+    np.save(predicted / "c.npy", np.ones((5, 7), np.float32))  # without ground truth
+    for name in ("a", "b", "c"):
         save_png(predicted / f"{name}.png", np.ones((5, 7)))
         Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(predicted / f"{name}_colour.png")
-    with pytest.raises(ValueError, match=r"a\.npy and a\.png share a stem; .*\*\.png"):
-        score_predictions(predicted, measured, RELEASE, tmp_path / "out")
-    pattern = predicted / "*.npy"
+    result = score_predictions(predicted, measured, RELEASE, tmp_path / "out", progress=False)
+    assert result["num_images"] == 2 and result["metrics"]["mae"] == 1
+    assert result["options"]["predictions"] == "npy"
+    assert result["options"]["ground_truth"] == "png"
+    assert result["options"]["predictions_without_ground_truth"] == 4
+    pattern = predicted / "?.png"
     result = score_predictions(pattern, measured, RELEASE, tmp_path / "out", progress=False)
-    assert result["metrics"]["mae"] == 1
+    assert result["options"]["predictions"] == "png" and result["metrics"]["mae"] > 1
 
 
-def test_stems_must_match(folders, tmp_path):
+def test_a_ground_truth_needs_a_prediction(folders, tmp_path):
     predicted, measured = folders
     (predicted / "a.npy").rename(predicted / "c.npy")
-    with pytest.raises(ValueError, match=r"1 without a prediction.*: a; 1 without a ground.*: c"):
+    with pytest.raises(ValueError, match=r"1 of 2 in .* no prediction of the same stem .*: a$"):
         score_predictions(predicted, measured, RELEASE, tmp_path / "out")
     for index in range(30):
-        np.save(predicted / f"x{index:02}.npy", np.ones((5, 7)))
+        save_png(measured / f"x{index:02}.png", np.ones((5, 7)))
     with pytest.raises(ValueError, match="x08 and 21 more"):
         score_predictions(predicted, measured, RELEASE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_one_stem_in_two_folders_is_an_error(folders, tmp_path):
+    _, measured = folders
+    (tmp_path / "more").mkdir()
+    for suffix in (".npy", ".png"):
+        other = tmp_path / f"more/a{suffix}"
+        other.write_bytes(b"")
+        with pytest.raises(ValueError, match=rf"a\.npy and .*a\{suffix} share a stem"):
+            predictions.pair_files(tmp_path / "[mp]*re*" / "a.*", measured)
+        other.unlink()
+
+
+def test_brackets_in_a_path_and_the_home_directory(folders, tmp_path, monkeypatch):
+    predicted, measured = folders
+    monkeypatch.setenv("HOME", str(tmp_path))
+    predicted = predicted.rename(tmp_path / "run[1]")
+    for source in (predicted, predicted / "*.npy", "~/run[1]", "~/run[[]1]/*.npy"):
+        pairs, _ = predictions.pair_files(source, "~/measured")
+        assert [path for _, path, _ in pairs] == [predicted / "a.npy", predicted / "b.npy"]
+    np.save(predicted / "c[1].npy", np.ones((5, 7)))
+    save_png(measured / "c[1].png", np.ones((5, 7)))
+    pairs, _ = predictions.pair_files(predicted / "c[1].npy", measured / "c[1].png")
+    assert len(pairs) == 1
+    score_predictions("~/run[1]", "~/measured", RELEASE, "~/out", progress=False)
+    assert (tmp_path / "out/metrics.json").exists()
+
+
+def test_half_precision(folders, tmp_path):
+    predicted, measured = folders
+    for path in predicted.iterdir():
+        np.save(path, np.load(path).astype(np.float16))
+    result = score_predictions(predicted, measured, RELEASE, tmp_path / "out", progress=False)
+    assert result["metrics"]["mae"] == 1
+    protocol = protocols.get("release", resize_prediction="bilinear", alignment="median")
+    assert score_predictions(predicted, measured, protocol, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
+@pytest.mark.parametrize("name", ["png_scale", "ground_truth_png_scale"])
+def test_scales_are_positive_and_finite(folders, tmp_path, name, scale):
+    with pytest.raises(ValueError, match=f"{name} is {scale}; it must be positive and finite"):
+        score_predictions(*folders, RELEASE, tmp_path / "out", **{name: scale})
 
 
 def eight_bit(folder):
