@@ -103,6 +103,8 @@ def train_iterator(
         )
     source = build_source(config.source)
     prepare = _Prepare(config, input_spec)
+    # One frame now: what is wrong with all of them is told before anything is compiled.
+    prepare(source[0], np.random.default_rng(seed))
     samples = grain.MapDataset.source(_Cached(source) if config.cache else source)
     samples = samples.seed(seed).shuffle().repeat().random_map(prepare)
     batches = samples[index::count].batch(batch_size // count, drop_remainder=True)

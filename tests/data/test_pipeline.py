@@ -164,16 +164,17 @@ def test_more_images_in_a_batch_than_in_the_source(root: str) -> None:
 
 
 def test_errors_reach_the_caller(root: str) -> None:
-    path = next(Path(root).glob("**/groundtruth/**/*.png"))
+    path = max(Path(root).glob("**/groundtruth/**/*.png"))  # not of the first frame
     path.write_bytes(path.read_bytes()[:40])
     iterator = train_iterator(config(root), NUM_FRAMES, 0, SPEC)
     with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
         next(iterator)
     iterator.close()
-    iterator = train_iterator(config(root, augmentation=Augmentation()), 1, 0, SPEC)
+
+
+def test_what_is_wrong_with_every_frame_is_told_before_the_first_batch(root: str) -> None:
     with pytest.raises(ValueError, match="smaller than the crop 352x906"):
-        next(iterator)
-    iterator.close()
+        train_iterator(config(root, augmentation=Augmentation()), 1, 0, SPEC)
 
 
 def test_evaluation_samples(root: str, make_frame: Callable) -> None:
