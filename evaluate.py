@@ -3,7 +3,7 @@
     python evaluate.py --config=configs/kitti.py --checkpoint=runs/kitti [--workdir=OUT]
     python evaluate.py --protocol=kitti_eigen --predictions=DIR --ground_truth=DIR --workdir=OUT
 
-Files match by stem, 16-bit PNG or `.npy` in metres; 'DIR/*.npy' chooses among kinds.
+Saved depth maps match by stem, 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
 """
 
 from absl import flags
@@ -15,7 +15,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
 flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.")
 flags.DEFINE_string("ground_truth", None, "Folder or pattern of measured depth maps.")
-flags.DEFINE_float("png_scale", 256.0, "PNG value per metre.")
+flags.DEFINE_float("png_scale", None, "PNG value per metre; 256 if absent.")
 flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's where it differs.")
 flags.DEFINE_string("workdir", None, "Where the results go; the run directory if absent.")
 OPTIONS = [
@@ -26,6 +26,7 @@ OPTIONS = [
     flags.DEFINE_float("max_depth", None, "Metres; inf for no cap."),
     flags.DEFINE_string("alignment", None, "none, median, lsq_depth or lsq_disparity."),
     flags.DEFINE_float("disparity_floor", None, "1/metres, for lsq_disparity."),
+    flags.DEFINE_string("prediction_frame", None, "full or kb: what predictions show."),
     flags.DEFINE_string("resize_prediction", None, "none or bilinear."),
     flags.DEFINE_bool("flip_tta", None, "Average with the prediction of the mirrored image."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),
@@ -33,6 +34,12 @@ OPTIONS = [
 flags.mark_flags_as_mutual_exclusive(["config", "predictions"], required=True)
 cli.require_with("config", "checkpoint")
 cli.require_with("predictions", "ground_truth", "protocol", "workdir")
+for name in ("ground_truth", "png_scale", "ground_truth_png_scale"):
+    cli.require_with(name, "predictions")
+for name in ("prediction_frame", "resize_prediction"):  # a model's show what it was fed
+    cli.require_with(name, "predictions")
+for name in ("checkpoint", "flip_tta", "num_inference_steps"):
+    cli.require_with(name, "config")
 
 
 def main(_: list[str]) -> None:
@@ -42,18 +49,17 @@ def main(_: list[str]) -> None:
     if FLAGS.predictions is not None:
         protocol = protocols.get(options.pop("protocol"), **options)
         folders = FLAGS.predictions, FLAGS.ground_truth
-        scales = FLAGS.png_scale, FLAGS.ground_truth_png_scale
-        result = predictions.score_predictions(*folders, protocol, FLAGS.workdir, *scales)
+        scale = 256.0 if FLAGS.png_scale is None else FLAGS.png_scale
+        result = predictions.score_predictions(
+            *folders, protocol, FLAGS.workdir, scale, FLAGS.ground_truth_png_scale
+        )
     else:  # Only this form needs JAX.
-        from diffdepth_jax import inference
-        from diffdepth_jax.training import evaluation, experiment
+        from diffdepth_jax.training import evaluation
 
-        config = CONFIG.value.to_dict()
-        config["evaluation"] = config.get("evaluation", {}) | options
-        exp, model = experiment.from_mapping(config), inference.load(FLAGS.checkpoint)
-        result = evaluation.evaluate(exp, model, FLAGS.workdir or FLAGS.checkpoint)
+        config = cli.mapping(CONFIG, options)
+        result = evaluation.evaluate_checkpoint(config, FLAGS.checkpoint, FLAGS.workdir)
     print(report.table(result))
 
 
 if __name__ == "__main__":
-    cli.run(main, mistakes=(ValueError,))
+    cli.run(main)

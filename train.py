@@ -17,9 +17,12 @@ flags.mark_flag_as_required("workdir")
 def main(_: list[str]) -> None:
     # Imported here, so that a mistake in the flags is told at once.
     from diffdepth_jax.evaluation import report
+    from diffdepth_jax.training import evaluation, experiment
     from diffdepth_jax.training.loop import train_and_evaluate
 
-    print(report.table(train_and_evaluate(CONFIG.value.to_dict(), WORKDIR.value)))
+    config = cli.mapping(CONFIG)
+    evaluation.check_data(experiment.from_mapping(config))
+    print(report.table(train_and_evaluate(config, WORKDIR.value)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """What the scripts share: `--config=FILE --config.key=value`, and mistakes told in one line."""
 
 import ast
+import dis
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import app, flags, logging
@@ -43,21 +44,55 @@ def define_config(*, required: bool = True) -> flags.FlagHolder:
     return holder
 
 
+def mapping(
+    holder: flags.FlagHolder,
+    evaluation: Mapping[str, Any] | None = None,
+    *,
+    flag_values: flags.FlagValues = flags.FLAGS,
+) -> dict[str, Any]:
+    """The config as nested dicts.
+
+    Where the command line names another protocol than the file, the file's options of its own
+    protocol are left out: a crop of KITTI's says nothing about NYU.
+
+    Args:
+      holder: what `define_config` returned.
+      evaluation: fields of `config.evaluation` that flags of their own give.
+    """
+    from diffdepth_jax.evaluation import protocols
+
+    config = holder.value.to_dict()
+    options = config.get("evaluation", {})
+    overrides = config_flags.get_override_values(flag_values[holder.name])
+    given = {name: options[name] for name in options if f"evaluation.{name}" in overrides}
+    given |= evaluation or {}
+    protocol = options.get("protocol")
+    if "evaluation.protocol" in overrides:  # The flag's default is what the file says.
+        protocol = flag_values[f"{holder.name}.evaluation.protocol"].default
+    if given.get("protocol", protocol) != protocol:
+        options = {name: options[name] for name in options if name not in protocols.OPTIONS}
+    return config | {"evaluation": options | given}
+
+
 def require_with(name: str, *others: str) -> None:
     """Refuses `--name` unless all the other flags are given too."""
+    goes_with = ", ".join(f"--{other}" for other in others)
     flags.register_multi_flags_validator(
         [name, *others],
         lambda values: values[name] is None or None not in values.values(),
-        f"--{name} goes with --{', --'.join(others)}",
+        f"--{name} goes with {goes_with}",
     )
 
 
 def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ...] = ()) -> None:
     """`absl.app.run`, with the user's mistakes told in one line and exit status 2.
 
+    Those are errors of files, and every ValueError that this package itself raises: its message is
+    meant for the user. One that comes out of JAX or NumPy is a fault and keeps its traceback.
+
     Args:
       main: gets the command line's rest.
-      mistakes: exceptions that tell of a user's mistake, besides those of configs and files.
+      mistakes: further exceptions to tell so.
     """
 
     def parse(arguments: list[str]) -> list[str]:
@@ -79,10 +114,24 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
             logging.set_verbosity(logging.WARNING)  # Orbax tells every stage of every save.
         try:
             return main(arguments)
-        except (ConfigError, FileNotFoundError, FloatingPointError, *mistakes) as error:
+        except (ConfigError, OSError, FloatingPointError, *mistakes) as error:
+            _stop(str(error))
+        except ValueError as error:
+            if not is_own(error):
+                raise
             _stop(str(error))
 
     app.run(guarded, flags_parser=parse)
+
+
+def is_own(error: Exception) -> bool:
+    """Whether a `raise` of this package started the exception, not something that it called."""
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code.co_code
+    package = last.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    return package == "diffdepth_jax" and dis.opname[code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 def _stop(message: str) -> None:

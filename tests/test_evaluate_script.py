@@ -53,7 +53,7 @@ def get_config():
         ),
         objective=dict(name="self_diffusion"),
         data=dict(train=dict(source=source, augmentation=dict(crop=(16, 32))), evaluation=source),
-        evaluation=dict(protocol="kitti_eigen"),
+        evaluation=dict(protocol="kitti_eigen", crop="garg", crop_reference="kb"),
     ))
 """
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_by_its_config(untrained_run):
     done = run(
         f"--config={config}",
         f"--checkpoint={checkpoint}",
-        "--protocol=release",
+        "--protocol=release",  # drops the file's crop of another protocol
         "--max_depth=40",
         "--flip_tta",
         "--num_inference_steps=3",
@@ -167,25 +167,25 @@ def test_the_table_and_the_files(folders, tmp_path):
         f"--ground_truth={measured}",
         f"--workdir={tmp_path / 'out'}",
         "--crop=eigen",
-        "--max_depth=50",
     )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out/metrics.json").read_text())
     assert result["protocol"] == "kitti_eigen"
-    assert result["options"]["crop"] == "eigen" and result["options"]["max_depth"] == 50
+    assert result["options"]["crop"] == "eigen" and result["options"]["max_depth"] == 80
     assert (result["num_images"], result["num_skipped"]) == (2, 0)
     assert result["metrics"]["delta1"] == 1
     assert 0.09 < result["metrics"]["abs_rel"] < 0.1  # 10%, less where the cap clips it
     lines = done.stdout.splitlines()
     assert ["ours", "paper*"] in [line.split() for line in lines]
     assert f"{result['metrics']['abs_rel']:.4f}" in done.stdout
-    assert "(max_depth=80)" in lines[-1]
+    assert "predictions=npy, ground_truth=png" in lines[1]
 
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
     predicted, measured = folders
     scored = [f"--predictions={predicted}", f"--ground_truth={measured}"]
     out = [f"--workdir={tmp_path / 'out'}"]
+    model = [f"--config={Path(__file__).parents[1] / 'configs/demo.py'}", "--checkpoint=absent"]
     Image.fromarray(np.zeros((376, 1241), np.uint8)).save(tmp_path / "0000000001.png")
     for arguments, message in [
         ([], "Exactly one of (config, predictions)"),
@@ -193,8 +193,17 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
         ([*scored, *out, "--protocol=kitti_eigne"], "did you mean 'kitti_eigen'?"),
         ([*scored, *out, "--protocol=kitti_eigen", "--crop=grag"], "crop is 'grag'"),
         ([*scored, *out, "--protocol=nyu"], "image '0000000001': the NYU eigen crop"),
-        ([*scored, *out, "--protocol=nyu", "--flip_tta"], "no option 'flip_tta'"),
-        ([*scored[:1], f"--ground_truth={tmp_path}", *out, "--protocol=release"], "0000000002"),
+        ([*scored, *out, "--protocol=nyu", "--flip_tta"], "--flip_tta goes with --config"),
+        ([*scored, *out, "--protocol=nyu", "--checkpoint=x"], "--checkpoint goes with --config"),
+        ([*model, "--png_scale=256"], "--png_scale goes with --predictions"),
+        ([*model, "--ground_truth=x"], "--ground_truth goes with --predictions"),
+        ([*model, "--ground_truth_png_scale=2"], "_png_scale goes with --predictions"),
+        ([*model, "--resize_prediction=none"], "--resize_prediction goes with --predictions"),
+        ([*model, "--prediction_frame=kb"], "--prediction_frame goes with --predictions"),
+        ([*scored, *out, "--protocol=release", "--png_scale=0"], "png_scale is 0.0; it must be"),
+        ([*scored, *out, "--protocol=release", "--ground_truth_png_scale=0"], "scale is 0.0"),
+        ([*scored, f"--workdir={tmp_path}/0000000001.png", "--protocol=release"], "File exists"),
+        ([f"--predictions={tmp_path}", *scored[1:], *out, "--protocol=release"], "0000000002"),
         ([f"--predictions={tmp_path}/*1.png", f"--ground_truth={measured}/*1.png", *out,
           "--protocol=release"], "0000000001.png is not a 16-bit depth map"),
         ([*scored[:1], "--ground_truth=absent", *out, "--protocol=nyu"], "absent is neither"),

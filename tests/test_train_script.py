@@ -63,15 +63,26 @@ def test_every_config_is_whole_and_survives_json(path):
         (["--config.data.train.source.root=nowhere"], "nowhere does not exist"),
         (["--workdri=here"], "Did you mean: workdir"),
         (["stray"], "'stray' is not a flag"),
+        (["--config.data.train.augmentation.crop=(80,9000)"], "smaller than the crop 80x9000"),
+        (["--config.evaluation.protocol=kitti_eigen"], "smaller than the kb crop of 352x1216"),
+        (["--config.data.train.source.split={empty}"], "empty.txt"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, arguments, message):
+    (tmp_path / "empty.txt").write_text("")
+    arguments = [argument.format(empty=tmp_path / "empty.txt") for argument in arguments]
     result = train("demo", tmp_path / "run", *arguments)
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
     told = result.stderr.splitlines()[-1]
     assert told.startswith("train.py: error: ") and message in told
     assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_workdir_is_told_in_one_line():
+    result = train("demo", "/proc/run")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("train.py: error: ") and "/proc/run" in result.stderr
 
 
 def test_a_config_file_that_is_missing_is_named(tmp_path):

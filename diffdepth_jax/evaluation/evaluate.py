@@ -39,8 +39,8 @@ class EvaluationConfig:
 
     Attributes:
       protocol: a key of `protocols.PROTOCOLS`.
-      crop, crop_reference, min_depth, max_depth, alignment, disparity_floor, resize_prediction:
-        as in `protocols.Protocol`; max_depth=inf lifts a cap.
+      crop, crop_reference, min_depth, max_depth, alignment, disparity_floor: as in
+        `protocols.Protocol`; max_depth=inf lifts a cap.
       flip_tta: average each prediction with the one of the mirrored image.
       num_inference_steps: denoising steps, where the model has such; its own number when None.
     """
@@ -52,7 +52,6 @@ class EvaluationConfig:
     max_depth: float | None = None
     alignment: str | None = None
     disparity_floor: float | None = None
-    resize_prediction: str | None = None
     flip_tta: bool = False
     num_inference_steps: int | None = None
 
@@ -61,7 +60,7 @@ class EvaluationConfig:
 
     def build(self) -> Protocol:
         """The protocol with its options; ValueError where they do not exist."""
-        # Not prediction_frame: what a model shows is known.
+        # Not prediction_frame and resize_prediction: a model's predictions show what it was fed.
         options = {name: value for name, value in vars(self).items() if name in protocols.OPTIONS}
         return protocols.get(self.protocol, **options)
 

@@ -1,6 +1,5 @@
 """What is done with a trained model: metrics on the evaluation data, and pictures."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Float, UInt8
 
 from diffdepth_jax import inference, visualize
@@ -25,15 +25,25 @@ _PREDICTIONS = 6  # samples in predictions.png
 _DENOISING = 6  # moments in denoising.png
 
 
+def check_data(exp: Experiment) -> None:
+    """Reads one evaluation frame, so that no long training ends in an error about it."""
+    sample = pipeline.evaluation_samples(exp.data.evaluation, 1)[0]
+    exp.evaluation.build().prepare(sample["image"])
+
+
 def evaluate(exp: Experiment, model: DepthModel, workdir: Path) -> dict[str, Any]:
     """Scores a model as the experiment says; writes and returns `metrics.json`.
 
-    The baseline beside the metrics is the median depth map of the training data.
+    The baseline beside the metrics is the median depth map of the training data; it is left out,
+    with a warning, where those are not at hand.
     """
     median = None
     if exp.data.baseline_frames:
-        training = pipeline.evaluation_samples(exp.data.train.source, exp.data.baseline_frames)
-        median = baseline.median_depth_map(sample["depth"] for sample in training)
+        try:
+            training = pipeline.evaluation_samples(exp.data.train.source, exp.data.baseline_frames)
+            median = baseline.median_depth_map(sample["depth"] for sample in training)
+        except FileNotFoundError as error:
+            logging.warning("no baseline, as the training data cannot be read: %s", error)
     steps = exp.evaluation.num_inference_steps
     return scoring.evaluate(
         lambda image: model.predict(image, num_inference_steps=steps),
@@ -48,7 +58,6 @@ def evaluate(exp: Experiment, model: DepthModel, workdir: Path) -> dict[str, Any
 
 def evaluate_checkpoint(
     config: Mapping[str, Any],
-    options: Mapping[str, Any],
     checkpoint: str | os.PathLike,
     workdir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
@@ -56,16 +65,27 @@ def evaluate_checkpoint(
 
     Args:
       config: the fields of an `Experiment`; its model is not used, the checkpoint knows its own.
-      options: fields of `EvaluationConfig` that replace the config's.
       checkpoint: as for `inference.load`.
-      workdir: for the results; the checkpoint's own directory when None.
+      workdir: for the results; the run's directory when None.
+
+    Raises:
+      ConfigError: if the checkpoint belongs to no run and `workdir` is None.
     """
     exp = experiment.from_mapping(config)
-    exp = dataclasses.replace(exp, evaluation=dataclasses.replace(exp.evaluation, **options))
-    workdir = Path(checkpoint if workdir is None else workdir).expanduser()
-    if workdir.is_file():
-        raise ConfigError(f"{checkpoint} is a file: say by --workdir where the results go")
-    return evaluate(exp, inference.load(checkpoint), workdir)
+    if workdir is None:
+        workdir = _run_directory(Path(checkpoint).expanduser())
+    return evaluate(exp, inference.load(checkpoint), Path(workdir).expanduser())
+
+
+def _run_directory(checkpoint: Path) -> Path:
+    """RUN of RUN, RUN/checkpoints or RUN/checkpoints/STEP."""
+    path = checkpoint.absolute()
+    for run in (path, path.parent, path.parent.parent):
+        if path.is_dir() and (run / "checkpoints").is_dir():
+            return run
+    if not path.exists():
+        raise FileNotFoundError(f"{checkpoint} does not exist")
+    raise ConfigError(f"{checkpoint} is in no run's directory: say by --workdir where results go")
 
 
 def draw(exp: Experiment, model: DepthModel, workdir: Path) -> None:

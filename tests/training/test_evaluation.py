@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.config import ConfigError
 from diffdepth_jax.inference import DepthModel
-from diffdepth_jax.training import evaluation
+from diffdepth_jax.training import evaluation, experiment
 
 CONFIG = {
     "name": "diffusion_depth",
@@ -31,8 +33,51 @@ def test_the_last_denoising_step_is_the_prediction():
     assert np.abs(depths[0] - depths[-1]).max() > 1e-2
 
 
-def test_results_of_a_single_file_need_a_place(tiny, tmp_path):
-    checkpoint = tmp_path / "released.pt"
-    checkpoint.write_bytes(b"")
+@pytest.mark.parametrize("place", ["released.pt", "orbax/460"])
+def test_results_of_a_checkpoint_without_a_run_need_a_place(tiny, tmp_path, place, monkeypatch):
+    monkeypatch.setattr(evaluation.inference, "load", lambda path: pytest.fail("it was loaded"))
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).touch() if place.endswith(".pt") else (tmp_path / place).mkdir()
     with pytest.raises(ConfigError, match="workdir"):
-        evaluation.evaluate_checkpoint(tiny, {}, checkpoint)
+        evaluation.evaluate_checkpoint(tiny, tmp_path / place)
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/460"])
+def test_results_go_into_the_run_not_among_its_checkpoints(tiny, tmp_path, place, monkeypatch):
+    (tmp_path / "checkpoints/460").mkdir(parents=True)
+    monkeypatch.setattr(evaluation.inference, "load", lambda path: ConstantModel())
+    result = evaluation.evaluate_checkpoint(tiny, tmp_path / place)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    assert result["num_images"] == 3 and result["baseline"]["abs_rel"] > 0
+    assert [path.name for path in (tmp_path / "checkpoints").rglob("*")] == ["460"]
+
+
+def test_without_the_training_data_there_is_no_baseline(tiny, tmp_path, monkeypatch, caplog):
+    build = registry.module("source", "tiny").build
+
+    def only_evaluation(config):
+        if config.count == 5:
+            raise FileNotFoundError("train/ does not exist")
+        return build(config)
+
+    monkeypatch.setattr(registry.module("source", "tiny"), "build", only_evaluation)
+    with caplog.at_level("WARNING"):
+        result = evaluation.evaluate(experiment.from_mapping(tiny), ConstantModel(), tmp_path)
+    assert result["baseline"] == {} and result["num_images"] == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "no baseline, as the training data cannot be read: train/ does not exist"
+    ]
+
+
+def test_evaluation_data_are_tried_before_training(tiny):
+    tiny["evaluation"] = {"protocol": "kitti_eigen"}
+    with pytest.raises(ValueError, match="12x16 is smaller than the kb crop"):
+        evaluation.check_data(experiment.from_mapping(tiny))
+
+
+class ConstantModel(DepthModel):
+    def __init__(self):
+        """Needs no network."""
+
+    def predict(self, image, num_inference_steps):
+        return np.full(image.shape[:2], 5, np.float32)
