@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import math
 import os
+import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -56,7 +57,12 @@ class RunLog:
             str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
         )
         self._bar = tqdm(
-            total=num_steps, initial=first_step, desc="compile", unit=" steps", dynamic_ncols=True
+            total=num_steps,
+            initial=first_step,
+            desc="compile",
+            unit=" steps",
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # A log file wants fewer lines.
         )
 
     def add(self, step: int, scalars: Mapping[str, Any], ids: Collection[str] = ()) -> None:
