@@ -101,10 +101,10 @@ def draw(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     ]
     visualize.save_predictions(workdir / "predictions.png", images, predictions, targets, scores)
     if hasattr(model.model, "sample"):
-        # Whole latent pixels, whatever the codec's factor.
-        height, width = (side - side % 4 for side in images[0].shape[:2])
+        factor = model.config.codec.factor  # whole latent pixels only
+        height, width = (side - side % factor for side in images[0].shape[:2])
         image, target = images[0][:height, :width], targets[0][:height, :width]
-        depths = denoising_steps(model, image)
+        depths = denoising_steps(model, image, exp.evaluation.num_inference_steps)
         shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
         captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}
         visualize.save_denoising(workdir / "denoising.png", image, captions, target)
@@ -113,18 +113,28 @@ def draw(exp: Experiment, model: DepthModel, workdir: Path) -> None:
 
 
 def denoising_steps(
-    model: DepthModel, image: UInt8[np.ndarray, "h w 3"], seed: int = 0
+    model: DepthModel,
+    image: UInt8[np.ndarray, "h w 3"],
+    num_inference_steps: int | None = None,
+    seed: int = 0,
 ) -> Float[np.ndarray, "n h w"]:
     """Depth in metres decoded from the latent after every step of a diffusion model's sampler."""
     network, variables = model.model, model.variables
     normalised = model.input_spec.normalise(image)[None]
-    noise = random.normal(jax.random.key(seed), network.latent_shape(normalised.shape))
+    key = jax.random.key(seed)
+    noise = random.normal(key, network.latent_shape(normalised.shape))
 
     @jax.jit
     def decode_trajectory(variables: Any, image: jax.Array) -> jax.Array:
         condition = network.apply(variables, image, method="encode_image")
         _, latents = network.apply(
-            variables, condition, noise, return_trajectory=True, method="sample"
+            variables,
+            condition,
+            noise,
+            num_inference_steps,
+            key=key,
+            return_trajectory=True,
+            method="sample",
         )
         return network.apply(variables, latents[:, 0], method="decode_latent")
 

@@ -16,7 +16,7 @@ CONFIG = {
     "neck": {"features": 8},
     "codec": {"latent_channels": 4, "initial_depth": 10.0},
     "denoiser": {"hidden_features": 4, "num_groups": 2},
-    "diffusion": {"num_inference_steps": 3},
+    "diffusion": {"num_inference_steps": 3, "eta": 0.5},
 }
 
 
