@@ -63,13 +63,11 @@ class OptimizerConfig:
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Returns `step -> learning rate` for updates 0 .. num_steps - 1."""
-    if config.warmup_steps >= num_steps and config.schedule == "cosine":
-        raise ValueError(
-            f"warmup_steps is {config.warmup_steps}, but the run has {num_steps} steps only"
-        )
     if config.schedule == "cosine":
-        # Counted from the end of the warm-up, where join_schedules starts it.
-        after = optax.cosine_decay_schedule(config.learning_rate, num_steps - config.warmup_steps)
+        # Counted from the end of the warm-up, where join_schedules starts it; a trial run of a few
+        # steps never gets there.
+        decay_steps = max(num_steps - config.warmup_steps, 1)
+        after = optax.cosine_decay_schedule(config.learning_rate, decay_steps)
     elif config.schedule == "steps":
         rates = [config.learning_rate * factor for factor in (1.0, *config.factors)]
         after = optax.join_schedules(

@@ -164,7 +164,6 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint_named(t
         ({"num_steps": 0}, "num_steps"),
         ({"seed": -1}, "seed"),
         ({"ema_decay": 1.0}, "ema_decay"),
-        ({"optimizer": {"schedule": "cosine", "warmup_steps": 6}}, "6 steps"),
         ({"model": {"name": "tinny"}}, "tiny"),
     ],
 )

@@ -103,6 +103,6 @@ def test_values_that_cannot_be_are_refused(fields, message):
         OptimizerConfig(**fields)
 
 
-def test_a_cosine_needs_steps_after_its_warmup():
-    with pytest.raises(ValueError, match="5 steps"):
-        optimizer.learning_rate_schedule(OptimizerConfig(schedule="cosine", warmup_steps=5), 5)
+def test_a_trial_run_shorter_than_the_warmup_only_warms_up():
+    config = OptimizerConfig(learning_rate=1.0, schedule="cosine", warmup_steps=4)
+    np.testing.assert_allclose(rates(config, 2), [0.25, 0.5])
