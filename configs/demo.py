@@ -1,6 +1,11 @@
-"""A small DiffusionDepth on the committed sample of rendered streets: a few minutes on two cores.
+"""A small DiffusionDepth on the committed sample of rendered streets: minutes on two CPU cores.
 
-python train.py --config=configs/demo.py --workdir=runs/demo        (or: make demo)
+    make demo        or: python train.py --config=configs/demo.py --workdir=runs/demo
+
+Measured figures are in results/demo.csv. What a small budget asks for, beside a small network: three
+denoising steps, crops of half the width (at equal cost more steps learn more than wider ones), and
+the scale-invariant log error, without which the farthest pixels decide everything. Training sees
+the exact depth; `--config.data.train.source.depth=groundtruth` trains on the lidar's 4.5% instead.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -10,7 +15,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 4
-    config.num_steps = 460
+    config.num_steps = 1300
     config.ema_decay = 0.0
 
     config.model = ConfigDict()
@@ -23,8 +28,8 @@ def get_config() -> ConfigDict:
     config.model.neck = {"features": 64, "hahi": False}
     # Training starts at about the sample's mean depth: 1 m, PyTorch's start, loses 50 iterations.
     config.model.codec = {"factor": 2, "latent_channels": 16, "initial_depth": 15.0}
-    config.model.denoiser = {"variant": "official", "hidden_features": 64, "fuse": False}
-    config.model.diffusion = {"num_inference_steps": 5}
+    config.model.denoiser = {"variant": "official", "hidden_features": 32, "fuse": False}
+    config.model.diffusion = {"num_inference_steps": 3}
     config.model.max_depth = 80.0
     config.model.remat = False
 
@@ -43,9 +48,9 @@ def get_config() -> ConfigDict:
 
     config.optimizer = {
         "name": "adamw",
-        "learning_rate": 3e-3,
+        "learning_rate": 4e-3,
         "schedule": "cosine",
-        "warmup_steps": 20,
+        "warmup_steps": 40,
         "weight_decay": 1e-2,
         "clip_norm": config_dict.placeholder(float),
     }
@@ -63,7 +68,7 @@ def get_config() -> ConfigDict:
     }
     config.data.train.augmentation = {
         "name": "kitti",
-        "crop": (80, 256),
+        "crop": (80, 128),
         "flip": 0.5,
         "rotation": 0.0,
         "jitter": 0.4,
@@ -83,7 +88,7 @@ def get_config() -> ConfigDict:
     config.data.evaluation_limit = config_dict.placeholder(int)
     config.data.baseline_frames = 200
 
-    config.evaluation = {"protocol": "dense", "flip_tta": False}
-    config.checkpoint = {"every_steps": 100, "keep": 1}
+    config.evaluation = {"protocol": "dense", "flip_tta": True}
+    config.checkpoint = {"every_steps": 400, "keep": 1}
     config.logging = {"every_steps": 10}
     return config
