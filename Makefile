@@ -33,7 +33,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not torch"
+	$(BIN)/python -m pytest -n 2 -m "not torch"
 
 # PyTorch's CPU build is enough, and plain `torch` on Linux would download gigabytes of CUDA.
 test-torch: .venv-torch/installed

@@ -2,10 +2,11 @@
 
     make demo        or: python train.py --config=configs/demo.py --workdir=runs/demo
 
-Measured figures are in results/demo.csv. What a small budget asks for, beside a small network: three
-denoising steps, crops of half the width (at equal cost more steps learn more than wider ones), and
-the scale-invariant log error, without which the farthest pixels decide everything. Training sees
-the exact depth; `--config.data.train.source.depth=groundtruth` trains on the lidar's 4.5% instead.
+Measured figures are in results/demo.csv. What a small budget asks for, beside a small network:
+three denoising steps, crops of half the width (at equal cost more steps learn more than wider
+ones), and the scale-invariant log error, without which the farthest pixels decide everything.
+Training sees the exact depth; `--config.data.train.source.depth=groundtruth` trains on the lidar's
+4.5% of the pixels instead.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
