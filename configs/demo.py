@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 4
-    config.num_steps = 1150
+    config.num_steps = 1250
     config.ema_decay = 0.0
 
     config.model = ConfigDict()
