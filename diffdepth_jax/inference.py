@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,8 +23,8 @@ from jaxtyping import Array, Float
 from PIL import Image
 from tqdm import tqdm
 
+from diffdepth_jax import atomic, registry, visualize
 from diffdepth_jax import config as config_lib
-from diffdepth_jax import registry, visualize
 from diffdepth_jax.data import io
 from diffdepth_jax.ops import random
 from diffdepth_jax.typing import InputSpec
@@ -290,9 +290,9 @@ def predict_files(
         colour = Image.fromarray(visualize.colour_depth(depth))
         png, npy, picture = targets[path]
         png.parent.mkdir(parents=True, exist_ok=True)
-        _write(png, lambda file, a=steps: Image.fromarray(a).save(file, "png"))
-        _write(npy, lambda file, a=depth: np.save(file, a))
-        _write(picture, lambda file, a=colour: a.save(file, "png"))
+        atomic.write(png, lambda file, a=steps: Image.fromarray(a).save(file, "png"))
+        atomic.write(npy, lambda file, a=depth: np.save(file, a))
+        atomic.write(picture, lambda file, a=colour: a.save(file, "png"))
     return failures
 
 
@@ -313,14 +313,3 @@ def _result_paths(paths: Sequence[Path], output: Path) -> dict[Path, list[Path]]
                     "another output directory, or predict them apart"
                 )
     return targets
-
-
-def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes a file under a temporary name and renames it, so that it is whole or absent."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

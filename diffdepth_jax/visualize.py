@@ -1,10 +1,9 @@
 """Pictures: colour maps of depth, training curves, denoising steps, predictions beside the truth.
 
 All of it draws on figures of its own (no pyplot, no display), so it works in scripts, notebooks
-and worker threads alike. Files are written under a temporary name and renamed.
+and worker threads alike.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ import matplotlib
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.figure import Figure
+
+from diffdepth_jax import atomic
 
 _INVALID = 128  # Grey level of pixels without a depth: not a colour of the maps in use.
 _PIXELS_PER_INCH = 100
@@ -171,9 +172,4 @@ def _save_grid(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        figure.savefig(temporary, dpi=_PIXELS_PER_INCH, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write(path, lambda file: figure.savefig(file, dpi=_PIXELS_PER_INCH, format="png"))

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from diffdepth_jax import atomic
 from diffdepth_jax.evaluation import frames, metrics, protocols
 from diffdepth_jax.evaluation.protocols import Protocol, Score
 
@@ -141,8 +142,9 @@ def score_cases(
     """Scores predictions that are already there; see `evaluate` for the rest."""
     with _made(Path(workdir).expanduser()) as directory:
         rows, result = _score(cases, protocol, baseline_depth, options or {})
-        _write(directory / PER_IMAGE_FILE, _csv(rows))
-        _write(directory / METRICS_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        atomic.write_text(directory / PER_IMAGE_FILE, _csv(rows))
+        text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+        atomic.write_text(directory / METRICS_FILE, text)
     return result
 
 
@@ -240,13 +242,3 @@ def _csv(rows: Iterable[list[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text).writerows([["id", *_COUNTS, *metrics.METRICS], *rows])
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from diffdepth_jax import atomic
 from diffdepth_jax.weights import torch_pickle
 from diffdepth_jax.weights.rules import WeightsError
 from diffdepth_jax.weights.torch_pickle import REMEDY, Array, Storage, Tensor
@@ -91,16 +92,12 @@ def write_safetensors(
     state_dict: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a state dict as safetensors, under a temporary name until it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes a state dict as safetensors, whole or not at all."""
     # The package writes an array's memory as it lies, so a transposed one must be copied first.
     arrays = {name: np.require(array, requirements="C") for name, array in state_dict.items()}
-    try:
-        safetensors.numpy.save_file(arrays, temporary, None if metadata is None else dict(metadata))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    strings = None if metadata is None else dict(metadata)
+    # By name: `save` would hold a second copy of all arrays in memory.
+    atomic.write(path, lambda file: safetensors.numpy.save_file(arrays, file.name, strings))
 
 
 # ---- formats -------------------------------------------------------------------------------------
