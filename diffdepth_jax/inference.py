@@ -69,7 +69,8 @@ class DepthModel:
             seed: every image draws its noise anew from this seed, so that its depth does not depend
               on what else is in the list.
             num_inference_steps: denoising steps; the checkpoint's own number when None.
-            flip_tta: average the prediction with that of the mirrored image (from the same noise).
+            flip_tta: average the prediction, clipped as below, with that of the mirrored image,
+              from the same noise.
 
         Returns:
             float32 `[h, w]` in metres for one image, clipped to [0, `config.max_depth`] where the
@@ -105,15 +106,17 @@ class DepthModel:
                     f"{shape[1:]}"
                 )
             noise = noise.reshape(shape)
-        normalised = self.input_spec.normalise(image)[None]
         key = jax.random.key(seed)  # of the steps' noise, which the config's eta asks for
-        depth = self._apply(self.variables, normalised, noise, key, steps)
-        if flip_tta:
-            mirrored = self._apply(self.variables, normalised[:, :, ::-1], noise, key, steps)
-            depth = (depth + mirrored[:, :, ::-1]) / 2
-        depth = np.asarray(depth[0, :, :, 0], np.float32)
         limit = getattr(self.config, "max_depth", None)
-        return depth if limit is None else np.clip(depth, 0.0, np.float32(limit))
+
+        def predict(normalised: np.ndarray) -> np.ndarray:
+            depth = self._apply(self.variables, normalised[None], noise, key, steps)
+            depth = np.asarray(depth[0, :, :, 0], np.float32)
+            return depth if limit is None else np.clip(depth, 0.0, np.float32(limit))
+
+        normalised = self.input_spec.normalise(image)
+        depth = predict(normalised)
+        return (depth + predict(normalised[:, ::-1])[:, ::-1]) / 2 if flip_tta else depth
 
     @functools.cached_property
     def _apply(self) -> Callable[..., Float[Array, "b h w 1"]]:

@@ -82,7 +82,6 @@ def evaluate(
     workdir: str | os.PathLike,
     *,
     baseline_depth: np.ndarray | None = None,
-    flip_tta: bool = False,
     options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -96,8 +95,7 @@ def evaluate(
       workdir: made if missing, and gone again if nothing comes of it.
       baseline_depth: the training set's median map (`baseline.median_depth_map`), for full frames;
         put on each frame's size by nearest pixels and scored alike, without any alignment.
-      flip_tta: average each prediction with the mirrored one of the mirrored image.
-      options: further settings of the prediction to state beside the result.
+      options: settings of the prediction, such as `flip_tta`, to state beside the result.
       progress: show a progress bar.
 
     Returns:
@@ -108,18 +106,11 @@ def evaluate(
       OSError: if `workdir` cannot be written, before anything is predicted.
     """
 
-    def predict(image: np.ndarray) -> np.ndarray:
-        prediction = predict_fn(image)
-        if not flip_tta:
-            return prediction
-        mirrored = predict_fn(np.ascontiguousarray(image[:, ::-1]))
-        return (prediction + mirrored[:, ::-1]) / 2
-
     def cases() -> Iterator[Case]:
         for sample in samples:
             with _naming(sample["id"]):
                 image = protocol.prepare(sample["image"])
-            yield Case(sample["id"], predict(image), sample["depth"])
+            yield Case(sample["id"], predict_fn(image), sample["depth"])
 
     total = len(samples) if hasattr(samples, "__len__") else None
     return score_cases(
@@ -127,7 +118,7 @@ def evaluate(
         protocol,
         workdir,
         baseline_depth=baseline_depth,
-        options={"flip_tta": flip_tta, **(options or {})},
+        options=options,
     )
 
 

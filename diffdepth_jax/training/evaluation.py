@@ -44,15 +44,14 @@ def evaluate(exp: Experiment, model: DepthModel, workdir: Path) -> dict[str, Any
             median = baseline.median_depth_map(sample["depth"] for sample in training)
         except FileNotFoundError as error:
             logging.warning("no baseline, as the training data cannot be read: %s", error)
-    steps = exp.evaluation.num_inference_steps
+    options = {name: getattr(exp.evaluation, name) for name in ("flip_tta", "num_inference_steps")}
     return scoring.evaluate(
-        lambda image: model.predict(image, num_inference_steps=steps),
+        lambda image: model.predict(image, **options),
         pipeline.evaluation_samples(exp.data.evaluation, exp.data.evaluation_limit),
         exp.evaluation.build(),
         workdir,
         baseline_depth=median,
-        flip_tta=exp.evaluation.flip_tta,
-        options={"num_inference_steps": steps},
+        options=options,
     )
 
 

@@ -79,5 +79,5 @@ class ConstantModel(DepthModel):
     def __init__(self):
         """Needs no network."""
 
-    def predict(self, image, num_inference_steps):
+    def predict(self, image, flip_tta, num_inference_steps):
         return np.full(image.shape[:2], 5, np.float32)
