@@ -273,3 +273,68 @@ def ribbon(
         [np.stack([np.full(count, u[0]), v], axis=1), np.stack([np.full(count, u[1]), v], axis=1)]
     )
     return Mesh(np.concatenate([left, right]), faces, uvs, material)
+
+
+def lathe(
+    profile: Float[np.ndarray, "n 2"], material: Material, sides: int = 32, crease: float = 0.7
+) -> Mesh:
+    """A closed body turned about the z axis.
+
+    Args:
+        profile: `[n 2]` (radius, height) from one point of the axis to another, with the body on
+            the left: from the middle of the foot outwards and up.
+        material: the surface; u runs once around, v from the axis (0) to the highest point (1) and
+            from there on back to the axis (0), so that inside and outside of a vessel match.
+        sides: corners of the circle.
+        crease: where the profile turns by more radians the edge is sharp, elsewhere rounded.
+    """
+    along = np.diff(profile, axis=0)
+    length = np.hypot(*along.T)
+    facing = np.stack([along[:, 1], -along[:, 0]], axis=1) / length[:, None]
+    sharp = np.einsum("ij,ij->i", facing[:-1], facing[1:]) < np.cos(crease)
+    # Every point once for the piece before it and, where an edge is sharp, once more after it.
+    point, normal, piece = [0], [facing[0]], [0]
+    for i in range(1, len(profile) - 1):
+        if sharp[i - 1]:
+            point += [i, i]
+            normal += [facing[i - 1], facing[i]]
+            piece += [piece[-1], piece[-1] + 1]
+        else:
+            mean = length[i - 1] * facing[i - 1] + length[i] * facing[i]
+            point.append(i)
+            normal.append(mean / np.hypot(*mean))
+            piece.append(piece[-1])
+    point.append(len(profile) - 1)
+    normal.append(facing[-1])
+    piece.append(piece[-1])
+
+    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+    def turned(line: np.ndarray) -> np.ndarray:
+        rings = np.empty((len(line), sides, 3))
+        rings[..., :2] = line[:, None, :1] * circle
+        rings[..., 2] = line[:, 1:]
+        return _closed(rings)
+
+    on_axis = profile[point, 0] < 1e-9
+    normals = np.where(on_axis[:, None], np.array([0.0, 1.0]) * np.sign(normal), normal)
+    faces, uvs = _skin(len(point), sides)
+    lower, upper = faces[: len(faces) // 2], faces[len(faces) // 2 :]
+    ring = lower[:, 0] // (sides + 1)
+    within = np.asarray(piece)[ring] == np.asarray(piece)[ring + 1]
+    travelled = np.concatenate([[0.0], np.cumsum(length)])
+    top = travelled[np.argmax(profile[:, 1])]
+    v = np.where(
+        travelled <= top,
+        travelled / top,
+        (travelled[-1] - travelled) / (travelled[-1] - top + 1e-12),
+    )
+    uvs = np.column_stack([uvs[:, 0], v[point].repeat(sides + 1)])
+    return Mesh(
+        turned(profile[point]),
+        np.concatenate([lower[within & ~on_axis[ring]], upper[within & ~on_axis[ring + 1]]]),
+        uvs,
+        material,
+        turned(normals),
+    )
