@@ -1,12 +1,15 @@
 """Reading images and depth maps from files, with errors that name the file and the remedy."""
 
+import json
 import os
 import struct
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image, ImageOps
 
 
@@ -80,6 +83,151 @@ def read_h5(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
             return [file[name][()] for name in names]
     except OSError as error:
         raise _damaged(path, error) from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it holds no JSON.
+    """
+    _require(path)
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def read_calibration(
+    path: str | Path, key: str, shape: tuple[int, int]
+) -> Float64[np.ndarray, "rows columns"]:
+    """Reads a matrix of a text file with lines `KEY: number number ...`, as KITTI calibrates.
+
+    Args:
+      path: the file.
+      key: as in `P_rect_02`.
+      shape: (rows, columns); the numbers are row by row.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it has no such key, or not as many finite numbers there.
+    """
+    for line in read_text(path).splitlines():
+        name, _, values = line.partition(":")
+        if name.strip() == key:
+            return numbers(values, shape, f"{path}, {key}")
+    raise ValueError(f"{path} has no {key}: it is another calibration file, or damaged")
+
+
+def numbers(text: str, shape: tuple[int, ...], name: str) -> Float64[np.ndarray, "..."]:
+    """An array from its numbers in a text; `name` is how errors call it.
+
+    Raises:
+      ValueError: if the text is not `shape` finite numbers.
+    """
+    try:
+        values = np.array([float(word) for word in text.split()], np.float64)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; {np.prod(shape)} numbers were expected") from error
+    if values.size != np.prod(shape) or not np.isfinite(values).all():
+        raise ValueError(
+            f"{name}: {np.prod(shape)} finite numbers were expected, found {text.split()}"
+        )
+    return values.reshape(shape)
+
+
+def read_exr(path: str | Path) -> Float32[np.ndarray, "h w"]:
+    """Reads one channel of an OpenEXR file: `Y`, `Z` or `R`, or else its first.
+
+    Values are as stored (ClearGrasp: half floats, metres, NaN or 0 where nothing was measured).
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is damaged or no OpenEXR file.
+      ImportError: if the package OpenEXR, an optional dependency, is not installed.
+    """
+    try:
+        import OpenEXR  # Only here: an extra of the few data sets that need it.
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs the package OpenEXR: pip install 'diffdepth_jax[exr]'"
+        ) from error
+    _require(path)
+    try:
+        with OpenEXR.File(str(path), separate_channels=True) as file:
+            channels = file.channels()
+            name = next((name for name in "YZR" if name in channels), min(channels))
+            return channels[name].pixels.astype(np.float32)
+    # It tells of broken pixels as a file without parts.
+    except (RuntimeError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """Reads an array of numbers from a `.npy` file.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is damaged, an archive, or holds Python objects.
+    """
+    _require(path)
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{path} is an archive of arrays (.npz), not a single one (.npy)")
+    return array
+
+
+def read_mat(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
+    """Reads variables of a MATLAB file of version 4 to 7.2 (those of 7.3 are HDF5: `read_h5`).
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is damaged or lacks one of the `names`.
+    """
+    import scipy.io  # Only here: half a second to import.
+
+    _require(path)
+    try:
+        variables = scipy.io.loadmat(path, variable_names=names)
+    # What SciPy raises on damaged files is not told in its documentation.
+    except Exception as error:
+        raise _damaged(path, error) from error
+    if absent := [name for name in names if name not in variables]:
+        known = [name for name, *_ in scipy.io.whosmat(path)]
+        raise ValueError(f"{path} has no variable {absent[0]!r}; it holds {sorted(known)}")
+    return [variables[name] for name in names]
+
+
+def read_labels(path: str | Path) -> UInt8[np.ndarray, "h w"]:
+    """Reads an 8-bit image of one channel whose values are classes or a mask.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is damaged, coloured or has more than 8 bits.
+    """
+    image = _open(path)
+    if image.mode not in ("L", "P", "1"):
+        raise ValueError(
+            f"{path} is no label map (Pillow mode {image.mode!r}): labels are an 8-bit PNG of one "
+            "channel; its coloured picture does not do"
+        )
+    return np.asarray(image, np.uint8)
+
+
+def read_numbers(path: str | Path, shape: tuple[int, ...]) -> Float64[np.ndarray, "..."]:
+    """Reads a text file that holds an array's numbers and nothing else, row by row.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is not `shape` finite numbers.
+    """
+    _require(path)
+    return numbers(Path(path).read_text(errors="replace"), shape, str(path))
 
 
 def check_sample(

@@ -1,6 +1,6 @@
 """One file per data set; each offers `Config`, `source(split, root, ...)` and `DEPTH_RANGE`."""
 
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 import numpy as np
 
@@ -14,6 +14,14 @@ class Sample(TypedDict):
       set has no calibration for the frame, so that nobody computes with invented numbers.
     id: unique within the source, usable as a file name.
     condition: weather and light, e.g. "day-clear", "night", "day-rain", "indoor".
+
+    What only some data sets have (augmentation does not follow it):
+
+    disparity: float32 [h w], pixels at the image's size, 0 where unknown.
+    baseline: metres between the two cameras; depth = baseline * intrinsics[0, 0] / disparity.
+    categories: uint8 [h w], class of the material (Booster: 0 the easiest, 3 the hardest).
+    tom_mask: bool [h w], the transparent and mirroring surfaces.
+    clean_image: uint8 [h w 3], RGB, the image that `image` was generated from.
     """
 
     image: np.ndarray
@@ -21,6 +29,11 @@ class Sample(TypedDict):
     intrinsics: np.ndarray
     id: str
     condition: str
+    disparity: NotRequired[np.ndarray]
+    baseline: NotRequired[float]
+    categories: NotRequired[np.ndarray]
+    tom_mask: NotRequired[np.ndarray]
+    clean_image: NotRequired[np.ndarray]
 
 
 class Source(Protocol):

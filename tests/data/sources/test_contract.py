@@ -17,10 +17,10 @@ def test_source_file(name: str, tmp_path: Path) -> None:
     config = module.Config()
     assert dataclasses.is_dataclass(config) and config.name == name
     with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
-        module.source("train", tmp_path / "nowhere")
+        module.source(config.split, tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
         module.build(dataclasses.replace(config, root=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="split is 'no such split'"):
         module.source("no such split", tmp_path)
     with pytest.raises(TypeError, match="no_such_option"):
-        module.source("train", tmp_path, no_such_option=1)
+        module.source(config.split, tmp_path, no_such_option=1)
