@@ -1,4 +1,4 @@
-"""Where crops lie, and what cropping, resizing, flipping and rotating does to intrinsics.
+"""Where crops lie, what moving pixels does to intrinsics, depth from disparity and lidar points.
 
 A function `..._map` returns the homogeneous 3x3 map from old to new pixel coordinates. Intrinsics
 follow it by `pixel_map @ intrinsics`, and maps of successive steps multiply. Integer coordinates
@@ -6,9 +6,11 @@ are pixel centres, (0, 0) is the top-left one (OpenCV's and KITTI's convention).
 """
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float32, Float64
 
 KB_SIZE = (352, 1216)  # of KITTI's benchmark images; the kb crop is called after it
 NYU_ROWS = 240  # to which DiffusionDepth's release resizes NYU
@@ -61,6 +63,100 @@ def rotation_map(size: tuple[int, int], degrees: float) -> Float64[np.ndarray, "
         [cosine, sine, x - cosine * x - sine * y],
         [-sine, cosine, y + sine * x - cosine * y],
     )
+
+
+def disparity_depth(
+    disparity: Float[np.ndarray, "h w"], focal_baseline: float
+) -> Float32[np.ndarray, "h w"]:
+    """Depth in metres of a rectified stereo pair: focal length * baseline / disparity.
+
+    Args:
+      disparity: pixels; where it is not positive (0, negative, NaN) nothing was measured.
+      focal_baseline: focal length in pixels times baseline in metres.
+
+    Returns:
+      Depth, 0 where nothing was measured.
+    """
+    measured = disparity > 0
+    return np.where(measured, focal_baseline / np.where(measured, disparity, 1), 0).astype(
+        np.float32
+    )
+
+
+def rigid_transform(
+    rotation: Sequence[float | int], translation: Sequence[float | int]
+) -> Float64[np.ndarray, "4 4"]:
+    """Homogeneous matrix of a pose: unit quaternion (w, x, y, z) and translation in metres.
+
+    A quaternion of another length is normalised.
+
+    Raises:
+      ValueError: if they are not four and three numbers, or the quaternion is zero.
+    """
+    if len(rotation) != 4 or len(translation) != 3 or not any(rotation):
+        raise ValueError(
+            f"a pose is a quaternion (w, x, y, z) and a translation (x, y, z), not {rotation} and "
+            f"{translation}"
+        )
+    w, x, y, z = np.asarray(rotation, np.float64) / np.linalg.norm(rotation)
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = translation
+    return matrix
+
+
+def transform_points(
+    matrix: Float[np.ndarray, "4 4"], points: Float[np.ndarray, "n 3"]
+) -> Float64[np.ndarray, "n 3"]:
+    """Points taken from one frame of reference to another, in float64."""
+    matrix = matrix.astype(np.float64)
+    return points.astype(np.float64) @ matrix[:3, :3].T + matrix[None, :3, 3]
+
+
+def projected_depth(
+    points: Float[np.ndarray, "n 3"],
+    intrinsics: Float[np.ndarray, "3 3"],
+    size: tuple[int, int],
+    *,
+    rule: Literal["nearest", "devkit"] = "nearest",
+) -> Float32[np.ndarray, "h w"]:
+    """Sparse depth map of a point cloud.
+
+    Args:
+      points: metres in camera coordinates (x right, y down, z forward).
+      intrinsics: of the camera, pixels.
+      size: (height, width) of the map.
+      rule: which pixel a point belongs to, and which of several points a pixel takes.
+        `nearest`: every point in front of the camera, the pixel whose centre is nearest, the point
+        that is nearest to the camera. `devkit`: as nuScenes' devkit and md4all do: only points
+        beyond 1 m and more than 1 pixel inside the image, coordinates truncated, the last point of
+        the cloud.
+
+    Returns:
+      z of the points, 0 at pixels that none belongs to.
+    """
+    height, width = size
+    points = points[points[:, 2] > (1.0 if rule == "devkit" else 0.0)].astype(np.float64)
+    depth = points[:, 2]
+    homogeneous = points @ intrinsics.astype(np.float64).T
+    with np.errstate(over="ignore", invalid="ignore"):  # Such points are outside, or NaN.
+        x, y = (homogeneous[:, :2] / depth[:, None]).T
+    if rule == "devkit":
+        inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
+        order = np.arange(len(depth))[inside]
+    else:
+        x, y = np.floor(x + 0.5), np.floor(y + 0.5)
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        order = np.argsort(-depth, kind="stable")
+        order = order[inside[order]]
+    depth_map = np.zeros(size, np.float32)
+    # Of several values for one pixel the last one stays: the nearest point comes last.
+    depth_map[y[order].astype(int), x[order].astype(int)] = depth[order]
+    return depth_map
 
 
 def _map(row_x: list, row_y: list) -> Float64[np.ndarray, "3 3"]:

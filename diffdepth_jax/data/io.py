@@ -113,7 +113,8 @@ def read_calibration(
       FileNotFoundError: if there is no such file.
       ValueError: if it has no such key, or not as many finite numbers there.
     """
-    for line in read_text(path).splitlines():
+    _require(path)
+    for line in Path(path).read_text(errors="replace").splitlines():
         name, _, values = line.partition(":")
         if name.strip() == key:
             return numbers(values, shape, f"{path}, {key}")

@@ -1,5 +1,7 @@
 """Pixel maps against NumPy and Pillow moving a marked pixel."""
 
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,3 +59,71 @@ def test_the_kb_crop_lies_at_the_bottom_middle() -> None:
 def test_the_columns_of_a_resize_to_rows_are_truncated() -> None:
     assert geometry.size_of_rows((480, 640), 240) == (240, 320)
     assert geometry.size_of_rows((50, 91), 20) == (20, 36)
+
+
+def test_disparity_depth() -> None:
+    disparity = np.array([[2.0, 0.0, -1.0], [np.nan, 0.5, 40.0]], np.float32)
+    depth = geometry.disparity_depth(disparity, 100.0)
+    np.testing.assert_array_equal(depth, np.array([[50, 0, 0], [0, 200, 2.5]], np.float32))
+
+
+def test_rigid_transform() -> None:
+    """A quarter turn about z takes x to y; quaternions of any length; bad ones are refused."""
+    turn = geometry.rigid_transform([3.0, 0.0, 0.0, 3.0], [10.0, 20.0, 30.0])
+    points = np.array([[1.0, 0, 0], [0, 0, 5.0]], np.float32)
+    np.testing.assert_allclose(
+        geometry.transform_points(turn, points), [[10, 21, 30], [10, 20, 35]], atol=1e-12
+    )
+    w, x, y, z = 0.5, -0.1, 0.7, 0.2
+    rotation = geometry.rigid_transform([w, x, y, z], [0.0, 0.0, 0.0])[:3, :3]
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(rotation @ [x, y, z], [x, y, z], atol=1e-12)  # the axis stays
+    for bad in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]):
+        with pytest.raises(ValueError, match="a pose is a quaternion"):
+            geometry.rigid_transform(bad, [0.0, 0.0, 0.0])
+
+
+def literal_projection(
+    points: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int], rule: str
+) -> np.ndarray:
+    depth_map = np.zeros(size)
+    for point in points.astype(np.float64):
+        z = point[2]
+        if not z > (1 if rule == "devkit" else 0):
+            continue
+        x, y, _ = intrinsics.astype(np.float64) @ point / z
+        if rule == "devkit":
+            if 1 < x < size[1] - 1 and 1 < y < size[0] - 1:
+                depth_map[int(y), int(x)] = z
+            continue
+        if not (abs(x) < 1e6 and abs(y) < 1e6):
+            continue
+        column, row = math.floor(x + 0.5), math.floor(y + 0.5)
+        if 0 <= column < size[1] and 0 <= row < size[0]:
+            nearest = depth_map[row, column] or np.inf
+            depth_map[row, column] = min(nearest, z)
+    return depth_map.astype(np.float32)
+
+
+@pytest.mark.parametrize("rule", ["nearest", "devkit"])
+def test_projected_depth_equals_a_literal_loop(rule: str) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.uniform([-9, -6, -5], [9, 6, 30], (4000, 3)).astype(np.float32)
+    points[:3] = [[np.nan, 0, 1], [0, 0, 0], [5, 5, 1e-30]]
+    intrinsics = np.array([[20, 0, 15.3], [0, 22, 9.8], [0, 0, 1]], np.float32)
+    got = geometry.projected_depth(points, intrinsics, (20, 32), rule=rule)
+    np.testing.assert_array_equal(got, literal_projection(points, intrinsics, (20, 32), rule))
+    assert got.dtype == np.float32
+    # Many points share a pixel, or the order would not matter.
+    assert 0.7 < (got > 0).mean() < 1 and (points[:, 2] > 1).sum() > 2 * (got > 0).sum()
+
+
+def test_a_point_in_the_middle_of_a_pixel() -> None:
+    """Integer coordinates are pixel centres; the devkit truncates."""
+    points = np.array([[2.6, 3.6, 1.0], [5.2, 7.2, 2.0]])
+    points[0] *= 1.5
+    intrinsics = np.eye(3)
+    assert np.argwhere(geometry.projected_depth(points, intrinsics, (9, 9))).tolist() == [[4, 3]]
+    devkit = geometry.projected_depth(points, intrinsics, (9, 9), rule="devkit")
+    assert np.argwhere(devkit).tolist() == [[3, 2]]
+    assert devkit[3, 2] == 2.0

@@ -1,0 +1,165 @@
+"""A data set as a list of frames by their files, checked before any of them is read."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffdepth_jax.data import io
+from diffdepth_jax.data.sources import Sample
+
+UNKNOWN = np.full((3, 3), np.nan, np.float32)  # intrinsics of a frame without calibration
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One frame by its files.
+
+    Attributes:
+      id: unique within the source, usable as a file name.
+      image: the image file.
+      depth: the file that depth is read or computed from; None for an image alone, whose depth is
+        0 (unmeasured) everywhere.
+      calibration: the file with the camera; None where it is known otherwise or not at all.
+      condition: weather and light.
+    """
+
+    id: str
+    image: Path
+    depth: Path | None = None
+    calibration: Path | None = None
+    condition: str = "day-clear"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        files = (self.image, self.depth, self.calibration)
+        return tuple(file for file in files if file is not None)
+
+
+# (frame, (height, width) of its image) -> depth float32 [h w] and intrinsics float32 [3 3].
+Reader = Callable[[Frame, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
+
+
+class FrameSource:
+    """Random access to listed frames (`sources.Source`)."""
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        read: Reader,
+        *,
+        where: str,
+        remedy: str,
+        check_files: bool = True,
+    ):
+        """
+        Args:
+          frames: in the order of the source.
+          read: depth and intrinsics of a frame.
+          where: what was listed, for errors, as in "split 'val' of data/cityscapes".
+          remedy: what to do about missing files.
+          check_files: look now whether every file is there; otherwise each is missed when it is
+            read.
+
+        Raises:
+          ValueError: if there are no frames, or two have the same id.
+          FileNotFoundError: if files are missing; says how many, and the first.
+        """
+        if not frames:
+            raise ValueError(f"no frames in {where}: {remedy}")
+        require_unique((frame.id for frame in frames), where)
+        if check_files:
+            require_files((file for frame in frames for file in frame.files), where, remedy)
+        self.frames = tuple(frames)
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self.frames[index]
+        image = io.read_image(frame.image)
+        depth, intrinsics = self._read(frame, image.shape[:2])
+        io.check_sample(image, depth, frame.image, frame.depth)
+        return Sample(
+            image=image,
+            depth=depth,
+            intrinsics=intrinsics,
+            id=frame.id,
+            condition=frame.condition,
+        )
+
+
+def unmeasured(size: tuple[int, int]) -> np.ndarray:
+    """Depth of an image that comes without: 0, nothing was measured."""
+    return np.zeros(size, np.float32)
+
+
+def require_folder(path: Path, remedy: str) -> Path:
+    """The folder `path` itself.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path} does not exist: {remedy}")
+    return path
+
+
+def require_split(split: str, names: Iterable[str], *, lists: bool = False) -> None:
+    """Refuses a split that is none of `names` nor, with `lists`, the path of a `.txt` file.
+
+    Raises:
+      ValueError: says what there is.
+    """
+    names = tuple(names)
+    if split in names or (lists and split.endswith(".txt")):
+        return
+    path = " or the path of a list file ending in .txt" if lists else ""
+    raise ValueError(f"split is {split!r}; it must be one of {', '.join(names)}{path}")
+
+
+def require_unique(ids: Iterable[str], where: str) -> None:
+    """Refuses ids that occur twice: what is written for one frame would overwrite the other's.
+
+    Raises:
+      ValueError: names the first.
+    """
+    seen: set[str] = set()
+    for name in ids:
+        if name in seen:
+            raise ValueError(f"frame {name} occurs twice in {where}: list each frame once")
+        seen.add(name)
+
+
+def require_files(paths: Iterable[Path], where: str, remedy: str) -> None:
+    """Refuses missing files.
+
+    Raises:
+      FileNotFoundError: says how many of how many are missing, and the first.
+    """
+    paths = list(paths)
+    if missing := io.missing(paths):
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} files of {where} are missing, the first is "
+            f"{missing[0]}: {remedy}"
+        )
+
+
+def read_lines(path: Path, otherwise: str) -> list[tuple[int, str]]:
+    """The lines of a list file that are not empty, with their numbers from 1.
+
+    Args:
+      path: the file.
+      otherwise: what the split may be instead, for the error.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: split must name a list file or {otherwise}"
+        )
+    lines = enumerate(path.read_text(errors="replace").splitlines(), start=1)
+    return [(number, line.strip()) for number, line in lines if line.strip()]

@@ -1,0 +1,87 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.data import io, listing
+
+
+def frames(folder: Path, count: int = 3) -> list[listing.Frame]:
+    made = []
+    for number in range(count):
+        path = folder / f"{number}.png"
+        Image.fromarray(np.full((4, 6, 3), number, np.uint8)).save(path)
+        made.append(listing.Frame(id=str(number), image=path))
+    return made
+
+
+def read(frame: listing.Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    return listing.unmeasured(size), listing.UNKNOWN
+
+
+def open_source(made: list[listing.Frame], **options: object) -> listing.FrameSource:
+    return listing.FrameSource(made, read, where="split 'a' of here", remedy="do this", **options)
+
+
+def test_a_source_of_frames(tmp_path: Path) -> None:
+    source = open_source(frames(tmp_path))
+    assert len(source) == 3
+    assert [sample["id"] for sample in source] == ["0", "1", "2"]
+    assert (source[2]["image"] == 2).all() and source[2]["depth"].shape == (4, 6)
+    assert np.isnan(source[0]["intrinsics"]).all() and source[0]["condition"] == "day-clear"
+
+
+def test_what_is_refused_at_opening(tmp_path: Path) -> None:
+    made = frames(tmp_path)
+    with pytest.raises(ValueError, match="no frames in split 'a' of here: do this"):
+        open_source([])
+    with pytest.raises(ValueError, match="frame 1 occurs twice in split 'a' of here"):
+        open_source([*made, made[1]])
+    made[1].image.unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 3 files of .*1\.png: do this"):
+        open_source(made)
+    late = open_source(made, check_files=False)
+    assert late[2]["id"] == "2"
+    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist"):
+        late[1]
+
+
+def test_depth_of_another_size_is_refused(tmp_path: Path) -> None:
+    source = listing.FrameSource(
+        frames(tmp_path),
+        lambda frame, size: (np.zeros((4, 5), np.float32), listing.UNKNOWN),
+        where="here",
+        remedy="do this",
+    )
+    with pytest.raises(ValueError, match="image and depth differ in size"):
+        source[0]
+
+
+def test_splits_and_lists(tmp_path: Path) -> None:
+    listing.require_split("val", ("train", "val"))
+    listing.require_split("mine.txt", ("train", "val"), lists=True)
+    for split, lists in (("test", True), ("mine.txt", False)):
+        with pytest.raises(ValueError, match=f"split is '{split}'; it must be one of train, val"):
+            listing.require_split(split, ("train", "val"), lists=lists)
+    (tmp_path / "list.txt").write_text("\n one two \n\nthree\n")
+    lines = listing.read_lines(tmp_path / "list.txt", "train")
+    assert lines == [(2, "one two"), (4, "three")]
+    with pytest.raises(FileNotFoundError, match=r"no\.txt does not exist: split must name a list"):
+        listing.read_lines(tmp_path / "no.txt", "train")
+
+
+def test_calibration_and_json(tmp_path: Path) -> None:
+    path = tmp_path / "calib.txt"
+    path.write_text("date: today\nP2: 1 2 3 4e0 5 6\nP3: 1 2 x\nP4: 1 nan 3 4 5 6\n")
+    got = io.read_calibration(path, "P2", (2, 3))
+    np.testing.assert_array_equal(got, [[1, 2, 3], [4, 5, 6]])
+    for key, message in (("P5", "has no P5"), ("P3", "P3: .*'x'"), ("P4", "P4: 6 finite")):
+        with pytest.raises(ValueError, match=rf"calib\.txt.*{message}"):
+            io.read_calibration(path, key, (2, 3))
+    (tmp_path / "a.json").write_text('{"fx": 1')
+    with pytest.raises(ValueError, match=r"a\.json cannot be read .*fetch it again"):
+        io.read_json(tmp_path / "a.json")
+    for absent in (lambda path: io.read_calibration(path, "P2", (3, 4)), io.read_json):
+        with pytest.raises(FileNotFoundError, match="gone does not exist"):
+            absent(tmp_path / "gone")
