@@ -65,12 +65,17 @@ def read_depth_png(
     return np.asarray(image).astype(dtype) / dtype(scale)
 
 
-def read_h5(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
-    """Reads whole data sets of an HDF5 file.
+def read_h5(path: str | Path, names: tuple[str, ...], entry: int | None = None) -> list[np.ndarray]:
+    """Reads data sets of an HDF5 file.
+
+    Args:
+      path: the file.
+      names: of the data sets.
+      entry: read only this entry along their first axis; None reads the whole.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged or lacks one of the `names`.
+      ValueError: if the file is damaged or lacks one of the `names` or the entry.
     """
     import h5py  # Only here: scoring saved depth maps reads PNG through this module.
 
@@ -80,7 +85,9 @@ def read_h5(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
             absent = [name for name in names if name not in file]
             if absent:
                 raise ValueError(f"{path} has no data set {absent[0]!r}; it holds {sorted(file)}")
-            return [file[name][()] for name in names]
+            return [file[name][() if entry is None else entry] for name in names]
+    except IndexError as error:
+        raise ValueError(f"{path} has no entry {entry}: it is shorter than its list") from error
     except OSError as error:
         raise _damaged(path, error) from error
 

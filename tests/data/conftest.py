@@ -1,11 +1,14 @@
 """Writers of tiny data sets in the official layouts, with values that the tests can predict."""
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 CALIBRATION = """\
@@ -76,6 +79,87 @@ def write_nyu(tmp_path: Path) -> Callable[..., Path]:
             else:
                 save(directory / f"rgb_{number:05d}.png", image)
                 save(directory / f"sync_depth_{number:05d}.png", depth)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def write_labelled_nyu(tmp_path: Path) -> Callable[..., Path]:
+    """Writes `nyu_depth_v2_labeled.mat` of some frames, and `splits.mat`; returns the root.
+
+    `depths` are the stored depth / 4096; `rawDepths` are half of them.
+    """
+
+    def write(
+        count: int, train: list[int], test: list[int], size: tuple[int, int] = (24, 32)
+    ) -> Path:
+        frames = [frame(number, size) for number in range(count)]
+        with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:
+            file["images"] = np.stack([image.transpose(2, 1, 0) for image, _ in frames])
+            file["depths"] = np.stack([depth.T.astype(np.float32) / 4096 for _, depth in frames])
+            file["rawDepths"] = file["depths"][()] / 2
+        numbers = {"trainNdxs": train, "testNdxs": test}
+        columns = {name: np.array(values)[:, None] for name, values in numbers.items()}
+        scipy.io.savemat(tmp_path / "splits.mat", columns)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def write_tfds_nyu(tmp_path: Path) -> Callable[..., Path]:
+    """Writes what tensorflow-datasets' `nyu_depth_v2` leaves on disk; returns its data folder."""
+
+    def write(numbers: list[int], split: str, size: tuple[int, int] = (24, 32)) -> Path:
+        # Only here: they take a second to import.
+        from array_record.python.array_record_module import ArrayRecordWriter
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        folder = tmp_path / "nyu_depth_v2" / "0.0.1"
+        folder.mkdir(parents=True, exist_ok=True)
+        core, shape = "tensorflow_datasets.core.features", [str(side) for side in size]
+        features = {
+            "depth": {
+                "pythonClassName": f"{core}.tensor_feature.Tensor",
+                "tensor": {"shape": {"dimensions": shape}, "dtype": "float16", "encoding": "none"},
+            },
+            "image": {
+                "pythonClassName": f"{core}.image_feature.Image",
+                "image": {"shape": {"dimensions": [*shape, "3"]}, "dtype": "uint8"},
+            },
+        }
+        description = {
+            "pythonClassName": f"{core}.features_dict.FeaturesDict",
+            "featuresDict": {"features": features},
+        }
+        (folder / "features.json").write_text(json.dumps(description))
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        part = {
+            "name": split,
+            "shardLengths": [str(len(numbers))],
+            "numBytes": "1",
+            "filepathTemplate": template,
+        }
+        info = {
+            "name": "nyu_depth_v2",
+            "version": "0.0.1",
+            "fileFormat": "array_record",
+            "splits": [part],
+        }
+        (folder / "dataset_info.json").write_text(json.dumps(info))
+        path = folder / f"nyu_depth_v2-{split}.array_record-00000-of-00001"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for number in numbers:
+            image, depth = frame(number, size)
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "PNG")
+            example = tf_example_pb2.Example()
+            example.features.feature["image"].bytes_list.value.append(png.getvalue())
+            metres = (depth / 4096).astype(np.float16).ravel()
+            example.features.feature["depth"].float_list.value.extend(metres.astype(float))
+            writer.write(example.SerializeToString())
+        writer.close()
         return tmp_path
 
     return write

@@ -1,6 +1,6 @@
 """NYU Depth V2: indoor images with Kinect depth, 480x640.
 
-Two layouts are read, chosen by `layout`:
+Four layouts are read, chosen by `layout`:
 
 `h5`, the files of sparse-to-dense (Ma and Karaman, 2018; nyudepthv2.tar.gz), that DiffusionDepth
 was trained on; each holds `rgb` uint8 [3 h w] and `depth` float32 [h w] in metres:
@@ -13,16 +13,34 @@ was trained on; each holds `rgb` uint8 [3 h w] and `depth` float32 [h w] in metr
     root/sync/basement_0001a/{rgb_00000.jpg,sync_depth_00000.png}
     root/official_splits/test/bathroom/{rgb_00045.jpg,sync_depth_00045.png}   (the same 654)
 
-Depth is 0 where nothing was measured. Colour frames have a white border of a few pixels.
+`mat`, the labelled part as its authors publish it (https://cs.nyu.edu/~silberman): HDF5 with
+`images` uint8 [n 3 w h], `depths` and `rawDepths` float32 [n w h] in metres, and the numbers of the
+795 training and 654 test frames, counted from 1:
+
+    root/nyu_depth_v2_labeled.mat
+    root/splits.mat                                  (trainNdxs, testNdxs)
+
+`tfds`, the `h5` files as tensorflow-datasets' builder `nyu_depth_v2` writes them in its file format
+array_record (`tfds build nyu_depth_v2 --file_format=array_record`); `root` is its data folder or
+the folder of a version. Depth is float16 there, metres. TensorFlow is not needed to read them:
+
+    root/nyu_depth_v2/0.0.1/{dataset_info.json,features.json,nyu_depth_v2-train.array_record-*}
+
+Depth is 0 where nothing was measured; `depths` and the `h5` files are filled in by their authors.
+Colour frames have a white border of a few pixels, which BTS painted black.
+
+Intrinsics are the toolbox's at 480x640, and all NaN at other sizes, unless the scene's folder (of
+`h5` or `sync`) holds an `intrinsics.txt`: nine numbers, row by row, for all its frames.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from diffdepth_jax.data import io
+from diffdepth_jax.data import io, listing
 from diffdepth_jax.data.sources import Sample, Source
 
 DEPTH_RANGE = (1e-3, 10.0)  # metres
@@ -56,20 +74,20 @@ class Config:
       split: `train`, `test`, or the path of a list file: one frame a line, `FILE.h5` or
         `IMAGE DEPTH_PNG [FOCAL]` (BTS's lists), with paths relative to `root`; a leading slash is
         ignored. BTS's training list wants root to be its `sync` folder.
-      layout: `h5` or `sync`; with a list file the lines decide.
+      layout: `h5`, `sync`, `mat` or `tfds`; with a list file the lines decide.
+      mat_depth: of the labelled part: `depths`, filled in, or `rawDepths`, as measured, which is
+        what BTS's test frames hold.
     """
 
     name: Literal["nyu"] = "nyu"
     root: str = "data/nyu"
     split: str = "train"
-    layout: Literal["h5", "sync"] = "h5"
+    layout: Literal["h5", "sync", "mat", "tfds"] = "h5"
+    mat_depth: Literal["depths", "rawDepths"] = "depths"
 
     def __post_init__(self) -> None:
-        if self.split not in ("train", "test") and not self.split.endswith(".txt"):
-            raise ValueError(
-                f"split is {self.split!r}; it must be train, test or the path of a list file "
-                "ending in .txt"
-            )
+        lists = self.layout in ("h5", "sync")
+        listing.require_split(self.split, ("train", "test"), lists=lists)
 
 
 def source(split: str, root: str | Path, **options: object) -> Source:
@@ -84,29 +102,28 @@ def build(config: Config) -> Source:
       FileNotFoundError: if the folder, the list or a file is missing.
       ValueError: if a list cannot be read, or there are no frames.
     """
-    return Nyu(config)
+    listing.require_folder(Path(config.root), "set root to the folder of NYU")
+    if config.layout == "mat":
+        return Labelled(config)
+    return Tfds(config) if config.layout == "tfds" else Nyu(config)
 
 
 class Nyu:
-    """Frames of NYU Depth V2; see `Config` and the layouts above. `intrinsics` are the toolbox's at
-    480x640 and all NaN for frames of another size, whose crop nobody knows."""
+    """Frames in files of their own: the layouts `h5` and `sync`, and lists."""
 
     def __init__(self, config: Config):
         self._root = Path(config.root)
-        if not self._root.is_dir():
-            raise FileNotFoundError(f"{self._root} does not exist: set root to the folder of NYU")
         if config.split in ("train", "test"):
             self._frames = self._scanned(config)
         else:
             self._frames = self._listed(Path(config.split))
         if not self._frames:
             raise ValueError(f"no frames for split {config.split!r} under {self._root}")
-        paths = (self._root / path for frame in self._frames for path in frame)
-        if missing := io.missing(paths):
-            raise FileNotFoundError(
-                f"{len(missing)} files of split {config.split!r} are missing, the first is "
-                f"{missing[0]}: complete the download or leave the frames out by a list file"
-            )
+        where = f"split {config.split!r} under {self._root}"
+        listing.require_unique(map(_id, self._frames), where)
+        paths = [self._root / path for frame in self._frames for path in frame]
+        remedy = "complete the download or leave the frames out by a list file"
+        listing.require_files(paths, where, remedy)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -120,18 +137,14 @@ class Nyu:
                 raise ValueError(
                     f"{paths[0]}: rgb must be uint8 [3 h w], not {image.dtype} {image.shape}"
                 )
-            image, depth = np.ascontiguousarray(np.moveaxis(image, 0, -1)), depth.astype(np.float32)
+            image, depth = np.moveaxis(image, 0, -1), depth.astype(np.float32)
         else:
             image, depth = io.read_image(paths[0]), io.read_depth_png(paths[1], scale=1000.0)
-        io.check_sample(image, depth, paths[0], paths[-1])
-        known = image.shape[:2] == _SIZE
-        return Sample(
-            image=image,
-            depth=depth,
-            intrinsics=INTRINSICS if known else np.full((3, 3), np.nan, np.float32),
-            id="_".join(Path(frame[0]).with_suffix("").parts[-2:]),
-            condition=CONDITION,
-        )
+        camera = paths[0].with_name("intrinsics.txt")
+        intrinsics = None
+        if camera.is_file():
+            intrinsics = io.read_numbers(camera, (3, 3)).astype(np.float32)
+        return _sample(image, depth, _id(frame), paths, intrinsics)
 
     def _scanned(self, config: Config) -> list[tuple[str, ...]]:
         folder = self._root / _FOLDERS[config.layout, config.split]
@@ -149,15 +162,9 @@ class Nyu:
         ]
 
     def _listed(self, path: Path) -> list[tuple[str, ...]]:
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} does not exist: split must be train, test or a list file"
-            )
         frames = []
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in listing.read_lines(path, "train, test"):
             words = [word.lstrip("/") for word in line.split()]
-            if not words:
-                continue
             count = 1 if words[0].endswith(".h5") else 2
             if len(words) < count:
                 raise ValueError(
@@ -166,3 +173,97 @@ class Nyu:
                 )
             frames.append(tuple(words[:count]))
         return frames
+
+
+class Labelled:
+    """The 1449 frames of `nyu_depth_v2_labeled.mat`; ids count them from 0, as BTS does."""
+
+    def __init__(self, config: Config):
+        self._file = Path(config.root) / "nyu_depth_v2_labeled.mat"
+        self._names = ("images", config.mat_depth)
+        splits = Path(config.root) / "splits.mat"
+        remedy = "download the labelled data set and its train/test split"
+        listing.require_files((self._file, splits), config.root, remedy)
+        (numbers,) = io.read_mat(splits, (f"{config.split}Ndxs",))
+        self._indices = numbers.ravel().astype(int) - 1
+        if not self._indices.size or self._indices.min() < 0:
+            raise ValueError(f"{splits}: {config.split}Ndxs must be numbers from 1, not {numbers}")
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = int(self._indices[index])
+        image, depth = io.read_h5(self._file, self._names, entry=frame)
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8:
+            raise ValueError(
+                f"{self._file}: images must be uint8 [n 3 w h], not {image.dtype} {image.shape}"
+            )
+        # MATLAB counts the axes from the other end.
+        return _sample(image.T, depth.T.astype(np.float32), f"{frame:05d}", (self._file,))
+
+
+class Tfds:
+    """The frames of tensorflow-datasets' `nyu_depth_v2`."""
+
+    def __init__(self, config: Config):
+        import tensorflow_datasets as tfds  # Only here: half a second to import.
+
+        root = Path(config.root)
+        versions = sorted(root.glob("nyu_depth_v2/*/dataset_info.json"))
+        self._folder = versions[-1].parent if versions else root
+        if not (self._folder / "dataset_info.json").is_file():
+            raise FileNotFoundError(
+                f"{root} holds no nyu_depth_v2/VERSION/dataset_info.json: set root to the data "
+                "folder of tensorflow-datasets, after `tfds build nyu_depth_v2 "
+                "--file_format=array_record`"
+            )
+        split = {"train": "train", "test": "validation"}[config.split]
+        # What it raises on damaged or unsuitable files are errors of four libraries.
+        try:
+            builder = tfds.builder_from_directory(self._folder)
+            self._frames: Sequence[Any] = builder.as_data_source(split)
+        except Exception as error:
+            raise ValueError(
+                f"{self._folder} cannot be read ({error}): build it again with "
+                "--file_format=array_record"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        try:
+            frame = self._frames[index]
+        except Exception as error:
+            raise ValueError(
+                f"{self._folder}, frame {index} cannot be read ({error}): truncated or damaged, "
+                "build it again"
+            ) from error
+        depth = frame["depth"].astype(np.float32)
+        return _sample(frame["image"], depth, f"{index:06d}", (self._folder,))
+
+
+def _id(frame: tuple[str, ...]) -> str:
+    return "_".join(Path(frame[0]).with_suffix("").parts[-2:])
+
+
+def _sample(
+    image: np.ndarray,
+    depth: np.ndarray,
+    name: str,
+    files: Sequence[Path],
+    intrinsics: np.ndarray | None = None,
+) -> Sample:
+    """Checks a frame that was read from `files`; by default its intrinsics are the toolbox's."""
+    io.check_sample(image, depth, files[0], files[-1])
+    if intrinsics is None:
+        intrinsics = INTRINSICS if image.shape[:2] == _SIZE else listing.UNKNOWN
+    return Sample(
+        image=np.ascontiguousarray(image),
+        depth=np.ascontiguousarray(depth),
+        intrinsics=intrinsics,
+        id=name,
+        condition=CONDITION,
+    )

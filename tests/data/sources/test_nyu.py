@@ -1,3 +1,5 @@
+import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +36,71 @@ def test_sync(write_nyu: Callable[..., Path], make_frame: Callable) -> None:
     assert len(nyu.source("test", root, layout="sync")) == 1
 
 
+def test_labelled(write_labelled_nyu: Callable[..., Path], make_frame: Callable) -> None:
+    root = write_labelled_nyu(4, train=[1, 3], test=[2, 4])
+    frames = nyu.source("test", root, layout="mat")
+    assert [frame["id"] for frame in frames] == ["00001", "00003"]  # from 0, as BTS counts
+    image, depth = make_frame(3, (24, 32))
+    np.testing.assert_array_equal(frames[1]["image"], image)
+    np.testing.assert_array_equal(frames[1]["depth"], depth.astype(np.float32) / 4096)
+    assert (frames[1]["image"].dtype, frames[1]["depth"].dtype) == (np.uint8, np.float32)
+    raw = nyu.source("train", root, layout="mat", mat_depth="rawDepths")
+    _, depth = make_frame(2, (24, 32))
+    assert len(raw) == 2
+    np.testing.assert_array_equal(raw[1]["depth"], depth.astype(np.float32) / 8192)
+
+
+def test_bad_labelled_files(write_labelled_nyu: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"first is .*labeled\.mat: download"):
+        nyu.source("test", tmp_path, layout="mat")
+    root = write_labelled_nyu(2, train=[1], test=[9])
+    with pytest.raises(ValueError, match=r"labeled\.mat has no entry 8"):
+        nyu.source("test", root, layout="mat")[0]
+    write_labelled_nyu(2, train=[0], test=[1])
+    with pytest.raises(ValueError, match=r"splits\.mat: trainNdxs must be numbers from 1"):
+        nyu.source("train", root, layout="mat")
+    with pytest.raises(ValueError, match=r"split is '.*list\.txt'"):
+        nyu.source(str(root / "list.txt"), root, layout="mat")
+    data = (root / "nyu_depth_v2_labeled.mat").read_bytes()
+    (root / "nyu_depth_v2_labeled.mat").write_bytes(data[:2000])
+    with pytest.raises(ValueError, match=r"labeled\.mat cannot be read"):
+        nyu.source("test", root, layout="mat")[0]
+    (root / "splits.mat").write_bytes((root / "splits.mat").read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"splits\.mat cannot be read"):
+        nyu.source("test", root, layout="mat")
+
+
+def test_tfds(write_tfds_nyu: Callable[..., Path], make_frame: Callable) -> None:
+    root = write_tfds_nyu([0, 7], "validation")
+    frames = nyu.source("test", root, layout="tfds")
+    assert [frame["id"] for frame in frames] == ["000000", "000001"]
+    image, depth = make_frame(7, (24, 32))
+    np.testing.assert_array_equal(frames[1]["image"], image)
+    np.testing.assert_array_equal(frames[1]["depth"], (depth / 4096).astype(np.float16))
+    assert frames[1]["depth"].dtype == np.float32
+    again = pickle.loads(pickle.dumps(frames))  # as for worker processes
+    np.testing.assert_array_equal(again[1]["depth"], frames[1]["depth"])
+    version = root / "nyu_depth_v2/0.0.1"
+    assert len(nyu.source("test", version, layout="tfds")) == 2
+    assert "tensorflow" not in sys.modules
+
+
+def test_bad_tfds_files(write_tfds_nyu: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tfds build nyu_depth_v2"):
+        nyu.source("test", tmp_path, layout="tfds")
+    folder = write_tfds_nyu([0, 7], "validation") / "nyu_depth_v2/0.0.1"
+    with pytest.raises(ValueError, match=r"0\.0\.1 cannot be read .*'train'"):
+        nyu.source("train", folder, layout="tfds")
+    frames = nyu.source("test", folder, layout="tfds")
+    next(folder.glob("*array_record*")).write_bytes(bytes(100))
+    with pytest.raises(ValueError, match=r"0\.0\.1, frame 0 cannot be read"):
+        frames[0]
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=r"build it again with --file_format=array_record"):
+        nyu.source("test", folder, layout="tfds")
+
+
 def test_lists(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
     write_nyu([("kitchen", 0)], "sync", "sync")
     root, listed = write_nyu([("attic", 1)], "train", "h5"), tmp_path / "list.txt"
@@ -46,8 +113,11 @@ def test_lists(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
     listed.write_text("sync/kitchen/rgb_00000.png\n")
     with pytest.raises(ValueError, match=r"list\.txt, line 1"):
         nyu.source(str(listed), root)
+    listed.write_text("train/attic/00001.h5\n" * 2)
+    with pytest.raises(ValueError, match=r"frame attic_00001 occurs twice in split .*list\.txt"):
+        nyu.source(str(listed), root)
     listed.write_text("train/attic/00009.h5\n")
-    with pytest.raises(FileNotFoundError, match=r"1 files of .*00009\.h5"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 1 files of .*00009\.h5"):
         nyu.source(str(listed), root)
     listed.write_text("")
     with pytest.raises(ValueError, match="no frames"):
@@ -59,6 +129,22 @@ def test_intrinsics_belong_to_the_full_size(write_nyu: Callable[..., Path]) -> N
     np.testing.assert_array_equal(nyu.source("train", root)[0]["intrinsics"], nyu.INTRINSICS)
     root = write_nyu([("attic", 1)], "train", "h5", (24, 32))
     assert np.isnan(nyu.source("train", root)[0]["intrinsics"]).all()
+
+
+@pytest.mark.parametrize(("layout", "folder"), [("sync", "sync"), ("h5", "train")])
+def test_a_scene_may_bring_its_intrinsics(
+    write_nyu: Callable[..., Path], layout: str, folder: str
+) -> None:
+    """As the rendered rooms do, which have no Kinect."""
+    root = write_nyu([("room_0001", 0), ("room_0002", 0)], folder, layout)
+    camera = root / folder / "room_0001" / "intrinsics.txt"
+    camera.write_text("30 0 15.5\n0 31 11.5\n0 0 1\n")
+    one, other = nyu.source("train", root, layout=layout)
+    np.testing.assert_array_equal(one["intrinsics"], [[30, 0, 15.5], [0, 31, 11.5], [0, 0, 1]])
+    assert one["intrinsics"].dtype == np.float32 and np.isnan(other["intrinsics"]).all()
+    camera.write_text("30 0 15.5")
+    with pytest.raises(ValueError, match=r"room_0001/intrinsics\.txt: 9 finite numbers"):
+        nyu.source("train", root, layout=layout)[0]
 
 
 def test_bad_input(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
@@ -85,6 +171,7 @@ def test_real_frames(shared: Path) -> None:
     frames = nyu.source("train", shared / "data/nyu_depth_v2", layout="sync")
     depths = [frame["depth"][45:471, 41:601] for frame in frames]
     assert [int((depth > 0).sum()) for depth in depths] == [221809, 225022, 202035]
+    assert [int((frame["depth"] > 0).sum()) for frame in frames] == [225121, 230598, 205970]
     means = [depth[depth > 0].mean(dtype=np.float64) for depth in depths]
     np.testing.assert_allclose(means, [3.5762, 3.4836, 2.7923], atol=5e-5)
     assert frames[0]["image"].shape == (480, 640, 3)
