@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.model.denoiser = {"variant": "official", "hidden_features": 64, "fuse": True}
     config.model.diffusion = {"num_inference_steps": 20}
     config.model.max_depth = 80.0  # of predictions
-    config.model.remat = True
+    config.model.remat = "full"
 
     config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
 

@@ -25,6 +25,8 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "objective": {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",
+        "ground_truth_diffusion": "diffdepth_jax.training.objectives.ground_truth_diffusion",
+        "pixel": "diffdepth_jax.training.objectives.pixel",
     },
 }
 

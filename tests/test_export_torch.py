@@ -90,9 +90,9 @@ def test_a_model_comes_back_bit_for_bit(name, tmp_path):
 
 
 def test_what_the_file_does_not_tell_is_told(tmp_path):
-    config = dataclasses.replace(config_of("resnet"), remat=False)
+    config = dataclasses.replace(config_of("resnet"), remat="none")
     untold = inference.export(model_of(config), tmp_path / "model.safetensors")
-    assert untold == ["config.remat: False -> True"]
+    assert untold == ["config.remat: 'none' -> 'full'"]
 
 
 def test_a_model_without_published_names_is_refused(tmp_path):

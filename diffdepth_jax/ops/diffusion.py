@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from diffdepth_jax.ops import random
+from diffdepth_jax.ops.remat import POLICIES, Remat
 
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
@@ -198,11 +199,11 @@ def ddim_sample(
     prediction_type: PredictionType = "epsilon",
     eta: float = 0.0,
     key: Key[Array, ""] | None = None,
-    remat: bool = False,
-    policy: Callable[..., bool] | None = None,
+    remat: Remat = "none",
+    gradient_steps: int | None = None,
     return_trajectory: bool = False,
 ) -> Float[Array, "b *shape"] | tuple[Float[Array, "b *shape"], Float[Array, "n b *shape"]]:
-    """Runs the whole sampler as one `lax.scan`, differentiable in reverse mode.
+    """Runs the sampler, differentiable in reverse mode: one `lax.scan`, two with `gradient_steps`.
 
     Args:
         schedule: the noise schedule.
@@ -212,15 +213,26 @@ def ddim_sample(
         num_inference_steps: N; see `inference_timesteps`.
         prediction_type, eta: see `ddim_step`.
         key: needed exactly if eta > 0; step i draws from `fold_in(key, i)`.
-        remat: recompute the body in the backward pass instead of storing its activations.
-        policy: with `remat`, which of them to store all the same (`jax.checkpoint_policies`).
+        remat: what of a step is recomputed in the backward pass, see `ops.remat`.
+        gradient_steps: gradients flow through the last so many steps only, and nothing is stored
+            of those before; None for all.
         return_trajectory: also return the samples after every step, [N, b, ...].
 
     Returns:
         x_0, or (x_0, trajectory).
+
+    Raises:
+        ValueError: for numbers of steps that cannot be.
     """
     timesteps = inference_timesteps(schedule.num_train_timesteps, num_inference_steps)
     ratio = schedule.num_train_timesteps // num_inference_steps
+    if gradient_steps is None:
+        gradient_steps = num_inference_steps
+    if not 1 <= gradient_steps <= num_inference_steps:
+        raise ValueError(
+            f"gradient_steps is {gradient_steps}; it must lie between 1 and the "
+            f"{num_inference_steps} steps of the sampler, or be None for all"
+        )
 
     def step(sample, inputs):
         index, timestep = inputs
@@ -236,9 +248,21 @@ def ddim_sample(
         )
         return sample, sample if return_trajectory else None
 
-    if remat:
+    def step_without_gradient(sample, inputs):
+        # Stopped at every step, not after the last: so there are no tangents to store for.
+        return lax.stop_gradient(step(sample, inputs))
+
+    last_step = step
+    if remat != "none":
         # Inside a scan the compiler cannot merge the recomputation with the first computation.
-        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
-    inputs = (jnp.arange(num_inference_steps), jnp.asarray(timesteps))
-    sample, trajectory = lax.scan(step, noise, inputs)
-    return (sample, trajectory) if return_trajectory else sample
+        last_step = jax.checkpoint(step, prevent_cse=False, policy=POLICIES[remat])
+    indices, timesteps = jnp.arange(num_inference_steps), jnp.asarray(timesteps)
+    first = num_inference_steps - gradient_steps
+    sample, trajectories = noise, []
+    if first:
+        early = (indices[:first], timesteps[:first])
+        sample, trajectory = lax.scan(step_without_gradient, sample, early)
+        trajectories.append(trajectory)
+    sample, trajectory = lax.scan(last_step, sample, (indices[first:], timesteps[first:]))
+    trajectories.append(trajectory)
+    return (sample, jnp.concatenate(trajectories)) if return_trajectory else sample

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
@@ -54,6 +54,10 @@ class Experiment:
       batch_size: images in an update, over all devices together.
       seed: of the initial weights, the order and augmentation of the data, and the noise.
       ema_decay: of the moving average of the parameters that is then evaluated; 0 for none.
+      accumulate: an update's images are processed in so many parts, one after the other: less
+        memory, the same gradient but for BatchNorm, which sees one part at a time.
+      compute_dtype: of convolutions and matrix products in training. Parameters, statistics of
+        norms, losses and the sampler's latent are float32 all the same.
     """
 
     data: ExperimentData
@@ -68,6 +72,8 @@ class Experiment:
     logging: LoggingConfig = LoggingConfig()
     seed: int = 0
     ema_decay: float = 0.0
+    accumulate: int = 1
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1:
@@ -79,6 +85,10 @@ class Experiment:
             raise ValueError(f"seed is {self.seed}; it must be 0 to 2**32 - 1")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate is {self.accumulate}; batch_size {self.batch_size} must divide by it"
+            )
         if self.init.encoder is not None and not hasattr(self.model, "encoder"):
             raise ValueError(
                 f"init.encoder is {self.init.encoder!r}, but the network {self.model.name!r} has "

@@ -1,6 +1,7 @@
 """The optimiser and its learning-rate schedule, built by optax from one dataclass."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -12,16 +13,20 @@ class OptimizerConfig:
     """Adam or AdamW with a schedule in steps.
 
     Attributes:
-      name: `adam` (the DiffusionDepth release) or `adamw` (the paper).
-      learning_rate: the peak rate, after the warm-up.
-      schedule: `constant`; `cosine`, down to zero at the last step; or `steps`, which multiplies
-        the rate by `factors[i]` from step `boundaries[i]` on. The release trains with a linear
-        warm-up over the first epoch, then factors 0.2 and 0.04 from epochs 10 and 15 on.
-      warmup_steps: update i < warmup_steps uses (i + 1) / warmup_steps of the rate.
-      weight_decay: AdamW's; applied to arrays of two or more dimensions, so not to biases nor to
-        the scales of norms.
-      b1, b2, eps: Adam's.
-      clip_norm: gradients are scaled down to this global norm; None leaves them alone.
+        name: `adam` (the DiffusionDepth release) or `adamw` (the paper).
+        learning_rate: the peak rate, after the warm-up.
+        schedule: `constant`; `cosine`, down to zero at the last step; or `steps`, which multiplies
+            the rate by `factors[i]` from step `boundaries[i]` on. The release trains with a linear
+            warm-up over the first epoch, then factors 0.2 and 0.04 from epochs 10 and 15 on.
+        warmup_steps: update i < warmup_steps uses (i + 1) / warmup_steps of the rate.
+        weight_decay: AdamW's; applied to arrays of two or more dimensions, so not to biases nor to
+            the scales of norms.
+        b1, b2, eps: Adam's.
+        clip_norm: gradients are scaled down to this global norm; None leaves them alone.
+        multipliers: factors of the learning rate for parts of the network by their names, such as
+            {"encoder": 0.1} (an option of the release); 1 for those that are not named. A part of
+            factor 0 is frozen: it has no gradients and no optimiser state, and works as in
+            inference, so that its batch statistics stay what they were.
     """
 
     name: Literal["adam", "adamw"] = "adamw"
@@ -35,6 +40,7 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float | None = None
+    multipliers: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -47,6 +53,8 @@ class OptimizerConfig:
             raise ValueError("weight_decay needs name='adamw': adam has none")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive or None")
+        if min(self.multipliers.values(), default=1.0) < 0:
+            raise ValueError(f"multipliers are {self.multipliers}; they must not be negative")
         if len(self.boundaries) != len(self.factors):
             raise ValueError(
                 f"boundaries {self.boundaries} and factors {self.factors} must be equally many"
@@ -58,6 +66,26 @@ class OptimizerConfig:
         if self.boundaries and self.boundaries[0] < self.warmup_steps:
             raise ValueError(
                 f"boundaries {self.boundaries} must come after the warm-up of {self.warmup_steps}"
+            )
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The parts that are not trained."""
+        return tuple(name for name, factor in self.multipliers.items() if factor == 0)
+
+    def check_parts(self, parts: Iterable[str]) -> None:
+        """Raises ValueError unless all multipliers are of these parts and leave one to train."""
+        parts = sorted(parts)
+        unknown = sorted(self.multipliers.keys() - set(parts))
+        if unknown:
+            raise ValueError(
+                f"optimizer.multipliers names {', '.join(unknown)}, but the network's parts are "
+                f"{', '.join(parts)}"
+            )
+        if set(parts) <= set(self.frozen):
+            raise ValueError(
+                f"optimizer.multipliers {self.multipliers} freezes all parts of the network: "
+                f"leave one to train"
             )
 
 
@@ -85,7 +113,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
 
 
 def build(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns the optax chain: clipping, then Adam or AdamW at the schedule's rate."""
+    """Returns the optax chain: clipping, Adam or AdamW at the schedule's rate, the multipliers."""
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     adam = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
     if config.name == "adam":
@@ -93,8 +121,17 @@ def build(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
     else:
         decay = config.weight_decay
         parts.append(optax.adamw(schedule, weight_decay=decay, mask=_decayed, **adam))
+    if config.multipliers:
+        parts.append(optax.stateless(lambda updates, _: _multiplied(updates, config.multipliers)))
     return optax.chain(*parts)
 
 
 def _decayed(params: Any) -> Any:
     return jax.tree.map(lambda array: array.ndim > 1, params)
+
+
+def _multiplied(updates: dict[str, Any], multipliers: dict[str, float]) -> dict[str, Any]:
+    return {
+        name: optax.tree.scale(multipliers.get(name, 1.0), update)
+        for name, update in updates.items()
+    }

@@ -1,6 +1,6 @@
 """The train state and the pure step that advances it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.struct
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# (params, batch_stats, batch, key, step) -> (loss, aux with .scalars and .batch_stats)
+# (params, batch_stats, batch, key, step) -> (loss, aux); aux a NamedTuple: scalars, batch_stats
 LossFunction = Callable[[Any, Any, Mapping[str, jax.Array], jax.Array, jax.Array], tuple]
 Scalars = dict[str, jax.Array]
 
@@ -18,10 +18,10 @@ class TrainState:
     """All that training changes; arrays only.
 
     Attributes:
-      step: int32 scalar, the number of updates done.
-      params, batch_stats: the model's collections.
-      opt_state: optax's.
-      ema_params: exponential moving average of the params; empty when it is switched off.
+        step: int32 scalar, the number of updates done.
+        params, batch_stats: the model's collections.
+        opt_state: optax's, of the parts that are trained.
+        ema_params: exponential moving average of the params; empty when it is switched off.
     """
 
     step: Any
@@ -32,15 +32,25 @@ class TrainState:
 
 
 def create(
-    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, ema: bool = False
+    variables: Mapping[str, Any],
+    optimizer: optax.GradientTransformation,
+    ema: bool = False,
+    frozen: Collection[str] = (),
 ) -> TrainState:
-    """The state before the first update, from a model's freshly initialised variables."""
+    """The state before the first update, from a model's freshly initialised variables.
+
+    Args:
+        variables: "params" and, where there are any, "batch_stats".
+        optimizer: its state is that of the parts outside `frozen`.
+        ema: whether an average of the parameters is kept.
+        frozen: top-level names of the params that are not trained.
+    """
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=variables.get("batch_stats", {}),
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(_without(params, frozen)),
         ema_params=jax.tree.map(jnp.copy, params) if ema else {},
     )
 
@@ -50,22 +60,39 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     ema_decay: float = 0.0,
+    accumulate: int = 1,
+    frozen: Collection[str] = (),
 ) -> Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Scalars]]:
     """Returns the pure function `(state, batch, key) -> (state, scalars)`.
 
     `key` is the run's, the same for every step: the step's own key is folded from it and
     `state.step`, so that a resumed run draws what an uninterrupted one would.
+
+    Args:
+        loss_function: see `LossFunction`.
+        optimizer: of the parts outside `frozen`.
+        schedule: update to learning rate, for the log.
+        ema_decay: of the parameters' average; 0 where none is kept.
+        accumulate: a batch is processed in so many parts, one after the other; see `accumulated`.
+        frozen: top-level names of the params that are not trained; nothing is computed for their
+            gradients.
     """
 
     def train_step(
         state: TrainState, batch: Mapping[str, jax.Array], key: jax.Array
     ) -> tuple[TrainState, Scalars]:
         key = jax.random.fold_in(key, state.step)
-        (loss, aux), gradients = jax.value_and_grad(loss_function, has_aux=True)(
-            state.params, state.batch_stats, batch, key, state.step
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained = _without(state.params, frozen)
+
+        def loss_of_trained(trained, *arguments):
+            return loss_function({**state.params, **trained}, *arguments)
+
+        gradients_of = jax.value_and_grad(loss_of_trained, has_aux=True)
+        if accumulate > 1:
+            gradients_of = accumulated(gradients_of, accumulate)
+        (loss, aux), gradients = gradients_of(trained, state.batch_stats, batch, key, state.step)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = {**state.params, **optax.apply_updates(trained, updates)}
         scalars = {
             "loss": loss,
             **aux.scalars,
@@ -87,3 +114,42 @@ def make_train_step(
         return state, scalars
 
     return train_step
+
+
+def accumulated(gradients_of: Callable[..., tuple], parts: int) -> Callable[..., tuple]:
+    """`value_and_grad` of a loss function, computed on a batch in parts one after the other.
+
+    The memory is that of one part. Gradients, loss and scalars are the means over the parts; batch
+    statistics pass through them; every part has a key of its own. A part takes every `parts`-th
+    image, and so an equal share from each device that the batch is divided over: nothing moves.
+
+    Args:
+        gradients_of: `(params, batch_stats, batch, key, step) -> ((loss, aux), gradients)`.
+        parts: how many; the batch must divide by them (and a part by the devices).
+    """
+
+    def in_parts(params, batch_stats, batch, key, step):
+        def one(carry, inputs):
+            total, batch_stats = carry
+            index, part = inputs
+            (loss, aux), gradients = gradients_of(
+                params, batch_stats, part, jax.random.fold_in(key, index), step
+            )
+            carry = (jax.tree.map(jnp.add, total, gradients), aux.batch_stats)
+            return carry, (loss, aux._replace(batch_stats=()))
+
+        batches = jax.tree.map(
+            lambda array: jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0), batch
+        )
+        (total, batch_stats), results = jax.lax.scan(
+            one, (jax.tree.map(jnp.zeros_like, params), batch_stats), (jnp.arange(parts), batches)
+        )
+        loss, aux = jax.tree.map(lambda values: values.mean(0), results)
+        gradients = jax.tree.map(lambda values: values / parts, total)
+        return (loss, aux._replace(batch_stats=batch_stats)), gradients
+
+    return in_parts
+
+
+def _without(params: Mapping[str, Any], frozen: Collection[str]) -> dict[str, Any]:
+    return {name: part for name, part in params.items() if name not in frozen}

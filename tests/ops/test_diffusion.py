@@ -1,10 +1,13 @@
 """Schedules and DDIM against literal float64 loops of the papers' formulas."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffdepth_jax.ops.conv import conv3x3
 from diffdepth_jax.ops.diffusion import (
     Schedule,
     add_noise,
@@ -163,8 +166,8 @@ def test_noise_needs_a_key_and_no_noise_needs_none():
     np.testing.assert_array_equal(plain, keyed)
 
 
-@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_saveable])
-def test_rematerialised_gradients_are_the_same(policy):
+@pytest.mark.parametrize("remat", ["convolutions", "full"])
+def test_rematerialised_gradients_are_the_same(remat):
     (start,) = _arrays("start")
 
     def loss(weight, **options):
@@ -174,7 +177,7 @@ def test_rematerialised_gradients_are_the_same(policy):
         return (ddim_sample(Schedule.create(), denoise, start, 4, **options) ** 2).sum()
 
     want = jax.grad(loss)(0.7)
-    got = jax.grad(loss)(0.7, remat=True, policy=policy)
+    got = jax.grad(loss)(0.7, remat=remat)
     assert float(want) != 0.0
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
@@ -195,3 +198,97 @@ def test_posterior_mean_weight_turns_noise_error_into_that_of_the_mean():
         want = ((mean(noise) - mean(other)) ** 2).sum()
         got = weight[image] * ((noise[image] - other[image]) ** 2).sum()
         np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+def _denoise(weights, latent, timestep):
+    """A small network: a convolution, a norm, two activations, a convolution."""
+    hidden = conv3x3(latent, weights[0], gradient="custom") + timestep / 1000
+    hidden = hidden / jnp.sqrt(1 + jnp.mean(hidden**2, (1, 2), keepdims=True))
+    hidden = jnp.tanh(jax.nn.gelu(hidden))
+    return conv3x3(hidden, weights[1], gradient="custom")
+
+
+def _loss(weights, noise, steps=8, **options):
+    denoise = functools.partial(_denoise, weights)
+    sample = ddim_sample(Schedule.create(), denoise, noise, steps, **options)
+    return jnp.mean(sample**2)
+
+
+def _problem():
+    weights = [0.1 * array for array in _arrays("first", "second", shape=(3, 3, 8, 8))]
+    (noise,) = _arrays("noise", shape=(2, 16, 16, 8))
+    return weights, noise
+
+
+def _compiled(**options):
+    """The gradient and the bytes that it needs beside arguments and results."""
+    gradient = jax.jit(jax.grad(functools.partial(_loss, **options)))
+    compiled = gradient.lower(*_problem()).compile()
+    return compiled(*_problem()), compiled.memory_analysis().temp_size_in_bytes
+
+
+def _assert_same(got, want):
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * float(abs(other).max()))
+
+
+def test_the_more_is_recomputed_the_less_is_stored():
+    gradients, sizes = zip(
+        *(_compiled(remat=remat, steps=32) for remat in ("none", "convolutions", "full")),
+        strict=True,
+    )
+    for other in gradients[1:]:
+        _assert_same(other, gradients[0])
+    # "full" stores one latent a step, "convolutions" two maps more, "none" everything.
+    assert sizes[0] > 1.5 * sizes[1] and sizes[1] > 1.5 * sizes[2], sizes
+
+
+def test_gradients_flow_through_the_last_steps_only():
+    weights, noise = _problem()
+
+    def literal(weights):
+        sample = noise
+        for timestep in (750, 500, 250, 0):
+            if timestep == 250:
+                sample = jax.lax.stop_gradient(sample)
+            output = _denoise(weights, sample, jnp.int32(timestep))
+            step = (jnp.int32(timestep), jnp.int32(timestep - 250))
+            sample = ddim_step(Schedule.create(), output, sample, *step)
+        return jnp.mean(sample**2)
+
+    want = jax.jit(jax.grad(literal))(weights)
+    for remat in ("none", "full"):
+        got, _ = _compiled(steps=4, gradient_steps=2, remat=remat)
+        _assert_same(got, want)
+    whole, _ = _compiled(steps=4)
+    assert not np.allclose(got[0], whole[0], rtol=1e-2, atol=1e-3 * float(abs(whole[0]).max()))
+
+
+def test_steps_without_gradient_store_nothing():
+    _, whole = _compiled(steps=32)
+    _, last = _compiled(steps=32, gradient_steps=2)
+    _, two = _compiled(steps=2)
+    assert last < 1.2 * two < 0.2 * whole, (last, two, whole)
+
+
+def test_values_do_not_depend_on_where_gradients_flow():
+    weights, noise = _problem()
+    run = functools.partial(
+        ddim_sample,
+        Schedule.create(),
+        functools.partial(_denoise, weights),
+        noise,
+        8,
+        eta=0.5,
+        key=jax.random.key(0),
+        return_trajectory=True,
+    )
+    want, got = run(), run(gradient_steps=3)
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * float(abs(other).max()))
+
+
+@pytest.mark.parametrize("gradient_steps", [0, 9])
+def test_impossible_numbers_of_gradient_steps_are_refused(gradient_steps):
+    with pytest.raises(ValueError, match=f"gradient_steps is {gradient_steps}.* 8 steps"):
+        _loss(*_problem(), gradient_steps=gradient_steps)

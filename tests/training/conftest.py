@@ -50,7 +50,7 @@ class Aux(NamedTuple):
     batch_stats: dict
 
 
-def build_objective(config, model):
+def build_objective(config, model, num_steps):
     def loss(params, batch_stats, batch, key, step):
         noise = jax.random.normal(key, batch["depth"].shape)
         variables = {"params": params, "batch_stats": batch_stats}
@@ -108,7 +108,10 @@ def tiny(monkeypatch):
     """Registers the tiny parts and returns an experiment of them."""
     modules = {
         "network": types.SimpleNamespace(
-            Config=NetworkConfig, Network=Network, build=Network, INPUT=InputSpec()
+            Config=NetworkConfig,
+            Network=Network,
+            build=lambda config, dtype=None, frozen=(): Network(config),
+            INPUT=InputSpec(),
         ),
         "objective": types.SimpleNamespace(Config=ObjectiveConfig, build=build_objective),
         "source": types.SimpleNamespace(Config=SourceConfig, build=Source),

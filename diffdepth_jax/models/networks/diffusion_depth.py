@@ -32,6 +32,7 @@ from diffdepth_jax.ops.diffusion import (
     inference_timesteps,
 )
 from diffdepth_jax.ops.image import pad_to_multiple
+from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights.rules import Rules, prefix
 
@@ -71,7 +72,8 @@ class Config:
         encoder: the config of a registered encoder.
         neck, codec, denoiser, diffusion: the other parts.
         max_depth: metres; predictions are clipped to it, the network's own methods are not.
-        remat: recompute the sampler's steps in the backward pass instead of storing them.
+        remat: what of the sampler's steps is recomputed in the backward pass, see `ops.remat`.
+            (True and False, "full" and "none", occur in older checkpoints.)
         conv_gradient: how the denoiser's convolutions are differentiated, see `ops.conv.conv3x3`.
     """
 
@@ -82,10 +84,12 @@ class Config:
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     max_depth: float | None = None
-    remat: bool = True
+    remat: Literal[Remat, True, False] = "full"
     conv_gradient: Gradient = "auto"
 
     def __post_init__(self):
+        if isinstance(self.remat, bool):
+            object.__setattr__(self, "remat", "full" if self.remat else "none")
         if self.neck.features % self.denoiser.num_groups:
             raise ValueError(
                 f"neck.features {self.neck.features} do not form denoiser.num_groups "
@@ -140,10 +144,13 @@ class DiffusionDepth(nn.Module):
         config: see there.
         dtype: of the convolutions and matrix products; parameters, norms' statistics, the latent
             during sampling and all results are float32.
+        frozen: parts ("encoder", "neck", "codec", "denoiser") that are not trained: they work as
+            in inference in training too, with their running statistics and without dropped paths.
     """
 
     config: Config
     dtype: Any = jnp.float32
+    frozen: tuple[str, ...] = ()
 
     def setup(self):
         config = self.config
@@ -191,8 +198,8 @@ class DiffusionDepth(nn.Module):
         self, image: Float[Array, "b h w 3"], train: bool = False
     ) -> Float[Array, "b h2 w2 c"]:
         """Normalised image to condition, at the stride of the encoder's finest features."""
-        features = self.encoder(jnp.asarray(image), train)
-        return self.neck(features, train).astype(jnp.float32)
+        features = self.encoder(jnp.asarray(image), self._trains("encoder", train))
+        return self.neck(features, self._trains("neck", train)).astype(jnp.float32)
 
     def sample(
         self,
@@ -201,6 +208,7 @@ class DiffusionDepth(nn.Module):
         num_inference_steps: int | None = None,
         *,
         key: Key[Array, ""] | None = None,
+        gradient_steps: int | None = None,
         return_trajectory: bool = False,
     ) -> Float[Array, "b h w d"] | tuple[Float[Array, "b h w d"], Float[Array, "n b h w d"]]:
         """Denoises x_T to x_0 under a condition.
@@ -210,6 +218,7 @@ class DiffusionDepth(nn.Module):
             noise: x_T.
             num_inference_steps: that of the config when None.
             key: for the steps' noise; needed exactly if the config's eta is not 0.
+            gradient_steps: see `ops.diffusion.ddim_sample`.
             return_trajectory: also return the latent after every step.
         """
         config = self.config.diffusion
@@ -233,6 +242,7 @@ class DiffusionDepth(nn.Module):
             eta=config.eta,
             key=key,
             remat=self.config.remat,
+            gradient_steps=gradient_steps,
             return_trajectory=return_trajectory,
         )
 
@@ -250,13 +260,13 @@ class DiffusionDepth(nn.Module):
         self, latent: Float[Array, "b h2 w2 d"], train: bool = False
     ) -> Float[Array, "b h w 1"]:
         """Latent to depth in metres, `codec.factor` times its size, not clipped."""
-        return self.codec.decode(jnp.asarray(latent), train)
+        return self.codec.decode(jnp.asarray(latent), self._trains("codec", train))
 
     def encode_depth(
         self, depth: Float[Array, "b h w 1"], train: bool = False
     ) -> Float[Array, "b h2 w2 d"]:
         """Depth in metres (0 = none) to latent. For training: inference does not need it."""
-        return self.codec.encode(jnp.asarray(depth), train)
+        return self.codec.encode(jnp.asarray(depth), self._trains("codec", train))
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Shape of the noise for images of shape [b, h, w, 3]."""
@@ -271,13 +281,16 @@ class DiffusionDepth(nn.Module):
         noise = jnp.zeros(self.latent_shape(image.shape))
         return self.init(key, image, noise, num_inference_steps=1, key=key)
 
+    def _trains(self, part: str, train: bool) -> bool:
+        return train and part not in self.frozen
+
 
 Network = DiffusionDepth
 
 
-def build(config: Config, dtype: Any = jnp.float32) -> DiffusionDepth:
-    """The module of a config; `dtype` is that of its computation."""
-    return DiffusionDepth(config, dtype)
+def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DiffusionDepth:
+    """The module of a config; see `DiffusionDepth` for `dtype` and `frozen`."""
+    return DiffusionDepth(config, dtype, frozen)
 
 
 def rules(config: Config) -> Rules:

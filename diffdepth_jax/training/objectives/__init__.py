@@ -1,1 +1,1 @@
-"""What is minimised; each file offers `Config` and `build(config, model) -> loss_fn`."""
+"""What is minimised; each file offers `Config` and `build(config, model, num_steps) -> loss_fn`."""

@@ -9,79 +9,62 @@ The DDIM loss stays near 1, which predicting nothing would give: it does not sho
 learns.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffdepth_jax.ops import losses, random
+from diffdepth_jax.ops import random
 from diffdepth_jax.ops.diffusion import add_noise, posterior_mean_weight, training_target
+from diffdepth_jax.training.objectives import pixel
+from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
-# Depths up to here count as "not measured", as in the release.
-MIN_DEPTH = 1e-4
-
-
-@dataclass(frozen=True)
-class SilogConfig:
-    """Options of `ops.losses.silog`; the release's `Sig` is scale 2, ddof 1, reduction "batch"."""
-
-    scale: float = 10.0
-    variance_focus: float = 0.85
-    offset: float = 1e-3
-    ddof: Literal[0, 1] = 0
-    reduction: Literal["image", "batch"] = "image"
-
-    def __post_init__(self):
-        if not (self.scale > 0 and 0 <= self.variance_focus <= 1 and self.offset > 0):
-            raise ValueError(
-                f"scale and offset must be positive, variance_focus between 0 and 1: {self}"
-            )
+# What the denoiser is trained on: x_0 as the sampler found it, or the encoded ground truth.
+Diffused = Literal["refined", "ground_truth"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PixelTerms):
     """Weights of the terms, each a mean over the batch's images, and what they mean.
 
     Attributes:
-        l1, l2: absolute and squared error of depth in metres.
-        silog: scale-invariant log error.
+        l1, l2, silog, max_depth, silog_options, auxiliary_fraction: see `pixel.PixelTerms`.
         latent: squared error between x_0 and the encoded ground truth.
         ddim: squared error of the predicted noise.
-        max_depth: metres; prediction and ground truth are clamped to it in l1 and l2.
-        silog_options: constants of the silog term.
         ddim_weighting: "noise" as the release; "posterior_mean" weights each image's error so
             that it becomes the paper's ||x_{t-1} - mu(x_t, t, c)||^2.
+        gradient_steps: gradients flow through the last so many steps of the sampler; None for all
+            of them, as published. Few steps cost little memory but leave the encoder with small
+            gradients.
     """
 
+    WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "latent", "ddim")
+
     name: Literal["self_diffusion"] = "self_diffusion"
-    l1: float = 1.0
-    l2: float = 1.0
-    silog: float = 0.0
     latent: float = 0.0
     ddim: float = 1.0
-    max_depth: float = 88.0
-    silog_options: SilogConfig = field(default_factory=SilogConfig)
     ddim_weighting: Literal["noise", "posterior_mean"] = "noise"
+    gradient_steps: int | None = None
 
     def __post_init__(self):
-        weights = {name: getattr(self, name) for name in ("l1", "l2", "silog", "latent", "ddim")}
-        if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise ValueError(f"weights must not be negative, nor all zero: {weights}")
-        if not self.max_depth > MIN_DEPTH:
-            raise ValueError(f"max_depth is {self.max_depth}; it must be positive")
+        super().__post_init__()
+        if self.gradient_steps is not None and self.gradient_steps < 1:
+            raise ValueError(
+                f"gradient_steps is {self.gradient_steps}; it must be at least 1, or None for all"
+            )
 
 
 VARIANTS = {
     # 1.0*L1 + 1.0*L2 + 1.0*DDIM, where the trainer divides all by the 2 images of each GPU, of
     # which the DDIM term is a mean already.
     "release": Config(ddim=0.5),
-    # The terms of the paper's equation; it does not publish their weights.
-    "paper": Config(l1=0.0, l2=0.0, silog=1.0, latent=1.0, ddim=1.0),
+    # The terms of the paper's equation, whose weights it does not publish, and L1 and L2 as
+    # auxiliaries for the first half. The noise weighting stays: the other is smaller by 1e-4.
+    "paper": Config(silog=1.0, latent=1.0, ddim=1.0, auxiliary_fraction=0.5),
 }
 
 
@@ -101,26 +84,41 @@ class Draws(NamedTuple):
     key: Key[Array, ""]
 
 
-class Aux(NamedTuple):
-    """What a step reports beside its loss: scalars to log, and the moved running statistics."""
+def build(
+    config: Config, model: nn.Module, num_steps: int, diffused: Diffused = "refined"
+) -> Callable[..., tuple[Array, Aux]]:
+    """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
-    scalars: dict[str, Array]
-    batch_stats: Any
+    Args:
+        config: this objective's.
+        model: a `DiffusionDepth`.
+        num_steps: of the whole run; `auxiliary_fraction` is a share of them.
+        diffused: see `Diffused`.
 
-
-def build(config: Config, model: nn.Module) -> Callable[..., tuple[Array, Aux]]:
-    """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function."""
-    predicted = model.config.diffusion.prediction_type
-    if config.ddim_weighting == "posterior_mean" and predicted != "epsilon":
+    Raises:
+        ValueError: for a model that does not fit the config.
+    """
+    if not hasattr(model, "predict_noise"):
+        raise ValueError(
+            f"the objective {config.name!r} is for networks that predict noise; "
+            f"{model.config.name!r} does not: use 'pixel'"
+        )
+    diffusion = model.config.diffusion
+    if config.ddim_weighting == "posterior_mean" and diffusion.prediction_type != "epsilon":
         raise ValueError(
             f"ddim_weighting 'posterior_mean' weights an error of the noise ('epsilon'), but the "
-            f"model's prediction_type is {predicted!r}"
+            f"model's prediction_type is {diffusion.prediction_type!r}"
+        )
+    if config.gradient_steps and config.gradient_steps > diffusion.num_inference_steps:
+        raise ValueError(
+            f"gradient_steps is {config.gradient_steps}, but the model's sampler has "
+            f"{diffusion.num_inference_steps} steps: use fewer, or None for all"
         )
 
     def loss_function(params, batch_stats, batch, key, step):
-        del step  # the weights stay what they are throughout training
         draws = draw(model, batch["image"].shape, key)
-        return loss_from_draws(config, model, params, batch_stats, batch, draws)
+        terms, aux = terms_from_draws(config, model, params, batch_stats, batch, draws, diffused)
+        return pixel.weighted_sum(config, terms, step, num_steps), aux
 
     return loss_function
 
@@ -138,15 +136,16 @@ def draw(model: nn.Module, image_shape: tuple[int, ...], key: Key[Array, ""]) ->
     )
 
 
-def loss_from_draws(
+def terms_from_draws(
     config: Config,
     model: nn.Module,
     params: Any,
     batch_stats: Any,
     batch: Mapping[str, Array],
     draws: Draws,
-) -> tuple[Float[Array, ""], Aux]:
-    """The loss of one training step with given random numbers.
+    diffused: Diffused = "refined",
+) -> tuple[dict[str, Float[Array, ""]], Aux]:
+    """The terms of one training step, unweighted, with given random numbers.
 
     Args:
         config: this objective's.
@@ -155,12 +154,12 @@ def loss_from_draws(
         batch: "image" [b, h, w, 3] normalised, "depth" [b, h, w, 1] in metres, "valid_mask".
             Height and width must be multiples of the codec's factor.
         draws: see there.
+        diffused: see `Diffused`.
 
     Returns:
-        The weighted sum of the terms and, among the scalars, every term (unweighted).
+        The terms by name and, beside other scalars, among those of `Aux`.
     """
-    valid_mask = batch["valid_mask"] & (batch["depth"] > MIN_DEPTH)
-    target = jnp.where(valid_mask, batch["depth"], 0.0)
+    target, valid_mask = pixel.ground_truth(batch)
     if target.shape[1] % model.config.codec.factor or target.shape[2] % model.config.codec.factor:
         raise ValueError(
             f"training images of {target.shape[1]}x{target.shape[2]} pixels do not divide by the "
@@ -172,39 +171,33 @@ def loss_from_draws(
 
     def forward(module):
         condition = module.encode_image(batch["image"], train=True)
-        latent = module.sample(condition, draws.noise, key=sampler_key)
+        latent = module.sample(
+            condition, draws.noise, key=sampler_key, gradient_steps=config.gradient_steps
+        )
         depth = module.decode_latent(latent, train=True)
         # Moves the encoder's running statistics, as in the release, also where no term uses it.
         encoded = module.encode_depth(target, train=True)
-        noisy = add_noise(schedule, latent, draws.ddim_noise, draws.timesteps)
-        return latent, depth, encoded, module.predict_noise(condition, noisy, draws.timesteps)
+        clean = latent if diffused == "refined" else encoded
+        noisy = add_noise(schedule, clean, draws.ddim_noise, draws.timesteps)
+        predicted = module.predict_noise(condition, noisy, draws.timesteps)
+        wanted = training_target(
+            schedule, clean, draws.ddim_noise, draws.timesteps, diffusion.prediction_type
+        )
+        return latent, depth, encoded, predicted - wanted
 
-    (latent, depth, encoded, predicted), updated = model.apply(
+    (latent, depth, encoded, error), updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
         method=forward,
         mutable=["batch_stats"],
         rngs={"drop_path": drop_path_key},
     )
-    wanted = training_target(
-        schedule, latent, draws.ddim_noise, draws.timesteps, diffusion.prediction_type
-    )
-    ddim = jnp.mean((predicted - wanted) ** 2, (1, 2, 3))
+    ddim = jnp.mean(error**2, (1, 2, 3))
     if config.ddim_weighting == "posterior_mean":
         ddim *= posterior_mean_weight(schedule, draws.timesteps)
-    masked = (depth, target, valid_mask)
-    terms = {
-        "l1": losses.l1(*masked, max_depth=config.max_depth),
-        "l2": losses.l2(*masked, max_depth=config.max_depth),
-        "silog": losses.silog(*masked, **dataclasses.asdict(config.silog_options)),
-        "latent": jnp.mean((latent - encoded) ** 2, (1, 2, 3)),
-        "ddim": ddim,
+    terms = pixel.pixel_terms(config, depth, target, valid_mask) | {
+        "latent": jnp.mean((latent - encoded) ** 2),
+        "ddim": jnp.mean(ddim),
     }
-    terms = {name: jnp.mean(values) for name, values in terms.items()}
-    weighted = [getattr(config, name) * terms[name] for name in terms if getattr(config, name)]
-    scalars = terms | {
-        "depth_mean": jnp.mean(depth),
-        "depth_max": jnp.max(depth),
-        "latent_rms": jnp.sqrt(jnp.mean(latent**2)),
-        "valid_fraction": jnp.mean(valid_mask.astype(jnp.float32)),
-    }
-    return sum(weighted), Aux(scalars, updated["batch_stats"])
+    latent_rms = jnp.sqrt(jnp.mean(latent**2))
+    scalars = terms | pixel.depth_scalars(depth, valid_mask) | {"latent_rms": latent_rms}
+    return terms, Aux(scalars, updated["batch_stats"])

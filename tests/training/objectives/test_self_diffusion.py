@@ -16,8 +16,9 @@ from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.ops import losses
 from diffdepth_jax.ops.diffusion import posterior_mean_weight
-from diffdepth_jax.training.objectives import self_diffusion
-from diffdepth_jax.training.objectives.self_diffusion import Config, Draws, SilogConfig
+from diffdepth_jax.training.objectives import ground_truth_diffusion, pixel, self_diffusion
+from diffdepth_jax.training.objectives.pixel import SilogConfig
+from diffdepth_jax.training.objectives.self_diffusion import VARIANTS, Config, Draws
 from diffdepth_jax.weights.rules import convert, export
 
 MODEL = diffusion_depth.Config(
@@ -70,7 +71,10 @@ def test_recorded_training_step_is_reproduced(golden, name):
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def step(params, batch_stats):
-        return self_diffusion.loss_from_draws(objective, model, params, batch_stats, batch, draws)
+        terms, aux = self_diffusion.terms_from_draws(
+            objective, model, params, batch_stats, batch, draws
+        )
+        return pixel.weighted_sum(objective, terms, jnp.int32(0), 1), aux
 
     (loss, aux), gradients = step(variables["params"], variables["batch_stats"])
     for got, want in (
@@ -128,11 +132,14 @@ def _batch(seed=0, size=(16, 24)):
     }
 
 
+STEPS = 10  # of the run
+
+
 @functools.cache
-def _step(objective, config=MODEL):
+def _step(objective, config=MODEL, build=self_diffusion.build):
     """The compiled loss with its gradients."""
     model, variables = _model(config)
-    loss = self_diffusion.build(objective, model)
+    loss = build(objective, model, STEPS)
     gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))
     return functools.partial(gradients, variables["params"], variables["batch_stats"])
 
@@ -222,7 +229,7 @@ def test_an_image_without_measurements_is_harmless():
 
 def test_rematerialisation_changes_nothing_but_memory():
     want = _step(ALL)(_batch(), KEY, FIRST)
-    got = _step(ALL, replace(MODEL, remat=False))(_batch(), KEY, FIRST)
+    got = _step(ALL, replace(MODEL, remat="none"))(_batch(), KEY, FIRST)
     jax.tree.map(
         lambda g, w: np.testing.assert_allclose(
             g, w, rtol=1e-3, atol=1e-5 * float(np.abs(w).max()) + 1e-6
@@ -252,7 +259,7 @@ def test_draws_are_distinct_and_in_range():
 
 def test_images_that_the_codec_does_not_divide_are_refused():
     model, variables = _model()
-    loss = self_diffusion.build(ALL, model)
+    loss = self_diffusion.build(ALL, model, STEPS)
     with pytest.raises(ValueError, match="17x24 pixels do not divide by the codec's factor 2"):
         loss(variables["params"], variables["batch_stats"], _batch(size=(17, 24)), KEY, FIRST)
 
@@ -273,7 +280,7 @@ def test_impossible_weights_are_refused(fields, message):
 def test_the_papers_weighting_is_for_predicted_noise():
     config = replace(MODEL, diffusion=replace(MODEL.diffusion, prediction_type="sample"))
     with pytest.raises(ValueError, match="prediction_type is 'sample'"):
-        self_diffusion.build(ALL, diffusion_depth.build(config))
+        self_diffusion.build(ALL, diffusion_depth.build(config), STEPS)
 
 
 def test_impossible_silog_constants_are_refused():

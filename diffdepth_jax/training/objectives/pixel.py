@@ -1,0 +1,169 @@
+"""Losses of the depth itself, for networks that map an image straight to metric depth.
+
+What they have in common with self-diffusion is here: the pixel terms, their weights, and what
+counts as measured.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from diffdepth_jax.ops import losses
+
+# Depths up to here count as "not measured", as in DiffusionDepth's release.
+MIN_DEPTH = 1e-4
+
+
+@dataclass(frozen=True)
+class SilogConfig:
+    """Options of `ops.losses.silog`; the release's `Sig` is scale 2, ddof 1, reduction "batch"."""
+
+    scale: float = 10.0
+    variance_focus: float = 0.85
+    offset: float = 1e-3
+    ddof: Literal[0, 1] = 0
+    reduction: Literal["image", "batch"] = "image"
+
+    def __post_init__(self):
+        if not (self.scale > 0 and 0 <= self.variance_focus <= 1 and self.offset > 0):
+            raise ValueError(
+                f"scale and offset must be positive, variance_focus between 0 and 1: {self}"
+            )
+
+
+@dataclass(frozen=True)
+class PixelTerms:
+    """Weights of the pixel terms, each a mean over the batch's images, and what they mean.
+
+    Attributes:
+        l1, l2: absolute and squared error of depth in metres.
+        silog: scale-invariant log error.
+        max_depth: metres; prediction and ground truth are clamped to it in l1 and l2.
+        silog_options: constants of the silog term.
+        auxiliary_fraction: l1 and l2 count during this share of the run's steps, from its start
+            (the paper's auxiliary losses: 0.5).
+    """
+
+    WEIGHTS: ClassVar[tuple[str, ...]] = ("l1", "l2", "silog")
+
+    l1: float = 1.0
+    l2: float = 1.0
+    silog: float = 0.0
+    max_depth: float = 88.0
+    silog_options: SilogConfig = field(default_factory=SilogConfig)
+    auxiliary_fraction: float = 1.0
+
+    def __post_init__(self):
+        weights = {name: getattr(self, name) for name in self.WEIGHTS}
+        if min(weights.values()) < 0 or max(weights.values()) == 0:
+            raise ValueError(f"weights must not be negative, nor all zero: {weights}")
+        if not self.max_depth > MIN_DEPTH:
+            raise ValueError(f"max_depth is {self.max_depth}; it must be positive")
+        if not 0 < self.auxiliary_fraction <= 1:
+            raise ValueError(
+                f"auxiliary_fraction is {self.auxiliary_fraction}; it must be above 0, and 1 at "
+                "most: for no auxiliary losses set l1 and l2 to 0"
+            )
+        auxiliary = {"l1", "l2"}
+        if self.auxiliary_fraction < 1 and not any(weights[w] for w in weights.keys() - auxiliary):
+            raise ValueError(
+                f"auxiliary_fraction is {self.auxiliary_fraction}, but nothing else than l1 and "
+                f"l2 has a weight: {weights}"
+            )
+
+
+@dataclass(frozen=True)
+class Config(PixelTerms):
+    """See `PixelTerms`."""
+
+    name: Literal["pixel"] = "pixel"
+
+
+class Aux(NamedTuple):
+    """What a step reports beside its loss: scalars to log, and the moved running statistics."""
+
+    scalars: dict[str, Array]
+    batch_stats: Any
+
+
+def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:
+    """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
+
+    Raises:
+        ValueError: for a model that starts from noise.
+    """
+    if hasattr(model, "latent_shape"):
+        raise ValueError(
+            f"the objective 'pixel' is for networks that map an image to depth; "
+            f"{model.config.name!r} starts from noise: use 'self_diffusion'"
+        )
+
+    def loss_function(params, batch_stats, batch, key, step):
+        depth, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"drop_path": key},
+        )
+        target, valid_mask = ground_truth(batch)
+        terms = pixel_terms(config, depth, target, valid_mask)
+        scalars = terms | depth_scalars(depth, valid_mask)
+        loss = weighted_sum(config, terms, step, num_steps)
+        return loss, Aux(scalars, updated.get("batch_stats", {}))
+
+    return loss_function
+
+
+def ground_truth(
+    batch: Mapping[str, Array],
+) -> tuple[Float[Array, "b h w 1"], Bool[Array, "b h w 1"]]:
+    """Depth in metres, 0 where nothing was measured, and where something was."""
+    valid_mask = batch["valid_mask"] & (batch["depth"] > MIN_DEPTH)
+    return jnp.where(valid_mask, batch["depth"], 0.0), valid_mask
+
+
+def pixel_terms(
+    config: PixelTerms,
+    depth: Float[Array, "b h w 1"],
+    target: Float[Array, "b h w 1"],
+    valid_mask: Bool[Array, "b h w 1"],
+) -> dict[str, Float[Array, ""]]:
+    """Every pixel term, unweighted."""
+    masked = (depth, target, valid_mask)
+    terms = {
+        "l1": losses.l1(*masked, max_depth=config.max_depth),
+        "l2": losses.l2(*masked, max_depth=config.max_depth),
+        "silog": losses.silog(*masked, **dataclasses.asdict(config.silog_options)),
+    }
+    return {name: jnp.mean(values) for name, values in terms.items()}
+
+
+def weighted_sum(
+    config: PixelTerms,
+    terms: Mapping[str, Float[Array, ""]],
+    step: Int[Array, ""],
+    num_steps: int,
+) -> Float[Array, ""]:
+    """The terms under the config's weights at update `step` of `num_steps`, counted from 0."""
+    weights = {name: getattr(config, name) for name in config.WEIGHTS}
+    if config.auxiliary_fraction < 1:
+        counts = step < config.auxiliary_fraction * num_steps
+        weights |= {name: jnp.where(counts, weights[name], 0.0) for name in ("l1", "l2")}
+    return sum(weights[name] * terms[name] for name in weights if getattr(config, name))
+
+
+def depth_scalars(
+    depth: Float[Array, "b h w 1"], valid_mask: Bool[Array, "b h w 1"]
+) -> dict[str, Float[Array, ""]]:
+    """What is logged of any prediction."""
+    return {
+        "depth_mean": jnp.mean(depth),
+        "depth_max": jnp.max(depth),
+        "valid_fraction": jnp.mean(valid_mask.astype(jnp.float32)),
+    }
