@@ -1,6 +1,7 @@
 """A data set as a list of frames by their files, checked before any of them is read."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from diffdepth_jax.data.sources import Sample
 UNKNOWN = np.full((3, 3), np.nan, np.float32)  # intrinsics of a frame without calibration
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame by its files.
+    """One frame by its files, which are strings: a data set has up to 200,000 of them.
 
     Attributes:
       id: unique within the source, usable as a file name.
@@ -26,13 +27,13 @@ class Frame:
     """
 
     id: str
-    image: Path
-    depth: Path | None = None
-    calibration: Path | None = None
+    image: str
+    depth: str | None = None
+    calibration: str | None = None
     condition: str = "day-clear"
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[str, ...]:
         files = (self.image, self.depth, self.calibration)
         return tuple(file for file in files if file is not None)
 
@@ -52,15 +53,17 @@ class FrameSource:
         where: str,
         remedy: str,
         check_files: bool = True,
+        num_without_depth: int = 0,
     ):
         """
         Args:
-          frames: in the order of the source.
+          frames: in the order of the source; kept as they are.
           read: depth and intrinsics of a frame.
           where: what was listed, for errors, as in "split 'val' of data/cityscapes".
           remedy: what to do about missing files.
           check_files: look now whether every file is there; otherwise each is missed when it is
             read.
+          num_without_depth: how many frames were left out because they have no depth.
 
         Raises:
           ValueError: if there are no frames, or two have the same id.
@@ -72,6 +75,7 @@ class FrameSource:
         if check_files:
             require_files((file for frame in frames for file in frame.files), where, remedy)
         self.frames = tuple(frames)
+        self.num_without_depth = num_without_depth
         self._read = read
 
     def __len__(self) -> int:
@@ -94,6 +98,13 @@ class FrameSource:
 def unmeasured(size: tuple[int, int]) -> np.ndarray:
     """Depth of an image that comes without: 0, nothing was measured."""
     return np.zeros(size, np.float32)
+
+
+def file_names(folder: str | Path, *suffixes: str) -> list[str]:
+    """The names in a folder that end in one of the suffixes, in order; hidden files left out."""
+    return sorted(
+        name for name in os.listdir(folder) if name.endswith(suffixes) and not name.startswith(".")
+    )
 
 
 def require_folder(path: Path, remedy: str) -> Path:
@@ -133,14 +144,14 @@ def require_unique(ids: Iterable[str], where: str) -> None:
         seen.add(name)
 
 
-def require_files(paths: Iterable[Path], where: str, remedy: str) -> None:
+def require_files(paths: Iterable[str], where: str, remedy: str) -> None:
     """Refuses missing files.
 
     Raises:
       FileNotFoundError: says how many of how many are missing, and the first.
     """
     paths = list(paths)
-    if missing := io.missing(paths):
+    if missing := io.missing(map(Path, paths)):
         raise FileNotFoundError(
             f"{len(missing)} of {len(paths)} files of {where} are missing, the first is "
             f"{missing[0]}: {remedy}"

@@ -1,13 +1,21 @@
-"""Eigen's division of KITTI, kept as facts (drive and frame numbers) so that no list is needed.
+"""Divisions of data sets, kept as facts (drives, frames, scenes) so that no list is needed.
 
-Eigen et al., "Depth map prediction from a single image using a multi-scale deep network" (2014),
-divide KITTI raw into 28 drives for test and 33 for training. Of their 697 test frames (left colour
-camera) 652 have annotated depth; the 45 others are left out here, as every evaluation on the
-annotated ("improved") ground truth does.
+KITTI. Eigen et al., "Depth map prediction from a single image using a multi-scale deep network"
+(2014), divide KITTI raw into 28 drives for test and 33 for training. Of their 697 test frames (left
+colour camera) 652 have annotated depth; every evaluation on the annotated ("improved") ground truth
+leaves out the 45 others. Zhou et al., "Unsupervised learning of depth and ego-motion from video"
+(2017), take the frames of 32 of the training drives in which the car moves, both cameras, and
+divide them by chance into 39,810 for training and 4,424 for validation; this is the division of the
+lists in the repository nianticlabs/monodepth2 (splits/eigen_zhou).
 
 The depth benchmark divides KITTI differently: its `train` folder holds 21 of these 28 test drives
 (the other 7 are in its `val`), so who trains on that folder has seen most of Eigen's test set.
+
+nuScenes. The official scenes of each split (repository nutonomy/nuscenes-devkit,
+python-sdk/nuscenes/utils/splits.py): 700, 150 and 150, and the 8 and 2 of v1.0-mini.
 """
+
+from typing import Literal
 
 
 def _frames(table: str) -> dict[str, tuple[int, ...]]:
@@ -17,8 +25,44 @@ def _frames(table: str) -> dict[str, tuple[int, ...]]:
             drive = word
             frames[drive] = ()
         else:
-            frames[drive] += (int(word),)
+            frames[drive] += _numbers(word)
     return frames
+
+
+def _numbers(word: str) -> tuple[int, ...]:
+    """`7` or `7-9`, both ends included."""
+    first, _, last = word.partition("-")
+    return tuple(range(int(first), int(last or first) + 1))
+
+
+def _scenes(table: str) -> dict[str, tuple[str, ...]]:
+    scenes: dict[str, tuple[str, ...]] = {}
+    for word in table.split():
+        if word.replace("_", "").isalpha():
+            split = word
+            scenes[split] = ()
+        else:
+            scenes[split] += tuple(f"scene-{number:04d}" for number in _numbers(word))
+    return scenes
+
+
+def zhou(part: Literal["train", "val"]) -> list[tuple[str, str, int]]:
+    """Zhou's division of KITTI: (drive, camera, frame), sorted by drive, frame and camera.
+
+    Some of the frames have no annotated depth (the first and last five of each drive).
+    """
+    frames = [
+        (drive, camera, frame)
+        for drive, numbers in _ZHOU.items()
+        for frame in numbers
+        for camera in ("image_02", "image_03")
+    ]
+    validation, position = set(), -1
+    for character in _ZHOU_VAL.replace("\n", ""):
+        position += 1 + ord(character) - ord("(")
+        validation.add(position)
+    wanted = part == "val"
+    return [frame for index, frame in enumerate(frames) if (index in validation) == wanted]
 
 
 # Drive -> its annotated test frames, all of camera image_02.
@@ -92,3 +136,134 @@ EIGEN_TRAIN = tuple(
 2011_09_30_drive_0034_sync 2011_10_03_drive_0034_sync 2011_10_03_drive_0042_sync
 """)
 )
+
+# The 45 frames of Eigen's 697 that have no annotated depth, all of camera image_02.
+EIGEN_TEST_WITHOUT_DEPTH = _frames("""
+2011_09_26_drive_0002_sync 0 3 72 75
+2011_09_26_drive_0009_sync 0
+2011_09_26_drive_0013_sync 0 140
+2011_09_26_drive_0020_sync 0 3 84
+2011_09_26_drive_0027_sync 0
+2011_09_26_drive_0029_sync 0
+2011_09_26_drive_0036_sync 0 800
+2011_09_26_drive_0046_sync 0 120
+2011_09_26_drive_0048_sync 0 1 2 3 4 17 18 19 20 21
+2011_09_26_drive_0052_sync 0 2 4
+2011_09_26_drive_0059_sync 0 372
+2011_09_26_drive_0064_sync 0
+2011_09_26_drive_0093_sync 0
+2011_09_26_drive_0096_sync 0
+2011_09_26_drive_0117_sync 0
+2011_09_28_drive_0002_sync 0 3
+2011_09_29_drive_0071_sync 0 1054
+2011_09_30_drive_0016_sync 0 275
+2011_09_30_drive_0018_sync 0
+2011_09_30_drive_0027_sync 0
+2011_10_03_drive_0027_sync 0
+2011_10_03_drive_0047_sync 0
+""")
+
+# The frames that Zhou et al. divide, of both cameras.
+_ZHOU = _frames("""
+2011_09_26_drive_0001_sync 1-106
+2011_09_26_drive_0005_sync 1-152
+2011_09_26_drive_0011_sync 1-116 135
+2011_09_26_drive_0014_sync 1-312
+2011_09_26_drive_0015_sync 1-295
+2011_09_26_drive_0017_sync 2-3 38-39
+2011_09_26_drive_0018_sync 3-5 38-42 58-63 70-81 87-88 90-93 98-102 187-188 193 195-268
+2011_09_26_drive_0019_sync 1-403 459-470 473-479
+2011_09_26_drive_0022_sync 5-574 577-798
+2011_09_26_drive_0028_sync 1-428
+2011_09_26_drive_0032_sync 1-388
+2011_09_26_drive_0035_sync 1-129
+2011_09_26_drive_0039_sync 1-393
+2011_09_26_drive_0051_sync 1-190 228-232 247-255 281-286 297-304 310-316 320-324 362-370 374-436
+2011_09_26_drive_0057_sync 290-291 299-359
+2011_09_26_drive_0061_sync 1-701
+2011_09_26_drive_0070_sync 1-418
+2011_09_26_drive_0079_sync 1-74 83
+2011_09_26_drive_0087_sync 3-660 662-667 670-679 682-727
+2011_09_26_drive_0091_sync 1-338
+2011_09_26_drive_0095_sync 1-266
+2011_09_26_drive_0104_sync 1-310
+2011_09_26_drive_0113_sync 1-29 31-85
+2011_09_28_drive_0001_sync 15-104
+2011_09_29_drive_0004_sync 1-316 319-320 324
+2011_09_29_drive_0026_sync 1-22 34-35
+2011_09_30_drive_0020_sync 1-1102
+2011_09_30_drive_0028_sync 1-1129 1131-5102 5106-5107 5118-5175
+2011_09_30_drive_0033_sync 1-1592
+2011_09_30_drive_0034_sync 1-629 631-1136
+2011_10_03_drive_0034_sync 1-4661
+2011_10_03_drive_0042_sync 1-233 235-236 238-265 267-269 277 280 296-298 302-305 310-311 313 318
+    322 324-325 328-388 390-527 529-532 536-770 772-811 813-823 826-1085 1087 1092-1093 1095
+    1099-1155 1157-1168
+""")
+
+# Those for validation, in the order of `zhou`: each character is the number of frames for training
+# before the next one for validation, counted from "(" = 0.
+_ZHOU_VAL = r"""
+F+-,-(*)2)((3/+5-,*2;2N3(+234(5+(+63)22E.1*-)*.0.+*<).4((8,)*/((2+*5(;+(,.()*8.*7>(3,1-]7)1(++=(-,
+03.<.-+)5)((1((2*)/(5-,0E)):C?)0;E9(,.)-:*-:8(=;)*,,(9*+)*4**8))*8))159),*:7(90:*31;7F51H*(-/*(4)2
+G-/(@:/-D-/,*++*(0,6/J01.<6*(M/1(.(9,-0/*),(-*,,0)+-)\:7/.;+,+)((<UI1)O,7)1+4)(20+.);6X*)/,+5E(:)1
+-32,K)*(+-*+*/C0-);.)(A+/:8))=9-),-M=(+()*(*2)1612+<)+:++A-);*>(9,-2)W))0)--?)5>---*03+(B*)K))/1[,
+,@105++(8/0/K3,K,)-34**6)+,+/@1U(-*(.(<+/@=(M,)*/:F.)A)1-+6+4N**+5.(8,+)/.4,00+H-1(+)5)2.H,1=*,,-*
+**900P*+0I),+<,13.);-*7)(R)/205+323)(EU.D/-/0(;9,(385I52./9J37(0B9)+;*()5:++()+(1--94H6?7+E1*5;a/3
+/)0-6(43*3+:())((+2,+3(8**30.-=?()6:->0()*H:,B,,,)-+76+)09-->9/*-,*N@()2,()+(-))(/,1?J)6+,)/.>5H3A
+;4)C89(08=9(+0(307).(.(+**.2(-*/-(8(1-)<)2)762+)@)*1):7)I590).):*+7.6,5((981B80+B1+)4)3)*():-1N,1C
+((),2Q0/5-10*<A1++++?,.+..,3+1/4*<?(485-;6@+4/3312+<)(*1((3;*?3**6,-+.+6AD81+(+-/+/;000-?,0Q65(*20
+R2.40:(3/61).-3J,//7.6++/(7/<()?,--)(*L+5800(/13)20)985()2+45=1.+/,-(9-.,@G*1())(C<.)-)()H-3,5C+)2
+T),/)*((AO((*7(<6)=@*1-82(77=34+B,5(M/1)-(+:X*4-):-@*Q0(*=6.-,*)/+?+-94(,5(0*,(+.,,)2.165./(/8+,14
++,A0/15,7(..,1/*.-5))/)70D=,38(.O91/6(.3)7(;:**[172=+(-/4*-(+8;-3/9:,.86+*()H@3)>(0(481(p--+0))@(2
+).3(,(,743(37,.1/-*)*8-4(*W..+-69*G3(,3)(,*+)*/3-90)(..*4378+)*3)/-4D,(/01((,9(4+(+j*99(N,)H()0)*+
+(/-+*1(/((\(*17-63,+-1(0,(5,+--*.D*)-1+<)b-.,,3,_=800/+)3-((7.=-0G(-(;@(410)^)=,),.1?.(-+*-=,,+70*
+-)GC(4))8(:*5.,23>,=/,.;)((-3(*,-D251*,(*@9(D.-Y2-,1*/,37c(((0+,1(,3/+0)*,.,-,2F-0-(8>,+0+/**)/0*+
+331*y)4)5())/)/+@31/-*5L>,+((R.M,).(),,-*+((2,><046(.-`6+9A:0.5(.(+)1/-)+.,,.(,++*5,(;+)2*00;-)/a)
+:.B//)*)*HN)<21(.60)-2.*23?1J>/1-8)8)0*),.5.,),*0-E?...-35(<)*;>*68/.=+.:/6>012?@+(0.((51B1+22-3*(
++-)*1*@@..))1*))-<;;-43*+A.-h3.02((0.*/+.G7))+11-.-/(6.2E9*/5+,.,,/((Q();D,(**),,)(/[62:*/,)-(-7*(
+0,1,-.2/A/)4A*7((,6*0?*--.6-(8)56@2+2*,A2(0*0//-(+:,*-,?7<7.4:)*9).A/F*(,*1B8*/4)@+/2/)*,(*--/)1*,
+32,G)(+P2*+D-(9H1+-*3-+,-C7(421*+6,*((,Q35++)2//:(F4/:((*8:32(5)1+1)<:)1(+;(,+7)5J8]2<.(-()04)0.+,
+29(-3),.*0B=(021C(6F4(*(-*()1.549)/7(*4*B/-0,,1*7/@6+(,13*+.D()-)-(09?/+4O6)FI0112+*./),,/2]06.)(5
+5.*1+/3(;,(X.5/91,--/*8*1)+)-5(.-2429A3M8<-;)-/+@1,*7:@+-*2H,\<)2(-@.15?1/D(+.4(2)18.)9+*+S-;4+*H*
+3,9)):8:+596-56)5.((.+-=*-,.,-8:/5,*-)+*(,0,5?0(2,,*@*+:*+(,J65+22*.8)*+17)07*=?*0@3,+,+41=1L702,)
+-7/((*,@IV+93.(++?,-(2(-ZT(;)2/*5*,7-8+--XB-(42-*)1/*.)43(\91-3..B.(1.93G/-/2))7**6-28)>.(44(,1(**
+-*7:*+(+30+1-5(32+>)*()42,8*),8,1(8+*F*0+((,(81)2,4]890?+2:99C.*\(.;70/3+0<,*981<>6>+16,.(9-/(7+3+
+.(/=+,*..,(+0(/9(7</6?)1<7)-<(185/(4/021.9-31(/5**:(.*1)>-*.4007-3*S35.(.*,*5+0))9.lQ(;)0,(5:+)(,,
+,*P?0(,/(6+*8(-:3(((-*+(80*31-+*;*,A69+/593)-)(-<((*0(3+)<)672*14-0+5,.+467:81)+/34+*2,,)*+,)<9/)+
+(87(*H2+A+,3/5+4-*(-,2*(*/.61+>*V.0*=,)<2)/9)*)08*J(>,-*)-(-;2+(98(4-+D.*49/)9+.4<-60,(,/(*36*(31+
+805;,)<98,/*-,)***7,+9Kb,..:)(BA(.+.,)()(2(0E9-/]/)251+652G3/5DD0))54)/-9(*1(.(6++):@2)/(1(?:(9*,G
+*1(/F)7((/(6Y+376.K-P0;*+,*-.-+*8;C45.0/--0-0()/;*+2)(2(N-*?>5)1/,(-+*2)+(+(*(6,B.A+=(60K(1*.7N21+
+50(G)*I(4H)/39,E340/F;)),*.+*4.*(/-9=*H)3,*;*;-(2-*==<=*6/->8-,2+;)+)6--1*/6+*)*2)((9(5-7F:8.)*5((
+(-CJ,/-)8-*2()0/+0-/(,-2.0()*6.*J/<,@*,+*4/*4/(B(B)),:)/O9*/980(-(-7/*,);+(9/78,?*8=7,+7+0()U*/*6?
+./7,*))(1+0-+-/)()3,0).(@22))+,3,4+*-.4</0:/+**83)5(0:-)-4-J1/(C6<).7+-*-0*;)):/.((-0)+,+++F/)+,()
+.+):.(1-0+21C.,,3-(1+1(0++-)1+1)1.1*D3=(7))=((+,-/)G-04(,(+()6,,)P(9(Q0))(:,((0)(0-,H(@(/:+F>...*-
+).2)>F/H-=*;+@[*+*3,)11;6-,6T>0(2.6.,)*<1++J**(E/-++27J+-E+C.I(B*G0+E..**)62(8(/V-*(*E)=:/)G-A*.H+
+1(X+0-3I9(,,0)..,(1.(*O5,.1.*)0+1,+V-(.((()]E5(,127:J71(,7(+()3/**//-).1-*5,G/90*2.*)1/)*3*9,.-+.3
+D/)B7(1+C(/((DAJ,.6G.+9+L).4B)+4/,(8F),)2-9.9-):G*7-C(:29+=*?:6:B2.<41+*I2+6*)4.)1).84)*H,)30(*A8=
+(*)1+,,()(/**/3).*-),1,)).)+01,1(S.(N(54=E0,(,P,+)*093*01/(?.()(/E73+I(++*,(,@.5P(6-,)),*+*E--(.9(
+*(*P/+).9(-4(C*((+2+5*2**2<<0,382*0(;,-*()G)+-35.S1/O*+7>,,B^255//:+).(-,/,/72E1;(/(:10-,8>i+).*(*
+)91*2.;,1.+023*-(+0)4.**(A46+(?+*2)(5@.(()/-0-/>05(7:+A+(+(1((5)*/((=B(*/0);4+,D),10*0=))4+)+1/)-*
+=(*(.,J(9,.-.+/0*():4,,),.9.3-[)/()(-(+*F3->,,+,5B*A2:*,*0(07*>(02((,73+-2-))).*2>M)553+*.),3E,)))
+()-.M824I61/-A:H(5/.*B,7(+0-B-9++)0A1([(-?6+3./(8/+.;**.(;@;0(A),-176,//*C)),().0(443**032=61(*27)
+P*(.)3./.?-,9,((*)**:?5-.)+)87-P.(,*,(*:-*-,(WG((0<+57+B;5:D1-,)3-=8(2<)13B5)4002+*+:/B,=82*+k8,0,
+49(,./)/.7<))-0()?(51.))-/+52M)+5(5)G76-(+).50)20B4,.,+HF*16+5/0,G2).,*72-6**-*>6<+*(/))M)=88.E**)
+254>*++)(1F--6(1,00S*74=)640N.-)026)((*-)160,++,,(((()(,E@@I14<)-1J70@4=(1277,(()8+(*-)(D**=00-pC(
+.609@)55+(.1.-
+"""
+
+NUSCENES = _scenes("""
+train 1-2 4-11 19-34 41-76 120-135 138-139 149-152 154-155 157-168 170-185 187-188 190-196 199-200
+    202-204 206-214 218-220 222 224-264 283-306 315-318 321 323-324 328 347-386 388-403 405-408
+    410-459 461-465 467-469 471-472 474-480 499-502 504-515 517-518 525-539 541-546 566 568
+    570-578 580 582-600 639-679 681 683-689 695-698 700-701 703-719 726-728 730-731 733-741 744
+    746-747 749-752 757-765 767-769 786-787 789-792 803-806 808-813 815-817 819-822 847-856 858
+    860-866 868-873 875-878 880 882-903 945 947 949 952-953 955-961 975-984 988-992 994-1025
+    1044-1058 1074-1102 1104-1110
+val 3 12-18 35-36 38-39 92-110 221 268-278 329-332 344-346 519-524 552-565 625-627 629-630 632-638
+    770-771 775 777-778 780-784 794-800 802 904-917 919-931 962-963 966-969 971-972 1059-1073
+test 77-91 111-119 140 142-148 265-266 279-282 307-314 333-343 481-498 547-551 601-604 606-624
+    827-831 833-842 844-846 932-933 935-943 1026-1043
+mini_train 61 553 655 757 796 1077 1094 1100
+mini_val 103 916
+""")

@@ -12,7 +12,7 @@ def frames(folder: Path, count: int = 3) -> list[listing.Frame]:
     for number in range(count):
         path = folder / f"{number}.png"
         Image.fromarray(np.full((4, 6, 3), number, np.uint8)).save(path)
-        made.append(listing.Frame(id=str(number), image=path))
+        made.append(listing.Frame(id=str(number), image=str(path)))
     return made
 
 
@@ -38,7 +38,7 @@ def test_what_is_refused_at_opening(tmp_path: Path) -> None:
         open_source([])
     with pytest.raises(ValueError, match="frame 1 occurs twice in split 'a' of here"):
         open_source([*made, made[1]])
-    made[1].image.unlink()
+    Path(made[1].image).unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 3 files of .*1\.png: do this"):
         open_source(made)
     late = open_source(made, check_files=False)
@@ -56,6 +56,12 @@ def test_depth_of_another_size_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="image and depth differ in size"):
         source[0]
+
+
+def test_file_names(tmp_path: Path) -> None:
+    for name in ("b.png", "a.jpg", "c.txt", "._b.png"):
+        (tmp_path / name).touch()
+    assert listing.file_names(tmp_path, ".png", ".jpg") == ["a.jpg", "b.png"]
 
 
 def test_splits_and_lists(tmp_path: Path) -> None:
