@@ -211,12 +211,16 @@ def read_mat(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
     return [variables[name] for name in names]
 
 
-def read_labels(path: str | Path) -> UInt8[np.ndarray, "h w"]:
+def read_labels(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     """Reads an 8-bit image of one channel whose values are classes or a mask.
+
+    Args:
+      path: the file.
+      size: (height, width) of the image that it belongs to.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged, coloured or has more than 8 bits.
+      ValueError: if the file is damaged, coloured, of more than 8 bits or of another size.
     """
     image = _open(path)
     if image.mode not in ("L", "P", "1"):
@@ -224,7 +228,27 @@ def read_labels(path: str | Path) -> UInt8[np.ndarray, "h w"]:
             f"{path} is no label map (Pillow mode {image.mode!r}): labels are an 8-bit PNG of one "
             "channel; its coloured picture does not do"
         )
-    return np.asarray(image, np.uint8)
+    labels = np.asarray(image, np.uint8)
+    if labels.shape != size:
+        raise ValueError(
+            f"{path} is {_size(labels)}, its image {size[0]}x{size[1]} (height x width): they must "
+            "belong to one frame"
+        )
+    return labels
+
+
+def read_categories(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
+    """Reads a map of materials in Booster's classes, 0 to 3; 2 and 3 are transparent or mirrors.
+
+    Arguments and errors as `read_labels`, and ValueError for other classes.
+    """
+    categories = read_labels(path, size)
+    if categories.max(initial=0) > 3:
+        raise ValueError(
+            f"{path} has class {categories.max()}: classes of materials are 0 to 3, this is "
+            "another mask"
+        )
+    return categories
 
 
 def read_numbers(path: str | Path, shape: tuple[int, ...]) -> Float64[np.ndarray, "..."]:

@@ -1,9 +1,11 @@
 import re
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from diffdepth_jax.data import io
@@ -95,3 +97,92 @@ def test_missing(tmp_path: Path) -> None:
     (tmp_path / "here.png").touch()
     absent = [tmp_path / "gone.png", tmp_path / "no_folder" / "here.png"]
     assert io.missing([absent[0], tmp_path / "here.png", absent[1]]) == absent
+
+
+def write_exr(path: Path, channels: dict[str, np.ndarray]) -> None:
+    import OpenEXR
+
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, channels) as file:
+        file.write(str(path))
+
+
+def test_exr(tmp_path: Path) -> None:
+    path, depth = tmp_path / "depth.exr", np.array([[0, 0.5, np.nan], [1, 2, 3.25]], np.float16)
+    write_exr(path, {"RGB": np.stack([depth, depth + 1, depth + 2], -1)})
+    np.testing.assert_array_equal(io.read_exr(path), depth)  # red
+    assert io.read_exr(path).dtype == np.float32
+    write_exr(path, {"A": np.ones((2, 3), np.float32), "Y": depth.astype(np.float32)})
+    np.testing.assert_array_equal(io.read_exr(path), depth)
+    data = path.read_bytes()
+    for keep in (0, 20, len(data) - 10):
+        path.write_bytes(data[:keep])
+        with pytest.raises(ValueError, match=r"depth\.exr cannot be read"):
+            io.read_exr(path)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.exr does not exist"):
+        io.read_exr(tmp_path / "nothing.exr")
+
+
+def test_exr_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(ImportError, match=r"depth\.exr needs .*diffdepth_jax\[exr\]"):
+        io.read_exr(tmp_path / "depth.exr")
+
+
+def test_npy(tmp_path: Path) -> None:
+    path = tmp_path / "depth.npy"
+    np.save(path, np.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(io.read_npy(path), np.arange(6.0).reshape(2, 3))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"depth\.npy cannot be read"):
+        io.read_npy(path)
+    np.save(path, np.array([{}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"depth\.npy cannot be read"):
+        io.read_npy(path)
+    with open(path, "wb") as file:
+        np.savez(file, a=np.zeros(2))
+    with pytest.raises(ValueError, match=r"depth\.npy is an archive"):
+        io.read_npy(path)
+
+
+def test_mat(tmp_path: Path) -> None:
+    path = tmp_path / "splits.mat"
+    scipy.io.savemat(path, {"one": np.arange(3), "two": np.arange(4)})
+    np.testing.assert_array_equal(io.read_mat(path, ("two",))[0], [[0, 1, 2, 3]])
+    with pytest.raises(ValueError, match=r"splits\.mat has no variable 'three'.*'one', 'two'"):
+        io.read_mat(path, ("one", "three"))
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match=r"splits\.mat cannot be read"):
+        io.read_mat(path, ("one",))
+
+
+def test_labels(tmp_path: Path) -> None:
+    path, labels = tmp_path / "mask.png", np.array([[0, 1, 2], [3, 200, 255]], np.uint8)
+    Image.fromarray(labels).save(path)
+    np.testing.assert_array_equal(io.read_labels(path, (2, 3)), labels)
+    with pytest.raises(ValueError, match=r"mask\.png is 2x3, its image 3x2"):
+        io.read_labels(path, (3, 2))
+    with pytest.raises(ValueError, match=r"mask\.png has class 255: .* 0 to 3"):
+        io.read_categories(path, (2, 3))
+    Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(path)
+    with pytest.raises(ValueError, match=r"mask\.png is no label map .*'RGB'"):
+        io.read_labels(path, (2, 3))
+
+
+def test_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "camera.txt"
+    path.write_text("1 2\n3 4.5\n")
+    np.testing.assert_array_equal(io.read_numbers(path, (2, 2)), [[1, 2], [3, 4.5]])
+    for text in ("1 2 3", "1 2 3 nan", "1 2 3 x"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"camera\.txt: "):
+            io.read_numbers(path, (2, 2))
+
+
+def test_h5_entry(tmp_path: Path) -> None:
+    path = tmp_path / "frames.h5"
+    with h5py.File(path, "w") as file:
+        file["depth"] = np.arange(12).reshape(3, 4)
+    np.testing.assert_array_equal(io.read_h5(path, ("depth",), entry=2)[0], [8, 9, 10, 11])
+    with pytest.raises(ValueError, match=r"frames\.h5 has no entry 3"):
+        io.read_h5(path, ("depth",), entry=3)

@@ -19,8 +19,8 @@ class Sample(TypedDict):
 
     disparity: float32 [h w], pixels at the image's size, 0 where unknown.
     baseline: metres between the two cameras; depth = baseline * intrinsics[0, 0] / disparity.
-    categories: uint8 [h w], class of the material (Booster: 0 the easiest, 3 the hardest).
-    tom_mask: bool [h w], the transparent and mirroring surfaces.
+    categories: uint8 [h w], Booster's classes of materials, 0 the easiest and 3 the hardest.
+    tom_mask: bool [h w], the transparent or mirroring surfaces, which are classes 2 and 3.
     clean_image: uint8 [h w 3], RGB, the image that `image` was generated from.
     """
 

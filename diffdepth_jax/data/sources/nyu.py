@@ -29,8 +29,11 @@ the folder of a version. Depth is float16 there, metres. TensorFlow is not neede
 Depth is 0 where nothing was measured; `depths` and the `h5` files are filled in by their authors.
 Colour frames have a white border of a few pixels, which BTS painted black.
 
-Intrinsics are the toolbox's at 480x640, and all NaN at other sizes, unless the scene's folder (of
-`h5` or `sync`) holds an `intrinsics.txt`: nine numbers, row by row, for all its frames.
+Intrinsics are the toolbox's at 480x640 and all NaN at other sizes.
+
+Rendered rooms (`tools/render_scenes.py`) come in the `sync` layout, with three additions: a folder
+`official_splits/val`; `intrinsics.txt` in a scene's folder, nine numbers, row by row, for all its
+frames; and `mask_cat_00000.png` beside a frame, its materials in Booster's classes.
 """
 
 import dataclasses
@@ -61,6 +64,7 @@ _FOLDERS = {
     ("h5", "train"): "train",
     ("h5", "test"): "val/official",
     ("sync", "train"): "sync",
+    ("sync", "val"): "official_splits/val",
     ("sync", "test"): "official_splits/test",
 }
 
@@ -71,12 +75,13 @@ class Config:
 
     Attributes:
       root: the folder of the layout above.
-      split: `train`, `test`, or the path of a list file: one frame a line, `FILE.h5` or
-        `IMAGE DEPTH_PNG [FOCAL]` (BTS's lists), with paths relative to `root`; a leading slash is
-        ignored. BTS's training list wants root to be its `sync` folder.
+      split: `train`, `test`, `val` of rendered rooms, or the path of a list file: one frame a
+        line, `FILE.h5` or `IMAGE DEPTH_PNG [FOCAL]` (BTS's lists), with paths relative to `root`; a
+        leading slash is ignored. BTS's training list wants root to be its `sync` folder.
       layout: `h5`, `sync`, `mat` or `tfds`; with a list file the lines decide.
       mat_depth: of the labelled part: `depths`, filled in, or `rawDepths`, as measured, which is
         what BTS's test frames hold.
+      check_files: look for missing files at once; otherwise each is missed when it is read.
     """
 
     name: Literal["nyu"] = "nyu"
@@ -84,10 +89,11 @@ class Config:
     split: str = "train"
     layout: Literal["h5", "sync", "mat", "tfds"] = "h5"
     mat_depth: Literal["depths", "rawDepths"] = "depths"
+    check_files: bool = True
 
     def __post_init__(self) -> None:
-        lists = self.layout in ("h5", "sync")
-        listing.require_split(self.split, ("train", "test"), lists=lists)
+        names = ("train", "val", "test") if self.layout == "sync" else ("train", "test")
+        listing.require_split(self.split, names, lists=self.layout in ("h5", "sync"))
 
 
 def source(split: str, root: str | Path, **options: object) -> Source:
@@ -113,17 +119,16 @@ class Nyu:
 
     def __init__(self, config: Config):
         self._root = Path(config.root)
-        if config.split in ("train", "test"):
-            self._frames = self._scanned(config)
-        else:
-            self._frames = self._listed(Path(config.split))
-        if not self._frames:
-            raise ValueError(f"no frames for split {config.split!r} under {self._root}")
+        listed = config.split.endswith(".txt")
+        self._frames = self._listed(Path(config.split)) if listed else self._scanned(config)
         where = f"split {config.split!r} under {self._root}"
+        if not self._frames:
+            raise ValueError(f"no frames for {where}: the {config.layout!r} files have other names")
         listing.require_unique(map(_id, self._frames), where)
-        paths = [self._root / path for frame in self._frames for path in frame]
-        remedy = "complete the download or leave the frames out by a list file"
-        listing.require_files(paths, where, remedy)
+        if config.check_files:
+            paths = [str(self._root / path) for frame in self._frames for path in frame]
+            remedy = "complete the download or leave the frames out by a list file"
+            listing.require_files(paths, where, remedy)
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -140,11 +145,15 @@ class Nyu:
             image, depth = np.moveaxis(image, 0, -1), depth.astype(np.float32)
         else:
             image, depth = io.read_image(paths[0]), io.read_depth_png(paths[1], scale=1000.0)
+        sample = _sample(image, depth, _id(frame), paths)
         camera = paths[0].with_name("intrinsics.txt")
-        intrinsics = None
         if camera.is_file():
-            intrinsics = io.read_numbers(camera, (3, 3)).astype(np.float32)
-        return _sample(image, depth, _id(frame), paths, intrinsics)
+            sample["intrinsics"] = io.read_numbers(camera, (3, 3)).astype(np.float32)
+        mask = paths[0].with_name(f"mask_cat_{paths[0].stem[4:]}.png")
+        if mask.is_file():
+            sample["categories"] = io.read_categories(mask, depth.shape)
+            sample["tom_mask"] = sample["categories"] >= 2
+        return sample
 
     def _scanned(self, config: Config) -> list[tuple[str, ...]]:
         folder = self._root / _FOLDERS[config.layout, config.split]
@@ -163,7 +172,7 @@ class Nyu:
 
     def _listed(self, path: Path) -> list[tuple[str, ...]]:
         frames = []
-        for number, line in listing.read_lines(path, "train, test"):
+        for number, line in listing.read_lines(path, "train, val, test"):
             words = [word.lstrip("/") for word in line.split()]
             count = 1 if words[0].endswith(".h5") else 2
             if len(words) < count:
@@ -183,7 +192,7 @@ class Labelled:
         self._names = ("images", config.mat_depth)
         splits = Path(config.root) / "splits.mat"
         remedy = "download the labelled data set and its train/test split"
-        listing.require_files((self._file, splits), config.root, remedy)
+        listing.require_files((str(self._file), str(splits)), config.root, remedy)
         (numbers,) = io.read_mat(splits, (f"{config.split}Ndxs",))
         self._indices = numbers.ravel().astype(int) - 1
         if not self._indices.size or self._indices.min() < 0:
@@ -249,21 +258,13 @@ def _id(frame: tuple[str, ...]) -> str:
     return "_".join(Path(frame[0]).with_suffix("").parts[-2:])
 
 
-def _sample(
-    image: np.ndarray,
-    depth: np.ndarray,
-    name: str,
-    files: Sequence[Path],
-    intrinsics: np.ndarray | None = None,
-) -> Sample:
-    """Checks a frame that was read from `files`; by default its intrinsics are the toolbox's."""
+def _sample(image: np.ndarray, depth: np.ndarray, name: str, files: Sequence[Path]) -> Sample:
+    """A frame that was read from `files`, checked."""
     io.check_sample(image, depth, files[0], files[-1])
-    if intrinsics is None:
-        intrinsics = INTRINSICS if image.shape[:2] == _SIZE else listing.UNKNOWN
     return Sample(
         image=np.ascontiguousarray(image),
         depth=np.ascontiguousarray(depth),
-        intrinsics=intrinsics,
+        intrinsics=INTRINSICS if image.shape[:2] == _SIZE else listing.UNKNOWN,
         id=name,
         condition=CONDITION,
     )

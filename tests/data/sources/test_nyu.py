@@ -6,6 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffdepth_jax.data.sources import nyu
 
@@ -131,20 +132,41 @@ def test_intrinsics_belong_to_the_full_size(write_nyu: Callable[..., Path]) -> N
     assert np.isnan(nyu.source("train", root)[0]["intrinsics"]).all()
 
 
-@pytest.mark.parametrize(("layout", "folder"), [("sync", "sync"), ("h5", "train")])
-def test_a_scene_may_bring_its_intrinsics(
-    write_nyu: Callable[..., Path], layout: str, folder: str
-) -> None:
-    """As the rendered rooms do, which have no Kinect."""
-    root = write_nyu([("room_0001", 0), ("room_0002", 0)], folder, layout)
-    camera = root / folder / "room_0001" / "intrinsics.txt"
-    camera.write_text("30 0 15.5\n0 31 11.5\n0 0 1\n")
-    one, other = nyu.source("train", root, layout=layout)
+def test_rendered_rooms(write_nyu: Callable[..., Path]) -> None:
+    """They bring their intrinsics, a map of materials, and a validation split."""
+    root = write_nyu([("room_0001", 0), ("room_0002", 3)], "official_splits/val", "sync")
+    scene = root / "official_splits/val/room_0001"
+    (scene / "intrinsics.txt").write_text("30 0 15.5\n0 31 11.5\n0 0 1\n")
+    classes = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32) % 4
+    Image.fromarray(classes).save(scene / "mask_cat_00000.png")
+    one, other = nyu.source("val", root, layout="sync")
     np.testing.assert_array_equal(one["intrinsics"], [[30, 0, 15.5], [0, 31, 11.5], [0, 0, 1]])
     assert one["intrinsics"].dtype == np.float32 and np.isnan(other["intrinsics"]).all()
-    camera.write_text("30 0 15.5")
+    np.testing.assert_array_equal(one["categories"], classes)
+    np.testing.assert_array_equal(one["tom_mask"], (classes == 2) | (classes == 3))
+    assert "categories" not in other and "tom_mask" not in other
+
+    rooms = nyu.source("val", root, layout="sync")
+    Image.fromarray(classes + 4).save(scene / "mask_cat_00000.png")
+    with pytest.raises(ValueError, match=r"mask_cat_00000\.png has class 7"):
+        rooms[0]
+    Image.fromarray(classes[:, :9]).save(scene / "mask_cat_00000.png")
+    with pytest.raises(ValueError, match=r"mask_cat_00000\.png is 24x9, its image 24x32"):
+        rooms[0]
+    (scene / "intrinsics.txt").write_text("30 0 15.5")
     with pytest.raises(ValueError, match=r"room_0001/intrinsics\.txt: 9 finite numbers"):
-        nyu.source("train", root, layout=layout)[0]
+        rooms[0]
+
+
+def test_missing_files_may_be_found_later(write_nyu: Callable[..., Path]) -> None:
+    root = write_nyu([("attic", 1), ("attic", 2)], "sync", "sync")
+    (root / "sync/attic/sync_depth_00002.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 files of split 'train'"):
+        nyu.source("train", root, layout="sync")
+    frames = nyu.source("train", root, layout="sync", check_files=False)
+    assert frames[0]["depth"].any()
+    with pytest.raises(FileNotFoundError, match=r"sync_depth_00002\.png does not exist"):
+        frames[1]
 
 
 def test_bad_input(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
