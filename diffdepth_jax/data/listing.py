@@ -13,7 +13,7 @@ from diffdepth_jax.data.sources import Sample
 UNKNOWN = np.full((3, 3), np.nan, np.float32)  # intrinsics of a frame without calibration
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One frame by its files, which are strings: a data set has up to 200,000 of them.
 
@@ -23,6 +23,7 @@ class Frame:
       depth: the file that depth is read or computed from; None for an image alone, whose depth is
         0 (unmeasured) everywhere.
       calibration: the file with the camera; None where it is known otherwise or not at all.
+      intrinsics: float32 [3 3], where many frames share them; None where they are to be read.
       condition: weather and light.
     """
 
@@ -30,6 +31,7 @@ class Frame:
     image: str
     depth: str | None = None
     calibration: str | None = None
+    intrinsics: np.ndarray | None = None
     condition: str = "day-clear"
 
     @property

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import kitti
-from diffdepth_jax.data.splits import EIGEN_TEST, EIGEN_TRAIN
+from diffdepth_jax.data.splits import EIGEN_TEST, EIGEN_TRAIN, zhou
 
 DRIVE, OTHER = "2011_09_26_drive_0002_sync", "2011_09_28_drive_0001_sync"
 LEFT, RIGHT = "image_02", "image_03"
@@ -47,7 +47,7 @@ def test_folders(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
 def test_other_depth(write_kitti: Callable[..., Path]) -> None:
     root = write_kitti([(DRIVE, LEFT, 5)], depth_name="dense")
     assert len(kitti.source("train", root, depth="dense")) == 1
-    with pytest.raises(ValueError, match="no frames for split 'train' with depth 'groundtruth'"):
+    with pytest.raises(ValueError, match="no frames in split 'train' under .* depth 'groundtruth'"):
         kitti.source("train", root)
 
 
@@ -103,11 +103,26 @@ def test_eigen_splits(write_kitti: Callable[..., Path]) -> None:
     root = write_kitti(test, "train", size=(4, 6))
     write_kitti([(drive, LEFT, 5) for drive in EIGEN_TRAIN], "val", size=(4, 6))
     frames = kitti.source("eigen_test", root)
-    assert len(frames) == 652
+    assert (len(frames), frames.num_without_depth) == (652, 45)
     assert frames[0]["id"] == "2011_09_26_drive_0002_sync_0000000006_image_02"
     assert len(kitti.source("eigen_train", root, cameras=(LEFT,))) == 33
     with pytest.raises(FileNotFoundError, match="has no depth for image_03"):
         kitti.source("eigen_train", root)
+
+
+def test_zhou_splits(write_kitti: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames without depth are left out and counted; a drive without depth is an error."""
+    monkeypatch.setattr(
+        "diffdepth_jax.data.splits.zhou",
+        lambda part: [(DRIVE, LEFT, 1), (DRIVE, LEFT, 5), (DRIVE, RIGHT, 5)],
+    )
+    root = write_kitti([(DRIVE, LEFT, 5), (DRIVE, RIGHT, 6)])
+    frames = kitti.source("zhou_train", root)
+    assert ids(frames) == [f"{DRIVE}_0000000005_image_02"]
+    assert frames.num_without_depth == 2
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError, match=f"drive {zhou('val')[0][0]} has no depth"):
+        kitti.source("zhou_val", root)
 
 
 def write_selection(root: Path, make_frame: Callable) -> Path:
@@ -136,8 +151,33 @@ def test_val_selection(tmp_path: Path, make_frame: Callable) -> None:
     np.testing.assert_array_equal(frames[1]["intrinsics"], expected)
     assert len(kitti.source("val_selection", tmp_path, cameras=(LEFT,))) == 1
     next((folder / "groundtruth_depth").glob("*_image_03.png")).unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 6 files .*depth_0000000008_image_03"):
+        kitti.source("val_selection", tmp_path)
+    late = kitti.source("val_selection", tmp_path, check_files=False)
+    assert late[0]["id"] == f"{DRIVE}_0000000005_image_02"
     with pytest.raises(FileNotFoundError, match="groundtruth_depth_0000000008_image_03"):
+        late[1]
+
+
+def test_anonymous_test_images(tmp_path: Path, make_frame: Callable) -> None:
+    folder = tmp_path / "depth_selection" / "test_depth_prediction_anonymous"
+    for name in ("image", "intrinsics"):
+        (folder / name).mkdir(parents=True)
+    image, _ = make_frame(3, (24, 60))
+    for number in range(2):
+        Image.fromarray(image).save(folder / f"image/{number:010d}.png")
+        (folder / f"intrinsics/{number:010d}.txt").write_text("7 0 3 0 8 4 0 0 1\n")
+    frames = kitti.source("test_anonymous", tmp_path)
+    assert ids(frames) == ["0000000000", "0000000001"]
+    np.testing.assert_array_equal(frames[1]["image"], image)
+    assert frames[0]["depth"].shape == (24, 60) and not frames[0]["depth"].any()
+    np.testing.assert_array_equal(frames[0]["intrinsics"], [[7, 0, 3], [0, 8, 4], [0, 0, 1]])
+    (folder / "intrinsics/0000000001.txt").write_text("7 0 3")
+    with pytest.raises(ValueError, match=r"0000000001\.txt: 9 finite numbers"):
         frames[1]
+    (folder / "intrinsics/0000000001.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of 4 files of split 'test_anonymous'"):
+        kitti.source("test_anonymous", tmp_path)
 
 
 def test_no_calibration_means_nan(
@@ -193,6 +233,9 @@ def test_bad_lists(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
         listed.write_text(f"2011_09_26/{DRIVE} 5 l\n{line}\n")
         with pytest.raises(ValueError, match=r"list\.txt, line 2"):
             kitti.source(str(listed), root)
+    listed.write_text(f"2011_09_26/{DRIVE} 5 l\n" * 2)
+    with pytest.raises(ValueError, match=f"frame {DRIVE}_0000000005_image_02 occurs twice"):
+        kitti.source(str(listed), root)
     listed.write_text("\n")
     with pytest.raises(ValueError, match="no frames"):
         kitti.source(str(listed), root)
