@@ -262,6 +262,27 @@ def read_numbers(path: str | Path, shape: tuple[int, ...]) -> Float64[np.ndarray
     return numbers(Path(path).read_text(errors="replace"), shape, str(path))
 
 
+def read_points(path: str | Path, columns: int) -> Float32[np.ndarray, "n columns"]:
+    """Reads a lidar scan: float32 numbers, point after point, nothing else in the file.
+
+    Args:
+      path: the file (`.bin`).
+      columns: numbers of a point: 4 in KITTI, 5 in nuScenes; the first three are x, y and z.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if its length is not that of whole points.
+    """
+    _require(path)
+    data = Path(path).read_bytes()
+    if len(data) % (4 * columns):
+        raise ValueError(
+            f"{path} has {len(data)} bytes, no multiple of {4 * columns} ({columns} float32 a "
+            "point): truncated or of another layout, fetch it again"
+        )
+    return np.frombuffer(data, np.float32).reshape(-1, columns)
+
+
 def check_sample(
     image: UInt8[np.ndarray, "h w 3"], depth: np.ndarray, image_path: object, depth_path: object
 ) -> None:
