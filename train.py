@@ -2,8 +2,13 @@
 
     python train.py --config=configs/demo.py --workdir=runs/demo [--config.batch_size=8 ...]
 
-Started again with the same workdir, training continues from its last checkpoint.
+Started again with the same workdir, training continues from its last checkpoint, whatever ended it.
+On SIGTERM or SIGINT it finishes the step, saves, says where to go on, and exits with 143 or 130
+(128 + the signal): not 0, as the run is not done. A second signal ends it at once. Mistakes and
+failures that are told in one line exit with 2.
 """
+
+import sys
 
 from absl import flags
 
@@ -11,6 +16,12 @@ from diffdepth_jax import cli
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
+ALLOW_CONFIG_CHANGES = flags.DEFINE_bool(
+    "allow_config_changes", False, "Go on from checkpoints of another config."
+)
+DEBUG_NANS = flags.DEFINE_bool(
+    "debug_nans", False, "Find the operation that made a loss or gradient NaN; more memory."
+)
 flags.mark_flag_as_required("workdir")
 
 
@@ -18,11 +29,22 @@ def main(_: list[str]) -> None:
     # Imported here, so that a mistake in the flags is told at once.
     from diffdepth_jax.evaluation import report
     from diffdepth_jax.training import evaluation, experiment
+    from diffdepth_jax.training.interruption import Interrupted
     from diffdepth_jax.training.loop import train_and_evaluate
 
     config = cli.mapping(CONFIG)
     evaluation.check_data(experiment.from_mapping(config))
-    print(report.table(train_and_evaluate(config, WORKDIR.value)))
+    try:
+        result = train_and_evaluate(
+            config,
+            WORKDIR.value,
+            allow_config_changes=ALLOW_CONFIG_CHANGES.value,
+            debug_nans=DEBUG_NANS.value,
+        )
+    except Interrupted as interrupted:
+        print(interrupted)
+        sys.exit(interrupted.exit_code)
+    print(report.table(result))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from diffdepth_jax.training import experiment
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.logging import CSV_NAME, read_csv
 
-_PREDICTIONS = 6  # samples in predictions.png
+PREDICTIONS_FILE = "predictions.png"
+_PREDICTIONS = 6  # samples in it
 _DENOISING = 6  # moments in denoising.png
 
 
@@ -87,8 +88,8 @@ def _run_directory(checkpoint: Path) -> Path:
     raise ConfigError(f"{checkpoint} is in no run's directory: say by --workdir where results go")
 
 
-def draw(exp: Experiment, model: DepthModel, workdir: Path) -> None:
-    """Draws `predictions.png`, `denoising.png` and, where the run has a log, `curves.png`."""
+def draw_predictions(exp: Experiment, model: DepthModel, workdir: Path) -> None:
+    """Draws `predictions.png`: images, depth, ground truth and error of a few samples."""
     protocol = exp.evaluation.build()
     samples = list(pipeline.evaluation_samples(exp.data.evaluation, _PREDICTIONS))
     images = [protocol.prepare(sample["image"]) for sample in samples]
@@ -98,15 +99,28 @@ def draw(exp: Experiment, model: DepthModel, workdir: Path) -> None:
         protocol.score(prediction, sample["depth"]).metrics.get("abs_rel", np.nan)
         for prediction, sample in zip(predictions, samples, strict=True)
     ]
-    visualize.save_predictions(workdir / "predictions.png", images, predictions, targets, scores)
-    if hasattr(model.model, "sample"):
-        factor = model.config.codec.factor  # whole latent pixels only
-        height, width = (side - side % factor for side in images[0].shape[:2])
-        image, target = images[0][:height, :width], targets[0][:height, :width]
-        depths = denoising_steps(model, image, exp.evaluation.num_inference_steps)
-        shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
-        captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}
-        visualize.save_denoising(workdir / "denoising.png", image, captions, target)
+    visualize.save_predictions(workdir / PREDICTIONS_FILE, images, predictions, targets, scores)
+
+
+def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
+    """Draws `denoising.png`, the way of one sample's depth, where the model goes in steps."""
+    if not hasattr(model.model, "sample"):
+        return
+    protocol = exp.evaluation.build()
+    sample = pipeline.evaluation_samples(exp.data.evaluation, 1)[0]
+    image = protocol.prepare(sample["image"])
+    target = frames.take_depth(sample["depth"], protocol.input)
+    factor = model.config.codec.factor  # whole latent pixels only
+    height, width = (side - side % factor for side in image.shape[:2])
+    image, target = image[:height, :width], target[:height, :width]
+    depths = denoising_steps(model, image, exp.evaluation.num_inference_steps)
+    shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
+    captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}
+    visualize.save_denoising(workdir / "denoising.png", image, captions, target)
+
+
+def draw_curves(workdir: Path) -> None:
+    """Draws `curves.png` of a run's log, where it has one."""
     if (workdir / CSV_NAME).exists():
         visualize.save_curves(workdir / "curves.png", read_csv(workdir / CSV_NAME))
 

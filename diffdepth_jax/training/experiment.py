@@ -14,6 +14,7 @@ from diffdepth_jax.training.checkpoint import CheckpointConfig
 from diffdepth_jax.training.logging import LoggingConfig
 from diffdepth_jax.training.optimizer import OptimizerConfig
 from diffdepth_jax.training.pretrained import InitConfig
+from diffdepth_jax.training.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Experiment:
     Attributes:
       model: `name` of a network, optionally `variant`, and the fields of its `Config`.
       objective: `name` of an objective and the fields of its `Config`.
-      data, init, optimizer, evaluation, checkpoint, logging: see their dataclasses.
+      data, init, optimizer, mesh, evaluation, checkpoint, logging: see their dataclasses.
       num_steps: updates in the whole run.
       batch_size: images in an update, over all devices together.
       seed: of the initial weights, the order and augmentation of the data, and the noise.
@@ -68,6 +69,7 @@ class Experiment:
     objective: Any = choice("objective")
     init: InitConfig = InitConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
     seed: int = 0

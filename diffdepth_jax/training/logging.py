@@ -40,16 +40,28 @@ class RunLog:
     always has work waiting, and that many steps at most.
 
     Rows and events after `first_step`, left by a run that died after its last checkpoint, are
-    dropped: the steps they tell of are about to be done again.
+    dropped: the steps they tell of are about to be done again. `state` is what `get_state` returned
+    at that checkpoint, so that the next row is the one that an uninterrupted run writes (but for
+    the steps per second).
     """
 
-    def __init__(self, workdir: Path, *, first_step: int, num_steps: int, every_steps: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        every_steps: int,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         self._path = workdir / CSV_NAME
         self._every_steps = every_steps
         self._num_steps = num_steps
         self._waiting: collections.deque = collections.deque()
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        state = state or {"sums": {}, "count": 0}
+        self._sums: dict[str, float] = dict(state["sums"])
+        self._count: int = state["count"]
+        self._timed = 0  # Steps since `_time`.
         self._time: float | None = None  # Set by the first step, when it has been compiled.
         self._columns = _drop_rows_after(self._path, first_step)
         self._file = self._path.open("a", newline="")
@@ -84,6 +96,10 @@ class RunLog:
         while self._waiting:
             self._take()
 
+    def get_state(self) -> dict[str, Any]:
+        """What the next row is made of so far, ready for JSON; call it after `flush`."""
+        return {"sums": self._sums, "count": self._count}
+
     def _take(self) -> None:
         step, scalars, ids = self._waiting.popleft()
         for name, value in jax.device_get(scalars).items():
@@ -92,6 +108,7 @@ class RunLog:
                 raise FloatingPointError(f"{name} is {value} in step {step}{images}")
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._count += 1
+        self._timed += 1
         self._bar.update()
         if step % self._every_steps == 0 or step == self._num_steps:
             self._write(step)
@@ -99,8 +116,8 @@ class RunLog:
     def _write(self, step: int) -> None:
         means = {name: total / self._count for name, total in self._sums.items()}
         now = time.perf_counter()
-        row = {"step": step, **means, "steps_per_second": self._count / (now - self._time)}
-        self._sums, self._count, self._time = {}, 0, now
+        row = {"step": step, **means, "steps_per_second": self._timed / (now - self._time)}
+        self._sums, self._count, self._timed, self._time = {}, 0, 0, now
         if not self._columns:
             self._columns = list(row)
             csv.writer(self._file).writerow(self._columns)

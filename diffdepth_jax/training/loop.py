@@ -1,5 +1,7 @@
 """Training from a config to evaluated depth, in numbered sections from top to bottom."""
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,14 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffdepth_jax import atomic, inference, registry
 from diffdepth_jax import config as config_lib
-from diffdepth_jax import inference, registry
 from diffdepth_jax.data import pipeline
-from diffdepth_jax.training import evaluation, experiment, optimizer, pretrained, sharding
+from diffdepth_jax.training import (
+    debugging,
+    evaluation,
+    experiment,
+    optimizer,
+    pretrained,
+    sharding,
+)
 from diffdepth_jax.training import state as state_lib
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.training.interruption import Interruption
 from diffdepth_jax.training.logging import RunLog
+from diffdepth_jax.training.periodic import Evaluations
 
 # What a run may change when it continues from its checkpoint: none of it changes a training step,
 # but for the rounding of sums over other devices.
@@ -58,11 +69,12 @@ def train_and_evaluate(
     """
     exp = experiment.from_mapping(config)
     workdir = Path(workdir).expanduser()
-    train(exp, workdir, allow_config_changes=allow_config_changes, debug_nans=debug_nans)
+    step = train(exp, workdir, allow_config_changes=allow_config_changes, debug_nans=debug_nans)
     # The checkpoint as anybody would load it, with nothing left over from training.
     trained = inference.load(workdir)
-    result = Evaluations(exp, workdir).run(exp.num_steps, trained, progress=True)
-    evaluation.draw_training(exp, trained, workdir)
+    result = Evaluations(exp, workdir, step).run(step, trained)
+    evaluation.draw_denoising(exp, trained, workdir)
+    evaluation.draw_curves(workdir)
     return result
 
 
@@ -72,7 +84,7 @@ def train(
     *,
     allow_config_changes: bool = False,
     debug_nans: bool = False,
-) -> None:
+) -> int:
     """Trains to the last step, from the latest checkpoint in `workdir` if there is one.
 
     Writes `config.json`, `checkpoints/`, `metrics.csv` and `tensorboard/`; where the experiment
@@ -84,6 +96,9 @@ def train(
       allow_config_changes: go on even where `exp` is not what the checkpoint was made by.
       debug_nans: of a loss or gradient that is not finite, find the operation. Steps then keep
         the state they start from: more memory.
+
+    Returns:
+      The step of the latest checkpoint.
 
     Raises:
       ConfigError: if the checkpoints in `workdir` are of another config; names the fields. If they
@@ -142,7 +157,11 @@ def train(
     # 5. Checkpoint: start afresh, or where the latest one was.
     mapping = config_lib.to_mapping(exp)
     workdir.mkdir(parents=True, exist_ok=True)
-    with Interruption() as interruption, Checkpointer(workdir, exp.checkpoint.keep) as checkpointer:
+    with (
+        Interruption() as interruption,
+        contextlib.closing(iterator),
+        Checkpointer(workdir, exp.checkpoint.keep) as checkpointer,
+    ):
         first_step = checkpointer.latest_step() or 0
         if first_step:
             if not allow_config_changes:
@@ -155,24 +174,26 @@ def train(
             loaded = pretrained.load(exp.init, exp.model)
             state, log_state = jax.jit(init, out_shardings=placed)(init_key, loaded), {}
         atomic.write_text(workdir / "config.json", json.dumps(mapping, indent=2) + "\n")
+
+        # 6. Evaluation on the way, of a checkpoint that is on disk.
         evaluations = Evaluations(exp, workdir, first_step)
+        checkpointer.keep_best(evaluations.best_step())
 
-        def save(step: int, log: RunLog) -> None:
-            log.flush()  # A state that a failed step has spoilt is never saved.
-            checkpointer.keep_best(evaluations.best_step())
-            checkpointer.save(step, state, mapping, iterator.get_state(), log.get_state())
-
-        def evaluate(step: int) -> None:
-            checkpointer.wait()  # What the evaluation may call the best one is on disk.
+        def evaluate(step: int, state: state_lib.TrainState) -> None:
+            checkpointer.wait()
             variables = {
                 "params": state.ema_params or state.params,
                 "batch_stats": state.batch_stats,
             }
             variables = sharding.on_one_device(variables, mesh)
-            trained = DepthModel(model, variables, exp.model, network.INPUT)
-            evaluations.run(step, trained, interruption.answer)
+            trained = inference.DepthModel(
+                network.build(exp.model), variables, exp.model, network.INPUT
+            )
+            with interruption.at_once(_saved(step, workdir)):
+                evaluations.run(step, trained)
+            checkpointer.keep_best(evaluations.best_step())
 
-        # 6. Loop. Nothing in it waits for the device but the log, which is a few steps behind.
+        # 7. Loop. Nothing in it waits for the device but the log, which is a few steps behind.
         with RunLog(
             workdir,
             first_step=first_step,
@@ -181,11 +202,56 @@ def train(
             state=log_state,
         ) as log:
             try:
-                if evaluations.missing(first_step):  # It was interrupted.
-                    evaluate(first_step)
+                if evaluations.is_due(first_step) and not evaluations.has(first_step):
+                    evaluate(first_step, state)  # The run was stopped in it.
                 for step in range(first_step + 1, exp.num_steps + 1):
                     batch = dict(next(iterator))
                     ids = batch.pop("id")
-                    before = state if debug_nans else None
                     batch = sharding.put_batch(batch, mesh)
+                    before = state if debug_nans else None
                     state, scalars = train_step(state, batch, train_key)
+                    log.add(step, scalars, ids)
+                    if debug_nans:
+                        log.flush()
+                    checkpointer.check()
+                    stopping = interruption.requested is not None
+                    regular = step % exp.checkpoint.every_steps == 0 or step == exp.num_steps
+                    if regular or stopping or evaluations.is_due(step):
+                        log.flush()  # A state that a failed step has spoilt is never saved.
+                        checkpointer.save(
+                            step, state, mapping, iterator.get_state(), log.get_state()
+                        )
+                    if stopping:
+                        checkpointer.wait()
+                        interruption.answer(_saved(step, workdir))
+                    if evaluations.is_due(step):
+                        evaluate(step, state)
+                checkpointer.wait()
+            except (FloatingPointError, OSError) as error:
+                message = str(error)
+                if debug_nans and isinstance(error, FloatingPointError):
+                    message += f": {debugging.find_nan(step_function, before, batch, train_key)}"
+                good = checkpointer.latest_step()
+                good = "none" if good is None else f"step {good}"
+                raise type(error)(
+                    f"{message}; last good checkpoint in {checkpointer.directory}: {good}"
+                ) from error
+    return max(first_step, exp.num_steps)
+
+
+def _saved(step: int, workdir: Path) -> str:
+    return f"step {step} is saved in {workdir}; the same command goes on from there"
+
+
+def _check_unchanged(saved: Mapping[str, Any], mapping: Mapping[str, Any], workdir: Path) -> None:
+    # Read anew, so that a field which is younger than the checkpoint counts with its default.
+    saved = config_lib.to_mapping(experiment.from_mapping(saved))
+    harmless = tuple(f"config.{name}{end}" for name in _CHANGEABLE for end in (".", ":"))
+    lines = [
+        line for line in config_lib.differences(saved, mapping) if not line.startswith(harmless)
+    ]
+    if lines:
+        raise config_lib.ConfigError(
+            f"{workdir} holds checkpoints of another config ({'; '.join(lines)}): use another "
+            "workdir or the config that it was started with, or say --allow_config_changes"
+        )

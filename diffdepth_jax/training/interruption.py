@@ -1,0 +1,78 @@
+"""SIGTERM and SIGINT as a request that training answers when its state is saved."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal, and its state is saved.
+
+    Attributes:
+      exit_code: 128 + the signal's number, as a shell reports a process that the signal ended.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class Interruption:
+    """Notes a signal instead of dying of it; a context manager.
+
+    A second signal acts as ever, and so does, on leaving, one that was not answered. Outside the
+    main thread, where no signal arrives, nothing is done.
+
+    Attributes:
+      requested: the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self._message: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = signal.Signals(number)
+        self._restore()
+        if self._message is not None:
+            self.answer(self._message)
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def answer(self, message: str) -> None:
+        """Raises `Interrupted` if a signal came."""
+        if self.requested is not None:
+            raise Interrupted(f"{self.requested.name}: {message}", self.requested)
+
+    @contextlib.contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Inside, a signal raises `Interrupted` wherever it finds the program."""
+        self._message = message
+        try:
+            self.answer(message)
+            yield
+        finally:
+            self._message = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._restore()
+        if self.requested is not None and error is None:
+            os.kill(os.getpid(), self.requested)

@@ -1,0 +1,111 @@
+"""Evaluations of a run while it is trained, and which of its checkpoints is best.
+
+WORKDIR/evaluations.csv          a row for each evaluation: step, protocol, num_images, the
+                                 metrics, and those of the baseline as baseline_<metric>
+        best.json                step, metric and value of the best checkpoint
+        tensorboard/evaluation/  the same scalars, and predictions.png
+        metrics.json, per_image.csv, predictions.png   of the latest evaluation
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from diffdepth_jax import atomic
+from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.training import evaluation
+from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.weights.orbax import BEST_FILE
+
+CSV_NAME = "evaluations.csv"
+
+
+class Evaluations:
+    """Evaluates now and then, and remembers the results.
+
+    Rows after `first_step` are of a run that died after its last checkpoint; they are dropped. A
+    step that is evaluated again replaces its row.
+    """
+
+    def __init__(self, exp: Experiment, workdir: Path, first_step: int) -> None:
+        self._exp = exp
+        self._workdir = workdir
+        self._protocol = exp.evaluation.build().name
+        self._rows = [row for row in _read(workdir / CSV_NAME) if int(row["step"]) <= first_step]
+        if (workdir / CSV_NAME).exists():
+            self._write()
+
+    def is_due(self, step: int) -> bool:
+        """Whether training stops for an evaluation after `step`: not at its end, when the trained
+        model is evaluated anyway."""
+        every = self._exp.evaluation.every_steps
+        return bool(every) and step > 0 and step % every == 0 and step < self._exp.num_steps
+
+    def has(self, step: int) -> bool:
+        """Whether the results of `step` are there."""
+        return any(int(row["step"]) == step for row in self._of_protocol())
+
+    def best_step(self) -> int | None:
+        """The evaluated step that is best by `checkpoint.best_metric`, the first among equals."""
+        name = self._exp.checkpoint.best_metric
+        rows = [row for row in self._of_protocol() if row.get(name)]
+        if not rows:
+            return None
+        # Shares of good pixels are better the higher, errors the lower.
+        best = max if name.startswith("delta") else min
+        return int(best(rows, key=lambda row: float(row[name]))["step"])
+
+    def run(self, step: int, model: DepthModel) -> dict[str, Any]:
+        """Evaluates the model of `step` and writes all that is said above.
+
+        Returns:
+          What `metrics.json` holds.
+        """
+        result = evaluation.evaluate(self._exp, model, self._workdir)
+        evaluation.draw_predictions(self._exp, model, self._workdir)
+        scalars = result["metrics"] | {
+            f"baseline_{name}": value for name, value in result["baseline"].items()
+        }
+        row = {"step": step, "protocol": result["protocol"], "num_images": result["num_images"]}
+        key = (step, result["protocol"])
+        self._rows = [row for row in self._rows if (int(row["step"]), row["protocol"]) != key]
+        self._rows.append({name: str(value) for name, value in (row | scalars).items()})
+        self._write()
+        with SummaryWriter(str(self._workdir / "tensorboard" / "evaluation")) as writer:
+            for name, value in scalars.items():
+                writer.add_scalar(f"evaluation/{name}", value, step)
+            with Image.open(self._workdir / evaluation.PREDICTIONS_FILE) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            writer.add_image("predictions", pixels, step, dataformats="HWC")
+        return result
+
+    def _of_protocol(self) -> list[dict[str, str]]:
+        return [row for row in self._rows if row["protocol"] == self._protocol]
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(self._rows)
+        atomic.write_text(self._workdir / CSV_NAME, text.getvalue())
+        best, name = self.best_step(), self._exp.checkpoint.best_metric
+        if best is None:
+            (self._workdir / BEST_FILE).unlink(missing_ok=True)
+        else:
+            (row,) = (row for row in self._of_protocol() if int(row["step"]) == best)
+            note = {"step": best, "metric": name, "value": float(row[name])}
+            atomic.write_text(self._workdir / BEST_FILE, json.dumps(note) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
