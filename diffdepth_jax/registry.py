@@ -22,6 +22,8 @@ MODULES: dict[str, dict[str, str]] = {
     "source": {
         "kitti": "diffdepth_jax.data.sources.kitti",
         "nyu": "diffdepth_jax.data.sources.nyu",
+        "booster": "diffdepth_jax.data.sources.booster",
+        "cleargrasp": "diffdepth_jax.data.sources.cleargrasp",
     },
     "objective": {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",

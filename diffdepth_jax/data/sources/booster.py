@@ -1,0 +1,173 @@
+"""Booster: indoor scenes with transparent and mirroring objects, 3008x4112, from a stereo rig.
+
+Layout, as the official booster_gt.zip unpacks (https://cvlab-unibo.github.io/booster-web); `root`
+may also be the folder of the scenes itself:
+
+    root/train/balanced/Bathroom/camera_00/{im0.png,im1.png,...}   (left images, several lights)
+    root/train/balanced/Bathroom/disp_00.npy                       (disparity of the left image)
+    root/train/balanced/Bathroom/mask_cat.png                      (materials, classes 0 to 3)
+    root/train/balanced/Bathroom/calib_00-02.xml                   (OpenCV: proj_matL, baselineLR)
+
+Facts of the files from the authors' evaluation (repository CVLAB-Unibo/Depth4ToM-code): disparity
+is float32 in pixels, 0 where unknown; the baseline is in millimetres; depth = baseline * fx /
+disparity. All 228 left images of the training split have ground truth, and the field evaluates on
+them; the test split has none.
+
+Images and maps come at their full size. The published evaluation takes every fourth pixel of
+disparity and classes (`[::4, ::4]`, OpenCV's nearest neighbour at exactly a quarter) and a quarter
+of the disparities and of fx: baseline and depth stay.
+"""
+
+import dataclasses
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffdepth_jax.data import geometry, io, listing
+from diffdepth_jax.data.listing import Frame
+from diffdepth_jax.data.sources import Sample, Source
+
+DEPTH_RANGE = (1e-3, 10.0)  # metres
+CONDITION = "indoor"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which frames of Booster, and where they are.
+
+    Attributes:
+      root: the folder of the layout above.
+      split: `train`, or the path of a list file in the form of Depth4ToM's `train_stereo.txt`: one
+        image a line, `SCENE/camera_00/im0.png SCENE/disp_00.npy SCENE/calib_00-02.xml`.
+      check_files: look for missing files at once; otherwise each is missed when it is read.
+    """
+
+    name: Literal["booster"] = "booster"
+    root: str = "data/booster"
+    split: str = "train"
+    check_files: bool = True
+
+    def __post_init__(self) -> None:
+        listing.require_split(self.split, ("train",), lists=True)
+
+
+def source(split: str, root: str | Path, **options: object) -> Source:
+    """Opens Booster; `options` are further fields of `Config`. Errors as in `build`."""
+    return build(Config(split=split, root=str(root), **options))
+
+
+def build(config: Config) -> Source:
+    """Opens the frames that a config names.
+
+    Raises:
+      FileNotFoundError: if a folder, the list or a file is missing.
+      ValueError: if a list cannot be read, or there are no frames.
+    """
+    return Booster(config)
+
+
+class Booster:
+    """Left images with `disparity`, `baseline`, `categories` and `tom_mask` besides depth."""
+
+    def __init__(self, config: Config):
+        root = listing.require_folder(Path(config.root), "set root to the folder of Booster")
+        nested = root / "train" / "balanced"
+        self._root = nested if nested.is_dir() else root
+        listed = config.split != "train"
+        self.frames = self._listed(Path(config.split)) if listed else self._scanned()
+        where = f"split {config.split!r} under {self._root}"
+        remedy = "unpack booster_gt.zip and set root to the folder that holds train/balanced"
+        if not self.frames:
+            raise ValueError(f"no frames in {where}: {remedy}")
+        listing.require_unique((frame.id for frame in self.frames), where)
+        if config.check_files:
+            masks = (str(_mask(frame)) for frame in self.frames)
+            files = [file for frame in self.frames for file in frame.files]
+            listing.require_files([*files, *dict.fromkeys(masks)], where, remedy)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        frame = self.frames[index]
+        image, stored = io.read_image(frame.image), io.read_npy(frame.depth)
+        if stored.ndim != 2 or stored.dtype.kind != "f":
+            raise ValueError(
+                f"{frame.depth} must hold disparities as floats [h w], not {stored.dtype} "
+                f"{stored.shape}"
+            )
+        disparity = np.where(np.isfinite(stored) & (stored > 0), stored, 0).astype(np.float32)
+        intrinsics, baseline = read_calibration(frame.calibration)
+        depth = geometry.disparity_depth(disparity, float(intrinsics[0, 0]) * baseline)
+        io.check_sample(image, depth, frame.image, frame.depth)
+        categories = io.read_categories(_mask(frame), depth.shape)
+        return Sample(
+            image=image,
+            depth=depth,
+            intrinsics=intrinsics.astype(np.float32),
+            id=frame.id,
+            condition=frame.condition,
+            disparity=disparity,
+            baseline=baseline,
+            categories=categories,
+            tom_mask=categories >= 2,
+        )
+
+    def _scanned(self) -> list[Frame]:
+        images = self._root.glob("*/camera_00/im*.png")
+        # im10 comes after im9.
+        ordered = sorted(images, key=lambda path: (path.parts[-3], len(path.stem), path.stem))
+        return [self._frame(path, "disp_00.npy", "calib_00-02.xml") for path in ordered]
+
+    def _listed(self, path: Path) -> list[Frame]:
+        frames = []
+        for number, line in listing.read_lines(path, "train"):
+            words = line.split()
+            if len(words) != 3 or not re.fullmatch(r"[^/]+/camera_00/[^/]+", words[0]):
+                raise ValueError(
+                    f"{path}, line {number}: {line!r} is not 'SCENE/camera_00/IMAGE DISPARITY "
+                    "CALIBRATION'"
+                )
+            image, *others = (self._root / word for word in words)
+            frames.append(self._frame(image, *others))
+        return frames
+
+    def _frame(self, image: Path, disparity: str | Path, calibration: str | Path) -> Frame:
+        scene = image.parent.parent
+        return Frame(
+            id=f"{scene.name}_{image.stem}",
+            image=str(image),
+            depth=str(scene / disparity),
+            calibration=str(scene / calibration),
+            condition=CONDITION,
+        )
+
+
+def read_calibration(path: str | Path) -> tuple[np.ndarray, float]:
+    """Intrinsics float64 [3 3] of the rectified left camera, and the baseline in metres.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no XML, or has no `proj_matL` [3 4] or no `baselineLR` above 0.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: it comes in the archive of the images")
+    try:
+        storage = ElementTree.parse(path).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{path} cannot be read ({error}): damaged, fetch it again") from error
+    matrix = io.numbers(storage.findtext("proj_matL/data", ""), (3, 4), f"{path}, proj_matL")
+    (baseline,) = io.numbers(storage.findtext("baselineLR", ""), (1,), f"{path}, baselineLR")
+    if baseline <= 0 or matrix[0, 0] <= 0:
+        raise ValueError(
+            f"{path}: baselineLR {baseline:g} and the focal length {matrix[0, 0]:g} must be "
+            "positive"
+        )
+    return matrix[:, :3], float(baseline) / 1000
+
+
+def _mask(frame: Frame) -> Path:
+    return Path(frame.image).parent.parent / "mask_cat.png"

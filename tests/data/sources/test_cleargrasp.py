@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.data.sources import cleargrasp
+
+OpenEXR = pytest.importorskip("OpenEXR")
+
+SIZE = (10, 16)
+CAMERA = """# Camera Intrinsic Parameters
+camera_name: 'D435'
+xres: 16           # Image Width
+yres: 10           # Image Height
+fx: 21.5             # Focal length in pixels along width
+fy: 22
+cx: 7.5
+cy: 4.5
+"""
+
+
+def frame(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(number)
+    depth = rng.uniform(0.3, 1.5, SIZE).astype(np.float16)
+    depth[0, :2], depth[1, :3] = np.nan, 0
+    image = np.full((*SIZE, 3), rng.integers(0, 256, 3), np.uint8)  # survives JPEG
+    return image, depth, rng.integers(0, 2, SIZE, dtype=np.uint8) * 255
+
+
+def save(number: int, image_path: Path, depth_path: Path, mask_path: Path) -> None:
+    image, depth, mask = frame(number)
+    for path in (image_path, depth_path, mask_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(image_path, quality=95)
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, {"RGB": np.stack([depth] * 3, -1)}) as file:
+        file.write(str(depth_path))
+    Image.fromarray(mask).save(mask_path)
+
+
+def save_real(folder: Path, number: int) -> None:
+    stem = f"{number:09d}"
+    names = ("transparent-rgb-img.jpg", "opaque-depth-img.exr", "mask.png")
+    save(number, *(folder / f"{stem}-{name}" for name in names))
+    (folder / "camera_intrinsics.yaml").write_text(CAMERA)
+    Image.new("RGB", SIZE[::-1]).save(folder / f"{stem}-opaque-rgb-img.jpg")  # not read
+
+
+def save_synthetic(folder: Path, number: int) -> None:
+    stem = f"{number:09d}"
+    save(
+        number,
+        folder / "rgb-imgs" / f"{stem}-rgb.jpg",
+        folder / "depth-imgs-rectified" / f"{stem}-depth-rectified.exr",
+        folder / "segmentation-masks" / f"{stem}-segmentation-mask.png",
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for folder, number in (("real-test/d415", 0), ("real-test/d435", 0), ("real-val/d435", 3)):
+        save_real(tmp_path / folder, number)
+    save_synthetic(tmp_path / "synthetic-val" / "cup-with-waves-val", 0)
+    save_synthetic(tmp_path / "synthetic-test" / "tree-bath-bomb-test", 1)
+    save_synthetic(tmp_path / "cup-with-waves-train", 2)
+    return tmp_path
+
+
+def test_splits(root: Path) -> None:
+    def ids(split: str) -> list[str]:
+        return [sample["id"] for sample in cleargrasp.source(split, root)]
+
+    tests = ["real-test_d415_000000000", "real-test_d435_000000000"]
+    assert ids("real-test") == tests
+    assert ids("real-val") == ["real-val_d435_000000003"]
+    assert ids("real") == ["real-val_d435_000000003", *tests]
+    assert ids("synthetic-val") == ["cup-with-waves-val_000000000"]
+    assert ids("synthetic-test") == ["tree-bath-bomb-test_000000001"]
+    assert ids("synthetic-train") == ["cup-with-waves-train_000000002"]
+
+
+def test_real_frame(root: Path) -> None:
+    (sample,) = cleargrasp.source("real-val", root)
+    image, depth, mask = frame(3)
+    expected = np.where(np.isnan(depth), 0, depth)
+    np.testing.assert_array_equal(sample["depth"], expected)
+    assert sample["depth"].dtype == np.float32 and (sample["depth"] == 0).sum() == 5
+    np.testing.assert_array_equal(sample["tom_mask"], mask == 255)
+    np.testing.assert_array_equal(sample["intrinsics"], [[21.5, 0, 7.5], [0, 22, 4.5], [0, 0, 1]])
+    np.testing.assert_allclose(sample["image"].astype(int), image, atol=3)
+
+
+def test_synthetic_intrinsics(root: Path) -> None:
+    """The authors' own figure: 370 pixels, both ways, at 512x288."""
+    (sample,) = cleargrasp.source("synthetic-val", root)
+    fx, fy = sample["intrinsics"][0, 0], sample["intrinsics"][1, 1]
+    np.testing.assert_allclose((fx * 512 / 16, fy * 288 / 10), (369.71, 369.72), atol=0.01)
+    np.testing.assert_array_equal(sample["intrinsics"][:2, 2], [7.5, 4.5])
+
+
+def test_bad_input(root: Path) -> None:
+    folder = root / "real-val/d435"
+    frames = cleargrasp.source("real-val", root)
+    exr = folder / "000000003-opaque-depth-img.exr"
+    whole = exr.read_bytes()
+    exr.write_bytes(whole[:-20])
+    with pytest.raises(ValueError, match=r"opaque-depth-img\.exr cannot be read"):
+        frames[0]
+    exr.write_bytes(whole)
+    camera = folder / "camera_intrinsics.yaml"
+    for text, message in (
+        (CAMERA.replace("fy:", "fz:"), "has no number 'fy'"),
+        (CAMERA.replace("xres: 16", "xres: 640"), "is about images of 10x640, these are 10x16"),
+    ):
+        camera.write_text(text)
+        with pytest.raises(ValueError, match=rf"camera_intrinsics\.yaml {message}"):
+            frames[0]
+    (folder / "000000003-mask.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 4 files .*000000003-mask\.png"):
+        cleargrasp.source("real-val", root)
+    with pytest.raises(ValueError, match=r"no frames in split 'real'.*real-val"):
+        cleargrasp.source("real", folder)
+
+
+def test_real_bytes(shared: Path) -> None:
+    """The published sample: depth NaN in one frame and 0 in the others where it is invalid."""
+    frames = list(cleargrasp.source("real", shared / "data/cleargrasp"))
+    assert [sample["id"][-3:] for sample in frames] == ["080", "123", "130", "153"]
+    invalid = [int((sample["depth"] == 0).sum()) for sample in frames]
+    assert invalid == [81078, 181741, 192657, 434347]
+    np.testing.assert_allclose(
+        [sample["depth"].max() for sample in frames], [0.94921875, 1.0498047, 1.0498047, 1.28125]
+    )
+    for sample in frames:
+        assert sample["depth"].shape == (720, 1280)
+        assert 0.005 < sample["tom_mask"].mean() < 0.2
+        np.testing.assert_array_equal(sample["intrinsics"][0], [921, 0, 642])
+    synthetic = list(cleargrasp.source("synthetic-val", shared / "data/cleargrasp"))
+    assert [sample["depth"].min() > 0.2 for sample in synthetic] == [True] * 3
+    assert synthetic[0]["depth"].shape == (1080, 1920)
