@@ -12,6 +12,7 @@ from types import ModuleType
 MODULES: dict[str, dict[str, str]] = {
     "network": {
         "diffusion_depth": "diffdepth_jax.models.networks.diffusion_depth",
+        "regression": "diffdepth_jax.models.networks.regression",
     },
     "encoder": {
         "resnet": "diffdepth_jax.models.encoders.resnet",
@@ -21,6 +22,8 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "source": {
         "kitti": "diffdepth_jax.data.sources.kitti",
+        "kitti_object": "diffdepth_jax.data.sources.kitti_object",
+        "kitti_stereo": "diffdepth_jax.data.sources.kitti_stereo",
         "nyu": "diffdepth_jax.data.sources.nyu",
         "booster": "diffdepth_jax.data.sources.booster",
         "cleargrasp": "diffdepth_jax.data.sources.cleargrasp",

@@ -47,7 +47,7 @@ def test_folders(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
 def test_other_depth(write_kitti: Callable[..., Path]) -> None:
     root = write_kitti([(DRIVE, LEFT, 5)], depth_name="dense")
     assert len(kitti.source("train", root, depth="dense")) == 1
-    with pytest.raises(ValueError, match="no frames in split 'train' under .* depth 'groundtruth'"):
+    with pytest.raises(ValueError, match=r"no frames in split 'train' under .* depth 'groundtruth'"):
         kitti.source("train", root)
 
 
@@ -151,7 +151,7 @@ def test_val_selection(tmp_path: Path, make_frame: Callable) -> None:
     np.testing.assert_array_equal(frames[1]["intrinsics"], expected)
     assert len(kitti.source("val_selection", tmp_path, cameras=(LEFT,))) == 1
     next((folder / "groundtruth_depth").glob("*_image_03.png")).unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 6 files .*depth_0000000008_image_03"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 files .*depth_0000000008_image_03"):
         kitti.source("val_selection", tmp_path)
     late = kitti.source("val_selection", tmp_path, check_files=False)
     assert late[0]["id"] == f"{DRIVE}_0000000005_image_02"
