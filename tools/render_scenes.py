@@ -1,96 +1,150 @@
-"""Render street scenes with exact and lidar-like depth, in KITTI's official folder layout.
+"""Render scenes with exact and lidar-like depth, under any conditions, in official folder layouts.
 
     python tools/render_scenes.py --kind=street --count=200 --split=train --size=96x320 --seed=1 \
-        --output=DIR
+        --conditions=clear,night,fog,rain,snow,glare --output=DIR
     python tools/render_scenes.py --preset=sample --output=sample    # the committed one
 
 Needs the optional extra `render` (Mitsuba 3). Every frame is another layout, and splits share none.
-Frames depend on kind, size, samples, seed, split and number alone, to the byte (with the tested
-versions of mitsuba and pillow); finished ones are skipped, so an interrupted run goes on, and a
-higher --count adds frames. The `kitti` source reads the result with root=DIR/raw and
-depth_root=DIR/depth.
+The conditions of a frame show one scene from one camera, so they have the same exact depth. Frames
+depend on kind, size, samples, seed, split and number alone, to the byte (with the tested versions
+of mitsuba and pillow); finished ones are skipped, so an interrupted run goes on, a higher --count
+adds frames, and other --conditions add pictures.
+
+Clear frames go to DIR, other conditions to DIR/CONDITION; `diffdepth_jax/scenes/writers.py` shows
+both layouts. To read them: source `kitti` with root=DIR/raw or DIR/night/raw, and depth_root=
+DIR/depth for both; source `nyu` with layout=sync and root=DIR or DIR/night.
+
+--lidar_failures also writes, as KITTI's velodyne_raw, a scan that fails as real ones do: on glass
+and wet ground, and in fog, rain and snow (source `kitti` with depth=velodyne_raw and depth_root=
+DIR/CONDITION/depth, DIR/depth for clear).
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from diffdepth_jax.scenes import layouts, lidar, writers
+from diffdepth_jax.scenes import kinds, lidar, writers
 
 SPLITS = ("train", "val", "test")
-# KITTI has one camera calibration a date. Made-up dates; focal length over the picture's width.
-CAMERAS = {"2000_01_01": 0.52, "2000_01_02": 0.58, "2000_01_03": 0.65, "2000_01_04": 0.73}
 PRESETS = {
     "sample": {
-        "kind": "street", "size": (80, 256), "samples": 16, "seed": 1,
-        "counts": {"train": 80, "val": 24},
+        "kind": "street", "size": (80, 256), "samples": 8, "seed": 1,
+        "layout": "kitti", "counts": {"train": 80, "val": 24},
     }
 }  # fmt: skip
+SHEET_FRAMES = 24  # the first ones; a sheet of hundreds shows nothing
 
 
 class Task(NamedTuple):
-    """One frame to render."""
+    """One scene to render, under all its conditions."""
 
     root: Path
+    kind: str
     split: str
     index: int
     size: tuple[int, int]
     samples: int
     seed: int
+    layout: str
+    failures: bool
+    conditions: tuple[str, ...]
 
     @property
-    def frame(self) -> writers.KittiFrame:
-        dates = list(CAMERAS)
-        drive = 1 + 3000 * SPLITS.index(self.split) + self.index
-        return writers.KittiFrame(self.root, self.split, dates[self.index % len(dates)], drive)
+    def camera(self) -> int:
+        return self.index % len(kinds.KINDS[self.kind].focals)
+
+    @property
+    def frame(self) -> writers.KittiFrame | writers.NyuFrame:
+        number = 1 + 3000 * SPLITS.index(self.split) + self.index
+        if self.layout == "nyu":
+            return writers.NyuFrame(self.root, self.split, f"{self.kind}_{number:04d}")
+        # KITTI has one calibration a date: made-up dates.
+        return writers.KittiFrame(self.root, self.split, f"2000_01_{self.camera + 1:02d}", number)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        return tuple(name for name in self.conditions if not self.frame.image(name).exists())
 
 
-def render_task(task: Task) -> None:
-    """Render one frame and write its files."""
+def render_task(task: Task) -> int:
+    """Render what is missing of a scene and write it; returns the number of pictures."""
     from diffdepth_jax.scenes import render  # here, as only working processes need mitsuba
 
+    kind, missing = kinds.KINDS[task.kind], task.missing
+    if not missing:
+        return 0
     sequence = np.random.SeedSequence([task.seed, SPLITS.index(task.split), task.index])
-    for_layout, for_light, for_lidar = sequence.spawn(3)
-    frame = task.frame
-    layout = layouts.street(np.random.default_rng(for_layout), task.size, CAMERAS[frame.date])
-    seed = int(for_light.generate_state(1)[0])
-    image, dense = render.render(layout, samples=task.samples, seed=seed)
-    camera = layout.camera
-    sparse = lidar.scan(dense, camera.intrinsics, camera.mount, np.random.default_rng(for_lidar))
-    writers.write_frame(frame, image, dense, sparse, camera.intrinsics)
+    for_layout, for_light, for_lidar, for_conditions = sequence.spawn(4)
+    focal = kind.focals[task.camera]
+    layout = kind.layout(np.random.default_rng(for_layout), task.size, focal)
+    camera, seed = layout.camera, int(for_light.generate_state(1)[0])
+    hits = render.first_hits(layout)
+    sparse = lidar.scan(
+        hits.depth, camera.intrinsics, camera.mount, np.random.default_rng(for_lidar)
+    )
+    for name in missing:
+        own = np.random.SeedSequence([*for_conditions.generate_state(4), zlib.crc32(name.encode())])
+        for_condition, for_scan = own.spawn(2)
+        scene = kind.conditions[name](layout, np.random.default_rng(for_condition))
+        scan = None
+        if task.failures:
+            medium = lidar.medium(scene, hits.surface, hits.behind)
+            rng = np.random.default_rng(for_scan)
+            scan = lidar.scan(hits.depth, camera.intrinsics, camera.mount, rng, medium=medium)
+        picture = writers.Picture(
+            image=render.render(scene, samples=task.samples, seed=seed, hits=hits),
+            dense=hits.depth,
+            sparse=sparse,
+            scan=scan,
+            category=None if kind.categories is None else kind.categories(scene, hits.surface),
+            intrinsics=camera.intrinsics,
+            weather=dataclasses.asdict(scene.weather),
+        )
+        task.frame.write(name, picture)
+    return len(missing)
 
 
 def contact_sheet(tasks: list[Task]) -> Image.Image:
-    """Pictures beside their dense depth and their lidar points, coloured near to far."""
+    """A row a scene: its picture under each condition, its dense depth, its lidar points."""
     colours = matplotlib.colormaps["turbo_r"]
 
     def coloured(depth: np.ndarray) -> np.ndarray:
-        nearness = np.log(np.clip(depth, 2, 80) / 2) / np.log(40)
-        return (colours(nearness)[..., :3] * 255 * (depth > 0)[..., None]).astype(np.uint8)
+        nearest, farthest = (2, 80) if tasks[0].kind == "street" else (0.4, 6)
+        nearness = np.log(np.clip(depth, nearest, farthest) / nearest)
+        colour = colours(nearness / np.log(farthest / nearest))[..., :3]
+        return (colour * 255 * (depth > 0)[..., None]).astype(np.uint8)
 
-    tiles = []
-    for task in tasks:
-        image = np.asarray(Image.open(task.frame.image))
-        dense, sparse = (
-            np.asarray(Image.open(task.frame.depth(kind))) / writers.DEPTH_SCALE
-            for kind in ("dense", "groundtruth")
-        )
-        overlay = np.where((sparse > 0)[..., None], coloured(sparse), image // 3)
-        tiles.append(np.concatenate([image, coloured(dense), overlay], axis=1))
-    height, width = tiles[0].shape[:2]
-    columns = max(round((len(tiles) * height / width) ** 0.5), 1)
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
-    return Image.fromarray(np.concatenate(rows))
+    conditions, kitti = tasks[0].conditions, tasks[0].layout == "kitti"
+    names = [*conditions, "depth", *(["lidar"] if kitti else [])]
+    height, width = tasks[0].size
+    band = 14  # for the labels
+    sheet = Image.new("RGB", (width * len(names), band + height * len(tasks)))
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(names):
+        draw.text((column * width + 4, 1), name, fill=(255, 255, 255))
+    for row, task in enumerate(tasks):
+        frame = task.frame
+        with_depth = [np.asarray(Image.open(frame.image(name))) for name in conditions]
+        depth = writers.read_depth(frame.dense(conditions[0]), frame.SCALE)
+        with_depth.append(coloured(depth))
+        if kitti:
+            sparse = writers.read_depth(frame.depth("groundtruth"), frame.SCALE)
+            points = np.where((sparse > 0)[..., None], coloured(sparse), with_depth[0] // 3)
+            with_depth.append(points)
+        for column, tile in enumerate(with_depth):
+            sheet.paste(Image.fromarray(tile), (column * width, band + row * height))
+    return sheet
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -124,35 +178,59 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=PRESETS, help="a fixed set; replaces the next six")
-    parser.add_argument("--kind", choices=("street",), default="street")
-    parser.add_argument("--count", type=_positive, default=16, help="frames of the split")
+    parser.add_argument("--preset", choices=PRESETS, help="a fixed set; replaces the next seven")
+    parser.add_argument("--kind", choices=tuple(kinds.KINDS), default="street")
+    parser.add_argument("--count", type=_positive, default=16, help="scenes of the split")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--size", type=_size, default=(96, 320), help="HEIGHTxWIDTH in pixels")
-    parser.add_argument("--samples", type=_positive, default=16, help="light paths a pixel")
+    parser.add_argument("--samples", type=_positive, default=6, help="light paths a pixel")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti")
+    parser.add_argument("--conditions", default="clear", help="with commas; or all")
+    parser.add_argument("--lidar_failures", action="store_true", help="see above; kitti only")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--processes", type=_positive, default=os.cpu_count())
-    parser.add_argument("--contact_sheet", type=Path, help="also draw all frames into this PNG")
+    parser.add_argument(
+        "--contact_sheet", type=Path, help=f"also draw the first {SHEET_FRAMES} scenes into a PNG"
+    )
     flags = parser.parse_args()
-    own = {name: getattr(flags, name) for name in ("kind", "size", "samples", "seed")}
+    chosen = ("kind", "size", "samples", "seed", "layout")
+    own = {name: getattr(flags, name) for name in chosen}
     preset = PRESETS.get(flags.preset, own | {"counts": {flags.split: flags.count}})
+    known = kinds.KINDS[preset["kind"]].conditions
+    conditions = tuple(known) if flags.conditions == "all" else tuple(flags.conditions.split(","))
+    if unknown := [name for name in conditions if name not in known]:
+        parser.error(
+            f"--conditions: {preset['kind']} has no {unknown[0]!r}; choose from {', '.join(known)}"
+        )
+    if flags.lidar_failures and preset["layout"] != "kitti":
+        parser.error("--lidar_failures needs --layout=kitti: NYU has no lidar")
 
-    options = {name: preset[name] for name in ("kind", "size", "samples", "seed")}
+    options = {name: preset[name] for name in chosen} | {"failures": flags.lidar_failures}
     _claim(flags.output, options)
     tasks = [
-        Task(flags.output, split, index, preset["size"], preset["samples"], preset["seed"])
+        Task(
+            root=flags.output, split=split, index=index, conditions=conditions, **options
+        )
         for split, count in preset["counts"].items()
         for index in range(count)
-    ]
-    missing = [task for task in tasks if not task.frame.image.exists()]
+    ]  # fmt: skip
+    missing = [task for task in tasks if task.missing]
+    total, open_pictures = len(tasks) * len(conditions), sum(len(task.missing) for task in missing)
     # Processes begin afresh: a forked copy of a started renderer would hang.
-    with multiprocessing.get_context("spawn").Pool(flags.processes) as pool:
-        work = pool.imap_unordered(render_task, missing)
-        for _ in tqdm(work, total=len(tasks), initial=len(tasks) - len(missing), unit="frame"):
-            pass
+    with (
+        multiprocessing.get_context("spawn").Pool(flags.processes) as pool,
+        tqdm(total=total, initial=total - open_pictures, unit="frame") as bar,
+    ):
+        for pictures in pool.imap_unordered(render_task, missing):
+            bar.update(pictures)
+    if preset["layout"] == "nyu":
+        for split in preset["counts"]:
+            frames = [task.frame for task in tasks if task.split == split]
+            for condition in conditions:
+                writers.write_list(flags.output, condition, split, frames)
     if flags.contact_sheet:
-        contact_sheet(tasks).save(flags.contact_sheet)
+        contact_sheet(tasks[:SHEET_FRAMES]).save(flags.contact_sheet)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ centre: its depth is the dense depth wherever it hit, without parallax.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
+
+from diffdepth_jax.scenes.layouts import Layout
+from diffdepth_jax.scenes.materials import GROUND
 
 REFERENCE_FOCAL = 721.5  # pixels; the camera that 64 beams belong to
 
@@ -38,14 +41,62 @@ class Lidar:
     jitter: float = 0.02
 
 
+@dataclass(frozen=True, eq=False)
+class Medium:
+    """What makes a real lidar fail; all of clear air and matt surfaces by default.
+
+    Attributes:
+        extinction: of the air, 1/m.
+        transparent: bool `[h w]`, glass and mirrors, or None.
+        wet: bool `[h w]`, wet ground, or None.
+        behind: `[h w]` planar depth in metres of what stands behind transparent surfaces, 0 for
+            nothing (or a mirror); or None.
+    """
+
+    extinction: float = 0.0
+    transparent: Bool[np.ndarray, "h w"] | None = None
+    wet: Bool[np.ndarray, "h w"] | None = None
+    behind: Float[np.ndarray, "h w"] | None = None
+
+
+def medium(
+    layout: Layout, surface: Int[np.ndarray, "h w"], behind: Float[np.ndarray, "h w"]
+) -> Medium:
+    """The medium of a layout; `surface` and `behind` are those of `render.Hits`."""
+    painted = np.array([mesh.material.role == "glass" for mesh in layout.meshes] + [False])
+    kinds = np.array([mesh.material.kind for mesh in layout.meshes] + ["opaque"])
+    wet = [mesh.material.role in GROUND and mesh.material.gloss > 0.5 for mesh in layout.meshes]
+    number = np.where(surface < len(layout.meshes), surface, -1)  # panels return like walls
+    clear = np.isin(kinds, ("glass", "thin_glass"))[number]
+    return Medium(
+        extinction=layout.weather.extinction,
+        transparent=painted[number] | (kinds != "opaque")[number],
+        wet=np.array([*wet, False])[number],
+        behind=np.where(clear, behind, 0.0),  # what panes painted dark hide is not modelled
+    )
+
+
+GLASS_LOSS = 0.92  # share of beams that glass or a mirror does not send back
+WET_LOSS = 0.55  # the same for wet ground, which mirrors most light away
+BACKSCATTER = 0.35  # share of beams lost in fog that return from the fog itself
+
+
 def scan(
     depth: Float[np.ndarray, "h w"],
     intrinsics: Float[np.ndarray, "3 3"],
     mount: Float[np.ndarray, "3 3"],
     rng: np.random.Generator,
     lidar: Lidar = Lidar(),
+    medium: Medium | None = None,
 ) -> Float[np.ndarray, "h w"]:
     """Sparse depth as the lidar would measure it.
+
+    With a `medium` the scan fails as real ones do. Glass and mirrors return few beams from their
+    surface; the others go through to what is `behind`, or are lost. Wet ground loses beams too.
+    In fog the two-way loss exp(-2 extinction r) leaves less of a return that falls with 1/r^2, so
+    the range shrinks to where both together equal the loss of `max_range` in clear air; of the
+    beams that bring nothing back some return from the fog, near by (Bijelic et al., "A benchmark
+    for lidar sensors in fog", 2018).
 
     Args:
         depth: `[h w]` exact planar depth in metres, 0 where there is none (sky).
@@ -54,11 +105,72 @@ def scan(
             y forward, z up).
         rng: decides which returns are lost.
         lidar: the sensor.
+        medium: what makes it fail; None for clear air and surfaces that all return.
 
     Returns:
-        `[h w]` metres, equal to `depth` where a beam hit, else 0.
+        `[h w]` metres, equal to `depth` where a beam hit, else 0; with a `medium` also false
+        returns.
     """
-    height, width = depth.shape
+    row, column, lost = _beams(depth.shape, intrinsics, mount, rng, lidar)
+    offset = np.stack(
+        [
+            (column - intrinsics[0, 2]) / intrinsics[0, 0],
+            (row - intrinsics[1, 2]) / intrinsics[1, 1],
+            np.ones(len(row)),
+        ],
+        axis=-1,
+    )
+    stretch = np.linalg.norm(offset, axis=-1)  # distance over planar depth
+    measured = depth[row, column]
+    if medium is not None:
+        measured = _failed(measured, stretch, row, column, rng, lidar, medium)
+    distance = measured * stretch
+    odds = lidar.dropout + lidar.far_dropout * (distance / lidar.max_range) ** 2
+    hit = (distance > 0) & (distance <= lidar.max_range) & (lost >= odds)
+    sparse = np.zeros_like(depth)
+    sparse[row[hit], column[hit]] = measured[hit]
+    return sparse
+
+
+def _failed(
+    measured: np.ndarray,
+    stretch: np.ndarray,
+    row: np.ndarray,
+    column: np.ndarray,
+    rng: np.random.Generator,
+    lidar: Lidar,
+    medium: Medium,
+) -> np.ndarray:
+    """Planar depth `[n]` that beams bring back through a medium, 0 for nothing."""
+    measured = measured.copy()
+    if medium.transparent is not None:
+        through = medium.transparent[row, column] & (rng.random(len(row)) < GLASS_LOSS)
+        beyond = 0.0 if medium.behind is None else medium.behind[row, column]
+        measured = np.where(through, beyond, measured)
+    if medium.wet is not None:
+        measured[medium.wet[row, column] & (rng.random(len(row)) < WET_LOSS)] = 0.0
+    if medium.extinction > 0:
+        distance = measured * stretch
+        strength = np.exp(-2 * medium.extinction * distance) / np.maximum(distance, 1e-3) ** 2
+        # Surfaces differ: some return more light than the darkest that is seen at max_range.
+        reflectivity = np.exp(rng.uniform(0, 2.0, len(row)))
+        blind = (strength * reflectivity < 1 / lidar.max_range**2) | (distance == 0)
+        near = rng.gamma(3.0, min(1.0, 0.06 / medium.extinction), len(row)) + 1.0
+        share = BACKSCATTER * (1 - np.exp(-20 * medium.extinction))
+        scattered = blind & (rng.random(len(row)) < share) & ((near < distance) | (distance == 0))
+        measured = np.where(scattered, near / stretch, np.where(blind, 0.0, measured))
+    return measured
+
+
+def _beams(
+    size: tuple[int, int],
+    intrinsics: np.ndarray,
+    mount: np.ndarray,
+    rng: np.random.Generator,
+    lidar: Lidar,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row and column of the pixel that each beam meets, `[n]`, and its luck in [0, 1]."""
+    height, width = size
     thinning = max(REFERENCE_FOCAL / intrinsics[1, 1], 1.0)
     count = max(round(len(lidar.elevations) / thinning), 1)
     chosen = np.linspace(0, len(lidar.elevations) - 1, count).round().astype(int)
@@ -84,18 +196,4 @@ def scan(
     column = np.rint(pixels[:, 0] / pixels[:, 2]).astype(int)
     row = np.rint(pixels[:, 1] / pixels[:, 2]).astype(int)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    row, column, lost = row[inside], column[inside], lost[inside]
-    offset = np.stack(
-        [
-            (column - intrinsics[0, 2]) / intrinsics[0, 0],
-            (row - intrinsics[1, 2]) / intrinsics[1, 1],
-            np.ones(len(row)),
-        ],
-        axis=-1,
-    )
-    distance = depth[row, column] * np.linalg.norm(offset, axis=-1)
-    odds = lidar.dropout + lidar.far_dropout * (distance / lidar.max_range) ** 2
-    hit = (distance > 0) & (distance <= lidar.max_range) & (lost >= odds)
-    sparse = np.zeros_like(depth)
-    sparse[row[hit], column[hit]] = depth[row[hit], column[hit]]
-    return sparse
+    return row[inside], column[inside], lost[inside]

@@ -6,10 +6,13 @@ Randomness comes from the generator handed in, so equal seeds give equal bytes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import ArrayLike
+
+GROUND = ("road", "pavement", "marking", "kerb", "dirt")  # roles that rain wets
 
 Colour = ArrayLike  # three numbers, sRGB, each in [0, 1]
 
@@ -22,11 +25,19 @@ class Material:
         role: what it is ("road", "paint", "glass", ...); weather and night act by role.
         texture: uint8 sRGB `[h w 3]`.
         gloss: 0 for matt; in (0, 1] a clear coat, 1 being a mirror-smooth one.
+        kind: "opaque"; "glass", the surface of a solid body of it; "thin_glass", a single sheet;
+            or "mirror". The last three look through their texture's colour (white: clear).
+        emission: uint8 sRGB `[h w 3]` of what it shines, or None. It is seen, but lights nothing:
+            lamps and panels of the layout do.
+        radiance: of white in `emission`, in the layout's unit.
     """
 
     role: str
     texture: UInt8[np.ndarray, "h w 3"]
     gloss: float = 0.0
+    kind: Literal["opaque", "glass", "thin_glass", "mirror"] = "opaque"
+    emission: UInt8[np.ndarray, "h w 3"] | None = None
+    radiance: float = 0.0
 
 
 def plain(role: str, colour: Colour, gloss: float = 0.0) -> Material:

@@ -23,6 +23,7 @@ class Palette:
     light_metal: Material
     car_glass: Material
     headlight: Material
+    beam: Material
     taillight: Material
     lamp: Material
     plate: Material
@@ -48,6 +49,7 @@ def palette(rng: np.random.Generator) -> Palette:
         light_metal=plain("metal", (0.72, 0.73, 0.74), gloss=0.6),
         car_glass=plain("glass", (0.07, 0.09, 0.10), gloss=1.0),
         headlight=plain("headlight", (0.90, 0.91, 0.92), gloss=1.0),
+        beam=plain("beam", (0.90, 0.91, 0.92), gloss=1.0),
         taillight=plain("taillight", (0.68, 0.05, 0.05), gloss=0.9),
         lamp=plain("lamp", (0.85, 0.84, 0.78), gloss=0.5),
         plate=plain("plate", (0.92, 0.91, 0.84)),
@@ -147,6 +149,12 @@ def _lights(palette: Palette, length: float, width: float, front: float, rear: f
         meshes.append(
             shapes.ball((0.17, 0.10, 0.10), (x, length / 2 - 0.06, front), palette.headlight)
         )
+        left, right, low, high = x - 0.12, x + 0.12, front - 0.06, front + 0.06
+        y = length / 2 + 0.045  # the glass of the lamp; at night it shines
+        meshes.append(
+            shapes.quad([(right, y, low), (left, y, low), (left, y, high), (right, y, high)],
+                        palette.beam)
+        )  # fmt: skip
         meshes.append(
             shapes.box((0.26, 0.10, 0.16), (x, -length / 2 + 0.03, rear), palette.taillight)
         )

@@ -3,86 +3,209 @@
 The only file that imports mitsuba; it comes with the optional extra `render`.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import drjit
 import mitsuba as mi
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
-from diffdepth_jax.scenes import materials
-from diffdepth_jax.scenes.layouts import Camera, Layout, Sky
+from diffdepth_jax.scenes import materials, weather
+from diffdepth_jax.scenes.layouts import Camera, Lamp, Layout, Panel, Sky
 from diffdepth_jax.scenes.materials import Material
-from diffdepth_jax.scenes.shapes import Mesh
+from diffdepth_jax.scenes.shapes import Mesh, quad
 
 mi.set_variant("scalar_rgb")  # the llvm_* variants abort where the system's LLVM is old
 drjit.set_thread_count(1)  # the noise depends on it; frames are rendered side by side instead
 
 
-SAMPLES = 16  # light paths a pixel
+SAMPLES = 6  # light paths a pixel
+
+
+class Hits(NamedTuple):
+    """What the ray through each pixel's centre meets.
+
+    Attributes:
+        depth: `[h w]` planar depth (along the camera's axis) of the first surface, of whatever
+            kind, metres; 0 for none.
+        normal: `[h w 3]` its unit normal in the world, 0 for none.
+        surface: `[h w]` its index in the layout's meshes, with panels counted after them; -1 for
+            none.
+        behind: `[h w]` planar depth of the first surface that is not glass; 0 for none.
+    """
+
+    depth: Float[np.ndarray, "h w"]
+    normal: Float[np.ndarray, "h w 3"]
+    surface: Int[np.ndarray, "h w"]
+    behind: Float[np.ndarray, "h w"]
 
 
 def render(
-    layout: Layout, *, samples: int = SAMPLES, seed: int = 0
-) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
-    """Picture and depth of a layout.
+    layout: Layout, *, samples: int = SAMPLES, seed: int = 0, hits: Hits | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture of a layout.
 
-    Sunlight and skylight are rendered apart: the sun's shadows are sharp and free of noise, while
-    the soft skylight is noisy and is smoothed within surfaces before both are added.
+    Sunlight and soft light (sky, lamps, panels) are rendered apart: the sun's shadows are sharp and
+    free of noise, while the noisy soft light is smoothed within opaque surfaces before both are
+    added.
 
     Args:
         layout: what to render.
-        samples: light paths a pixel, for each of the two lights.
+        samples: light paths a pixel, for each of the two lights. Pixels that show glass or mirrors,
+            where nothing can be smoothed, get 16 times as many.
         seed: of the light paths; equal seeds give equal bytes.
+        hits: `first_hits(layout)`, if known already: conditions of one scene have the same.
 
     Returns:
-        image uint8 `[h w 3]`, and depth float64 `[h w]`: planar depth (along the camera's axis) of
-        the first surface on the ray through the pixel's centre, metres; 0 for the sky.
+        uint8 `[h w 3]`.
     """
-    camera = layout.camera
-    sun, sky = _lights(layout.sky)
-    things = {f"mesh{i}": _mesh(mesh, _bsdf(mesh.material)) for i, mesh in enumerate(layout.meshes)}
+    camera, view = layout.camera, layout.weather
+    hits = first_hits(layout) if hits is None else hits
+    sun, sky = _lights(layout.sky) if layout.sky else (None, _constant(layout.ambient))
+    surfaces = [_mesh(mesh, _bsdf(mesh.material)) for mesh in layout.meshes]
+    clear = all(mesh.material.kind == "opaque" for mesh in layout.meshes)
+    bounces = 3 if clear and not layout.panels else 6 if clear else 16
+    soft_lights = [sky, *map(_spot, layout.lamps), *map(_panel, layout.panels)]
+    soft_scene = _scene(surfaces + soft_lights)
     # Surfaces that shine in their own colour, for the colours alone.
-    shining = {
-        f"mesh{i}": _mesh(
-            mesh, {"type": "diffuse"}, {"type": "area", "radiance": _texture(mesh.material)}
-        )
-        for i, mesh in enumerate(layout.meshes)
-    }
-    in_sun = mi.load_dict({"type": "scene", "sun": sun} | things)
-    in_sky = mi.load_dict({"type": "scene", "sky": sky} | things)
-    in_white = mi.load_dict({"type": "scene", "sky": {"type": "constant"}} | shining)
-    sensor = _sensor(camera, samples)
+    white = _shining(layout, [mesh.material.texture for mesh in layout.meshes], 1.0)
+    colours = _traced(white, camera, 2 * samples, 1, seed)
+    light = _traced(soft_scene, camera, samples, bounces, seed)
+    radiance = _smoothed(light, colours, hits.normal, hits.depth)
+    through = _see_through(layout, hits)
+    if through.any():
+        radiance[through] = _in_detail(soft_scene, camera, through, 16 * samples, bounces, seed)
+    if sun is not None:
+        radiance = radiance + _traced(_scene([*surfaces, sun]), camera, samples, 2, seed)
+    glow = np.zeros_like(radiance)
+    if any(mesh.material.emission is not None for mesh in layout.meshes):
+        black = np.zeros((2, 2, 3), np.uint8)
+        emission = [
+            black if m.material.emission is None else m.material.emission for m in layout.meshes
+        ]
+        lit = _shining(layout, emission, None)
+        glow = _traced(lit, camera, 2 * samples, 1, seed)
+    if view.extinction > 0:
+        clarity = _transmittance(soft_scene, camera, hits, view.extinction)
+        radiance = weather.hazy(radiance, clarity, _airlight(layout, sky))
+        glow = glow * clarity[..., None]
+    to_sun = None if layout.sky is None else layout.sky.to_sun
+    return weather.developed(radiance + glow, glow, camera, view, to_sun)
 
-    def trace(scene: mi.Scene, max_depth: int) -> np.ndarray:
-        path = mi.load_dict({"type": "path", "max_depth": max_depth})
-        return np.array(mi.render(scene, sensor=sensor, integrator=path, seed=seed))
 
-    depth, normal = first_hits(in_sky, camera)
-    skylight = _smoothed(trace(in_sky, 3), trace(in_white, 1), normal, depth)
-    return _develop(trace(in_sun, 2) + skylight), depth
-
-
-def first_hits(
-    scene: mi.Scene, camera: Camera
-) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
-    """What the ray through each pixel's centre meets first.
-
-    Returns:
-        depth `[h w]` metres along the camera's axis, 0 for none; and the surface's unit normal
-        `[h w 3]` in the world, 0 for none.
-    """
-    height, width = camera.size
-    depth, normal = np.zeros((height, width)), np.zeros((height, width, 3))
-    column, row = np.meshgrid(np.arange(width), np.arange(height))
-    pixels = np.stack([column, row, np.ones_like(row)], axis=-1).reshape(-1, 3)
-    # Directions of unit depth: the distance along them is planar depth, whatever the angle.
-    directions = pixels @ np.linalg.inv(camera.intrinsics).T @ camera.orientation.T
-    origin = camera.position.tolist()
-    for index, direction in enumerate(directions.tolist()):
+def first_hits(layout: Layout) -> Hits:
+    """Depth, normal and surface at each pixel's centre."""
+    kinds = [mesh.material.kind for mesh in layout.meshes] + ["opaque"] * len(layout.panels)
+    surfaces = [_mesh(mesh, {"type": "diffuse"}) for mesh in layout.meshes]
+    surfaces += [_mesh(_panel_mesh(panel), {"type": "diffuse"}) for panel in layout.panels]
+    scene = _scene(surfaces)
+    glass = [kind in ("glass", "thin_glass") for kind in kinds]
+    height, width = layout.camera.size
+    depth, behind = np.zeros((height, width)), np.zeros((height, width))
+    normal, surface = np.zeros((height * width, 3)), np.full((height, width), -1, np.int32)
+    directions = layout.camera.rays().reshape(-1, 3)
+    origin, forward = layout.camera.position.tolist(), layout.camera.orientation[:, 2]
+    for pixel, direction in enumerate(directions.tolist()):
         hit = scene.ray_intersect(mi.Ray3f(origin, direction))
-        if hit.is_valid():
-            depth.flat[index] = hit.t
-            normal.reshape(-1, 3)[index] = hit.sh_frame.n
-    return depth, normal
+        if not hit.is_valid():
+            continue
+        depth.flat[pixel] = hit.t
+        normal[pixel] = hit.sh_frame.n
+        surface.flat[pixel] = number = _number(hit)
+        while glass[number]:
+            hit = scene.ray_intersect(hit.spawn_ray(direction))
+            if not hit.is_valid():
+                break
+            number = _number(hit)
+        else:
+            behind.flat[pixel] = (np.array(hit.p) - layout.camera.position) @ forward
+    return Hits(depth, normal.reshape(height, width, 3), surface, behind)
+
+
+def _see_through(layout: Layout, hits: Hits) -> np.ndarray:
+    """Bool `[h w]`: pixels whose first surface is glass or a mirror."""
+    kinds = [mesh.material.kind != "opaque" for mesh in layout.meshes]
+    return np.array([*kinds, *[False] * len(layout.panels), False])[hits.surface]
+
+
+def _scene(parts: Sequence[dict | mi.Object]) -> mi.Scene:
+    """A scene of shapes and lights, which `_number` tells apart by their place."""
+    return mi.load_dict({"type": "scene"} | {f"part{i:05d}": part for i, part in enumerate(parts)})
+
+
+def _number(hit: mi.SurfaceInteraction3f) -> int:
+    return int(hit.shape.id().removeprefix("part"))
+
+
+def _traced(
+    scene: mi.Scene,
+    camera: Camera,
+    samples: int,
+    bounces: int,
+    seed: int,
+    crop: tuple | None = None,
+) -> np.ndarray:
+    path = mi.load_dict({"type": "path", "max_depth": bounces, "rr_depth": 50})
+    sensor = _sensor(camera, samples, crop)
+    return np.array(mi.render(scene, sensor=sensor, integrator=path, seed=seed))
+
+
+def _in_detail(
+    scene: mi.Scene, camera: Camera, where: np.ndarray, samples: int, bounces: int, seed: int
+) -> np.ndarray:
+    """Radiance `[n 3]` of the pixels `where`, rendered in a window around them."""
+    rows, columns = np.nonzero(where)
+    top, left = rows.min(), columns.min()
+    crop = (top, left, rows.max() + 1 - top, columns.max() + 1 - left)
+    return _traced(scene, camera, samples, bounces, seed, crop)[rows - top, columns - left]
+
+
+def _shining(layout: Layout, textures: list[np.ndarray], radiance: float | None) -> mi.Scene:
+    """The meshes, each shining in its texture times `radiance` (None: its material's own)."""
+    parts = []
+    for mesh, texture in zip(layout.meshes, textures, strict=True):
+        strength = mesh.material.radiance if radiance is None else radiance
+        shine = {"type": "area", "radiance": _texture(texture, strength)}
+        parts.append(_mesh(mesh, {"type": "diffuse"}, shine))
+    if radiance is not None:
+        for panel in layout.panels:
+            white = {"type": "area", "radiance": _uniform((1.0, 1.0, 1.0))}
+            parts.append(_mesh(_panel_mesh(panel), {"type": "diffuse"}, white))
+    return _scene([*parts, _constant((1.0, 1.0, 1.0) if radiance else (0.0, 0.0, 0.0))])
+
+
+def _transmittance(
+    scene: mi.Scene, camera: Camera, hits: Hits, extinction: float
+) -> Float[np.ndarray, "h w"]:
+    """Share of light that gets through air of `extinction` (1/m): exp(-extinction * distance).
+
+    At the outlines of things, where a pixel's rays end at different distances, the mean of four.
+    """
+    rays = camera.rays()
+    distance = hits.depth * np.linalg.norm(rays, axis=-1)
+    clarity = np.where(distance > 0, np.exp(-extinction * distance), 0.0)
+    edge = np.zeros(clarity.shape, bool)
+    for axis in range(2):
+        step = np.abs(np.diff(clarity, axis=axis)) > 0.04
+        first, second = [slice(None)] * 2, [slice(None)] * 2
+        first[axis], second[axis] = slice(None, -1), slice(1, None)
+        edge[tuple(first)] |= step
+        edge[tuple(second)] |= step
+    rows, columns = np.nonzero(edge)
+    right = (rays[0, 1] - rays[0, 0]) / 4
+    down = (rays[1, 0] - rays[0, 0]) / 4
+    origin = camera.position.tolist()
+    total = np.zeros(len(rows))
+    for across, along in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+        directions = rays[rows, columns] + across * right + along * down
+        lengths = np.linalg.norm(directions, axis=-1)
+        for i, (direction, length) in enumerate(zip(directions.tolist(), lengths, strict=True)):
+            hit = scene.ray_intersect(mi.Ray3f(origin, direction))
+            if hit.is_valid():
+                total[i] += np.exp(-extinction * hit.t * length) / 4
+    clarity[rows, columns] = total
+    return clarity
 
 
 def _smoothed(
@@ -101,17 +224,19 @@ def _smoothed(
     surface = depth > 0
     if not surface.any():
         return radiance
+    normal, depth = normal.astype(np.float32), depth.astype(np.float32)
     light = radiance / (albedo + 0.02)
     # Fireflies (bright clouds, mirrored) would be smeared into blots.
     light = np.minimum(light, 4 * np.median(light[surface], axis=0))
-    total, weights = np.zeros_like(light), np.zeros(depth.shape)
+    total, weights = np.zeros_like(light), np.zeros_like(depth)
     height, width = depth.shape
     window = ((reach, reach), (reach, reach), (0, 0))
     padded = np.pad(np.concatenate([light, normal, depth[..., None]], axis=-1), window)
     for down in range(-reach, reach + 1):
         for right in range(-reach, reach + 1):
             other = padded[reach + down :, reach + right :][:height, :width]
-            weight = np.exp(-(down**2 + right**2) / (0.6 * reach) ** 2) * (other[..., 6] > 0)
+            near = np.float32(np.exp(-(down**2 + right**2) / (0.6 * reach) ** 2))
+            weight = near * (other[..., 6] > 0)
             weight *= np.clip((normal * other[..., 3:6]).sum(axis=-1), 0, 1) ** 16
             weight *= np.exp(-np.abs(other[..., 6] - depth) / (0.03 * depth + 0.05))
             total += weight[..., None] * other[..., :3]
@@ -120,8 +245,10 @@ def _smoothed(
     return np.where(surface[..., None], mean * (albedo + 0.02), radiance)
 
 
-def _sensor(camera: Camera, samples: int) -> mi.Sensor:
+def _sensor(camera: Camera, samples: int, crop: tuple[int, int, int, int] | None) -> mi.Sensor:
+    """The camera; `crop` is (top, left, height, width) of the part of the picture to render."""
     height, width = camera.size
+    top, left, rows, columns = (0, 0, height, width) if crop is None else map(int, crop)
     right, down, forward = camera.orientation.T
     # Mitsuba's camera looks along +z with +x to the left and +y up.
     to_world = np.eye(4)
@@ -139,6 +266,10 @@ def _sensor(camera: Camera, samples: int) -> mi.Sensor:
                 "type": "hdrfilm",
                 "width": width,
                 "height": height,
+                "crop_offset_x": left,
+                "crop_offset_y": top,
+                "crop_width": columns,
+                "crop_height": rows,
                 "pixel_format": "rgb",
                 "component_format": "float32",
                 "rfilter": {"type": "box"},
@@ -148,20 +279,55 @@ def _sensor(camera: Camera, samples: int) -> mi.Sensor:
     )
 
 
-def _lights(sky: Sky) -> tuple[dict, dict]:
-    """The sun as a directional light, and sky, clouds and lit ground as an environment map.
+def _uniform(colour: Sequence[float]) -> dict:
+    return {"type": "rgb", "value": [float(value) for value in colour]}
+
+
+def _constant(radiance: Sequence[float]) -> dict:
+    return {"type": "constant", "radiance": _uniform(radiance)}
+
+
+def _spot(lamp: Lamp) -> dict:
+    direction = np.asarray(lamp.direction, float)
+    up = [1.0, 0.0, 0.0] if abs(direction[2]) > 0.9 * np.linalg.norm(direction) else [0.0, 0.0, 1.0]
+    target = np.asarray(lamp.position) + direction
+    return {
+        "type": "spot",
+        "to_world": mi.ScalarTransform4f().look_at(list(lamp.position), target.tolist(), up),
+        "intensity": _uniform(lamp.intensity),
+        "cutoff_angle": float(np.degrees(lamp.cutoff)),
+        "beam_width": float(np.degrees(lamp.beam)),
+    }
+
+
+def _panel_mesh(panel: Panel) -> Mesh:
+    return quad(panel.corners, materials.plain("panel", (1.0, 1.0, 1.0)))
+
+
+def _panel(panel: Panel) -> mi.Mesh:
+    shine = {"type": "area", "radiance": _uniform(panel.radiance)}
+    return _mesh(_panel_mesh(panel), {"type": "diffuse"}, shine)
+
+
+def _airlight(layout: Layout, sky: dict) -> np.ndarray:
+    """Radiance `[3]` of endless air: that of the sky at the horizon (Koschmieder, 1924)."""
+    if layout.sky is None:
+        return np.asarray(layout.ambient)
+    globe = np.array(sky["bitmap"])
+    rows = len(globe) // 2
+    return globe[rows - max(rows // 6, 1) : rows].mean(axis=(0, 1))
+
+
+def _lights(sky: Sky) -> tuple[dict | None, dict]:
+    """Sun and sky as lights of Mitsuba.
+
+    The sun is a directional light, or None if clouds hide it; sky, clouds and lit ground are an
+    environment map.
 
     Sun and clear sky are Mitsuba's own `sunsky` (Hosek and Wilkie's model). Baked into a map they
     render several times faster, and clouds can be painted.
     """
-    level = np.cos(sky.sun_elevation)
-    to_sun = np.array(
-        [
-            level * np.sin(sky.sun_azimuth),
-            level * np.cos(sky.sun_azimuth),
-            np.sin(sky.sun_elevation),
-        ]
-    )
+    to_sun = sky.to_sun
     interaction = mi.SurfaceInteraction3f()
 
     def radiance(emitter: mi.Emitter, direction: np.ndarray) -> np.ndarray:
@@ -178,7 +344,7 @@ def _lights(sky: Sky) -> tuple[dict, dict]:
 
     directions = _directions(*dome.shape[:2])
     cover, thickness = _clouds(sky, directions)
-    sun = sun * (1 - 0.97 * np.clip((sky.cloudiness - 0.45) / 0.3, 0, 1))
+    sun = sun * (1 - np.clip((sky.cloudiness - 0.45) / 0.3, 0, 1))
     mean_sky = dome.mean(axis=(0, 1))
     grey = (
         mean_sky.mean() * np.array([0.98, 1.0, 1.04]) * (0.35 + 0.65 * mean_sky / mean_sky.mean())
@@ -189,12 +355,13 @@ def _lights(sky: Sky) -> tuple[dict, dict]:
     weight = directions[..., 2:] / directions[..., 2].sum()
     ground = 0.2 * (np.pi * (dome * weight).sum(axis=(0, 1)) + sun * to_sun[2]) / np.pi
     globe = np.concatenate([dome, np.broadcast_to(ground, dome.shape)]).astype(np.float32)
+    direct = {
+        "type": "directional",
+        "direction": (-to_sun).tolist(),
+        "irradiance": _uniform(sun),
+    }
     return (
-        {
-            "type": "directional",
-            "direction": (-to_sun).tolist(),
-            "irradiance": {"type": "rgb", "value": sun.tolist()},
-        },
+        direct if sun.any() else None,
         {
             "type": "envmap",
             "bitmap": mi.Bitmap(globe),
@@ -262,37 +429,41 @@ def _mesh(mesh: Mesh, bsdf: dict, emitter: dict | None = None) -> mi.Mesh:
     return shape
 
 
-def _texture(material: Material) -> dict:
+def _texture(texture: np.ndarray, scale: float = 1.0) -> dict:
+    """uint8 sRGB `[h w 3]`, or linear radiance where scaled."""
+    bitmap = mi.Bitmap(texture)
+    if scale != 1.0:
+        linear = np.array(bitmap.convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False))
+        bitmap = mi.Bitmap(linear * np.float32(scale))
     return {
         "type": "bitmap",
-        "bitmap": mi.Bitmap(material.texture),
+        "bitmap": bitmap,
+        "raw": scale != 1.0,
         "filter_type": "bilinear",
         "wrap_mode": "repeat",
     }
 
 
+GLASS = 1.5  # refractive index
+
+
 def _bsdf(material: Material) -> dict:
+    if material.kind == "glass":
+        tint = _texture(material.texture)
+        return {"type": "dielectric", "int_ior": GLASS, "specular_transmittance": tint}
+    if material.kind == "thin_glass":
+        tint = _texture(material.texture)
+        return {"type": "thindielectric", "int_ior": GLASS, "specular_transmittance": tint}
+    if material.kind == "mirror":
+        mirror = {"type": "conductor", "specular_reflectance": _texture(material.texture)}
+        return {"type": "twosided", "bsdf": mirror}
     if material.gloss == 0:
-        surface = {"type": "diffuse", "reflectance": _texture(material)}
+        surface = {"type": "diffuse", "reflectance": _texture(material.texture)}
     else:
         surface = {
             "type": "principled",
-            "base_color": _texture(material),
+            "base_color": _texture(material.texture),
             "roughness": 0.08 + 0.6 * (1 - material.gloss),
             "specular": 0.5,
         }
     return {"type": "twosided", "bsdf": surface}
-
-
-def _develop(radiance: np.ndarray) -> np.ndarray:
-    """Exposure, white balance, a soft shoulder for highlights, and sRGB bytes."""
-    luminance = radiance @ np.array([0.2126, 0.7152, 0.0722])
-    exposed = radiance * (0.18 / np.exp(np.mean(np.log(luminance + 1e-4))))
-    # Half-way to a grey mean, as cameras do: shade under a blue sky would look like dusk.
-    mean = np.minimum(exposed, 1.0).mean(axis=(0, 1)) + 1e-6
-    exposed = exposed * np.sqrt(mean.mean() / mean)
-    toned = exposed * (1 + exposed / 9.0) / (1 + exposed)
-    srgb = np.where(
-        toned <= 0.0031308, 12.92 * toned, 1.055 * toned.clip(1e-8) ** (1 / 2.4) - 0.055
-    )
-    return (srgb.clip(0, 1) * 255 + 0.5).astype(np.uint8)

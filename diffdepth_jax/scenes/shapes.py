@@ -338,3 +338,25 @@ def lathe(
         material,
         turned(normals),
     )
+
+
+def blocked(meshes: Iterable[Mesh], origin: np.ndarray, direction: np.ndarray) -> bool:
+    """Whether a ray from `origin` `[3]` along `direction` `[3]` meets any triangle.
+
+    Moeller and Trumbore, "Fast, minimum storage ray-triangle intersection", 1997.
+    """
+    for mesh in meshes:
+        a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+        edge, other = b - a, c - a
+        across = np.cross(direction, other)
+        determinant = (edge * across).sum(axis=1)
+        parallel = np.abs(determinant) < 1e-12
+        scale = 1 / np.where(parallel, 1.0, determinant)
+        offset = origin - a
+        u = (offset * across).sum(axis=1) * scale
+        along = np.cross(offset, edge)
+        v = along @ direction * scale
+        distance = (other * along).sum(axis=1) * scale
+        if (~parallel & (u >= 0) & (v >= 0) & (u + v <= 1) & (distance > 1e-6)).any():
+            return True
+    return False

@@ -1,79 +1,193 @@
-"""Writing rendered frames in KITTI's official folder layout.
+"""Writing rendered frames in the official folder layouts of KITTI and NYU Depth V2.
 
-::
+`kitti`::
 
     ROOT/raw/DATE/calib_cam_to_cam.txt
+    ROOT/raw/DATE/DRIVE/condition.json                                       what the weather was
     ROOT/raw/DATE/DRIVE/image_02/data/0000000005.png
     ROOT/depth/SPLIT/DRIVE/proj_depth/groundtruth/image_02/0000000005.png    lidar-like, sparse
     ROOT/depth/SPLIT/DRIVE/proj_depth/dense/image_02/0000000005.png          every pixel but the sky
+    ROOT/depth/SPLIT/DRIVE/proj_depth/velodyne_raw/image_02/...              (if asked) one scan,
+                                                                             with a lidar's failures
+    ROOT/depth/SPLIT/DRIVE/proj_depth/category/image_02/...                  (if any) material mask
 
-DRIVE is `DATE_drive_NNNN_sync`. Depth is 16-bit PNG, metres times 256, 0 where there is none, as in
-KITTI's annotated depth. KITTI has one calibration a date, so a date stands for one camera here.
-Files appear whole or not at all: each is written under another name, then renamed; the picture
-comes last, and its presence says that its frame is finished.
+DRIVE is `DATE_drive_NNNN_sync`, one a scene. Depth is 16-bit PNG, metres times 256, 0 where there
+is none, as in KITTI's annotated depth. KITTI has one calibration a date, so a date stands for one
+camera here. The clear frames lie in DIR itself, those of another condition in DIR/CONDITION, with
+pictures of the same names but the depth of DIR, which is the same: the `kitti` source reads them
+with root=DIR/CONDITION/raw and depth_root=DIR/depth. What depends on the condition (velodyne_raw,
+category) lies in DIR/CONDITION/depth.
+
+`nyu`, the "sync" files of BTS::
+
+    ROOT/sync/SCENE/{rgb_00000.png,sync_depth_00000.png,intrinsics.txt,condition.json}
+    ROOT/official_splits/{val,test}/SCENE/...
+    ROOT/official_splits/.../mask_cat_00000.png                              (if any) material mask
+    ROOT/{train,val,test}.txt                                                lists of the frames
+
+with 16-bit depth in millimetres of every pixel, up to 65.5 m. ROOT is DIR for the clear frames and
+DIR/CONDITION for another condition, whole each with its depth, as the `nyu` source wants it
+(layout="sync"; split="train", "test", or the path of a list).
+
+Material masks are 8-bit PNG of the Booster benchmark's classes: 2 and 3 for transparent things and
+mirrors, 0 and 1 for others.
+
+Files appear whole or not at all. The picture comes last, and its presence says that its frame is
+finished.
 """
 
 import io
-import os
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-DEPTH_SCALE = 256.0
-MAX_DEPTH = 65535 / DEPTH_SCALE  # what 16 bits hold: 255.996 m
+from diffdepth_jax import atomic
+
+CLEAR = "clear"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One frame under one condition, as rendered.
+
+    Attributes:
+        image: uint8 `[h w 3]`.
+        dense: float `[h w]` exact planar depth in metres, 0 for the sky.
+        sparse: float `[h w]` what a lidar measures of it in clear air.
+        scan: float `[h w]` what a lidar measures under the condition, failing; or None.
+        category: uint8 `[h w]` classes of material, or None.
+        intrinsics: `[3 3]`, pixel (0, 0) being the centre of the upper left one.
+        weather: what the condition was, JSON-able.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    dense: Float[np.ndarray, "h w"]
+    sparse: Float[np.ndarray, "h w"]
+    scan: Float[np.ndarray, "h w"] | None
+    category: UInt8[np.ndarray, "h w"] | None
+    intrinsics: Float[np.ndarray, "3 3"]
+    weather: Mapping[str, Any]
+
+
+class Frame(Protocol):
+    """Where the files of one scene's frame are, under any condition."""
+
+    def image(self, condition: str) -> Path:
+        """The picture."""
+
+    def dense(self, condition: str) -> Path:
+        """The dense depth, which `read_depth` reads."""
+
+    def write(self, condition: str, picture: Picture) -> None:
+        """Writes all files."""
 
 
 @dataclass(frozen=True)
 class KittiFrame:
-    """Where one frame's files are."""
+    """A frame in the layout `kitti`.
+
+    Attributes:
+        root: DIR.
+        split: train, val or test.
+        date: one of the dates, standing for a camera.
+        drive: its number; tells frames of all splits apart.
+        index: number in the drive; KITTI's annotated depth leaves out the first five.
+    """
 
     root: Path
     split: str
     date: str
     drive: int
-    index: int = 5  # KITTI's annotated depth leaves out a drive's first five frames
+    index: int = 5
+
+    SCALE = 256.0  # of depth; what 16 bits hold is 255.996 m
 
     @property
     def drive_name(self) -> str:
         return f"{self.date}_drive_{self.drive:04d}_sync"
 
-    @property
-    def image(self) -> Path:
-        data = self.root / "raw" / self.date / self.drive_name / "image_02" / "data"
-        return data / f"{self.index:010d}.png"
+    def image(self, condition: str = CLEAR) -> Path:
+        drive = self._base(condition) / "raw" / self.date / self.drive_name
+        return drive / "image_02" / "data" / f"{self.index:010d}.png"
 
-    def depth(self, kind: str) -> Path:
-        """The file of "groundtruth" (sparse) or "dense" depth."""
-        drive = self.root / "depth" / self.split / self.drive_name
+    def depth(self, kind: str, condition: str = CLEAR) -> Path:
+        """The PNG of "groundtruth" or "dense" (clear only), "velodyne_raw" or "category"."""
+        drive = self._base(condition) / "depth" / self.split / self.drive_name
         return drive / "proj_depth" / kind / "image_02" / f"{self.index:010d}.png"
 
-    @property
-    def calibration(self) -> Path:
-        return self.root / "raw" / self.date / "calib_cam_to_cam.txt"
+    def dense(self, condition: str = CLEAR) -> Path:
+        del condition  # all have the same
+        return self.depth("dense")
+
+    def write(self, condition: str, picture: Picture) -> None:
+        image = self.image(condition)
+        text = calibration_text(picture.intrinsics, picture.image.shape[:2])
+        _write(image.parents[3] / "calib_cam_to_cam.txt", text.encode())
+        _write(image.parents[2] / "condition.json", _json(condition, picture))
+        _write(self.depth("dense"), _depth_png(picture.dense, self.SCALE))
+        _write(self.depth("groundtruth"), _depth_png(picture.sparse, self.SCALE))
+        if picture.scan is not None:
+            _write(self.depth("velodyne_raw", condition), _depth_png(picture.scan, self.SCALE))
+        if picture.category is not None:
+            _write(self.depth("category", condition), _png(picture.category))
+        _write(image, _png(picture.image))
+
+    def _base(self, condition: str) -> Path:
+        return self.root if condition == CLEAR else self.root / condition
 
 
-def write_frame(
-    frame: KittiFrame,
-    image: UInt8[np.ndarray, "h w 3"],
-    dense: Float[np.ndarray, "h w"],
-    sparse: Float[np.ndarray, "h w"],
-    intrinsics: Float[np.ndarray, "3 3"],
-) -> None:
-    """Write a frame's files and its date's calibration.
+@dataclass(frozen=True)
+class NyuFrame:
+    """A frame in the layout `nyu`; `scene` is its folder's name."""
 
-    Args:
-        frame: where to.
-        image: uint8 `[h w 3]`.
-        dense, sparse: float `[h w]` metres, 0 where there is none. Beyond MAX_DEPTH counts as none.
-        intrinsics: `[3 3]` of the left colour camera.
-    """
-    _write(frame.calibration, calibration_text(intrinsics, image.shape[:2]).encode())
-    _write(frame.depth("dense"), _png(_encode_depth(dense)))
-    _write(frame.depth("groundtruth"), _png(_encode_depth(sparse)))
-    _write(frame.image, _png(image))
+    root: Path
+    split: str
+    scene: str
+
+    SCALE = 1000.0  # of depth
+
+    def image(self, condition: str = CLEAR) -> Path:
+        return self._folder(condition) / "rgb_00000.png"
+
+    def dense(self, condition: str = CLEAR) -> Path:
+        return self._folder(condition) / "sync_depth_00000.png"
+
+    def write(self, condition: str, picture: Picture) -> None:
+        folder = self._folder(condition)
+        rows = [" ".join(f"{value:.9g}" for value in row) for row in picture.intrinsics]
+        _write(folder / "intrinsics.txt", ("\n".join(rows) + "\n").encode())
+        _write(folder / "condition.json", _json(condition, picture))
+        _write(self.dense(condition), _depth_png(picture.dense, self.SCALE))
+        if picture.category is not None:
+            _write(folder / "mask_cat_00000.png", _png(picture.category))
+        _write(self.image(condition), _png(picture.image))
+
+    def _folder(self, condition: str) -> Path:
+        root = self.root if condition == CLEAR else self.root / condition
+        split = Path("sync") if self.split == "train" else Path("official_splits") / self.split
+        return root / split / self.scene
+
+
+def write_list(root: Path, condition: str, split: str, frames: list[NyuFrame]) -> None:
+    """Write the list of a split's frames, one `IMAGE DEPTH` a line, relative to its folder."""
+    base = root if condition == CLEAR else root / condition
+    lines = [
+        f"{frame.image(condition).relative_to(base)} {frame.dense(condition).relative_to(base)}\n"
+        for frame in frames
+    ]
+    _write(base / f"{split}.txt", "".join(lines).encode())
+
+
+def read_depth(path: Path, scale: float) -> Float[np.ndarray, "h w"]:
+    """Metres `[h w]` from a depth PNG; `scale` is the writing frame's SCALE."""
+    with Image.open(path) as file:
+        return np.asarray(file) / scale
 
 
 def calibration_text(intrinsics: Float[np.ndarray, "3 3"], size: tuple[int, int]) -> str:
@@ -101,9 +215,15 @@ def calibration_text(intrinsics: Float[np.ndarray, "3 3"], size: tuple[int, int]
     )
 
 
-def _encode_depth(depth: np.ndarray) -> np.ndarray:
-    code = np.rint(depth * DEPTH_SCALE)
-    return np.where((depth > 0) & (code <= 65535), np.maximum(code, 1), 0).astype(np.uint16)
+def _json(condition: str, picture: Picture) -> bytes:
+    return (json.dumps({"condition": condition, **picture.weather}, indent=1) + "\n").encode()
+
+
+def _depth_png(depth: np.ndarray, scale: float) -> bytes:
+    """16 bits of depth times `scale`; what they cannot hold counts as none."""
+    code = np.rint(depth * scale)
+    inside = (depth > 0) & (code <= 65535)
+    return _png(np.where(inside, np.maximum(code, 1), 0).astype(np.uint16))
 
 
 def _png(array: np.ndarray) -> bytes:
@@ -114,6 +234,4 @@ def _png(array: np.ndarray) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    atomic.write(path, lambda file: file.write(content))

@@ -1,0 +1,32 @@
+"""The kinds of scenes that can be made: who draws them, and their conditions."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from diffdepth_jax.scenes import conditions, street
+from diffdepth_jax.scenes.layouts import Layout
+
+
+class Kind(NamedTuple):
+    """A kind of scene.
+
+    Attributes:
+        layout: `(rng, (height, width), focal length over width) -> Layout`.
+        conditions: by name, `(layout, rng) -> layout` of the same geometry; "clear" first.
+        focals: the cameras' focal lengths over the picture's width.
+        categories: `(layout, surface [h w]) -> uint8 [h w]`, the materials' classes at each pixel,
+            for kinds whose conditions change materials; `surface` is that of `render.Hits`.
+    """
+
+    layout: Callable[[np.random.Generator, tuple[int, int], float], Layout]
+    conditions: Mapping[str, conditions.Condition]
+    focals: tuple[float, ...]
+    categories: Callable[[Layout, Int[np.ndarray, "h w"]], UInt8[np.ndarray, "h w"]] | None = None
+
+
+KINDS: Mapping[str, Kind] = {
+    "street": Kind(street.street, conditions.STREET, focals=(0.52, 0.58, 0.65, 0.73)),
+}
