@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 1250
     config.ema_decay = 0.0
+    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.compute_dtype = "float32"
 
     config.model = ConfigDict()
     config.model.name = "diffusion_depth"
@@ -44,7 +46,10 @@ def get_config() -> ConfigDict:
         "latent": 0.0,
         "ddim": 1.0,
         "max_depth": 80.0,
-        "silog_options": {"scale": 10.0},
+        "silog_options": {"scale": 10.0, "variance_focus": 0.85},
+        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "ddim_weighting": "noise",
+        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
     }
 
     config.optimizer = {
@@ -54,6 +59,7 @@ def get_config() -> ConfigDict:
         "warmup_steps": 40,
         "weight_decay": 1e-2,
         "clip_norm": config_dict.placeholder(float),
+        "multipliers": {"encoder": 1.0},  # of the learning rate; 0 freezes
     }
 
     root = FieldReference("sample/raw")

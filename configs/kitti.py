@@ -13,6 +13,18 @@ frames of the left camera; 652 for test). The paper's encoder starts from ImageN
 of steps are meant for 8 images a step: with another batch size, change `num_steps` and `optimizer`
 along.
 
+The paper's own recipe, as far as it is published, by overrides:
+
+    --config.model.denoiser.variant=paper --config.objective.silog=1.0 \
+    --config.objective.latent=1.0 --config.objective.ddim=1.0 \
+    --config.objective.auxiliary_fraction=0.5 --config.optimizer.name=adamw \
+    --config.optimizer.schedule=cosine --config.optimizer.boundaries='()' \
+    --config.optimizer.factors='()' --config.optimizer.learning_rate=1e-4 \
+    --config.optimizer.weight_decay=0.01
+
+The weights of its terms are not published. AdamW is the paper's; learning rate, schedule and
+weight decay are common values for Swin, of our choice.
+
 Expected hours: not measured here; the step at full size needs a large GPU.
 Expected numbers, the paper's and not ours (KITTI Eigen, 0-80 m): AbsRel 0.050, RMSE 2.016,
 delta1 0.977.
@@ -29,18 +41,23 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
+    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.compute_dtype = "float32"
 
     config.model = ConfigDict()
     config.model.name = "diffusion_depth"
-    config.model.encoder = {"name": "swin", "variant": "large", "drop_path_rate": 0.1}
+    config.model.encoder = {
+        "name": "swin",
+        "variant": "large",
+        "drop_path_rate": 0.1,
+        "remat": "none",
+    }
     config.model.neck = {"features": 256, "hahi": True, "hahi_features": 512}
     config.model.codec = {"factor": 2, "latent_channels": 16}
     config.model.denoiser = {"variant": "official", "hidden_features": 64, "fuse": True}
     config.model.diffusion = {"num_inference_steps": 20}
     config.model.max_depth = 80.0  # of predictions
     config.model.remat = "full"
-
-    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
 
     config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
 
@@ -52,6 +69,10 @@ def get_config() -> ConfigDict:
         "latent": 0.0,
         "ddim": 0.5,  # 1.0, divided by the two images of each of the release's four GPUs
         "max_depth": 88.0,
+        "silog_options": {"scale": 10.0, "variance_focus": 0.85},
+        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "ddim_weighting": "noise",
+        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
     }
 
     config.optimizer = {
@@ -63,6 +84,7 @@ def get_config() -> ConfigDict:
         "factors": (0.2, 0.04),
         "weight_decay": 0.0,
         "clip_norm": config_dict.placeholder(float),
+        "multipliers": {"encoder": 1.0},  # of the learning rate; 0 freezes
     }
 
     root = FieldReference("data/kitti")

@@ -26,18 +26,23 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
+    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.compute_dtype = "float32"
 
     config.model = ConfigDict()
     config.model.name = "diffusion_depth"
-    config.model.encoder = {"name": "swin", "variant": "large", "drop_path_rate": 0.1}
+    config.model.encoder = {
+        "name": "swin",
+        "variant": "large",
+        "drop_path_rate": 0.1,
+        "remat": "none",
+    }
     config.model.neck = {"features": 256, "hahi": True, "hahi_features": 512}
     config.model.codec = {"factor": 2, "latent_channels": 16}
     config.model.denoiser = {"variant": "official", "hidden_features": 64, "fuse": True}
     config.model.diffusion = {"num_inference_steps": 20}
     config.model.max_depth = 10.0  # of predictions
     config.model.remat = "full"
-
-    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
 
     config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
 
@@ -49,6 +54,10 @@ def get_config() -> ConfigDict:
         "latent": 0.0,
         "ddim": 0.5,  # 1.0, divided by the two images of each of the release's four GPUs
         "max_depth": 10.0,
+        "silog_options": {"scale": 10.0, "variance_focus": 0.85},
+        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "ddim_weighting": "noise",
+        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
     }
 
     config.optimizer = {
@@ -60,6 +69,7 @@ def get_config() -> ConfigDict:
         "factors": (0.2, 0.04),
         "weight_decay": 0.0,
         "clip_norm": config_dict.placeholder(float),
+        "multipliers": {"encoder": 1.0},  # of the learning rate; 0 freezes
     }
 
     root = FieldReference("data/nyu")

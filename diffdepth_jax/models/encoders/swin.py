@@ -36,6 +36,7 @@ from diffdepth_jax.models.layers import (
     transformer_init,
 )
 from diffdepth_jax.models.tables import Layout, conv_rules, count, linear_rules, norm_rules, side
+from diffdepth_jax.ops.remat import POLICIES, Remat
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Derived, Fresh, Rule, Rules, Skip, Transform
 
@@ -52,6 +53,7 @@ class Config:
         patch_size: side of a token of the first stage, in pixels.
         mlp_ratio: hidden channels of the feed-forward part over its channels.
         drop_path_rate: of the last block; rates rise evenly from 0.
+        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
     """
 
     name: Literal["swin"] = "swin"
@@ -62,6 +64,7 @@ class Config:
     patch_size: int = 4
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.1
+    remat: Remat = "none"
 
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.num_heads):
@@ -121,13 +124,17 @@ class Encoder(nn.Module):
             name="patch_embed",
         )(_pad_to_multiple(image, config.patch_size))
         tokens = LayerNorm(name="patch_norm")(tokens)
+        block_class = Block
+        if config.remat != "none":
+            policy = POLICIES[config.remat]
+            block_class = nn.remat(Block, policy=policy, static_argnums=(2,))  # train
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         outputs = []
         for stage, heads in enumerate(config.num_heads):
             if stage > 0:
                 tokens = PatchMerging(dtype, name=f"stage{stage - 1}_merge")(tokens)
             for block, rate in enumerate(rates[stage]):
-                tokens = Block(
+                tokens = block_class(
                     num_heads=heads,
                     window_size=config.window_size,
                     shift=config.window_size // 2 if block % 2 else 0,
@@ -340,7 +347,7 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
-    The drop-path rate leaves no trace in weights: the default.
+    The fields of `_UNTOLD` leave no trace in weights: the defaults.
 
     Raises:
         ValueError: if they are, but an entry that tells the architecture is missing or odd.
@@ -492,7 +499,7 @@ def _infer_mmpretrain(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     return infer(shapes) if "norm0.weight" not in shapes else None
 
 
-_UNTOLD = ("drop_path_rate",)
+_UNTOLD = ("drop_path_rate", "remat")
 LAYOUTS = {
     "microsoft": Layout(_infer_microsoft, _microsoft_rules, _UNTOLD),
     "timm": Layout(_infer_timm, _timm_rules, _UNTOLD),

@@ -176,6 +176,45 @@ def test_drop_path_is_drawn_in_training_only(random_variables):
     np.testing.assert_array_equal(train(jax.random.key(2)), train(jax.random.key(2)))
 
 
+def test_the_more_is_recomputed_the_less_is_stored(random_variables):
+    image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    sizes = []
+    for remat in ("none", "convolutions", "full"):
+        encoder = swin.Encoder(dataclasses.replace(TINY, remat=remat))
+        variables = random_variables(encoder, image)
+
+        def stored(variables, encoder=encoder):
+            _, pull_back = jax.vjp(lambda *inputs: encoder.apply(*inputs)[-1], variables, image)
+            return jax.tree.leaves(pull_back)
+
+        sizes.append(sum(leaf.size for leaf in jax.eval_shape(stored, variables)))
+    assert sizes[0] > 1.2 * sizes[1] and sizes[1] > 1.2 * sizes[2], sizes
+
+
+def test_recomputing_changes_no_gradient(random_variables):
+    """With dropped paths: what is computed again must be what was computed first."""
+    config = dataclasses.replace(TINY, depths=(1,), num_heads=(2,), drop_path_rate=0.5)
+    image = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+    variables = random_variables(swin.Encoder(config), image)
+    rngs = {"drop_path": jax.random.key(2)}
+
+    def gradient(remat):
+        encoder = swin.Encoder(dataclasses.replace(config, remat=remat))
+
+        def loss(variables):
+            return jnp.sin(encoder.apply(variables, image, train=True, rngs=rngs)[-1]).mean()
+
+        return jax.jit(jax.grad(loss))(variables)
+
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(
+            got, want, rtol=1e-3, atol=1e-5 * float(abs(want).max())
+        ),
+        gradient("full"),
+        gradient("none"),
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

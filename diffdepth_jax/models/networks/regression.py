@@ -1,0 +1,153 @@
+"""Plain regression with DiffusionDepth's encoder, neck and decoder: the control beside the method.
+
+In place of the denoising stand the denoiser's last two convolutions, from the condition alone to
+the latent that is decoded. What this network reaches with the same data, losses and steps is what
+the diffusion has to beat. It is nobody's publication, so its weights have no PyTorch names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffdepth_jax import registry
+from diffdepth_jax.config import choice
+from diffdepth_jax.models.codec import Codec, CodecConfig
+from diffdepth_jax.models.layers import Conv, GroupNorm
+from diffdepth_jax.models.necks import Neck, NeckConfig
+from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.ops.image import pad_to_multiple, resize_bilinear
+from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.weights.rules import Rules
+
+OUTPUT = "metric_depth"
+INPUT = InputSpec()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A regression network.
+
+    Attributes:
+        encoder: the config of a registered encoder.
+        neck, codec: as of DiffusionDepth; of the codec only the decoder is used.
+        hidden_features: channels between the two convolutions.
+        num_groups: of the GroupNorm between them.
+        max_depth: metres; predictions are clipped to it, the network's own methods are not.
+    """
+
+    name: Literal["regression"] = "regression"
+    encoder: Any = choice("encoder")
+    neck: NeckConfig = field(default_factory=NeckConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    hidden_features: int = 64
+    num_groups: int = 4
+    max_depth: float | None = None
+
+    def __post_init__(self):
+        if min(self.hidden_features, self.num_groups) < 1 or self.hidden_features % self.num_groups:
+            raise ValueError(
+                f"hidden_features {self.hidden_features} do not form num_groups {self.num_groups} "
+                "equal groups"
+            )
+        if self.max_depth is not None and not self.max_depth > 0:
+            raise ValueError(f"max_depth is {self.max_depth}; it must be positive or None")
+
+
+# One for each of the method's.
+VARIANTS = {
+    name: Config(
+        encoder=method.encoder,
+        neck=method.neck,
+        codec=method.codec,
+        hidden_features=method.denoiser.hidden_features,
+    )
+    for name, method in diffusion_depth.VARIANTS.items()
+}
+
+
+class Regression(nn.Module):
+    """The network; images come normalised by `INPUT`, depth is in metres, float32.
+
+    Attributes:
+        config: see there.
+        dtype: of the convolutions and matrix products; parameters, norms' statistics and the
+            result are float32.
+        frozen: parts ("encoder", "neck", "project", "codec") that are not trained: they work as in
+            inference in training too, with their running statistics and without dropped paths.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+    frozen: tuple[str, ...] = ()
+
+    def setup(self):
+        config = self.config
+        encoder = registry.module("encoder", config.encoder.name)
+        self.encoder = encoder.Encoder(config.encoder, dtype=self.dtype)
+        self.neck = Neck(config.neck, dtype=self.dtype)
+        self.project = Projection(
+            config.hidden_features, config.codec.latent_channels, config.num_groups, self.dtype
+        )
+        self.codec = Codec(config.codec, dtype=self.dtype)
+
+    def __call__(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> Float[Array, "b h w 1"]:
+        """Normalised image to depth of the same size, any size, not clipped."""
+        encoder, neck, codec = (
+            train and part not in self.frozen for part in ("encoder", "neck", "codec")
+        )
+        height, width = image.shape[1:3]
+        # As in the method: where the codec halves an odd side, its decoder returns a pixel more.
+        image = pad_to_multiple(jnp.asarray(image), self.config.codec.factor)
+        condition = self.neck(self.encoder(image, encoder), neck)
+        latent = self.project(condition, self.config.codec.latent_size(height, width))
+        return self.codec.decode(latent, codec)[:, :height, :width]
+
+    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Freshly initialised {"params", "batch_stats"}; trace it for shapes alone."""
+        side = 2 * max(self.config.encoder.reductions)
+        return self.init(key, jnp.zeros((1, side, side, 3)))
+
+
+class Projection(nn.Module):
+    """The condition, resized to the latent's size, through two convolutions to the latent."""
+
+    hidden_features: int
+    latent_channels: int
+    num_groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, condition: Float[Array, "b h2 w2 c"], size: tuple[int, int]
+    ) -> Float[Array, "b h w d"]:
+        hidden = resize_bilinear(condition, size)
+        hidden = Conv(self.hidden_features, 3, dtype=self.dtype, name="conv0")(hidden)
+        hidden = jax.nn.relu(GroupNorm(self.num_groups, name="norm")(hidden))
+        return Conv(self.latent_channels, 3, dtype=self.dtype, name="conv1")(hidden)
+
+
+Network = Regression
+
+
+def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> Regression:
+    """The module of a config; see `Regression` for `dtype` and `frozen`."""
+    return Regression(config, dtype, frozen)
+
+
+def rules(config: Config) -> Rules:
+    """No table: there are no published names."""
+    del config
+    return ()
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """None: no published weights belong to this network."""
+    del shapes
+    return None
