@@ -83,8 +83,9 @@ def test_predict_is_the_chain_of_the_public_methods(model):
     condition = call("encode_image", jnp.asarray(normalised[None], jnp.float32))
     latent = call("sample", condition, noise[None], num_inference_steps=5)
     want = np.clip(call("decode_latent", latent)[0, :, :, 0], 0, CONFIG.max_depth)
-    for given in (noise, noise[None]):
-        depth = model.predict(even, noise=given, num_inference_steps=5)
+    with pytest.warns(UserWarning, match="for 3 denoising steps, not for 5"):
+        depths = [model.predict(even, noise=n, num_inference_steps=5) for n in (noise, noise[None])]
+    for depth in depths:
         np.testing.assert_allclose(depth, want, rtol=1e-4)
     assert np.abs(model.predict(even, noise=noise) / want - 1).max() > 1e-3  # 3 steps, not 5
 
@@ -219,7 +220,7 @@ def test_a_state_dict_says_its_architecture(released_state_dict):
     model = diffdepth_jax.load(released_state_dict)
     released = diffusion_depth.DiffusionConfig()
     assert model.config == dataclasses.replace(CONFIG, diffusion=released, max_depth=None)
-    assert model.predict(image(), num_inference_steps=2).shape == (37, 50)
+    assert model.predict(image()).shape == (37, 50)
 
 
 def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):

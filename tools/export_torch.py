@@ -12,8 +12,13 @@ Every name that shares a module (MPViT's position encodings) is written, and so 
 `relative_position_index`. `num_batches_tracked` is not, which PyTorch fills in itself. What PyTorch
 then reports as missing are the parts that DiffusionDepth builds and never calls: `convup_fp` of the
 ResNet and plain Swin heads; `multi_att`, `self_attn`, `reference_points` and `level_embed` of HAHI.
-Nothing is unexpected. The number of steps and `max_depth` are kept in the file's metadata; fields
-of the config that names, shapes and metadata do not tell are printed.
+Nothing is unexpected. The number of steps and `max_depth` are kept in the file's metadata, and so
+are the statistics that tools/recalibrate.py found; fields of the config that names, shapes and
+metadata do not tell are printed. To use such statistics in PyTorch, say of 5 steps:
+
+    metadata = safetensors.safe_open("kitti.safetensors", framework="pt").metadata()
+    found = json.loads(metadata["recalibrated"])["5"]
+    state_dict |= {name: torch.tensor(values) for name, values in found.items()}
 """
 
 from absl import flags

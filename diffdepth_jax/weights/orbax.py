@@ -5,16 +5,19 @@ their number differs. Here every array is asked for as NumPy, by the tree that t
 records, so a run of eight devices opens on one; the optimiser's arrays are not read.
 """
 
+import json
 import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from diffdepth_jax.weights.rules import WeightsError
 
+BEST_FILE = "best.json"  # in a run's directory: {"step", "metric", "value"}
+Step = int | Literal["best"]
 _COLLECTIONS = ("step", "params", "batch_stats", "ema_params")
 
 
@@ -42,32 +45,57 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
     return max(_steps(Path(path)), default=None)
 
 
-def read_arrays(path: str | os.PathLike[str], *, step: int | None = None) -> CheckpointContents:
-    """Reads a checkpoint on any number of devices, whatever number wrote it.
+def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = None) -> Path:
+    """The directory of one step's checkpoint.
 
     Args:
         path: a run directory, its `checkpoints` directory, or the directory of one step.
-        step: which checkpoint; the newest complete one unless given.
+        step: which checkpoint, or "best" for the one that the run's evaluations found best; the
+            newest complete one unless given.
 
     Raises:
         FileNotFoundError: if there is no such directory.
-        WeightsError: if it holds no complete checkpoint (of that step), or a damaged one.
+        WeightsError: if it holds no complete checkpoint (of that step).
     """
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: there is no such run or checkpoint directory")
     if _is_complete(path) and step is None:
-        return _read_step(path)
+        return path
     steps = _steps(path)
     if not steps:
         raise WeightsError(
             f"{path} holds no complete checkpoint; a run directory (with checkpoints/<step>/), its "
             "checkpoints directory or one step's directory was expected"
         )
+    if step == "best":
+        step = _best_step(path)
     step = max(steps) if step is None else step
     if step not in steps:
         raise WeightsError(f"{path} has no checkpoint of step {step}, only of {sorted(steps)}")
-    return _read_step(steps[step])
+    return steps[step]
+
+
+def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> CheckpointContents:
+    """Reads a checkpoint on any number of devices, whatever number wrote it.
+
+    Args:
+        path, step: as for `checkpoint_directory`.
+
+    Raises:
+        FileNotFoundError, WeightsError: as `checkpoint_directory`, or for a damaged checkpoint.
+    """
+    return _read_step(checkpoint_directory(path, step=step))
+
+
+def _best_step(path: Path) -> int:
+    for run in (path, path.parent):
+        if (run / BEST_FILE).is_file():
+            return json.loads((run / BEST_FILE).read_text())["step"]
+    raise WeightsError(
+        f"{path} has no {BEST_FILE}, which evaluations during training leave "
+        "(config.evaluation.every_steps): say which step, or take the newest"
+    )
 
 
 def _steps(path: Path) -> dict[int, Path]:

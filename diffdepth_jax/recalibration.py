@@ -1,0 +1,170 @@
+"""Batch statistics of the latent's decoder at another number of denoising steps.
+
+The sampler multiplies its noise by a factor that depends on the number of steps, so the latents
+that it ends in differ from one number to another, and with them what the BatchNorm layers of the
+decoder meet. Their running statistics belong to the number of steps that the model was trained
+with; at any other depth comes out wrong. Taking these few statistics anew (the idea of Li et al.
+2016, arXiv:1603.04779) needs a few images, no depth and no training.
+"""
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float, Key, UInt8
+from tqdm import tqdm
+
+from diffdepth_jax.models.layers import BatchNorm
+from diffdepth_jax.ops import random
+from diffdepth_jax.typing import InputSpec
+
+# Of a layer, by its path: values per channel, their mean and their biased variance.
+_Moments = OrderedDict[tuple[str, ...], tuple[Any, Any, Any]]
+
+
+def decoder_statistics(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    input_spec: InputSpec,
+    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    num_inference_steps: int,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Mean and unbiased variance of what each BatchNorm of the decoder meets, over all pixels.
+
+    Every pixel of every image counts alike, so images of one size give the statistics of the batch
+    that they form. Where a layer lies behind another (factor-1 codecs), it meets what the first one
+    lets through with its new statistics; that takes another pass over the images.
+
+    Args:
+        module: a network whose latent is decoded by its method `decode_latent`.
+        variables: {"params", "batch_stats"}; not changed.
+        input_spec: the network's.
+        images: of any sizes; each gets noise of its own, one that is listed twice two.
+        num_inference_steps: the number of steps that the statistics are for.
+        seed: of the noise.
+        progress: show a bar.
+
+    Returns:
+        The part of the tree `batch_stats` that belongs to the decoder, float32.
+
+    Raises:
+        ValueError: without images; for a network that decodes no latent; or if the sampler does not
+            have that number of steps.
+    """
+    if not images:
+        raise ValueError("the list of images is empty; statistics need at least one")
+    if not hasattr(module, "decode_latent"):
+        raise ValueError(
+            f"{type(module).__name__} decodes no latent: nothing in it depends on a number of steps"
+        )
+
+    @jax.jit
+    def moments(
+        variables: Mapping[str, Any], image: Float[Array, "b h w 3"], key: Key[Array, ""]
+    ) -> _Moments:
+        noise = random.normal(key, module.latent_shape(image.shape))
+        return _decoder_moments(
+            module, variables, image, noise, num_inference_steps=num_inference_steps, key=key
+        )
+
+    def of_all_images() -> Iterator[_Moments]:
+        current = replaced(variables, statistics)
+        bar = tqdm(images, f"{num_inference_steps} steps", unit=" images", disable=not progress)
+        for index, image in enumerate(bar):
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            yield jax.device_get(moments(current, input_spec.normalise(image)[None], key))
+
+    statistics: dict[str, Any] = {}
+    example = input_spec.normalise(images[0])[None]
+    for layer in jax.eval_shape(moments, variables, example, jax.random.key(seed)):
+        mean, variance = _pooled([each[layer] for each in of_all_images()])
+        new = traverse_util.unflatten_dict({(*layer, "mean"): mean, (*layer, "var"): variance})
+        statistics = _merged(statistics, new)
+    return statistics
+
+
+def replaced(variables: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables with a part of their batch statistics replaced, as by `decoder_statistics`."""
+    return {**variables, "batch_stats": _merged(variables["batch_stats"], statistics)}
+
+
+def pruned(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree without its empty branches."""
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(tree))
+
+
+def to_text(recalibrated: Mapping[int, Mapping[str, Any]]) -> str:
+    """Named float32 arrays by number of steps as JSON, bit for bit."""
+    return json.dumps(
+        {
+            steps: {name: np.asarray(array).tolist() for name, array in arrays.items()}
+            for steps, arrays in sorted(recalibrated.items())
+        }
+    )
+
+
+def from_text(text: str) -> dict[int, dict[str, np.ndarray]]:
+    """What `to_text` was given.
+
+    Raises:
+        ValueError: if the text is nothing of the kind.
+    """
+    try:
+        return {
+            int(steps): {name: np.asarray(values, np.float32) for name, values in arrays.items()}
+            for steps, arrays in json.loads(text).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"recalibrated statistics that cannot be read ({error}): tools/recalibrate.py takes "
+            "them anew"
+        ) from error
+
+
+def _merged(tree: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = traverse_util.flatten_dict(tree) | traverse_util.flatten_dict(part)
+    return traverse_util.unflatten_dict(leaves)
+
+
+def _decoder_moments(module: nn.Module, *arguments: Any, **options: Any) -> _Moments:
+    """Runs a network; what its decoder's BatchNorm layers met, in the order of their call."""
+    found: _Moments = OrderedDict()
+    decoding = False
+
+    def watch(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        nonlocal decoding
+        if context.method_name == "decode_latent":
+            decoding = True
+            result = call(*args, **kwargs)
+            decoding = False
+            return result
+        if decoding and isinstance(context.module, BatchNorm):
+            values = args[0].astype(jnp.float32)
+            axes = tuple(range(values.ndim - 1))
+            mean = values.mean(axes, keepdims=True)
+            variance = jnp.square(values - mean).mean(axes)
+            count = values.size // values.shape[-1]
+            found[context.module.path] = count, mean.reshape(-1), variance
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        module.apply(*arguments, **options)
+    return found
+
+
+def _pooled(moments: Sequence[tuple[Any, Any, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased variance of several sets of values from the moments of each."""
+    counts, means, variances = (np.asarray(each, np.float64) for each in zip(*moments, strict=True))
+    mean = np.average(means, axis=0, weights=counts)
+    variance = np.average(variances + np.square(means - mean[None]), axis=0, weights=counts)
+    unbiased = variance * counts.sum() / (counts.sum() - 1)
+    return mean.astype(np.float32), unbiased.astype(np.float32)

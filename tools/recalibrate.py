@@ -1,0 +1,59 @@
+"""The decoder's batch statistics of a checkpoint for other numbers of denoising steps.
+
+    python tools/recalibrate.py --checkpoint=runs/kitti --steps=5 --steps=10 --input=DIR|GLOB
+    python tools/recalibrate.py --checkpoint=official.pt --steps=10 --input=DIR \
+        --output=kitti.safetensors
+
+A model is trained at one number of steps; at another its decoder's running statistics are wrong
+(`diffdepth_jax/recalibration.py` says why). Some 30 images of the kind that it was trained on are
+enough to take them anew; no depth is needed. A checkpoint can hold the statistics of several
+numbers of steps: `--num_inference_steps` of predict.py and evaluate.py finds those that it needs.
+
+In a run they are kept beside the weights, in `checkpoints/<step>/recalibrated.json`, unless
+--output names a file. For a single file --output is required: a `.safetensors` under the names of
+the published PyTorch code, with the statistics in its metadata, which PyTorch does not look at.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from diffdepth_jax import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
+flags.DEFINE_multi_integer("steps", None, "Denoising steps; can be given several times.")
+flags.DEFINE_string("input", None, "A directory of images, or a glob pattern.")
+flags.DEFINE_integer("num_images", 32, "At most so many of them, spread evenly.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Of the noise.")
+flags.DEFINE_string("output", None, "A .safetensors file; the run's own directory if absent.")
+flags.mark_flags_as_required(["checkpoint", "steps", "input"])
+
+
+def main(_: list[str]) -> None:
+    from diffdepth_jax.weights import orbax
+
+    checkpoint = Path(FLAGS.checkpoint).expanduser()
+    if checkpoint.is_dir():  # one step of the run, even if training goes on meanwhile
+        checkpoint = orbax.checkpoint_directory(checkpoint)
+    elif FLAGS.output is None and checkpoint.exists():
+        raise ValueError(f"{checkpoint} is a single file: say by --output where a new one goes")
+
+    from diffdepth_jax import inference
+
+    model = inference.load(checkpoint)
+    paths = inference.find_images(FLAGS.input)
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), FLAGS.num_images)).round().astype(int)
+    for steps in FLAGS.steps:
+        images = [paths[index] for index in chosen]
+        model = model.recalibrate(images, steps, seed=FLAGS.seed, progress=True)
+    if FLAGS.output is None:
+        inference.save_recalibrated(model, checkpoint)
+    else:
+        for line in inference.export(model, FLAGS.output):
+            print(f"not told by the file: {line}")
+
+
+if __name__ == "__main__":
+    cli.run(main, mistakes=(ValueError, OSError))
