@@ -27,6 +27,8 @@ MODULES: dict[str, dict[str, str]] = {
         "nyu": "diffdepth_jax.data.sources.nyu",
         "booster": "diffdepth_jax.data.sources.booster",
         "cleargrasp": "diffdepth_jax.data.sources.cleargrasp",
+        "folder": "diffdepth_jax.data.sources.folder",
+        "adverse": "diffdepth_jax.data.sources.adverse",
     },
     "objective": {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",

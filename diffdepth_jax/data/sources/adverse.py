@@ -1,0 +1,166 @@
+"""Generated images of difficult conditions, each with the clean image that it was generated from.
+
+The published data set of "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging
+Conditions" (Tosi et al., 2024; huggingface.co/datasets/fabiotosi92/Diffusion4RobustDepth) has a
+folder `challenging` for each of its parts. `root` is the folder of one part as its archive unpacks:
+
+    root/challenging/night/samples/CAM_FRONT/NAME.jpg            nuscenes (night and rain)
+    root/challenging/NAME.jpg                                    robotcar
+    root/challenging/2015/training/image_2/NAME.jpg              kitti (2012, 2015, val, ...)
+    root/challenging/left/train/CITY/NAME.jpg                    cityscapes
+    root/challenging/training/images/NAME.jpg                    mapillary
+    root/challenging/stereo_train_001/camera_5/NAME.jpg          apolloscapes
+    root/OBJECT/{challenging,easy}/NAME.jpg                      ToM, transparent and mirroring
+
+The clean driving images are not in it: `clean_root` is the original data set's folder. A generated
+image belongs to the file of the same path below `clean_root`, whatever its suffix; if there is
+none, without the first folder of the path, and so on (`samples/CAM_FRONT/NAME.jpg` in nuScenes,
+`train/CITY/NAME.png` in Cityscapes' `leftImg8bit`). ToM brings its clean images as `easy`.
+Labels, depth maps that a teacher made of the clean images, are found in the same way below
+`depth_root`.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from diffdepth_jax.data import io, listing
+from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.data.sources.folder import read_depth
+
+DEPTH_RANGE = (1e-3, 80.0)  # metres
+_CONDITIONS = {"night": "night-clear", "rain": "day-rain"}  # nuScenes's folders
+_IMAGES = (".jpg", ".jpeg", ".png")
+_DEPTHS = (".png", ".npy", ".exr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which images, and what belongs to them.
+
+    Attributes:
+      root: the folder of one part of the layout above, or one below its `challenging`.
+      split: `all`; the data set has no splits.
+      clean_root: the folder of the clean images; None for `easy` beside `challenging`.
+      depth_root: the folder of the labels; None if there are none: depth is then 0 everywhere.
+      depth_scale: stored units per metre of the labels; PNG must have it declared.
+      check_files: look for missing files at once; otherwise each is missed when it is read.
+    """
+
+    name: Literal["adverse"] = "adverse"
+    root: str = "data/adverse"
+    split: str = "all"
+    clean_root: str | None = None
+    depth_root: str | None = None
+    depth_scale: float | None = None
+    check_files: bool = True
+
+    def __post_init__(self) -> None:
+        listing.require_split(self.split, ("all",))
+
+
+def source(split: str, root: str | Path, **options: object) -> Source:
+    """Opens generated images; `options` are further fields of `Config`. Errors as in `build`."""
+    return build(Config(split=split, root=str(root), **options))
+
+
+def build(config: Config) -> Source:
+    """Opens the images that a config names.
+
+    Raises:
+      FileNotFoundError: if a folder, a clean image or a label is missing.
+      ValueError: if there are no images.
+    """
+    return Adverse(config)
+
+
+class Adverse:
+    """Generated images with `clean_image` besides depth, which is of the clean image's size.
+
+    A generated image of another size is resized to that of its clean image, as its authors did
+    before they used it. Intrinsics are all NaN.
+    """
+
+    def __init__(self, config: Config):
+        root = listing.require_folder(Path(config.root), "set root to the folder of one data set")
+        for field in ("clean_root", "depth_root"):
+            if (path := getattr(config, field)) is not None:
+                listing.require_folder(Path(path), f"set {field} to where those files are")
+        self.config = config
+        below = "challenging" in root.parts
+        bases = [root] if below else sorted(root.glob("**/challenging"))
+        self._images = [
+            (base, path.relative_to(base))
+            for base in bases
+            for path in sorted(base.glob("**/*"))
+            if path.suffix.lower() in _IMAGES and not path.name.startswith(".")
+        ]
+        if not self._images:
+            raise ValueError(
+                f"no images in a folder `challenging` of {root}: unpack the archives there"
+            )
+        self._root = root
+        listing.require_unique((self._id(*image) for image in self._images), str(root))
+        if config.check_files:
+            for image in self._images:
+                self._clean(*image)
+                self._label(*image)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Sample:
+        base, name = self._images[index]
+        clean_path, label = self._clean(base, name), self._label(base, name)
+        clean = io.read_image(clean_path)
+        size = clean.shape[:2]
+        image = io.read_image(base / name)
+        if image.shape != clean.shape:
+            lanczos = Image.Resampling.LANCZOS
+            image = np.asarray(Image.fromarray(image).resize(size[::-1], lanczos))
+        depth = listing.unmeasured(size)
+        if label is not None:
+            depth = read_depth(label, self.config.depth_scale)
+        io.check_sample(clean, depth, clean_path, label)
+        return Sample(
+            image=image,
+            depth=depth,
+            intrinsics=listing.UNKNOWN,
+            id=self._id(base, name),
+            condition=_CONDITIONS.get(name.parts[0], "adverse"),
+            clean_image=clean,
+        )
+
+    def _id(self, base: Path, name: Path) -> str:
+        above = base.parent.relative_to(self._root).parts if base != self._root else ()
+        return "_".join((*above, *name.with_suffix("").parts))
+
+    def _clean(self, base: Path, name: Path) -> Path:
+        field, root = "clean_root", self.config.clean_root
+        folder = base.parent / "easy" if root is None else Path(root)
+        return _counterpart(folder, name, _IMAGES, f"{base / name} has no clean image", field)
+
+    def _label(self, base: Path, name: Path) -> Path | None:
+        field, root = "depth_root", self.config.depth_root
+        if root is None:
+            return None
+        return _counterpart(Path(root), name, _DEPTHS, f"{base / name} has no label", field)
+
+
+def _counterpart(
+    folder: Path, name: Path, suffixes: tuple[str, ...], complaint: str, field: str
+) -> Path:
+    """The file of the same name, in as many of the same folders as possible."""
+    for dropped in range(len(name.parts)):
+        stem = folder.joinpath(*name.parts[dropped:]).with_suffix("")
+        for suffix in suffixes:
+            path = stem.with_name(stem.name + suffix)
+            if path.is_file():
+                return path
+    raise FileNotFoundError(
+        f"{complaint}: looked for {folder / name}, with any suffix of {', '.join(suffixes)}, and "
+        f"without its first folders; set {field} to the folder of the originals"
+    )

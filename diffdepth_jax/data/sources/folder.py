@@ -1,0 +1,229 @@
+"""Your own data: a folder of images and depth maps, paired by name.
+
+Any layout does in which a pattern names the images and another one the depth maps, for example
+
+    root/image/room_1/0001.jpg       images="image/*/*.jpg"
+    root/depth/room_1/0001.png       depths="depth/*/*.png"      depth_scale=1000
+
+    root/kitchen/rgb_0001.png        images="*/rgb_*.png"
+    root/kitchen/depth_0001.npy      depths="*/depth_*.npy"
+
+`*` stands for any part of a name and `**` for any number of folders. An image and a depth map
+belong together where the parts that their stars stand for are equal ("room_1" and "0001"), so both
+patterns have the same stars. The suffix may be `.*` (any), if each frame has one file.
+
+Depth is along the optical axis, of the image's size, as 16-bit PNG, `.npy` or OpenEXR; 0, NaN and
+infinity mark what was not measured. `depth_scale` says how many stored units are a metre.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffdepth_jax.data import io, listing
+from diffdepth_jax.data.listing import Frame
+from diffdepth_jax.data.sources import Source
+
+DEPTH_RANGE = (1e-3, 80.0)  # metres; yours may be another
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which files, and what their numbers mean.
+
+    Attributes:
+      root: the folder that everything below is relative to.
+      split: `all`, or the path of a list file of the split's frames, one a line, each as the path
+        of its image relative to `root`.
+      images: pattern of the images.
+      depths: pattern of the depth maps; None if there are none, for images to predict on.
+      depth_scale: stored units per metre: 1000 for millimetres, 256 for KITTI's PNG, 1 for metres.
+        None means 1 for `.npy` and `.exr`; a PNG must have it declared.
+      intrinsics: (fx, fy, cx, cy) of all images, in pixels; the centre of the top-left pixel is
+        (0, 0). None if unknown.
+      intrinsics_file: instead, a text file of nine numbers or a `.npy` [3 3]; or a pattern with the
+        same stars as `images`, for a file a frame.
+      condition: weather and light of all frames.
+      check_files: look for missing files at once; otherwise each is missed when it is read.
+    """
+
+    name: Literal["folder"] = "folder"
+    root: str = "data/custom"
+    split: str = "all"
+    images: str = "image/**/*.*"
+    depths: str | None = "depth/**/*.*"
+    depth_scale: float | None = None
+    intrinsics: tuple[float, float, float, float] | None = None
+    intrinsics_file: str | None = None
+    condition: str = "unknown"
+    check_files: bool = True
+
+    def __post_init__(self) -> None:
+        listing.require_split(self.split, ("all",), lists=True)
+        if "*" not in self.images:
+            raise ValueError(f"images is {self.images!r}; it must have a star, as in image/*.png")
+        for field in ("depths", "intrinsics_file"):
+            pattern = getattr(self, field) or ""
+            if "*" in pattern and len(_stars(pattern)) != len(_stars(self.images)):
+                raise ValueError(
+                    f"{field} is {pattern!r} and images {self.images!r}; they must have the same "
+                    "stars, which pair their files (a suffix .* does not count)"
+                )
+        if self.depths is not None and "*" not in self.depths:
+            raise ValueError(f"depths is {self.depths!r}; it must have the stars of images")
+        if self.depth_scale is not None and not 0 < self.depth_scale < math.inf:
+            raise ValueError(f"depth_scale is {self.depth_scale}; it must be positive")
+        if self.intrinsics is not None and self.intrinsics_file is not None:
+            raise ValueError("give intrinsics or intrinsics_file, not both")
+        if self.intrinsics is not None and min(self.intrinsics[:2]) <= 0:
+            raise ValueError(f"intrinsics is {self.intrinsics}; fx and fy must be positive")
+
+
+def source(split: str, root: str | Path, **options: object) -> Source:
+    """Opens a folder; `options` are further fields of `Config`. Errors as in `build`."""
+    return build(Config(split=split, root=str(root), **options))
+
+
+def build(config: Config) -> listing.FrameSource:
+    """Opens the frames that a config names.
+
+    Raises:
+      FileNotFoundError: if the folder, the list, an image or a depth map is missing.
+      ValueError: if no images match, or several files belong to one frame.
+    """
+    root = listing.require_folder(Path(config.root), "set root to your folder")
+    images = _matches(root, config.images)
+    if config.split != "all":
+        images = _listed(Path(config.split), root, images)
+    depths = _matches(root, config.depths) if config.depths else {}
+    frames = [
+        Frame(
+            id="_".join(part.strip("/").replace("/", "_") for part in key if part),
+            image=image,
+            depth=depths.get(key, _filled(root, config.depths, key)),
+            calibration=_filled(root, config.intrinsics_file, key),
+            condition=config.condition,
+        )
+        for key, image in images.items()
+    ]
+    return listing.FrameSource(
+        frames,
+        functools.partial(_read, config),
+        where=f"split {config.split!r} under {root}",
+        remedy=f"files are looked for as images={config.images!r}, depths={config.depths!r}",
+        check_files=config.check_files,
+    )
+
+
+def read_depth(path: str | Path, scale: float | None) -> np.ndarray:
+    """Depth float32 [h w] in metres, 0 where nothing was measured, from PNG, `.npy` or EXR.
+
+    Args:
+      path: the file.
+      scale: stored units per metre; None means 1, which no PNG of 16 bits can be.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is damaged, of another format, or a PNG without `scale`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".png":
+        if scale is None:
+            raise ValueError(
+                f"{path}: a PNG does not say what its numbers are; set depth_scale to the units "
+                "per metre (1000 for millimetres, 256 for KITTI)"
+            )
+        return io.read_depth_png(path, scale)
+    if suffix == ".npy":
+        stored = io.read_npy(path)
+    elif suffix == ".exr":
+        stored = io.read_exr(path)
+    else:
+        raise ValueError(f"{path}: depth is read from .png, .npy and .exr")
+    if stored.ndim != 2 or stored.dtype.kind not in "fiu":
+        raise ValueError(f"{path} must hold numbers [h w], not {stored.dtype} {stored.shape}")
+    depth = stored.astype(np.float32) / np.float32(scale or 1)
+    return np.where(np.isfinite(depth), depth, np.float32(0))
+
+
+def read_intrinsics(path: str | Path) -> np.ndarray:
+    """Intrinsics float32 [3 3] from a text file of nine numbers or a `.npy`.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is damaged or holds something else.
+    """
+    if Path(path).suffix != ".npy":
+        return io.read_numbers(path, (3, 3)).astype(np.float32)
+    matrix = io.read_npy(path)
+    if matrix.shape != (3, 3) or matrix.dtype.kind != "f" or not np.isfinite(matrix).all():
+        raise ValueError(f"{path} must hold finite floats [3 3], not {matrix.dtype} {matrix}")
+    return matrix.astype(np.float32)
+
+
+def _read(config: Config, frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and intrinsics of a frame."""
+    intrinsics = listing.UNKNOWN
+    if frame.calibration is not None:
+        intrinsics = read_intrinsics(frame.calibration)
+    elif config.intrinsics is not None:
+        fx, fy, cx, cy = config.intrinsics
+        intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)
+    if frame.depth is None:
+        return listing.unmeasured(size), intrinsics
+    return read_depth(frame.depth, config.depth_scale), intrinsics
+
+
+def _stars(pattern: str) -> list[str]:
+    """The stars that pair files: all but that of a suffix `.*`."""
+    return re.findall(r"\*\*/|\*", re.sub(r"\.\*$", "", pattern))
+
+
+def _matches(root: Path, pattern: str) -> dict[tuple[str, ...], str]:
+    """What the stars stand for -> path, of all files that match, in order."""
+    body, suffix = re.fullmatch(r"(.*?)(\.\*)?", pattern).groups()
+    regex = re.escape(body).replace(r"\*\*/", "((?:[^/]+/)*)").replace(r"\*", "([^/]*)")
+    regex = re.compile(regex + (r"\.[^./]+" if suffix else ""))
+    found: dict[tuple[str, ...], str] = {}
+    for path in sorted(root.glob(pattern)):
+        match = regex.fullmatch(path.relative_to(root).as_posix())
+        if match is None or path.name.startswith(".") or not path.is_file():
+            continue
+        key = match.groups()
+        if key in found:
+            raise ValueError(f"{found[key]} and {path} are both of frame {key}: keep one of them")
+        found[key] = str(path)
+    return found
+
+
+def _filled(root: Path, pattern: str | None, key: tuple[str, ...]) -> str | None:
+    """The path that a pattern means for a frame."""
+    if pattern is None:
+        return None
+    for part, star in zip(key, _stars(pattern), strict=False):
+        pattern = pattern.replace(star, part, 1)
+    return str(root / pattern)
+
+
+def _listed(
+    path: Path, root: Path, images: dict[tuple[str, ...], str]
+) -> dict[tuple[str, ...], str]:
+    """The frames that a list names, in its order."""
+    keys = {Path(image): key for key, image in images.items()}
+    chosen: dict[tuple[str, ...], str] = {}
+    for number, line in listing.read_lines(path, "all"):
+        image = root / line
+        if image not in keys:
+            raise FileNotFoundError(
+                f"{path}, line {number}: {image} does not exist, or is none of the images that "
+                "the pattern names"
+            )
+        if keys[image] in chosen:
+            raise ValueError(f"{path}, line {number}: {line} occurs twice: list each frame once")
+        chosen[keys[image]] = str(image)
+    return chosen

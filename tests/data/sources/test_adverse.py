@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.data.sources import adverse
+
+SIZE = (8, 12)
+
+
+def save(path: Path, value: int, size: tuple[int, int] = SIZE) -> None:
+    """An image of one colour, which survives JPEG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def values(frames: object) -> list[tuple[str, str, int, int]]:
+    return [
+        (s["id"], s["condition"], int(s["image"].mean()), int(s["clean_image"].mean()))
+        for s in frames
+    ]
+
+
+def test_nuscenes(tmp_path: Path) -> None:
+    root, clean = tmp_path / "driving/nuscenes", tmp_path / "original"
+    save(root / "challenging/night/samples/CAM_FRONT/a.jpg", 20)
+    save(root / "challenging/rain/samples/CAM_FRONT/a.jpg", 40)
+    save(root / "challenging/rain/samples/CAM_FRONT/b.jpg", 60)
+    save(clean / "samples/CAM_FRONT/a.jpg", 80)
+    save(clean / "samples/CAM_FRONT/b.jpg", 100)
+    expected = [
+        ("night_samples_CAM_FRONT_a", "night-clear", 20, 80),
+        ("rain_samples_CAM_FRONT_a", "day-rain", 40, 80),
+        ("rain_samples_CAM_FRONT_b", "day-rain", 60, 100),
+    ]
+    frames = adverse.source("all", root, clean_root=str(clean))
+    assert values(frames) == expected
+    assert not frames[0]["depth"].any() and np.isnan(frames[0]["intrinsics"]).all()
+    only = adverse.source("all", root / "challenging/rain", clean_root=str(clean))
+    assert [sample["id"] for sample in only] == ["samples_CAM_FRONT_a", "samples_CAM_FRONT_b"]
+
+
+def test_cityscapes_with_labels(tmp_path: Path) -> None:
+    """Another suffix, a folder less, a smaller generated image, and depth of the clean one."""
+    name = "train/aachen/aachen_000000_000019_leftImg8bit"
+    save(tmp_path / f"adverse/challenging/left/{name}.jpg", 20, (4, 6))
+    save(tmp_path / f"leftImg8bit/{name}.png", 90)
+    label = tmp_path / f"labels/{name}.png"
+    label.parent.mkdir(parents=True)
+    Image.fromarray(np.full(SIZE, 1280, np.uint16)).save(label)
+    roots = dict(clean_root=str(tmp_path / "leftImg8bit"), depth_root=str(tmp_path / "labels"))
+    (sample,) = adverse.source("all", tmp_path / "adverse", **roots, depth_scale=256.0)
+    assert sample["image"].shape == sample["clean_image"].shape == (*SIZE, 3)
+    assert (sample["depth"] == 5).all() and sample["condition"] == "adverse"
+    label.unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no label: .* set depth_root"):
+        adverse.source("all", tmp_path / "adverse", **roots, depth_scale=256.0)
+
+
+def test_transparent_and_mirrors(tmp_path: Path) -> None:
+    for number, name in enumerate(["glass_bottle", "mirror"]):
+        save(tmp_path / f"ToM/{name}/challenging/0001.jpg", 10 + number)
+        save(tmp_path / f"ToM/{name}/easy/0001.jpg", 100 + number)
+    assert values(adverse.source("all", tmp_path / "ToM")) == [
+        ("glass_bottle_0001", "adverse", 10, 100),
+        ("mirror_0001", "adverse", 11, 101),
+    ]
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    save(tmp_path / "robotcar/challenging/1.jpg", 10)
+    with pytest.raises(FileNotFoundError, match=r"1\.jpg has no clean image: .* set clean_root"):
+        adverse.source("all", tmp_path / "robotcar")
+    late = adverse.source("all", tmp_path / "robotcar", check_files=False)
+    with pytest.raises(FileNotFoundError, match=r"1\.jpg has no clean image"):
+        late[0]
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: set clean_root"):
+        adverse.source("all", tmp_path, clean_root=str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no images in a folder `challenging` of .*empty"):
+        adverse.source("all", tmp_path / "empty")

@@ -1,0 +1,162 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.data.sources import folder
+
+SIZE = (6, 8)
+
+
+def frame(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image, and depth in millimetres with unmeasured pixels."""
+    rng = np.random.default_rng(number)
+    depth = rng.integers(500, 9000, SIZE, dtype=np.uint16)
+    depth[0, :3] = 0
+    return rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), depth
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, array)
+    else:
+        Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three frames in two rooms, images and PNG depth in folders of their own."""
+    for number, name in enumerate(["room_1/0001", "room_1/0002", "room_2/0001"]):
+        image, depth = frame(number)
+        save(tmp_path / "image" / f"{name}.png", image)
+        save(tmp_path / "depth" / f"{name}.png", depth)
+    (tmp_path / "image" / ".DS_Store").touch()
+    return tmp_path
+
+
+def test_two_folders(root: Path) -> None:
+    frames = folder.source("all", root, depth_scale=1000.0, condition="indoor")
+    assert [sample["id"] for sample in frames] == ["room_1_0001", "room_1_0002", "room_2_0001"]
+    for number, sample in enumerate(frames):
+        image, depth = frame(number)
+        np.testing.assert_array_equal(sample["image"], image)
+        np.testing.assert_allclose(sample["depth"], depth / 1000, rtol=1e-6)
+        assert sample["depth"].dtype == np.float32 and sample["condition"] == "indoor"
+        assert np.isnan(sample["intrinsics"]).all()
+    assert pickle.loads(pickle.dumps(frames))[2]["id"] == "room_2_0001"  # as for worker processes
+
+
+def test_one_folder_and_float_depth(tmp_path: Path) -> None:
+    for number in range(2):
+        image, depth = frame(number)
+        metres = np.where(depth > 0, depth / 1000, [[np.nan] * 4 + [np.inf] * 4])
+        save(tmp_path / "kitchen" / f"rgb_{number}.png", image)
+        save(tmp_path / "kitchen" / f"depth_{number}.npy", metres)
+        np.savetxt(tmp_path / "kitchen" / f"camera_{number}.txt", np.diag([5.0 + number, 6, 1]))
+    patterns = dict(images="*/rgb_*.png", depths="*/depth_*.npy")
+    frames = folder.source("all", tmp_path, **patterns, intrinsics_file="*/camera_*.txt")
+    assert [sample["id"] for sample in frames] == ["kitchen_0", "kitchen_1"]
+    np.testing.assert_allclose(frames[1]["depth"], frame(1)[1] / 1000, rtol=1e-6)
+    np.testing.assert_array_equal(frames[1]["intrinsics"], np.diag([6, 6, 1]))
+    inches = folder.source("all", tmp_path, **patterns, depth_scale=39.37)
+    np.testing.assert_allclose(inches[0]["depth"], frames[0]["depth"] / 39.37, rtol=1e-6)
+
+
+def test_exr_depth(tmp_path: Path) -> None:
+    OpenEXR = pytest.importorskip("OpenEXR")
+    depth = np.full(SIZE, 2.5, np.float16)
+    depth[0, 0] = np.nan
+    save(tmp_path / "image/a.png", frame(0)[0])
+    (tmp_path / "depth").mkdir()
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, {"Z": depth}) as file:
+        file.write(str(tmp_path / "depth/a.exr"))
+    (sample,) = folder.source("all", tmp_path)
+    assert sample["depth"][0, 0] == 0 and (sample["depth"] == 2.5).sum() == 47
+
+
+def test_images_alone(root: Path) -> None:
+    frames = folder.source("all", root, depths=None, intrinsics=(7.0, 8.0, 3.5, 2.5))
+    assert len(frames) == 3 and not frames[0]["depth"].any()
+    assert frames[0]["depth"].shape == SIZE
+    np.testing.assert_array_equal(frames[0]["intrinsics"], [[7, 0, 3.5], [0, 8, 2.5], [0, 0, 1]])
+
+
+def test_split_list(root: Path) -> None:
+    listed = root / "test.txt"
+    listed.write_text("image/room_2/0001.png\n\nimage/room_1/0001.png\n")
+    frames = folder.source(str(listed), root, depth_scale=1000.0)
+    assert [sample["id"] for sample in frames] == ["room_2_0001", "room_1_0001"]
+    listed.write_text("image/room_2/0009.png\n")
+    with pytest.raises(FileNotFoundError, match=r"test\.txt, line 1: .*0009\.png does not exist"):
+        folder.source(str(listed), root)
+    listed.write_text("image/room_2/0001.png\n" * 2)
+    with pytest.raises(ValueError, match=r"test\.txt, line 2: .* occurs twice"):
+        folder.source(str(listed), root)
+
+
+def test_intrinsics_file(root: Path) -> None:
+    np.save(root / "camera.npy", np.diag([7.0, 8, 1]))
+    frames = folder.source("all", root, depth_scale=1e3, intrinsics_file="camera.npy")
+    np.testing.assert_array_equal(frames[2]["intrinsics"], np.diag([7, 8, 1]))
+    np.save(root / "camera.npy", np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"camera\.npy must hold finite floats \[3 3\]"):
+        frames[2]
+
+
+def test_bad_files(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"0001\.png: a PNG does not say .* set depth_scale"):
+        folder.source("all", root)[0]
+    frames = folder.source("all", root, depth_scale=1e3)
+    save(root / "depth/room_1/0001.png", frame(0)[1][:, :5])
+    with pytest.raises(ValueError, match=r"image/room_1/0001\.png is 6x8, .* is 6x5"):
+        frames[0]
+    (root / "depth/room_1/0001.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1 of 6 files .*depth/room_1/0001\..*depths="):
+        folder.source("all", root, depth_scale=1e3)
+    later = folder.source("all", root, depth_scale=1e3, check_files=False)
+    assert later[1]["depth"].any()
+    save(root / "image/room_1/0002.jpg", frame(0)[0])
+    with pytest.raises(ValueError, match=r"0002\.jpg and .*0002\.png are both of frame"):
+        folder.source("all", root)
+    with pytest.raises(ValueError, match=r"no frames in split 'all' .* as images='\*\.webp'"):
+        folder.source("all", root, images="*.webp", depths=None)
+    np.save(root / "a.npy", np.zeros((2, 2, 3)))
+    with pytest.raises(ValueError, match=r"a\.npy must hold numbers \[h w\]"):
+        folder.read_depth(root / "a.npy", None)
+    with pytest.raises(ValueError, match=r"a\.tif: depth is read from"):
+        folder.read_depth(root / "a.tif", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(images="a.png"), "images is 'a.png'; it must have a star"),
+        (dict(depths="depth/0.png"), "depths is 'depth/0.png'; it must have the stars"),
+        (dict(depths="depth/*.*"), "depths is 'depth/.*' and images .* the same stars"),
+        (dict(intrinsics_file="*.txt"), "intrinsics_file is .* the same stars"),
+        (dict(depth_scale=0.0), "depth_scale is 0.0"),
+        (dict(intrinsics=(0.0, 1.0, 1.0, 1.0)), "intrinsics is .* must be positive"),
+        (dict(intrinsics=(1.0,) * 4, intrinsics_file="a.txt"), "not both"),
+    ],
+)
+def test_values_are_checked(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        folder.Config(**options)
+
+
+def test_real_frames(shared: Path) -> None:
+    """Colour and depth of another public data set, paired by name; millimetres."""
+    frames = folder.source(
+        "all",
+        shared / "data/open3d_rgbd_redwood",
+        images="color/*.jpg",
+        depths="depth/*.png",
+        depth_scale=1000.0,
+    )
+    assert [sample["id"] for sample in frames] == [f"{number:05d}" for number in range(5)]
+    assert frames[0]["depth"].shape == (480, 640)
+    assert 0.5 < (frames[0]["depth"] > 0).mean() < 1 and 0.5 < frames[0]["depth"].max() < 10
