@@ -35,11 +35,14 @@ COLOURS = (
 
 
 def colour(
-    rng: np.random.Generator, choices: tuple[tuple[float, ...], ...] = COLOURS
+    rng: np.random.Generator,
+    choices: tuple[tuple[float, ...], ...] = COLOURS,
+    wander: float = 0.2,
 ) -> np.ndarray:
-    """One of `choices`, a little lighter or darker and off its hue: `[3]` in [0, 0.95]."""
+    """One of `choices`, made lighter or darker by up to `wander`, and off its hue: `[3]`."""
     base = np.asarray(choices[rng.integers(len(choices))])
-    return np.clip(base * rng.uniform(0.8, 1.15) * rng.uniform(0.92, 1.08, 3), 0.02, 0.95)
+    light, hue = rng.uniform(-wander, wander), rng.uniform(-0.4 * wander, 0.4 * wander, 3)
+    return np.clip(base * (1 + light) * (1 + hue), 0.02, 0.99)
 
 
 def _bytes(image: np.ndarray) -> np.ndarray:

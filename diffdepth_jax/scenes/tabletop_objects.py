@@ -270,7 +270,7 @@ def ball(rng: np.random.Generator) -> list[Mesh]:
 
 def packet(rng: np.random.Generator) -> list[Mesh]:
     """A cardboard box or tea tin, standing or lying."""
-    size = np.array([rng.uniform(0.05, 0.18), rng.uniform(0.04, 0.14), rng.uniform(0.05, 0.24)])
+    size = np.array([rng.uniform(0.05, 0.14), rng.uniform(0.04, 0.10), rng.uniform(0.05, 0.2)])
     return [shapes.box(size, (0, 0, size[2] / 2), surfaces.print_(rng, "packet"))]
 
 
