@@ -24,6 +24,7 @@ MODULES: dict[str, dict[str, str]] = {
         "kitti": "diffdepth_jax.data.sources.kitti",
         "kitti_object": "diffdepth_jax.data.sources.kitti_object",
         "kitti_stereo": "diffdepth_jax.data.sources.kitti_stereo",
+        "nuscenes": "diffdepth_jax.data.sources.nuscenes",
         "nyu": "diffdepth_jax.data.sources.nyu",
         "booster": "diffdepth_jax.data.sources.booster",
         "cleargrasp": "diffdepth_jax.data.sources.cleargrasp",

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image, ImageOps
+
+_PIECE = 1 << 20  # characters of a large JSON file that are read at once
+_BETWEEN_ROWS = re.compile(r"[\s,]*")
 
 
 def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
@@ -104,6 +108,39 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise _damaged(path, error) from error
+
+
+def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The named fields of the objects in a JSON list, one by one, as files have up to 2 GB.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no JSON list of objects, is truncated, or an object lacks a field.
+    """
+    _require(path)
+    decode = json.JSONDecoder().raw_decode
+    with open(path, encoding="utf-8", errors="replace") as file:
+        text = file.read(_PIECE).lstrip()
+        readable, position = text.startswith("["), 1
+        while readable:
+            position = _BETWEEN_ROWS.match(text, position).end()
+            try:
+                row, position = decode(text, position)
+            except json.JSONDecodeError:
+                if text.startswith("]", position):
+                    return
+                # The object goes on in the next piece; none is as long as a piece.
+                more = file.read(_PIECE)
+                readable = bool(more) and len(text) - position < _PIECE
+                text, position = text[position:] + more, 0
+                continue
+            try:
+                yield {field: row[field] for field in fields}
+            except (KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path}: {str(row)[:200]} has no field {error}: another table, or damaged"
+                ) from error
+    raise ValueError(f"{path} is no JSON list of objects, or truncated: fetch it again")
 
 
 def read_calibration(

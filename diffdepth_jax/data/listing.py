@@ -133,6 +133,18 @@ def require_split(split: str, names: Iterable[str], *, lists: bool = False) -> N
     raise ValueError(f"split is {split!r}; it must be one of {', '.join(names)}{path}")
 
 
+def require_conditions(conditions: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses weather and light that a data set does not have.
+
+    Raises:
+      ValueError: says what there is.
+    """
+    known = tuple(known)
+    for condition in conditions:
+        if condition not in known:
+            raise ValueError(f"conditions has {condition!r}; there are {', '.join(known)}")
+
+
 def require_unique(ids: Iterable[str], where: str) -> None:
     """Refuses ids that occur twice: what is written for one frame would overwrite the other's.
 
