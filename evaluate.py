@@ -1,9 +1,13 @@
-"""Metrics of a checkpoint or of any model's saved depth maps: `metrics.json`, `per_image.csv`.
+"""Metrics of a checkpoint or of any model's saved depth maps, under one protocol or several.
 
     python evaluate.py --config=configs/kitti.py --checkpoint=runs/kitti [--workdir=OUT]
     python evaluate.py --protocol=kitti_eigen --predictions=DIR --ground_truth=DIR --workdir=OUT
 
-Saved depth maps match by stem, 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
+Writes `metrics.json`, `per_image.csv` and `report.html`; with --protocol=A,B the first two into
+OUT/A and OUT/B. Saved depth maps match by stem, 16-bit PNG or `.npy` in metres, such as
+`predict.py` writes. An interrupted evaluation of a checkpoint goes on when it is started again;
+--shard=0/4 to --shard=3/4 share it among four processes, and then the command without puts their
+rows together.
 """
 
 from absl import flags
@@ -18,17 +22,25 @@ flags.DEFINE_string("ground_truth", None, "Folder or pattern of measured depth m
 flags.DEFINE_float("png_scale", None, "PNG value per metre; 256 if absent.")
 flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's where it differs.")
 flags.DEFINE_string("workdir", None, "Where the results go; the run directory if absent.")
+flags.DEFINE_string("shard", None, "I/N: only every N-th image, from the I-th (counted from 0).")
+flags.DEFINE_multi_string("compare", [], "NAME=PATH of another metrics.json, shown beside ours.")
 OPTIONS = [
-    flags.DEFINE_string("protocol", None, "kitti_eigen, kitti_official, nyu, nyu_release, ..."),
+    flags.DEFINE_string(
+        "protocol", None, "kitti_eigen, nyu, nuscenes, booster, ...; or several: A,B"
+    ),
+    flags.DEFINE_string("resize_input", None, "none: do not resize what the model is fed."),
     flags.DEFINE_string("crop", None, "none, garg or eigen."),
     flags.DEFINE_string("crop_reference", None, "kb or full: the frame that is scored."),
     flags.DEFINE_float("min_depth", None, "Metres."),
     flags.DEFINE_float("max_depth", None, "Metres; inf for no cap."),
-    flags.DEFINE_string("alignment", None, "none, median, lsq_depth or lsq_disparity."),
+    flags.DEFINE_string("alignment", None, "none, median, median_low, lsq_depth, lsq_disparity."),
+    flags.DEFINE_string("predicts", None, "depth or disparity: what predictions are."),
     flags.DEFINE_float("disparity_floor", None, "1/metres, for lsq_disparity."),
     flags.DEFINE_string("prediction_frame", None, "full or kb: what predictions show."),
     flags.DEFINE_string("resize_prediction", None, "none or bilinear."),
+    flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
     flags.DEFINE_bool("flip_tta", None, "Average with the prediction of the mirrored image."),
+    flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),
 ]
 flags.mark_flags_as_mutual_exclusive(["config", "predictions"], required=True)
@@ -38,27 +50,43 @@ for name in ("ground_truth", "png_scale", "ground_truth_png_scale"):
     cli.require_with(name, "predictions")
 for name in ("prediction_frame", "resize_prediction"):  # a model's show what it was fed
     cli.require_with(name, "predictions")
-for name in ("checkpoint", "flip_tta", "num_inference_steps"):
+for name in (
+    "checkpoint",
+    "resize_input",
+    "flip_tta",
+    "flip_average",
+    "num_inference_steps",
+    "shard",
+):
     cli.require_with(name, "config")
 
 
 def main(_: list[str]) -> None:
-    from diffdepth_jax.evaluation import predictions, protocols, report
+    from diffdepth_jax.evaluation import comparisons, predictions, protocols, report
+    from diffdepth_jax.evaluation.evaluate import parse_shard
 
     options = {flag.name: flag.value for flag in OPTIONS if flag.value is not None}
+    compare = comparisons.parse(FLAGS.compare)
     if FLAGS.predictions is not None:
-        protocol = protocols.get(options.pop("protocol"), **options)
-        folders = FLAGS.predictions, FLAGS.ground_truth
         scale = 256.0 if FLAGS.png_scale is None else FLAGS.png_scale
-        result = predictions.score_predictions(
-            *folders, protocol, FLAGS.workdir, scale, FLAGS.ground_truth_png_scale
+        results = predictions.score_predictions(
+            FLAGS.predictions,
+            FLAGS.ground_truth,
+            protocols.get_all(options.pop("protocol"), **options),
+            FLAGS.workdir,
+            scale,
+            FLAGS.ground_truth_png_scale,
+            compare=compare,
         )
     else:  # Only this form needs JAX.
         from diffdepth_jax.training import evaluation
 
-        config = cli.mapping(CONFIG, options)
-        result = evaluation.evaluate_checkpoint(config, FLAGS.checkpoint, FLAGS.workdir)
-    print(report.table(result))
+        shard = None if FLAGS.shard is None else parse_shard(FLAGS.shard)
+        options |= {"compare": compare} if compare else {}
+        results = evaluation.evaluate_checkpoint(
+            cli.mapping(CONFIG, options), FLAGS.checkpoint, FLAGS.workdir, shard=shard
+        )
+    print("\n\n".join(report.table(result) for result in results.values()))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,24 @@ def median(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap
     return prediction.astype(np.float64) * (np.median(measured) / centre)
 
 
+def median_low(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
+    """As `median`, with the lower of the two middle values where their number is even.
+
+    That is what PyTorch calls the median, and what md4all's `_gt` figures are scaled by.
+
+    Raises:
+      ValueError: if the prediction's median is not positive.
+    """
+    predicted, measured = _pixels(prediction, target, valid_mask, at_least=1)
+    middle = (predicted.size - 1) // 2
+    centre = np.partition(predicted, middle)[middle]
+    if centre <= 0:
+        raise ValueError(
+            f"median alignment: the prediction's lower median is {centre}; it must be positive"
+        )
+    return prediction.astype(np.float64) * (np.partition(measured, middle)[middle] / centre)
+
+
 def lsq_depth(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
     """scale * prediction + shift with the least squared error in depth (Marigold's)."""
     scale, shift = _fit(*_pixels(prediction, target, valid_mask, at_least=2))
@@ -57,11 +75,36 @@ def lsq_disparity(
     return 1 / np.maximum(prediction.astype(np.float64) * scale + shift, floor)
 
 
+def lsq_disparity_near(
+    prediction: DepthMap, target: DepthMap, valid_mask: Mask, *, nearest: float = 1e-3
+) -> DepthMap:
+    """As `lsq_disparity`, by the rules of Depth4ToM's evaluation on Booster.
+
+    The prediction is min-max normalised over the valid pixels before the fit, and an aligned
+    disparity that is not positive counts as `nearest` instead of far.
+
+    Args:
+      prediction: relative disparity, any scale and shift, larger is nearer.
+      target: metres. (Booster's fit is in pixels of disparity, which is the same fit: within one
+        image they are proportional to 1/metres.)
+      nearest: metres.
+    """
+    predicted, measured = _pixels(prediction, target, valid_mask, at_least=2)
+    low, high = predicted.min(), predicted.max()
+    spread = high - low if high > low else 1.0
+    scale, shift = _fit((predicted - low) / spread, 1 / measured)
+    aligned = (prediction.astype(np.float64) - low) / spread * scale + shift
+    with np.errstate(divide="ignore"):
+        return np.where(aligned > 0, 1 / aligned, np.where(np.isnan(aligned), np.nan, nearest))
+
+
 METHODS: Mapping[str, Callable[..., DepthMap]] = {
     "none": none,
     "median": median,
+    "median_low": median_low,
     "lsq_depth": lsq_depth,
     "lsq_disparity": lsq_disparity,
+    "lsq_disparity_near": lsq_disparity_near,
 }
 
 

@@ -28,6 +28,13 @@ METRICS = (
     "sq_error_rel",
 )
 
+# What protocols choose from by name: everything; what the KITTI depth devkit prints; what the
+# evaluation of transparent and mirroring objects prints (Depth4ToM).
+SETS = {
+    "all": METRICS,
+    "kitti_benchmark": ("silog", "sq_error_rel", "abs_error_rel", "irmse"),
+    "millimetres": ("mae_mm", "abs_rel", "rmse_mm", "delta1", "delta_1.15", "delta_1.05"),
+}
 _THRESHOLDS = {
     "delta1": 1.25,
     "delta2": 1.25**2,
@@ -36,6 +43,8 @@ _THRESHOLDS = {
     "delta_1.10": 1.10,
     "delta_1.15": 1.15,
 }
+
+LARGER_IS_BETTER = frozenset(_THRESHOLDS)
 
 # Where a protocol has no cap, predictions still end here: at the largest depth (to the metre) that
 # DiffusionDepth's decoder, 1 / max(s, 1e-6) - 1, can state. +inf makes metrics bad, not infinite.
@@ -65,8 +74,9 @@ def compute(
     prediction: Float[np.ndarray, "h w"],
     target: Float[np.ndarray, "h w"],
     valid_mask: Bool[np.ndarray, "h w"],
+    names: tuple[str, ...] = METRICS,
 ) -> dict[str, float]:
-    """The metrics of one image over its valid pixels, named as in `METRICS`.
+    """The metrics of one image over its valid pixels.
 
     With d = prediction - target in metres and e = ln prediction - ln target:
 
@@ -79,13 +89,15 @@ def compute(
       delta1..3     share of pixels with max(prediction / target, target / prediction) < 1.25^n
       delta_1.05..  the same for the ratio in the name
       irmse, imae   of inverse depth, 1/km
-      sq_error_rel  100 mean d^2 / target^2, the devkit's sqErrorRel in percent (its absErrorRel
-                    is 100 abs_rel)
+      sq_error_rel  100 mean d^2 / target^2, the devkit's sqErrorRel in percent
+      abs_error_rel 100 abs_rel, the devkit's absErrorRel in percent
+      mae_mm, rmse_mm  mae and rmse in millimetres
 
     Args:
       prediction: metres, positive and finite where valid (see `clip`).
       target: metres, positive and finite where valid.
       valid_mask: the pixels that count.
+      names: which metrics, in which order.
 
     Raises:
       ValueError: if no pixel is valid, or a valid one is not a positive finite depth.
@@ -120,4 +132,6 @@ def compute(
         "sq_error_rel": 100 * np.mean((difference / target) ** 2),
     }
     results |= {name: np.mean(ratio < threshold) for name, threshold in _THRESHOLDS.items()}
-    return {name: float(results[name]) for name in METRICS}
+    results["abs_error_rel"] = 100 * results["abs_rel"]
+    results |= {f"{name}_mm": 1000 * results[name] for name in ("mae", "rmse")}
+    return {name: float(results[name]) for name in names}

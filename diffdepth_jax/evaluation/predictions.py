@@ -8,16 +8,15 @@ ground truth are left out and counted. Needs NumPy and Pillow only.
 import glob
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from diffdepth_jax.data import io
-from diffdepth_jax.evaluation.evaluate import Case, score_cases
-from diffdepth_jax.evaluation.protocols import Protocol
+from diffdepth_jax.evaluation.evaluate import evaluate_all
+from diffdepth_jax.evaluation.scoring import Protocol
 
 _SUFFIXES = (".npy", ".png")  # the first is preferred
 _SHOWN = 10  # of the names in an error
@@ -26,27 +25,30 @@ _SHOWN = 10  # of the names in an error
 def score_predictions(
     predictions: str | os.PathLike,
     ground_truth: str | os.PathLike,
-    protocol: Protocol,
+    protocols: Sequence[Protocol],
     workdir: str | os.PathLike,
     png_scale: float = 256.0,
     ground_truth_png_scale: float | None = None,
     *,
+    compare: Mapping[str, str] | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
-    """Scores one folder against another and writes what `evaluate.evaluate` writes.
+) -> dict[str, dict[str, Any]]:
+    """Scores one folder against another and writes what `evaluate.evaluate_all` writes, and
+    `report.html`.
 
     Args:
       predictions, ground_truth: a folder, a file, or a pattern such as `out/*.npy`. Every ground
         truth must have a prediction of its stem.
-      protocol: how to score.
-      workdir: for `metrics.json` and `per_image.csv`.
+      protocols: how to score.
+      workdir: for the results.
       png_scale: PNG value per metre: 256 as KITTI, 1000 for millimetres.
       ground_truth_png_scale: the same for the ground truth where it differs.
+      compare: other results to put beside these; see `evaluate.evaluate_all`.
       progress: show a progress bar.
 
     Returns:
-      What `metrics.json` holds; its options say of which kind the files were and how many
-      predictions had no ground truth.
+      What each `metrics.json` holds, by the protocol's name; its options say of which kind the
+      files were and how many predictions had no ground truth.
 
     Raises:
       FileNotFoundError: for a folder that is missing or holds no depth map.
@@ -58,11 +60,6 @@ def score_predictions(
         if not (scale > 0 and math.isfinite(scale)):
             raise ValueError(f"{name} is {scale}; it must be positive and finite")
     pairs, num_unmatched = pair_files(predictions, ground_truth)
-
-    def cases() -> Iterator[Case]:
-        for stem, *paths in tqdm(pairs, "score", unit=" images", disable=not progress):
-            yield Case(stem, *(read_depth(p, s) for p, s in zip(paths, scales, strict=True)))
-
     options = {
         "predictions": _kinds(path for _, path, _ in pairs),
         "ground_truth": _kinds(path for _, _, path in pairs),
@@ -70,7 +67,32 @@ def score_predictions(
         "ground_truth_png_scale": scales[1],
         "predictions_without_ground_truth": num_unmatched,
     }
-    return score_cases(cases(), protocol, workdir, options=options)
+    from diffdepth_jax.evaluation import page  # Only here: it draws with Matplotlib.
+
+    samples = _Pairs(pairs, scales)
+    results = evaluate_all(
+        None, samples, protocols, workdir, options=options, compare=compare, progress=progress
+    )
+    page.save(Path(workdir).expanduser(), protocols, None, samples)
+    return results
+
+
+class _Pairs(Sequence[Mapping[str, Any]]):
+    """Samples that hold their prediction, read when they are asked for."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Path, Path]], scales: tuple[float, float]):
+        self._pairs = pairs
+        self._scales = scales
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        stem, *paths = self._pairs[index]
+        prediction, depth = (
+            read_depth(path, scale) for path, scale in zip(paths, self._scales, strict=True)
+        )
+        return {"id": stem, "prediction": prediction, "depth": depth}
 
 
 def pair_files(

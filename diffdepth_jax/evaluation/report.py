@@ -1,46 +1,146 @@
-"""The result of an evaluation as a plain table, other people's numbers beside it and marked so."""
+"""The result of an evaluation as plain tables, other people's numbers beside it and marked so."""
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+_KEY_METRICS = ("abs_rel", "rmse", "delta1")
 
-def table(result: Mapping[str, Any]) -> str:
-    """The lines to print for what `metrics.json` holds.
 
-    One row a metric; columns for ours, the training set's median map where known, and each source
-    of reported numbers, marked with a star and explained below.
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One origin of numbers in a result.
+
+    Attributes:
+      label: how it is called.
+      metrics: over all images; may be empty.
+      groups: over conditions and classes, by the group's name.
+      note: where reported numbers stand; None for what was measured.
     """
-    options = {name: value for name, value in result["options"].items() if value is not None}
-    lines = [
-        f"{result['protocol']}: {result['num_images']} images, {result['num_skipped']} skipped "
-        "without a valid pixel; mean over images of each image's mean over pixels",
-        ", ".join(f"{name}={_show(value)}" for name, value in options.items()),
-    ]
+
+    label: str
+    metrics: Mapping[str, float]
+    groups: Mapping[str, Mapping[str, float]]
+    note: str | None = None
+
+
+def columns(result: Mapping[str, Any]) -> list[Column]:
+    """Ours, the training set's median map where known, other results, reported numbers."""
+    found = [Column("ours", result["metrics"], _groups(result))]
+    if result["baseline"]:
+        found.append(Column("median map", result["baseline"], _groups(result, "baseline")))
+    for name, other in result["comparisons"].items():
+        found.append(Column(name, other["metrics"], _groups(other)))
+    for each in result["reported"]:
+        found.append(Column(each["label"], each["metrics"], each["groups"], each["source"]))
+    return found
+
+
+def key_metrics(result: Mapping[str, Any]) -> list[str]:
+    """The few metrics to show where there is no place for all; the headline first."""
+    names = list(result["metrics"])
+    return [name for name in _KEY_METRICS if name in names and "rmse" in names] or names[:3]
+
+
+def heading(result: Mapping[str, Any]) -> str:
+    """What was scored, in one line."""
+    unreadable = result["num_unreadable"]
+    return (
+        f"{result['num_images']} images, {result['num_skipped']} skipped without a valid pixel"
+        + (f", {unreadable} not readable" if unreadable else "")
+        + "; mean over images of each image's mean over pixels"
+    )
+
+
+def options(result: Mapping[str, Any]) -> str:
+    """The options that are set, in one line."""
+    given = {name: value for name, value in result["options"].items() if value is not None}
+    return ", ".join(f"{name}={_show(value)}" for name, value in given.items())
+
+
+def remarks(result: Mapping[str, Any]) -> list[str]:
+    """Sentences on what a reader must know to compare the numbers."""
+    lines = []
     if result["num_nonfinite"] or result["num_clipped"]:
         lines.append(
             f"of the scored pixels {result['num_nonfinite']} were predicted NaN or infinite and "
             f"{result['num_clipped']} outside the range; they count at its ends"
         )
+    for name, other in result["comparisons"].items():
+        if other["num_images"] != result["num_images"]:
+            lines.append(f"{name} was scored on {other['num_images']} images")
+        if other["differences"]:
+            lines.append(
+                f"{name} has other options (ours -> its): {'; '.join(other['differences'])}"
+            )
+    for each in result["not_comparable"]:
+        numbers = [f"{metric} {value:g}" for metric, value in each["metrics"].items()]
+        numbers += [
+            f"{metric} {value:g} {group}"
+            for group, metrics in each["groups"].items()
+            for metric, value in metrics.items()
+        ]
+        lines.append(
+            f"not comparable: {each['source']}: {', '.join(numbers)}; they hold under "
+            f"{', '.join(each['differences'])}"
+        )
+    return lines
 
-    columns = {"ours": result["metrics"]}
-    if result["baseline"]:
-        columns["median map"] = result["baseline"]
-    notes = []
-    for index, reported in enumerate(result["reported"], start=1):
-        mark = "*" * index
-        columns[reported["label"] + mark] = reported["metrics"]
-        notes.append(f"{mark} {reported['source']}: their number, not measured here")
 
-    rows = [["", *columns]]
+def table(result: Mapping[str, Any]) -> str:
+    """The lines to print for what `metrics.json` holds.
+
+    One row a metric, columns for ours, the training set's median map, other results and reported
+    numbers; those are marked with a star and explained below. Where there are conditions or
+    classes, a row for each column with its headline metric in every group.
+    """
+    found = columns(result)
+    labels, notes = [], []
+    for column in found:
+        mark = "*" * (len(notes) + 1) if column.note else ""
+        labels.append(column.label + mark)
+        if column.note:
+            notes.append(f"{mark} {column.note}: their number, not measured here")
+    shown = [index for index, column in enumerate(found) if column.metrics]
+    rows = [["", *(labels[index] for index in shown)]]
     for name in result["metrics"]:
-        values = (column.get(name) for column in columns.values())
-        rows.append([name, *("" if value is None else f"{value:.4f}" for value in values)])
+        rows.append([name, *(number(found[index].metrics.get(name)) for index in shown)])
+    lines = [f"{result['protocol']}: {heading(result)}", options(result), *_aligned(rows)]
+
+    headline = key_metrics(result)[0]
+    for kind in ("conditions", "classes"):
+        groups = result[kind]
+        if not groups:
+            continue
+        rows = [[headline, *(f"{name} ({group['num_images']})" for name, group in groups.items())]]
+        for label, column in zip(labels, found, strict=True):
+            values = [column.groups.get(name, {}).get(headline) for name in groups]
+            if any(value is not None for value in values):
+                rows.append([label, *map(number, values)])
+        lines += ["", *_aligned(rows)]
+    return "\n".join([*lines, *remarks(result), *notes])
+
+
+def number(value: float | None) -> str:
+    """A metric with four decimals, two where it is large; empty where there is none."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.2f}"
+
+
+def _groups(result: Mapping[str, Any], part: str = "metrics") -> dict[str, Mapping[str, float]]:
+    groups = result["conditions"] | result["classes"]
+    return {name: group[part] for name, group in groups.items()}
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells).rstrip())
-    return "\n".join([*lines, *notes])
+    return lines
 
 
 def _show(value: Any) -> str:

@@ -1,5 +1,6 @@
 """What is done with a trained model: metrics on the evaluation data, and pictures."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
-from diffdepth_jax import inference, visualize
+from diffdepth_jax import inference, registry, visualize
 from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data import pipeline
-from diffdepth_jax.evaluation import baseline, frames
+from diffdepth_jax.evaluation import baseline, comparisons, flipping, frames, page
 from diffdepth_jax.evaluation import evaluate as scoring
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.ops import random
@@ -24,49 +25,50 @@ from diffdepth_jax.training.logging import CSV_NAME, read_csv
 PREDICTIONS_FILE = "predictions.png"
 _PREDICTIONS = 6  # samples in it
 _DENOISING = 6  # moments in denoising.png
+_PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a network's OUTPUT
 
 
 def check_data(exp: Experiment) -> None:
-    """Reads one evaluation frame, so that no long training ends in an error about it."""
+    """Reads one evaluation frame and what results are compared with, so that no long training ends
+    in an error about them."""
     sample = pipeline.evaluation_samples(exp.data.evaluation, 1)[0]
-    exp.evaluation.build().prepare(sample["image"])
+    for protocol in exp.evaluation.build_all():
+        protocol.prepare(sample["image"])
+        comparisons.read(exp.evaluation.compare, protocol, {})
 
 
 def evaluate(exp: Experiment, model: DepthModel, workdir: Path) -> dict[str, Any]:
-    """Scores a model as the experiment says; writes and returns `metrics.json`.
+    """Scores a model as the experiment says; writes what `evaluation.results` lists.
 
     The baseline beside the metrics is the median depth map of the training data; it is left out,
     with a warning, where those are not at hand.
+
+    Returns:
+      The result under the (first) protocol.
     """
-    median = None
-    if exp.data.baseline_frames:
-        try:
-            training = pipeline.evaluation_samples(exp.data.train.source, exp.data.baseline_frames)
-            median = baseline.median_depth_map(sample["depth"] for sample in training)
-        except FileNotFoundError as error:
-            logging.warning("no baseline, as the training data cannot be read: %s", error)
-    options = {name: getattr(exp.evaluation, name) for name in ("flip_tta", "num_inference_steps")}
-    return scoring.evaluate(
-        lambda image: model.predict(image, **options),
-        pipeline.evaluation_samples(exp.data.evaluation, exp.data.evaluation_limit),
-        exp.evaluation.build(),
-        workdir,
-        baseline_depth=median,
-        options=options,
-    )
+    return _Evaluation(exp, model, workdir).run()[exp.evaluation.build().name]
 
 
 def evaluate_checkpoint(
     config: Mapping[str, Any],
     checkpoint: str | os.PathLike,
     workdir: str | os.PathLike | None = None,
-) -> dict[str, Any]:
+    *,
+    shard: tuple[int, int] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Scores any checkpoint on the evaluation data of a config; see `evaluate`.
+
+    Goes on with an evaluation of the same weights and config that was interrupted in `workdir`, and
+    writes `report.html` too.
 
     Args:
       config: the fields of an `Experiment`; its model is not used, the checkpoint knows its own.
       checkpoint: as for `inference.load`.
       workdir: for the results; the run's directory when None.
+      shard: as in `evaluation.evaluate.evaluate_all`.
+
+    Returns:
+      Results by the protocol's name; none for a shard.
 
     Raises:
       ConfigError: if the checkpoint belongs to no run and `workdir` is None.
@@ -74,7 +76,74 @@ def evaluate_checkpoint(
     exp = experiment.from_mapping(config)
     if workdir is None:
         workdir = _run_directory(Path(checkpoint).expanduser())
-    return evaluate(exp, inference.load(checkpoint), Path(workdir).expanduser())
+    task = _Evaluation(exp, inference.load(checkpoint), Path(workdir).expanduser())
+    results = task.run(fingerprint=task.fingerprint(), shard=shard)
+    if results:
+        task.save_page()
+    return results
+
+
+class _Evaluation:
+    """A model on the evaluation data of an experiment."""
+
+    def __init__(self, exp: Experiment, model: DepthModel, workdir: Path) -> None:
+        self._exp, self._model, self._workdir = exp, model, workdir
+        config = exp.evaluation
+        output = registry.module("network", model.config.name).OUTPUT
+        predicts = config.predicts or _PREDICTS[output]
+        self._protocols = [each.with_options(predicts=predicts) for each in config.build_all()]
+        self._options = {
+            "dataset": exp.data.evaluation.name,
+            "flip_tta": config.flip_tta,
+            "num_inference_steps": config.num_inference_steps,
+        }
+        steps = config.num_inference_steps
+        if config.flip_average == "inverse_depth":
+            self._options["flip_average"] = config.flip_average
+            self._predict = flipping.in_inverse_depth(
+                lambda image: model.predict(image, flip_tta=False, num_inference_steps=steps),
+                predicts=predicts,
+            )
+        else:
+            self._predict = lambda image: model.predict(
+                image, flip_tta=config.flip_tta, num_inference_steps=steps
+            )
+        self._samples = pipeline.evaluation_samples(exp.data.evaluation, exp.data.evaluation_limit)
+
+    def fingerprint(self) -> str:
+        """Of the weights and whatever else decides predictions and samples."""
+        digest = hashlib.sha256(repr((self._model.config, self._exp.data.evaluation)).encode())
+        for path, leaf in jax.tree.leaves_with_path(self._model.variables):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
+
+    def run(self, **settings: Any) -> dict[str, dict[str, Any]]:
+        found = scoring.evaluate_all(
+            self._predict,
+            self._samples,
+            self._protocols,
+            self._workdir,
+            baseline_depth=self._median(),
+            options=self._options,
+            compare=self._exp.evaluation.compare,
+            **settings,
+        )
+        return found or {}
+
+    def save_page(self) -> None:
+        page.save(self._workdir, self._protocols, self._predict, self._samples)
+
+    def _median(self) -> np.ndarray | None:
+        data = self._exp.data
+        if not data.baseline_frames:
+            return None
+        try:
+            training = pipeline.evaluation_samples(data.train.source, data.baseline_frames)
+            return baseline.median_depth_map(sample["depth"] for sample in training)
+        except FileNotFoundError as error:
+            logging.warning("no baseline, as the training data cannot be read: %s", error)
+            return None
 
 
 def _run_directory(checkpoint: Path) -> Path:

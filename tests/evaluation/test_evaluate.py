@@ -36,10 +36,11 @@ def rows(workdir):
 
 
 def test_a_perfect_model(samples, tmp_path):
-    result = evaluate(red, samples, RELEASE, tmp_path / "new", progress=False)
+    options = {"dataset": "kitti"}
+    result = evaluate(red, samples, RELEASE, tmp_path / "new", options=options, progress=False)
     assert result == json.loads((tmp_path / "new/metrics.json").read_text())
     assert result["protocol"] == "release"
-    assert result["options"] == RELEASE.options
+    assert result["options"] == RELEASE.options | options
     assert (result["num_images"], result["num_skipped"]) == (2, 1)
     assert result["metrics"]["abs_rel"] == 0 and result["metrics"]["delta1"] == 1
     assert set(result["metrics"]) == set(METRICS)
@@ -142,9 +143,23 @@ def test_what_a_model_raises_is_left_alone(samples, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_numbers_reported_under_other_options_are_left_out(samples, tmp_path):
-    capped = protocols.get("release", max_depth=100.0)
-    assert evaluate(red, samples, capped, tmp_path, progress=False)["reported"] == []
+@pytest.mark.parametrize(
+    "changes, dataset, differences",
+    [
+        ({"max_depth": 100.0}, "kitti", ["max_depth=none"]),
+        ({}, "nyu", ["dataset=kitti"]),
+        ({}, None, ["dataset=kitti"]),
+    ],
+)
+def test_numbers_reported_of_something_else_are_not_comparable(
+    samples, tmp_path, changes, dataset, differences
+):
+    protocol = protocols.get("release", **changes)
+    options = {"dataset": dataset} if dataset else {}
+    result = evaluate(red, samples, protocol, tmp_path, options=options, progress=False)
+    assert result["reported"] == []
+    (other,) = result["not_comparable"]
+    assert other["metrics"]["abs_rel"] == 0.021 and other["differences"] == differences
 
 
 def test_nothing_to_score_is_an_error(samples, tmp_path):

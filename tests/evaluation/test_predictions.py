@@ -8,10 +8,15 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.evaluation import predictions, protocols
-from diffdepth_jax.evaluation.predictions import score_predictions
 from diffdepth_jax.evaluation.protocols import PROTOCOLS
 
 RELEASE = PROTOCOLS["release"]
+
+
+def score_predictions(predicted, measured, protocol, *arguments, **options):
+    """Under one protocol."""
+    results = predictions.score_predictions(predicted, measured, [protocol], *arguments, **options)
+    return results[protocol.name]
 
 
 def save_png(path, depth, scale=256):

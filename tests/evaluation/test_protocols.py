@@ -212,14 +212,18 @@ def test_the_disparity_floor_is_the_cap_unless_it_is_said():
 def test_options_are_named_and_no_cap_is_none():
     assert protocols.get("kitti_eigen", crop_reference="full", max_depth=50.0).options == {
         "input": "kb",
+        "input_size": None,
+        "resize_input": "none",
         "crop": "garg",
         "crop_reference": "full",
         "min_depth": 1e-3,
         "max_depth": 50.0,
+        "predicts": "depth",
         "alignment": "none",
         "disparity_floor": None,
         "prediction_frame": "by_size",
         "resize_prediction": "none",
+        "metric_set": "all",
     }
     assert PROTOCOLS["release"].options["max_depth"] is None
     assert protocols.get("kitti_eigen", max_depth=math.inf).options["max_depth"] is None
@@ -248,13 +252,33 @@ def test_options_that_do_not_exist_are_an_error(name, options, message):
 
 
 def test_the_papers_numbers_carry_their_source():
-    reported = PROTOCOLS["kitti_eigen"].reported[0]
+    (reported,) = PROTOCOLS["kitti_eigen"].reported
     assert "DiffusionDepth paper" in reported.source
     assert reported.metrics == {"abs_rel": 0.050, "rmse": 2.016, "delta1": 0.977}
-    for given, count in [({}, 1), ({"max_depth": 80.0}, 0), ({"min_depth": 1e-3}, 0)]:
-        release = protocols.get("release", **given)
-        assert len(release.comparable(release.options)) == count
     for protocol in PROTOCOLS.values():
+        assert protocol == protocols.get(protocol.name)
         for reported in protocol.reported:
-            assert set(reported.metrics) <= set(metrics.METRICS)
+            parts = [reported.metrics, *reported.groups.values()]
+            assert set().union(*parts) <= set(protocol.metrics)
             assert set(reported.options) <= set(protocol.options)
+            groups = {"ToM", "Other"} if protocol.classes else set(protocol.conditions)
+            assert set(reported.groups) <= groups
+
+
+@pytest.mark.parametrize(
+    "protocol, options, differences",
+    [
+        ("kitti_eigen", {}, []),
+        ("kitti_eigen", {"max_depth": 50.0}, ["max_depth=80"]),
+        ("kitti_official", {}, ["max_depth=50"]),
+        ("kitti_official", {"max_depth": 50.0}, []),
+        ("nuscenes", {}, ["alignment=lsq_depth or lsq_disparity or lsq_disparity_near"]),
+        ("nuscenes", {"alignment": "lsq_disparity"}, []),
+    ],
+)
+def test_reported_numbers_say_under_which_options_they_hold(protocol, options, differences):
+    protocol = protocols.get(protocol, **options)
+    reported = protocol.reported[0]
+    assert reported.differences({"dataset": reported.dataset} | protocol.options) == differences
+    other = {"dataset": "other"} | protocol.options
+    assert reported.differences(other) == [f"dataset={reported.dataset}", *differences]

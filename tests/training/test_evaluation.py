@@ -1,4 +1,6 @@
 import json
+import types
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -47,7 +49,9 @@ def test_results_go_into_the_run_not_among_its_checkpoints(tiny, tmp_path, place
     (tmp_path / "checkpoints/460").mkdir(parents=True)
     monkeypatch.setattr(evaluation.inference, "load", lambda path: ConstantModel())
     result = evaluation.evaluate_checkpoint(tiny, tmp_path / place)
+    result = result["release"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    assert (tmp_path / "report.html").exists()
     assert result["num_images"] == 3 and result["baseline"]["abs_rel"] > 0
     assert [path.name for path in (tmp_path / "checkpoints").rglob("*")] == ["460"]
 
@@ -76,6 +80,9 @@ def test_evaluation_data_are_tried_before_training(tiny):
 
 
 class ConstantModel(DepthModel):
+    config = types.SimpleNamespace(name="tiny")
+    variables: ClassVar = {}
+
     def __init__(self):
         """Needs no network."""
 
