@@ -80,9 +80,35 @@ def test_clipping_is_by_the_norm_of_all_gradients():
         np.testing.assert_allclose(clipped[name], free[name] / 10, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_multipliers_scale_the_rate_of_the_parts_they_name(name):
+    decay = 0.5 if name == "adamw" else 0.0
+    params = {part: {"kernel": jnp.ones((2, 2))} for part in ("encoder", "neck")}
+    gradient = {part: {"kernel": jnp.full((2, 2), 3.0)} for part in params}
+    config = OptimizerConfig(
+        name=name, learning_rate=0.1, weight_decay=decay, multipliers={"encoder": 0.25}
+    )
+    new = one_update(config, gradient, params)
+    # The rate scales weight decay as well.
+    np.testing.assert_allclose(new["neck"]["kernel"], 0.9 - 0.1 * decay, rtol=1e-5)
+    np.testing.assert_allclose(new["encoder"]["kernel"], 1 - 0.025 * (1 + decay), rtol=1e-5)
+
+
+def test_parts_that_the_network_has_not_are_refused_with_those_it_has():
+    config = OptimizerConfig(multipliers={"encode": 0.0, "neck": 0.5})
+    with pytest.raises(ValueError, match="names encode, but the network's parts are encoder, neck"):
+        config.check_parts({"neck": 1, "encoder": 2})
+    with pytest.raises(ValueError, match="freezes all parts"):
+        OptimizerConfig(multipliers={"neck": 0.0}).check_parts(["neck"])
+    config = OptimizerConfig(multipliers={"encoder": 0.0, "neck": 0.5})
+    config.check_parts(["neck", "encoder", "codec"])
+    assert config.frozen == ("encoder",)
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
+        ({"multipliers": {"encoder": -1.0}}, "multipliers"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"warmup_steps": -1}, "warmup_steps"),
         ({"name": "adam", "weight_decay": 0.1}, "adamw"),

@@ -16,9 +16,9 @@ from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.ops import losses
 from diffdepth_jax.ops.diffusion import posterior_mean_weight
-from diffdepth_jax.training.objectives import ground_truth_diffusion, pixel, self_diffusion
+from diffdepth_jax.training.objectives import pixel, self_diffusion
 from diffdepth_jax.training.objectives.pixel import SilogConfig
-from diffdepth_jax.training.objectives.self_diffusion import VARIANTS, Config, Draws
+from diffdepth_jax.training.objectives.self_diffusion import Config, Draws
 from diffdepth_jax.weights.rules import convert, export
 
 MODEL = diffusion_depth.Config(
