@@ -131,6 +131,8 @@ def read_depth(path: str | Path, scale: float | None) -> np.ndarray:
       FileNotFoundError: if there is no such file.
       ValueError: if it is damaged, of another format, or a PNG without `scale`.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist: complete the folder or list the frames")
     suffix = Path(path).suffix.lower()
     if suffix == ".png":
         if scale is None:

@@ -127,6 +127,7 @@ def test_bad_files(root: Path) -> None:
     np.save(root / "a.npy", np.zeros((2, 2, 3)))
     with pytest.raises(ValueError, match=r"a\.npy must hold numbers \[h w\]"):
         folder.read_depth(root / "a.npy", None)
+    (root / "a.tif").touch()
     with pytest.raises(ValueError, match=r"a\.tif: depth is read from"):
         folder.read_depth(root / "a.tif", 1.0)
 
