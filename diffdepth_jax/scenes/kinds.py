@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from diffdepth_jax.scenes import conditions, street
+from diffdepth_jax.scenes import conditions, street, tabletop
 from diffdepth_jax.scenes.layouts import Layout
 
 
@@ -17,6 +17,7 @@ class Kind(NamedTuple):
         layout: `(rng, (height, width), focal length over width) -> Layout`.
         conditions: by name, `(layout, rng) -> layout` of the same geometry; "clear" first.
         focals: the cameras' focal lengths over the picture's width.
+        samples: light paths a pixel that make good pictures.
         categories: `(layout, surface [h w]) -> uint8 [h w]`, the materials' classes at each pixel,
             for kinds whose conditions change materials; `surface` is that of `render.Hits`.
     """
@@ -24,9 +25,17 @@ class Kind(NamedTuple):
     layout: Callable[[np.random.Generator, tuple[int, int], float], Layout]
     conditions: Mapping[str, conditions.Condition]
     focals: tuple[float, ...]
+    samples: int
     categories: Callable[[Layout, Int[np.ndarray, "h w"]], UInt8[np.ndarray, "h w"]] | None = None
 
 
 KINDS: Mapping[str, Kind] = {
-    "street": Kind(street.street, conditions.STREET, focals=(0.52, 0.58, 0.65, 0.73)),
+    "street": Kind(street.street, conditions.STREET, focals=(0.52, 0.58, 0.65, 0.73), samples=4),
+    "tabletop": Kind(
+        tabletop.tabletop,
+        tabletop.CONDITIONS,
+        focals=(0.75, 0.85, 0.95, 1.1),
+        samples=8,
+        categories=tabletop.categories,
+    ),
 }

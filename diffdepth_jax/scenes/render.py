@@ -20,7 +20,7 @@ mi.set_variant("scalar_rgb")  # the llvm_* variants abort where the system's LLV
 drjit.set_thread_count(1)  # the noise depends on it; frames are rendered side by side instead
 
 
-SAMPLES = 6  # light paths a pixel
+SAMPLES = 4  # light paths a pixel
 
 
 class Hits(NamedTuple):
@@ -46,60 +46,141 @@ def render(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """The picture of a layout.
 
-    Sunlight and soft light (sky, lamps, panels) are rendered apart: the sun's shadows are sharp and
-    free of noise, while the noisy soft light is smoothed within opaque surfaces before both are
-    added.
-
     Args:
         layout: what to render.
-        samples: light paths a pixel, for each of the two lights. Pixels that show glass or mirrors,
-            where nothing can be smoothed, get 16 times as many.
+        samples: light paths a pixel: 4, 16, 64 ... for layouts without panels, glass and mirrors.
+            Pixels that show glass or mirrors, where the light cannot be told from the colour, get 8
+            times as many.
         seed: of the light paths; equal seeds give equal bytes.
         hits: `first_hits(layout)`, if known already: conditions of one scene have the same.
 
     Returns:
         uint8 `[h w 3]`.
+
+    Raises:
+        ValueError: if `samples` does not suit the layout.
     """
     camera, view = layout.camera, layout.weather
     hits = first_hits(layout) if hits is None else hits
     sun, sky = _lights(layout.sky) if layout.sky else (None, _constant(layout.ambient))
-    surfaces = [_mesh(mesh, _bsdf(mesh.material)) for mesh in layout.meshes]
-    clear = all(mesh.material.kind == "opaque" for mesh in layout.meshes)
-    bounces = 3 if clear and not layout.panels else 6 if clear else 16
-    soft_lights = [sky, *map(_spot, layout.lamps), *map(_panel, layout.panels)]
-    soft_scene = _scene(surfaces + soft_lights)
-    # Surfaces that shine in their own colour, for the colours alone.
-    white = _shining(layout, [mesh.material.texture for mesh in layout.meshes], 1.0)
-    colours = _traced(white, camera, 2 * samples, 1, seed)
-    light = _traced(soft_scene, camera, samples, bounces, seed)
-    radiance = _smoothed(light, colours, hits.normal, hits.depth)
-    through = _see_through(layout, hits)
-    if through.any():
-        radiance[through] = _in_detail(soft_scene, camera, through, 16 * samples, bounces, seed)
-    if sun is not None:
-        radiance = radiance + _traced(_scene([*surfaces, sun]), camera, samples, 2, seed)
-    glow = np.zeros_like(radiance)
-    if any(mesh.material.emission is not None for mesh in layout.meshes):
-        black = np.zeros((2, 2, 3), np.uint8)
-        emission = [
-            black if m.material.emission is None else m.material.emission for m in layout.meshes
-        ]
-        lit = _shining(layout, emission, None)
-        glow = _traced(lit, camera, 2 * samples, 1, seed)
+    glow = _glow(layout, samples, seed)
+    if layout.panels or any(mesh.material.kind != "opaque" for mesh in layout.meshes):
+        radiance = _indoors(layout, hits, sky, samples, seed)
+    else:
+        radiance = _outdoors(layout, hits, glow, sun, sky, samples, seed)
     if view.extinction > 0:
-        clarity = _transmittance(soft_scene, camera, hits, view.extinction)
+        clarity = _transmittance(camera, hits, _matt(layout), view.extinction)
         radiance = weather.hazy(radiance, clarity, _airlight(layout, sky))
         glow = glow * clarity[..., None]
     to_sun = None if layout.sky is None else layout.sky.to_sun
     return weather.developed(radiance + glow, glow, camera, view, to_sun)
 
 
+def _outdoors(
+    layout: Layout,
+    hits: Hits,
+    glow: np.ndarray,
+    sun: dict | None,
+    sky: dict,
+    samples: int,
+    seed: int,
+) -> np.ndarray:
+    """Radiance `[h w 3]` of opaque things under the sky, or lamps; without their own glow.
+
+    One scene, rendered by its parts. Surfaces also shine faintly in their own colour, as if lit
+    evenly: that stands in for all light after the first bounce, and seen directly it tells the
+    colours. All passes share their places in the pixel (a low-discrepancy sampler), so that passes
+    can be subtracted:
+
+    - light of lamps, or of the sun, whose shadows stay sharp;
+    - light of sky and surroundings, which is noisy, and smoothed within surfaces;
+    - the sky itself.
+    """
+    if samples & (samples - 1) or not samples.bit_length() % 2:
+        raise ValueError(f"samples is {samples}; outdoors it must be a power of 4: 4, 16, 64")
+    camera = layout.camera
+    around = _around(layout, sun, sky)
+    parts = []
+    for mesh in layout.meshes:
+        shine = {
+            "type": "area",
+            "sampling_weight": 0.0,  # found by rays that hit it alone
+            "radiance": _radiance(mesh.material, around),
+        }
+        parts.append(_mesh(mesh, _bsdf(mesh.material), shine))
+    lights = [sun] if sun else [_spot(lamp, camera) for lamp in layout.lamps]
+    dome = mi.load_dict(sky | {"sampling_weight": 0.0 if lights else 1.0})
+    scene = _scene([*parts, dome, *lights])
+
+    def trace(integrator: dict) -> np.ndarray:
+        sensor = _sensor(camera, {"type": "ldsampler", "sample_count": samples})
+        made = mi.load_dict(integrator)
+        return np.array(mi.render(scene, sensor=sensor, integrator=made, seed=seed))
+
+    seen = trace({"type": "path", "max_depth": 1})
+    bounced = trace({"type": "direct", "emitter_samples": 0, "bsdf_samples": 1}) - seen
+    shots = 1 if sun else 4
+    lit = np.zeros_like(seen)
+    if lights:
+        lit = trace({"type": "direct", "emitter_samples": shots, "bsdf_samples": 0}) - seen
+    values = mi.traverse(dome)
+    for key in ("scale", "radiance.value"):
+        if key in values:
+            values[key] = values[key] * 0
+    values.update()
+    surfaces = trace({"type": "path", "max_depth": 1})
+    colours = (surfaces - glow).clip(0) / around
+    soft, hard = (bounced, lit) if sun else (bounced + lit, 0.0)
+    return seen - surfaces + _smoothed(soft, colours, hits.normal, hits.depth) + hard
+
+
+def _around(layout: Layout, sun: dict | None, sky: dict) -> float:
+    """Radiance of a white surface under the mean of the light, shadows taken into account."""
+    if layout.sky is None:
+        return float(np.mean(layout.ambient)) + 0.01
+    upper = np.array(sky["bitmap"])
+    light = upper[: len(upper) // 2].mean()
+    if sun is not None:
+        light += 0.5 * np.mean(sun["irradiance"]["value"]) / np.pi
+    return 0.45 * float(light)
+
+
+def _indoors(layout: Layout, hits: Hits, sky: dict, samples: int, seed: int) -> np.ndarray:
+    """Radiance `[h w 3]` of things lit by panels, with glass and mirrors among them.
+
+    Paths of many bounces; their noise is smoothed within opaque surfaces.
+    """
+    camera = layout.camera
+    surfaces = [_mesh(mesh, _bsdf(mesh.material)) for mesh in layout.meshes]
+    through = _see_through(layout, hits)
+    bounces = 12 if through.any() else 5
+    lamps = [_spot(lamp, camera) for lamp in layout.lamps]
+    scene = _scene([*surfaces, sky, *lamps, *map(_panel, layout.panels)])
+    light = _traced(scene, camera, samples, bounces, seed)
+    white = _shining(layout, [_texture(mesh.material.texture) for mesh in layout.meshes], 1.0)
+    colours = _traced(white, camera, 2 * samples, 1, seed)
+    reach = 6 if layout.panels else 4  # little of a room's light comes directly: more noise
+    radiance = _smoothed(light, colours, hits.normal, hits.depth, reach)
+    if through.any():
+        radiance[through] = _in_detail(scene, camera, through, 8 * samples, bounces, seed)
+    return radiance
+
+
+def _glow(layout: Layout, samples: int, seed: int) -> np.ndarray:
+    """Radiance `[h w 3]` of what shines by itself, everything else being black."""
+    emissions = [_emission(mesh.material) for mesh in layout.meshes]
+    if not any(emissions):
+        return np.zeros((*layout.camera.size, 3), np.float32)
+    sensor = _sensor(layout.camera, {"type": "ldsampler", "sample_count": samples})
+    path = mi.load_dict({"type": "path", "max_depth": 1})
+    scene = _shining(layout, emissions, 0.0)
+    return np.array(mi.render(scene, sensor=sensor, integrator=path, seed=seed))
+
+
 def first_hits(layout: Layout) -> Hits:
     """Depth, normal and surface at each pixel's centre."""
     kinds = [mesh.material.kind for mesh in layout.meshes] + ["opaque"] * len(layout.panels)
-    surfaces = [_mesh(mesh, {"type": "diffuse"}) for mesh in layout.meshes]
-    surfaces += [_mesh(_panel_mesh(panel), {"type": "diffuse"}) for panel in layout.panels]
-    scene = _scene(surfaces)
+    scene = _matt(layout)
     glass = [kind in ("glass", "thin_glass") for kind in kinds]
     height, width = layout.camera.size
     depth, behind = np.zeros((height, width)), np.zeros((height, width))
@@ -124,9 +205,14 @@ def first_hits(layout: Layout) -> Hits:
 
 
 def _see_through(layout: Layout, hits: Hits) -> np.ndarray:
-    """Bool `[h w]`: pixels whose first surface is glass or a mirror."""
+    """Bool `[h w]`: pixels that show glass or a mirror, if only in a corner."""
     kinds = [mesh.material.kind != "opaque" for mesh in layout.meshes]
-    return np.array([*kinds, *[False] * len(layout.panels), False])[hits.surface]
+    middle = np.array([*kinds, *[False] * len(layout.panels), False])[hits.surface]
+    either = middle.copy()
+    for one, other in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+        either[one] |= middle[other]
+        either[:, one] |= middle[:, other]
+    return either
 
 
 def _scene(parts: Sequence[dict | mi.Object]) -> mi.Scene:
@@ -146,37 +232,72 @@ def _traced(
     seed: int,
     crop: tuple | None = None,
 ) -> np.ndarray:
-    path = mi.load_dict({"type": "path", "max_depth": bounces, "rr_depth": 50})
-    sensor = _sensor(camera, samples, crop)
+    path = mi.load_dict({"type": "path", "max_depth": bounces, "rr_depth": 4})
+    sampler = {"type": "independent", "sample_count": samples}
+    sensor = _sensor(camera, sampler, crop)
     return np.array(mi.render(scene, sensor=sensor, integrator=path, seed=seed))
+
+
+TILE = 12  # pixels
 
 
 def _in_detail(
     scene: mi.Scene, camera: Camera, where: np.ndarray, samples: int, bounces: int, seed: int
 ) -> np.ndarray:
-    """Radiance `[n 3]` of the pixels `where`, rendered in a window around them."""
-    rows, columns = np.nonzero(where)
-    top, left = rows.min(), columns.min()
-    crop = (top, left, rows.max() + 1 - top, columns.max() + 1 - left)
-    return _traced(scene, camera, samples, bounces, seed, crop)[rows - top, columns - left]
+    """Radiance `[n 3]` of the pixels `where`, rendered in small windows that hold them."""
+    radiance = np.zeros((*where.shape, 3), np.float32)
+    for top in range(0, where.shape[0], TILE):
+        for left in range(0, where.shape[1], TILE):
+            rows, columns = np.nonzero(where[top : top + TILE, left : left + TILE])
+            if len(rows) == 0:
+                continue
+            seed += 1  # the same noise in each would show
+            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+            down, right = top + rows.min(), left + columns.min()
+            part = _traced(scene, camera, samples, bounces, seed, (down, right, height, width))
+            radiance[down : down + height, right : right + width] = part
+    return _despeckled(radiance, where)[where]
 
 
-def _shining(layout: Layout, textures: list[np.ndarray], radiance: float | None) -> mi.Scene:
-    """The meshes, each shining in its texture times `radiance` (None: its material's own)."""
+def _despeckled(radiance: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Each pixel held between the third lowest and the third highest of its eight neighbours.
+
+    Light focused by glass is found by few of the paths: single pixels come out far too bright or
+    too dark. Lines, whose pixels have two neighbours like themselves, and edges stay. Neighbours
+    outside `where` do not count.
+    """
+    height, width = where.shape
+    inside = np.pad(where, 1)
+    padded = np.pad(radiance, ((1, 1), (1, 1), (0, 0)))
+    neighbours = []
+    for down in range(3):
+        for right in range(3):
+            if (down, right) != (1, 1):
+                window = slice(down, down + height), slice(right, right + width)
+                neighbours.append(np.where(inside[window][..., None], padded[window], radiance))
+    ordered = np.sort(np.stack(neighbours), axis=0)
+    return np.clip(radiance, ordered[2], ordered[-3])
+
+
+def _shining(layout: Layout, radiances: Sequence[dict | None], background: float) -> mi.Scene:
+    """The meshes, each shining in its radiance (None: black), panels and sky in `background`."""
+    even = _uniform((background,) * 3)
+    shapes = [*layout.meshes, *map(_panel_mesh, layout.panels)]
     parts = []
-    for mesh, texture in zip(layout.meshes, textures, strict=True):
-        strength = mesh.material.radiance if radiance is None else radiance
-        shine = {"type": "area", "radiance": _texture(texture, strength)}
+    for mesh, radiance in zip(shapes, [*radiances, *[even] * len(layout.panels)], strict=True):
+        shine = None if radiance is None else {"type": "area", "radiance": radiance}
         parts.append(_mesh(mesh, {"type": "diffuse"}, shine))
-    if radiance is not None:
-        for panel in layout.panels:
-            white = {"type": "area", "radiance": _uniform((1.0, 1.0, 1.0))}
-            parts.append(_mesh(_panel_mesh(panel), {"type": "diffuse"}, white))
-    return _scene([*parts, _constant((1.0, 1.0, 1.0) if radiance else (0.0, 0.0, 0.0))])
+    return _scene([*parts, {"type": "constant", "radiance": even}])
+
+
+def _matt(layout: Layout) -> mi.Scene:
+    """The surfaces alone, numbered as in `Hits.surface`."""
+    shapes = [*layout.meshes, *map(_panel_mesh, layout.panels)]
+    return _scene([_mesh(mesh, {"type": "diffuse"}) for mesh in shapes])
 
 
 def _transmittance(
-    scene: mi.Scene, camera: Camera, hits: Hits, extinction: float
+    camera: Camera, hits: Hits, scene: mi.Scene, extinction: float
 ) -> Float[np.ndarray, "h w"]:
     """Share of light that gets through air of `extinction` (1/m): exp(-extinction * distance).
 
@@ -245,7 +366,9 @@ def _smoothed(
     return np.where(surface[..., None], mean * (albedo + 0.02), radiance)
 
 
-def _sensor(camera: Camera, samples: int, crop: tuple[int, int, int, int] | None) -> mi.Sensor:
+def _sensor(
+    camera: Camera, sampler: dict, crop: tuple[int, int, int, int] | None = None
+) -> mi.Sensor:
     """The camera; `crop` is (top, left, height, width) of the part of the picture to render."""
     height, width = camera.size
     top, left, rows, columns = (0, 0, height, width) if crop is None else map(int, crop)
@@ -274,7 +397,7 @@ def _sensor(camera: Camera, samples: int, crop: tuple[int, int, int, int] | None
                 "component_format": "float32",
                 "rfilter": {"type": "box"},
             },
-            "sampler": {"type": "independent", "sample_count": samples},
+            "sampler": sampler,
         }
     )
 
@@ -287,16 +410,19 @@ def _constant(radiance: Sequence[float]) -> dict:
     return {"type": "constant", "radiance": _uniform(radiance)}
 
 
-def _spot(lamp: Lamp) -> dict:
+def _spot(lamp: Lamp, camera: Camera) -> dict:
     direction = np.asarray(lamp.direction, float)
     up = [1.0, 0.0, 0.0] if abs(direction[2]) > 0.9 * np.linalg.norm(direction) else [0.0, 0.0, 1.0]
     target = np.asarray(lamp.position) + direction
+    # Paths choose among lamps; those that matter most, near the view's middle ground, oftener.
+    distance = np.asarray(lamp.position) - camera.position - 12.0 * camera.orientation[:, 2]
     return {
         "type": "spot",
         "to_world": mi.ScalarTransform4f().look_at(list(lamp.position), target.tolist(), up),
         "intensity": _uniform(lamp.intensity),
         "cutoff_angle": float(np.degrees(lamp.cutoff)),
         "beam_width": float(np.degrees(lamp.beam)),
+        "sampling_weight": float(np.mean(lamp.intensity) / (100.0 + distance @ distance)),
     }
 
 
@@ -429,16 +555,45 @@ def _mesh(mesh: Mesh, bsdf: dict, emitter: dict | None = None) -> mi.Mesh:
     return shape
 
 
-def _texture(texture: np.ndarray, scale: float = 1.0) -> dict:
-    """uint8 sRGB `[h w 3]`, or linear radiance where scaled."""
-    bitmap = mi.Bitmap(texture)
-    if scale != 1.0:
-        linear = np.array(bitmap.convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False))
-        bitmap = mi.Bitmap(linear * np.float32(scale))
+def _linear(texture: np.ndarray) -> np.ndarray:
+    """Linear RGB float32 of uint8 sRGB."""
+    return np.array(
+        mi.Bitmap(texture).convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False)
+    )
+
+
+def _texture(texture: np.ndarray) -> dict:
+    """Reflectance from uint8 sRGB `[h w 3]`."""
+    if (texture == texture[:1, :1]).all():  # a single number is faster to look up
+        return _uniform(_linear(texture[:1, :1])[0, 0])
+    return _bitmap(mi.Bitmap(texture), raw=False)
+
+
+def _radiance(material: Material, around: float) -> dict:
+    """What a surface shines, in its colour by `around` and by its own emission."""
+    linear = np.float32(around) * _linear(material.texture)
+    if material.emission is not None:
+        linear = linear + np.float32(material.radiance) * _linear(material.emission)
+    return _light(linear)
+
+
+def _emission(material: Material) -> dict | None:
+    if material.emission is None:
+        return None
+    return _light(np.float32(material.radiance) * _linear(material.emission))
+
+
+def _light(linear: np.ndarray) -> dict:
+    if (linear == linear[:1, :1]).all():
+        return _uniform(linear[0, 0])
+    return _bitmap(mi.Bitmap(linear), raw=True)
+
+
+def _bitmap(bitmap: mi.Bitmap, *, raw: bool) -> dict:
     return {
         "type": "bitmap",
         "bitmap": bitmap,
-        "raw": scale != 1.0,
+        "raw": raw,
         "filter_type": "bilinear",
         "wrap_mode": "repeat",
     }

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from diffdepth_jax.scenes import materials, shapes
 from diffdepth_jax.scenes import tabletop_materials as surfaces
 from diffdepth_jax.scenes import tabletop_objects as objects
-from diffdepth_jax.scenes.layouts import RGB, Camera, Layout, Panel, pinhole
+from diffdepth_jax.scenes.layouts import RGB, Camera, Layout, Panel, Weather, pinhole
 from diffdepth_jax.scenes.materials import Material
 from diffdepth_jax.scenes.shapes import Mesh
 
@@ -49,6 +49,7 @@ def tabletop(rng: np.random.Generator, size: tuple[int, int], focal: float) -> L
         sky=None,
         ambient=_rgb(bright * tint),
         panels=panels,
+        weather=Weather(key=rng.uniform(0.2, 0.34)),
     )
 
 
@@ -187,7 +188,7 @@ def _camera(
     middle = np.mean([footprint(thing).mean(axis=0) for thing in standing], axis=0)
     target = np.array([*middle, height + rng.uniform(0.02, 0.14)]) + rng.normal(0, 0.03, 3)
     bearing = rng.uniform(-0.45, 0.45)
-    distance = rng.uniform(0.55, 1.0) * np.clip(focal / 0.8, 0.8, 1.3)
+    distance = rng.uniform(0.5, 0.9) * np.clip(focal / 0.8, 0.8, 1.3)
     above = np.radians(rng.uniform(8, 38))
     offset = np.array([np.sin(bearing), -np.cos(bearing)]) * np.cos(above)
     position = target + distance * np.array([*offset, np.sin(above)])
