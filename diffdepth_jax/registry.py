@@ -30,6 +30,11 @@ MODULES: dict[str, dict[str, str]] = {
         "cleargrasp": "diffdepth_jax.data.sources.cleargrasp",
         "folder": "diffdepth_jax.data.sources.folder",
         "adverse": "diffdepth_jax.data.sources.adverse",
+        "apolloscape": "diffdepth_jax.data.sources.apolloscape",
+        "cityscapes": "diffdepth_jax.data.sources.cityscapes",
+        "drivingstereo": "diffdepth_jax.data.sources.drivingstereo",
+        "mapillary": "diffdepth_jax.data.sources.mapillary",
+        "robotcar": "diffdepth_jax.data.sources.robotcar",
     },
     "objective": {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",

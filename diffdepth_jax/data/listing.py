@@ -25,6 +25,7 @@ class Frame:
       calibration: the file with the camera; None where it is known otherwise or not at all.
       intrinsics: float32 [3 3], where many frames share them; None where they are to be read.
       condition: weather and light.
+      others: further files that the frame needs.
     """
 
     id: str
@@ -33,10 +34,11 @@ class Frame:
     calibration: str | None = None
     intrinsics: np.ndarray | None = None
     condition: str = "day-clear"
+    others: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
-        files = (self.image, self.depth, self.calibration)
+        files = (self.image, self.depth, self.calibration, *self.others)
         return tuple(file for file in files if file is not None)
 
 

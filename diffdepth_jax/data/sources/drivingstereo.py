@@ -1,0 +1,112 @@
+"""DrivingStereo: half-resolution driving images, of four weathers and of whole sequences.
+
+Layout, as the official archives unpack (https://drivingstereo-dataset.github.io), images about
+400x880; SEQUENCE is its start, as in 2018-10-19-09-30-39, and begins the name of every frame:
+
+    root/{sunny,cloudy,foggy,rainy}/left-image-half-size/SEQUENCE_2018-10-19-09-31-36-438.jpg
+    root/{sunny,cloudy,foggy,rainy}/depth-map-half-size/SEQUENCE_2018-10-19-09-31-36-438.png
+    root/test-left-image/left-image-half-size/*.jpg
+    root/test-depth-map/depth-map-half-size/*.png
+    root/train-left-image/SEQUENCE/*.jpg
+    root/train-depth-map/SEQUENCE/*.png
+    root/{calib,test-calib}/half-image-calib/SEQUENCE.txt      P_rect_101 of the left camera
+
+Depth is uint16 PNG, metres * 256, 0 where nothing was measured. Frames whose sequence has no
+calibration have intrinsics of NaN.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffdepth_jax.data import io, listing
+from diffdepth_jax.data.listing import Frame, FrameSource
+from diffdepth_jax.data.sources import Source
+
+DEPTH_RANGE = (1e-3, 80.0)  # metres
+WEATHERS = ("sunny", "cloudy", "foggy", "rainy")
+_HALF = ("left-image-half-size", "depth-map-half-size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which frames, and where they are.
+
+    Attributes:
+      root: the folder of the layout above.
+      split: a weather (500 frames each), which becomes the frames' `condition`; `weathers`, all
+        four; `train` (174,431 frames of 38 sequences) or `test` (7,751 of 4), of condition "day".
+      check_files: look at opening whether every file is there; otherwise each is missed when it
+        is read.
+    """
+
+    name: Literal["drivingstereo"] = "drivingstereo"
+    root: str = "data/drivingstereo"
+    split: str = "train"
+    check_files: bool = True
+
+    def __post_init__(self) -> None:
+        listing.require_split(self.split, ("train", "test", "weathers", *WEATHERS))
+
+
+def source(split: str, root: str | Path, **options: object) -> Source:
+    """Opens DrivingStereo; `options` are further fields of `Config`. Errors as in `build`."""
+    return build(Config(split=split, root=str(root), **options))
+
+
+def build(config: Config) -> FrameSource:
+    """Opens the frames that a config names.
+
+    Raises:
+      FileNotFoundError: if a folder, image or depth map is missing.
+      ValueError: if there are no frames.
+    """
+    root = listing.require_folder(
+        Path(config.root), f"set root to the folder that holds {config.split} of DrivingStereo"
+    )
+    calibrations = {
+        name.removesuffix(".txt"): f"{folder}/{name}"
+        for folder in (root / part / "half-image-calib" for part in ("calib", "test-calib"))
+        if folder.is_dir()
+        for name in listing.file_names(folder, ".txt")
+    }
+    remedy = f"unpack the half-resolution left images and depth maps of {config.split} into {root}"
+    frames = []
+    for images, depths, condition in _folders(config.split, root, remedy):
+        listing.require_folder(images, remedy)
+        for name in listing.file_names(images, ".jpg", ".png"):
+            stem = name.rpartition(".")[0]
+            frames.append(
+                Frame(
+                    id=stem,
+                    image=f"{images}/{name}",
+                    depth=f"{depths}/{stem}.png",
+                    calibration=calibrations.get(stem.partition("_")[0]),
+                    condition=condition,
+                )
+            )
+    where = f"split {config.split!r} of {config.root}"
+    return FrameSource(frames, _read, where=where, remedy=remedy, check_files=config.check_files)
+
+
+def _folders(split: str, root: Path, remedy: str) -> list[tuple[Path, Path, str]]:
+    """Folders of images and of their depth, with their condition."""
+    if split == "train":
+        images, depths = root / "train-left-image", root / "train-depth-map"
+        listing.require_folder(images, remedy)
+        sequences = sorted(entry.name for entry in images.iterdir() if entry.is_dir())
+        return [(images / name, depths / name, "day") for name in sequences]
+    if split == "test":
+        return [(root / "test-left-image" / _HALF[0], root / "test-depth-map" / _HALF[1], "day")]
+    weathers = WEATHERS if split == "weathers" else (split,)
+    return [(root / name / _HALF[0], root / name / _HALF[1], name) for name in weathers]
+
+
+def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    depth = io.read_depth_png(frame.depth)
+    if frame.calibration is None:
+        return depth, listing.UNKNOWN
+    projection = io.read_calibration(frame.calibration, "P_rect_101", (3, 4))
+    return depth, projection[:, :3].astype(np.float32)

@@ -1,0 +1,69 @@
+"""Mapillary Vistas: street images of the whole world, any camera, weather and time of day.
+
+They serve as images from which adverse conditions are generated; there is no depth (0 everywhere)
+and no calibration (intrinsics are NaN). Layout, as the official archive unpacks
+(https://www.mapillary.com/dataset/vistas, the same in versions 1.2 and 2.0):
+
+    root/training/images/*.jpg        18,000, of any size
+    root/validation/images/*.jpg      2,000
+    root/testing/images/*.jpg         5,000
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffdepth_jax.data import listing
+from diffdepth_jax.data.listing import Frame, FrameSource
+from diffdepth_jax.data.sources import Source
+
+DEPTH_RANGE = (1e-3, 80.0)  # metres, for depth that is made from the images
+_FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which images, and where they are.
+
+    Attributes:
+      root: the folder of the layout above.
+      split: `train`, `val` or `test`.
+    """
+
+    name: Literal["mapillary"] = "mapillary"
+    root: str = "data/mapillary"
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        listing.require_split(self.split, _FOLDERS)
+
+
+def source(split: str, root: str | Path, **options: object) -> Source:
+    """Opens Mapillary Vistas; `options` are further fields of `Config`. Errors as in `build`."""
+    return build(Config(split=split, root=str(root), **options))
+
+
+def build(config: Config) -> FrameSource:
+    """Opens the images that a config names.
+
+    Raises:
+      FileNotFoundError: if a folder is missing.
+      ValueError: if there are no images.
+    """
+    listing.require_folder(Path(config.root), "set root to the folder that has training")
+    remedy = f"unpack Mapillary Vistas into {config.root}"
+    folder = Path(config.root, _FOLDERS[config.split], "images")
+    listing.require_folder(folder, remedy)
+    frames = [
+        Frame(id=name.removesuffix(".jpg"), image=f"{folder}/{name}", condition="unknown")
+        for name in listing.file_names(folder, ".jpg")
+    ]
+    where = f"split {config.split!r} of {config.root}"
+    # The files have just been listed: there is nothing to look for again.
+    return FrameSource(frames, _read, where=where, remedy=remedy, check_files=False)
+
+
+def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    return listing.unmeasured(size), listing.UNKNOWN

@@ -1,0 +1,153 @@
+"""Oxford RobotCar as md4all prepares it: undistorted images and lidar points gathered over time.
+
+Layout of the repository md4all/md4all (README, resources/robotcar_file_tree.png), after its two
+preparing scripts; SCENE is 2014-12-09-13-21-02 (day) or 2014-12-16-18-44-24 (night):
+
+    root/SCENE/stereo/left/1418132504537582.png     960x1280 RGB, demosaiced and undistorted
+    root/SCENE/lms_front_synchronized/vo/time_margin=+-4.0e+06/1418132504537582.pcd.bin
+    root/models/stereo_wide_left.txt                intrinsics, from the data set's SDK
+    root/splits/SCENE_test.txt                      a timestamp a line
+    root/splits/SCENE_{train,val}_stride_1.txt      previous, this and next timestamp
+    root/filter/filter_train_samples.txt            timestamps
+
+The raw recordings come from https://robotcar-dataset.robots.ox.ac.uk, the lists from md4all's
+authors; they cannot be committed here. A point cloud is float32 [3 n], one coordinate after the
+other, in the vehicle's axes at the camera; the front laser's scans of 4 s before and after the
+image are gathered by visual odometry. Depth is z in the camera's frame, metres, 0 where no point
+falls; a pixel takes the point nearest to the camera. md4all computes clouds for val and test only:
+the frames of `train` are images alone, whose depth is 0 everywhere.
+
+The evaluation crops to the upper 768 of the 960 rows; the source gives whole images. (md4all also
+drops the points nearer than half a pixel to the image's border; here they count.)
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from diffdepth_jax.data import geometry, io, listing
+from diffdepth_jax.data.listing import Frame, FrameSource
+from diffdepth_jax.data.sources import Source
+
+DEPTH_RANGE = (0.1, 50.0)  # metres, of the evaluation of md4all
+SCENES = {"2014-12-09-13-21-02": "day-clear", "2014-12-16-18-44-24": "night-clear"}
+_LISTS = {
+    "train": "{}_train_stride_1.txt",
+    "val": "{}_val_stride_1.txt",
+    "test": "{}_test.txt",
+}
+_CLOUDS = "lms_front_synchronized/vo/time_margin=+-4.0e+06"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which frames, and where they are.
+
+    Attributes:
+      root: the folder of the layout above.
+      split: `train`, `val` or `test` (1,411 frames, 709 of them by night), read from the lists in
+        `root/splits`; or the path of a list file in the same form whose name holds the scene.
+      conditions: `day-clear`, `night-clear` or both.
+      exclude: path of a list of timestamps that are left out, as `filter_train_samples.txt`.
+      check_files: look at opening whether every file is there; otherwise each is missed when it
+        is read.
+    """
+
+    name: Literal["robotcar"] = "robotcar"
+    root: str = "data/robotcar"
+    split: str = "train"
+    conditions: tuple[str, ...] = ("day-clear", "night-clear")
+    exclude: str | None = None
+    check_files: bool = True
+
+    def __post_init__(self) -> None:
+        listing.require_split(self.split, _LISTS, lists=True)
+        listing.require_conditions(self.conditions, SCENES.values())
+        if not self.conditions:
+            raise ValueError("conditions is empty; name day-clear, night-clear or both")
+
+
+def source(split: str, root: str | Path, **options: object) -> Source:
+    """Opens RobotCar; `options` are further fields of `Config`. Errors as in `build`."""
+    return build(Config(split=split, root=str(root), **options))
+
+
+def build(config: Config) -> FrameSource:
+    """Opens the frames that a config names, the day's before the night's.
+
+    Raises:
+      FileNotFoundError: if a folder, list, image, cloud or the camera's model is missing.
+      ValueError: if a list cannot be read, or there are no frames.
+    """
+    listing.require_folder(Path(config.root), "set root to the folder of RobotCar")
+    if config.split in _LISTS:
+        scenes = [scene for scene, name in SCENES.items() if name in config.conditions]
+        lists = {
+            scene: Path(config.root, "splits", _LISTS[config.split].format(scene))
+            for scene in scenes
+        }
+    else:
+        lists = {_scene_of(Path(config.split)): Path(config.split)}
+    excluded = set()
+    if config.exclude is not None:
+        excluded = {line for _, line in listing.read_lines(Path(config.exclude), "none")}
+    frames = [
+        _frame(config, scene, timestamp)
+        for scene, path in lists.items()
+        for timestamp in _timestamps(path)
+        if timestamp not in excluded
+    ]
+    return FrameSource(
+        frames,
+        _read,
+        where=f"split {config.split!r} of {config.root}",
+        remedy="run md4all's precompute_rgb_images.py and precompute_depth_gt.py for these lists",
+        check_files=config.check_files,
+    )
+
+
+def _scene_of(path: Path) -> str:
+    scene = next((scene for scene in SCENES if scene in path.name), None)
+    if scene is None:
+        raise ValueError(f"{path}: the name of a list must hold its scene, {' or '.join(SCENES)}")
+    return scene
+
+
+def _timestamps(path: Path) -> list[str]:
+    """The first word of each line; the middle one of three, as training lists name neighbours."""
+    timestamps = []
+    for number, line in listing.read_lines(path, f"one of {', '.join(_LISTS)}, listed in splits"):
+        words = line.split()
+        timestamp = words[1] if len(words) == 3 else words[0]
+        if not re.fullmatch(r"\d{16}", timestamp):
+            raise ValueError(f"{path}, line {number}: {line!r} holds no timestamp of 16 digits")
+        timestamps.append(timestamp)
+    return timestamps
+
+
+def _frame(config: Config, scene: str, timestamp: str) -> Frame:
+    folder = f"{config.root}/{scene}"
+    return Frame(
+        id=timestamp,
+        image=f"{folder}/stereo/left/{timestamp}.png",
+        depth=None if config.split == "train" else f"{folder}/{_CLOUDS}/{timestamp}.pcd.bin",
+        calibration=f"{config.root}/models/stereo_wide_left.txt",
+        condition=SCENES[scene],
+    )
+
+
+def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    # fx, fy, cx, cy, then row by row the pose of the camera's axes in the vehicle's.
+    model = io.read_numbers(frame.calibration, (20,))
+    fx, fy, cx, cy = model[:4]
+    intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    depth = listing.unmeasured(size)
+    if frame.depth is not None:
+        coordinates = io.read_points(frame.depth, 3).reshape(3, -1)
+        camera_from_vehicle = np.linalg.inv(model[4:].reshape(4, 4))
+        points = geometry.transform_points(camera_from_vehicle, coordinates.T)
+        depth = geometry.projected_depth(points, intrinsics, size)
+    return depth, intrinsics.astype(np.float32)
