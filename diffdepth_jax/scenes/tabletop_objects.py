@@ -152,13 +152,14 @@ def bottle(rng: np.random.Generator) -> list[Mesh]:
         line = [(body * 0.92, 0), (body, 0.02), (body * 0.95, 0.30 * height),
                 (neck * 1.7, 0.68 * height), (neck * 1.6, 0.80 * height),
                 (neck * 2.4, height)]  # fmt: skip
-    wall = rng.uniform(0.002, 0.0035)
     outside = curve(line)
+    profile = hollow(outside, rng.uniform(0.002, 0.0035), rng.uniform(0.004, 0.012))
     if style != 3 and rng.random() < 0.7:  # a ring at the mouth
         ring = np.array([(neck, 0.955), (neck + 0.0025, 0.96), (neck + 0.0025, 0.995), (neck, 1.0)])
-        outside = np.concatenate([outside[outside[:, 1] < 0.95 * height], ring * (1, height)])
-        outside = np.concatenate([outside, [(neck, height + 0.0005)]])
-    meshes = [_vessel(rng, outside, wall, rng.uniform(0.004, 0.012))]
+        below = outside[outside[:, 1] < 0.95 * height]
+        above = profile[1 + len(outside) :]
+        profile = np.concatenate([profile[:1], below, ring * (1, height), above])
+    meshes = [shapes.lathe(profile, _ware(rng))]
     if style < 2 and rng.random() < 0.6:
         low, high = rng.uniform(0.15, 0.3) * shoulder, rng.uniform(0.6, 0.92) * shoulder
         meshes.append(_label(rng, body, low, high))

@@ -88,3 +88,18 @@ def test_merged_keeps_every_triangle():
     assert [mesh.material for mesh in result] == [GREY, other, GREY]  # flat, flat, smooth
     assert volume(result[0]) == pytest.approx(2.0)
     assert sum(len(mesh.faces) for mesh in result) == sum(len(mesh.faces) for mesh in parts)
+
+
+def test_lathe_turns_a_profile_into_a_body():
+    """A cone on a cylinder: volumes of the twelve-sided prism and pyramid, edges sharp."""
+    profile = np.array([(0, 0), (0.5, 0), (0.5, 2), (0, 2.5)])
+    mesh = shapes.lathe(profile, GREY, sides=12)
+    polygon = 12 / 2 * 0.25 * np.sin(2 * np.pi / 12)
+    assert volume(mesh) == pytest.approx(polygon * 2 + polygon * 0.5 / 3)
+    wall = np.isclose(np.hypot(*mesh.vertices[:, :2].T), 0.5)
+    slopes = np.unique(np.round(mesh.normals[wall, 2], 6))  # foot, wall, cone: each its own
+    np.testing.assert_allclose(slopes, [-1, 0, np.sqrt(0.5)], atol=1e-6)
+    rounded = shapes.lathe(profile, GREY, sides=12, crease=4.0)
+    assert len(rounded.vertices) == 4 * 13 < len(mesh.vertices)
+    # v climbs to the highest point.
+    assert mesh.uvs[np.argmax(mesh.vertices[:, 2]), 1] == pytest.approx(1)
