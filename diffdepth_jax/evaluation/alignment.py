@@ -75,27 +75,24 @@ def lsq_disparity(
     return 1 / np.maximum(prediction.astype(np.float64) * scale + shift, floor)
 
 
-def lsq_disparity_near(
-    prediction: DepthMap, target: DepthMap, valid_mask: Mask, *, nearest: float = 1e-3
-) -> DepthMap:
+def lsq_disparity_near(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
     """As `lsq_disparity`, by the rules of Depth4ToM's evaluation on Booster.
 
-    The prediction is min-max normalised over the valid pixels before the fit, and an aligned
-    disparity that is not positive counts as `nearest` instead of far.
+    The prediction is min-max normalised over the valid pixels before the fit, and where the aligned
+    disparity is not positive, depth is 0, the nearest one, instead of the farthest.
 
     Args:
       prediction: relative disparity, any scale and shift, larger is nearer.
       target: metres. (Booster's fit is in pixels of disparity, which is the same fit: within one
         image they are proportional to 1/metres.)
-      nearest: metres.
     """
     predicted, measured = _pixels(prediction, target, valid_mask, at_least=2)
     low, high = predicted.min(), predicted.max()
     spread = high - low if high > low else 1.0
     scale, shift = _fit((predicted - low) / spread, 1 / measured)
     aligned = (prediction.astype(np.float64) - low) / spread * scale + shift
-    with np.errstate(divide="ignore"):
-        return np.where(aligned > 0, 1 / aligned, np.where(np.isnan(aligned), np.nan, nearest))
+    behind = aligned <= 0
+    return np.where(behind, 0, 1 / np.where(behind, 1, aligned))
 
 
 METHODS: Mapping[str, Callable[..., DepthMap]] = {

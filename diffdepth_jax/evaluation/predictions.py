@@ -100,7 +100,7 @@ def pair_files(
 ) -> tuple[list[tuple[str, Path, Path]], int]:
     """(stem, prediction, ground truth) for each ground truth, sorted by stem, and how many
     predictions have none; see `score_predictions` for errors."""
-    predicted, measured = _by_stem(predictions), _by_stem(ground_truth)
+    predicted, measured = find(predictions), find(ground_truth)
     if missing := sorted(measured.keys() - predicted.keys()):
         raise ValueError(
             f"{len(missing)} of {len(measured)} in {ground_truth} have no prediction of the same "
@@ -132,8 +132,13 @@ def read_depth(path: Path, png_scale: float) -> np.ndarray:
     return depth.astype(np.float64)
 
 
-def _by_stem(source: str | os.PathLike) -> dict[str, Path]:
-    """The depth files of a folder or pattern."""
+def find(source: str | os.PathLike) -> dict[str, Path]:
+    """The depth files of a folder or pattern by their stem.
+
+    Raises:
+      FileNotFoundError: if there are none.
+      ValueError: if two of them share a stem and are not one map in two formats.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
         found = list(path.iterdir())

@@ -293,12 +293,8 @@ class Protocol:
     ) -> np.ndarray:
         if (self._predicts == "disparity") != (self.alignment in _NEEDS_DISPARITY):
             prediction = flipping.inverse(prediction)
-        limits = {
-            "lsq_disparity": {"floor": self._floor},
-            "lsq_disparity_near": {"nearest": self.min_depth},
-        }
-        align = alignment.METHODS[self.alignment]
-        return align(prediction, target, valid_mask, **limits.get(self.alignment, {}))
+        extra = {"floor": self._floor} if self.alignment == "lsq_disparity" else {}
+        return alignment.METHODS[self.alignment](prediction, target, valid_mask, **extra)
 
     def _place(self, prediction: np.ndarray, full: Size) -> np.ndarray:
         """A prediction in the frame that is scored."""

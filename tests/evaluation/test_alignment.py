@@ -73,3 +73,34 @@ def test_predictions_that_are_not_finite_take_no_part_in_the_fit(target, mask, n
     np.testing.assert_allclose(aligned[mask], target[mask], rtol=1e-9)
     with pytest.raises(ValueError, match="finite prediction; there are 0"):
         alignment.METHODS[name](np.full_like(target, np.nan), target, mask)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8])
+def test_the_lower_median_is_the_lower_of_two(count):
+    generator = np.random.default_rng(count)
+    prediction, target = generator.uniform(1, 9, (2, 1, count))
+    mask = np.ones((1, count), bool)
+
+    def lower(values):
+        return sorted(values.ravel().tolist())[(count - 1) // 2]
+
+    scaled = alignment.median_low(prediction, target, mask)
+    np.testing.assert_allclose(scaled, prediction * (lower(target) / lower(prediction)), rtol=1e-12)
+    if count % 2 == 0:
+        assert np.abs(scaled - alignment.median(prediction, target, mask)).max() > 1e-6
+    with pytest.raises(ValueError, match="lower median is 0"):
+        alignment.median_low(np.zeros((1, count)), target, mask)
+
+
+def test_a_disparity_that_is_not_positive_counts_as_near_or_far():
+    target = np.array([[1.0, 2.0, 4.0, 4.0]])
+    prediction = np.array([[1.0, 0.5, 0.25, -1.0]])  # 1 / target, but for the unmeasured last
+    mask = np.array([[True, True, True, False]])
+    near = alignment.lsq_disparity_near(7 * prediction - 3, target, mask)
+    np.testing.assert_allclose(near, [[1, 2, 4, 0]], rtol=1e-12)
+    far = alignment.lsq_disparity(7 * prediction - 3, target, mask, floor=0.1)
+    np.testing.assert_allclose(far, [[1, 2, 4, 10]], rtol=1e-12)
+    prediction[0, 3] = np.nan
+    assert np.isnan(alignment.lsq_disparity_near(prediction, target, mask)[0, 3])
+    constant = alignment.lsq_disparity_near(np.full((1, 4), 5.0), target, mask)
+    np.testing.assert_allclose(constant, 1 / np.mean([1, 0.5, 0.25]))

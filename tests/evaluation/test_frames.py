@@ -74,3 +74,39 @@ def test_nearest_resize():
     doubled = frames.resize_nearest(depth, (6, 8))
     np.testing.assert_array_equal(doubled, depth.repeat(2, 0).repeat(2, 1))
     np.testing.assert_array_equal(frames.resize_nearest(doubled, (3, 4)), depth)
+
+
+def test_the_robotcar_crop_keeps_the_top():
+    image = np.random.default_rng(0).integers(0, 256, (960, 1280, 3), np.uint8)
+    np.testing.assert_array_equal(frames.take(image, "robotcar"), image[:768])
+    assert frames.frame_size("robotcar", (960, 1280)) == (768, 1280)
+    with pytest.raises(ValueError, match="960x1280, not 900x1280"):
+        frames.take(image[:900], "robotcar")
+
+
+@pytest.mark.parametrize("size", [(8, 12), (7, 5), (10, 11), (6, 9)])
+def test_a_quarter_is_every_fourth_pixel(size):
+    array = np.arange(size[0] * size[1]).reshape(size)
+    quarter = frames.quarter(array)
+    assert quarter.shape == tuple(round(side / 4) for side in size)  # as OpenCV rounds
+    for row, column in np.ndindex(quarter.shape):
+        assert quarter[row, column] == array[4 * row, 4 * column]
+
+
+@pytest.mark.parametrize("size", [(3, 5), (12, 16), (7, 8)])
+def test_bilinear_with_borders_on_borders(size):
+    array = np.random.default_rng(0).normal(size=(7, 8))
+    resized = frames.resize_bilinear(array, size, align_corners=False)
+
+    def at(row, column):
+        """OpenCV's definition, pixel by pixel."""
+        y = min(max((row + 0.5) * 7 / size[0] - 0.5, 0), 6)
+        x = min(max((column + 0.5) * 8 / size[1] - 0.5, 0), 7)
+        i, j = int(y), int(x)
+        v, u = y - i, x - j
+        down, right = min(i + 1, 6), min(j + 1, 7)
+        top = (1 - u) * array[i, j] + u * array[i, right]
+        return (1 - v) * top + v * ((1 - u) * array[down, j] + u * array[down, right])
+
+    for row, column in np.ndindex(size):
+        assert resized[row, column] == pytest.approx(at(row, column), abs=1e-12)

@@ -5,6 +5,8 @@ import pytest
 
 from diffdepth_jax.evaluation import metrics
 
+ALL = tuple(dict.fromkeys(name for names in metrics.SETS.values() for name in names))
+
 
 def literal(prediction, target, min_depth, max_depth):
     """The definitions, pixel by pixel in plain Python; None where no pixel is valid."""
@@ -46,13 +48,16 @@ def literal(prediction, target, min_depth, max_depth):
         "delta_1.15": 1.15,
     }.items():
         result[name] = mean(max(p / g, g / p) < threshold for p, g in pairs)
+    result["abs_error_rel"] = 100 * mean(abs(p - g) / g for p, g in pairs)
+    result["mae_mm"] = mean(abs(1000 * p - 1000 * g) for p, g in pairs)
+    result["rmse_mm"] = math.sqrt(mean((1000 * p - 1000 * g) ** 2 for p, g in pairs))
     return result
 
 
 def by_package(prediction, target, min_depth, max_depth):
     mask = metrics.valid_pixels(target, min_depth, max_depth)
     clipped = metrics.clip(prediction, min_depth, max_depth)
-    return metrics.compute(clipped, target, mask)
+    return metrics.compute(clipped, target, mask, ALL)
 
 
 def frame(seed, dtype=np.float64):
@@ -70,7 +75,7 @@ def test_metrics_equal_the_literal_definitions(seed, max_depth, dtype):
     prediction, target = frame(seed, dtype)
     expected = literal(prediction, target, 1e-3, max_depth)
     result = by_package(prediction, target, 1e-3, max_depth)
-    assert set(result) == set(metrics.METRICS) == set(expected)
+    assert set(result) == set(ALL) == set(expected)
     for name, value in expected.items():
         assert result[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
 
@@ -101,19 +106,51 @@ def test_ground_truth_counts_strictly_inside_the_range():
     assert not metrics.valid_pixels(np.array([[np.inf]]), 1e-4, math.inf).any()
 
 
-def test_metrics_of_real_frames(shared):
-    from PIL import Image
+def real_pairs(shared):
+    """Two ground truths of one data set: one is a guess for the other."""
+    from diffdepth_jax.data import io
 
-    folder = shared / "data/kitti_depth/val/2011_09_26_drive_9999_sync/proj_depth/groundtruth"
-    targets = [
-        np.asarray(Image.open(folder / f"image_02/{name}.png"))[150:250, 300:700] / 256
-        for name in ("0000000005", "0000000050")
-    ]
-    # One frame's depth as a guess for the other: holes (0) in it are clipped to the minimum.
-    expected = literal(targets[1], targets[0], 1e-3, 80.0)
-    result = by_package(targets[1], targets[0], 1e-3, 80.0)
-    for name, value in expected.items():
-        assert result[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+    kitti = shared / "data/kitti_depth/val/2011_09_26_drive_9999_sync/proj_depth/groundtruth"
+    nyu = shared / "data/nyu_depth_v2/sync/basement_0001a"
+    grasp = shared / "data/cleargrasp/real-val/d435"
+    yield (
+        "kitti",
+        [
+            io.read_depth_png(kitti / f"image_02/{name}.png")[150:250, 300:700]
+            for name in ("0000000005", "0000000050")
+        ],
+    )
+    yield (
+        "nyu",
+        [
+            io.read_depth_png(nyu / f"sync_depth_{name}.png", 1000)[::6, ::6]
+            for name in ("00000", "00050")
+        ],
+    )
+    yield (
+        "cleargrasp",
+        [
+            io.read_exr(grasp / f"{name}-opaque-depth-img.exr")[::10, ::10]
+            for name in ("000000123", "000000130")
+        ],
+    )
+
+
+def test_metrics_of_real_frames(shared):
+    for dataset, (prediction, target) in real_pairs(shared):
+        # Holes (0, or NaN in ClearGrasp) of the guess count as the nearest depth.
+        assert not (np.nan_to_num(prediction) > 0).all(), dataset
+        expected = literal(prediction, target, 1e-3, 80.0)
+        result = by_package(prediction, target, 1e-3, 80.0)
+        for name, value in expected.items():
+            assert result[name] == pytest.approx(value, rel=1e-9, abs=1e-9), (dataset, name)
+
+
+def test_sets_choose_and_order_metrics():
+    prediction, target = frame(3)
+    mask = metrics.valid_pixels(target, 1e-3, 80.0)
+    for names in metrics.SETS.values():
+        assert tuple(metrics.compute(metrics.clip(prediction, 1, 80), target, mask, names)) == names
 
 
 def test_a_perfect_and_a_scaled_prediction():

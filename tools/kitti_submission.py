@@ -1,0 +1,61 @@
+"""A zip for the KITTI depth-prediction benchmark: 500 depth maps under their official names.
+
+    python tools/kitti_submission.py --checkpoint=runs/kitti --root=KITTI --output=kitti.zip
+    python tools/kitti_submission.py --predictions=DIR --root=KITTI --output=kitti.zip
+
+KITTI is the folder that data_depth_selection.zip was unpacked into. The second form takes saved
+depth maps, 0000000000 to 0000000499 as 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
+"""
+
+from absl import flags
+
+from diffdepth_jax import cli
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
+flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.")
+flags.DEFINE_float("png_scale", 256.0, "PNG value per metre of saved depth maps.")
+flags.DEFINE_string("root", None, "The folder that holds depth_selection.")
+flags.DEFINE_string("output", None, "The .zip to write.")
+flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrored image.")
+flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's.")
+flags.mark_flags_as_required(["root", "output"])
+flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
+cli.require_with("num_inference_steps", "checkpoint")
+
+
+def main(_: list[str]) -> None:
+    from tqdm import tqdm
+
+    from diffdepth_jax.data.sources import kitti
+    from diffdepth_jax.evaluation import predictions, submission
+
+    samples = kitti.source("test_anonymous", FLAGS.root)
+    submission.check_names((frame.id for frame in samples.frames), FLAGS.root)
+    if FLAGS.predictions is not None:
+        saved = predictions.find(FLAGS.predictions)
+        named = (name for name in saved if name in submission.NAMES)  # Pictures lie beside them.
+        submission.check_names(named, FLAGS.predictions)
+
+        def depth_of(sample):
+            return predictions.read_depth(saved[sample["id"]], FLAGS.png_scale)
+
+    else:
+        import diffdepth_jax
+
+        model = diffdepth_jax.load(FLAGS.checkpoint)
+
+        def depth_of(sample):
+            return model.predict(
+                sample["image"],
+                flip_tta=FLAGS.flip_tta,
+                num_inference_steps=FLAGS.num_inference_steps,
+            )
+
+    submission.write(FLAGS.output, tqdm(samples, unit=" images"), depth_of)
+    submission.check(FLAGS.output)
+    print(f"{FLAGS.output}: {len(submission.NAMES)} depth maps, names and sizes checked")
+
+
+if __name__ == "__main__":
+    cli.run(main)
