@@ -1,94 +1,16 @@
-"""A network, an objective and a data source too small to cost anything, under the name `tiny`."""
+"""What tests of training share: an experiment that costs next to nothing."""
 
-import dataclasses
+import copy
 import sys
-import types
-from typing import Literal, NamedTuple
+from pathlib import Path
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from diffdepth_jax import registry
-from diffdepth_jax.typing import InputSpec
 
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    name: Literal["tiny"] = "tiny"
-    features: int = 4
-
-
-class Network(nn.Module):
-    """Two convolutions with BatchNorm between, and a latent that is added in."""
-
-    config: NetworkConfig
-
-    @nn.compact
-    def __call__(self, image, noise, train=False, num_inference_steps=None, key=None):
-        hidden = nn.Conv(self.config.features, (3, 3))(image)
-        hidden = nn.relu(nn.BatchNorm(use_running_average=not train)(hidden))
-        return jnp.exp(nn.Conv(1, (1, 1))(hidden) + 0.1 * noise)
-
-    def latent_shape(self, shape):
-        return (*shape[:3], 1)
-
-    def init_variables(self, key):
-        return self.init(key, jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 1)))
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    name: Literal["tiny"] = "tiny"
-    weight: float = 1.0
-
-
-class Aux(NamedTuple):
-    scalars: dict
-    batch_stats: dict
-
-
-def build_objective(config, model, num_steps):
-    def loss(params, batch_stats, batch, key, step):
-        noise = jax.random.normal(key, batch["depth"].shape)
-        variables = {"params": params, "batch_stats": batch_stats}
-        prediction, updated = model.apply(
-            variables, batch["image"], noise, train=True, mutable=["batch_stats"]
-        )
-        error = jnp.where(batch["valid_mask"], jnp.abs(prediction - batch["depth"]), 0).mean()
-        spoilt = 0 * batch["intrinsics"].sum()  # Finite unless `nan_image` is in the batch.
-        return config.weight * error + spoilt, Aux({"l1": error}, updated["batch_stats"])
-
-    return loss
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    name: Literal["tiny"] = "tiny"
-    count: int = 5
-    nan_image: int | None = None
-
-
-class Source:
-    """Random frames; the intrinsics of `nan_image` are not numbers."""
-
-    def __init__(self, config):
-        self.config = config
-
-    def __len__(self):
-        return self.config.count
-
-    def __getitem__(self, index):
-        generator = np.random.default_rng(index)
-        return {
-            "image": generator.integers(0, 255, (12, 16, 3), dtype=np.uint8),
-            "depth": generator.uniform(1, 9, (12, 16)).astype(np.float32),
-            "intrinsics": np.full((3, 3), np.nan if index == self.config.nan_image else 1.0, "f4"),
-            "id": f"frame{index}",
-            "condition": "none",
-        }
+sys.path.append(str(Path(__file__).parent))
+import tiny_parts
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,30 +28,7 @@ def compile_once(tmp_path_factory):
 @pytest.fixture
 def tiny(monkeypatch):
     """Registers the tiny parts and returns an experiment of them."""
-    modules = {
-        "network": types.SimpleNamespace(
-            Config=NetworkConfig,
-            Network=Network,
-            build=lambda config, dtype=None, frozen=(): Network(config),
-            INPUT=InputSpec(),
-        ),
-        "objective": types.SimpleNamespace(Config=ObjectiveConfig, build=build_objective),
-        "source": types.SimpleNamespace(Config=SourceConfig, build=Source),
-    }
-    for kind, module in modules.items():
+    for kind, module in tiny_parts.MODULES.items():
         monkeypatch.setitem(sys.modules, f"tiny_{kind}", module)
         monkeypatch.setitem(registry.MODULES[kind], "tiny", f"tiny_{kind}")
-    return {
-        "num_steps": 6,
-        "batch_size": 2,
-        "model": {"name": "tiny"},
-        "objective": {"name": "tiny"},
-        "optimizer": {"learning_rate": 1e-2},
-        "data": {
-            "train": {"source": {"name": "tiny"}, "augmentation": {"crop": (8, 8)}},
-            "evaluation": {"name": "tiny", "count": 3},
-        },
-        "evaluation": {"protocol": "release"},
-        "checkpoint": {"every_steps": 3},
-        "logging": {"every_steps": 2},
-    }
+    return copy.deepcopy(tiny_parts.EXPERIMENT)

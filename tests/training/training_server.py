@@ -1,0 +1,68 @@
+"""Trains in processes that are quick to start and may be killed.
+
+Reads lines of JSON, {"experiment", "workdir", "limit"}, and forks a process for each, from one that
+has imported everything and computed nothing. Answers each with two lines: the process's id, and,
+when it has ended, its wait status. With a limit, {"batch", "bytes"}, files cannot grow beyond so
+many bytes from a batch on. WORKDIR/order.txt gets a line for every batch, WORKDIR/errors.txt the
+standard error.
+"""
+
+import json
+import os
+import resource
+import sys
+import traceback
+from pathlib import Path
+
+import jax
+import tiny_parts
+
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.training import experiment, loop
+from diffdepth_jax.training.interruption import Interrupted
+
+
+def train(job):
+    workdir = Path(job["workdir"])
+    workdir.mkdir(parents=True, exist_ok=True)
+    os.dup2(os.open(workdir / "errors.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
+    order = os.open(workdir / "order.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    limit = job.get("limit")
+    take = pipeline.TrainIterator.__next__
+
+    def noting(self):
+        batch = take(self)
+        if limit and self._position == limit["batch"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit["bytes"], limit["bytes"]))
+        os.write(order, f"{self._position} {' '.join(batch['id'])}\n".encode())
+        return batch
+
+    pipeline.TrainIterator.__next__ = noting
+    try:
+        loop.train(experiment.from_mapping(job["experiment"]), workdir)
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        return interrupted.exit_code
+    return 0
+
+
+def main():
+    jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    tiny_parts.register()
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                code = train(json.loads(line))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
