@@ -47,7 +47,9 @@ def test_folders(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
 def test_other_depth(write_kitti: Callable[..., Path]) -> None:
     root = write_kitti([(DRIVE, LEFT, 5)], depth_name="dense")
     assert len(kitti.source("train", root, depth="dense")) == 1
-    with pytest.raises(ValueError, match=r"no frames in split 'train' under .* depth 'groundtruth'"):
+    with pytest.raises(
+        ValueError, match=r"no frames in split 'train' under .* depth 'groundtruth'"
+    ):
         kitti.source("train", root)
 
 
