@@ -39,7 +39,7 @@ from diffdepth_jax.scenes import kinds, lidar, writers
 SPLITS = ("train", "val", "test")
 PRESETS = {
     "sample": {
-        "kind": "street", "size": (80, 256), "samples": 8, "seed": 1,
+        "kind": "street", "size": (80, 256), "samples": 16, "seed": 1,
         "layout": "kitti", "counts": {"train": 80, "val": 24},
     }
 }  # fmt: skip
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--count", type=_positive, default=16, help="scenes of the split")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--size", type=_size, default=(96, 320), help="HEIGHTxWIDTH in pixels")
-    parser.add_argument("--samples", type=_positive, default=6, help="light paths a pixel")
+    parser.add_argument("--samples", type=_positive, help="light paths a pixel; outdoors 4, 16, 64")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti")
     parser.add_argument("--conditions", default="clear", help="with commas; or all")
@@ -196,6 +196,7 @@ def main() -> None:
     flags = parser.parse_args()
     chosen = ("kind", "size", "samples", "seed", "layout")
     own = {name: getattr(flags, name) for name in chosen}
+    own["samples"] = flags.samples or kinds.KINDS[flags.kind].samples
     preset = PRESETS.get(flags.preset, own | {"counts": {flags.split: flags.count}})
     known = kinds.KINDS[preset["kind"]].conditions
     conditions = tuple(known) if flags.conditions == "all" else tuple(flags.conditions.split(","))

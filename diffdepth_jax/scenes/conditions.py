@@ -83,7 +83,7 @@ def night(layout: Layout, rng: np.random.Generator) -> Layout:
     """Night: own headlights, street lamps, others' headlights and tail lights, lit windows."""
     street_lamps = _lamps(layout, rng)
     weather = Weather(
-        halo=0.05, key=rng.uniform(0.035, 0.05), noise=rng.uniform(0.004, 0.009), seed=_seed(rng)
+        halo=0.08, key=rng.uniform(0.03, 0.045), noise=rng.uniform(0.004, 0.009), seed=_seed(rng)
     )
     layout = _with_lights_on(layout, beam=30.0)
     tone = np.array([1.0, 0.72, 0.42]) if rng.random() < 0.6 else np.array([0.95, 1.0, 0.95])
@@ -173,7 +173,7 @@ _NEVER_SNOWED = (
 def _snowed_road(material: Material, rng: np.random.Generator) -> Material:
     """Snow over the road, thin and dirty where wheels ran."""
     rows, columns = material.texture.shape[:2]
-    across = np.arange(columns) / 48  # metres; `materials.road` paints 48 pixels a metre
+    across = np.arange(columns) / materials.ROAD_PIXELS  # metres
     track = np.cos(2 * np.pi * (across - rng.uniform(0, 0.4)) / 1.65)  # two in a lane of 3.3 m
     ragged = 0.3 * materials.noise(rng, rows, columns, slope=0.9)
     bare = np.clip(1.6 * (track[None, :] - rng.uniform(-0.1, 0.6) + ragged), 0, 1)[..., None]
@@ -280,7 +280,7 @@ def _lamps(layout: Layout, rng: np.random.Generator, most: int = 8) -> list[Lamp
     ahead = _ahead(layout.camera, centres)
     centres = centres[(ahead > -15) & (ahead < 100)]
     nearest = np.argsort(np.linalg.norm(centres - layout.camera.position, axis=1))[:most]
-    strength = rng.uniform(25.0, 60.0)
+    strength = rng.uniform(60.0, 120.0)
     tone = np.array([1.0, 0.74, 0.45]) if rng.random() < 0.6 else np.array([0.95, 1.0, 0.95])
     return [
         Lamp(
@@ -302,7 +302,7 @@ def _own_headlights(camera: Camera) -> list[Lamp]:
         Lamp(
             position=tuple(camera.position + vehicle @ np.array([side * 0.65, 1.6, -height])),
             direction=tuple(vehicle @ np.array([0.04 * side, 1.0, -0.035])),
-            intensity=(330.0, 320.0, 290.0),
+            intensity=(170.0, 164.0, 148.0),
             cutoff=np.radians(30.0),
             beam=np.radians(4.0),
         )
@@ -319,7 +319,7 @@ def _others_headlights(layout: Layout, most: int = 6) -> list[Lamp]:
         Lamp(
             position=tuple(centres[i] + 0.05 * normals[i]),
             direction=tuple(normals[i] + np.array([0, 0, -0.05])),
-            intensity=(160.0, 155.0, 140.0),
+            intensity=(120.0, 116.0, 105.0),
             cutoff=np.radians(28.0),
             beam=np.radians(4.0),
         )

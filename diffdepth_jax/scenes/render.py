@@ -33,12 +33,14 @@ class Hits(NamedTuple):
         surface: `[h w]` its index in the layout's meshes, with panels counted after them; -1 for
             none.
         behind: `[h w]` planar depth of the first surface that is not glass; 0 for none.
+        scene: what the rays met, to shoot more of them.
     """
 
     depth: Float[np.ndarray, "h w"]
     normal: Float[np.ndarray, "h w 3"]
     surface: Int[np.ndarray, "h w"]
     behind: Float[np.ndarray, "h w"]
+    scene: mi.Scene
 
 
 def render(
@@ -69,7 +71,7 @@ def render(
     else:
         radiance = _outdoors(layout, hits, glow, sun, sky, samples, seed)
     if view.extinction > 0:
-        clarity = _transmittance(camera, hits, _matt(layout), view.extinction)
+        clarity = _transmittance(camera, hits, view.extinction)
         radiance = weather.hazy(radiance, clarity, _airlight(layout, sky))
         glow = glow * clarity[..., None]
     to_sun = None if layout.sky is None else layout.sky.to_sun
@@ -179,29 +181,76 @@ def _glow(layout: Layout, samples: int, seed: int) -> np.ndarray:
 
 def first_hits(layout: Layout) -> Hits:
     """Depth, normal and surface at each pixel's centre."""
-    kinds = [mesh.material.kind for mesh in layout.meshes] + ["opaque"] * len(layout.panels)
-    scene = _matt(layout)
-    glass = [kind in ("glass", "thin_glass") for kind in kinds]
-    height, width = layout.camera.size
-    depth, behind = np.zeros((height, width)), np.zeros((height, width))
-    normal, surface = np.zeros((height * width, 3)), np.full((height, width), -1, np.int32)
-    directions = layout.camera.rays().reshape(-1, 3)
-    origin, forward = layout.camera.position.tolist(), layout.camera.orientation[:, 2]
-    for pixel, direction in enumerate(directions.tolist()):
-        hit = scene.ray_intersect(mi.Ray3f(origin, direction))
-        if not hit.is_valid():
-            continue
-        depth.flat[pixel] = hit.t
-        normal[pixel] = hit.sh_frame.n
-        surface.flat[pixel] = number = _number(hit)
-        while glass[number]:
-            hit = scene.ray_intersect(hit.spawn_ray(direction))
+    shapes = [*layout.meshes, *map(_panel_mesh, layout.panels)]
+    whole = _joined(shapes)
+    scene = _scene([_mesh(whole, None)])
+    camera = layout.camera
+    rays = camera.rays().reshape(-1, 3)
+    origin = mi.Point3f(camera.position.tolist())
+    depth, face, corners = np.zeros(len(rays)), np.full(len(rays), -1), np.zeros((len(rays), 2))
+    for pixel, direction in enumerate(rays.tolist()):
+        hit = scene.ray_intersect_preliminary(mi.Ray3f(origin, direction))
+        if hit.is_valid():
+            depth[pixel], face[pixel], corners[pixel] = hit.t, hit.prim_index, hit.prim_uv
+    last = np.cumsum([len(mesh.faces) for mesh in shapes])
+    surface = np.where(face < 0, -1, np.searchsorted(last, face, side="right"))
+    normal = np.where(face[:, None] < 0, 0.0, _normals(whole, shapes, face, surface, corners))
+
+    behind = depth.copy()
+    clear = np.array([mesh.material.kind in ("glass", "thin_glass") for mesh in shapes] + [False])
+    for pixel in np.nonzero(clear[surface])[0]:
+        number, reach, direction = surface[pixel], depth[pixel], rays[pixel]
+        while clear[number]:
+            start = camera.position + reach * (1 + 1e-5) * direction
+            hit = scene.ray_intersect_preliminary(mi.Ray3f(start.tolist(), direction.tolist()))
             if not hit.is_valid():
+                reach = 0.0
                 break
-            number = _number(hit)
-        else:
-            behind.flat[pixel] = (np.array(hit.p) - layout.camera.position) @ forward
-    return Hits(depth, normal.reshape(height, width, 3), surface, behind)
+            reach = reach * (1 + 1e-5) + hit.t
+            number = np.searchsorted(last, hit.prim_index, side="right")
+        behind[pixel] = reach
+    size = camera.size
+    return Hits(
+        depth.reshape(size),
+        normal.reshape(*size, 3),
+        surface.reshape(size),
+        behind.reshape(size),
+        scene,
+    )
+
+
+def _joined(meshes: Sequence[Mesh]) -> Mesh:
+    """One mesh of all faces, in order: far quicker to load than many."""
+    offsets = np.cumsum([0, *[len(mesh.vertices) for mesh in meshes[:-1]]])
+    return Mesh(
+        np.concatenate([mesh.vertices for mesh in meshes]),
+        np.concatenate([m.faces + offset for m, offset in zip(meshes, offsets, strict=True)]),
+        np.concatenate([mesh.uvs for mesh in meshes]),
+        meshes[0].material,
+    )
+
+
+def _normals(
+    whole: Mesh,
+    meshes: Sequence[Mesh],
+    face: np.ndarray,
+    surface: np.ndarray,
+    corners: np.ndarray,
+) -> np.ndarray:
+    """Unit normals `[n 3]` on faces `[n]`: of the face, or its corners' where shaded as smooth.
+
+    `corners` `[n 2]` are the shares of the second and the third corner.
+    """
+    a, b, c = np.moveaxis(whole.vertices[whole.faces[face]], 1, 0)
+    normal = np.cross(b - a, c - a)
+    smooth = np.array([mesh.normals is not None for mesh in meshes] + [False])[surface]
+    given = np.concatenate(
+        [np.zeros_like(m.vertices) if m.normals is None else m.normals for m in meshes]
+    )
+    weights = np.concatenate([1 - corners.sum(axis=1, keepdims=True), corners], axis=1)
+    bent = (given[whole.faces[face]] * weights[..., None]).sum(axis=1)
+    normal = np.where(smooth[:, None], bent, normal)
+    return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
 
 
 def _see_through(layout: Layout, hits: Hits) -> np.ndarray:
@@ -216,12 +265,7 @@ def _see_through(layout: Layout, hits: Hits) -> np.ndarray:
 
 
 def _scene(parts: Sequence[dict | mi.Object]) -> mi.Scene:
-    """A scene of shapes and lights, which `_number` tells apart by their place."""
     return mi.load_dict({"type": "scene"} | {f"part{i:05d}": part for i, part in enumerate(parts)})
-
-
-def _number(hit: mi.SurfaceInteraction3f) -> int:
-    return int(hit.shape.id().removeprefix("part"))
 
 
 def _traced(
@@ -282,23 +326,19 @@ def _despeckled(radiance: np.ndarray, where: np.ndarray) -> np.ndarray:
 def _shining(layout: Layout, radiances: Sequence[dict | None], background: float) -> mi.Scene:
     """The meshes, each shining in its radiance (None: black), panels and sky in `background`."""
     even = _uniform((background,) * 3)
-    shapes = [*layout.meshes, *map(_panel_mesh, layout.panels)]
-    parts = []
-    for mesh, radiance in zip(shapes, [*radiances, *[even] * len(layout.panels)], strict=True):
-        shine = None if radiance is None else {"type": "area", "radiance": radiance}
-        parts.append(_mesh(mesh, {"type": "diffuse"}, shine))
+    parts = [_mesh(_panel_mesh(p), None, {"type": "area", "radiance": even}) for p in layout.panels]
+    black = []
+    for mesh, radiance in zip(layout.meshes, radiances, strict=True):
+        if radiance is None:
+            black.append(mesh)
+        else:
+            parts.append(_mesh(mesh, None, {"type": "area", "radiance": radiance}))
+    if black:
+        parts.append(_mesh(_joined(black), None))
     return _scene([*parts, {"type": "constant", "radiance": even}])
 
 
-def _matt(layout: Layout) -> mi.Scene:
-    """The surfaces alone, numbered as in `Hits.surface`."""
-    shapes = [*layout.meshes, *map(_panel_mesh, layout.panels)]
-    return _scene([_mesh(mesh, {"type": "diffuse"}) for mesh in shapes])
-
-
-def _transmittance(
-    camera: Camera, hits: Hits, scene: mi.Scene, extinction: float
-) -> Float[np.ndarray, "h w"]:
+def _transmittance(camera: Camera, hits: Hits, extinction: float) -> Float[np.ndarray, "h w"]:
     """Share of light that gets through air of `extinction` (1/m): exp(-extinction * distance).
 
     At the outlines of things, where a pixel's rays end at different distances, the mean of four.
@@ -322,7 +362,7 @@ def _transmittance(
         directions = rays[rows, columns] + across * right + along * down
         lengths = np.linalg.norm(directions, axis=-1)
         for i, (direction, length) in enumerate(zip(directions.tolist(), lengths, strict=True)):
-            hit = scene.ray_intersect(mi.Ray3f(origin, direction))
+            hit = hits.scene.ray_intersect_preliminary(mi.Ray3f(origin, direction))
             if hit.is_valid():
                 total[i] += np.exp(-extinction * hit.t * length) / 4
     clarity[rows, columns] = total
@@ -530,9 +570,10 @@ def _clouds(sky: Sky, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(height / 0.5, 0, 1) ** 0.7, np.clip(height / 1.6, 0, 1)
 
 
-def _mesh(mesh: Mesh, bsdf: dict, emitter: dict | None = None) -> mi.Mesh:
+def _mesh(mesh: Mesh, bsdf: dict | None, emitter: dict | None = None) -> mi.Mesh:
     properties = mi.Properties()
-    properties["mesh_bsdf"] = mi.load_dict(bsdf)
+    if bsdf is not None:
+        properties["mesh_bsdf"] = mi.load_dict(bsdf)
     if emitter is not None:
         properties["mesh_emitter"] = mi.load_dict(emitter)
     properties["face_normals"] = mesh.normals is None

@@ -153,6 +153,7 @@ def box(
     )
 
 
+@functools.cache
 def _skin(count: int, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Faces and texture coordinates over `count` rings of `points` + 1 points, the last doubled."""
     v, u = np.meshgrid(np.linspace(0, 1, count), np.linspace(0, 1, points + 1), indexing="ij")
@@ -174,24 +175,32 @@ def loft(rings: Float[np.ndarray, "r k 3"], material: Material, *, smooth: bool 
 
     Rings run counter-clockwise seen against the way of lofting; u runs once around, v once along.
     """
-    count, points = rings.shape[:2]
+    return _lofted(rings, material, _grid_normals(rings) if smooth else None)
+
+
+def _lofted(rings: np.ndarray, material: Material, normals: np.ndarray | None) -> Mesh:
+    """`loft`, with the normals `[r k 3]` of its skin or None for flat facets."""
+    faces, uvs = _loft_topology(*rings.shape[:2])
+    low, high = rings[0].mean(axis=0, keepdims=True), rings[-1].mean(axis=0, keepdims=True)
+    vertices = np.concatenate([_closed(rings), low, rings[0, ::-1], high, rings[-1]])
+    if normals is not None:
+        axis = (high - low) / np.sqrt(((high - low) ** 2).sum())
+        cap = np.repeat(axis, rings.shape[1] + 1, axis=0)
+        normals = np.concatenate([_closed(normals), -cap, cap])
+    return Mesh(vertices, faces, uvs, material, normals)
+
+
+@functools.cache
+def _loft_topology(count: int, points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Faces and texture coordinates of a skin (`_skin`) and the two fans that close it."""
     faces, uvs = _skin(count, points)
-    vertices, all_faces = [_closed(rings)], [faces]
-    normals = [_closed(_grid_normals(rings))] if smooth else []
-    for ring, order, way in ((rings[0], -1, -1.0), (rings[-1], 1, 1.0)):
-        start = sum(len(part) for part in vertices)
-        vertices.append(np.concatenate([ring.mean(axis=0, keepdims=True), ring[::order]]))
+    fans = []
+    for start in (len(uvs), len(uvs) + points + 1):
         rim = start + 1 + np.arange(points)
-        all_faces.append(np.stack([np.full(points, start), rim, np.roll(rim, -1)], axis=1))
-        if smooth:
-            axis = way * (rings[-1].mean(axis=0) - rings[0].mean(axis=0))
-            normals.append(np.broadcast_to(axis / np.linalg.norm(axis), (points + 1, 3)))
-    return Mesh(
-        np.concatenate(vertices),
-        np.concatenate(all_faces),
+        fans.append(np.stack([np.full(points, start), rim, np.roll(rim, -1)], axis=1))
+    return (
+        np.concatenate([faces, *fans]),
         np.concatenate([uvs, np.full((2 * points + 2, 2), 0.5)]),
-        material,
-        np.concatenate(normals) if smooth else None,
     )
 
 
@@ -204,15 +213,24 @@ def tube(
 ) -> Mesh:
     """A (tapered) round bar from `start` to `end`."""
     start, end = np.asarray(start, float), np.asarray(end, float)
-    axis = (end - start) / np.linalg.norm(end - start)
-    helper = np.array([1.0, 0, 0]) if abs(axis[0]) < 0.9 else np.array([0, 1.0, 0])
-    first = np.cross(axis, helper)
-    first /= np.linalg.norm(first)
-    second = np.cross(axis, first)
-    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)[:, None]
-    circle = np.cos(angle) * first + np.sin(angle) * second
+    length = np.sqrt(((end - start) ** 2).sum())
+    x, y, z = axis = (end - start) / length
+    # The cross product with the x axis, or the y axis where that is too near.
+    first = np.array([0.0, z, -y]) if abs(x) < 0.9 else np.array([-z, 0.0, x])
+    first /= np.sqrt((first**2).sum())
+    a, b, c = first
+    second = np.array([y * c - z * b, z * a - x * c, x * b - y * a])
+    circle = _circle(sides) @ np.stack([first, second])
     rings = np.stack([start + radii[0] * circle, end + radii[1] * circle])
-    return loft(rings, material, smooth=True)
+    taper = (radii[0] - radii[1]) / length
+    normal = (circle + taper * axis) / np.sqrt(1 + taper**2)
+    return _lofted(rings, material, np.stack([normal, normal]))
+
+
+@functools.cache
+def _circle(sides: int) -> np.ndarray:
+    angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def ball(

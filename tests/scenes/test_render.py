@@ -50,7 +50,7 @@ def test_depth_and_normal_of_a_sphere():
     view = camera(yaw=0.1, pitch=-0.05)
     centre, radius = np.array([0.5, 9.0, 1.2]), 2.0
     ball = shapes.ball((radius,) * 3, centre, GREY, steps=(240, 360))
-    depth, normal, surface, behind = render.first_hits(layouts.Layout((ball,), view, SKY))
+    depth, normal, surface, behind, _ = render.first_hits(layouts.Layout((ball,), view, SKY))
     direction, offset = rays(view), view.position - centre
     a = (direction**2).sum(axis=-1)
     b = direction @ offset
