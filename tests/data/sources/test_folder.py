@@ -149,15 +149,31 @@ def test_values_are_checked(options: dict, message: str) -> None:
         folder.Config(**options)
 
 
-def test_real_frames(shared: Path) -> None:
-    """Colour and depth of another public data set, paired by name; millimetres."""
-    frames = folder.source(
-        "all",
-        shared / "data/open3d_rgbd_redwood",
-        images="color/*.jpg",
-        depths="depth/*.png",
-        depth_scale=1000.0,
-    )
-    assert [sample["id"] for sample in frames] == [f"{number:05d}" for number in range(5)]
-    assert frames[0]["depth"].shape == (480, 640)
-    assert 0.5 < (frames[0]["depth"] > 0).mean() < 1 and 0.5 < frames[0]["depth"].max() < 10
+# Folder, patterns, stored units per metre -> pixels with depth, and their median in metres.
+REAL = {
+    "open3d_rgbd_redwood": (
+        ("color/*.jpg", "depth/*.png", 1000.0),
+        ([267129, 267728, 268183, 268620, 269051], 1.861),
+    ),
+    "tum_rgbd": (("*_color.png", "*_depth.png", 5000.0), ([248250], 2.415)),
+    "nyu_mmseg_mini": (("images/*.jpg", "annotations/*.png", 1000.0), ([12712], 2.799)),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_frames(shared: Path, name: str) -> None:
+    """Frames of three public data sets, paired by name; counted in the files with Pillow alone."""
+    (images, depths, scale), (counts, median) = REAL[name]
+    options = dict(images=images, depths=depths, depth_scale=scale)
+    frames = folder.source("all", shared / "data" / name, **options)
+    assert [int((sample["depth"] > 0).sum()) for sample in frames] == counts
+    depth = frames[0]["depth"]
+    np.testing.assert_allclose(np.median(depth[depth > 0]), median, atol=1e-6)
+
+
+def test_real_frame_with_intrinsics(shared: Path) -> None:
+    options = dict(images="nyu_unidepth*/rgb.png", depths="nyu_unidepth*/depth.png")
+    options |= dict(intrinsics_file="nyu_unidepth*/intrinsics.npy", depth_scale=1000.0)
+    (sample,) = folder.source("all", shared / "data", **options)
+    assert (sample["depth"] > 0).sum() == 209294 and sample["depth"].max() == 10
+    np.testing.assert_allclose(sample["intrinsics"][0], [518.8579, 0, 325.58245], rtol=1e-6)
