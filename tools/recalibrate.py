@@ -6,14 +6,17 @@
 
 A model is trained at one number of steps; at another its decoder's running statistics are wrong
 (`diffdepth_jax/recalibration.py` says why). Some 30 images of the kind that it was trained on are
-enough to take them anew; no depth is needed. A checkpoint can hold the statistics of several
-numbers of steps: `--num_inference_steps` of predict.py and evaluate.py finds those that it needs.
+enough to take them anew; no depth is needed. Where training saw crops, say their size: what a
+decoder meets depends on it, too. A checkpoint can hold the statistics of several numbers of steps;
+`--num_inference_steps` of predict.py and evaluate.py finds those that it needs. What to expect is
+in results/recalibration.csv.
 
 In a run they are kept beside the weights, in `checkpoints/<step>/recalibrated.json`, unless
 --output names a file. For a single file --output is required: a `.safetensors` under the names of
 the published PyTorch code, with the statistics in its metadata, which PyTorch does not look at.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +29,21 @@ flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a 
 flags.DEFINE_multi_integer("steps", None, "Denoising steps; can be given several times.")
 flags.DEFINE_string("input", None, "A directory of images, or a glob pattern.")
 flags.DEFINE_integer("num_images", 32, "At most so many of them, spread evenly.", lower_bound=1)
+flags.DEFINE_string("crop", None, "HEIGHTxWIDTH cut from the middle of each; all of it if absent.")
 flags.DEFINE_integer("seed", 0, "Of the noise.")
 flags.DEFINE_string("output", None, "A .safetensors file; the run's own directory if absent.")
 flags.mark_flags_as_required(["checkpoint", "steps", "input"])
+flags.register_validator(
+    "crop",
+    lambda value: value is None or re.fullmatch(r"[1-9]\d*x[1-9]\d*", value),
+    "a size is written HEIGHTxWIDTH, such as 352x906",
+)
+
+
+def middle(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As much of an image [h, w, 3] as a window of that size shows of its middle."""
+    top, left = (max(side - part, 0) // 2 for side, part in zip(image.shape[:2], size, strict=True))
+    return image[top : top + size[0], left : left + size[1]]
 
 
 def main(_: list[str]) -> None:
@@ -45,8 +60,11 @@ def main(_: list[str]) -> None:
     model = inference.load(checkpoint)
     paths = inference.find_images(FLAGS.input)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), FLAGS.num_images)).round().astype(int)
+    images = [inference.read_image(paths[index]) for index in chosen]
+    if FLAGS.crop is not None:
+        height, width = map(int, FLAGS.crop.split("x"))
+        images = [middle(image, (height, width)) for image in images]
     for steps in FLAGS.steps:
-        images = [paths[index] for index in chosen]
         model = model.recalibrate(images, steps, seed=FLAGS.seed, progress=True)
     if FLAGS.output is None:
         inference.save_recalibrated(model, checkpoint)
