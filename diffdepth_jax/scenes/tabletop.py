@@ -40,7 +40,7 @@ def tabletop(rng: np.random.Generator, size: tuple[int, int], focal: float) -> L
     standing = [shapes.moved(thing, (0, 0, height), turn) for thing in standing]
     camera = _camera(rng, size, focal, standing, height)
     room, panels = _room(rng, camera, reach)
-    bright = rng.uniform(0.04, 0.2)
+    bright = 0.02 + 0.2 * rng.random() ** 2
     tint = np.array([1.0, 1.0, 1.0]) + rng.uniform(-0.08, 0.08) * np.array([1, 0, -1])
     meshes = [mesh for thing in standing for mesh in thing]
     return Layout(
