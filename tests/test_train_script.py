@@ -1,19 +1,24 @@
 """`train.py` as a process, on its configs."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import diffdepth_jax
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.training import experiment
+from diffdepth_jax.training.objectives import self_diffusion
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
@@ -51,6 +56,22 @@ def test_every_config_is_whole_and_survives_json(path):
     mapping = config_lib.to_mapping(exp)
     again = experiment.from_mapping(json.loads(json.dumps(mapping)))
     assert config_lib.differences(config_lib.to_mapping(again), mapping) == []
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # in ml_collections
+def test_the_overrides_that_make_the_papers_recipe_are_read():
+    """Those in the docstring of configs/kitti.py."""
+    path = PROJECT / "configs" / "kitti.py"
+    recipe = path.read_text().split("by overrides:")[1].split("\n\n")[1]
+    arguments = shlex.split(recipe.replace("\\\n", " "))
+    flag_values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=flag_values)
+    flag_values(["train.py", f"--config={path}", *arguments])
+    exp = experiment.from_mapping(flag_values.config.to_dict())
+    objective = self_diffusion.VARIANTS["paper"]
+    assert dataclasses.replace(exp.objective, max_depth=objective.max_depth) == objective
+    assert exp.model.denoiser.variant == "paper"
+    assert (exp.optimizer.name, exp.optimizer.schedule) == ("adamw", "cosine")
 
 
 @pytest.mark.parametrize(
@@ -113,6 +134,41 @@ def test_the_demo_runs_from_end_to_end_and_continues(tmp_path):
     assert result.returncode == 0, result.stderr
     assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2", "3"]
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3"]
+
+
+@pytest.mark.slow
+def test_the_regression_control_trains_is_evaluated_and_predicts(tmp_path):
+    result = train(
+        "demo_regression",
+        tmp_path / "run",
+        "--config.model.neck.features=8",
+        "--config.model.hidden_features=8",
+        "--config.model.encoder.widths=(4,8)",
+        "--config.model.encoder.depths=(1,1)",
+        "--config.num_steps=3",
+        "--config.batch_size=2",
+        "--config.logging.every_steps=1",
+        "--config.data.evaluation_limit=2",
+    )
+    assert result.returncode == 0, result.stderr
+    rows = rows_of(tmp_path / "run" / "metrics.csv")
+    assert [row["step"] for row in rows] == ["1", "2", "3"] and "ddim" not in rows[0]
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["num_images"] == 2 and metrics["baseline"]["abs_rel"] > 0
+    assert (tmp_path / "run" / "predictions.png").exists()
+    assert not (tmp_path / "run" / "denoising.png").exists()
+
+    image = next((PROJECT / "sample" / "raw").rglob("*.png"))
+    command = [sys.executable, "predict.py", f"--checkpoint={tmp_path / 'run'}"]
+    command += [f"--input={image}", f"--output={tmp_path / 'out'}"]
+    for arguments, code in (([], 0), (["--num_inference_steps=5"], 2)):
+        predicted = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, cwd=PROJECT
+        )
+        assert predicted.returncode == code, predicted.stderr
+    assert "does no denoising" in predicted.stderr and "Traceback" not in predicted.stderr
+    depth = np.load(next((tmp_path / "out").rglob("*.npy")))
+    assert np.isfinite(depth).all() and depth.min() > 0
 
 
 @pytest.mark.slow
