@@ -163,21 +163,22 @@ def test_a_signal_saves_says_where_to_go_on_and_exits(server, tmp_path, number):
 def test_a_full_disk_leaves_the_last_good_checkpoint_and_is_told(server, tmp_path):
     """A limit of the size of files stands for the full disk: writing fails in the same place."""
     experiment = tiny_parts.EXPERIMENT | {
-        "num_steps": 30,
+        "num_steps": 50,
         "model": {"name": "tiny", "features": 2000},
-        "checkpoint": {"every_steps": 10},
+        "checkpoint": {"every_steps": 10, "keep": 5},
     }
-    server.start(experiment, tmp_path, limit={"batch": 15, "bytes": 100_000})
+    server.start(experiment, tmp_path, limit={"batch": 25, "bytes": 100_000})
     assert server.wait() == 1
-    message = (tmp_path / "errors.txt").read_text().splitlines()[-1]
     directory = tmp_path / "checkpoints"
+    good = max(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    assert 10 <= good < 50 and unfinished(tmp_path)
+    message = (tmp_path / "errors.txt").read_text().splitlines()[-1]
     assert f"no checkpoint could be written to {directory}: " in message
     assert "File too large" in message
-    assert message.endswith(f"last good checkpoint in {directory}: step 10")
-    assert unfinished(tmp_path)
+    assert message.endswith(f"last good checkpoint in {directory}: step {good}")
 
     before = len(batches(tmp_path))
     server.start(experiment, tmp_path)
     assert server.wait() == 0
-    assert batches(tmp_path)[before][0] == 11
-    assert sorted(path.name for path in directory.iterdir()) == ["20", "30"]
+    assert batches(tmp_path)[before][0] == good + 1
+    assert sorted(path.name for path in directory.iterdir()) == ["10", "20", "30", "40", "50"]

@@ -5,23 +5,54 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.training import sharding
+from diffdepth_jax.training.sharding import MeshConfig
 
 
 def test_the_mesh_is_named_and_its_arrays_lie_where_they_should():
-    mesh = sharding.make_mesh()
-    assert mesh.axis_names == ("data",) and mesh.size == jax.device_count() == 2
-    batch = sharding.put_batch({"image": np.arange(8.0).reshape(4, 2)}, mesh)["image"]
-    assert batch.shape == (4, 2) and batch.sharding == sharding.over_batch(mesh)
+    mesh = sharding.make_mesh(MeshConfig())
+    assert mesh.axis_names == ("data", "fsdp") and mesh.devices.shape == (2, 1)
+    batch = jax.device_put(np.arange(8.0).reshape(4, 2), sharding.over_batch(mesh))
     assert [shard.data.shape for shard in batch.addressable_shards] == [(2, 2)] * 2
     whole = jax.device_put(np.ones(3), sharding.replicated(mesh))
     assert [shard.data.shape for shard in whole.addressable_shards] == [(3,)] * 2
 
 
+def test_a_state_is_divided_along_its_longest_axes():
+    state = {"kernel": jnp.ones((3, 64, 128)), "odd": jnp.ones((3, 9999)), "bias": jnp.ones(128)}
+    mesh = sharding.make_mesh(MeshConfig(fsdp=2))
+    placed = jax.device_put(state, sharding.of_state(state, mesh))
+    shapes = {name: array.addressable_shards[0].data.shape for name, array in placed.items()}
+    assert shapes == {"kernel": (3, 64, 64), "odd": (3, 9999), "bias": (128,)}
+    whole = sharding.on_one_device(placed, mesh)
+    assert all(array.devices() == {jax.devices()[0]} for array in whole.values())
+    assert {name: array.shape for name, array in whole.items()} == {
+        name: array.shape for name, array in state.items()
+    }
+    copies = sharding.of_state(state, sharding.make_mesh(MeshConfig()))
+    assert all(each.is_fully_replicated for each in copies.values())
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"fsdp": 3}, "mesh.fsdp 3 does not fit the 2 devices"),
+        ({"data": 4}, "mesh.data 4 x mesh.fsdp 1 does not fit the 2"),
+        ({"fsdp": 0}, "fsdp 0"),
+        ({"data": 0}, "data is 0"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        sharding.make_mesh(MeshConfig(**fields))
+
+
 def test_a_batch_that_does_not_divide_is_refused():
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(MeshConfig())
     sharding.check_batch_size(4, mesh)
     with pytest.raises(ValueError, match="3 cannot be divided over 2 devices"):
         sharding.check_batch_size(3, mesh)
+    with pytest.raises(ValueError, match=r"4 cannot .* 4 parts .* multiple of 8"):
+        sharding.check_batch_size(4, mesh, accumulate=4)
 
 
 def test_batch_norm_sees_the_whole_batch_on_any_number_of_devices():
@@ -45,7 +76,7 @@ def test_batch_norm_sees_the_whole_batch_on_any_number_of_devices():
 
     results = []
     for devices in (jax.devices()[:1], jax.devices()):
-        mesh = sharding.make_mesh(devices)
+        mesh = sharding.make_mesh(MeshConfig(), devices)
         replicated = sharding.replicated(mesh)
         step = jax.jit(
             loss,
