@@ -31,9 +31,10 @@ Colour frames have a white border of a few pixels, which BTS painted black.
 
 Intrinsics are the toolbox's at 480x640 and all NaN at other sizes.
 
-Rendered rooms (`tools/render_scenes.py`) come in the `sync` layout, with three additions: a folder
-`official_splits/val`; `intrinsics.txt` in a scene's folder, nine numbers, row by row, for all its
-frames; and `mask_cat_00000.png` beside a frame, its materials in Booster's classes.
+Rendered rooms (`tools/render_scenes.py`) come in the `sync` layout, with additions: a folder
+`official_splits/val`; in a scene's folder `intrinsics.txt`, nine numbers, row by row, and
+`condition.json`, which names its `condition`, for all frames there; and `mask_cat_00000.png`, a
+frame's materials in Booster's classes.
 """
 
 import dataclasses
@@ -149,6 +150,9 @@ class Nyu:
         camera = paths[0].with_name("intrinsics.txt")
         if camera.is_file():
             sample["intrinsics"] = io.read_numbers(camera, (3, 3)).astype(np.float32)
+        condition = paths[0].with_name("condition.json")
+        if condition.is_file():
+            sample["condition"] = _condition(condition)
         mask = paths[0].with_name(f"mask_cat_{paths[0].stem[4:]}.png")
         if mask.is_file():
             sample["categories"] = io.read_categories(mask, depth.shape)
@@ -252,6 +256,13 @@ class Tfds:
             ) from error
         depth = frame["depth"].astype(np.float32)
         return _sample(frame["image"], depth, f"{index:06d}", (self._folder,))
+
+
+def _condition(path: Path) -> str:
+    named = io.read_json(path)
+    if not isinstance(named, dict) or not isinstance(named.get("condition"), str):
+        raise ValueError(f'{path} must name a condition, as in {{"condition": "mirror"}}')
+    return named["condition"]
 
 
 def _id(frame: tuple[str, ...]) -> str:

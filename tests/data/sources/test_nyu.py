@@ -133,13 +133,15 @@ def test_intrinsics_belong_to_the_full_size(write_nyu: Callable[..., Path]) -> N
 
 
 def test_rendered_rooms(write_nyu: Callable[..., Path]) -> None:
-    """They bring their intrinsics, a map of materials, and a validation split."""
+    """They bring their intrinsics, condition, a map of materials, and a validation split."""
     root = write_nyu([("room_0001", 0), ("room_0002", 3)], "official_splits/val", "sync")
     scene = root / "official_splits/val/room_0001"
     (scene / "intrinsics.txt").write_text("30 0 15.5\n0 31 11.5\n0 0 1\n")
     classes = np.arange(24 * 32, dtype=np.uint8).reshape(24, 32) % 4
     Image.fromarray(classes).save(scene / "mask_cat_00000.png")
+    (scene / "condition.json").write_text('{"condition": "mirror", "noise": 0.0}')
     one, other = nyu.source("val", root, layout="sync")
+    assert (one["condition"], other["condition"]) == ("mirror", "indoor")
     np.testing.assert_array_equal(one["intrinsics"], [[30, 0, 15.5], [0, 31, 11.5], [0, 0, 1]])
     assert one["intrinsics"].dtype == np.float32 and np.isnan(other["intrinsics"]).all()
     np.testing.assert_array_equal(one["categories"], classes)
@@ -152,6 +154,9 @@ def test_rendered_rooms(write_nyu: Callable[..., Path]) -> None:
         rooms[0]
     Image.fromarray(classes[:, :9]).save(scene / "mask_cat_00000.png")
     with pytest.raises(ValueError, match=r"mask_cat_00000\.png is 24x9, its image 24x32"):
+        rooms[0]
+    (scene / "condition.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"condition\.json must name a condition"):
         rooms[0]
     (scene / "intrinsics.txt").write_text("30 0 15.5")
     with pytest.raises(ValueError, match=r"room_0001/intrinsics\.txt: 9 finite numbers"):
