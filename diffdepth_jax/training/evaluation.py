@@ -92,12 +92,14 @@ class _Evaluation:
         output = registry.module("network", model.config.name).OUTPUT
         predicts = config.predicts or _PREDICTS[output]
         self._protocols = [each.with_options(predicts=predicts) for each in config.build_all()]
+        steps = config.num_inference_steps
+        self._variables = model.variables_at(steps)
         self._options = {
             "dataset": exp.data.evaluation.name,
             "flip_tta": config.flip_tta,
-            "num_inference_steps": config.num_inference_steps,
+            "num_inference_steps": steps,
+            "recalibrated": self._variables is not model.variables,
         }
-        steps = config.num_inference_steps
         if config.flip_average == "inverse_depth":
             self._options["flip_average"] = config.flip_average
             self._predict = flipping.in_inverse_depth(
@@ -113,7 +115,7 @@ class _Evaluation:
     def fingerprint(self) -> str:
         """Of the weights and whatever else decides predictions and samples."""
         digest = hashlib.sha256(repr((self._model.config, self._exp.data.evaluation)).encode())
-        for path, leaf in jax.tree.leaves_with_path(self._model.variables):
+        for path, leaf in jax.tree.leaves_with_path(self._variables):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(leaf).data)
         return digest.hexdigest()
@@ -201,7 +203,7 @@ def denoising_steps(
     seed: int = 0,
 ) -> Float[np.ndarray, "n h w"]:
     """Depth in metres decoded from the latent after every step of a diffusion model's sampler."""
-    network, variables = model.model, model.variables
+    network, variables = model.model, model.variables_at(num_inference_steps)
     normalised = model.input_spec.normalise(image)[None]
     key = jax.random.key(seed)
     noise = random.normal(key, network.latent_shape(normalised.shape))

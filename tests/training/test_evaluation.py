@@ -33,6 +33,10 @@ def test_the_last_denoising_step_is_the_prediction():
     assert depths.shape == (3, 8, 12)
     np.testing.assert_allclose(depths[-1], depth_model.predict(image), rtol=1e-4)
     assert np.abs(depths[0] - depths[-1]).max() > 1e-2
+    recalibrated = depth_model.recalibrate([image], 2)
+    depths = evaluation.denoising_steps(recalibrated, image, 2)
+    want = recalibrated.predict(image, num_inference_steps=2)
+    np.testing.assert_allclose(depths[-1], want, rtol=1e-4)
 
 
 @pytest.mark.parametrize("place", ["released.pt", "orbax/460"])
