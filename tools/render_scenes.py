@@ -2,6 +2,8 @@
 
     python tools/render_scenes.py --kind=street --count=200 --split=train --size=96x320 --seed=1 \
         --conditions=clear,night,fog,rain,snow,glare --output=DIR
+    python tools/render_scenes.py --kind=tabletop --count=200 --split=train --size=144x192 \
+        --conditions=clear,transparent,mirror --layout=nyu --output=DIR
     python tools/render_scenes.py --preset=sample --output=sample    # the committed one
 
 Needs the optional extra `render` (Mitsuba 3). Every frame is another layout, and splits share none.
@@ -13,6 +15,10 @@ adds frames, and other --conditions add pictures.
 Clear frames go to DIR, other conditions to DIR/CONDITION; `diffdepth_jax/scenes/writers.py` shows
 both layouts. To read them: source `kitti` with root=DIR/raw or DIR/night/raw, and depth_root=
 DIR/depth for both; source `nyu` with layout=sync and root=DIR or DIR/night.
+
+Table-tops have no lidar: their depth is dense in both layouts. Beside each of their pictures lies
+a mask of the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0
+other.
 
 --lidar_failures also writes, as KITTI's velodyne_raw, a scan that fails as real ones do: on glass
 and wet ground, and in fog, rain and snow (source `kitti` with depth=velodyne_raw and depth_root=
@@ -90,9 +96,10 @@ def render_task(task: Task) -> int:
     layout = kind.layout(np.random.default_rng(for_layout), task.size, focal)
     camera, seed = layout.camera, int(for_light.generate_state(1)[0])
     hits = render.first_hits(layout)
-    sparse = lidar.scan(
-        hits.depth, camera.intrinsics, camera.mount, np.random.default_rng(for_lidar)
-    )
+    sparse = hits.depth
+    if kind.lidar:
+        rng = np.random.default_rng(for_lidar)
+        sparse = lidar.scan(hits.depth, camera.intrinsics, camera.mount, rng)
     for name in missing:
         own = np.random.SeedSequence([*for_conditions.generate_state(4), zlib.crc32(name.encode())])
         for_condition, for_scan = own.spawn(2)
@@ -125,8 +132,9 @@ def contact_sheet(tasks: list[Task]) -> Image.Image:
         colour = colours(nearness / np.log(farthest / nearest))[..., :3]
         return (colour * 255 * (depth > 0)[..., None]).astype(np.uint8)
 
-    conditions, kitti = tasks[0].conditions, tasks[0].layout == "kitti"
-    names = [*conditions, "depth", *(["lidar"] if kitti else [])]
+    conditions = tasks[0].conditions
+    scanned = tasks[0].layout == "kitti" and kinds.KINDS[tasks[0].kind].lidar
+    names = [*conditions, "depth", *(["lidar"] if scanned else [])]
     height, width = tasks[0].size
     band = 14  # for the labels
     sheet = Image.new("RGB", (width * len(names), band + height * len(tasks)))
@@ -138,7 +146,7 @@ def contact_sheet(tasks: list[Task]) -> Image.Image:
         with_depth = [np.asarray(Image.open(frame.image(name))) for name in conditions]
         depth = writers.read_depth(frame.dense(conditions[0]), frame.SCALE)
         with_depth.append(coloured(depth))
-        if kitti:
+        if scanned:
             sparse = writers.read_depth(frame.depth("groundtruth"), frame.SCALE)
             points = np.where((sparse > 0)[..., None], coloured(sparse), with_depth[0] // 3)
             with_depth.append(points)
@@ -204,8 +212,10 @@ def main() -> None:
         parser.error(
             f"--conditions: {preset['kind']} has no {unknown[0]!r}; choose from {', '.join(known)}"
         )
-    if flags.lidar_failures and preset["layout"] != "kitti":
-        parser.error("--lidar_failures needs --layout=kitti: NYU has no lidar")
+    if flags.lidar_failures and (
+        preset["layout"] != "kitti" or not kinds.KINDS[preset["kind"]].lidar
+    ):
+        parser.error("--lidar_failures needs --kind=street and --layout=kitti: there is no lidar")
 
     options = {name: preset[name] for name in chosen} | {"failures": flags.lidar_failures}
     _claim(flags.output, options)

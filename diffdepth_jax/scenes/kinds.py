@@ -18,6 +18,7 @@ class Kind(NamedTuple):
         conditions: by name, `(layout, rng) -> layout` of the same geometry; "clear" first.
         focals: the cameras' focal lengths over the picture's width.
         samples: light paths a pixel that make good pictures.
+        lidar: whether a lidar would see it; elsewhere "sparse" depth is dense.
         categories: `(layout, surface [h w]) -> uint8 [h w]`, the materials' classes at each pixel,
             for kinds whose conditions change materials; `surface` is that of `render.Hits`.
     """
@@ -26,16 +27,24 @@ class Kind(NamedTuple):
     conditions: Mapping[str, conditions.Condition]
     focals: tuple[float, ...]
     samples: int
+    lidar: bool
     categories: Callable[[Layout, Int[np.ndarray, "h w"]], UInt8[np.ndarray, "h w"]] | None = None
 
 
 KINDS: Mapping[str, Kind] = {
-    "street": Kind(street.street, conditions.STREET, focals=(0.52, 0.58, 0.65, 0.73), samples=4),
+    "street": Kind(
+        street.street,
+        conditions.STREET,
+        focals=(0.52, 0.58, 0.65, 0.73),
+        samples=4,
+        lidar=True,
+    ),
     "tabletop": Kind(
         tabletop.tabletop,
         tabletop.CONDITIONS,
         focals=(0.75, 0.85, 0.95, 1.1),
         samples=8,
+        lidar=False,
         categories=tabletop.categories,
     ),
 }
