@@ -59,14 +59,16 @@ def test_every_config_is_whole_and_survives_json(path):
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # in ml_collections
-def test_the_overrides_that_make_the_papers_recipe_are_read():
+def test_the_overrides_that_make_the_papers_recipe_are_read(monkeypatch):
     """Those in the docstring of configs/kitti.py."""
     path = PROJECT / "configs" / "kitti.py"
     recipe = path.read_text().split("by overrides:")[1].split("\n\n")[1]
     arguments = shlex.split(recipe.replace("\\\n", " "))
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=flag_values)
-    flag_values(["train.py", f"--config={path}", *arguments])
+    command = ["train.py", f"--config={path}", *arguments]
+    monkeypatch.setattr(sys, "argv", command)  # where ml_collections looks for overrides
+    flag_values(command)
     exp = experiment.from_mapping(flag_values.config.to_dict())
     objective = self_diffusion.VARIANTS["paper"]
     assert dataclasses.replace(exp.objective, max_depth=objective.max_depth) == objective
