@@ -88,7 +88,7 @@ def untrained_run(tmp_path):
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.05, leaf.dtype), shapes)
     with Checkpointer(tmp_path / "run", keep=1) as checkpointer:
         trained = state.create(variables, optax.sgd(0.1), False)
-        checkpointer.save(0, trained, config_lib.to_mapping(exp), b"")
+        checkpointer.save(0, trained, config_lib.to_mapping(exp), b"", {})
     return tmp_path / "config.py", tmp_path / "run"
 
 
@@ -113,6 +113,40 @@ def test_a_checkpoint_by_its_config(untrained_run):
     assert result["baseline"]["rmse"] < result["metrics"]["rmse"]
     assert len(num_valid(checkpoint)) == 3
     assert "median map" in done.stdout
+    page = (checkpoint / "report.html").read_text()
+    assert page.count('class="example"') == 3 and "flip_tta=True" in page
+
+    # The same in parts, under several protocols and another average, beside the one before.
+    several = [
+        f"--config={config}",
+        f"--checkpoint={checkpoint}",
+        f"--workdir={checkpoint.parent / 'several'}",
+        f"--compare=one={checkpoint}",
+        "--protocol=release,nuscenes",
+        "--max_depth=40",
+        "--flip_tta",
+        "--flip_average=inverse_depth",
+        "--num_inference_steps=3",
+    ]
+    done = run(*several)
+    assert done.returncode == 2 and "cannot stand beside one under nuscenes" in done.stderr
+    several.remove(f"--compare=one={checkpoint}")
+    done = run(*several, "--shard=1/2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("shard 1/2 is done")
+    (part,) = (checkpoint.parent / "several").iterdir()
+    assert len(part.read_text().splitlines()) == 1
+    done = run(*several)
+    assert done.returncode == 0, done.stderr
+    assert "1/3" in done.stderr  # where it went on
+    results = {
+        name: json.loads((checkpoint.parent / f"several/{name}/metrics.json").read_text())
+        for name in ("release", "nuscenes")
+    }
+    assert results["nuscenes"]["options"]["flip_average"] == "inverse_depth"
+    assert results["release"]["num_images"] == results["nuscenes"]["num_images"] == 3
+    assert results["release"]["metrics"] != result["metrics"]
+    assert f"{results['nuscenes']['metrics']['abs_rel']:.4f}" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["full", "kb"])
@@ -179,6 +213,30 @@ def test_the_table_and_the_files(folders, tmp_path):
     assert ["ours", "paper*"] in [line.split() for line in lines]
     assert f"{result['metrics']['abs_rel']:.4f}" in done.stdout
     assert "predictions=npy, ground_truth=png" in lines[1]
+    assert (tmp_path / "out/report.html").read_text().count('class="example"') == 2
+
+
+def test_several_protocols_beside_another_result(folders, tmp_path):
+    predicted, measured = folders
+    scored = [
+        "--protocol=kitti_eigen,kitti_eigen_50m",
+        f"--predictions={predicted}",
+        f"--ground_truth={measured}",
+    ]
+    done = run(*scored, f"--workdir={tmp_path / 'control'}")
+    assert done.returncode == 0, done.stderr
+    for path in predicted.iterdir():
+        np.save(path, np.load(path) / 1.1)
+    done = run(*scored, f"--workdir={tmp_path / 'out'}", f"--compare=control={tmp_path}/control")
+    assert done.returncode == 0, done.stderr
+    tables = [table.splitlines() for table in done.stdout.split("\n\n")]
+    assert [table[0].split(":")[0] for table in tables] == ["kitti_eigen", "kitti_eigen_50m"]
+    for table in tables:
+        rows = [line.split() for line in table]
+        assert ["ours", "control"] in [row[:2] for row in rows]
+        (values,) = (row[1:3] for row in rows if row[0] == "delta_1.05")
+        assert values == ["1.0000", "0.0000"]
+    assert (tmp_path / "out/kitti_eigen_50m/per_image.csv").exists()
 
 
 def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
@@ -195,6 +253,10 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
         ([*scored, *out, "--protocol=nyu"], "image '0000000001': the NYU eigen crop"),
         ([*scored, *out, "--protocol=nyu", "--flip_tta"], "--flip_tta goes with --config"),
         ([*scored, *out, "--protocol=nyu", "--checkpoint=x"], "--checkpoint goes with --config"),
+        ([*scored, *out, "--protocol=nyu", "--shard=0/2"], "--shard goes with --config"),
+        ([*scored, *out, "--protocol=nyu", "--compare=x"], "compare is 'x'; it must be NAME=PATH"),
+        ([*scored, *out, "--protocol=nyu", "--compare=a=b"], "No such file or directory: 'b"),
+        ([*model, "--shard=2/2"], "shard is '2/2'; it must be I/N"),
         ([*model, "--png_scale=256"], "--png_scale goes with --predictions"),
         ([*model, "--ground_truth=x"], "--ground_truth goes with --predictions"),
         ([*model, "--ground_truth_png_scale=2"], "_png_scale goes with --predictions"),

@@ -144,7 +144,7 @@ def test_the_script_exports_a_run(tmp_path):
         ema_params={},
     )
     with Checkpointer(tmp_path / "run", keep=1) as checkpointer:
-        checkpointer.save(2, state, {"model": to_mapping(model.config)}, b"{}")
+        checkpointer.save(2, state, {"model": to_mapping(model.config)}, b"{}", {})
 
     def run(checkpoint):
         output = tmp_path / "model.safetensors"

@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> Path:
         ema_params={},
     )
     with Checkpointer(workdir, keep=1) as checkpointer:
-        checkpointer.save(STEP, state, {"model": to_mapping(CONFIG)}, b"{}")
+        checkpointer.save(STEP, state, {"model": to_mapping(CONFIG)}, b"{}", {})
     return workdir
 
 

@@ -16,13 +16,16 @@ from PIL import Image
 
 import diffdepth_jax
 from diffdepth_jax import inference, recalibration
+from diffdepth_jax.config import to_mapping
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import resnet
 from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.ops import random
-from diffdepth_jax.weights import files, rules
+from diffdepth_jax.training.checkpoint import Checkpointer
+from diffdepth_jax.training.state import TrainState
+from diffdepth_jax.weights import files, orbax, rules
 from tests.weights import torch_writer
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -257,6 +260,37 @@ def test_damaged_statistics_are_named(at_five, tmp_path):
             diffdepth_jax.load(path)
 
 
+def test_a_run_keeps_them_beside_the_weights(at_five, tmp_path):
+    variables = at_five.variables
+    state = TrainState(
+        step=jnp.int32(7),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state={},
+        ema_params={},
+    )
+    config = {"model": to_mapping(at_five.config)}
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(7, state, config, b"{}", {})
+    directory = orbax.checkpoint_directory(tmp_path)
+    inference.save_recalibrated(at_five, directory)
+    assert_same(diffdepth_jax.load(tmp_path).recalibrated, at_five.recalibrated)
+    # Training goes on, and they go with the checkpoint that they belong to.
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        assert checkpointer.latest_step() == 7
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state
+        )
+        restored, *_ = checkpointer.restore(7, abstract)
+        assert_same(restored, state)
+        checkpointer.save(8, state, config, b"{}", {})
+    assert not directory.exists() and not diffdepth_jax.load(tmp_path).recalibrated
+    (tmp_path / "checkpoints" / "8" / "recalibrated.json").write_text("{")
+    with pytest.raises(ValueError, match=r"8/recalibrated\.json has recalibrated statistics that"):
+        diffdepth_jax.load(tmp_path)
+
+
 def run_tool(*arguments):
     command = [sys.executable, "tools/recalibrate.py", "--steps=3", "--steps=2", *arguments]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
@@ -272,10 +306,6 @@ def folder(tmp_path) -> Path:
     return path
 
 
-def chosen(folder) -> list[Path]:
-    return [folder / f"{index}.png" for index in (0, 2, 4)]
-
-
 def test_the_script_recalibrates_an_official_file(at_five, folder, tmp_path):
     state_dict = official_state_dict(at_five)
     value = {
@@ -287,13 +317,14 @@ def test_the_script_recalibrates_an_official_file(at_five, folder, tmp_path):
     arguments = f"--checkpoint={official}", f"--input={folder}"
     done = run_tool(*arguments)
     assert done.returncode == 2 and "say by --output" in done.stderr
-    done = run_tool(*arguments, "--num_images=3", f"--output={output}")
+    done = run_tool(*arguments, "--num_images=3", "--crop=12x30", f"--output={output}")
     assert done.returncode == 0, done.stderr
     loaded, want = diffdepth_jax.load(output), diffdepth_jax.load(official)
     assert loaded.config == want.config and not want.recalibrated
     assert_same(loaded.variables, want.variables)
+    chosen = [image(seed=index)[2:14] for index in (0, 2, 4)]
     for steps in (3, 2):
-        want = want.recalibrate(chosen(folder), steps)
+        want = want.recalibrate(chosen, steps)
     assert_same(loaded.recalibrated, want.recalibrated)
 
 
