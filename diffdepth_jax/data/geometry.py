@@ -114,7 +114,8 @@ def transform_points(
 ) -> Float64[np.ndarray, "n 3"]:
     """Points taken from one frame of reference to another, in float64."""
     matrix = matrix.astype(np.float64)
-    return points.astype(np.float64) @ matrix[:3, :3].T + matrix[None, :3, 3]
+    # In this order: BLAS takes a hundred times as long for [n 3] @ [3 3].
+    return (matrix[:3, :3] @ points.T.astype(np.float64) + matrix[:3, 3:]).T
 
 
 def projected_depth(
@@ -142,9 +143,9 @@ def projected_depth(
     height, width = size
     points = points[points[:, 2] > (1.0 if rule == "devkit" else 0.0)].astype(np.float64)
     depth = points[:, 2]
-    homogeneous = points @ intrinsics.astype(np.float64).T
+    homogeneous = intrinsics.astype(np.float64) @ points.T
     with np.errstate(over="ignore", invalid="ignore"):  # Such points are outside, or NaN.
-        x, y = (homogeneous[:, :2] / depth[:, None]).T
+        x, y = homogeneous[:2] / depth[None]
     if rule == "devkit":
         inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
         order = np.arange(len(depth))[inside]

@@ -30,11 +30,14 @@ class Config:
     Attributes:
       root: the folder of the layout above.
       split: `train`, `val` or `test`.
+      check_files: look at opening whether every file is there; otherwise each is missed when it
+        is read.
     """
 
     name: Literal["mapillary"] = "mapillary"
     root: str = "data/mapillary"
     split: str = "train"
+    check_files: bool = True
 
     def __post_init__(self) -> None:
         listing.require_split(self.split, _FOLDERS)
@@ -61,8 +64,7 @@ def build(config: Config) -> FrameSource:
         for name in listing.file_names(folder, ".jpg")
     ]
     where = f"split {config.split!r} of {config.root}"
-    # The files have just been listed: there is nothing to look for again.
-    return FrameSource(frames, _read, where=where, remedy=remedy, check_files=False)
+    return FrameSource(frames, _read, where=where, remedy=remedy, check_files=config.check_files)
 
 
 def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

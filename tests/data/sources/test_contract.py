@@ -16,6 +16,7 @@ def test_source_file(name: str, tmp_path: Path) -> None:
     assert "root/" in module.__doc__, "the docstring shows the layout"
     config = module.Config()
     assert dataclasses.is_dataclass(config) and config.name == name
+    assert config.check_files  # may be switched off where missing files are to be skipped
     with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
         module.source(config.split, tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
