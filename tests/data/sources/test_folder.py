@@ -14,7 +14,7 @@ def frame(number: int) -> tuple[np.ndarray, np.ndarray]:
     """An image, and depth in millimetres with unmeasured pixels."""
     rng = np.random.default_rng(number)
     depth = rng.integers(500, 9000, SIZE, dtype=np.uint16)
-    depth[0, :3] = 0
+    depth[0, 2:6] = 0
     return rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), depth
 
 
