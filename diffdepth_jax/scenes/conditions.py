@@ -43,7 +43,7 @@ def rain(layout: Layout, rng: np.random.Generator) -> Layout:
     wet = dict.fromkeys(materials.GROUND, _wet)
     weather = Weather(
         extinction=rng.uniform(0.004, 0.010), rain=amount, halo=0.10,
-        key=rng.uniform(0.12, 0.18), noise=0.004, seed=_seed(rng),
+        key=rng.uniform(0.09, 0.14), noise=0.004, seed=_seed(rng),
     )  # fmt: skip
     layout = replace(_repainted(layout, wet, rng), sky=_overcast(rng), weather=weather)
     return _with_lights_on(layout, beam=1.2)

@@ -66,3 +66,48 @@ def test_looking_up_sees_fewer_returns():
         for mount in (MOUNT, tilt @ MOUNT)
     )
     assert raised < 0.9 * level
+
+
+def measured(medium, depth, intrinsics, seed=0):
+    return lidar.scan(depth, intrinsics, MOUNT, np.random.default_rng(seed), medium=medium)
+
+
+def test_a_perfect_medium_changes_nothing():
+    depth, intrinsics = flat_road((80, 256))
+    plain = lidar.scan(depth, intrinsics, MOUNT, np.random.default_rng(0))
+    np.testing.assert_array_equal(measured(lidar.Medium(), depth, intrinsics), plain)
+
+
+def test_beams_pass_glass_or_are_lost():
+    """A pane at 10 m before a wall at 30 m on the left half, before nothing on the right."""
+    depth, intrinsics = np.full((80, 256), 10.0), layouts.pinhole((80, 256), 0.58)
+    behind = np.where(np.arange(256) < 128, 30.0, 0.0) * np.ones((80, 1))
+    glass = lidar.Medium(transparent=np.ones(depth.shape, bool), behind=behind)
+    plain = measured(None, depth, intrinsics) > 0
+    sparse = measured(glass, depth, intrinsics)
+    assert set(np.unique(sparse)) == {0.0, 10.0, 30.0}
+    left, right = np.s_[:, :128], np.s_[:, 128:]
+    assert 0.85 < (sparse[left] == 30).sum() / plain[left].sum() < 1
+    assert (sparse[right] > 0).sum() < 0.2 * plain[right].sum()
+
+
+def test_fog_shortens_the_range_and_returns_itself():
+    depth, intrinsics = flat_road((192, 640), wall=70.0)
+    clear = measured(None, depth, intrinsics)
+    thin, thick = (measured(lidar.Medium(extinction=e), depth, intrinsics) for e in (0.01, 0.1))
+    for sparse in (thin, thick):
+        true = sparse[sparse > 0] == depth[sparse > 0]
+        assert (sparse[sparse > 0][~true] < depth[sparse > 0][~true]).all(), "false ones are nearer"
+    reach = [sparse[(sparse > 0) & (sparse == depth)].max() for sparse in (clear, thin, thick)]
+    assert reach[0] > 60 and reach[1] > reach[2] and reach[2] < 40
+    false = [((sparse > 0) & (sparse != depth)).sum() for sparse in (clear, thin, thick)]
+    assert false[0] == 0 and false[1] < false[2] and false[2] > 20
+
+
+def test_wet_ground_returns_less():
+    depth, intrinsics = flat_road((80, 256))
+    wet = np.zeros(depth.shape, bool)
+    wet[50:] = True
+    plain, less = (measured(m, depth, intrinsics) > 0 for m in (None, lidar.Medium(wet=wet)))
+    assert 0.35 < less[50:].sum() / plain[50:].sum() < 0.6
+    assert (less[:50] == plain[:50]).all()

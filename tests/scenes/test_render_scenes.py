@@ -20,26 +20,28 @@ def run(output, *flags):
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
 
 
-def frames(root):
-    return {path.relative_to(root): path.read_bytes() for path in sorted(root.rglob("*.png"))}
+def files(root):
+    return {
+        path.relative_to(root): path.read_bytes() for path in root.rglob("*.*") if path.is_file()
+    }
 
 
 def test_seeded_resumable_and_split_by_layout(tmp_path):
     once, twice = tmp_path / "once", tmp_path / "twice"
     sheet = tmp_path / "sheet.png"
-    done = run(once, "--count=2", "--seed=4", f"--contact_sheet={sheet}")
+    night = "--conditions=clear,night"
+    done = run(once, "--count=2", "--seed=4", night, f"--contact_sheet={sheet}")
     assert done.returncode == 0, done.stderr
-    assert len(frames(once)) == 6
+    pictures = sorted(once.rglob("image_02/data/*.png"))
+    assert len(pictures) == 4 and len(list((once / "depth").rglob("*.png"))) == 4
     with Image.open(sheet) as picture:
-        assert picture.size == (3 * 48, 2 * 16)
+        assert picture.width == 4 * 48 and picture.height > 2 * 16
 
-    # In two goes, and with a lost frame made again: the same bytes.
-    assert run(twice, "--count=1", "--seed=4").returncode == 0
-    assert run(twice, "--count=2", "--seed=4").returncode == 0
-    lost = next(twice.glob("raw/*/*/image_02/data/*.png"))
-    lost.unlink()
-    assert run(twice, "--count=2", "--seed=4").returncode == 0
-    assert frames(once) == frames(twice)
+    # In two goes, by condition, and with a lost frame made again: the same bytes.
+    assert run(twice, "--count=1", "--seed=4", "--conditions=night").returncode == 0
+    next(twice.glob("night/raw/*/*/image_02/data/*.png")).unlink()
+    assert run(twice, "--count=2", "--seed=4", night).returncode == 0
+    assert files(once) == files(twice)
 
     # Another split has other drives and other streets.
     assert run(once, "--count=1", "--seed=4", "--split=val").returncode == 0
@@ -47,7 +49,7 @@ def test_seeded_resumable_and_split_by_layout(tmp_path):
         {path.name for path in (once / "depth" / split).iterdir()} for split in ("train", "val")
     )
     assert len(train) == 2 and len(val) == 1 and not train & val
-    images = [np.asarray(Image.open(p)) for p in sorted(once.glob("raw/*/*/image_02/data/*.png"))]
+    images = [np.asarray(Image.open(p)) for p in sorted(once.rglob("image_02/data/*.png"))]
     assert all((a != b).any() for i, a in enumerate(images) for b in images[:i])
 
     # Other options may not be mixed in.
@@ -56,8 +58,21 @@ def test_seeded_resumable_and_split_by_layout(tmp_path):
     assert json.loads((once / "render.json").read_text())["seed"] == 4
 
 
+def test_nyu_layout_and_failing_lidar(tmp_path):
+    nyu, kitti = tmp_path / "nyu", tmp_path / "kitti"
+    assert run(nyu, "--count=1", "--layout=nyu", "--split=val").returncode == 0
+    scene = "official_splits/val/street_3001"
+    assert (nyu / "val.txt").read_text() == f"{scene}/rgb_00000.png {scene}/sync_depth_00000.png\n"
+    assert run(kitti, "--count=1", "--conditions=fog", "--lidar_failures").returncode == 0
+    (scan,) = (kitti / "fog").glob("depth/train/*/proj_depth/velodyne_raw/image_02/*.png")
+    (truth,) = kitti.glob("depth/train/*/proj_depth/groundtruth/image_02/*.png")
+    assert (np.asarray(Image.open(scan)) != np.asarray(Image.open(truth))).any()
+
+
 def test_bad_flags_are_refused(tmp_path):
-    for flag in ("--size=96", "--size=4x4", "--count=0", "--split=night"):
+    for flag in ("--size=96", "--size=4x4", "--count=0", "--split=night", "--conditions=hail"):
         failed = run(tmp_path / "out", flag)
         assert failed.returncode == 2 and flag.split("=")[1] in failed.stderr
+    failed = run(tmp_path / "out", "--layout=nyu", "--lidar_failures")
+    assert failed.returncode == 2 and "there is no lidar" in failed.stderr
     assert not (tmp_path / "out").exists()

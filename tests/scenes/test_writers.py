@@ -1,59 +1,116 @@
-"""KITTI's layout: what is written is read back, by plain means and by the source."""
+"""Official layouts: what is written is read back, by plain means and by the sources."""
+
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffdepth_jax.data.sources import kitti
+from diffdepth_jax.data.sources import kitti, nyu
 from diffdepth_jax.scenes import layouts, writers
 
+SIZE = (16, 48)
 
-@pytest.fixture
-def written(tmp_path):
+
+@pytest.fixture(scope="module")
+def picture():
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (16, 48, 3), dtype=np.uint8)
-    dense = rng.uniform(1, 90, (16, 48))
+    dense = rng.uniform(1, 60, SIZE)
     dense[:3] = 0
     dense[3, :2] = 300.0, 255.9
-    sparse = np.where(rng.random(dense.shape) < 0.1, dense, 0)
-    frame = writers.KittiFrame(tmp_path, "val", "2000_01_02", 7)
-    intrinsics = layouts.pinhole((16, 48), 0.6)
-    writers.write_frame(frame, image, dense, sparse, intrinsics)
-    return frame, image, dense, sparse, intrinsics
-
-
-def test_paths_are_kittis(written, tmp_path):
-    drive = "2000_01_02_drive_0007_sync"
-    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert files == {
-        "raw/2000_01_02/calib_cam_to_cam.txt",
-        f"raw/2000_01_02/{drive}/image_02/data/0000000005.png",
-        f"depth/val/{drive}/proj_depth/groundtruth/image_02/0000000005.png",
-        f"depth/val/{drive}/proj_depth/dense/image_02/0000000005.png",
-    }
-
-
-def test_files_hold_what_was_written(written):
-    frame, image, dense, sparse, _ = written
-    np.testing.assert_array_equal(np.asarray(Image.open(frame.image)), image)
-    for kind, depth in (("dense", dense), ("groundtruth", sparse)):
-        code = np.asarray(Image.open(frame.depth(kind)))
-        assert code.dtype == np.uint16
-        expected = np.where(depth <= writers.MAX_DEPTH, depth, 0)
-        assert np.abs(code / 256 - expected).max() <= 0.5 / 256
-        assert ((code > 0) == (expected > 0)).all()
-
-
-@pytest.mark.parametrize("depth_kind", ["dense", "groundtruth"])
-def test_the_kitti_source_reads_it(written, tmp_path, depth_kind):
-    _, image, dense, sparse, intrinsics = written
-    source = kitti.source(
-        "val", tmp_path / "raw", depth_root=str(tmp_path / "depth"), depth=depth_kind
+    return writers.Picture(
+        image=rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8),
+        dense=dense,
+        sparse=np.where(rng.random(SIZE) < 0.1, dense, 0),
+        scan=None,
+        category=None,
+        intrinsics=layouts.pinhole(SIZE, 0.6),
+        weather={"extinction": 0.0},
     )
+
+
+def files(root):
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def kitti_frame(root):
+    return writers.KittiFrame(root, "val", "2000_01_02", 7)
+
+
+DRIVE = "2000_01_02_drive_0007_sync"
+
+
+def test_kitti_paths(picture, tmp_path):
+    kitti_frame(tmp_path).write("clear", picture)
+    clear = {
+        "raw/2000_01_02/calib_cam_to_cam.txt",
+        f"raw/2000_01_02/{DRIVE}/condition.json",
+        f"raw/2000_01_02/{DRIVE}/image_02/data/0000000005.png",
+        f"depth/val/{DRIVE}/proj_depth/groundtruth/image_02/0000000005.png",
+        f"depth/val/{DRIVE}/proj_depth/dense/image_02/0000000005.png",
+    }
+    assert files(tmp_path) == clear
+    full = replace(
+        picture, scan=picture.sparse, category=np.full(SIZE, 3, np.uint8), weather={"noise": 0.5}
+    )
+    kitti_frame(tmp_path).write("night", full)
+    assert files(tmp_path) == clear | {
+        "night/raw/2000_01_02/calib_cam_to_cam.txt",
+        f"night/raw/2000_01_02/{DRIVE}/condition.json",
+        f"night/raw/2000_01_02/{DRIVE}/image_02/data/0000000005.png",
+        f"night/depth/val/{DRIVE}/proj_depth/velodyne_raw/image_02/0000000005.png",
+        f"night/depth/val/{DRIVE}/proj_depth/category/image_02/0000000005.png",
+    }
+    note = tmp_path / "night" / "raw" / "2000_01_02" / DRIVE / "condition.json"
+    assert json.loads(note.read_text()) == {"condition": "night", "noise": 0.5}
+
+
+def test_files_hold_what_was_written(picture, tmp_path):
+    frame = kitti_frame(tmp_path)
+    frame.write("clear", picture)
+    np.testing.assert_array_equal(np.asarray(Image.open(frame.image())), picture.image)
+    for kind, depth in (("dense", picture.dense), ("groundtruth", picture.sparse)):
+        assert np.asarray(Image.open(frame.depth(kind))).dtype == np.uint16
+        metres = writers.read_depth(frame.depth(kind), frame.SCALE)
+        expected = np.where(depth <= 65535 / 256, depth, 0)
+        assert np.abs(metres - expected).max() <= 0.5 / 256
+        assert ((metres > 0) == (expected > 0)).all()
+
+
+@pytest.mark.parametrize("condition", ["clear", "fog"])
+@pytest.mark.parametrize("kind", ["dense", "groundtruth"])
+def test_the_kitti_source_reads_it(picture, tmp_path, condition, kind):
+    kitti_frame(tmp_path).write("clear", replace(picture, image=picture.image // 2))
+    kitti_frame(tmp_path).write(condition, picture)
+    root = tmp_path if condition == "clear" else tmp_path / condition
+    source = kitti.source("val", root / "raw", depth_root=str(tmp_path / "depth"), depth=kind)
     assert len(source) == 1
     sample = source[0]
-    np.testing.assert_array_equal(sample["image"], image)
-    expected = {"dense": dense, "groundtruth": sparse}[depth_kind]
-    expected = np.where(expected <= writers.MAX_DEPTH, expected, 0)
+    np.testing.assert_array_equal(sample["image"], picture.image)
+    expected = {"dense": picture.dense, "groundtruth": picture.sparse}[kind]
+    expected = np.where(expected <= 65535 / 256, expected, 0)
     np.testing.assert_allclose(sample["depth"], expected, atol=0.5 / 256 + 1e-6)
-    np.testing.assert_allclose(sample["intrinsics"], intrinsics, rtol=1e-5)
+    np.testing.assert_allclose(sample["intrinsics"], picture.intrinsics, rtol=1e-5)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_nyu_source_reads_it(picture, tmp_path, split):
+    """Each condition is a whole root; validation frames are read by their list."""
+    frame = writers.NyuFrame(tmp_path, split, "room_0001")
+    frame.write("mirror", replace(picture, category=np.full(SIZE, 2, np.uint8)))
+    writers.write_list(tmp_path, "mirror", split, [frame])
+    root = tmp_path / "mirror"
+    by_list = nyu.source(str(root / f"{split}.txt"), root, layout="sync")
+    sources = [by_list]
+    if split != "val":
+        sources.append(nyu.source(split, root, layout="sync"))
+    for source in sources:
+        assert len(source) == 1
+        sample = source[0]
+        np.testing.assert_array_equal(sample["image"], picture.image)
+        expected = np.where(picture.dense <= 65.535, picture.dense, 0)
+        np.testing.assert_allclose(sample["depth"], expected, atol=0.5e-3 + 1e-6)
+        np.testing.assert_allclose(sample["intrinsics"], picture.intrinsics, rtol=1e-6)
+    mask = frame.image("mirror").with_name("mask_cat_00000.png")
+    assert (np.asarray(Image.open(mask)) == 2).all()
