@@ -174,6 +174,9 @@ def test_drop_path_is_drawn_in_training_only(random_variables):
 
     assert not np.allclose(train(jax.random.key(2)), train(jax.random.key(3)))
     np.testing.assert_array_equal(train(jax.random.key(2)), train(jax.random.key(2)))
+    never = swin.Encoder(dataclasses.replace(config, drop_path_rate=0.0))
+    inference = [str(jax.make_jaxpr(each.apply)(variables, image)) for each in (encoder, never)]
+    assert inference[0] == inference[1]
 
 
 def test_the_more_is_recomputed_the_less_is_stored(random_variables):

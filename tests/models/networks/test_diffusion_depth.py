@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax import registry
-from diffdepth_jax.config import from_mapping, to_mapping
+from diffdepth_jax.config import ConfigError, from_mapping, to_mapping
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import resnet
@@ -348,6 +348,30 @@ def test_half_precision_gives_single_precision_depth(variant):
     assert got.dtype == jnp.float32
     assert np.median(np.abs(np.log(got) - np.log(want))) < 0.2
     assert not np.array_equal(got, want)
+
+
+def test_the_latent_stays_in_single_precision():
+    _, variables = _tiny()
+    half = diffusion_depth.build(TINY, jnp.bfloat16)
+    condition, noise = jnp.ones((1, 6, 6, 8)), jnp.ones((1, 6, 6, 4))
+    sample = functools.partial(half.apply, method="sample")
+    steps = [
+        equation.params["jaxpr"].jaxpr
+        for equation in jax.make_jaxpr(sample)(variables, condition, noise).jaxpr.eqns
+        if equation.primitive.name == "scan"
+    ]
+    assert len(steps) == 1
+    (carried,) = steps[0].outvars
+    assert carried.aval.shape == noise.shape and carried.aval.dtype == jnp.float32
+    assert "bf16" in str(steps[0])
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, "full"), (False, "none")])
+def test_older_checkpoints_say_remat_by_a_truth_value(old, new):
+    mapping = to_mapping(TINY) | {"remat": old}
+    assert from_mapping(Config, mapping, resolve=registry.module).remat == new
+    with pytest.raises(ConfigError, match="remat is 'yes'"):
+        from_mapping(Config, mapping | {"remat": "yes"}, resolve=registry.module)
 
 
 def test_initialisation_makes_every_variable_of_every_method():

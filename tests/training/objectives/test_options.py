@@ -15,6 +15,8 @@ import pytest
 
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.encoders import resnet
+from diffdepth_jax.models.layers import DropPath
+from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth, regression
 from diffdepth_jax.ops import losses
 from diffdepth_jax.ops.diffusion import add_noise, ddim_sample, posterior_mean_weight
@@ -30,13 +32,15 @@ class Toy(nn.Module):
     """One number in each part; latents have the image's size."""
 
     config: diffusion_depth.Config
+    drop_path_rate: float = 0.0
 
     def setup(self):
+        self.drop_path = DropPath(self.drop_path_rate)
         for name in ("encoder", "denoiser", "decoder", "codec"):
             setattr(self, name, self.param(name, nn.initializers.constant(0.5), ()))
 
     def encode_image(self, image, train):
-        return self.encoder * image[..., :1]
+        return self.drop_path(self.encoder * image[..., :1], train)
 
     def predict_noise(self, condition, latent, timesteps):
         return jnp.tanh(self.denoiser * condition - 0.2 * latent)
@@ -222,9 +226,12 @@ def _regression():
 class Line(nn.Module):
     """A network that maps an image to depth by one number; counts its calls in training."""
 
+    drop_path_rate: float = 0.0
+
     @nn.compact
     def __call__(self, image, train=False):
         slope = self.param("slope", nn.initializers.constant(5.0), ())
+        image = DropPath(self.drop_path_rate)(image, train)
         calls = self.variable("batch_stats", "calls", jnp.zeros, ())
         if train:
             calls.value += 1
@@ -246,6 +253,46 @@ def test_the_pixel_objective_is_of_the_networks_depth():
     (late, _), _ = loss(params, stats, batch, KEY, jnp.int32(9))
     np.testing.assert_allclose(late, 2 * terms["silog"], rtol=1e-5)
     assert aux.scalars.keys() >= {"l1", "l2", "silog", "depth_mean", "valid_fraction"}
+
+
+@pytest.mark.parametrize("name", ["self_diffusion", "pixel"])
+def test_dropped_paths_change_the_loss(name):
+    def loss(rate, seed):
+        key = jax.random.key(seed)
+        if name == "pixel":
+            objective = pixel.build(pixel.Config(), Line(rate), STEPS)
+            params, stats = {"slope": jnp.float32(0.8)}, {"calls": jnp.float32(0)}
+        else:
+            objective = self_diffusion.build(Config(ddim=0.0), Toy(MODEL, rate), STEPS)
+            params, stats = PARAMS, {}
+        return float(objective(params, stats, _batch(), key, jnp.int32(0))[0])
+
+    assert all(loss(0.9, seed) != loss(0.0, seed) for seed in range(3))
+    assert loss(0.9, 0) == loss(0.9, 0)
+
+
+def test_half_precision_gives_nearly_the_same_loss():
+    config = regression.Config(
+        encoder=resnet.Config(depths=(1, 1), widths=(4, 8)),
+        neck=NeckConfig(8),
+        codec=CodecConfig(latent_channels=4, initial_depth=8.0),
+        hidden_features=8,
+    )
+    shapes = jax.eval_shape(regression.build(config).init_variables, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.6, leaf.shape) ** 2, jnp.float32), shapes
+    )
+    losses_of = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        loss = jax.jit(pixel.build(pixel.Config(l2=0.0), regression.build(config, dtype), STEPS))
+        value, aux = loss(
+            variables["params"], variables["batch_stats"], _batch(), KEY, jnp.int32(0)
+        )
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((value, aux))} == {"float32"}
+        losses_of[dtype] = float(value)
+    half, single = losses_of[jnp.bfloat16], losses_of[jnp.float32]
+    assert half != single and abs(half / single - 1) < 0.02
 
 
 def test_an_objective_for_another_kind_of_network_is_refused():
