@@ -58,8 +58,8 @@ def _rgb(values: np.ndarray) -> RGB:
 
 
 def _kinds(rng: np.random.Generator) -> list[Callable[[np.random.Generator], list[Mesh]]]:
-    """What to put on the table: more vessels than other things, and at least two."""
-    vessels, others = int(rng.integers(3, 9)), int(rng.integers(1, 5))
+    """What to put on the table: more vessels than other things, and at least four."""
+    vessels, others = int(rng.integers(4, 10)), int(rng.integers(1, 4))
     picks = [objects.VESSELS[i] for i in rng.integers(len(objects.VESSELS), size=vessels)]
     return picks + [objects.OTHERS[i] for i in rng.integers(len(objects.OTHERS), size=others)]
 
@@ -186,12 +186,16 @@ def _camera(
 ) -> Camera:
     """South of the table, above its level, looking at the middle of what stands on it."""
     middle = np.mean([footprint(thing).mean(axis=0) for thing in standing], axis=0)
-    target = np.array([*middle, height + rng.uniform(0.02, 0.14)]) + rng.normal(0, 0.03, 3)
-    bearing = rng.uniform(-0.45, 0.45)
-    distance = rng.uniform(0.5, 0.9) * np.clip(focal / 0.8, 0.8, 1.3)
-    above = np.radians(rng.uniform(8, 38))
-    offset = np.array([np.sin(bearing), -np.cos(bearing)]) * np.cos(above)
-    position = target + distance * np.array([*offset, np.sin(above)])
+    points = np.concatenate([mesh.vertices[::5] for thing in standing for mesh in thing])
+    nearest = 0.0
+    while nearest < 0.3:  # a vase before the lens would fill the picture
+        target = np.array([*middle, height + rng.uniform(0.02, 0.14)]) + rng.normal(0, 0.03, 3)
+        bearing = rng.uniform(-0.45, 0.45)
+        distance = rng.uniform(0.5, 0.9) * np.clip(focal / 0.8, 0.8, 1.3)
+        above = np.radians(rng.uniform(8, 38))
+        offset = np.array([np.sin(bearing), -np.cos(bearing)]) * np.cos(above)
+        position = target + distance * np.array([*offset, np.sin(above)])
+        nearest = np.linalg.norm(points - position, axis=1).min()
     ahead = target - position
     yaw = float(np.arctan2(-ahead[0], ahead[1]))
     pitch = float(np.arctan2(ahead[2], np.hypot(ahead[0], ahead[1])))
