@@ -86,6 +86,8 @@ def main(_: list[str]) -> None:
         results = evaluation.evaluate_checkpoint(
             cli.mapping(CONFIG, options), FLAGS.checkpoint, FLAGS.workdir, shard=shard
         )
+    if FLAGS.shard is not None:
+        print(f"shard {FLAGS.shard} is done; the same command without --shard writes the result")
     print("\n\n".join(report.table(result) for result in results.values()))
 
 

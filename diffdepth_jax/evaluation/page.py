@@ -31,12 +31,13 @@ h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.
 h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p { margin: .2rem 0; } .small, figcaption { color: #666; font-size: .82rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .9rem; text-align: right; border-bottom: 1px solid #e6e6e6; }
+th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #e6e6e6;
+  white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-th { font-weight: 600; border-bottom: 1px solid #999; } .reported { color: #9a9a9a; }
-tr.reported th { font-weight: 400; }
-tbody th { font-weight: 400; border-bottom: 1px solid #e6e6e6; } .ours { font-weight: 600; }
-.charts { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; }
+th { font-weight: 600; border-bottom: 1px solid #999; } .groups th { border: 0; }
+tbody th { font-weight: 400; border-bottom: 1px solid #e6e6e6; }
+.reported { color: #9a9a9a; } .ours { font-weight: 600; }
+.charts { display: flex; flex-wrap: wrap; gap: 1.5rem; margin-bottom: .8rem; } figure { margin: 0; }
 .example { margin: 1rem 0 1.4rem; }
 .panels { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; }
 .panels img { width: 100%; display: block; } svg text { fill: #666; font: 11px system-ui; }
@@ -106,8 +107,7 @@ def _section(table: _Table) -> str:
         for kind, title in (("conditions", "By condition"), ("classes", "By class"))
         if result[kind]
     )
-    notes = [f"{each['label']}: {each['source']}" for each in result["reported"]]
-    lines = [*report.remarks(result), *notes]
+    lines = [*report.remarks(result), *report.sources(result)]
     lines += [f"not readable: {each['id']}: {each['error']}" for each in result["unreadable"]]
     return "\n".join(
         [
@@ -138,24 +138,23 @@ def _group_table(result: Mapping[str, Any], kind: str, title: str) -> str:
     """A row for each origin of numbers, a column for each group and key metric."""
     groups, keys = result[kind], report.key_metrics(result)
     columns = [(group, name) for group in groups for name in keys]
-    head = "".join(
-        f"<th>{html.escape(group)} ({groups[group]['num_images']})<br>{name}</th>"
-        for group, name in columns
+    names = "".join(
+        f'<th colspan="{len(keys)}">{html.escape(group)} ({part["num_images"]})</th>'
+        for group, part in groups.items()
     )
+    head = f'<tr class="groups"><th></th>{names}</tr>\n<tr><th></th>'
+    head += "".join(f"<th>{name}</th>" for _, name in columns) + "</tr>"
     body = ""
     for column in report.columns(result):
         values = [column.groups.get(group, {}).get(name) for group, name in columns]
         if any(value is not None for value in values):
             cells = "".join(f"<td>{report.number(value)}</td>" for value in values)
             body += f"<tr{_kind(column)}><th>{html.escape(column.label)}</th>{cells}</tr>\n"
-    return (
-        f"<h3>{title}</h3>\n<table>\n<thead><tr><th></th>{head}</tr></thead>\n"
-        f"<tbody>\n{body}</tbody></table>"
-    )
+    return f"<h3>{title}</h3>\n<table>\n<thead>{head}</thead>\n<tbody>\n{body}</tbody></table>"
 
 
 def _kind(column: report.Column) -> str:
-    if column.note:
+    if column.reported:
         return ' class="reported"'
     return ' class="ours"' if column.label == "ours" else ""
 
@@ -225,7 +224,8 @@ def _example(
     panels = []
     if "image" in sample:
         image = frames.take(sample["image"], protocol.crop_reference)
-        panels.append(("image", _smaller_image(image)))
+        box = frames.crop_box(protocol.dataset, protocol.crop, image.shape[:2])
+        panels.append(("image", _smaller_image(image[box])))
     span = f"{scale[0]:.3g} to {scale[1]:.3g} m, near is bright"
     everywhere = np.isfinite(compared.prediction)
     for caption, depth, mask in (

@@ -66,19 +66,17 @@ RELEASE = Reported(
     {"abs_rel": 0.021, "rmse": 0.98},
 )
 
-# Networks before and after training on generated adverse images. Relative ones are said to be
-# aligned by "LSE criterion", which leaves open in which space; of ZoeDepth nothing is said.
-_ADVERSE = (
-    "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging Conditions (Tosi, "
-    "Zama Ramirez, Poggi; ECCV 2024)"
-)
+# Networks before and after training on generated adverse images, in "Diffusion Models for Monocular
+# Depth Estimation: Overcoming Challenging Conditions". Relative ones are said to be aligned by "LSE
+# criterion", which leaves open in which space; of ZoeDepth nothing is said.
+_ADVERSE = "Tosi, Zama Ramirez, Poggi (ECCV 2024), before and after training on generated images"
 _LEAST_SQUARES = {"alignment": ("lsq_depth", "lsq_disparity", "lsq_disparity_near")}
 
 
 def _nuscenes(network: str, when: str, *abs_rel: float) -> Reported:
     return Reported(
         f"{network} {when}",
-        f"{_ADVERSE}, nuScenes val, {network} {when} training on generated images",
+        f"{_ADVERSE}, nuScenes val",
         "nuscenes",
         {} if network == "ZoeDepth" else _LEAST_SQUARES,
         groups={
@@ -103,7 +101,7 @@ NUSCENES = (
 def _tom(dataset: str, network: str, when: str, mae_mm: float) -> Reported:
     return Reported(
         f"{network} {when}",
-        f"{_ADVERSE}, {dataset}, {network} {when} training on generated images",
+        f"{_ADVERSE}, {dataset}",
         dataset,
         _LEAST_SQUARES,
         groups={"ToM": {"mae_mm": mae_mm}},

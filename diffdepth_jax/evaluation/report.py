@@ -15,13 +15,13 @@ class Column:
       label: how it is called.
       metrics: over all images; may be empty.
       groups: over conditions and classes, by the group's name.
-      note: where reported numbers stand; None for what was measured.
+      reported: whether somebody else reported them.
     """
 
     label: str
     metrics: Mapping[str, float]
     groups: Mapping[str, Mapping[str, float]]
-    note: str | None = None
+    reported: bool = False
 
 
 def columns(result: Mapping[str, Any]) -> list[Column]:
@@ -32,7 +32,7 @@ def columns(result: Mapping[str, Any]) -> list[Column]:
     for name, other in result["comparisons"].items():
         found.append(Column(name, other["metrics"], _groups(other)))
     for each in result["reported"]:
-        found.append(Column(each["label"], each["metrics"], each["groups"], each["source"]))
+        found.append(Column(each["label"], each["metrics"], each["groups"], reported=True))
     return found
 
 
@@ -73,18 +73,30 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             lines.append(
                 f"{name} has other options (ours -> its): {'; '.join(other['differences'])}"
             )
+    together: dict[tuple[str, ...], list[str]] = {}
     for each in result["not_comparable"]:
-        numbers = [f"{metric} {value:g}" for metric, value in each["metrics"].items()]
-        numbers += [
-            f"{metric} {value:g} {group}"
-            for group, metrics in each["groups"].items()
+        groups = {"": each["metrics"], **each["groups"]}
+        numbers = ", ".join(
+            f"{metric} {value:g} {group}".rstrip()
+            for group, metrics in groups.items()
             for metric, value in metrics.items()
-        ]
+        )
+        key = each["source"], *each["differences"]
+        together.setdefault(key, []).append(f"{each['label']}: {numbers}")
+    for (source, *differences), numbers in together.items():
         lines.append(
-            f"not comparable: {each['source']}: {', '.join(numbers)}; they hold under "
-            f"{', '.join(each['differences'])}"
+            f"not comparable, as it holds under {', '.join(differences)}: {source}: "
+            f"{'; '.join(numbers)}"
         )
     return lines
+
+
+def sources(result: Mapping[str, Any]) -> list[str]:
+    """Where the reported numbers stand, a line for each place."""
+    together: dict[str, list[str]] = {}
+    for each in result["reported"]:
+        together.setdefault(each["source"], []).append(each["label"])
+    return [f"{', '.join(labels)}: {source}" for source, labels in together.items()]
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -95,12 +107,7 @@ def table(result: Mapping[str, Any]) -> str:
     classes, a row for each column with its headline metric in every group.
     """
     found = columns(result)
-    labels, notes = [], []
-    for column in found:
-        mark = "*" * (len(notes) + 1) if column.note else ""
-        labels.append(column.label + mark)
-        if column.note:
-            notes.append(f"{mark} {column.note}: their number, not measured here")
+    labels = [column.label + "*" * column.reported for column in found]
     shown = [index for index, column in enumerate(found) if column.metrics]
     rows = [["", *(labels[index] for index in shown)]]
     for name in result["metrics"]:
@@ -118,7 +125,9 @@ def table(result: Mapping[str, Any]) -> str:
             if any(value is not None for value in values):
                 rows.append([label, *map(number, values)])
         lines += ["", *_aligned(rows)]
-    return "\n".join([*lines, *remarks(result), *notes])
+    lines += remarks(result)
+    lines += [f"* {line}; their numbers, not measured here" for line in sources(result)]
+    return "\n".join(lines)
 
 
 def number(value: float | None) -> str:

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.evaluation import protocols
-from diffdepth_jax.evaluation.evaluate import EvaluationConfig, evaluate
+from diffdepth_jax.evaluation.evaluate import (
+    EvaluationConfig,
+    evaluate,
+    evaluate_all,
+    parse_shard,
+)
 from diffdepth_jax.evaluation.metrics import METRICS
 from diffdepth_jax.evaluation.protocols import PROTOCOLS
 
@@ -174,3 +179,215 @@ def test_the_config_is_checked_and_builds_its_protocol():
     assert config.build() == protocols.get("kitti_eigen", crop_reference="full", max_depth=50.0)
     with pytest.raises(ValueError, match="crop is 'grag'"):
         EvaluationConfig(crop="grag")
+
+
+def test_the_config_takes_several_protocols_and_ways_to_average():
+    config = EvaluationConfig(protocol="kitti_eigen, kitti_eigen_50m", crop="eigen")
+    assert [each.name for each in config.build_all()] == ["kitti_eigen", "kitti_eigen_50m"]
+    assert {each.crop for each in config.build_all()} == {"eigen"}
+    assert config.build().name == "kitti_eigen"
+    for wrong, message in [
+        ({"protocol": "nyu,nyu"}, "names one twice"),
+        ({"protocol": "kitti_eigen,nyu", "crop": "garg"}, "protocol nyu: crop is 'garg'"),
+        ({"flip_average": "inverse"}, "must be depth or inverse_depth"),
+        ({"flip_average": "inverse_depth"}, "goes with flip_tta=True"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            EvaluationConfig(**wrong)
+
+
+class Predictor:
+    """Reads depth from the red channel, and counts; stops like an interrupted process."""
+
+    def __init__(self, stop_after=math.inf):
+        self.count = 0
+        self._stop_after = stop_after
+
+    def __call__(self, image):
+        if self.count >= self._stop_after:
+            raise KeyboardInterrupt
+        self.count += 1
+        return red(image) * 1.1 + 1
+
+
+SEVERAL = [
+    PROTOCOLS["release"],
+    protocols.get("dense", max_depth=50.0),
+    protocols.get("drivingstereo", alignment="median_low"),
+]
+
+
+def contents(directory):
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_text() for path in files}
+
+
+def test_several_protocols_share_one_prediction_of_each_image(samples, tmp_path):
+    predict = Predictor()
+    found = evaluate_all(predict, samples, SEVERAL, tmp_path / "all", progress=False)
+    assert predict.count == len(samples)
+    for protocol in SEVERAL:
+        alone = evaluate(Predictor(), samples, protocol, tmp_path / "one", progress=False)
+        assert found[protocol.name] == alone
+        assert contents(tmp_path / "one") == contents(tmp_path / "all" / protocol.name)
+    assert set(contents(tmp_path / "all")) == {
+        f"{protocol.name}/{name}"
+        for protocol in SEVERAL
+        for name in ("metrics.json", "per_image.csv")
+    }
+
+
+def test_protocols_that_feed_the_model_differently_predict_apart(tmp_path):
+    image = np.random.default_rng(0).integers(1, 80, (375, 1242, 3), np.uint8)
+    sample = {"image": image, "depth": red(image), "id": "a"}
+    sizes = []
+
+    def predict(image):
+        sizes.append(image.shape[:2])
+        return red(image)
+
+    names = "kitti_eigen,kitti_eigen_50m,kitti_official,nuscenes"
+    found = evaluate_all(predict, [sample], protocols.get_all(names), tmp_path, progress=False)
+    assert sizes == [(352, 1216), (375, 1242), (320, 576)]
+    assert found["kitti_eigen"]["metrics"]["abs_rel"] == 0
+    assert found["nuscenes"]["metrics"]["abs_rel"] > 0
+
+
+@pytest.mark.parametrize("protocols", [SEVERAL, SEVERAL[:1]])
+def test_an_interrupted_evaluation_goes_on(samples, tmp_path, protocols):
+    samples = samples * 3
+    expected = evaluate_all(Predictor(), samples, protocols, tmp_path / "whole", progress=False)
+    settings = {"fingerprint": "weights", "progress": False}
+    baseline = np.full((3, 4), 20, np.float32)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_all(Predictor(4), samples, protocols, tmp_path / "parts", **settings)
+    assert all("partial" in name for name in contents(tmp_path / "parts"))
+    for changed in ({"fingerprint": "others"}, {"options": {"a": 1}}, {"baseline_depth": baseline}):
+        with pytest.raises(KeyboardInterrupt):  # nothing of it is taken for another evaluation's
+            evaluate_all(Predictor(0), samples, protocols, tmp_path / "parts", **settings | changed)
+    rest = Predictor()
+    found = evaluate_all(rest, samples, protocols, tmp_path / "parts", **settings)
+    assert rest.count == len(samples) - 4
+    assert found == expected
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_shards_put_together_are_the_whole(samples, tmp_path):
+    samples = samples * 3
+    settings = {"baseline_depth": np.full((3, 4), 20, np.float32), "progress": False}
+    expected = evaluate_all(Predictor(), samples, SEVERAL, tmp_path / "whole", **settings)
+    settings |= {"fingerprint": "weights"}
+    counts = []
+    for index in (2, 0, 1):
+        predict = Predictor(2 if index == 1 else math.inf)  # one of them dies
+        try:
+            shard = (index, 4)
+            assert (
+                evaluate_all(predict, samples, SEVERAL, tmp_path / "o", shard=shard, **settings)
+                is None
+            )
+        except KeyboardInterrupt:
+            pass
+        counts.append(predict.count)
+    assert counts == [2, 3, 2]
+    rest = Predictor()
+    found = evaluate_all(rest, iter(samples), SEVERAL, tmp_path / "o", **settings)
+    assert found == expected
+    assert rest.count == 9  # a stream has no length, so it is another evaluation
+    (tmp_path / "o/per_image.csv").unlink(missing_ok=True)
+    rest = Predictor()
+    assert evaluate_all(rest, samples, SEVERAL, tmp_path / "o", **settings) == expected
+    assert rest.count == len(samples) - sum(counts)
+    assert contents(tmp_path / "o") == contents(tmp_path / "whole")
+    with pytest.raises(ValueError, match="needs a fingerprint"):
+        evaluate_all(rest, samples, SEVERAL, tmp_path / "o", shard=(0, 2))
+
+
+def test_shards_as_text():
+    assert parse_shard("3/4") == (3, 4)
+    for wrong in ("4/4", "1", "a/4", "-1/4", "1/", "1/2/3"):
+        with pytest.raises(ValueError, match="must be I/N"):
+            parse_shard(wrong)
+
+
+def test_images_that_cannot_be_read_are_counted_and_named(samples, tmp_path):
+    samples.insert(1, {"id": "broken", "error": "broken.png cannot be read"})
+    result = evaluate(red, samples, RELEASE, tmp_path, progress=False)
+    counts = [result[name] for name in ("num_images", "num_skipped", "num_unreadable")]
+    assert counts == [2, 1, 1]
+    assert result["unreadable"] == [{"id": "broken", "error": "broken.png cannot be read"}]
+    table = rows(tmp_path)
+    assert [row["id"] for row in table] == ["frame/0", "broken", "frame/1", "frame/2"]
+    assert table[1]["error"] == "broken.png cannot be read" and table[1]["num_valid"] == ""
+    with pytest.raises(ValueError, match=r"nothing to score.* \(1 could not be read\)"):
+        evaluate(red, samples[1:2], RELEASE, tmp_path / "none", progress=False)
+
+
+def conditioned(samples, conditions):
+    pairs = zip([samples[0], samples[2]] * 2, conditions, strict=True)
+    return [sample | {"condition": condition} for sample, condition in pairs]
+
+
+def test_conditions_are_averaged_apart_by_the_protocols_groups(samples, tmp_path):
+    def predict(image):
+        return np.full((320, 576), 20.0)
+
+    night = conditioned(samples, ["day-clear", "night-clear", "night-rain", "day-rain"])
+    result = evaluate(predict, night, PROTOCOLS["nuscenes"], tmp_path, progress=False)
+    counts = {name: group["num_images"] for name, group in result["conditions"].items()}
+    assert counts == {"day-clear": 1, "night": 2, "day-rain": 1}
+    table = rows(tmp_path)
+    assert [row["condition"] for row in table] == [each["condition"] for each in night]
+    values = [float(row["abs_rel"]) for row in table]
+    groups = {name: group["metrics"]["abs_rel"] for name, group in result["conditions"].items()}
+    assert groups["night"] == pytest.approx((values[1] + values[2]) / 2, rel=1e-12)
+    assert groups["day-rain"] == values[3]
+
+
+def test_without_groups_every_condition_is_one(samples, tmp_path):
+    weather = conditioned(samples, ["foggy", "rainy", "foggy", "foggy"])
+    baseline = np.full((6, 8), 20, np.float32)
+    protocol = PROTOCOLS["drivingstereo"]
+    result = evaluate(red, weather, protocol, tmp_path, baseline_depth=baseline, progress=False)
+    assert {name: group["num_images"] for name, group in result["conditions"].items()} == {
+        "foggy": 3,
+        "rainy": 1,
+    }
+    assert result["conditions"]["rainy"]["baseline"]["abs_rel"] > 0
+    one = evaluate(red, samples, protocol, tmp_path, progress=False)
+    assert one["conditions"] == {}
+
+
+def test_classes_are_means_over_the_images_that_have_them(samples, tmp_path):
+    protocol = protocols.get("cleargrasp", alignment="none", max_depth=80.0)
+    for index, sample in enumerate(samples):
+        sample["tom_mask"] = np.zeros((6, 8), bool)
+        sample["tom_mask"][: 3 * (index == 2)] = True
+
+    def predict(image):
+        return red(image) + 2
+
+    baseline = np.full((6, 8), 20, np.float32)
+    settings = {"baseline_depth": baseline, "progress": False}
+    result = evaluate(predict, samples, protocol, tmp_path, **settings)
+    classes = result["classes"]
+    assert list(classes) == ["ToM", "Other"]
+    assert [classes[name]["num_images"] for name in classes] == [1, 2]
+    assert classes["ToM"]["metrics"]["mae_mm"] == pytest.approx(2000, rel=1e-6)
+    assert classes["ToM"]["baseline"]["mae_mm"] > 0
+    table = rows(tmp_path)
+    assert [row["ToM/mae_mm"] for row in table[:2]] == ["", ""] and float(table[2]["ToM/mae_mm"])
+
+
+def test_other_results_stand_beside_ours(samples, tmp_path):
+    control = evaluate(red, samples, RELEASE, tmp_path / "control", progress=False)
+    compare = {"control": tmp_path / "control"}
+    result = evaluate(
+        Predictor(), samples, RELEASE, tmp_path / "ours", compare=compare, progress=False
+    )
+    assert result["comparisons"]["control"]["metrics"] == control["metrics"]
+    assert result == json.loads((tmp_path / "ours/metrics.json").read_text())
+    with pytest.raises(FileNotFoundError):
+        compare = {"control": tmp_path / "absent"}
+        evaluate(Predictor(0), samples, RELEASE, tmp_path / "new", compare=compare)
+    assert not (tmp_path / "new").exists()

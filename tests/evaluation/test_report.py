@@ -30,9 +30,8 @@ def test_the_papers_numbers_stand_beside_ours_and_are_marked():
     assert lines[2].split() == ["ours", "median", "map", "paper*"]
     assert lines[3].split() == ["abs_rel", "0.0623", "0.3910", "0.0500"]
     assert lines[4].split() == ["mae", "1.5000", "4.0000"]
-    assert lines[-1].startswith("* DiffusionDepth paper") and lines[-1].endswith(
-        "not measured here"
-    )
+    assert lines[-1].startswith("* paper: DiffusionDepth paper")
+    assert lines[-1].endswith("their numbers, not measured here")
     assert {line.index(".") for line in lines[3:6]} == {lines[3].index(".")}
 
 
@@ -83,6 +82,6 @@ def test_numbers_that_are_not_comparable_are_told_apart():
     text = report.table(result(protocol, reported=[], not_comparable=[other]))
     assert "0.0410" not in text
     assert text.splitlines()[-1] == (
-        "not comparable: DiffusionDepth paper (Duan, Guo, Zhu; ECCV 2024), KITTI official 0-50 m: "
-        "abs_rel 0.041, rmse 1.418; they hold under max_depth=50"
+        "not comparable, as it holds under max_depth=50: DiffusionDepth paper (Duan, Guo, Zhu; "
+        "ECCV 2024), KITTI official 0-50 m: paper 0-50 m: abs_rel 0.041, rmse 1.418"
     )
