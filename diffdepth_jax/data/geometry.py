@@ -147,15 +147,13 @@ def projected_depth(
     with np.errstate(over="ignore", invalid="ignore"):  # Such points are outside, or NaN.
         x, y = homogeneous[:2] / depth[None]
     if rule == "devkit":
-        inside = (x > 1) & (x < width - 1) & (y > 1) & (y < height - 1)
-        order = np.arange(len(depth))[inside]
+        order = np.flatnonzero((x > 1) & (x < width - 1) & (y > 1) & (y < height - 1))
     else:
         x, y = np.floor(x + 0.5), np.floor(y + 0.5)
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        order = np.argsort(-depth, kind="stable")
-        order = order[inside[order]]
+        order = np.flatnonzero((x >= 0) & (x < width) & (y >= 0) & (y < height))
+        order = order[np.argsort(-depth[order], kind="stable")]
     depth_map = np.zeros(size, np.float32)
-    # Of several values for one pixel the last one stays: the nearest point comes last.
+    # Of several values for one pixel the last one stays: with `nearest` that of the nearest point.
     depth_map[y[order].astype(int), x[order].astype(int)] = depth[order]
     return depth_map
 

@@ -1,9 +1,13 @@
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from diffdepth_jax.data.sources import Source
 
 
 @pytest.fixture
@@ -15,3 +19,22 @@ def save_image() -> Callable[[Path, np.ndarray], None]:
         Image.fromarray(array).save(path)
 
     return save
+
+
+@pytest.fixture
+def check_contract() -> Callable[[Source], None]:
+    """What `Sample` promises, of every frame; sources also go to worker processes."""
+
+    def check(source: Source) -> None:
+        ids = set()
+        for sample in pickle.loads(pickle.dumps(source)):
+            image, depth, intrinsics = (sample[key] for key in ("image", "depth", "intrinsics"))
+            assert image.dtype == np.uint8 and image.shape == (*depth.shape, 3)
+            assert depth.dtype == np.float32 and np.isfinite(depth).all() and depth.min() >= 0
+            assert intrinsics.dtype == np.float32 and intrinsics.shape == (3, 3)
+            assert re.fullmatch(r"[\w+.-]+", sample["id"]), "usable as a file name"
+            assert sample["condition"]
+            ids.add(sample["id"])
+        assert len(ids) == len(source)
+
+    return check

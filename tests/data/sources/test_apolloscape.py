@@ -28,8 +28,10 @@ def root(tmp_path: Path, make_frame: Callable, save_image: Callable) -> Path:
     return tmp_path
 
 
-def test_values(root: Path, make_frame: Callable) -> None:
+def test_values(root: Path, make_frame: Callable, check_contract: Callable) -> None:
     images = apolloscape.source("train", root)
+    check_contract(images)
+    check_contract(apolloscape.source("train", root, depth="foreground"))
     assert [frame["id"] for frame in images] == list(NAMES)
     assert not images[0]["depth"].any() and np.isnan(images[0]["intrinsics"]).all()
     depth = apolloscape.source("train", root, depth="disparity")[1]["depth"]

@@ -28,8 +28,9 @@ def root(tmp_path: Path, make_frame: Callable, save_image: Callable) -> Path:
     return tmp_path
 
 
-def test_values(root: Path, make_frame: Callable) -> None:
+def test_values(root: Path, make_frame: Callable, check_contract: Callable) -> None:
     frames = cityscapes.source("train", root)
+    check_contract(frames)
     assert [frame["id"] for frame in frames] == ["aachen_000000_000019", "bochum_000000_000313"]
     image, stored = make_frame(1, SIZE)
     stored[0, :3] = [0, 1, 2]
@@ -44,12 +45,14 @@ def test_values(root: Path, make_frame: Callable) -> None:
     )
 
 
-def test_images_alone(root: Path) -> None:
+def test_images_alone(root: Path, check_contract: Callable) -> None:
     (root / "disparity").rename(root / "gone")
     frame = cityscapes.source("train", root, depth="none")[0]
     assert not frame["depth"].any() and frame["intrinsics"][0, 0] == 2262.5
     (root / "camera").rename(root / "gone_too")
-    assert np.isnan(cityscapes.source("train", root, depth="none")[0]["intrinsics"]).all()
+    alone = cityscapes.source("train", root, depth="none")
+    check_contract(alone)
+    assert np.isnan(alone[0]["intrinsics"]).all()
 
 
 def test_bad_input(root: Path) -> None:

@@ -31,8 +31,9 @@ def root(tmp_path: Path, make_frame: Callable, save_image: Callable) -> Path:
     return tmp_path
 
 
-def test_weathers(root: Path, make_frame: Callable) -> None:
+def test_weathers(root: Path, make_frame: Callable, check_contract: Callable) -> None:
     frames = drivingstereo.source("weathers", root)
+    check_contract(frames)
     assert [frame["condition"] for frame in frames] == ["sunny", "cloudy", "foggy", "rainy"]
     for number, weather in enumerate(drivingstereo.WEATHERS):
         (frame,) = drivingstereo.source(weather, root)
@@ -44,11 +45,12 @@ def test_weathers(root: Path, make_frame: Callable) -> None:
         assert frame["image"].shape == (*SIZE, 3)
 
 
-def test_sequences(root: Path, make_frame: Callable) -> None:
+def test_sequences(root: Path, make_frame: Callable, check_contract: Callable) -> None:
     train = drivingstereo.source("train", root)
     assert [frame["id"] for frame in train] == [f"{OTHER}_b", f"{SEQUENCE}_b"]
     np.testing.assert_array_equal(train[1]["depth"], make_frame(5, SIZE)[1] / np.float32(256))
     assert train[1]["intrinsics"][0, 0] == 1003 and train[1]["condition"] == "day"
+    check_contract(drivingstereo.source("test", root))
     (test,) = drivingstereo.source("test", root)
     np.testing.assert_array_equal(test["depth"], make_frame(4, SIZE)[1] / np.float32(256))
     assert np.isnan(test["intrinsics"]).all()  # its calibration has not been downloaded

@@ -18,8 +18,11 @@ def ids(frames: kitti.Source) -> list[str]:
     return [frames[index]["id"] for index in range(len(frames))]
 
 
-def test_values_of_a_frame(write_kitti: Callable[..., Path], make_frame: Callable) -> None:
+def test_values_of_a_frame(
+    write_kitti: Callable[..., Path], make_frame: Callable, check_contract: Callable
+) -> None:
     root = write_kitti([(DRIVE, LEFT, 5), (DRIVE, RIGHT, 7)])
+    check_contract(kitti.source("train", root))
     left, right = kitti.source("train", root)
     image, depth = make_frame(5, (24, 60))
     np.testing.assert_array_equal(left["image"], image)
@@ -142,9 +145,10 @@ def write_selection(root: Path, make_frame: Callable) -> Path:
     return folder
 
 
-def test_val_selection(tmp_path: Path, make_frame: Callable) -> None:
+def test_val_selection(tmp_path: Path, make_frame: Callable, check_contract: Callable) -> None:
     folder = write_selection(tmp_path, make_frame)
     frames = kitti.source("val_selection", tmp_path)
+    check_contract(frames)
     assert ids(frames) == [f"{DRIVE}_0000000005_image_02", f"{DRIVE}_0000000008_image_03"]
     image, depth = make_frame(8, (24, 60))
     np.testing.assert_array_equal(frames[1]["image"], image)
@@ -161,7 +165,9 @@ def test_val_selection(tmp_path: Path, make_frame: Callable) -> None:
         late[1]
 
 
-def test_anonymous_test_images(tmp_path: Path, make_frame: Callable) -> None:
+def test_anonymous_test_images(
+    tmp_path: Path, make_frame: Callable, check_contract: Callable
+) -> None:
     folder = tmp_path / "depth_selection" / "test_depth_prediction_anonymous"
     for name in ("image", "intrinsics"):
         (folder / name).mkdir(parents=True)
@@ -170,6 +176,7 @@ def test_anonymous_test_images(tmp_path: Path, make_frame: Callable) -> None:
         Image.fromarray(image).save(folder / f"image/{number:010d}.png")
         (folder / f"intrinsics/{number:010d}.txt").write_text("7 0 3 0 8 4 0 0 1\n")
     frames = kitti.source("test_anonymous", tmp_path)
+    check_contract(frames)
     assert ids(frames) == ["0000000000", "0000000001"]
     np.testing.assert_array_equal(frames[1]["image"], image)
     assert frames[0]["depth"].shape == (24, 60) and not frames[0]["depth"].any()

@@ -26,10 +26,13 @@ def write(root: Path, make_frame: Callable, points: np.ndarray, part: str = "tra
     (root / part / "calib/000000.txt").write_text(CALIBRATION)
 
 
-def test_points_are_projected(tmp_path: Path, make_frame: Callable) -> None:
+def test_points_are_projected(
+    tmp_path: Path, make_frame: Callable, check_contract: Callable
+) -> None:
     points = np.array([[11, 0, -2, 0.5], [6, 0, -2, 0.1], [21, 4, -3, 0.9], [-9, 0, 0, 0]])
     write(tmp_path, make_frame, points)
     write(tmp_path, make_frame, points[:1], "testing")
+    check_contract(kitti_object.source("train", tmp_path))
     (sample,) = kitti_object.source("train", tmp_path)
     # Straight ahead: 10 m and 5 m away fall on neighbours, as camera 2 sees them 6 cm to the right.
     expected = np.zeros((20, 32), np.float32)

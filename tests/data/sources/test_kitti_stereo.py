@@ -35,7 +35,13 @@ def write(root: Path, year: str, part: str, make_frame: Callable, save: Callable
 
 
 @pytest.mark.parametrize("year", ["2012", "2015"])
-def test_values(year: str, tmp_path: Path, make_frame: Callable, save_image: Callable) -> None:
+def test_values(
+    year: str,
+    tmp_path: Path,
+    make_frame: Callable,
+    save_image: Callable,
+    check_contract: Callable,
+) -> None:
     write(tmp_path, year, "training", make_frame, save_image)
     write(tmp_path, year, "testing", make_frame, save_image)
     images = kitti_stereo.source("train", tmp_path, year=year)
@@ -45,7 +51,9 @@ def test_values(year: str, tmp_path: Path, make_frame: Callable, save_image: Cal
         images[1]["intrinsics"], [[720, 0, 600], [0, 720, 170], [0, 0, 1]]
     )
     for index, depth in enumerate(("occ", "noc")):
-        frame = kitti_stereo.source("train", tmp_path, year=year, depth=depth)[1]
+        frames = kitti_stereo.source("train", tmp_path, year=year, depth=depth)
+        check_contract(frames)
+        frame = frames[1]
         image, _ = make_frame(1, SIZE)
         np.testing.assert_array_equal(frame["image"], image)
         disparity = make_frame(1 + 10 * index, SIZE)[1] / 256
@@ -53,6 +61,7 @@ def test_values(year: str, tmp_path: Path, make_frame: Callable, save_image: Cal
         np.testing.assert_allclose(frame["depth"], expected, rtol=1e-6)
         assert 0.3 < (frame["depth"] > 0).mean() < 0.7
     test = kitti_stereo.source("test", tmp_path, year=year, second_frames=True)
+    check_contract(test)
     assert [frame["id"][-3:] for frame in test] == ["_10", "_11"] * 2
     for path in tmp_path.glob("testing/calib*/*"):
         path.unlink()

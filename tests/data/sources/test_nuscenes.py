@@ -99,8 +99,9 @@ def change(path: Path, edit: Callable[[list[dict]], object]) -> None:
     path.write_text(json.dumps(rows))
 
 
-def test_values(root: Path, make_frame: Callable) -> None:
+def test_values(root: Path, make_frame: Callable, check_contract: Callable) -> None:
     frames = nuscenes.source("mini_train", root)
+    check_contract(frames)
     assert ids(frames) == [f"{number}__CAM_FRONT" for number in range(4)]
     expected = np.zeros(SIZE, np.float32)
     expected[10, 15] = 5.0  # 7 m ahead of the lidar, of which the car drove 2

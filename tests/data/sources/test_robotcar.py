@@ -41,8 +41,9 @@ def ids(frames: robotcar.FrameSource) -> list[str]:
     return [frame["id"] for frame in frames]
 
 
-def test_values(root: Path, make_frame: Callable) -> None:
+def test_values(root: Path, make_frame: Callable, check_contract: Callable) -> None:
     frames = robotcar.source("test", root)
+    check_contract(frames)
     assert ids(frames) == STAMPS[DAY] + STAMPS[NIGHT]
     assert [frame["condition"] for frame in frames] == ["day-clear"] * 2 + ["night-clear"]
     expected = np.zeros(SIZE, np.float32)
