@@ -219,13 +219,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="also draw a contact sheet into this PNG")
     parser.add_argument("--rows", type=int, default=8, help="frames in the contact sheet")
     flags, words = parser.parse_known_args()
+    if flags.limit < 0 or flags.rows < 1:
+        parser.error(f"--limit={flags.limit} must not be negative, --rows={flags.rows} at least 1")
     try:
         given = {"root": flags.root, "split": flags.split}
         options = {name: value for name, value in given.items() if value is not None}
         source, missing = open_source(flags.name, options | _options(words))
+        good, figures, errors = read(source, flags.limit)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
-    good, figures, errors = read(source, flags.limit)
     print(f"{flags.name}: {len(source)} frames, {len(figures) + len(errors)} read")
     print(f"missing files: {missing or 'none'}")
     print("\n".join(report(figures)) if figures else "no frame could be read")

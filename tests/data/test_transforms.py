@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from diffdepth_jax.data.geometry import rotation_map
 from diffdepth_jax.data.sources import Sample, kitti, nyu
 from diffdepth_jax.data.transforms import Augmentation, augment, kb_crop
 
@@ -163,6 +164,14 @@ def test_intrinsics_follow_the_pixels(name: str) -> None:
             tolerance = 0.7 * depth / 70  # less than a pixel at this depth
             np.testing.assert_allclose(new.mean(0), old.mean(0), atol=tolerance)
     assert found > 20
+
+
+def test_rotation_is_a_roll_of_the_camera() -> None:
+    """With the principal point at the centre and square pixels it turns the axes, nothing else."""
+    intrinsics = np.array([[70, 0, 44.5], [0, 70, 24.5], [0, 0, 1]])
+    roll = np.linalg.inv(intrinsics) @ rotation_map((50, 90), 5.0) @ intrinsics
+    cosine, sine = np.cos(np.radians(5)), np.sin(np.radians(5))
+    np.testing.assert_allclose(roll, [[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]], atol=1e-12)
 
 
 def test_still_augmentation_only_crops() -> None:
