@@ -24,7 +24,7 @@ def find_nan(function: Callable[..., Any], *arguments: Any) -> str:
     """
     try:
         with jax.disable_jit(), jax.debug_nans(True):
-            function(*arguments)
+            function(*jax.device_put(arguments))
     except FloatingPointError as error:
         # Of an operation that JAX has transformed, the cause tells where it was written.
         frames = traceback.extract_tb((error.__cause__ or error).__traceback__)

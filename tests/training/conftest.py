@@ -1,5 +1,6 @@
 """What tests of training share: an experiment that costs next to nothing."""
 
+import contextlib
 import copy
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from diffdepth_jax import registry
 
 sys.path.append(str(Path(__file__).parent))
 import tiny_parts
+from training_client import Server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,6 +25,12 @@ def compile_once(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with contextlib.closing(Server(tmp_path_factory.mktemp("server"))) as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,84 +1,14 @@
 """Runs that are killed, stopped or out of room, as processes of their own."""
 
-import contextlib
-import csv
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
-from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 import tiny_parts
-
-FOLDER = Path(__file__).parent
-
-
-class Server:
-    """Starts training in processes; see training_server.py."""
-
-    def __init__(self, folder):
-        self._process = subprocess.Popen(
-            [sys.executable, FOLDER / "training_server.py", folder / "compiled"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def start(self, experiment, workdir, **job):
-        job |= {"experiment": experiment, "workdir": str(workdir)}
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def wait(self):
-        """The exit code, or minus the signal, of what was started."""
-        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with contextlib.closing(Server(tmp_path_factory.mktemp("server"))) as server:
-        yield server
-
-
-def batches(workdir):
-    """(position, ids) of all batches that were taken, also by processes that died since."""
-    path = workdir / "order.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(int(line.split(" ", 1)[0]), line.split(" ", 1)[1]) for line in lines]
-
-
-def state_of(workdir, step):
-    import orbax.checkpoint as ocp
-
-    directory = workdir / "checkpoints" / str(step)
-    with ocp.StandardCheckpointer() as checkpointer:
-        state = jax.tree.map(np.asarray, checkpointer.restore(directory / "state"))
-    return state, json.loads((directory / "data" / "metadata").read_text())
-
-
-def assert_equal(one, two):
-    assert jax.tree.structure(one) == jax.tree.structure(two)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def rows_of(workdir):
-    with (workdir / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k != "steps_per_second"} for row in rows]
+from training_client import assert_equal, batches, rows_of, state_of
 
 
 def unfinished(workdir):

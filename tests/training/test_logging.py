@@ -1,6 +1,8 @@
+import json
+
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from training_client import events_of
 
 from diffdepth_jax.training.logging import LoggingConfig, RunLog, read_csv
 
@@ -37,25 +39,40 @@ def test_a_run_from_the_start_forgets_an_older_file(tmp_path):
     assert read_csv(tmp_path / "metrics.csv")["step"] == [2, 3]
 
 
+def test_a_row_that_a_checkpoint_cut_in_two_is_whole_again(tmp_path):
+    def log(name, first_step, state=None):
+        return RunLog(
+            tmp_path / name, first_step=first_step, num_steps=6, every_steps=3, state=state
+        )
+
+    def add(run, steps):
+        for step in steps:
+            run.add(step, {"loss": 1 / step})
+        run.flush()
+
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    with log("whole", 0) as run:
+        add(run, range(1, 7))
+    with log("parts", 0) as run:
+        add(run, range(1, 6))
+        state = json.loads(json.dumps(run.get_state()))
+    with log("parts", 5, state) as run:
+        add(run, [6])
+    whole, parts = (read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "parts"))
+    assert parts["step"] == whole["step"] and parts["loss"] == whole["loss"]
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     write(tmp_path, range(1, 8))
     (path,) = (tmp_path / "tensorboard").iterdir()
     found = [
         (event.step, value.simple_value)
-        for event in events(path)
+        for event in events_of(path)
         for value in event.summary.value
         if value.tag == "train/loss"
     ]
     np.testing.assert_allclose(found, [(2, 1.5), (4, 3.5), (6, 5.5), (7, 7.0)])
-
-
-def events(path):
-    """Reads an event file: records of length (uint64), its checksum, payload, its checksum."""
-    content = path.read_bytes()
-    while content:
-        length = int.from_bytes(content[:8], "little")
-        yield Event.FromString(content[12 : 12 + length])
-        content = content[16 + length :]
 
 
 def test_other_scalars_than_the_file_has_are_refused(tmp_path):

@@ -1,16 +1,24 @@
 import copy
 import csv
 import json
+import os
+import signal
+import sys
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from training_client import events_of
 
+import diffdepth_jax
 from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data import pipeline
-from diffdepth_jax.training import experiment, loop
+from diffdepth_jax.training import debugging, evaluation, experiment, loop
 from diffdepth_jax.training.checkpoint import Checkpointer
+from diffdepth_jax.training.interruption import Interrupted, Interruption
 
 
 def state_of(workdir, step):
@@ -93,6 +101,8 @@ def test_the_run_directory_holds_what_it_promises(tiny, tmp_path):
         "metrics.csv",
         "tensorboard",
         "metrics.json",
+        "evaluations.csv",
+        "best.json",
         "per_image.csv",
         "curves.png",
         "predictions.png",
@@ -134,9 +144,23 @@ def test_another_config_in_the_same_workdir_is_refused_by_field(tiny, tmp_path):
     other["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(ConfigError, match=r"model.features: 4 -> 8; .*learning_rate: 0.01 -> 0.5"):
         train(other, tmp_path)
+    with pytest.raises(ConfigError, match=r"(?s)another config.*Conv_0/kernel.*8\)"):
+        loop.train(experiment.from_mapping(other), tmp_path, allow_config_changes=True)
+    other["model"]["features"] = 4
+    other["num_steps"] = 7
+    loop.train(experiment.from_mapping(other), tmp_path, allow_config_changes=True)
+    assert rows_of(tmp_path / "metrics.csv")[-1]["learning_rate"] == "0.5"
+
+
+def test_what_changes_no_step_may_change(tiny, tmp_path):
+    train(tiny, tmp_path)
     harmless = copy.deepcopy(tiny)
     harmless["data"]["train"]["num_threads"] = 3
     harmless["data"]["baseline_frames"] = 7
+    harmless["data"]["evaluation_limit"] = 2
+    harmless["mesh"] = {"fsdp": 2}
+    harmless["evaluation"]["every_steps"] = 2
+    harmless["checkpoint"]["best_metric"] = "delta1"
     train(harmless, tmp_path)
 
 
@@ -155,6 +179,112 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint_named(t
     assert message.endswith(f"step {step - 1}" if step > 1 else "none")
 
 
+def test_the_operation_that_made_a_nan_is_found(tiny, tmp_path, monkeypatch):
+    network = sys.modules["tiny_network"].Network
+    original = network.__call__
+
+    def spoilt(self, image, *arguments, **options):
+        return original(self, image + jnp.log(-1.0 - image**2), *arguments, **options)
+
+    monkeypatch.setattr(network, "__call__", nn.compact(spoilt))
+    with pytest.raises(FloatingPointError) as caught:
+        loop.train(experiment.from_mapping(tiny), tmp_path, debug_nans=True)
+    message = str(caught.value)
+    assert "loss is nan in step 1 (images frame" in message
+    assert "encountered in log at " in message and "test_loop.py:" in message
+    assert "jnp.log(-1.0 - image**2)" in message
+    assert message.endswith("none")
+
+
+def test_a_backward_nan_is_found_too(tiny):
+    """The square root of zero has no finite slope; the loss itself is fine."""
+    told = debugging.find_nan(jax.grad(lambda x: jnp.sqrt(0 * x).sum()), jnp.ones(3))
+    assert "encountered in mul at " in told and "jnp.sqrt(0 * x)" in told
+    assert "no operation" in debugging.find_nan(jnp.sum, jnp.ones(3))
+
+
+def evaluated(tiny, every_steps=2):
+    tiny = copy.deepcopy(tiny)
+    tiny["evaluation"]["every_steps"] = every_steps
+    tiny["checkpoint"] = {"every_steps": 3, "keep": 1, "best_metric": "abs_rel"}
+    return tiny | {"ema_decay": 0.5}
+
+
+def test_evaluations_on_the_way_disturb_nothing_and_find_the_best(tiny, tmp_path):
+    with_evaluations = loop.train_and_evaluate(evaluated(tiny), tmp_path / "with")
+    without = loop.train_and_evaluate(evaluated(tiny, None), tmp_path / "without")
+    equal(state_of(tmp_path / "with", 6)[0], state_of(tmp_path / "without", 6)[0])
+    assert with_evaluations == without
+
+    rows = rows_of(tmp_path / "with" / "evaluations.csv")
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    assert float(rows[-1]["abs_rel"]) == without["metrics"]["abs_rel"]
+    assert float(rows[-1]["baseline_abs_rel"]) == without["baseline"]["abs_rel"]
+    best = min(rows, key=lambda row: float(row["abs_rel"]))
+    note = json.loads((tmp_path / "with" / "best.json").read_text())
+    assert note == {"step": int(best["step"]), "metric": "abs_rel", "value": float(best["abs_rel"])}
+    kept = {path.name for path in (tmp_path / "with" / "checkpoints").iterdir()}
+    assert {"6", best["step"]} <= kept and len(kept) <= 2
+    # The best one as it was evaluated: by the average of the parameters.
+    model = diffdepth_jax.load(tmp_path / "with", step="best")
+    result = evaluation.evaluate(experiment.from_mapping(tiny), model, tmp_path / "again")
+    assert result["metrics"]["abs_rel"] == pytest.approx(note["value"], rel=1e-5)
+
+    events = [
+        value
+        for path in sorted((tmp_path / "with" / "tensorboard" / "evaluation").iterdir())
+        for event in events_of(path)
+        for value in event.summary.value
+    ]
+    assert sum(value.tag == "evaluation/abs_rel" for value in events) == 3
+    pictures = [value.image for value in events if value.tag == "predictions"]
+    assert len(pictures) == 3 and pictures[0].height > 100
+
+
+def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny, tmp_path, monkeypatch):
+    """By a signal, and by a death, in the evaluation of step 4; the state of step 4 is saved."""
+    tiny = evaluated(tiny)
+    evaluate, calls = evaluation.evaluate, []
+
+    def dying(action):
+        def function(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                action()
+            return evaluate(*arguments)
+
+        return function
+
+    def die():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        stop = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        patch.setattr(evaluation, "evaluate", dying(stop))
+        with pytest.raises(Interrupted, match="SIGTERM: step 4 is saved"):
+            train(tiny, tmp_path)
+    assert [row["step"] for row in rows_of(tmp_path / "evaluations.csv")] == ["2"]
+    calls[:] = [1]
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", dying(die))
+        with pytest.raises(Killed):
+            train(tiny, tmp_path)
+    with monkeypatch.context() as patch:
+        given = kill_at(patch, None)
+        loop.train_and_evaluate(tiny, tmp_path)
+    assert len(given) == 2
+    assert [row["step"] for row in rows_of(tmp_path / "evaluations.csv")] == ["2", "4", "6"]
+
+
+def test_a_second_signal_or_one_that_nobody_answered_acts_as_ever():
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Interruption():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -163,6 +293,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint_named(t
         ({"batch_size": 3}, r"batch_size 3 .* 2 devices"),
         ({"num_steps": 0}, "num_steps"),
         ({"seed": -1}, "seed"),
+        ({"mesh": {"fsdp": 3}}, "mesh.fsdp 3"),
+        ({"evaluation": {"every_steps": 0}}, "every_steps"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"model": {"name": "tinny"}}, "tiny"),
     ],

@@ -1,10 +1,12 @@
 """Trains in processes that are quick to start and may be killed.
 
-Reads lines of JSON, {"experiment", "workdir", "limit"}, and forks a process for each, from one that
-has imported everything and computed nothing. Answers each with two lines: the process's id, and,
-when it has ended, its wait status. With a limit, {"batch", "bytes"}, files cannot grow beyond so
-many bytes from a batch on. WORKDIR/order.txt gets a line for every batch, WORKDIR/errors.txt the
-standard error.
+Reads lines of JSON, {"experiment", "workdir", "limit", "devices"}, and forks a process for each,
+from one that has imported everything and computed nothing. Answers each with two lines: the
+process's id, and, when it has ended, its wait status. With a limit, {"batch", "bytes"}, files
+cannot grow beyond so many bytes from a batch on.
+
+WORKDIR/order.txt gets a line for every batch, WORKDIR/errors.txt the standard error, and
+WORKDIR/bytes.txt the size of the saved states' part on the first device.
 """
 
 import json
@@ -17,8 +19,10 @@ from pathlib import Path
 import jax
 import tiny_parts
 
+from diffdepth_jax import registry
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.training import experiment, loop
+from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.interruption import Interrupted
 
 
@@ -37,7 +41,18 @@ def train(job):
         os.write(order, f"{self._position} {' '.join(batch['id'])}\n".encode())
         return batch
 
+    save = Checkpointer.save
+
+    def measuring(self, step, state, *arguments):
+        parts = [array.addressable_shards[0].data for array in jax.tree.leaves(state)]
+        (workdir / "bytes.txt").write_text(str(sum(part.nbytes for part in parts)))
+        save(self, step, state, *arguments)
+
     pipeline.TrainIterator.__next__ = noting
+    Checkpointer.save = measuring
+    flags = ["--xla_force_host_platform_device_count=" + str(job.get("devices", 2))]
+    flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    os.environ["XLA_FLAGS"] = " ".join(flags)  # Compiling takes most of the time here.
     try:
         loop.train(experiment.from_mapping(job["experiment"]), workdir)
     except Interrupted as interrupted:
@@ -50,6 +65,8 @@ def main():
     jax.config.update("jax_compilation_cache_dir", sys.argv[1])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     tiny_parts.register()
+    registry.module("network", "diffusion_depth")
+    registry.module("objective", "self_diffusion")
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:
