@@ -7,6 +7,7 @@ seed and n. Neither the number of threads, workers or processes nor an interrupt
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,8 +55,13 @@ class DataConfig:
 
 
 def build_source(config: Any) -> Source:
-    """Opens the source that a source config (`kitti.Config`, `nyu.Config`) describes."""
-    return registry.module("source", config.name).build(config)
+    """Opens the source that a source config (`kitti.Config`, `nyu.Config`) describes.
+
+    In its folders, the fields called `root` and `*_root`, a leading ~ is the user's home.
+    """
+    folders = {name: path for name, path in vars(config).items() if name.endswith("root") and path}
+    folders = {name: os.path.expanduser(path) for name, path in folders.items()}
+    return registry.module("source", config.name).build(dataclasses.replace(config, **folders))
 
 
 def evaluation_samples(config: Any, limit: int | None = None) -> Sequence[Sample]:

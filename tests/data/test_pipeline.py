@@ -192,6 +192,14 @@ def test_evaluation_samples(root: str, make_frame: Callable) -> None:
     assert len(evaluation_samples(source, limit=99)) == NUM_FRAMES
 
 
+def test_a_root_may_lie_in_the_home(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(root).parent))
+    source = build_source(kitti.Config(root=f"~/{Path(root).name}"))
+    np.testing.assert_array_equal(
+        source[0]["depth"], build_source(kitti.Config(root=root))[0]["depth"]
+    )
+
+
 def test_from_a_mapping(root: str) -> None:
     mapping = {
         "source": {"name": "kitti", "root": root, "cameras": ["image_02"]},
