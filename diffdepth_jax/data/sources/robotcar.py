@@ -6,7 +6,7 @@ preparing scripts; SCENE is 2014-12-09-13-21-02 (day) or 2014-12-16-18-44-24 (ni
     root/SCENE/stereo/left/1418132504537582.png     960x1280 RGB, demosaiced and undistorted
     root/SCENE/lms_front_synchronized/vo/time_margin=+-4.0e+06/1418132504537582.pcd.bin
     root/models/stereo_wide_left.txt                intrinsics, from the data set's SDK
-    root/splits/SCENE_test.txt                      a timestamp a line
+    root/splits/SCENE_test.txt                      the timestamp is the first word of a line
     root/splits/SCENE_{train,val}_stride_1.txt      previous, this and next timestamp
     root/filter/filter_train_samples.txt            timestamps
 
@@ -117,11 +117,11 @@ def _scene_of(path: Path) -> str:
 
 
 def _timestamps(path: Path) -> list[str]:
-    """The first word of each line; the middle one of three, as training lists name neighbours."""
+    """The first word of each line; of three the middle one, as lists but `test` name neighbours."""
     timestamps = []
     for number, line in listing.read_lines(path, f"one of {', '.join(_LISTS)}, listed in splits"):
         words = line.split()
-        timestamp = words[1] if len(words) == 3 else words[0]
+        timestamp = words[1] if len(words) == 3 and "_test" not in path.name else words[0]
         if not re.fullmatch(r"\d{16}", timestamp):
             raise ValueError(f"{path}, line {number}: {line!r} holds no timestamp of 16 digits")
         timestamps.append(timestamp)

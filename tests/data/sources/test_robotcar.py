@@ -29,7 +29,7 @@ def root(tmp_path: Path, make_frame: Callable, save_image: Callable) -> Path:
             # x, y and z of three points: one hides behind another, one is behind the camera.
             cloud = np.array([[10, 5, -3], [0, 0, 0], [1, 0.5, 0]], np.float32)
             cloud.tofile(tmp_path / scene / CLOUDS / f"{stamp}.pcd.bin")
-        lines = "\n".join(stamps)
+        lines = "\n".join(f"{stamp} 1 {'3' * 16}" for stamp in stamps)
         (tmp_path / f"splits/{scene}_test.txt").write_text(f"{lines}\n")
         neighbours = "\n".join(f"{'1' * 16} {stamp} {'2' * 16}" for stamp in stamps)
         for part in ("train", "val"):
