@@ -16,6 +16,7 @@ from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.evaluation import baseline, comparisons, flipping, frames, page
 from diffdepth_jax.evaluation import evaluate as scoring
+from diffdepth_jax.evaluation.scoring import Protocol
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.ops import random
 from diffdepth_jax.training import experiment
@@ -164,13 +165,23 @@ def draw_predictions(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     protocol = exp.evaluation.build()
     samples = list(pipeline.evaluation_samples(exp.data.evaluation, _PREDICTIONS))
     images = [protocol.prepare(sample["image"]) for sample in samples]
-    targets = [frames.take_depth(sample["depth"], protocol.input) for sample in samples]
+    targets = [
+        _depth_of(sample, image, protocol) for sample, image in zip(samples, images, strict=True)
+    ]
     predictions = model.predict(images, num_inference_steps=exp.evaluation.num_inference_steps)
     scores = [
-        protocol.score(prediction, sample["depth"]).metrics.get("abs_rel", np.nan)
+        protocol.score_sample(prediction, sample).metrics.get("abs_rel", np.nan)
         for prediction, sample in zip(predictions, samples, strict=True)
     ]
     visualize.save_predictions(workdir / PREDICTIONS_FILE, images, predictions, targets, scores)
+
+
+def _depth_of(
+    sample: Mapping[str, Any], image: UInt8[np.ndarray, "h w 3"], protocol: Protocol
+) -> Float[np.ndarray, "h w"]:
+    """The measured depth of what the model is fed, at that image's size, to look at."""
+    depth = frames.take_depth(sample["depth"], protocol.input)
+    return frames.resize_nearest(depth, image.shape[:2])
 
 
 def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
@@ -180,7 +191,7 @@ def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     protocol = exp.evaluation.build()
     sample = pipeline.evaluation_samples(exp.data.evaluation, 1)[0]
     image = protocol.prepare(sample["image"])
-    target = frames.take_depth(sample["depth"], protocol.input)
+    target = _depth_of(sample, image, protocol)
     factor = model.config.codec.factor  # whole latent pixels only
     height, width = (side - side % factor for side in image.shape[:2])
     image, target = image[:height, :width], target[:height, :width]

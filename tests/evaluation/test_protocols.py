@@ -282,3 +282,74 @@ def test_reported_numbers_say_under_which_options_they_hold(protocol, options, d
     assert reported.differences({"dataset": reported.dataset} | protocol.options) == differences
     other = {"dataset": "other"} | protocol.options
     assert reported.differences(other) == [f"dataset={reported.dataset}", *differences]
+
+
+def test_robotcar_looks_at_the_top_rows(shared):
+    path = next((shared / "data/robotcar/stereo_left_rgb").glob("*.png"))
+    image = np.asarray(Image.open(path).convert("RGB"))
+    protocol = PROTOCOLS["robotcar"]
+    fed = protocol.prepare(image)
+    assert fed.shape == (320, 544, 3)
+    expected = Image.fromarray(image[:768]).resize((544, 320), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(fed, np.asarray(expected))
+    depth = np.full((960, 1280), 60.0)  # beyond the cap
+    depth[700:768, 100:200], depth[768:] = 10, 10
+    score = protocol.score(np.full((320, 544), 12.0), depth)
+    assert score.num_valid == 68 * 100
+    assert score.metrics["abs_rel"] == pytest.approx(0.2)
+    whole = protocol.score(np.full((960, 1280), 12.0), depth)
+    assert whole.num_valid == score.num_valid
+    assert protocols.get("robotcar", resize_input="none").prepare(image).shape == (768, 1280, 3)
+
+
+def md4all(prediction, depth):
+    """Metrics of md4all's `_gt` evaluation, one lidar point after another."""
+    height, width = depth.shape
+    rows, columns = prediction.shape
+    pairs = []
+    for row, column in zip(*np.nonzero(depth), strict=True):
+        target = float(depth[row, column])
+        if not 0.1 < target < 80:
+            continue
+        y, x = row * (rows - 1) / (height - 1), column * (columns - 1) / (width - 1)
+        i, j = min(int(y), rows - 2), min(int(x), columns - 2)
+        v, u = y - i, x - j
+        top = (1 - u) * prediction[i, j] + u * prediction[i, j + 1]
+        bottom = (1 - u) * prediction[i + 1, j] + u * prediction[i + 1, j + 1]
+        pairs.append(((1 - v) * top + v * bottom, target))
+    middle = (len(pairs) - 1) // 2
+    scale = sorted(t for _, t in pairs)[middle] / sorted(p for p, _ in pairs)[middle]
+    pairs = [(min(max(p * scale, 0.1), 80), t) for p, t in pairs]
+    n = len(pairs)
+    return n, {
+        "abs_rel": sum(abs(p - t) / t for p, t in pairs) / n,
+        "sq_rel": sum((p - t) ** 2 / t for p, t in pairs) / n,
+        "rmse": math.sqrt(sum((p - t) ** 2 for p, t in pairs) / n),
+        "rmse_log": math.sqrt(sum((math.log(p) - math.log(t)) ** 2 for p, t in pairs) / n),
+        "delta1": sum(max(p / t, t / p) < 1.25 for p, t in pairs) / n,
+    }
+
+
+def test_a_real_nuscenes_frame_as_md4all_scores_it(shared):
+    from diffdepth_jax.data.sources import nuscenes
+
+    sample = nuscenes.source("mini_train", shared / "data/nuscenes")[0]
+    protocol = protocols.get("nuscenes", alignment="median_low")
+    assert protocol.prepare(sample["image"]).shape == (320, 576, 3)
+    ramp = 90 / np.linspace(1, 30, 320)[:, None] * np.linspace(0.3, 0.5, 576)[None, :]
+    prediction = ramp * np.exp(np.random.default_rng(0).normal(0, 0.1, ramp.shape))
+    count, expected = md4all(prediction, sample["depth"])
+    score = protocol.score_sample(prediction, sample)
+    assert score.num_valid == count > 1000
+    for name, value in expected.items():
+        assert score.metrics[name] == pytest.approx(value, rel=1e-9), name
+
+
+def test_protocols_that_feed_alike_say_so():
+    fed = {name: protocol.fed for name, protocol in PROTOCOLS.items()}
+    assert fed["kitti_eigen"] == fed["kitti_eigen_50m"] == ("kb", None)
+    assert fed["nyu"] == fed["release"] == fed["booster"] == ("full", None)
+    assert fed["nuscenes"] == ("full", (320, 576)) and fed["robotcar"] == ("robotcar", (320, 544))
+    assert protocols.get("nuscenes", resize_input="none").fed == ("full", None)
+    with pytest.raises(ValueError, match="resize_input is 'lanczos'; it must be one of none"):
+        protocols.get("nyu", resize_input="lanczos")
