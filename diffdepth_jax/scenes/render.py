@@ -133,7 +133,7 @@ def _outdoors(
     surfaces = trace({"type": "path", "max_depth": 1})
     colours = (surfaces - glow).clip(0) / around
     soft, hard = (bounced, lit) if sun else (bounced + lit, 0.0)
-    return seen - surfaces + _smoothed(soft, colours, hits.normal, hits.depth) + hard
+    return seen - surfaces + _smoothed(soft, colours, hits, camera) + hard
 
 
 def _around(layout: Layout, sun: dict | None, sky: dict) -> float:
@@ -161,8 +161,7 @@ def _indoors(layout: Layout, hits: Hits, sky: dict, samples: int, seed: int) -> 
     light = _traced(scene, camera, samples, bounces, seed)
     white = _shining(layout, [_texture(mesh.material.texture) for mesh in layout.meshes], 1.0)
     colours = _traced(white, camera, 2 * samples, 1, seed)
-    reach = 6 if layout.panels else 4  # little of a room's light comes directly: more noise
-    radiance = _smoothed(light, colours, hits.normal, hits.depth, reach)
+    radiance = _smoothed(light, colours, hits, camera)
     if through.any():
         radiance[through] = _in_detail(scene, camera, through, 8 * samples, bounces, seed)
     return radiance
@@ -370,40 +369,49 @@ def _transmittance(camera: Camera, hits: Hits, extinction: float) -> Float[np.nd
 
 
 def _smoothed(
-    radiance: np.ndarray, albedo: np.ndarray, normal: np.ndarray, depth: np.ndarray, reach: int = 4
+    radiance: np.ndarray, albedo: np.ndarray, hits: Hits, camera: Camera, passes: int = 3
 ) -> np.ndarray:
     """Noisy soft light averaged over neighbouring pixels of the same surface.
 
-    A cross-bilateral filter: what is averaged is light over albedo, so textures stay; the noiseless
-    normals and depths tell which neighbours lie on the same surface.
+    The edge-avoiding a-trous filter (Dammertz et al., 2010): windows of 5x5 pixels, their steps
+    doubling from pass to pass. What is averaged is light over albedo, so textures stay; the
+    noiseless normals and positions tell which neighbours lie in the same plane.
 
     Args:
-        radiance, albedo, normal: `[h w 3]`.
-        depth: `[h w]` metres, 0 for the sky, which is left alone.
-        reach: half the window's width in pixels.
+        radiance, albedo: `[h w 3]`.
+        hits: of the layout; where there is none, the sky, radiance is left alone.
+        camera: who looks.
+        passes: 3 reach 14 pixels.
     """
-    surface = depth > 0
+    surface = hits.depth > 0
     if not surface.any():
         return radiance
-    normal, depth = normal.astype(np.float32), depth.astype(np.float32)
-    light = radiance / (albedo + 0.02)
+    height, width = hits.depth.shape
+    point = hits.depth[..., None] * camera.rays()
+    given = np.concatenate([hits.normal, point, surface[..., None]], axis=-1).astype(np.float32)
+    normal, point = given[..., :3], given[..., 3:6]
+    light = (radiance / (albedo + 0.02)).astype(np.float32)
     # Fireflies (bright clouds, mirrored) would be smeared into blots.
     light = np.minimum(light, 4 * np.median(light[surface], axis=0))
-    total, weights = np.zeros_like(light), np.zeros_like(depth)
-    height, width = depth.shape
-    window = ((reach, reach), (reach, reach), (0, 0))
-    padded = np.pad(np.concatenate([light, normal, depth[..., None]], axis=-1), window)
-    for down in range(-reach, reach + 1):
-        for right in range(-reach, reach + 1):
-            other = padded[reach + down :, reach + right :][:height, :width]
-            near = np.float32(np.exp(-(down**2 + right**2) / (0.6 * reach) ** 2))
-            weight = near * (other[..., 6] > 0)
-            weight *= np.clip((normal * other[..., 3:6]).sum(axis=-1), 0, 1) ** 16
-            weight *= np.exp(-np.abs(other[..., 6] - depth) / (0.03 * depth + 0.05))
-            total += weight[..., None] * other[..., :3]
-            weights += weight
-    mean = total / np.maximum(weights, 1e-6)[..., None]
-    return np.where(surface[..., None], mean * (albedo + 0.02), radiance)
+    tolerance = 0.006 * hits.depth.astype(np.float32) + 0.02  # metres from the plane
+    for step in 2 ** np.arange(passes):
+        margin = ((2 * step, 2 * step), (2 * step, 2 * step), (0, 0))
+        padded = np.pad(np.concatenate([light, given], axis=-1), margin)
+        total, weights = np.zeros_like(light), np.zeros_like(tolerance)
+        for down in range(5):
+            for right in range(5):
+                other = padded[down * step :, right * step :][:height, :width]
+                away = np.einsum("hwc,hwc->hw", normal, other[..., 6:9] - point)
+                alike = np.einsum("hwc,hwc->hw", normal, other[..., 3:6]).clip(0, 1)
+                weight = _SPLINE[down] * _SPLINE[right] * other[..., 9] * alike**16
+                weight = weight * np.exp(-((away / tolerance) ** 2))
+                total += weight[..., None] * other[..., :3]
+                weights += weight
+        light = total / np.maximum(weights, 1e-6)[..., None]
+    return np.where(surface[..., None], light * (albedo + 0.02), radiance)
+
+
+_SPLINE = np.array([1, 4, 6, 4, 1], np.float32) / 16
 
 
 def _sensor(
