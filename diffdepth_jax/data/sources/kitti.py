@@ -46,6 +46,7 @@ SPLITS = (
     "zhou_train",
     "zhou_val",
 )
+_ZHOU = ("zhou_train", "zhou_val")
 _SIDES = {"l": "image_02", "r": "image_03", "2": "image_02", "3": "image_03"}
 _DRIVE = r"\d{4}_\d{2}_\d{2}_drive_\d{4}_(?:sync|extract)"
 
@@ -179,7 +180,7 @@ def _raw_frames(config: Config) -> tuple[list[Frame], int]:
             folders[drive, camera] = _folder(config, drive, camera)
         folder = folders[drive, camera]
         names = list(folder.measured) if number is None else [f"{number:010d}"]
-        if config.split.startswith("zhou") and names[0] not in folder.measured:
+        if config.split in _ZHOU and names[0] not in folder.measured:
             num_without_depth += 1
             continue
         frames += [
@@ -231,7 +232,7 @@ def _wanted(config: Config) -> tuple[list[_Wanted], int]:
             for drive, frames in splits.EIGEN_TEST.items()
             for frame in frames
         ], sum(map(len, splits.EIGEN_TEST_WITHOUT_DEPTH.values()))
-    if config.split in ("zhou_train", "zhou_val"):
+    if config.split in _ZHOU:
         frames = splits.zhou(config.split.removeprefix("zhou_"))
         return [_Wanted(*frame) for frame in frames if frame[1] in config.cameras], 0
     return _listed(config)

@@ -21,7 +21,7 @@ import dataclasses
 import logging
 from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -89,8 +89,9 @@ class Config:
     def __post_init__(self) -> None:
         listing.require_split(self.split, _VERSIONS, lists=True)
         listing.require_conditions(self.conditions, CONDITIONS)
-        if not self.cameras:
-            raise ValueError("cameras is empty; name CAM_FRONT or others")
+        known = get_args(Camera)
+        if not self.cameras or not set(self.cameras) <= set(known):
+            raise ValueError(f"cameras is {self.cameras}; name one or more of {', '.join(known)}")
         if self.projection not in ("nearest", "devkit"):
             raise ValueError(f"projection is {self.projection!r}; it must be nearest or devkit")
 

@@ -217,8 +217,9 @@ def test_broken_files(root: Path) -> None:
 def test_bad_options() -> None:
     with pytest.raises(ValueError, match="conditions has 'fog'; there are day-clear, day-rain"):
         nuscenes.Config(conditions=("fog",))
-    with pytest.raises(ValueError, match="cameras is empty"):
-        nuscenes.Config(cameras=())
+    for cameras in ((), ("CAM_FRONT", "CAM_TOP")):
+        with pytest.raises(ValueError, match=r"cameras is .*name one or more of CAM_FRONT, CAM"):
+            nuscenes.Config(cameras=cameras)
     with pytest.raises(ValueError, match="projection is 'last'"):
         nuscenes.Config(projection="last")
 
