@@ -306,8 +306,8 @@ def _despeckled(radiance: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Each pixel held between the third lowest and the third highest of its eight neighbours.
 
     Light focused by glass is found by few of the paths: single pixels come out far too bright or
-    too dark. Lines, whose pixels have two neighbours like themselves, and edges stay. Neighbours
-    outside `where` do not count.
+    too dark. Edges and highlights stay, unless they are but a pixel wide. Neighbours outside
+    `where` do not count.
     """
     height, width = where.shape
     inside = np.pad(where, 1)
