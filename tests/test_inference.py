@@ -72,6 +72,15 @@ def test_a_run_is_rebuilt_from_its_directory_alone(run, model):
         np.testing.assert_array_equal(diffdepth_jax.load(path).predict(image()), depth)
 
 
+def test_computation_in_bfloat16_leaves_weights_and_depth_in_float32(run, model):
+    half = diffdepth_jax.load(run, dtype=jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, half.variables, model.variables)
+    depth, want = half.predict(image()), model.predict(image())
+    assert depth.dtype == np.float32
+    difference = np.abs(np.log(depth / want))
+    assert 1e-4 < np.median(difference) < 0.05
+
+
 def test_predict_is_the_chain_of_the_public_methods(model):
     def call(method, *arguments, **options):
         arguments = [jnp.asarray(argument) for argument in arguments]
@@ -231,6 +240,14 @@ def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
     loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
     assert loaded.config == want.config
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+
+
+def test_damaged_metadata_are_named(released_state_dict, tmp_path):
+    from diffdepth_jax.weights import files
+
+    files.write_safetensors(tmp_path / "model.safetensors", released_state_dict, {"args": "{"})
+    with pytest.raises(WeightsError, match=r"model\.safetensors .* its metadata args are no JSON"):
+        diffdepth_jax.load(tmp_path / "model.safetensors")
 
 
 def test_one_wrong_shape_is_named_with_both_shapes(released_state_dict):
