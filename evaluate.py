@@ -25,9 +25,7 @@ flags.DEFINE_string("workdir", None, "Where the results go; the run directory if
 flags.DEFINE_string("shard", None, "I/N: only every N-th image, from the I-th (counted from 0).")
 flags.DEFINE_multi_string("compare", [], "NAME=PATH of another metrics.json, shown beside ours.")
 OPTIONS = [
-    flags.DEFINE_string(
-        "protocol", None, "kitti_eigen, nyu, nuscenes, booster, ...; or several: A,B"
-    ),
+    flags.DEFINE_string("protocol", None, "kitti_eigen, nyu, nuscenes, ...; or several: A,B"),
     flags.DEFINE_string("resize_input", None, "none: do not resize what the model is fed."),
     flags.DEFINE_string("crop", None, "none, garg or eigen."),
     flags.DEFINE_string("crop_reference", None, "kb or full: the frame that is scored."),
@@ -46,18 +44,12 @@ OPTIONS = [
 flags.mark_flags_as_mutual_exclusive(["config", "predictions"], required=True)
 cli.require_with("config", "checkpoint")
 cli.require_with("predictions", "ground_truth", "protocol", "workdir")
-for name in ("ground_truth", "png_scale", "ground_truth_png_scale"):
+# What a model's prediction shows is what it was fed; only saved ones leave it open.
+of_predictions = ("ground_truth", "png_scale", "ground_truth_png_scale", "prediction_frame")
+of_models = ("checkpoint", "shard", "resize_input", "flip_tta", "flip_average")
+for name in (*of_predictions, "resize_prediction"):
     cli.require_with(name, "predictions")
-for name in ("prediction_frame", "resize_prediction"):  # a model's show what it was fed
-    cli.require_with(name, "predictions")
-for name in (
-    "checkpoint",
-    "resize_input",
-    "flip_tta",
-    "flip_average",
-    "num_inference_steps",
-    "shard",
-):
+for name in (*of_models, "num_inference_steps"):
     cli.require_with(name, "config")
 
 

@@ -13,8 +13,9 @@ class Reported:
       label: a word or two for the column.
       source: where it stands.
       dataset: the name of the source that the numbers are of.
-      options: the options under which they hold, as far as stated (a tuple means any of its
-        values); under others they are not comparable, which is then said beside them.
+      options: the options of the protocol or of the source under which they hold, as far as stated
+        (a tuple means any of its values); under others they are not comparable, which is then said
+        beside them.
       metrics: over all images, named as ours.
       groups: the same over conditions or classes, by the group's name.
     """
@@ -62,7 +63,8 @@ RELEASE = Reported(
     "README",
     "DiffusionDepth README, Swin on KITTI's depth-prediction split",
     "kitti",
-    {"min_depth": 1e-4, "max_depth": None, "alignment": "none", "crop": "none"},
+    # Frames in KITTI's layout need not be KITTI's: rendered ones have depth of another name.
+    {"depth": "groundtruth", "min_depth": 1e-4, "max_depth": None, "alignment": "none"},
     {"abs_rel": 0.021, "rmse": 0.98},
 )
 

@@ -95,8 +95,11 @@ class _Evaluation:
         self._protocols = [each.with_options(predicts=predicts) for each in config.build_all()]
         steps = config.num_inference_steps
         self._variables = model.variables_at(steps)
+        source = exp.data.evaluation
         self._options = {
-            "dataset": exp.data.evaluation.name,
+            "dataset": source.name,
+            "split": getattr(source, "split", None),
+            "depth": getattr(source, "depth", None),
             "flip_tta": config.flip_tta,
             "num_inference_steps": steps,
             "recalibrated": self._variables is not model.variables,

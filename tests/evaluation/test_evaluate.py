@@ -41,7 +41,7 @@ def rows(workdir):
 
 
 def test_a_perfect_model(samples, tmp_path):
-    options = {"dataset": "kitti"}
+    options = {"dataset": "kitti", "depth": "groundtruth"}
     result = evaluate(red, samples, RELEASE, tmp_path / "new", options=options, progress=False)
     assert result == json.loads((tmp_path / "new/metrics.json").read_text())
     assert result["protocol"] == "release"
@@ -149,18 +149,18 @@ def test_what_a_model_raises_is_left_alone(samples, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, dataset, differences",
+    "changes, options, differences",
     [
-        ({"max_depth": 100.0}, "kitti", ["max_depth=none"]),
-        ({}, "nyu", ["dataset=kitti"]),
-        ({}, None, ["dataset=kitti"]),
+        ({"max_depth": 100.0}, {"dataset": "kitti", "depth": "groundtruth"}, ["max_depth=none"]),
+        ({}, {"dataset": "kitti", "depth": "dense"}, ["depth=groundtruth"]),
+        ({}, {"dataset": "nyu"}, ["dataset=kitti", "depth=groundtruth"]),
+        ({}, {}, ["dataset=kitti", "depth=groundtruth"]),
     ],
 )
 def test_numbers_reported_of_something_else_are_not_comparable(
-    samples, tmp_path, changes, dataset, differences
+    samples, tmp_path, changes, options, differences
 ):
     protocol = protocols.get("release", **changes)
-    options = {"dataset": dataset} if dataset else {}
     result = evaluate(red, samples, protocol, tmp_path, options=options, progress=False)
     assert result["reported"] == []
     (other,) = result["not_comparable"]

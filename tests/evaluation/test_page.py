@@ -88,7 +88,7 @@ def test_the_page_shows_the_numbers_and_others_in_grey(written):
     rows = re.findall(r"<tr(.*?)><th>(.*?)</th>(.*?)</tr>", text)
     reported = {name: cells for kind, name, cells in rows if "reported" in kind}
     assert re.findall(r"<td>([\d.]+)</td>", reported["DPT before"]) == ["0.1890", "0.3540"]
-    assert "holds under dataset=kitti: DiffusionDepth README" in text
+    assert "holds under dataset=kitti, depth=groundtruth: DiffusionDepth README" in text
     assert "frame &lt;" in text and "frame <" not in text
 
 

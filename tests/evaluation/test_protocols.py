@@ -260,7 +260,7 @@ def test_the_papers_numbers_carry_their_source():
         for reported in protocol.reported:
             parts = [reported.metrics, *reported.groups.values()]
             assert set().union(*parts) <= set(protocol.metrics)
-            assert set(reported.options) <= set(protocol.options)
+            assert set(reported.options) <= {"depth", *protocol.options}
             groups = {"ToM", "Other"} if protocol.classes else set(protocol.conditions)
             assert set(reported.groups) <= groups
 
