@@ -49,6 +49,7 @@ test-torch: .venv-torch/installed
 
 sample: setup
 	$(BIN)/pip install --quiet "mitsuba==3.9.0"
+	rm -rf sample/raw sample/depth sample/render.json
 	$(BIN)/python tools/render_scenes.py --preset=sample --output=sample
 
 clean:

@@ -49,6 +49,7 @@ PRESETS = {
         "layout": "kitti", "counts": {"train": 80, "val": 24},
     }
 }  # fmt: skip
+MOST = 3000  # scenes of a split: KITTI's names have four digits for them
 SHEET_FRAMES = 24  # the first ones; a sheet of hundreds shows nothing
 
 
@@ -72,7 +73,7 @@ class Task(NamedTuple):
 
     @property
     def frame(self) -> writers.KittiFrame | writers.NyuFrame:
-        number = 1 + 3000 * SPLITS.index(self.split) + self.index
+        number = 1 + MOST * SPLITS.index(self.split) + self.index
         if self.layout == "nyu":
             return writers.NyuFrame(self.root, self.split, f"{self.kind}_{number:04d}")
         # KITTI has one calibration a date: made-up dates.
@@ -192,7 +193,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--size", type=_size, default=(96, 320), help="HEIGHTxWIDTH in pixels")
     parser.add_argument("--samples", type=_positive, help="light paths a pixel; outdoors 4, 16, 64")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="0 or more")
     parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti")
     parser.add_argument("--conditions", default="clear", help="with commas; or all")
     parser.add_argument("--lidar_failures", action="store_true", help="see above; kitti only")
@@ -212,6 +213,10 @@ def main() -> None:
         parser.error(
             f"--conditions: {preset['kind']} has no {unknown[0]!r}; choose from {', '.join(known)}"
         )
+    if flags.count > MOST:
+        parser.error(f"--count is {flags.count}; a split has {MOST} scenes at most")
+    if flags.seed < 0:
+        parser.error(f"--seed is {flags.seed}; it must be 0 or more")
     if flags.lidar_failures and (
         preset["layout"] != "kitti" or not kinds.KINDS[preset["kind"]].lidar
     ):

@@ -101,8 +101,16 @@ def night(layout: Layout, rng: np.random.Generator) -> Layout:
     )  # fmt: skip
 
 
+def night_rain(layout: Layout, rng: np.random.Generator) -> Layout:
+    """Night and rain together."""
+    dark, amount = night(layout, rng), rng.uniform(0.6, 1.0)
+    weather = replace(dark.weather, rain=amount, extinction=rng.uniform(0.004, 0.010), halo=0.2)
+    return replace(_repainted(dark, dict.fromkeys(materials.GROUND, _wet), rng), weather=weather)
+
+
 STREET: Mapping[str, Condition] = {
     "clear": clear, "night": night, "fog": fog, "rain": rain, "snow": snow, "glare": glare,
+    "night-rain": night_rain,
 }  # fmt: skip
 
 

@@ -70,7 +70,14 @@ def test_nyu_layout_and_failing_lidar(tmp_path):
 
 
 def test_bad_flags_are_refused(tmp_path):
-    for flag in ("--size=96", "--size=4x4", "--count=0", "--split=night", "--conditions=hail"):
+    for flag in (
+        "--size=96",
+        "--size=4x4",
+        "--count=0",
+        "--split=night",
+        "--seed=-1",
+        "--conditions=hail",
+    ):
         failed = run(tmp_path / "out", flag)
         assert failed.returncode == 2 and flag.split("=")[1] in failed.stderr
     failed = run(tmp_path / "out", "--layout=nyu", "--lidar_failures")
