@@ -145,7 +145,8 @@ class DepthModel:
         """The same model with the decoder's batch statistics for one more number of steps.
 
         Args:
-            images: some 30 of the kind that the model was trained on, as for `predict`.
+            images: as for `predict`; some 30 of the kind, and of the size, that the model was
+              trained on.
             num_inference_steps, seed, progress: see `recalibration.decoder_statistics`.
         """
         statistics = recalibration.decoder_statistics(
