@@ -460,8 +460,10 @@ METALS = (
 
 
 def _glass(rng: np.random.Generator) -> Material:
+    """Solid walls that bend the light, or skins too thin for that, as of a bubble."""
     tint = surfaces.colour(rng, GLASS_TINTS, wander=0.04)
-    return replace(materials.plain(objects.WARE, tint), kind="glass")
+    kind = "glass" if rng.random() < 0.75 else "thin_glass"
+    return replace(materials.plain(objects.WARE, tint), kind=kind)
 
 
 def _mirror(rng: np.random.Generator) -> Material:
