@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import types
 from typing import ClassVar
@@ -75,6 +76,18 @@ def test_without_the_training_data_there_is_no_baseline(tiny, tmp_path, monkeypa
     assert [record.getMessage() for record in caplog.records] == [
         "no baseline, as the training data cannot be read: train/ does not exist"
     ]
+
+
+def test_recalibrated_statistics_are_stated_beside_the_result(tiny, tmp_path, monkeypatch):
+    exp = experiment.from_mapping(tiny)
+    found = {steps: {"var": np.ones(1)} for steps in (None, 2)}
+    monkeypatch.setattr(ConstantModel, "variables_at", lambda self, steps: found[steps])
+    monkeypatch.setattr(ConstantModel, "variables", found[None])
+    for steps in (None, 2):
+        settings = dataclasses.replace(exp.evaluation, num_inference_steps=steps)
+        changed = dataclasses.replace(exp, evaluation=settings)
+        options = evaluation.evaluate(changed, ConstantModel(), tmp_path)["options"]
+        assert options["recalibrated"] is (steps == 2)
 
 
 def test_evaluation_data_are_tried_before_training(tiny):
