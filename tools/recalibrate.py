@@ -23,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from diffdepth_jax import cli
+from diffdepth_jax.config import ConfigError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
@@ -53,7 +54,7 @@ def main(_: list[str]) -> None:
     if checkpoint.is_dir():  # one step of the run, even if training goes on meanwhile
         checkpoint = orbax.checkpoint_directory(checkpoint)
     elif FLAGS.output is None and checkpoint.exists():
-        raise ValueError(f"{checkpoint} is a single file: say by --output where a new one goes")
+        raise ConfigError(f"{checkpoint} is a single file: say by --output where a new one goes")
 
     from diffdepth_jax import inference
 
