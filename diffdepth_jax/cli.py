@@ -1,15 +1,13 @@
 """What the scripts share: `--config=FILE --config.key=value`, and mistakes told in one line."""
 
 import ast
-import dis
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
-
-from diffdepth_jax.config import ConfigError
 
 
 class _LiteralParser(flags.ArgumentParser):
@@ -87,8 +85,9 @@ def require_with(name: str, *others: str) -> None:
 def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ...] = ()) -> None:
     """`absl.app.run`, with the user's mistakes told in one line and exit status 2.
 
-    Those are errors of files, and every ValueError that this package itself raises: its message is
-    meant for the user. One that comes out of JAX or NumPy is a fault and keeps its traceback.
+    Those are errors of files, and every ValueError out of this package's own code: its message is
+    meant for the user. One that comes out of JAX or NumPy is a fault and keeps its traceback;
+    `--verbosity=1` shows that of mistakes too.
 
     Args:
       main: gets the command line's rest.
@@ -114,10 +113,9 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
             logging.set_verbosity(logging.WARNING)  # Orbax tells every stage of every save.
         try:
             return main(arguments)
-        except (ConfigError, OSError, FloatingPointError, *mistakes) as error:
-            _stop(str(error))
-        except ValueError as error:
-            if not is_own(error):
+        except (ValueError, OSError, FloatingPointError, *mistakes) as error:
+            fault = isinstance(error, ValueError) and not is_own(error)
+            if fault or logging.get_verbosity() >= logging.DEBUG:
                 raise
             _stop(str(error))
 
@@ -125,13 +123,9 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
 
 
 def is_own(error: Exception) -> bool:
-    """Whether a `raise` of this package started the exception, not something that it called."""
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    code = last.tb_frame.f_code.co_code
-    package = last.tb_frame.f_globals.get("__name__", "").split(".")[0]
-    return package == "diffdepth_jax" and dis.opname[code[last.tb_lasti]] == "RAISE_VARARGS"
+    """Whether it was in this package's own code, or a built-in it called, that the error arose."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "").split(".")[0] == "diffdepth_jax"
 
 
 def _stop(message: str) -> None:

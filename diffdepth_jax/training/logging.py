@@ -102,11 +102,13 @@ class RunLog:
 
     def _take(self) -> None:
         step, scalars, ids = self._waiting.popleft()
-        for name, value in jax.device_get(scalars).items():
-            if name in _FINITE and not math.isfinite(value):
+        values = {name: float(value) for name, value in jax.device_get(scalars).items()}
+        for name in _FINITE:
+            if not math.isfinite(values.get(name, 0.0)):
                 images = f" (images {', '.join(map(str, ids))})" if len(ids) else ""
-                raise FloatingPointError(f"{name} is {value} in step {step}{images}")
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+                raise FloatingPointError(f"{name} is {values[name]} in step {step}{images}")
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         self._timed += 1
         self._bar.update()
