@@ -606,9 +606,14 @@ def _mesh(mesh: Mesh, bsdf: dict | None, emitter: dict | None = None) -> mi.Mesh
 
 def _linear(texture: np.ndarray) -> np.ndarray:
     """Linear RGB float32 of uint8 sRGB."""
-    return np.array(
-        mi.Bitmap(texture).convert(mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False)
+    return _LINEAR[texture]
+
+
+_LINEAR = np.array(  # of every byte
+    mi.Bitmap(np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)).convert(
+        mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False
     )
+)[0, :, 0]
 
 
 def _texture(texture: np.ndarray) -> dict:
