@@ -353,3 +353,27 @@ def test_protocols_that_feed_alike_say_so():
     assert protocols.get("nuscenes", resize_input="none").fed == ("full", None)
     with pytest.raises(ValueError, match="resize_input is 'lanczos'; it must be one of none"):
         protocols.get("nyu", resize_input="lanczos")
+
+
+@pytest.mark.parametrize(
+    "name, low, high, alignment, metric_set",
+    [
+        ("kitti_eigen", 1e-3, 80, "none", "all"),
+        ("kitti_eigen_50m", 1e-3, 50, "none", "all"),
+        ("kitti_official", 1e-3, math.inf, "none", "all"),
+        ("kitti_benchmark", 1e-3, math.inf, "none", "kitti_benchmark"),
+        ("nyu", 1e-3, 10, "none", "all"),
+        ("nyu_release", 1e-4, math.inf, "none", "all"),
+        ("release", 1e-4, math.inf, "none", "all"),
+        ("nuscenes", 0.1, 80, "none", "all"),
+        ("robotcar", 0.1, 50, "none", "all"),
+        ("drivingstereo", 1e-3, math.inf, "none", "all"),
+        ("booster", 1e-3, 10, "lsq_disparity_near", "millimetres"),
+        ("cleargrasp", 1e-3, 10, "lsq_disparity", "millimetres"),
+        ("dense", 1e-3, 80, "none", "all"),
+    ],
+)
+def test_the_table_of_protocols(name, low, high, alignment, metric_set):
+    protocol = PROTOCOLS[name]
+    assert (protocol.min_depth, protocol.max_depth) == (low, high)
+    assert (protocol.alignment, protocol.metric_set) == (alignment, metric_set)
