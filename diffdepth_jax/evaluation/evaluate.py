@@ -172,7 +172,7 @@ def evaluate_all(
             for index, sample in pending:
                 row = _row(index, sample, predict_fn, protocols, baseline_depth)
                 finished[index] = row
-                if journal:
+                if journal and not row.error:  # A file may be repaired meanwhile.
                     journal.append(row)
         if shard is not None:
             return None

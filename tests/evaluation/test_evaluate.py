@@ -324,6 +324,16 @@ def test_images_that_cannot_be_read_are_counted_and_named(samples, tmp_path):
         evaluate(red, samples[1:2], RELEASE, tmp_path / "none", progress=False)
 
 
+def test_an_image_that_was_repaired_is_scored_after_all(samples, tmp_path):
+    settings = {"fingerprint": "weights", "progress": False}
+    broken = [{"id": "frame/0", "error": "truncated"}, *samples[1:]]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(Predictor(1), broken, RELEASE, tmp_path, **settings)
+    predict = Predictor()
+    result = evaluate(predict, samples, RELEASE, tmp_path, **settings)
+    assert (result["num_images"], result["num_unreadable"], predict.count) == (2, 0, 2)
+
+
 def conditioned(samples, conditions):
     pairs = zip([samples[0], samples[2]] * 2, conditions, strict=True)
     return [sample | {"condition": condition} for sample, condition in pairs]
