@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ SMALL = (
     "--config.logging.every_steps=1",
     "--config.data.train.num_workers=0",
 )
+SMALL_DEMO = ("--config.model.encoder.widths=(4,8)", "--config.model.encoder.depths=(1,1)")
 SMALL_SWIN = ("--config.model.encoder.embed_dim=48", "--config.model.encoder.depths=(1,1,1,1)")
 
 
@@ -116,8 +118,7 @@ def test_a_config_file_that_is_missing_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_demo_runs_from_end_to_end_and_continues(tmp_path):
-    small = (*SMALL, "--config.model.encoder.widths=(4,8)", "--config.model.encoder.depths=(1,1)")
-    small = (*small, "--config.data.evaluation_limit=3", "--config.data.train.num_threads=1")
+    small = (*SMALL, *SMALL_DEMO, "--config.data.evaluation_limit=3")
     result = train("demo", tmp_path, *small)
     assert result.returncode == 0, result.stderr
     assert "abs_rel" in result.stdout and "median map" in result.stdout
@@ -135,7 +136,8 @@ def test_the_demo_runs_from_end_to_end_and_continues(tmp_path):
     result = train("demo", tmp_path, *small, "--config.num_steps=3")
     assert result.returncode == 0, result.stderr
     assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2", "3"]
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["3"]
+    # Of step 2 too, the best of those evaluated until then.
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]
 
 
 @pytest.mark.slow
@@ -171,6 +173,29 @@ def test_the_regression_control_trains_is_evaluated_and_predicts(tmp_path):
     assert "does no denoising" in predicted.stderr and "Traceback" not in predicted.stderr
     depth = np.load(next((tmp_path / "out").rglob("*.npy")))
     assert np.isfinite(depth).all() and depth.min() > 0
+
+
+@pytest.mark.slow
+def test_a_stopped_run_says_where_to_go_on_and_is_no_success(tmp_path):
+    command = [sys.executable, "train.py", "--config=configs/demo.py", f"--workdir={tmp_path}"]
+    arguments = (*SMALL, *SMALL_DEMO, "--config.num_steps=100000")
+    process = subprocess.Popen(
+        [*command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=PROJECT,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    output, errors = process.communicate()
+    assert process.returncode == 143, errors
+    (step,) = os.listdir(tmp_path / "checkpoints")
+    told = f"SIGTERM: step {step} is saved in {tmp_path}; the same command goes on from there"
+    assert output.splitlines() == [told]
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow
