@@ -85,6 +85,7 @@ def get_config() -> ConfigDict:
     }
     config.data.evaluation_limit = config_dict.placeholder(int)
     config.data.baseline_frames = 200
+    config.data.on_error = "raise"  # or "skip" frames that cannot be read
 
     config.evaluation = {"protocol": "dense", "flip_tta": True}
     config.checkpoint = {"every_steps": 400, "keep": 1}

@@ -90,6 +90,7 @@ def get_config() -> ConfigDict:
     }
     config.data.evaluation_limit = config_dict.placeholder(int)
     config.data.baseline_frames = 200
+    config.data.on_error = "raise"  # or "skip" frames that cannot be read
 
     config.evaluation = {
         "protocol": "kitti_eigen",

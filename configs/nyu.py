@@ -95,6 +95,7 @@ def get_config() -> ConfigDict:
     }
     config.data.evaluation_limit = config_dict.placeholder(int)
     config.data.baseline_frames = 200
+    config.data.on_error = "raise"  # or "skip" frames that cannot be read
 
     config.evaluation = {"protocol": "nyu_release", "flip_tta": False}
     config.checkpoint = {"every_steps": 2000, "keep": 3}

@@ -7,9 +7,10 @@ seed and n. Neither the number of threads, workers or processes nor an interrupt
 
 import dataclasses
 import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -20,6 +21,12 @@ from diffdepth_jax.config import choice
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.data.transforms import Augmentation, augment
 from diffdepth_jax.typing import Batch, InputSpec
+
+_LOG = logging.getLogger(__name__)
+
+# What to do with a frame that cannot be read.
+OnError = Literal["raise", "skip"]
+_UNREADABLE = (ValueError, OSError)  # what sources raise of broken and missing files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,29 +61,42 @@ class DataConfig:
             )
 
 
-def build_source(config: Any) -> Source:
+def build_source(config: Any, on_error: OnError = "raise") -> Source:
     """Opens the source that a source config (`kitti.Config`, `nyu.Config`) describes.
 
-    In its folders, the fields called `root` and `*_root`, a leading ~ is the user's home.
+    In its folders, the fields called `root` and `*_root`, a leading ~ is the user's home. Where
+    frames that cannot be read are to be skipped, missing files are not looked for beforehand.
     """
-    folders = {name: path for name, path in vars(config).items() if name.endswith("root") and path}
-    folders = {name: os.path.expanduser(path) for name, path in folders.items()}
-    return registry.module("source", config.name).build(dataclasses.replace(config, **folders))
+    changes = {name: path for name, path in vars(config).items() if name.endswith("root") and path}
+    changes = {name: os.path.expanduser(path) for name, path in changes.items()}
+    if on_error == "skip":
+        changes["check_files"] = False
+    return registry.module("source", config.name).build(dataclasses.replace(config, **changes))
 
 
-def evaluation_samples(config: Any, limit: int | None = None) -> Sequence[Sample]:
+def evaluation_samples(
+    config: Any, limit: int | None = None, on_error: OnError = "raise"
+) -> Sequence[Mapping[str, Any]]:
     """Samples of a source in their order, as the files hold them: native size, no augmentation.
 
     Args:
       config: a source config (`kitti.Config`, `nyu.Config`).
       limit: at most this many, spread evenly over the source; None for all.
+      on_error: `skip` gives `{"id": ..., "error": why}` in the place of a frame that cannot be
+        read, and logs it once.
 
     Returns:
       A sequence that reads a sample when it is asked for.
     """
-    source = build_source(config)
+    source = build_source(config, on_error)
     count = len(source) if limit is None else min(limit, len(source))
-    return _Selection(source, [index * len(source) // count for index in range(count)])
+    indices = [index * len(source) // count for index in range(count)]
+    return _Selection(source, indices, on_error)
+
+
+def readable(samples: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
+    """Those of `evaluation_samples` that could be read."""
+    return (sample for sample in samples if "error" not in sample)
 
 
 def train_iterator(
@@ -85,6 +105,7 @@ def train_iterator(
     seed: int,
     input_spec: InputSpec,
     shard: tuple[int, int] = (0, 1),
+    on_error: OnError = "raise",
 ) -> "TrainIterator":
     """The endless stream of training batches (see `typing.Batch`) as NumPy arrays.
 
@@ -96,10 +117,14 @@ def train_iterator(
       seed: 0 to 2**32 - 1.
       input_spec: the network's; its mean and std normalise the images.
       shard: (index, count) of this process; each gets `batch_size / count` images of every batch.
+      on_error: `skip` gives in the place of a frame that cannot be read the next one of the source
+        that can; the stream is then still a function of the seed (and of which frames are broken).
+        See `TrainIterator.skipped`.
 
     Raises:
       ValueError: if the processes cannot share the batch evenly.
-      FileNotFoundError, ValueError: as the source raises; also while iterating.
+      FileNotFoundError, ValueError: as the source raises; also while iterating. With `skip`,
+        ValueError if more than a tenth of the source (and more than ten frames) cannot be read.
     """
     index, count = shard
     if not 0 <= index < count or batch_size < 1 or batch_size % count:
@@ -107,24 +132,40 @@ def train_iterator(
             f"batch_size {batch_size} cannot be shared by {count} processes (this is {index}): "
             "it must be a positive multiple of their number"
         )
-    source = build_source(config.source)
+    source = build_source(config.source, on_error)
+    if config.cache:
+        source = _Cached(source)
+    if on_error == "skip":
+        source = _Replacing(source)
     prepare = _Prepare(config, input_spec)
     # One frame now: what is wrong with all of them is told before anything is compiled.
     prepare(source[0], np.random.default_rng(seed))
-    samples = grain.MapDataset.source(_Cached(source) if config.cache else source)
+    samples = grain.MapDataset.source(source)
     samples = samples.seed(seed).shuffle().repeat().random_map(prepare)
     batches = samples[index::count].batch(batch_size // count, drop_remainder=True)
-    return TrainIterator(batches, batch_size, config.num_workers, config.num_threads)
+    return TrainIterator(batches, batch_size, len(source), config.num_workers, config.num_threads)
 
 
 class TrainIterator(Iterator[Batch]):
-    """Batches of a process, with a position that can be saved and restored."""
+    """Batches of a process, with a position that can be saved and restored.
+
+    Attributes:
+      skipped: the frames that could not be read, by id, and why; those that this process met in the
+        batches it has handed out. Each was logged once. They are part of the state.
+    """
 
     def __init__(
-        self, batches: grain.MapDataset, batch_size: int, num_workers: int, num_threads: int
+        self,
+        batches: grain.MapDataset,
+        batch_size: int,
+        num_frames: int,
+        num_workers: int,
+        num_threads: int,
     ):
+        self.skipped: dict[str, str] = {}
         self._batches = batches
         self._batch_size = batch_size
+        self._num_frames = num_frames
         self._num_workers = num_workers
         self._num_threads = num_threads
         self._position = 0
@@ -133,13 +174,16 @@ class TrainIterator(Iterator[Batch]):
     def __next__(self) -> Batch:
         if self._iterator is None:
             self._iterator = self._start()
-        batch = next(self._iterator)
+        batch = dict(next(self._iterator))
         self._position += 1
+        for text in batch.pop("skipped", ()):
+            self._note(json.loads(str(text)))
         return batch
 
     def get_state(self) -> bytes:
         """The position in the stream: the number of samples that all processes have taken."""
-        return json.dumps({"samples": self._position * self._batch_size}).encode()
+        state = {"samples": self._position * self._batch_size, "skipped": self.skipped}
+        return json.dumps(state).encode()
 
     def set_state(self, state: bytes) -> None:
         """Continues where `get_state` was called, there or in another run of the same config.
@@ -147,10 +191,12 @@ class TrainIterator(Iterator[Batch]):
         With another batch size it continues at the last whole batch before that sample.
         """
         try:
-            samples = int(json.loads(state)["samples"])
+            values = json.loads(state)
+            samples, skipped = int(values["samples"]), dict(values.get("skipped", {}))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{state!r} is not a state of this iterator") from error
         self.close()
+        self.skipped = skipped
         self._position = samples // self._batch_size
 
     def close(self) -> None:
@@ -158,6 +204,13 @@ class TrainIterator(Iterator[Batch]):
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
+
+    def _note(self, broken: Mapping[str, str]) -> None:
+        for name, reason in broken.items():
+            if name not in self.skipped:
+                _LOG.warning("frame %s is skipped: %s", name, reason)
+                self.skipped[name] = reason
+        _require_few(self.skipped, self._num_frames)
 
     def _start(self) -> grain.DatasetIterator:
         # Batches are formed before they are divided among workers: any number of them gives the
@@ -185,7 +238,8 @@ class _Prepare:
         sample = augment(sample, self.config.augmentation, rng)
         depth = sample["depth"][:, :, None]
         low, high = self.config.depth_range or (0.0, np.inf)
-        return {
+        skipped = {"skipped": sample["skipped"]} if "skipped" in sample else {}
+        return skipped | {
             "image": self.input_spec.normalise(sample["image"]),
             "depth": depth,
             "valid_mask": (depth > low) & (depth < high),
@@ -194,18 +248,72 @@ class _Prepare:
         }
 
 
-class _Selection(Sequence[Sample]):
+class _Selection(Sequence[Mapping[str, Any]]):
     """Some samples of a source."""
 
-    def __init__(self, source: Source, indices: Sequence[int]):
+    def __init__(self, source: Source, indices: Sequence[int], on_error: OnError):
         self._source = source
         self._indices = indices
+        self._on_error = on_error
+        self._broken: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self._source[self._indices[index]]
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        place = self._indices[index]
+        if self._on_error == "raise":
+            return self._source[place]
+        if place not in self._broken:
+            try:
+                return self._source[place]
+            except _UNREADABLE as error:
+                self._broken[place] = str(error)
+                _LOG.warning("frame %s is skipped: %s", _name(self._source, place), error)
+        return {"id": _name(self._source, place), "error": self._broken[place]}
+
+
+class _Replacing:
+    """A source that gives, for a frame that cannot be read, the next one that can.
+
+    Which one that is depends on the index alone, whatever was read before, in whichever process.
+    What was passed over goes along as `skipped`: JSON, reasons by id.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._broken: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        skipped = {}
+        while True:  # until a frame can be read, or _require_few has had enough
+            if index not in self._broken:
+                try:
+                    return {**self._source[index], "skipped": json.dumps(skipped)}
+                except _UNREADABLE as error:
+                    self._broken[index] = str(error)
+            skipped[_name(self._source, index)] = self._broken[index]
+            _require_few(self._broken, len(self))
+            index = (index + 1) % len(self)
+
+
+def _require_few(broken: Mapping[Any, str], num_frames: int) -> None:
+    """Raises ValueError if so many frames are broken that something else must be wrong."""
+    if len(broken) == num_frames or len(broken) > max(10, num_frames // 10):
+        last = list(broken.values())[-1]
+        raise ValueError(
+            f"{len(broken)} of {num_frames} frames cannot be read, too many to skip; the last: "
+            f"{last}"
+        )
+
+
+def _name(source: Source, index: int) -> str:
+    """The id of a frame that cannot be read, or else its number."""
+    frames = getattr(source, "frames", None)
+    return frames[index].id if frames else f"{index:06d}"
 
 
 class _Cached:
@@ -213,6 +321,7 @@ class _Cached:
 
     def __init__(self, source: Source):
         self._source = source
+        self.frames = getattr(source, "frames", ())
         self._samples: dict[int, Sample] = {}
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from diffdepth_jax import inference, registry, visualize
 from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data import pipeline
+from diffdepth_jax.data.sources import Sample
 from diffdepth_jax.evaluation import baseline, comparisons, flipping, frames, page
 from diffdepth_jax.evaluation import evaluate as scoring
 from diffdepth_jax.evaluation.scoring import Protocol
@@ -32,10 +33,22 @@ _PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a
 def check_data(exp: Experiment) -> None:
     """Reads one evaluation frame and what results are compared with, so that no long training ends
     in an error about them."""
-    sample = pipeline.evaluation_samples(exp.data.evaluation, 1)[0]
+    sample = _first_sample(exp)
     for protocol in exp.evaluation.build_all():
         protocol.prepare(sample["image"])
         comparisons.read(exp.evaluation.compare, protocol, {})
+
+
+def _first_sample(exp: Experiment) -> Sample:
+    """The first evaluation frame; where unreadable ones are skipped, the first that is not."""
+    data = exp.data
+    samples = pipeline.evaluation_samples(data.evaluation, on_error=data.on_error)
+    for sample in pipeline.readable(samples):
+        return sample
+    raise ValueError(
+        f"none of the {len(samples)} evaluation frames can be read; the first: "
+        f"{samples[0]['error']}"
+    )
 
 
 def evaluate(exp: Experiment, model: DepthModel, workdir: Path) -> dict[str, Any]:
@@ -114,7 +127,9 @@ class _Evaluation:
             self._predict = lambda image: model.predict(
                 image, flip_tta=config.flip_tta, num_inference_steps=steps
             )
-        self._samples = pipeline.evaluation_samples(exp.data.evaluation, exp.data.evaluation_limit)
+        self._samples = pipeline.evaluation_samples(
+            exp.data.evaluation, exp.data.evaluation_limit, exp.data.on_error
+        )
 
     def fingerprint(self) -> str:
         """Of the weights and whatever else decides predictions and samples."""
@@ -145,8 +160,11 @@ class _Evaluation:
         if not data.baseline_frames:
             return None
         try:
-            training = pipeline.evaluation_samples(data.train.source, data.baseline_frames)
-            return baseline.median_depth_map(sample["depth"] for sample in training)
+            training = pipeline.evaluation_samples(
+                data.train.source, data.baseline_frames, data.on_error
+            )
+            depths = (sample["depth"] for sample in pipeline.readable(training))
+            return baseline.median_depth_map(depths)
         except FileNotFoundError as error:
             logging.warning("no baseline, as the training data cannot be read: %s", error)
             return None
@@ -166,7 +184,9 @@ def _run_directory(checkpoint: Path) -> Path:
 def draw_predictions(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     """Draws `predictions.png`: images, depth, ground truth and error of a few samples."""
     protocol = exp.evaluation.build()
-    samples = list(pipeline.evaluation_samples(exp.data.evaluation, _PREDICTIONS))
+    data = exp.data
+    samples = pipeline.evaluation_samples(data.evaluation, _PREDICTIONS, data.on_error)
+    samples = list(pipeline.readable(samples))
     images = [protocol.prepare(sample["image"]) for sample in samples]
     targets = [
         _depth_of(sample, image, protocol) for sample, image in zip(samples, images, strict=True)
@@ -192,7 +212,7 @@ def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     if not hasattr(model.model, "sample"):
         return
     protocol = exp.evaluation.build()
-    sample = pipeline.evaluation_samples(exp.data.evaluation, 1)[0]
+    sample = _first_sample(exp)
     image = protocol.prepare(sample["image"])
     target = _depth_of(sample, image, protocol)
     factor = model.config.codec.factor  # whole latent pixels only

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
-from diffdepth_jax.data.pipeline import DataConfig
+from diffdepth_jax.data.pipeline import DataConfig, OnError
 from diffdepth_jax.evaluation.evaluate import EvaluationConfig
 from diffdepth_jax.training import optimizer as optimizer_lib
 from diffdepth_jax.training.checkpoint import CheckpointConfig
@@ -27,12 +27,16 @@ class ExperimentData:
       evaluation_limit: score at most this many frames, spread evenly; None for all.
       baseline_frames: how many training frames, spread evenly, give the median depth map that the
         metrics are compared with; 0 leaves the comparison out.
+      on_error: `raise` at a frame that cannot be read, or `skip` it: in training the next readable
+        one of the source takes its place, in evaluation it is left out; either way it is logged
+        once, counted and listed (`skipped.json` of a run; `metrics.json`).
     """
 
     train: DataConfig
     evaluation: Any = choice("source")
     evaluation_limit: int | None = None
     baseline_frames: int = 200
+    on_error: OnError = "raise"
 
     def __post_init__(self) -> None:
         if self.evaluation_limit is not None and self.evaluation_limit < 1:

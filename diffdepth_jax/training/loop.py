@@ -28,6 +28,8 @@ from diffdepth_jax.training.interruption import Interruption
 from diffdepth_jax.training.logging import RunLog
 from diffdepth_jax.training.periodic import Evaluations
 
+SKIPPED_FILE = "skipped.json"
+
 # What a run may change when it continues from its checkpoint: none of it changes a training step,
 # but for the rounding of sums over other devices.
 _CHANGEABLE = (
@@ -39,6 +41,7 @@ _CHANGEABLE = (
     "data.evaluation",
     "data.evaluation_limit",
     "data.baseline_frames",
+    "data.on_error",
     "data.train.cache",
     "data.train.num_workers",
     "data.train.num_threads",
@@ -121,6 +124,7 @@ def train(
         exp.seed,
         network.INPUT,
         shard=(jax.process_index(), jax.process_count()),
+        on_error=exp.data.on_error,
     )
 
     # 3. Model: its variables are born where they belong.
@@ -170,6 +174,7 @@ def train(
                 first_step, sharding.abstract(abstract, placed)
             )
             iterator.set_state(position)
+            _note_skipped(iterator.skipped, workdir)  # Without those after the checkpoint.
         else:
             loaded = pretrained.load(exp.init, exp.model)
             state, log_state = jax.jit(init, out_shardings=placed)(init_key, loaded), {}
@@ -193,6 +198,8 @@ def train(
                 evaluations.run(step, trained)
             checkpointer.keep_best(evaluations.best_step())
 
+        num_skipped = len(iterator.skipped)
+
         # 7. Loop. Nothing in it waits for the device but the log, which is a few steps behind.
         with RunLog(
             workdir,
@@ -207,6 +214,9 @@ def train(
                 for step in range(first_step + 1, exp.num_steps + 1):
                     batch = dict(next(iterator))
                     ids = batch.pop("id")
+                    if len(iterator.skipped) > num_skipped:
+                        num_skipped = len(iterator.skipped)
+                        _note_skipped(iterator.skipped, workdir)
                     batch = sharding.put_batch(batch, mesh)
                     before = state if debug_nans else None
                     state, scalars = train_step(state, batch, train_key)
@@ -237,6 +247,14 @@ def train(
                     f"{message}; last good checkpoint in {checkpointer.directory}: {good}"
                 ) from error
     return max(first_step, exp.num_steps)
+
+
+def _note_skipped(skipped: Mapping[str, str], workdir: Path) -> None:
+    """Lists the training frames that could not be read in `skipped.json`, where there are any."""
+    path = workdir / SKIPPED_FILE
+    if skipped or path.exists():
+        record = {"num_skipped": len(skipped), "skipped": dict(skipped)}
+        atomic.write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def _saved(step: int, workdir: Path) -> str:

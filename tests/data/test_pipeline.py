@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diffdepth_jax.data.pipeline import (
     TrainIterator,
     build_source,
     evaluation_samples,
+    readable,
     train_iterator,
 )
 from diffdepth_jax.data.sources import kitti, nyu
@@ -37,6 +39,17 @@ def take(iterator: TrainIterator, count: int) -> list[dict]:
     batches = [next(iterator) for _ in range(count)]
     iterator.close()
     return batches
+
+
+def frame_ids() -> list[str]:
+    return [f"{DRIVE}_{number:010d}_image_02" for number in range(NUM_FRAMES)]
+
+
+def break_frame(root: str, number: int) -> Path:
+    """Cuts off a frame's depth file; returns its path."""
+    (path,) = Path(root).glob(f"**/groundtruth/**/{number:010d}.png")
+    path.write_bytes(path.read_bytes()[:40])
+    return path
 
 
 def assert_same(batches: list[dict], others: list[dict]) -> None:
@@ -164,8 +177,7 @@ def test_more_images_in_a_batch_than_in_the_source(root: str) -> None:
 
 
 def test_errors_reach_the_caller(root: str) -> None:
-    path = max(Path(root).glob("**/groundtruth/**/*.png"))  # not of the first frame
-    path.write_bytes(path.read_bytes()[:40])
+    path = break_frame(root, 4)
     iterator = train_iterator(config(root), NUM_FRAMES, 0, SPEC)
     with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
         next(iterator)
@@ -181,9 +193,7 @@ def test_evaluation_samples(root: str, make_frame: Callable) -> None:
     source = kitti.Config(root=root)
     samples = evaluation_samples(source)
     assert len(samples) == NUM_FRAMES
-    assert [sample["id"] for sample in samples] == [
-        f"{DRIVE}_{number:010d}_image_02" for number in range(NUM_FRAMES)
-    ]
+    assert [sample["id"] for sample in samples] == frame_ids()
     image, depth = make_frame(4, (24, 60))
     np.testing.assert_array_equal(samples[4]["image"], image)
     np.testing.assert_array_equal(samples[4]["depth"], depth / np.float32(256))
@@ -247,3 +257,96 @@ def test_real_frames(shared: Path) -> None:
         assert batch["image"].shape == (2, *augmentation.crop, 3)
         assert np.isfinite(batch["image"]).all() and abs(batch["image"].mean()) < 2
         assert batch["valid_mask"].mean() > 0.1
+
+
+@pytest.mark.slow
+def test_errors_reach_the_caller_from_workers(root: str) -> None:
+    path = break_frame(root, 3)
+    iterator = train_iterator(config(root, num_workers=1), NUM_FRAMES, 0, SPEC)
+    with pytest.raises(ValueError) as caught:
+        next(iterator)
+    assert re.fullmatch(f".*{path.name} cannot be read.*fetch it again", str(caught.value))
+    iterator.close()
+
+
+def test_a_broken_frame_is_replaced_by_the_next(
+    root: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = dict(augmentation=STILL)
+    expected = take(train_iterator(config(root, **options), 2, 0, SPEC), 10)
+    broken = break_frame(root, 1)
+    (missing,) = Path(root).glob("**/data/0000000002.png")
+    missing.unlink()
+    iterator = train_iterator(config(root, **options), 2, 0, SPEC, on_error="skip")
+    batches = [next(iterator) for _ in range(10)]
+    names = dict(zip(frame_ids(), [frame_ids()[i] for i in (0, 3, 3, 3, 4)], strict=True))
+    for batch, whole in zip(batches, expected, strict=True):
+        assert batch.keys() == whole.keys()
+        assert list(batch["id"]) == [names[name] for name in whole["id"]]
+    # Both once, file and reason, although each came four times.
+    assert sorted(iterator.skipped) == frame_ids()[1:3]
+    assert f"{broken} cannot be read" in iterator.skipped[frame_ids()[1]]
+    assert f"{missing} does not exist" in iterator.skipped[frame_ids()[2]]
+    for reason in iterator.skipped.values():
+        assert sum(reason in record.getMessage() for record in caplog.records) == 1
+    iterator.close()
+
+    # The same for shares of the batch, from the middle on, and what was skipped is remembered.
+    caplog.clear()
+    for index in range(2):
+        part = train_iterator(
+            config(root, num_threads=3, cache=True, **options), 2, 0, SPEC, (index, 2), "skip"
+        )
+        part.set_state(iterator.get_state())
+        assert part.skipped == iterator.skipped
+        part.set_state(b'{"samples": 8}')
+        assert not part.skipped
+        for batch, whole in zip(take(part, 6), batches[4:], strict=True):
+            for key, values in batch.items():
+                np.testing.assert_array_equal(values, whole[key][index::2])
+
+
+def test_too_many_broken_frames(write_kitti: Callable[..., Path]) -> None:
+    """Neither a source with nothing readable nor one that is broken in the main goes on."""
+    root = str(write_kitti([(DRIVE, "image_02", number) for number in range(30)]))
+    paths = sorted(Path(root).glob("**/groundtruth/**/*.png"))
+    for path in paths[10:20]:
+        path.write_bytes(b"")
+    take(train_iterator(config(root), 30, 0, SPEC, on_error="skip"), 1)
+    paths[5].write_bytes(b"")
+    iterator = train_iterator(config(root), 30, 0, SPEC, on_error="skip")
+    with pytest.raises(ValueError, match=r"11 of 30 frames cannot be read.*; the last: .*\.png"):
+        next(iterator)
+    iterator.close()
+    for path in Path(root).glob("**/data/*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="11 of 30 frames cannot be read"):
+        train_iterator(config(root), 1, 0, SPEC, on_error="skip")
+
+
+def test_only_data_faults_are_skipped(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mistaken(*_: object) -> None:
+        raise TypeError("a mistake in the code")
+
+    monkeypatch.setattr("diffdepth_jax.data.io.read_image", mistaken)
+    with pytest.raises(TypeError, match="a mistake"):
+        train_iterator(config(root), 1, 0, SPEC, on_error="skip")
+    with pytest.raises(TypeError, match="a mistake"):
+        evaluation_samples(kitti.Config(root=root), on_error="skip")[0]
+
+
+def test_broken_evaluation_samples(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = break_frame(root, 1)
+    source = kitti.Config(root=root)
+    with pytest.raises(ValueError, match=f"{path.name} cannot be read"):
+        list(evaluation_samples(source))
+    samples = evaluation_samples(source, on_error="skip")
+    assert len(samples) == NUM_FRAMES
+    for _ in range(2):
+        assert samples[1].keys() == {"id", "error"} and samples[1]["id"] == frame_ids()[1]
+        assert f"{path} cannot be read" in samples[1]["error"]
+    assert len(caplog.records) == 1
+    assert [sample["id"] for sample in readable(samples)] == frame_ids()[:1] + frame_ids()[2:]
+    for image in Path(root).glob("**/data/*1.png"):
+        image.unlink()  # A missing file is met when it is read.
+    assert "does not exist" in evaluation_samples(source, on_error="skip")[1]["error"]
