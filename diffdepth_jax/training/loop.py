@@ -31,10 +31,13 @@ from diffdepth_jax.training.periodic import Evaluations
 SKIPPED_FILE = "skipped.json"
 
 # What a run may change when it continues from its checkpoint: none of it changes a training step,
-# but for the rounding of sums over other devices.
+# but for the rounding of its sums (and for what stands in for a frame that cannot be read).
 _CHANGEABLE = (
     "num_steps",
     "mesh",
+    "model.remat",
+    "model.conv_gradient",
+    "data.on_error",
     "evaluation",
     "checkpoint",
     "logging",
