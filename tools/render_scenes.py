@@ -213,6 +213,8 @@ def main() -> None:
         parser.error(
             f"--conditions: {preset['kind']} has no {unknown[0]!r}; choose from {', '.join(known)}"
         )
+    if preset["kind"] == "street" and preset["samples"] not in (1, 4, 16, 64, 256):
+        parser.error(f"--samples is {flags.samples}; for streets it must be 1, 4, 16, 64 or 256")
     if flags.count > MOST:
         parser.error(f"--count is {flags.count}; a split has {MOST} scenes at most")
     if flags.seed < 0:

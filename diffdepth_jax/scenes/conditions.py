@@ -288,7 +288,7 @@ def _lamps(layout: Layout, rng: np.random.Generator, most: int = 8) -> list[Lamp
     ahead = _ahead(layout.camera, centres)
     centres = centres[(ahead > -15) & (ahead < 100)]
     nearest = np.argsort(np.linalg.norm(centres - layout.camera.position, axis=1))[:most]
-    strength = rng.uniform(60.0, 120.0)
+    strength = rng.uniform(240.0, 480.0)
     tone = np.array([1.0, 0.74, 0.45]) if rng.random() < 0.6 else np.array([0.95, 1.0, 0.95])
     return [
         Lamp(
@@ -310,7 +310,7 @@ def _own_headlights(camera: Camera) -> list[Lamp]:
         Lamp(
             position=tuple(camera.position + vehicle @ np.array([side * 0.65, 1.6, -height])),
             direction=tuple(vehicle @ np.array([0.04 * side, 1.0, -0.035])),
-            intensity=(170.0, 164.0, 148.0),
+            intensity=(680.0, 656.0, 592.0),
             cutoff=np.radians(30.0),
             beam=np.radians(4.0),
         )
@@ -327,7 +327,7 @@ def _others_headlights(layout: Layout, most: int = 6) -> list[Lamp]:
         Lamp(
             position=tuple(centres[i] + 0.05 * normals[i]),
             direction=tuple(normals[i] + np.array([0, 0, -0.05])),
-            intensity=(120.0, 116.0, 105.0),
+            intensity=(480.0, 464.0, 420.0),
             cutoff=np.radians(28.0),
             beam=np.radians(4.0),
         )

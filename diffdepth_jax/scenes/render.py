@@ -94,8 +94,8 @@ def _outdoors(
     colours. All passes share their places in the pixel (a low-discrepancy sampler), so that passes
     can be subtracted:
 
-    - light of lamps, or of the sun, whose shadows stay sharp;
-    - light of sky and surroundings, which is noisy, and smoothed within surfaces;
+    - light of the sun alone, whose shadows stay sharp;
+    - light of lamps, sky and surroundings, which is noisy, and smoothed within surfaces;
     - the sky itself.
     """
     if samples & (samples - 1) or not samples.bit_length() % 2:
@@ -110,7 +110,7 @@ def _outdoors(
             "radiance": _radiance(mesh.material, around),
         }
         parts.append(_mesh(mesh, _bsdf(mesh.material), shine))
-    lights = [sun] if sun else [_spot(lamp, camera) for lamp in layout.lamps]
+    lights = [sun] * bool(sun) + [_spot(lamp, camera) for lamp in layout.lamps]
     dome = mi.load_dict(sky | {"sampling_weight": 0.0 if lights else 1.0})
     scene = _scene([*parts, dome, *lights])
 
@@ -121,10 +121,11 @@ def _outdoors(
 
     seen = trace({"type": "path", "max_depth": 1})
     bounced = trace({"type": "direct", "emitter_samples": 0, "bsdf_samples": 1}) - seen
-    shots = 1 if sun else 4
+    shots = 4 if layout.lamps else 1  # each at one of the lamps, chosen at random
     lit = np.zeros_like(seen)
     if lights:
         lit = trace({"type": "direct", "emitter_samples": shots, "bsdf_samples": 0}) - seen
+        lit = lit / shots  # the integrator adds them up for lights without extent
     values = mi.traverse(dome)
     for key in ("scale", "radiance.value"):
         if key in values:
@@ -132,7 +133,7 @@ def _outdoors(
     values.update()
     surfaces = trace({"type": "path", "max_depth": 1})
     colours = (surfaces - glow).clip(0) / around
-    soft, hard = (bounced, lit) if sun else (bounced + lit, 0.0)
+    soft, hard = (bounced + lit, 0.0) if layout.lamps else (bounced, lit)
     return seen - surfaces + _smoothed(soft, colours, hits, camera) + hard
 
 

@@ -123,3 +123,71 @@ def test_no_geometry_is_all_sky():
     image, hits = render.render(scene, samples=1), render.first_hits(scene)
     assert image.shape == (*SIZE, 3) and image.dtype == np.uint8 and image.mean() > 20
     assert (hits.depth == 0).all() and (hits.surface == -1).all()
+
+
+def outdoors(scene, samples=16):
+    hits = render.first_hits(scene)
+    sky = render._constant(scene.ambient)
+    glow = render._glow(scene, samples, 0)
+    return render._outdoors(scene, hits, glow, None, sky, samples, 0), hits
+
+
+def floor(material, reach=1e3):
+    corners = [(-reach, -reach, 0), (reach, -reach, 0), (reach, reach, 0), (-reach, reach, 0)]
+    return shapes.quad(corners, material)
+
+
+ALBEDO = ((128 / 255 + 0.055) / 1.055) ** 2.4  # of GREY, linear
+
+
+def test_even_light_from_all_sides_gives_the_albedo():
+    """A matt plane under a sky of radiance 2 has radiance 2 * albedo; the sky stays 2."""
+    scene = layouts.Layout((floor(GREY),), camera(pitch=-0.1), None, ambient=(2.0, 2.0, 2.0))
+    radiance, hits = outdoors(scene)
+    ground = (hits.depth > 0) & (hits.depth < 100)
+    np.testing.assert_allclose(radiance[ground], 2 * ALBEDO, rtol=0.02)
+    np.testing.assert_allclose(radiance[0], 2.0, rtol=1e-5)
+
+
+def test_light_of_a_lamp_follows_the_inverse_square_law(monkeypatch):
+    """Below a lamp 15 m up, and beside: albedo / pi * I * cos / r^2."""
+    lamp = layouts.Lamp((0, 8, 15), (0, 0, -1), (50.0, 50.0, 50.0), cutoff=1.5, beam=1.4)
+    scene = layouts.Layout((floor(GREY),), camera(pitch=-0.2), None, lamps=(lamp,))
+    monkeypatch.setattr(render, "_smoothed", lambda soft, *_: soft)  # in small pictures a blur
+    radiance, hits = outdoors(scene)
+    point = scene.camera.position + hits.depth[..., None] * scene.camera.rays()
+    towards = np.array(lamp.position) - point
+    distance = np.linalg.norm(towards, axis=-1)
+    expected = ALBEDO / np.pi * 50.0 * (towards[..., 2] / distance) / distance**2
+    near = (hits.depth > 0) & (hits.depth < 12)
+    assert near.sum() > 100
+    np.testing.assert_allclose(radiance[near].mean(-1), expected[near], rtol=0.02)
+
+
+def test_glow_is_seen_but_not_taken_for_colour():
+    """A shining plane: its glow apart, and its own colour as if it did not shine."""
+    shining = dataclasses.replace(GREY, emission=np.full((2, 2, 3), 255, np.uint8), radiance=30.0)
+    plain, lit = (
+        layouts.Layout((floor(m),), camera(pitch=-0.3), None, ambient=(1.0, 1.0, 1.0))
+        for m in (GREY, shining)
+    )
+    glow = render._glow(lit, 4, 0)
+    ground = render.first_hits(lit).depth > 0
+    np.testing.assert_allclose(glow[ground][-100:], 30.0, rtol=1e-5)
+    np.testing.assert_allclose(outdoors(lit)[0][-4:], outdoors(plain)[0][-4:], rtol=0.02)
+
+
+def test_air_dims_by_distance():
+    """Transmittance along each ray is exp(-extinction * distance), not of planar depth."""
+    scene = layouts.Layout((floor(GREY),), camera(pitch=-0.3), SKY)
+    hits = render.first_hits(scene)
+    clarity = render._transmittance(scene.camera, hits, 0.05)
+    distance = hits.depth * np.linalg.norm(rays(scene.camera), axis=-1)
+    sure = (distance > 0) & (distance < 10)  # steps between pixels are small there
+    np.testing.assert_allclose(clarity[sure], np.exp(-0.05 * distance[sure]), rtol=2e-3)
+    assert (clarity[hits.depth == 0] < 0.3).all()
+
+
+def test_outdoors_wants_a_power_of_four():
+    with pytest.raises(ValueError, match="samples is 6"):
+        render.render(layouts.Layout((floor(GREY),), camera(), SKY), samples=6)

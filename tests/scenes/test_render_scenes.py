@@ -76,6 +76,7 @@ def test_bad_flags_are_refused(tmp_path):
         "--count=0",
         "--split=night",
         "--seed=-1",
+        "--samples=5",
         "--conditions=hail",
     ):
         failed = run(tmp_path / "out", flag)
