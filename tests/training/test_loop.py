@@ -159,7 +159,6 @@ def test_what_changes_no_step_may_change(tiny, tmp_path):
     harmless["data"]["baseline_frames"] = 7
     harmless["data"]["evaluation_limit"] = 2
     harmless["mesh"] = {"fsdp": 2}
-    harmless["data"]["on_error"] = "skip"
     harmless["evaluation"]["every_steps"] = 2
     harmless["checkpoint"]["best_metric"] = "delta1"
     train(harmless, tmp_path)
