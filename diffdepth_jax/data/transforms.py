@@ -15,11 +15,12 @@ taken from the result is the original one shrunk by s.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageStat
 
 from diffdepth_jax.data import geometry
 from diffdepth_jax.data.geometry import KB_SIZE, NYU_ROWS
@@ -105,9 +106,7 @@ def augment(sample: Sample, config: Augmentation, rng: np.random.Generator) -> S
         depth = depth.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixel_map = geometry.flip_map(width)
     if degrees:
-        bicubic, nearest = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-        image = image.rotate(degrees, bicubic if kitti else nearest)
-        depth = depth.rotate(degrees, nearest)
+        depth = depth.rotate(degrees, Image.Resampling.NEAREST)
         pixel_map = geometry.rotation_map((height, width), degrees) @ pixel_map
     if kitti:
         top, left = (
@@ -117,9 +116,10 @@ def augment(sample: Sample, config: Augmentation, rng: np.random.Generator) -> S
         top, left = (round((full - cut) / 2) for full, cut in zip(size, config.crop, strict=True))
     box = (left, top, left + config.crop[1], top + config.crop[0])
     if kitti:
-        image = _resized_window(_jittered(image, jitter, (0, 1, 2)), size, box)
+        image = _kitti_image(image, degrees, jitter, size, box)
         depth = depth.resize(size[::-1], Image.Resampling.NEAREST).crop(box)
     else:
+        image = image.rotate(degrees, Image.Resampling.NEAREST)
         image = image.resize(size[::-1], Image.Resampling.BILINEAR)
         image = _jittered(image, jitter, order).crop(box)
         depth = _resized_depth(depth, size).crop(box)
@@ -179,14 +179,66 @@ def _jittered(image: Image.Image, factors: np.ndarray, order: object) -> Image.I
     return image
 
 
-def _resized_window(
-    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
+def _kitti_image(
+    image: Image.Image,
+    degrees: float,
+    factors: np.ndarray,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
 ) -> Image.Image:
-    """`image.resize(size).crop(box)`, computing the pixels of the box only."""
-    left, top, right, bottom = box
+    """Rotates, jitters, resizes to (height, width) and crops, computing what the box needs only.
+
+    As each step on the whole frame, in half the time: turning by bicubic interpolation is most of
+    the work. The only difference is that contrast is changed about a mean that is taken of a sample
+    of a large frame's pixels; rounded, it may be one of 255 off.
+    """
     y, x = image.height / size[0], image.width / size[1]
-    window = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
-    return image.resize((right - left, bottom - top), Image.Resampling.BICUBIC, window)
+    left, top, right, bottom = (side * step for side, step in zip(box, (x, y, x, y), strict=True))
+    right, bottom = min(right, image.width), min(bottom, image.height)
+    margin = math.ceil(2 * max(x, y, 1)) + 1  # which a bicubic resize looks at around the box
+    window = (
+        max(math.floor(left) - margin, 0),
+        max(math.floor(top) - margin, 0),
+        min(math.ceil(right) + margin, image.width),
+        min(math.ceil(bottom) + margin, image.height),
+    )
+    brightness = _levels(0, factors[0])
+    # Contrast is about the mean of the whole frame, turned and brightened.
+    frame = _rotated_window(image, degrees, (0, 0, *image.size), step=1 + image.height // 100)
+    mean = ImageStat.Stat(frame.point(brightness * 3).convert("L")).mean[0]
+    contrast = _levels(int(mean + 0.5), factors[1])
+    levels = [contrast[level] for level in brightness]
+    part = _rotated_window(image, degrees, window).point(levels * 3)
+    if factors[2] != 1:
+        part = ImageEnhance.Color(part).enhance(factors[2])
+    inside = (left - window[0], top - window[1], right - window[0], bottom - window[1])
+    crop = box[2] - box[0], box[3] - box[1]
+    return part.resize(crop, Image.Resampling.BICUBIC, inside)
+
+
+def _levels(middle: int, factor: float) -> list[int]:
+    """What becomes of the values 0 to 255 as they are moved away from `middle` by a factor."""
+    values = Image.frombytes("L", (256, 1), bytes(range(256)))
+    return list(Image.blend(Image.new("L", (256, 1), middle), values, factor).tobytes())
+
+
+def _rotated_window(
+    image: Image.Image, degrees: float, window: tuple[int, int, int, int], step: int = 1
+) -> Image.Image:
+    """`image.rotate(degrees, BICUBIC).crop(window)`, computing the pixels of the window only.
+
+    With a step larger than 1 only one of so many rows and columns, where there is a turn at all.
+    """
+    if not degrees:
+        return image.crop(window)
+    left, top, right, bottom = window
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # Where the window's corner comes from: a turn about the middle of the image.
+    x, y = left - image.width / 2, top - image.height / 2
+    corner = (cosine * x - sine * y + image.width / 2, sine * x + cosine * y + image.height / 2)
+    turn = (step * cosine, -step * sine, corner[0], step * sine, step * cosine, corner[1])
+    size = (right - left) // step, (bottom - top) // step
+    return image.transform(size, Image.Transform.AFFINE, turn, Image.Resampling.BICUBIC)
 
 
 def _resized_depth(depth: Image.Image, size: tuple[int, int]) -> Image.Image:
