@@ -35,6 +35,7 @@ MODULES: dict[str, dict[str, str]] = {
         "drivingstereo": "diffdepth_jax.data.sources.drivingstereo",
         "mapillary": "diffdepth_jax.data.sources.mapillary",
         "robotcar": "diffdepth_jax.data.sources.robotcar",
+        "tfds": "diffdepth_jax.data.sources.tfds",
     },
     "objective": {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",

@@ -1,0 +1,263 @@
+"""Any source again, from what `tools/prepare_data.py` wrote: fewer, larger files.
+
+They are a data set of tensorflow-datasets in its file format ArrayRecord, one for each source and
+split, whose frames are in the source's order and equal to the source's, bit for bit:
+
+    root/diffdepth/kitti_eigen_train/1.0.0/source.json            (what it was made from)
+                                           dataset_info.json, features.json
+                                           diffdepth-eigen_train.array_record-00000, -00001, ...
+
+Images are PNG, depth and the other maps float32 or uint8 under zlib. Neither to write them nor to
+read them needs TensorFlow (`tfds.features.Image` encodes arrays by TensorFlow, so it is given PNG
+bytes; the usual builders keep what exceeds 1 GB in TensorFlow's files until all is there, so
+`tfds.core.SequentialWriter` writes). Other programs open them by `tfds.builder_from_directory`.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import grain
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diffdepth_jax import atomic
+from diffdepth_jax.data import listing
+from diffdepth_jax.data.sources import Sample, Source
+
+DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source knows better
+VERSION = "1.0.0"
+NAME = "diffdepth"
+_RECORD = "source.json"
+_IMAGES = ("image", "clean_image")
+_TEXTS = ("id", "condition")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which prepared source.
+
+    Attributes:
+      root: what was `--output` of `tools/prepare_data.py`.
+      dataset: the name of the source that was prepared.
+      split: its split; of a list file the name without folders and `.txt`.
+      check_files: look for missing files at once; otherwise each is missed when it is read.
+    """
+
+    name: Literal["tfds"] = "tfds"
+    root: str = "data/tfds"
+    dataset: str = "kitti"
+    split: str = "train"
+    check_files: bool = True
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w+", self.split):
+            raise ValueError(
+                f"split is {self.split!r}; it must be one word, that of the prepared source, or "
+                "the name of its list file without folders and .txt"
+            )
+
+
+def source(split: str, root: str | Path, **options: object) -> Source:
+    """Opens a prepared source; `options` are further fields of `Config`. Errors as in `build`."""
+    return build(Config(split=split, root=str(root), **options))
+
+
+def build(config: Config) -> Source:
+    """Opens the prepared source that a config names.
+
+    Raises:
+      FileNotFoundError: if the folder or a file is missing.
+      ValueError: if the files are no such data set.
+    """
+    root = listing.require_folder(
+        Path(config.root), "set root to the --output of tools/prepare_data.py"
+    )
+    folder = directory(root, config.dataset, config.split)
+    if not folder.is_dir():
+        found = sorted(path.parent.name for path in root.glob(f"{NAME}/*/{VERSION}"))
+        raise FileNotFoundError(
+            f"{folder} does not exist: write it by tools/prepare_data.py {config.dataset}; "
+            f"prepared are {', '.join(found) or 'none'} (DATASET_SPLIT)"
+        )
+    return Prepared(folder, config.split, check_files=config.check_files)
+
+
+class Prepared:
+    """The frames of one folder."""
+
+    def __init__(self, folder: Path, split: str, *, check_files: bool = True):
+        import tensorflow_datasets as tfds  # Only here: half a second to import.
+
+        self._folder = folder
+        # What it raises on damaged or unsuitable files are errors of four libraries.
+        try:
+            builder = tfds.builder_from_directory(folder)
+            files = [str(path) for path in builder.info.splits[split].filepaths]
+        except Exception as error:
+            raise ValueError(f"{folder} cannot be read ({error}): {_AGAIN}") from error
+        if check_files:
+            listing.require_files(files, str(folder), _AGAIN)
+        # tensorflow-datasets prefers OpenCV to Pillow where that is installed; here all is Pillow.
+        images = [name for name in _IMAGES if name in builder.info.features]
+        decoders = {name: tfds.decode.SkipDecoding() for name in images}
+        self._frames = builder.as_data_source(split, decoders=decoders)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        try:
+            return decode(self._frames[index])
+        except Exception as error:
+            raise ValueError(
+                f"{self._folder}, frame {index} cannot be read ({error}): {_AGAIN}"
+            ) from error
+
+
+_AGAIN = "truncated or damaged, delete the folder and prepare it again"
+
+
+def directory(root: Path, dataset: str, split: str) -> Path:
+    """Where a prepared source is; `split` may be the path of a list file."""
+    return root / NAME / f"{dataset}_{split_name(split)}" / VERSION
+
+
+def split_name(split: str) -> str:
+    """A split as one word: of a list file its name, without folders and suffix."""
+    return re.sub(r"\W", "_", Path(split).stem if split.endswith(".txt") else split)
+
+
+def features(sample: Sample) -> Any:
+    """The description of frames with the fields of `sample` (`tfds.features.FeaturesDict`)."""
+    import tensorflow_datasets as tfds
+
+    def of(name: str, value: Any) -> Any:
+        if name in _IMAGES:
+            return tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+        if name in _TEXTS:
+            return tfds.features.Text()
+        value = np.asarray(value)
+        # As bytes: a list of numbers of tf.Example would take longer, and is float32 only.
+        encoding = "zlib" if value.ndim == 2 else "bytes"
+        sides = value.shape if name == "intrinsics" else (None,) * value.ndim
+        return tfds.features.Tensor(shape=sides, dtype=value.dtype, encoding=encoding)
+
+    return tfds.features.FeaturesDict({name: of(name, value) for name, value in sample.items()})
+
+
+def encode(sample: Sample) -> dict[str, Any]:
+    """A frame as `features` of it are written."""
+
+    def of(name: str, value: Any) -> Any:
+        if name in _TEXTS:
+            return value
+        if name not in _IMAGES:
+            return np.asarray(value)
+        file = io.BytesIO()
+        Image.fromarray(value).save(file, "PNG")
+        file.seek(0)
+        return file
+
+    return {name: of(name, value) for name, value in sample.items()}
+
+
+def decode(frame: dict[str, Any]) -> Sample:
+    """A frame as its source gave it, of what tensorflow-datasets reads; images are still PNG."""
+
+    def of(name: str, value: Any) -> Any:
+        if name in _TEXTS:
+            return value.decode()
+        if name in _IMAGES:
+            return np.asarray(Image.open(io.BytesIO(value)))
+        if name == "baseline":
+            return float(value)
+        return value
+
+    return {name: of(name, value) for name, value in frame.items()}
+
+
+def write(
+    source: Source,
+    folder: Path,
+    split: str,
+    record: dict[str, Any],
+    *,
+    frames_per_file: int = 1000,
+    num_threads: int = 2,
+    progress: bool = False,
+) -> None:
+    """Writes the frames of a source, going on after what an interrupted call has written.
+
+    The data set is made beside `folder` and renamed at the end: `folder` is whole or absent.
+
+    Args:
+      source: any.
+      folder: as `directory` gives it; must not exist.
+      split: its name.
+      record: what the frames are, ready for JSON; kept in the folder. An interrupted call is gone
+        on with only where this is the same.
+      frames_per_file: how many; after an interruption those of the unfinished file are written
+        again.
+      num_threads: that read and encode.
+      progress: show a progress bar.
+
+    Raises:
+      ValueError: if frames differ in their fields, or what was written before is something else.
+      ValueError, OSError: as the source raises, or if nothing can be written.
+    """
+    import tensorflow_datasets as tfds
+
+    started = folder.with_name(f"incomplete_{folder.name}")
+    started.mkdir(parents=True, exist_ok=True)
+    if (started / _RECORD).exists():
+        require_same(started, record)
+    else:
+        atomic.write_text(started / _RECORD, json.dumps(record, indent=2) + "\n")
+    first = source[0]
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=NAME,
+        config_name=folder.parent.name,
+        version=tfds.core.Version(folder.name),
+        data_dir=str(started),
+        module_name="",
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features(first), disable_shuffling=True)
+    writer = tfds.core.SequentialWriter(
+        info, frames_per_file, overwrite=False, file_format="array_record"
+    )
+    writer.initialize_splits([split], fail_if_exists=False)
+    done = info.splits[split].num_examples  # of finished files
+    options = grain.ReadOptions(num_threads, prefetch_buffer_size=2 * num_threads)
+    encoded = grain.MapDataset.range(done, len(source)).map(lambda index: encode(source[index]))
+    frames = encoded.to_iter_dataset(options) if done < len(source) else ()
+    bar = tqdm(frames, initial=done, total=len(source), unit=" frames", disable=not progress)
+    for frame in bar:
+        if frame.keys() != first.keys():
+            raise ValueError(
+                f"frame {frame['id']} has {sorted(frame)}, the first one {sorted(first)}: prepare "
+                "frames of one kind at a time, by list files"
+            )
+        writer.add_examples({split: [frame]})
+    writer.close_all()
+    os.rename(started, folder)
+
+
+def require_same(folder: Path, record: dict[str, Any]) -> None:
+    """Refuses a folder that was written from something else.
+
+    Raises:
+      ValueError: says what to do.
+    """
+    written = json.loads((folder / _RECORD).read_text())
+    if written != record:
+        raise ValueError(
+            f"{folder} was written from {written}, not from {record}: choose another --output or "
+            "delete it"
+        )
