@@ -85,9 +85,9 @@ def require_with(name: str, *others: str) -> None:
 def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ...] = ()) -> None:
     """`absl.app.run`, with the user's mistakes told in one line and exit status 2.
 
-    Those are errors of files, and every ValueError out of this package's own code: its message is
-    meant for the user. One that comes out of JAX or NumPy is a fault and keeps its traceback;
-    `--verbosity=1` shows that of mistakes too.
+    Those are errors of files, and every ValueError or ImportError (an extra that is not installed)
+    out of this package's own code: its message is meant for the user. One that comes out of JAX or
+    NumPy is a fault and keeps its traceback; `--verbosity=1` shows that of mistakes too.
 
     Args:
       main: gets the command line's rest.
@@ -98,6 +98,9 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
         try:
             remaining = flags.FLAGS(arguments)
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+            # absl puts the values of all flags concerned, whole configs, before what a check says.
+            if isinstance(error.__context__, flags.ValidationError):
+                error = error.__context__
             # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
             message = str(error.args[0] if error.args else error)
             _stop(", ".join(line.strip() for line in message.splitlines()))
@@ -113,8 +116,8 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
             logging.set_verbosity(logging.WARNING)  # Orbax tells every stage of every save.
         try:
             return main(arguments)
-        except (ValueError, OSError, FloatingPointError, *mistakes) as error:
-            fault = isinstance(error, ValueError) and not is_own(error)
+        except (ValueError, ImportError, OSError, FloatingPointError, *mistakes) as error:
+            fault = isinstance(error, ValueError | ImportError) and not is_own(error)
             if fault or logging.get_verbosity() >= logging.DEBUG:
                 raise
             _stop(str(error))

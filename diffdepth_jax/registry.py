@@ -66,7 +66,7 @@ def module(kind: str, name: str) -> ModuleType:
     if name not in table:
         close = difflib.get_close_matches(str(name), table, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no {kind} named {name!r}{hint} Known: {', '.join(table)}")
+        raise ValueError(f"no {kind} named {name!r}{hint} (known: {', '.join(table)})")
     return importlib.import_module(table[name])
 
 

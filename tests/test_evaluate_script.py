@@ -253,7 +253,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
         ([*scored, *out, "--protocol=nyu", "--checkpoint=x"], "--checkpoint goes with --config"),
         ([*scored, *out, "--protocol=nyu", "--shard=0/2"], "--shard goes with --config"),
         ([*scored, *out, "--protocol=nyu", "--compare=x"], "compare is 'x'; it must be NAME=PATH"),
-        ([*scored, *out, "--protocol=nyu", "--compare=a=b"], "No such file or directory: 'b"),
+        ([*scored, *out, "--protocol=nyu", "--compare=a=b"], "b does not exist: compare"),
         ([*model, "--shard=2/2"], "shard is '2/2'; it must be I/N"),
         ([*model, "--png_scale=256"], "--png_scale goes with --predictions"),
         ([*model, "--ground_truth=x"], "--ground_truth goes with --predictions"),

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import struct
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,7 +91,8 @@ def read_h5(path: str | Path, names: tuple[str, ...], entry: int | None = None) 
             return [file[name][() if entry is None else entry] for name in names]
     except IndexError as error:
         raise ValueError(f"{path} has no entry {entry}: it is shorter than its list") from error
-    except OSError as error:
+    # h5py tells of damaged tables within the file as keys and states that are not there.
+    except (OSError, KeyError, RuntimeError) as error:
         raise _damaged(path, error) from error
 
 
@@ -217,14 +217,17 @@ def read_npy(path: str | Path) -> np.ndarray:
       ValueError: if the file is damaged, an archive, or holds Python objects.
     """
     _require(path)
+    with open(path, "rb") as file:
+        begin = file.read(len(np.lib.format.MAGIC_PREFIX))
+    if begin != np.lib.format.MAGIC_PREFIX:
+        archive = begin.startswith(b"PK")
+        what = "an archive of arrays (.npz)" if archive else "no .npy file, or damaged"
+        raise ValueError(f"{path} cannot be read as a single array: it is {what}")
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        return np.load(path, allow_pickle=False)
+    # Damaged headers make it raise what its documentation does not tell, `TokenError` among it.
+    except Exception as error:
         raise _damaged(path, error) from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"{path} is an archive of arrays (.npz), not a single one (.npy)")
-    return array
 
 
 def read_mat(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:

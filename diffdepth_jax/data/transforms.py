@@ -78,9 +78,11 @@ def augment(sample: Sample, config: Augmentation, rng: np.random.Generator) -> S
       rng: the random numbers.
 
     Returns:
-      A frame of `config.crop` pixels. Depth is 0 where rotation brought in pixels from outside the
-      frame (the image is black there) and, on NYU, where the bilinear resize would have mixed
-      measured with unmeasured pixels (the original mixes; dense depth is the same either way).
+      A frame of `config.crop` pixels, without the arrays that only some data sets have (`tom_mask`
+      and the like): they are not augmented. Depth is 0 where rotation brought in pixels from
+      outside the frame (the image is black there) and, on NYU, where the bilinear resize would have
+      mixed measured with unmeasured pixels (the original mixes; dense depth is the same either
+      way).
 
     Raises:
       ValueError: if the frame can be smaller than the crop.
@@ -126,8 +128,9 @@ def augment(sample: Sample, config: Augmentation, rng: np.random.Generator) -> S
 
     pixel_map = geometry.resize_map((height, width), size) @ pixel_map
     pixel_map = geometry.crop_map(top, left) @ pixel_map
+    others = {name: value for name, value in sample.items() if not isinstance(value, np.ndarray)}
     return {
-        **sample,
+        **others,
         "image": np.asarray(image),
         "depth": np.asarray(depth) / np.float32(factor),
         "intrinsics": (pixel_map @ sample["intrinsics"]).astype(np.float32),
@@ -147,13 +150,13 @@ def kb_crop(sample: Sample) -> Sample:
             f"{sample['id']}: {error}: it is no full KITTI frame; set pre_crop to none"
         ) from error
     rows, columns = slice(top, top + KB_SIZE[0]), slice(left, left + KB_SIZE[1])
-    intrinsics = geometry.crop_map(top, left) @ sample["intrinsics"]
-    return {
-        **sample,
-        "image": sample["image"][rows, columns],
-        "depth": sample["depth"][rows, columns],
-        "intrinsics": intrinsics.astype(np.float32),
+    cropped = {
+        name: value[rows, columns]
+        for name, value in sample.items()
+        if isinstance(value, np.ndarray) and value.shape[:2] == sample["depth"].shape
     }
+    intrinsics = geometry.crop_map(top, left) @ sample["intrinsics"]
+    return {**sample, **cropped, "intrinsics": intrinsics.astype(np.float32)}
 
 
 def _resized(sample: Sample, rows: int, factor: float) -> tuple[int, int]:

@@ -50,11 +50,16 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
     if file.is_dir():
         own = file / protocol.name / results.METRICS_FILE
         file = own if own.exists() else file / results.METRICS_FILE
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file} does not exist: compare with a metrics.json, or with the directory that it "
+            "was written to"
+        )
     try:
-        other = json.loads(file.read_text())
-        name, theirs = other["protocol"], other["options"]
-        parts = {key: other[key] for key in ("num_images", "metrics")}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        other = json.loads(file.read_bytes())
+        name, theirs = other["protocol"], dict(other["options"])
+        parts = {"num_images": int(other["num_images"]), "metrics": dict(other["metrics"])}
+    except (ValueError, KeyError, TypeError) as error:  # ValueError: also bytes that are no text.
         raise ValueError(
             f"{file} is no metrics.json of an evaluation ({error!r}): compare with one, or with "
             "the directory that it was written to"

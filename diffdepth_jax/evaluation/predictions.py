@@ -118,10 +118,7 @@ def read_depth(path: Path, png_scale: float) -> np.ndarray:
     """
     if path.suffix.lower() == ".png":
         return io.read_depth_png(path, png_scale, np.float64)
-    try:
-        depth = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a depth map: {error}") from error
+    depth = io.read_npy(path)
     if depth.ndim == 3 and 1 in (depth.shape[0], depth.shape[-1]):
         depth = depth.squeeze(0 if depth.shape[0] == 1 else -1)
     if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.floating):

@@ -130,7 +130,7 @@ def get(name: str, **options: Any) -> Protocol:
 
 def get_all(names: str, **options: Any) -> tuple[Protocol, ...]:
     """The protocols whose names are joined by commas, all with these options; errors as `get`."""
-    parts = [name.strip() for name in names.split(",")]
-    if len(set(parts)) < len(parts):
+    found = tuple(get(name.strip(), **options) for name in names.split(","))
+    if len({protocol.name for protocol in found}) < len(found):
         raise ValueError(f"protocol is {names!r}; it names one twice")
-    return tuple(get(name, **options) for name in parts)
+    return found

@@ -34,7 +34,7 @@ class Row:
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Row":
+    def from_json(cls, text: str | bytes) -> "Row":
         """Reads `to_json`; numbers come back exactly."""
         values: dict[str, Any] = json.loads(text)
         for name in ("scores", "baseline"):
@@ -64,10 +64,15 @@ class Journal:
         """The finished rows by their index."""
         rows = {}
         for path in self._paths():
-            for line in path.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):  # The process may have ended within its last line.
+            for line in path.read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):  # The process ended within its last line.
+                    continue
+                try:
                     row = Row.from_json(line)
-                    rows[row.index] = row
+                # After a power failure there may be anything: such an image is done again.
+                except (ValueError, TypeError, KeyError):
+                    continue
+                rows[row.index] = row
         return rows
 
     def __enter__(self) -> "Journal":

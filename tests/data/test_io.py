@@ -76,9 +76,19 @@ def test_h5_errors(tmp_path: Path) -> None:
         file["rgb"] = np.zeros(3)
     with pytest.raises(ValueError, match=r"no data set 'depth'; it holds \['rgb'\]"):
         io.read_h5(path, ("rgb", "depth"))
-    path.write_bytes(path.read_bytes()[:100])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"frame\.h5 cannot be read"):
         io.read_h5(path, ("rgb",))
+    # h5py says KeyError and RuntimeError where the tables within are damaged.
+    raised = 0
+    for position in range(0, len(whole) - 64, 32):
+        path.write_bytes(whole[:position] + b"\xff" * 32 + whole[position + 32 :])
+        try:
+            io.read_h5(path, ("rgb",))
+        except ValueError as error:
+            raised += str(path) in str(error)
+    assert raised > 10
 
 
 def test_check_sample() -> None:
@@ -141,7 +151,14 @@ def test_npy(tmp_path: Path) -> None:
         io.read_npy(path)
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(2))
-    with pytest.raises(ValueError, match=r"depth\.npy is an archive"):
+    with pytest.raises(ValueError, match=r"depth\.npy cannot .* it is an archive"):
+        io.read_npy(path)
+    path.write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"depth\.npy cannot .* it is no \.npy"):
+        io.read_npy(path)
+    np.save(path, np.arange(6.0))  # NumPy lets the tokenizer's error on this header through.
+    path.write_bytes(path.read_bytes().replace(b"}", b"{"))
+    with pytest.raises(ValueError, match=r"depth\.npy cannot be read"):
         io.read_npy(path)
 
 

@@ -198,6 +198,16 @@ def test_still_augmentation_only_crops() -> None:
     np.testing.assert_array_equal(part["depth"], frame["depth"][window])
 
 
+def test_what_only_some_data_sets_have_is_cropped_or_left_out() -> None:
+    frame = sample((376, 1241)) | {"baseline": 0.5}
+    frame |= {"tom_mask": frame["depth"] > 40, "clean_image": 255 - frame["image"]}
+    part = kb_crop(frame)
+    np.testing.assert_array_equal(part["tom_mask"], part["depth"] > 40)
+    np.testing.assert_array_equal(part["clean_image"], 255 - part["image"])
+    augmented = augment(frame, Augmentation(crop=(20, 30)), np.random.default_rng(0))
+    assert augmented.keys() == {"image", "depth", "intrinsics", "id", "condition", "baseline"}
+
+
 def test_drawn_ranges() -> None:
     """All of the ranges are reached and none is left; the crop goes everywhere, flips are half."""
     frame, config = (

@@ -41,8 +41,9 @@ def test_other_options_are_named(tmp_path):
 def test_what_is_no_such_result_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         comparisons.read({"a": tmp_path / "absent"}, RELEASE, {})
-    for text in ("{}", "[]", "no json"):
-        (tmp_path / "a.json").write_text(text)
+    no_metrics = b'{"protocol": "release", "options": {}, "num_images": 1, "metrics": [1]}'
+    for content in (b"{}", b"[]", b"no json", b"\xff\xfe\x00", no_metrics):
+        (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.json is no metrics\.json"):
             comparisons.read({"a": tmp_path / "a.json"}, RELEASE, {})
     file = save(tmp_path / "metrics.json", protocol="nyu")

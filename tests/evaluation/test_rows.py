@@ -44,6 +44,16 @@ def test_a_line_that_was_cut_off_is_written_anew(tmp_path):
     assert Journal(tmp_path, "ab12").read() == {index: row(index) for index in range(3)}
 
 
+def test_a_line_that_is_damaged_is_no_row(tmp_path):
+    for damage in (b"\0" * 40, b"\xff\xfe{", b'{"index": 1}', b"[1]"):
+        write(tmp_path, [row(0), row(1), row(2)])
+        (path,) = tmp_path.iterdir()
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(lines[0] + damage + b"\n" + lines[2])
+        assert sorted(Journal(tmp_path, "ab12").read()) == [0, 2]
+        path.unlink()
+
+
 def test_a_journal_without_rows_leaves_no_file(tmp_path):
     write(tmp_path, [])
     assert list(tmp_path.iterdir()) == []

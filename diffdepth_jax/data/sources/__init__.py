@@ -15,7 +15,7 @@ class Sample(TypedDict):
     id: unique within the source, usable as a file name.
     condition: weather and light, e.g. "day-clear", "night", "day-rain", "indoor".
 
-    What only some data sets have (augmentation does not follow it):
+    What only some data sets have (`transforms.augment` leaves the arrays of it out):
 
     disparity: float32 [h w], pixels at the image's size, 0 where unknown.
     baseline: metres between the two cameras; depth = baseline * intrinsics[0, 0] / disparity.

@@ -43,8 +43,8 @@ class _Year(NamedTuple):
 # The disparity of 2012 was made for the grey cameras; rectification gives all four the same
 # intrinsics, so the field reads the colour image of the same side with it.
 _YEARS = {
-    "2012": _Year("colored_0", "disp_{}", "calib", ("P0", "P1")),
-    "2015": _Year("image_2", "disp_{}_0", "calib_cam_to_cam", ("P_rect_02", "P_rect_03")),
+    2012: _Year("colored_0", "disp_{}", "calib", ("P0", "P1")),
+    2015: _Year("image_2", "disp_{}_0", "calib_cam_to_cam", ("P_rect_02", "P_rect_03")),
 }
 
 
@@ -67,7 +67,7 @@ class Config:
     name: Literal["kitti_stereo"] = "kitti_stereo"
     root: str = "data/kitti2015"
     split: str = "train"
-    year: Literal["2012", "2015"] = "2015"
+    year: Literal[2012, 2015] = 2015
     depth: Literal["none", "occ", "noc"] = "none"
     second_frames: bool = False
     check_files: bool = True
@@ -75,7 +75,7 @@ class Config:
     def __post_init__(self) -> None:
         listing.require_split(self.split, _FOLDERS)
         if self.year not in _YEARS:
-            raise ValueError(f"year is {self.year!r}; it must be '2012' or '2015'")
+            raise ValueError(f"year is {self.year!r}; it must be 2012 or 2015")
         if self.depth not in ("none", "occ", "noc"):
             raise ValueError(f"depth is {self.depth!r}; it must be none, occ or noc")
         if self.depth != "none" and (self.split == "test" or self.second_frames):
@@ -100,7 +100,7 @@ def build(config: Config) -> FrameSource:
     year = _YEARS[config.year]
     listing.require_folder(Path(config.root), "set root to the folder that holds training")
     folder = Path(config.root, _FOLDERS[config.split])
-    archive = {"2012": "data_stereo_flow", "2015": "data_scene_flow"}[config.year]
+    archive = {2012: "data_stereo_flow", 2015: "data_scene_flow"}[config.year]
     remedy = f"unpack {archive}.zip and {archive}_calib.zip into {config.root}"
     images = listing.require_folder(folder / year.images, remedy)
     calibrated = config.depth != "none" or (folder / year.calibration).is_dir()

@@ -32,13 +32,6 @@ from diffdepth_jax.data.splits import NUSCENES
 
 DEPTH_RANGE = (0.1, 80.0)  # metres, of the evaluation of md4all
 CONDITIONS = ("day-clear", "day-rain", "night-clear", "night-rain", "unknown")
-# The three groups that md4all reports: its night includes the rainy nights.
-MD4ALL_CONDITIONS = {
-    "day-clear": "day-clear",
-    "day-rain": "day-rain",
-    "night-clear": "night",
-    "night-rain": "night",
-}
 
 Camera = Literal[
     "CAM_FRONT",
@@ -191,8 +184,8 @@ def _wanted_samples(config: Config, tables: Path) -> dict[str, str]:
     }
 
 
-def _condition(description: str) -> str:
-    text = description.lower()
+def _condition(description: str | None) -> str:
+    text = (description or "").lower()
     if not text:
         return "unknown"
     return ("night" if "night" in text else "day") + ("-rain" if "rain" in text else "-clear")
@@ -214,9 +207,7 @@ def _frames(config: Config, tables: Path, conditions: dict[str, str]) -> list[_K
 
     def world_from(row: dict[str, Any]) -> np.ndarray:
         car, mounting = poses[row["ego_pose_token"]], mountings[row["calibrated_sensor_token"]]
-        return geometry.rigid_transform(
-            car["rotation"], car["translation"]
-        ) @ geometry.rigid_transform(mounting["rotation"], mounting["translation"])
+        return _pose(tables, "ego_pose", car) @ _pose(tables, "calibrated_sensor", mounting)
 
     frames = []
     for token, condition in conditions.items():
@@ -230,13 +221,27 @@ def _frames(config: Config, tables: Path, conditions: dict[str, str]) -> list[_K
                     id=Path(image["filename"]).stem,
                     image=f"{config.root}/{image['filename']}",
                     depth=f"{config.root}/{scan['filename']}",
-                    intrinsics=np.array(mounting["camera_intrinsic"], np.float64),
+                    intrinsics=_intrinsics(tables, mounting),
                     condition=condition,
                     camera_from_lidar=np.linalg.solve(world_from(image), world_from(scan)),
                     size=(image["height"], image["width"]),
                 )
             )
     return frames
+
+
+def _pose(tables: Path, table: str, row: dict[str, Any]) -> np.ndarray:
+    try:
+        return geometry.rigid_transform(row["rotation"], row["translation"])
+    except (TypeError, ValueError) as error:
+        raise _damaged(tables, table, row, error) from error
+
+
+def _intrinsics(tables: Path, row: dict[str, Any]) -> np.ndarray:
+    try:
+        return np.array(row["camera_intrinsic"], np.float64).reshape(3, 3)
+    except (TypeError, ValueError) as error:
+        raise _damaged(tables, "calibrated_sensor", row, error) from error
 
 
 def _recordings(
@@ -264,6 +269,13 @@ def _contradiction(tables: Path, table: str, token: str, other: str) -> ValueErr
     return ValueError(
         f"{tables}/{table}.json: {token} has no match in {other}: the tables do not belong "
         "together, unpack the metadata archive again"
+    )
+
+
+def _damaged(tables: Path, table: str, row: dict[str, Any], error: Exception) -> ValueError:
+    return ValueError(
+        f"{tables}/{table}.json: {row['token']}: {error}: damaged, unpack the metadata archive "
+        "again"
     )
 
 

@@ -9,10 +9,10 @@ from diffdepth_jax.data.sources import kitti_stereo
 SIZE = (24, 60)
 
 
-def write(root: Path, year: str, part: str, make_frame: Callable, save: Callable) -> None:
+def write(root: Path, year: int, part: str, make_frame: Callable, save: Callable) -> None:
     images, disparities, calibration, keys = {
-        "2012": ("colored_0", ("disp_occ", "disp_noc"), "calib", ("P0", "P1")),
-        "2015": (
+        2012: ("colored_0", ("disp_occ", "disp_noc"), "calib", ("P0", "P1")),
+        2015: (
             "image_2",
             ("disp_occ_0", "disp_noc_0"),
             "calib_cam_to_cam",
@@ -34,9 +34,9 @@ def write(root: Path, year: str, part: str, make_frame: Callable, save: Callable
         )
 
 
-@pytest.mark.parametrize("year", ["2012", "2015"])
+@pytest.mark.parametrize("year", [2012, 2015])
 def test_values(
-    year: str,
+    year: int,
     tmp_path: Path,
     make_frame: Callable,
     save_image: Callable,
@@ -77,7 +77,7 @@ def test_bad_options(tmp_path: Path) -> None:
             kitti_stereo.Config(**options)
     with pytest.raises(ValueError, match="depth is 'dense'"):
         kitti_stereo.Config(depth="dense")
-    with pytest.raises(ValueError, match="year is '2020'"):
-        kitti_stereo.Config(year="2020")
+    with pytest.raises(ValueError, match="year is 2020"):
+        kitti_stereo.Config(year=2020)
     with pytest.raises(FileNotFoundError, match=r"colored_0 does not exist: unpack data_stereo_f"):
-        kitti_stereo.source("train", tmp_path, year="2012")
+        kitti_stereo.source("train", tmp_path, year=2012)
