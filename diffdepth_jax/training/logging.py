@@ -3,8 +3,8 @@
 import collections
 import csv
 import dataclasses
+import io
 import math
-import os
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -15,6 +15,8 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from diffdepth_jax import atomic
 
 CSV_NAME = "metrics.csv"
 _FINITE = ("loss", "gradient_norm")  # Training stops where they are not.
@@ -65,9 +67,7 @@ class RunLog:
         self._time: float | None = None  # Set by the first step, when it has been compiled.
         self._columns = _drop_rows_after(self._path, first_step)
         self._file = self._path.open("a", newline="")
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm(
             total=num_steps,
             initial=first_step,
@@ -92,13 +92,15 @@ class RunLog:
             self._take()
 
     def flush(self) -> None:
-        """Waits for all scalars handed in so far; raises as `add` does."""
+        """Waits for all scalars handed in so far, and passes events on to the disk; raises as `add` does."""
         while self._waiting:
             self._take()
+        self._tensorboard.flush()
 
     def get_state(self) -> dict[str, Any]:
         """What the next row is made of so far, ready for JSON; call it after `flush`."""
-        return {"sums": self._sums, "count": self._count}
+        # A copy: a checkpoint is written while further steps are added.
+        return {"sums": dict(self._sums), "count": self._count}
 
     def _take(self) -> None:
         step, scalars, ids = self._waiting.popleft()
@@ -169,8 +171,7 @@ def _drop_rows_after(path: Path, step: int) -> list[str]:
     if not kept:
         path.unlink()
         return []
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *kept])
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *kept])
+    atomic.write_text(path, text.getvalue())
     return header

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,22 @@ def test_leftovers_of_a_crash_are_removed(tmp_path):
     )  # as Orbax calls what it has not finished
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         assert checkpointer.latest_step() is None
+        checkpointer.save(3, state, {}, b"", {})
+    assert [path.name for path in checkpointer.directory.iterdir()] == ["3"]
+
+
+@pytest.mark.parametrize("gone", ["state", "config", "data", "state/_METADATA", "*"])
+def test_a_checkpoint_that_was_being_deleted_is_no_obstacle(tmp_path, gone):
+    """Old checkpoints are deleted file by file; a crash leaves some of them."""
+    state = example_state()
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(2, state, {}, b"", {})
+    old = checkpointer.directory / "1"
+    shutil.copytree(checkpointer.directory / "2", old)
+    for path in old.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        assert checkpointer.latest_step() == 2
         checkpointer.save(3, state, {}, b"", {})
     assert [path.name for path in checkpointer.directory.iterdir()] == ["3"]
 

@@ -56,7 +56,9 @@ def test_a_row_that_a_checkpoint_cut_in_two_is_whole_again(tmp_path):
         add(run, range(1, 7))
     with log("parts", 0) as run:
         add(run, range(1, 6))
-        state = json.loads(json.dumps(run.get_state()))
+        state = run.get_state()
+        add(run, [6])  # While a thread writes the state of step 5, perhaps.
+        state = json.loads(json.dumps(state))
     with log("parts", 5, state) as run:
         add(run, [6])
     whole, parts = (read_csv(tmp_path / name / "metrics.csv") for name in ("whole", "parts"))
