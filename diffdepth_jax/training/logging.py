@@ -92,7 +92,7 @@ class RunLog:
             self._take()
 
     def flush(self) -> None:
-        """Waits for all scalars handed in so far, and passes events on to the disk; raises as `add` does."""
+        """Waits for all scalars handed in so far, and hands events to the disk; raises as `add`."""
         while self._waiting:
             self._take()
         self._tensorboard.flush()
