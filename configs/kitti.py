@@ -26,11 +26,10 @@ The weights of its terms are not published. AdamW is the paper's; learning rate,
 weight decay are common values for Swin, of our choice.
 
 Expected hours: not measured here; the step at full size needs a large GPU.
-Cores to feed 8 A100, on paper: the denoiser's 1.5 million multiply-adds for a latent pixel and step,
-176x453 of them, 20 steps and four passes (forward, remat, backward) are 19 TFLOP an image; at half
-of the TF32 peak (156 TFLOP/s) and with all else free, 8 devices take 33 images a second, 66 in
-bfloat16. An image costs 50 ms of a core (results/throughput.csv): 2 cores, or 4 in bfloat16. The 8
-workers below would do for 160 images a second on 8 free cores.
+Cores to feed 8 A100, on paper: the denoiser's 1.5 million multiply-adds for a latent pixel and
+step, 176x453 pixels, 20 steps and four passes (forward, again for remat, backward) are 19 TFLOP an
+image; at half of the TF32 peak (156 TFLOP/s), all else free, 8 devices take 33 images a second, 66
+in bfloat16. An image costs 50 ms of a core (results/throughput.csv): 2 cores, or 4 in bfloat16.
 Expected numbers, the paper's and not ours (KITTI Eigen, 0-80 m): AbsRel 0.050, RMSE 2.016,
 delta1 0.977.
 """
