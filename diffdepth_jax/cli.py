@@ -98,11 +98,12 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
         try:
             remaining = flags.FLAGS(arguments)
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-            # absl puts the values of all flags concerned, whole configs, before what a check says.
-            if isinstance(error.__context__, flags.ValidationError):
-                error = error.__context__
             # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
             message = str(error.args[0] if error.args else error)
+            given = flags.FLAGS["config"] if "config" in flags.FLAGS else None
+            if given is not None and given.value is not None:
+                # absl puts the flags concerned before what a check says: a whole config among them.
+                message = message.replace(str(given.value), str(given.config_filename))
             _stop(", ".join(line.strip() for line in message.splitlines()))
         config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
         if config is not None and not isinstance(config, ConfigDict):

@@ -256,6 +256,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
         ([*scored, *out, "--protocol=nyu", "--compare=a=b"], "b does not exist: compare"),
         ([*model, "--shard=2/2"], "shard is '2/2'; it must be I/N"),
         ([*model, "--png_scale=256"], "--png_scale goes with --predictions"),
+        (model[:1], "demo.py, checkpoint=None: --config goes with --checkpoint"),
         ([*model, "--ground_truth=x"], "--ground_truth goes with --predictions"),
         ([*model, "--ground_truth_png_scale=2"], "_png_scale goes with --predictions"),
         ([*model, "--resize_prediction=none"], "--resize_prediction goes with --predictions"),

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
+from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference, registry, visualize
 from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data import pipeline
@@ -108,11 +109,8 @@ class _Evaluation:
         self._protocols = [each.with_options(predicts=predicts) for each in config.build_all()]
         steps = config.num_inference_steps
         self._variables = model.variables_at(steps)
-        source = exp.data.evaluation
         self._options = {
-            "dataset": source.name,
-            "split": getattr(source, "split", None),
-            "depth": getattr(source, "depth", None),
+            **_measured(exp.data.evaluation),
             "flip_tta": config.flip_tta,
             "num_inference_steps": steps,
             "recalibrated": self._variables is not model.variables,
@@ -168,6 +166,16 @@ class _Evaluation:
         except FileNotFoundError as error:
             logging.warning("no baseline, as the training data cannot be read: %s", error)
             return None
+
+
+def _measured(source: Any) -> dict[str, Any]:
+    """What a source's config says of its data, to state beside a result: all but the place."""
+    fields = config_lib.to_mapping(source)
+    return {"dataset": source.name} | {
+        name: value
+        for name, value in fields.items()
+        if name not in ("name", "check_files") and not name.endswith("root")
+    }
 
 
 def _run_directory(checkpoint: Path) -> Path:

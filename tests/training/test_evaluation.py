@@ -10,6 +10,7 @@ import pytest
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.config import ConfigError
+from diffdepth_jax.data.sources import nyu
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.training import evaluation, experiment
 
@@ -88,6 +89,16 @@ def test_recalibrated_statistics_are_stated_beside_the_result(tiny, tmp_path, mo
         changed = dataclasses.replace(exp, evaluation=settings)
         options = evaluation.evaluate(changed, ConstantModel(), tmp_path)["options"]
         assert options["recalibrated"] is (steps == 2)
+
+
+def test_a_result_says_of_which_data_it_is_but_not_where_they_lie():
+    source = nyu.Config(root="some/place", split="test", layout="mat", mat_depth="rawDepths")
+    assert evaluation._measured(source) == {
+        "dataset": "nyu",
+        "split": "test",
+        "layout": "mat",
+        "mat_depth": "rawDepths",
+    }
 
 
 def test_evaluation_data_are_tried_before_training(tiny):
