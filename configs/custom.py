@@ -117,6 +117,7 @@ def get_config() -> ConfigDict:
     config.data.on_error = "raise"  # or "skip" frames that cannot be read
 
     config.evaluation = {"protocol": "dense", "max_depth": max_depth.identity(), "flip_tta": False}
+    config.mesh = {"data": config_dict.placeholder(int), "fsdp": 1}  # devices
     config.checkpoint = {"every_steps": 2000, "keep": 3}
     config.logging = {"every_steps": 100}
     return config

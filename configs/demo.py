@@ -97,6 +97,7 @@ def get_config() -> ConfigDict:
     config.data.on_error = "raise"  # or "skip" frames that cannot be read
 
     config.evaluation = {"protocol": "dense", "flip_tta": True}
+    config.mesh = {"data": config_dict.placeholder(int), "fsdp": 1}  # devices
     config.checkpoint = {"every_steps": 400, "keep": 1}
     config.logging = {"every_steps": 10}
     return config

@@ -99,6 +99,7 @@ def get_config() -> ConfigDict:
         "crop_reference": "kb",
         "flip_tta": False,
     }
+    config.mesh = {"data": config_dict.placeholder(int), "fsdp": 1}  # devices
     config.checkpoint = {"every_steps": 2000, "keep": 3}
     config.logging = {"every_steps": 100}
     return config

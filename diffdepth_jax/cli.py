@@ -100,6 +100,8 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
             message = str(error.args[0] if error.args else error)
+            if isinstance(error, KeyError) and "\n" not in message:
+                message = f"the config file has no group {message}"
             given = flags.FLAGS["config"] if "config" in flags.FLAGS else None
             if given is not None and given.value is not None:
                 # absl puts the flags concerned before what a check says: a whole config among them.

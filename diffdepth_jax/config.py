@@ -95,7 +95,13 @@ def chosen(kind: str, mapping: Any, *, resolve: Resolve, path: str) -> Any:
                 f"{path}.variant: the {kind} {name!r} has no variant "
                 f"{variant!r}{_did_you_mean(variant, variants)}"
             )
-        values = _overlay(to_mapping(variants[variant]), values)
+        base = to_mapping(variants[variant])
+        given, values = values, _overlay(base, values)
+        if base.keys() <= given.keys() and differences(base, values):
+            raise ConfigError(
+                f"{path}.variant: {variant!r} decides nothing, as every field is given: leave out "
+                f"the variant, or those that it is to set ({'; '.join(differences(base, values))})"
+            )
     return from_mapping(module.Config, values, resolve=resolve, path=path)
 
 

@@ -83,6 +83,13 @@ def test_nested_mapping_round_trips_through_json():
             {"batch_size": 1, "encoder": {"name": "swin", "variant": "larg"}},
             r"config\.encoder\.variant: .*did you mean 'large'",
         ),
+        (
+            {
+                "batch_size": 1,
+                "encoder": {"name": "swin", "variant": "large", "depths": (2, 2), "rate": 0.0},
+            },
+            r"config\.encoder\.variant: 'large' decides nothing.*depths",
+        ),
     ],
 )
 def test_errors_name_the_field_and_the_remedy(mapping, message):

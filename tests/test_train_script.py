@@ -56,6 +56,8 @@ def test_every_config_is_whole_and_survives_json(path):
     assert f"--config=configs/{path.name}" in module.__doc__
     exp = experiment.from_mapping(module.get_config().to_dict())
     mapping = config_lib.to_mapping(exp)
+    groups = {name for name, value in mapping.items() if isinstance(value, dict)}
+    assert groups <= set(module.get_config())  # The command line sets fields of these only.
     again = experiment.from_mapping(json.loads(json.dumps(mapping)))
     assert config_lib.differences(config_lib.to_mapping(again), mapping) == []
 
@@ -84,6 +86,7 @@ def test_the_overrides_that_make_the_papers_recipe_are_read(monkeypatch):
         (["--config.bach_size=4"], "did you mean 'batch_size'?"),
         (["--config.optimzer.learning_rate=1"], 'Did you mean "optimizer"'),
         (["--config.batch_size=four"], "--config.batch_size=four"),
+        (["--config.grid.data=2"], "no group 'grid'"),
         (["--config.data.train.augmentation.crop=(1,2,3)"], "must have 2 elements"),
         (["--config.data.train.source.root=nowhere"], "nowhere does not exist"),
         (["--workdri=here"], "Did you mean: workdir"),
@@ -91,6 +94,7 @@ def test_the_overrides_that_make_the_papers_recipe_are_read(monkeypatch):
         (["--config.data.train.augmentation.crop=(80,9000)"], "smaller than the crop 80x9000"),
         (["--config.evaluation.protocol=kitti_eigen"], "smaller than the kb crop of 352x1216"),
         (["--config.data.train.source.split={empty}"], "empty.txt"),
+        (["--config.init.encoder=README.md"], "config.init.encoder: README.md"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, arguments, message):

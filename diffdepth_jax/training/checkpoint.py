@@ -12,6 +12,7 @@ a full disk leaves the last good checkpoint as the latest one, and the next run 
 import contextlib
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -64,12 +65,14 @@ class Checkpointer:
 
     def __init__(self, workdir: Path, keep: int) -> None:
         self.directory = workdir.resolve() / FOLDER
+        # What a crash left unfinished goes now: Orbax's own cleaning goes on in a thread, which
+        # fails loudly where the program ends soon after, as it does of a mistake.
+        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(path)
         self._policy = _NewestAndBest(keep)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy, cleanup_tmp_directories=True
-            ),
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy),
             item_names=("state", "config", "data"),
         )
 

@@ -60,7 +60,9 @@ class Experiment:
       seed: of the initial weights, the order and augmentation of the data, and the noise.
       ema_decay: of the moving average of the parameters that is then evaluated; 0 for none.
       accumulate: an update's images are processed in so many parts, one after the other: less
-        memory, the same gradient but for BatchNorm, which sees one part at a time.
+        memory, the same gradient but for what pools the images of a batch, and then pools those of
+        one part: BatchNorm, and losses with reduction="batch" (silog), of which the mean over the
+        parts is taken.
       compute_dtype: of convolutions and matrix products in training. Parameters, statistics of
         norms, losses and the sampler's latent are float32 all the same.
     """

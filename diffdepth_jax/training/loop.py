@@ -27,6 +27,7 @@ from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.interruption import Interruption
 from diffdepth_jax.training.logging import RunLog
 from diffdepth_jax.training.periodic import Evaluations
+from diffdepth_jax.weights import orbax
 
 SKIPPED_FILE = "skipped.json"
 
@@ -37,7 +38,6 @@ _CHANGEABLE = (
     "mesh",
     "model.remat",
     "model.conv_gradient",
-    "data.on_error",
     "evaluation",
     "checkpoint",
     "logging",
@@ -92,6 +92,9 @@ def train(
     debug_nans: bool = False,
 ) -> int:
     """Trains to the last step, from the latest checkpoint in `workdir` if there is one.
+
+    One process drives all devices. Several (`jax.distributed`) are not supported: each would write
+    the log, the config and the results of the same directory.
 
     Writes `config.json`, `checkpoints/`, `metrics.csv` and `tensorboard/`; where the experiment
     asks for evaluations on the way, also what `evaluation.Evaluations` writes.
@@ -163,6 +166,8 @@ def train(
 
     # 5. Checkpoint: start afresh, or where the latest one was.
     mapping = config_lib.to_mapping(exp)
+    afresh = orbax.latest_step(workdir) is None
+    loaded = pretrained.load(exp.init, exp.model) if afresh else {}
     workdir.mkdir(parents=True, exist_ok=True)
     with (
         Interruption() as interruption,
@@ -170,7 +175,7 @@ def train(
         Checkpointer(workdir, exp.checkpoint.keep) as checkpointer,
     ):
         first_step = checkpointer.latest_step() or 0
-        if first_step:
+        if not afresh:
             if not allow_config_changes:
                 _check_unchanged(checkpointer.config(first_step), mapping, workdir)
             state, position, log_state = checkpointer.restore(
@@ -179,7 +184,6 @@ def train(
             iterator.set_state(position)
             _note_skipped(iterator.skipped, workdir)  # Without those after the checkpoint.
         else:
-            loaded = pretrained.load(exp.init, exp.model)
             state, log_state = jax.jit(init, out_shardings=placed)(init_key, loaded), {}
         atomic.write_text(workdir / "config.json", json.dumps(mapping, indent=2) + "\n")
 

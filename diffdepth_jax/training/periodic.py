@@ -20,6 +20,7 @@ from tensorboardX import SummaryWriter
 from diffdepth_jax import atomic
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.training import evaluation
+from diffdepth_jax.training.checkpoint import FOLDER
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.weights.orbax import BEST_FILE
 
@@ -52,9 +53,15 @@ class Evaluations:
         return any(int(row["step"]) == step for row in self._of_protocol())
 
     def best_step(self) -> int | None:
-        """The evaluated step that is best by `checkpoint.best_metric`, the first among equals."""
+        """The evaluated step that is best by `checkpoint.best_metric`, the first among equals.
+
+        Of those whose checkpoint is there: one that another metric preferred may be gone.
+        """
         name = self._exp.checkpoint.best_metric
-        rows = [row for row in self._of_protocol() if row.get(name)]
+        kept = self._workdir / FOLDER
+        rows = [
+            row for row in self._of_protocol() if row.get(name) and (kept / row["step"]).is_dir()
+        ]
         if not rows:
             return None
         # Shares of good pixels are better the higher, errors the lower.
