@@ -1,7 +1,8 @@
 """Evaluations of a run while it is trained, and which of its checkpoints is best.
 
-WORKDIR/evaluations.csv          a row for each evaluation: step, protocol, num_images, the
-                                 metrics, and those of the baseline as baseline_<metric>
+WORKDIR/evaluations.csv          a row for each evaluation: step, protocol (the first of several,
+                                 by which the best is found), num_images, the metrics, and those of
+                                 the baseline as baseline_<metric>
         best.json                step, metric and value of the best checkpoint
         tensorboard/evaluation/  the same scalars, and predictions.png
         metrics.json, per_image.csv, predictions.png   of the latest evaluation
