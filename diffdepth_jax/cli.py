@@ -102,8 +102,8 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
             message = str(error.args[0] if error.args else error)
             if isinstance(error, KeyError) and "\n" not in message:
                 message = f"the config file has no group {message}"
-            given = flags.FLAGS["config"] if "config" in flags.FLAGS else None
-            if given is not None and given.value is not None:
+            if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+                given = flags.FLAGS["config"]
                 # absl puts the flags concerned before what a check says: a whole config among them.
                 message = message.replace(str(given.value), str(given.config_filename))
             _stop(", ".join(line.strip() for line in message.splitlines()))
