@@ -2,7 +2,7 @@
 # make demo        train, evaluate and draw pictures on the committed sample: runs/demo
 # make test        lint and tests, without PyTorch
 # make test-torch  comparisons with a live PyTorch, in .venv-torch
-# make sample      render the committed sample anew (needs the optional extra `render`)
+# make sample      render a sample of other streets in its place (needs the optional extra `render`)
 
 PYTHON ?= python3
 PIP_ARGS ?=
