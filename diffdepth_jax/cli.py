@@ -86,8 +86,9 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
     """`absl.app.run`, with the user's mistakes told in one line and exit status 2.
 
     Those are errors of files, and every ValueError or ImportError (an extra that is not installed)
-    out of this package's own code: its message is meant for the user. One that comes out of JAX or
-    NumPy is a fault and keeps its traceback; `--verbosity=1` shows that of mistakes too.
+    out of the scripts or this package's own code: its message is meant for the user. One that comes
+    out of JAX or NumPy is a fault and keeps its traceback; `--verbosity=1` shows that of mistakes
+    too.
 
     Args:
       main: gets the command line's rest.
@@ -129,9 +130,9 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
 
 
 def is_own(error: Exception) -> bool:
-    """Whether it was in this package's own code, or a built-in it called, that the error arose."""
+    """Whether it arose in a script, this package's own code, or a built-in that these called."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").split(".")[0] == "diffdepth_jax"
+    return frame.f_globals.get("__name__", "").split(".")[0] in ("__main__", "diffdepth_jax")
 
 
 def _stop(message: str) -> None:
