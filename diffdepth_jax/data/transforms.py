@@ -205,13 +205,14 @@ def _kitti_image(
         min(math.ceil(right) + margin, image.width),
         min(math.ceil(bottom) + margin, image.height),
     )
-    brightness = _levels(0, factors[0])
-    # Contrast is about the mean of the whole frame, turned and brightened.
-    frame = _rotated_window(image, degrees, (0, 0, *image.size), step=1 + image.height // 100)
-    mean = ImageStat.Stat(frame.point(brightness * 3).convert("L")).mean[0]
-    contrast = _levels(int(mean + 0.5), factors[1])
-    levels = [contrast[level] for level in brightness]
-    part = _rotated_window(image, degrees, window).point(levels * 3)
+    part = _rotated_window(image, degrees, window)
+    if factors[0] != 1 or factors[1] != 1:
+        brightness = _levels(0, factors[0])
+        # Contrast is about the mean of the whole frame, turned and brightened.
+        frame = _rotated_window(image, degrees, (0, 0, *image.size), step=1 + image.height // 100)
+        mean = ImageStat.Stat(frame.point(brightness * 3).convert("L")).mean[0]
+        contrast = _levels(int(mean + 0.5), factors[1])
+        part = part.point([contrast[level] for level in brightness] * 3)
     if factors[2] != 1:
         part = ImageEnhance.Color(part).enhance(factors[2])
     inside = (left - window[0], top - window[1], right - window[0], bottom - window[1])
