@@ -4,7 +4,7 @@
         --conditions=clear,night,fog,rain,snow,glare --output=DIR
     python tools/render_scenes.py --kind=tabletop --count=200 --split=train --size=144x192 \
         --conditions=clear,transparent,mirror --layout=nyu --output=DIR
-    python tools/render_scenes.py --preset=sample --output=sample    # the committed one
+    python tools/render_scenes.py --preset=sample --output=DIR  # see sample/README.md
 
 Needs the optional extra `render` (Mitsuba 3). Every frame is another layout, and splits share none.
 The conditions of a frame show one scene from one camera, so they have the same exact depth. Frames
@@ -40,6 +40,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from diffdepth_jax import atomic
 from diffdepth_jax.scenes import kinds, lidar, writers
 
 SPLITS = ("train", "val", "test")
@@ -175,7 +176,7 @@ def _claim(root: Path, options: dict) -> None:
     text = json.dumps(options, indent=2) + "\n"
     if not note.exists():
         root.mkdir(parents=True, exist_ok=True)
-        note.write_text(text)
+        atomic.write_text(note, text)
     elif note.read_text() != text:
         raise SystemExit(
             f"{root} holds frames rendered with other options ({note}). "
