@@ -55,13 +55,15 @@ def from_mapping(
         raise ConfigError(f"{path} must be a mapping of fields, not {_show(mapping)}")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = typing.get_type_hints(cls)
-    values = {}
-    for key in mapping:
-        if key not in fields:
-            raise ConfigError(f"{path}.{key} does not exist{_did_you_mean(key, fields)}")
-        values[key] = _value(
-            hints[key], mapping[key], resolve, f"{path}.{key}", fields[key].metadata.get(_KIND)
+    unknown = [key for key in mapping if key not in fields]
+    if unknown:  # all at once: another class chosen by name makes several fields unknown
+        raise ConfigError(
+            "; ".join(f"{path}.{key} does not exist{_did_you_mean(key, fields)}" for key in unknown)
         )
+    values = {
+        key: _value(hints[key], value, resolve, f"{path}.{key}", fields[key].metadata.get(_KIND))
+        for key, value in mapping.items()
+    }
     for name, field in fields.items():
         required = (
             field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

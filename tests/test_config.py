@@ -63,6 +63,7 @@ def test_nested_mapping_round_trips_through_json():
     ("mapping", "message"),
     [
         ({"batchsize": 4}, r"config\.batchsize does not exist; did you mean 'batch_size'\?"),
+        ({"batch_size": 4, "a": 1, "b": 2}, r"config\.a does not exist.*config\.b does not exist"),
         ({}, r"config\.batch_size is missing"),
         ({"batch_size": "4"}, r"config\.batch_size is '4' \(str\); it must be int"),
         ({"batch_size": True}, r"config\.batch_size is True \(bool\); it must be int"),

@@ -93,8 +93,7 @@ def train(
 ) -> int:
     """Trains to the last step, from the latest checkpoint in `workdir` if there is one.
 
-    One process drives all devices. Several (`jax.distributed`) are not supported: each would write
-    the log, the config and the results of the same directory.
+    One process drives all devices.
 
     Writes `config.json`, `checkpoints/`, `metrics.csv` and `tensorboard/`; where the experiment
     asks for evaluations on the way, also what `evaluation.Evaluations` writes.
@@ -115,21 +114,28 @@ def train(
       FloatingPointError: if the loss or a gradient stops being finite; names step, images and the
         last good checkpoint.
       OSError: if data cannot be read or results be written; names the last good checkpoint.
+      RuntimeError: in one of several processes (`jax.distributed`): each would write the log, the
+        config and the results of the same directory.
       Interrupted: after SIGTERM or SIGINT, when the state is saved.
     """
+    if jax.process_count() > 1:
+        raise RuntimeError(
+            f"training runs in one process, not in {jax.process_count()}: leave out "
+            "jax.distributed.initialize and let one process drive the devices of its machine"
+        )
+
     # 1. Mesh: all devices; every one gets its share of each batch, and of the state if wanted.
     mesh = sharding.make_mesh(exp.mesh)
     sharding.check_batch_size(exp.batch_size, mesh, exp.accumulate)
     replicated, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
 
-    # 2. Input: this process's part of an endless stream of batches.
+    # 2. Input: an endless stream of batches.
     network = registry.module("network", exp.model.name)
     iterator = pipeline.train_iterator(
         exp.data.train,
         exp.batch_size,
         exp.seed,
         network.INPUT,
-        shard=(jax.process_index(), jax.process_count()),
         on_error=exp.data.on_error,
     )
 

@@ -306,6 +306,13 @@ def test_a_config_that_cannot_be_used_leaves_no_trace(tiny, tmp_path, change, me
     assert not workdir.exists()
 
 
+def test_several_processes_are_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(RuntimeError, match="in one process, not in 2"):
+        train(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_loop_itself_costs_little(tiny, tmp_path):
     """200 steps/s are asked for on two idle cores; the bar here leaves room for a busy machine."""
     tiny["num_steps"] = 300
