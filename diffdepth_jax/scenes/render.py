@@ -4,6 +4,7 @@ The only file that imports mitsuba; it comes with the optional extra `render`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import drjit
@@ -95,7 +96,9 @@ def _outdoors(
     can be subtracted:
 
     - light of the sun alone, whose shadows stay sharp;
-    - light of lamps, sky and surroundings, which is noisy, and smoothed within surfaces;
+    - light of lamps, and light of sky and surroundings, which are noisy, and smoothed within
+      surfaces;
+    - what water on the ground mirrors, which is sharper than that;
     - the sky itself.
     """
     if samples & (samples - 1) or not samples.bit_length() % 2:
@@ -109,18 +112,18 @@ def _outdoors(
             "sampling_weight": 0.0,  # found by rays that hit it alone
             "radiance": _radiance(mesh.material, around),
         }
-        parts.append(_mesh(mesh, _bsdf(mesh.material), shine))
+        matt = replace(mesh.material, gloss=0.0) if _wet(mesh.material) else mesh.material
+        parts.append(_mesh(mesh, _bsdf(matt), shine))
     lights = [sun] * bool(sun) + [_spot(lamp, camera) for lamp in layout.lamps]
     dome = mi.load_dict(sky | {"sampling_weight": 0.0 if lights else 1.0})
     scene = _scene([*parts, dome, *lights])
 
     def trace(integrator: dict) -> np.ndarray:
-        sensor = _sensor(camera, {"type": "ldsampler", "sample_count": samples})
-        made = mi.load_dict(integrator)
-        return np.array(mi.render(scene, sensor=sensor, integrator=made, seed=seed))
+        return _pass(scene, camera, integrator, samples, seed)
 
     seen = trace({"type": "path", "max_depth": 1})
     bounced = trace({"type": "direct", "emitter_samples": 0, "bsdf_samples": 1}) - seen
+    mirrored = _mirrored(layout, hits, dome, around, samples, seed)
     shots = 4 if layout.lamps else 1  # each at one of the lamps, chosen at random
     lit = np.zeros_like(seen)
     if lights:
@@ -133,8 +136,72 @@ def _outdoors(
     values.update()
     surfaces = trace({"type": "path", "max_depth": 1})
     colours = (surfaces - glow).clip(0) / around
-    soft, hard = (bounced + lit, 0.0) if layout.lamps else (bounced, lit)
-    return seen - surfaces + _smoothed(soft, colours, hits, camera) + hard
+    if layout.lamps:
+        lit = _smoothed(_cut(lit, colours, hits), colours, hits, camera, even=False)
+    return seen - surfaces + _smoothed(bounced, colours, hits, camera) + lit + mirrored
+
+
+def _mirrored(
+    layout: Layout, hits: Hits, dome: mi.Object, around: float, samples: int, seed: int
+) -> np.ndarray:
+    """Radiance `[h w 3]` that wet ground mirrors of sky, lamps and things in their own colours.
+
+    As the water is a little rough, lights are drawn out towards the camera. They are small, so
+    rays are sent to them, too.
+    """
+    mirrored = np.zeros((*layout.camera.size, 3), np.float32)
+    wet = np.array([*[_wet(mesh.material) for mesh in layout.meshes], False])[hits.surface]
+    rows = np.nonzero(wet.any(axis=1))[0]
+    if len(rows) == 0:
+        return mirrored
+    parts = []
+    for mesh in layout.meshes:
+        shine = {
+            "type": "area",
+            "sampling_weight": mesh.material.radiance + 1e-6,  # a street may have no lamps at all
+            "radiance": _radiance(mesh.material, around),
+        }
+        parts.append(_mesh(mesh, _water(mesh.material), shine))
+    scene = _scene([*parts, dome])
+    bounce = {"type": "direct", "emitter_samples": 4, "bsdf_samples": 3}
+    part = (rows[0], 0, np.ptp(rows) + 1, wet.shape[1])
+    both = _pass(scene, layout.camera, bounce, samples, seed, part)
+    seen = _pass(scene, layout.camera, {"type": "path", "max_depth": 1}, samples, seed, part)
+    mirrored[rows[0] : rows[-1] + 1] = both - seen
+    white = np.ones_like(mirrored)
+    return _smoothed(mirrored, white, hits, layout.camera, passes=1, even=False)
+
+
+def _wet(material: Material) -> bool:
+    return material.role in materials.GROUND and material.gloss > 0
+
+
+def _water(material: Material) -> dict:
+    """The water on wet ground, over black; everything else is black."""
+    if not _wet(material):
+        return {"type": "diffuse", "reflectance": _uniform((0.0,) * 3)}
+    water = {
+        "type": "roughplastic",
+        "diffuse_reflectance": _uniform((0.0,) * 3),
+        "int_ior": 1.33,
+        "distribution": "ggx",
+        "alpha": max(1.0 - material.gloss, 0.001),
+    }
+    return {"type": "twosided", "bsdf": water}
+
+
+def _pass(
+    scene: mi.Scene,
+    camera: Camera,
+    integrator: dict,
+    samples: int,
+    seed: int,
+    crop: tuple | None = None,
+) -> np.ndarray:
+    """Radiance `[h w 3]` by an integrator, at the same places in the pixel for all of them."""
+    sensor = _sensor(camera, {"type": "ldsampler", "sample_count": samples}, crop)
+    made = mi.load_dict(integrator)
+    return np.array(mi.render(scene, sensor=sensor, integrator=made, seed=seed))
 
 
 def _around(layout: Layout, sun: dict | None, sky: dict) -> float:
@@ -173,10 +240,8 @@ def _glow(layout: Layout, samples: int, seed: int) -> np.ndarray:
     emissions = [_emission(mesh.material) for mesh in layout.meshes]
     if not any(emissions):
         return np.zeros((*layout.camera.size, 3), np.float32)
-    sensor = _sensor(layout.camera, {"type": "ldsampler", "sample_count": samples})
-    path = mi.load_dict({"type": "path", "max_depth": 1})
     scene = _shining(layout, emissions, 0.0)
-    return np.array(mi.render(scene, sensor=sensor, integrator=path, seed=seed))
+    return _pass(scene, layout.camera, {"type": "path", "max_depth": 1}, samples, seed)
 
 
 def first_hits(layout: Layout) -> Hits:
@@ -369,8 +434,25 @@ def _transmittance(camera: Camera, hits: Hits, extinction: float) -> Float[np.nd
     return clarity
 
 
+def _cut(radiance: np.ndarray, albedo: np.ndarray, hits: Hits) -> np.ndarray:
+    """Radiance `[h w 3]` whose light, the part beside albedo, is cut at its brightest hundredth.
+
+    Next to a lamp it has no bounds. A headlight's pool is brighter than most of the picture by so
+    much that it would not outlast the cut for even light.
+    """
+    light = radiance / (albedo + 0.02)
+    if (surface := hits.depth > 0).any():
+        light = np.minimum(light, np.quantile(light[surface], 0.99, axis=0))
+    return light * (albedo + 0.02)
+
+
 def _smoothed(
-    radiance: np.ndarray, albedo: np.ndarray, hits: Hits, camera: Camera, passes: int = 3
+    radiance: np.ndarray,
+    albedo: np.ndarray,
+    hits: Hits,
+    camera: Camera,
+    passes: int = 3,
+    even: bool = True,
 ) -> np.ndarray:
     """Noisy soft light averaged over neighbouring pixels of the same surface.
 
@@ -383,6 +465,7 @@ def _smoothed(
         hits: of the layout; where there is none, the sky, radiance is left alone.
         camera: who looks.
         passes: 3 reach 14 pixels.
+        even: whether the light comes from all around, so that what is far brighter is noise.
     """
     surface = hits.depth > 0
     if not surface.any():
@@ -392,8 +475,8 @@ def _smoothed(
     given = np.concatenate([hits.normal, point, surface[..., None]], axis=-1).astype(np.float32)
     normal, point = given[..., :3], given[..., 3:6]
     light = (radiance / (albedo + 0.02)).astype(np.float32)
-    # Fireflies (bright clouds, mirrored) would be smeared into blots.
-    light = np.minimum(light, 4 * np.median(light[surface], axis=0))
+    if even:  # fireflies (bright clouds, mirrored) would be smeared into blots
+        light = np.minimum(light, 4 * np.median(light[surface], axis=0))
     tolerance = 0.006 * hits.depth.astype(np.float32) + 0.02  # metres from the plane
     for step in 2 ** np.arange(passes):
         margin = ((2 * step, 2 * step), (2 * step, 2 * step), (0, 0))

@@ -149,19 +149,75 @@ def test_even_light_from_all_sides_gives_the_albedo():
     np.testing.assert_allclose(radiance[0], 2.0, rtol=1e-5)
 
 
-def test_light_of_a_lamp_follows_the_inverse_square_law(monkeypatch):
-    """Below a lamp 15 m up, and beside: albedo / pi * I * cos / r^2."""
-    lamp = layouts.Lamp((0, 8, 15), (0, 0, -1), (50.0, 50.0, 50.0), cutoff=1.5, beam=1.4)
-    scene = layouts.Layout((floor(GREY),), camera(pitch=-0.2), None, lamps=(lamp,))
-    monkeypatch.setattr(render, "_smoothed", lambda soft, *_: soft)  # in small pictures a blur
-    radiance, hits = outdoors(scene)
-    point = scene.camera.position + hits.depth[..., None] * scene.camera.rays()
+def unsmoothed(monkeypatch):
+    """In small pictures smoothing is a blur."""
+    monkeypatch.setattr(render, "_smoothed", lambda radiance, *_, **__: radiance)
+
+
+def lamplight(scene, hits, lamp):
+    """Radiance `[h w]` of the grey ground below a lamp: albedo / pi * I * cos / r^2."""
+    point = scene.camera.position + hits.depth[..., None] * rays(scene.camera)
     towards = np.array(lamp.position) - point
     distance = np.linalg.norm(towards, axis=-1)
-    expected = ALBEDO / np.pi * 50.0 * (towards[..., 2] / distance) / distance**2
+    cosine = towards[..., 2] / distance
+    lit = (hits.depth > 0) & (cosine > np.cos(lamp.cutoff))
+    return np.where(lit, ALBEDO / np.pi * lamp.intensity[0] * cosine / distance**2, 0.0)
+
+
+def test_light_of_a_lamp_follows_the_inverse_square_law(monkeypatch):
+    """Below a lamp 15 m up, and beside."""
+    lamp = layouts.Lamp((0, 8, 15), (0, 0, -1), (50.0, 50.0, 50.0), cutoff=1.5, beam=1.4)
+    scene = layouts.Layout((floor(GREY),), camera(pitch=-0.2), None, lamps=(lamp,))
+    unsmoothed(monkeypatch)
+    radiance, hits = outdoors(scene)
+    expected = lamplight(scene, hits, lamp)
     near = (hits.depth > 0) & (hits.depth < 12)
     assert near.sum() > 100
     np.testing.assert_allclose(radiance[near].mean(-1), expected[near], rtol=0.02)
+
+
+def test_a_pool_of_light_outlasts_the_smoothing():
+    """A lamp that lights a quarter of the ground in view: as much light as by the law, in sum."""
+    lamp = layouts.Lamp((0, 6, 3), (0, 0, -1), (1000.0,) * 3, cutoff=0.8, beam=0.799)
+    dim = (0.01, 0.01, 0.01)
+    scene = layouts.Layout((floor(GREY),), camera(pitch=-0.3), None, ambient=dim, lamps=(lamp,))
+    radiance, hits = outdoors(scene)
+    expected = lamplight(scene, hits, lamp)
+    assert 0.2 < (expected > 0).sum() / (hits.depth > 0).sum() < 0.3
+    assert radiance[hits.depth > 0].mean(-1).sum() == pytest.approx(expected.sum(), rel=0.15)
+
+
+def test_wet_ground_mirrors_by_fresnels_law(monkeypatch):
+    """A shining board beyond a road with smooth water on it, by reflecting each ray by hand."""
+    unsmoothed(monkeypatch)
+    board = dataclasses.replace(GREY, emission=np.full((2, 2, 3), 255, np.uint8), radiance=30.0)
+    upright = shapes.quad([(-3, 12, 0.5), (3, 12, 0.5), (3, 12, 2.5), (-3, 12, 2.5)], board)
+    ground = dataclasses.replace(GREY, role="road", gloss=0.999)
+    view, black = camera(pitch=-0.15), render.mi.load_dict(render._constant((0.0, 0.0, 0.0)))
+    scene = layouts.Layout((floor(ground), upright), view, None)
+    hits = render.first_hits(scene)
+    mirrored = render._mirrored(scene, hits, black, 0.0, 16, 0)
+
+    ray = rays(view)
+    point = view.position + hits.depth[..., None] * ray
+    reach = (12 - point[..., 1]) / ray[..., 1]
+    across, up = point[..., 0] + reach * ray[..., 0], -reach * ray[..., 2]
+    on_road = hits.surface == 0
+    margin = np.minimum(3 - np.abs(across), 1 - np.abs(up - 1.5))  # metres inside the board
+    cosine = -ray[..., 2] / np.linalg.norm(ray, axis=-1)
+    bent = np.sqrt(1 - (1 - cosine**2) / 1.33**2)
+    fresnel = (((cosine - 1.33 * bent) / (cosine + 1.33 * bent)) ** 2
+               + ((1.33 * cosine - bent) / (1.33 * cosine + bent)) ** 2) / 2  # fmt: skip
+    shown, dark = on_road & (margin > 0.5), on_road & (margin < -0.5)
+    assert shown.sum() > 10 and dark.sum() > 100
+    np.testing.assert_allclose(mirrored[shown].mean(-1), 30 * fresnel[shown], rtol=0.1)
+    assert mirrored[dark].max() < 0.3 and np.abs(mirrored[~on_road]).max() < 30 * 0.6
+    dry = dataclasses.replace(scene, meshes=(floor(GREY), upright))
+    assert (render._mirrored(dry, hits, black, 0.0, 4, 0) == 0).all()
+    # By night without any light but the camera's own.
+    lamp = layouts.Lamp((0, 6, 3), (0, 0, -1), (9.0, 9.0, 9.0), cutoff=0.8, beam=0.7)
+    alone = layouts.Layout((floor(ground),), view, None, ambient=(0.1, 0.1, 0.1), lamps=(lamp,))
+    assert np.isfinite(outdoors(alone, samples=4)[0]).all()
 
 
 def test_glow_is_seen_but_not_taken_for_colour():
