@@ -1,4 +1,4 @@
-"""Render scenes with exact and lidar-like depth, under any conditions, in official folder layouts.
+r"""Render scenes with exact and lidar-like depth, under any conditions, in official folder layouts.
 
     python tools/render_scenes.py --kind=street --count=200 --split=train --size=96x320 --seed=1 \
         --conditions=clear,night,fog,rain,snow,glare --output=DIR
@@ -14,11 +14,12 @@ adds frames, and other --conditions add pictures.
 
 Clear frames go to DIR, other conditions to DIR/CONDITION; `diffdepth_jax/scenes/writers.py` shows
 both layouts. To read them: source `kitti` with root=DIR/raw or DIR/night/raw, and depth_root=
-DIR/depth for both; source `nyu` with layout=sync and root=DIR or DIR/night.
+DIR/depth for both; source `nyu` with layout=sync and root=DIR or DIR/night. KITTI has no split
+called test: split=DIR/test.txt and depth_root=DIR/depth/test.
 
-Table-tops have no lidar: their depth is dense in both layouts. Beside each of their pictures lies
-a mask of the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0
-other.
+Table-tops have no lidar: their depth is dense in both layouts. With each of their pictures comes a
+mask of the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0 other.
+The source `nyu` reads it, and the protocol `cleargrasp` evaluates by it.
 
 --lidar_failures also writes, as KITTI's velodyne_raw, a scan that fails as real ones do: on glass
 and wet ground, and in fog, rain and snow (source `kitti` with depth=velodyne_raw and depth_root=
@@ -27,6 +28,7 @@ DIR/CONDITION/depth, DIR/depth for clear).
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -165,7 +167,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
@@ -179,7 +181,7 @@ def _claim(root: Path, options: dict) -> None:
         atomic.write_text(note, text)
     elif note.read_text() != text:
         raise SystemExit(
-            f"{root} holds frames rendered with other options ({note}). "
+            f"error: {root} holds frames rendered with other options ({note}). "
             "Use those options, or another --output."
         )
 
@@ -199,7 +201,9 @@ def main() -> None:
     parser.add_argument("--conditions", default="clear", help="with commas; or all")
     parser.add_argument("--lidar_failures", action="store_true", help="see above; kitti only")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--processes", type=_positive, default=os.cpu_count())
+    parser.add_argument(
+        "--processes", type=_positive, default=os.cpu_count(), help="as many as cores, if not given"
+    )
     parser.add_argument(
         "--contact_sheet", type=Path, help=f"also draw the first {SHEET_FRAMES} scenes into a PNG"
     )
@@ -209,7 +213,8 @@ def main() -> None:
     own["samples"] = flags.samples or kinds.KINDS[flags.kind].samples
     preset = PRESETS.get(flags.preset, own | {"counts": {flags.split: flags.count}})
     known = kinds.KINDS[preset["kind"]].conditions
-    conditions = tuple(known) if flags.conditions == "all" else tuple(flags.conditions.split(","))
+    words = known if flags.conditions == "all" else flags.conditions.split(",")
+    conditions = tuple(dict.fromkeys(words))  # each once
     if unknown := [name for name in conditions if name not in known]:
         parser.error(
             f"--conditions: {preset['kind']} has no {unknown[0]!r}; choose from {', '.join(known)}"
@@ -224,6 +229,10 @@ def main() -> None:
         preset["layout"] != "kitti" or not kinds.KINDS[preset["kind"]].lidar
     ):
         parser.error("--lidar_failures needs --kind=street and --layout=kitti: there is no lidar")
+    if flags.contact_sheet and not flags.contact_sheet.parent.is_dir():
+        parser.error(f"--contact_sheet: there is no folder {flags.contact_sheet.parent}")
+    if importlib.util.find_spec("mitsuba") is None:
+        parser.error("rendering needs Mitsuba 3: pip install 'diffdepth_jax[render]'")
 
     options = {name: preset[name] for name in chosen} | {"failures": flags.lidar_failures}
     _claim(flags.output, options)
@@ -243,14 +252,19 @@ def main() -> None:
     ):
         for pictures in pool.imap_unordered(render_task, missing):
             bar.update(pictures)
-    if preset["layout"] == "nyu":
-        for split in preset["counts"]:
-            frames = [task.frame for task in tasks if task.split == split]
+    for split in preset["counts"]:
+        frames = [task.frame for task in tasks if task.split == split]
+        if preset["layout"] == "nyu":
             for condition in conditions:
                 writers.write_list(flags.output, condition, split, frames)
+        elif split == "test":
+            writers.write_kitti_list(flags.output, split, frames)
     if flags.contact_sheet:
-        contact_sheet(tasks[:SHEET_FRAMES]).save(flags.contact_sheet)
+        contact_sheet(tasks[:SHEET_FRAMES]).save(flags.contact_sheet, format="PNG")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # of the folders given: not there, not allowed, full
+        raise SystemExit(f"error: {error}") from error

@@ -1,1 +1,1 @@
-"""Rendered street scenes with exact depth (the optional extra `render`)."""
+"""Rendered streets and table-tops with exact depth (the optional extra `render`)."""

@@ -10,13 +10,15 @@
     ROOT/depth/SPLIT/DRIVE/proj_depth/velodyne_raw/image_02/...              (if asked) one scan,
                                                                              with a lidar's failures
     ROOT/depth/SPLIT/DRIVE/proj_depth/category/image_02/...                  (if any) material mask
+    ROOT/test.txt                                                            frames of split test
 
-DRIVE is `DATE_drive_NNNN_sync`, one a scene. Depth is 16-bit PNG, metres times 256, 0 where there
-is none, as in KITTI's annotated depth. KITTI has one calibration a date, so a date stands for one
-camera here. The clear frames lie in DIR itself, those of another condition in DIR/CONDITION, with
-pictures of the same names but the depth of DIR, which is the same: the `kitti` source reads them
-with root=DIR/CONDITION/raw and depth_root=DIR/depth. What depends on the condition (velodyne_raw,
-category) lies in DIR/CONDITION/depth.
+DRIVE is `DATE_drive_NNNN_sync`, one a scene. Depth is 16-bit PNG, metres times 256, as in KITTI's
+annotated depth; 0 where there is none, or more than these hold, 255.99 m. KITTI has one calibration
+a date, so a date stands for one camera here. The clear frames lie in DIR itself, those of another
+condition in DIR/CONDITION, with pictures of the same names but the depth of DIR, which is the same:
+the `kitti` source reads them with root=DIR/CONDITION/raw and depth_root=DIR/depth. What depends on
+the condition (velodyne_raw, category) lies in DIR/CONDITION/depth. KITTI's depth has the splits
+train and val; that of test is read with split=DIR/test.txt and depth_root=DIR/depth/test.
 
 `nyu`, the "sync" files of BTS::
 
@@ -27,7 +29,7 @@ category) lies in DIR/CONDITION/depth.
 
 with 16-bit depth in millimetres of every pixel, up to 65.5 m. ROOT is DIR for the clear frames and
 DIR/CONDITION for another condition, whole each with its depth, as the `nyu` source wants it
-(layout="sync"; split="train", "test", or the path of a list).
+(layout="sync"; split="train", "val", "test", or the path of a list).
 
 Material masks are 8-bit PNG of the Booster benchmark's classes: 2 and 3 for transparent things and
 mirrors, 0 and 1 for others.
@@ -182,6 +184,12 @@ def write_list(root: Path, condition: str, split: str, frames: list[NyuFrame]) -
         for frame in frames
     ]
     _write(base / f"{split}.txt", "".join(lines).encode())
+
+
+def write_kitti_list(root: Path, split: str, frames: list[KittiFrame]) -> None:
+    """Write the list of a split's frames, one `DATE/DRIVE NUMBER l` a line (l: left camera)."""
+    lines = [f"{frame.date}/{frame.drive_name} {frame.index} l\n" for frame in frames]
+    _write(root / f"{split}.txt", "".join(lines).encode())
 
 
 def read_depth(path: Path, scale: float) -> Float[np.ndarray, "h w"]:

@@ -44,11 +44,12 @@ def test_seeded_resumable_and_split_by_layout(tmp_path):
     assert files(once) == files(twice)
 
     # Another split has other drives and other streets.
-    assert run(once, "--count=1", "--seed=4", "--split=val").returncode == 0
-    train, val = (
-        {path.name for path in (once / "depth" / split).iterdir()} for split in ("train", "val")
+    assert run(once, "--count=1", "--seed=4", "--split=test").returncode == 0
+    train, test = (
+        {path.name for path in (once / "depth" / split).iterdir()} for split in ("train", "test")
     )
-    assert len(train) == 2 and len(val) == 1 and not train & val
+    assert len(train) == 2 and len(test) == 1 and not train & test
+    assert (once / "test.txt").read_text() == f"2000_01_01/{next(iter(test))} 5 l\n"
     images = [np.asarray(Image.open(p)) for p in sorted(once.rglob("image_02/data/*.png"))]
     assert all((a != b).any() for i, a in enumerate(images) for b in images[:i])
 
@@ -78,9 +79,13 @@ def test_bad_flags_are_refused(tmp_path):
         "--seed=-1",
         "--samples=5",
         "--conditions=hail",
+        "--contact_sheet=nowhere/sheet.png",
     ):
         failed = run(tmp_path / "out", flag)
-        assert failed.returncode == 2 and flag.split("=")[1] in failed.stderr
+        assert failed.returncode == 2 and flag.split("=")[1].split("/")[0] in failed.stderr
     failed = run(tmp_path / "out", "--layout=nyu", "--lidar_failures")
     assert failed.returncode == 2 and "there is no lidar" in failed.stderr
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    failed = run(tmp_path / "file" / "out")
+    assert failed.returncode == 1 and failed.stderr.startswith("error: ")

@@ -94,6 +94,19 @@ def test_the_kitti_source_reads_it(picture, tmp_path, condition, kind):
     np.testing.assert_allclose(sample["intrinsics"], picture.intrinsics, rtol=1e-5)
 
 
+def test_the_kitti_source_reads_the_test_split_by_its_list(picture, tmp_path):
+    frames = [writers.KittiFrame(tmp_path, "test", "2000_01_02", drive) for drive in (8, 9)]
+    for frame in frames:
+        frame.write("clear", picture)
+        frame.write("fog", picture)
+    writers.write_kitti_list(tmp_path, "test", frames)
+    for root in (tmp_path, tmp_path / "fog"):
+        listed = str(tmp_path / "test.txt")
+        source = kitti.source(listed, root / "raw", depth_root=str(tmp_path / "depth" / "test"))
+        assert [sample["id"][16:21] for sample in source] == ["_0008", "_0009"]
+        np.testing.assert_array_equal(source[1]["depth"] > 0, picture.sparse > 0)
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_the_nyu_source_reads_it(picture, tmp_path, split):
     """Each condition is a whole root; validation frames are read by their list."""
