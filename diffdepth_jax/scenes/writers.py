@@ -31,6 +31,8 @@ with 16-bit depth in millimetres of every pixel, up to 65.5 m. ROOT is DIR for t
 DIR/CONDITION for another condition, whole each with its depth, as the `nyu` source wants it
 (layout="sync"; split="train", "val", "test", or the path of a list).
 
+Pictures are PNG, as above, or JPEG with the ending `.jpg`, as BTS has NYU's and many have KITTI's.
+
 Material masks are 8-bit PNG of the Booster benchmark's classes: 2 and 3 for transparent things and
 mirrors, 0 and 1 for others.
 
@@ -43,7 +45,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -52,6 +54,8 @@ from PIL import Image
 from diffdepth_jax import atomic
 
 CLEAR = "clear"
+
+ImageFormat = Literal["png", "jpg"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +104,7 @@ class KittiFrame:
         date: one of the dates, standing for a camera.
         drive: its number; tells frames of all splits apart.
         index: number in the drive; KITTI's annotated depth leaves out the first five.
+        image_format: of the picture.
     """
 
     root: Path
@@ -107,6 +112,7 @@ class KittiFrame:
     date: str
     drive: int
     index: int = 5
+    image_format: ImageFormat = "png"
 
     SCALE = 256.0  # of depth; what 16 bits hold is 255.996 m
 
@@ -116,7 +122,7 @@ class KittiFrame:
 
     def image(self, condition: str = CLEAR) -> Path:
         drive = self._base(condition) / "raw" / self.date / self.drive_name
-        return drive / "image_02" / "data" / f"{self.index:010d}.png"
+        return drive / "image_02" / "data" / f"{self.index:010d}.{self.image_format}"
 
     def depth(self, kind: str, condition: str = CLEAR) -> Path:
         """The PNG of "groundtruth" or "dense" (clear only), "velodyne_raw" or "category"."""
@@ -138,7 +144,7 @@ class KittiFrame:
             _write(self.depth("velodyne_raw", condition), _depth_png(picture.scan, self.SCALE))
         if picture.category is not None:
             _write(self.depth("category", condition), _png(picture.category))
-        _write(image, _png(picture.image))
+        _write(image, _encoded(picture.image, self.image_format))
 
     def _base(self, condition: str) -> Path:
         return self.root if condition == CLEAR else self.root / condition
@@ -146,16 +152,17 @@ class KittiFrame:
 
 @dataclass(frozen=True)
 class NyuFrame:
-    """A frame in the layout `nyu`; `scene` is its folder's name."""
+    """A frame in the layout `nyu`; `scene` is its folder's name, `image_format` the picture's."""
 
     root: Path
     split: str
     scene: str
+    image_format: ImageFormat = "png"
 
     SCALE = 1000.0  # of depth
 
     def image(self, condition: str = CLEAR) -> Path:
-        return self._folder(condition) / "rgb_00000.png"
+        return self._folder(condition) / f"rgb_00000.{self.image_format}"
 
     def dense(self, condition: str = CLEAR) -> Path:
         return self._folder(condition) / "sync_depth_00000.png"
@@ -168,7 +175,7 @@ class NyuFrame:
         _write(self.dense(condition), _depth_png(picture.dense, self.SCALE))
         if picture.category is not None:
             _write(folder / "mask_cat_00000.png", _png(picture.category))
-        _write(self.image(condition), _png(picture.image))
+        _write(self.image(condition), _encoded(picture.image, self.image_format))
 
     def _folder(self, condition: str) -> Path:
         root = self.root if condition == CLEAR else self.root / condition
@@ -232,6 +239,15 @@ def _depth_png(depth: np.ndarray, scale: float) -> bytes:
     code = np.rint(depth * scale)
     inside = (depth > 0) & (code <= 65535)
     return _png(np.where(inside, np.maximum(code, 1), 0).astype(np.uint16))
+
+
+def _encoded(image: np.ndarray, image_format: ImageFormat) -> bytes:
+    """A picture as a file; as JPEG with colours as fine as brightness."""
+    if image_format == "png":
+        return _png(image)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=90, subsampling=0, optimize=True)
+    return buffer.getvalue()
 
 
 def _png(array: np.ndarray) -> bytes:

@@ -70,6 +70,22 @@ def test_nyu_layout_and_failing_lidar(tmp_path):
     assert (np.asarray(Image.open(scan)) != np.asarray(Image.open(truth))).any()
 
 
+def test_jpeg_pictures_are_resumed_and_listed(tmp_path):
+    sheet = tmp_path / "sheet.png"
+    flags = ("--image_format=jpg", "--layout=nyu", f"--contact_sheet={sheet}")
+    assert run(tmp_path / "out", "--count=1", *flags).returncode == 0
+    (first,) = (tmp_path / "out").glob("sync/*/rgb_00000.jpg")
+    before = first.stat().st_mtime_ns
+    assert run(tmp_path / "out", "--count=2", *flags).returncode == 0
+    assert first.stat().st_mtime_ns == before and sheet.exists()
+    scenes = [f"sync/street_{number:04d}" for number in (1, 2)]
+    lines = [f"{scene}/rgb_00000.jpg {scene}/sync_depth_00000.png\n" for scene in scenes]
+    assert (tmp_path / "out" / "train.txt").read_text() == "".join(lines)
+    assert json.loads((tmp_path / "out" / "render.json").read_text())["image_format"] == "jpg"
+    mixed = run(tmp_path / "out", "--layout=nyu")
+    assert mixed.returncode != 0 and "other options" in mixed.stderr
+
+
 def test_bad_flags_are_refused(tmp_path):
     for flag in (
         "--size=96",
@@ -77,6 +93,7 @@ def test_bad_flags_are_refused(tmp_path):
         "--count=0",
         "--split=night",
         "--seed=-1",
+        "--image_format=gif",
         "--samples=5",
         "--conditions=hail",
         "--contact_sheet=nowhere/sheet.png",

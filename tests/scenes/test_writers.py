@@ -107,6 +107,37 @@ def test_the_kitti_source_reads_the_test_split_by_its_list(picture, tmp_path):
         np.testing.assert_array_equal(source[1]["depth"] > 0, picture.sparse > 0)
 
 
+def test_jpeg_pictures(picture, tmp_path):
+    """Only the picture's file is another one, it is close to the picture, the sources read it."""
+    height, width = SIZE
+    smooth = np.linspace(0, 255, height * width).reshape(height, width, 1) * [1, 0.5, 0]
+    smooth[:, ::2, 2] = 160  # a fine pattern of colour, which subsampling would blur
+    picture = replace(picture, image=smooth.astype(np.uint8), category=np.ones(SIZE, np.uint8))
+    written = {}
+    for form in ("png", "jpg"):
+        root = tmp_path / form
+        drive = writers.KittiFrame(root, "train", "2000_01_02", 7, image_format=form)
+        room = writers.NyuFrame(root, "val", "room_0001", image_format=form)
+        drive.write("night", picture)
+        room.write("night", picture)
+        writers.write_list(root, "night", "val", [room])
+        pictures = {str(frame.image("night").relative_to(root)) for frame in (drive, room)}
+        written[form] = files(root) - pictures
+        assert all(name.endswith(form) for name in pictures)
+        listed = str(root / "night" / "val.txt")
+        for source in (
+            kitti.source("train", root / "night" / "raw", depth_root=str(root / "depth")),
+            nyu.source(listed, root / "night", layout="sync"),
+            nyu.source("val", root / "night", layout="sync"),
+        ):
+            (sample,) = source
+            error = np.abs(sample["image"].astype(int) - picture.image)
+            assert (error.max() == 0) == (form == "png") and error.mean() < 3
+    assert written["png"] == written["jpg"]
+    with Image.open(drive.image("night")) as file:
+        assert file.format == "JPEG" and all(layer[1:3] == (1, 1) for layer in file.layer)
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_the_nyu_source_reads_it(picture, tmp_path, split):
     """Each condition is a whole root; validation frames are read by their list."""
