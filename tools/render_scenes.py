@@ -22,7 +22,8 @@ is less than a third as large; both sources read either. Depth and masks are PNG
 
 Table-tops have no lidar: their depth is dense in both layouts. With each of their pictures comes a
 mask of the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0 other.
-The source `nyu` reads it, and the protocol `cleargrasp` evaluates by it.
+Both sources read it, and the protocol `cleargrasp` evaluates by it. They also read a frame's
+condition, by which evaluations are divided.
 
 --lidar_failures also writes, as KITTI's velodyne_raw, a scan that fails as real ones do: on glass
 and wet ground, and in fog, rain and snow (source `kitti` with depth=velodyne_raw and depth_root=

@@ -110,6 +110,19 @@ def read_json(path: str | Path) -> Any:
         raise _damaged(path, error) from error
 
 
+def read_condition(path: str | Path) -> str:
+    """The weather and light that a rendered scene's `condition.json` names.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it holds no JSON, or names none.
+    """
+    named = read_json(path)
+    if not isinstance(named, dict) or not isinstance(named.get("condition"), str):
+        raise ValueError(f'{path} must name a condition, as in {{"condition": "mirror"}}')
+    return named["condition"]
+
+
 def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """The named fields of the objects in a JSON list, one by one, as files have up to 2 GB.
 

@@ -25,6 +25,7 @@ class Frame:
       calibration: the file with the camera; None where it is known otherwise or not at all.
       intrinsics: float32 [3 3], where many frames share them; None where they are to be read.
       condition: weather and light.
+      categories: the file with its materials in Booster's classes; None where there is none.
       others: further files that the frame needs.
     """
 
@@ -34,11 +35,12 @@ class Frame:
     calibration: str | None = None
     intrinsics: np.ndarray | None = None
     condition: str = "day-clear"
+    categories: str | None = None
     others: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
-        files = (self.image, self.depth, self.calibration, *self.others)
+        files = (self.image, self.depth, self.calibration, self.categories, *self.others)
         return tuple(file for file in files if file is not None)
 
 
@@ -90,13 +92,20 @@ class FrameSource:
         image = io.read_image(frame.image)
         depth, intrinsics = self._read(frame, image.shape[:2])
         io.check_sample(image, depth, frame.image, frame.depth)
-        return Sample(
+        sample = Sample(
             image=image,
             depth=depth,
             intrinsics=intrinsics,
             id=frame.id,
             condition=frame.condition,
         )
+        return sample if frame.categories is None else with_materials(sample, frame.categories)
+
+
+def with_materials(sample: Sample, path: str | Path) -> Sample:
+    """The sample with its `categories` and `tom_mask`; errors as in `io.read_categories`."""
+    categories = io.read_categories(path, sample["depth"].shape)
+    return {**sample, "categories": categories, "tom_mask": categories >= 2}
 
 
 def unmeasured(size: tuple[int, int]) -> np.ndarray:

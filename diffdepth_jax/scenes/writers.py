@@ -5,20 +5,21 @@
     ROOT/raw/DATE/calib_cam_to_cam.txt
     ROOT/raw/DATE/DRIVE/condition.json                                       what the weather was
     ROOT/raw/DATE/DRIVE/image_02/data/0000000005.png
+    ROOT/raw/DATE/DRIVE/category_02/data/0000000005.png                      (if any) material mask
     ROOT/depth/SPLIT/DRIVE/proj_depth/groundtruth/image_02/0000000005.png    lidar-like, sparse
     ROOT/depth/SPLIT/DRIVE/proj_depth/dense/image_02/0000000005.png          every pixel but the sky
     ROOT/depth/SPLIT/DRIVE/proj_depth/velodyne_raw/image_02/...              (if asked) one scan,
                                                                              with a lidar's failures
-    ROOT/depth/SPLIT/DRIVE/proj_depth/category/image_02/...                  (if any) material mask
     ROOT/test.txt                                                            frames of split test
 
 DRIVE is `DATE_drive_NNNN_sync`, one a scene. Depth is 16-bit PNG, metres times 256, as in KITTI's
 annotated depth; 0 where there is none, or more than these hold, 255.99 m. KITTI has one calibration
 a date, so a date stands for one camera here. The clear frames lie in DIR itself, those of another
 condition in DIR/CONDITION, with pictures of the same names but the depth of DIR, which is the same:
-the `kitti` source reads them with root=DIR/CONDITION/raw and depth_root=DIR/depth. What depends on
-the condition (velodyne_raw, category) lies in DIR/CONDITION/depth. KITTI's depth has the splits
-train and val; that of test is read with split=DIR/test.txt and depth_root=DIR/depth/test.
+the `kitti` source reads them with root=DIR/CONDITION/raw and depth_root=DIR/depth, and with them
+the condition's name and the material mask, which belong to the picture. Depth that depends on the
+condition (velodyne_raw) lies in DIR/CONDITION/depth. KITTI's depth has the splits train and val;
+that of test is read with split=DIR/test.txt and depth_root=DIR/depth/test.
 
 `nyu`, the "sync" files of BTS::
 
@@ -125,7 +126,7 @@ class KittiFrame:
         return drive / "image_02" / "data" / f"{self.index:010d}.{self.image_format}"
 
     def depth(self, kind: str, condition: str = CLEAR) -> Path:
-        """The PNG of "groundtruth" or "dense" (clear only), "velodyne_raw" or "category"."""
+        """The PNG of "groundtruth" or "dense" (clear only) or "velodyne_raw"."""
         drive = self._base(condition) / "depth" / self.split / self.drive_name
         return drive / "proj_depth" / kind / "image_02" / f"{self.index:010d}.png"
 
@@ -143,7 +144,8 @@ class KittiFrame:
         if picture.scan is not None:
             _write(self.depth("velodyne_raw", condition), _depth_png(picture.scan, self.SCALE))
         if picture.category is not None:
-            _write(self.depth("category", condition), _png(picture.category))
+            mask = image.parents[2] / "category_02" / "data" / f"{self.index:010d}.png"
+            _write(mask, _png(picture.category))
         _write(image, _encoded(picture.image, self.image_format))
 
     def _base(self, condition: str) -> Path:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffdepth_jax.data.sources import nyu
+from diffdepth_jax.data.sources import kitti, nyu
+from diffdepth_jax.evaluation import evaluate, protocols
 
 pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
 
@@ -45,15 +46,29 @@ def test_nyu_layout(tmp_path):
     assert len(depths) == 1 and len(images) == 3
 
 
-def test_kitti_layout_is_dense(tmp_path):
-    assert run(tmp_path, "--layout=kitti").returncode == 0
+def test_kitti_layout_is_dense_and_has_masks(tmp_path):
+    """Protocols for transparent things and mirrors find a picture's own mask."""
+    assert run(tmp_path, "--layout=kitti", "--conditions=clear,mirror").returncode == 0
     (drive,) = (tmp_path / "depth" / "train").glob("*/proj_depth")
-    dense, sparse, mask = (
+    dense, sparse = (
         np.asarray(Image.open(next((drive / kind).rglob("*.png"))))
-        for kind in ("dense", "groundtruth", "category")
+        for kind in ("dense", "groundtruth")
     )
     np.testing.assert_array_equal(dense, sparse)
-    assert (dense > 0).all() and mask.shape == dense.shape and mask.max() < 2
+    assert (dense > 0).all()
+    classes = {}
+    for name, root in (("clear", tmp_path), ("mirror", tmp_path / "mirror")):
+        source = kitti.source("train", root / "raw", depth_root=str(tmp_path / "depth"))
+        (sample,) = source
+        result = evaluate.evaluate(
+            lambda image: np.ones(image.shape[:2], np.float32) + image[..., 0],
+            source,
+            protocols.get("cleargrasp"),
+            tmp_path / f"results_{name}",
+        )
+        classes[name] = set(result["classes"])
+        assert sample["tom_mask"].any() == (name == "mirror")
+    assert classes == {"clear": {"Other"}, "mirror": {"Other", "ToM"}}
 
 
 def test_options_of_streets_are_refused(tmp_path):

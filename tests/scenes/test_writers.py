@@ -60,7 +60,7 @@ def test_kitti_paths(picture, tmp_path):
         f"night/raw/2000_01_02/{DRIVE}/condition.json",
         f"night/raw/2000_01_02/{DRIVE}/image_02/data/0000000005.png",
         f"night/depth/val/{DRIVE}/proj_depth/velodyne_raw/image_02/0000000005.png",
-        f"night/depth/val/{DRIVE}/proj_depth/category/image_02/0000000005.png",
+        f"night/raw/2000_01_02/{DRIVE}/category_02/data/0000000005.png",
     }
     note = tmp_path / "night" / "raw" / "2000_01_02" / DRIVE / "condition.json"
     assert json.loads(note.read_text()) == {"condition": "night", "noise": 0.5}
@@ -81,13 +81,17 @@ def test_files_hold_what_was_written(picture, tmp_path):
 @pytest.mark.parametrize("condition", ["clear", "fog"])
 @pytest.mark.parametrize("kind", ["dense", "groundtruth"])
 def test_the_kitti_source_reads_it(picture, tmp_path, condition, kind):
-    kitti_frame(tmp_path).write("clear", replace(picture, image=picture.image // 2))
-    kitti_frame(tmp_path).write(condition, picture)
+    masks = {"clear": np.ones(SIZE, np.uint8), "fog": np.full(SIZE, 3, np.uint8)}
+    dark = replace(picture, image=picture.image // 2, category=masks["clear"])
+    kitti_frame(tmp_path).write("clear", dark)
+    kitti_frame(tmp_path).write(condition, replace(picture, category=masks[condition]))
     root = tmp_path if condition == "clear" else tmp_path / condition
     source = kitti.source("val", root / "raw", depth_root=str(tmp_path / "depth"), depth=kind)
     assert len(source) == 1
     sample = source[0]
     np.testing.assert_array_equal(sample["image"], picture.image)
+    assert sample["condition"] == condition
+    np.testing.assert_array_equal(sample["categories"], masks[condition])
     expected = {"dense": picture.dense, "groundtruth": picture.sparse}[kind]
     expected = np.where(expected <= 65535 / 256, expected, 0)
     np.testing.assert_allclose(sample["depth"], expected, atol=0.5 / 256 + 1e-6)
@@ -103,6 +107,9 @@ def test_the_kitti_source_reads_the_test_split_by_its_list(picture, tmp_path):
     for root in (tmp_path, tmp_path / "fog"):
         listed = str(tmp_path / "test.txt")
         source = kitti.source(listed, root / "raw", depth_root=str(tmp_path / "depth" / "test"))
+        assert {sample["condition"] for sample in source} == {
+            "fog" if root.name == "fog" else "clear"
+        }
         assert [sample["id"][16:21] for sample in source] == ["_0008", "_0009"]
         np.testing.assert_array_equal(source[1]["depth"] > 0, picture.sparse > 0)
 

@@ -18,6 +18,10 @@ DiffusionDepth prepare them); `data_depth_velodyne.zip` beside the annotated dep
 Depth is uint16 PNG, metres * 256, 0 where nothing was measured (devkit of the depth benchmark).
 The size of the images differs between dates: 370x1224 to 376x1242. The stereo and object benchmarks
 are sources of their own: `kitti_stereo`, `kitti_object`.
+
+Rendered scenes (`tools/render_scenes.py`) come in this layout with additions in a drive's folder:
+`condition.json`, which names its `condition`, "day-clear" elsewhere; and `category_02/data`, with a
+frame's materials in Booster's classes under the image's name.
 """
 
 import dataclasses
@@ -34,6 +38,7 @@ from diffdepth_jax.data.sources import Source
 
 # Metres over which the field evaluates; the files themselves go a little farther.
 DEPTH_RANGE = (1e-3, 80.0)
+CONDITION = "day-clear"
 
 Camera = Literal["image_02", "image_03"]
 SPLITS = (
@@ -156,6 +161,9 @@ class _Folder(NamedTuple):
     depths: Path
     measured: dict[str, None]  # names of the frames with depth, in order
     intrinsics: np.ndarray
+    condition: str
+    categories: Path
+    classified: frozenset[str]  # names of the frames with a map of materials
 
 
 def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -189,6 +197,8 @@ def _raw_frames(config: Config) -> tuple[list[Frame], int]:
                 image=f"{folder.images}/{name}{folder.suffix}",
                 depth=f"{folder.depths}/{name}.png",
                 intrinsics=folder.intrinsics,
+                condition=folder.condition,
+                categories=f"{folder.categories}/{name}.png" if name in folder.classified else None,
             )
             for name in names
         ]
@@ -290,14 +300,22 @@ def _folder(config: Config, drive: str, camera: str) -> _Folder:
         else io.read_calibration(calibration, f"P_rect_{camera[-2:]}", (3, 4))[:, :3]
     )
     converted = not listing.file_names(images, ".png") and listing.file_names(images, ".jpg")
-    measured = [name.removesuffix(".png") for name in listing.file_names(found, ".png")]
+    recording = images.parents[1]
+    note, categories = recording / "condition.json", recording / f"category_{camera[-2:]}" / "data"
     return _Folder(
         images,
         ".jpg" if converted else ".png",
         found,
-        dict.fromkeys(measured),
+        dict.fromkeys(_frame_names(found)),
         intrinsics.astype(np.float32),
+        io.read_condition(note) if note.is_file() else CONDITION,
+        categories,
+        frozenset(_frame_names(categories) if categories.is_dir() else ()),
     )
+
+
+def _frame_names(folder: Path) -> list[str]:
+    return [name.removesuffix(".png") for name in listing.file_names(folder, ".png")]
 
 
 def _val_selection(config: Config) -> list[Frame]:
@@ -318,14 +336,13 @@ def _val_selection(config: Config) -> list[Frame]:
 
 def _test_anonymous(config: Config) -> list[Frame]:
     folder = _selection(config, "test_depth_prediction_anonymous")
-    names = [name.removesuffix(".png") for name in listing.file_names(folder / "image", ".png")]
     return [
         Frame(
             id=name,
             image=f"{folder}/image/{name}.png",
             calibration=f"{folder}/intrinsics/{name}.txt",
         )
-        for name in names
+        for name in _frame_names(folder / "image")
     ]
 
 

@@ -152,12 +152,9 @@ class Nyu:
             sample["intrinsics"] = io.read_numbers(camera, (3, 3)).astype(np.float32)
         condition = paths[0].with_name("condition.json")
         if condition.is_file():
-            sample["condition"] = _condition(condition)
+            sample["condition"] = io.read_condition(condition)
         mask = paths[0].with_name(f"mask_cat_{paths[0].stem[4:]}.png")
-        if mask.is_file():
-            sample["categories"] = io.read_categories(mask, depth.shape)
-            sample["tom_mask"] = sample["categories"] >= 2
-        return sample
+        return listing.with_materials(sample, mask) if mask.is_file() else sample
 
     def _scanned(self, config: Config) -> list[tuple[str, ...]]:
         folder = self._root / _FOLDERS[config.layout, config.split]
@@ -256,13 +253,6 @@ class Tfds:
             ) from error
         depth = frame["depth"].astype(np.float32)
         return _sample(frame["image"], depth, f"{index:06d}", (self._folder,))
-
-
-def _condition(path: Path) -> str:
-    named = io.read_json(path)
-    if not isinstance(named, dict) or not isinstance(named.get("condition"), str):
-        raise ValueError(f'{path} must name a condition, as in {{"condition": "mirror"}}')
-    return named["condition"]
 
 
 def _id(frame: tuple[str, ...]) -> str:

@@ -71,6 +71,27 @@ def test_prepared_as_in_diffusiondepth(write_kitti: Callable[..., Path], tmp_pat
     assert frames[0]["intrinsics"][0, 0] == 720 and frames[0]["image"].shape == (24, 60, 3)
 
 
+def test_rendered_scenes(write_kitti: Callable[..., Path], save_image: Callable) -> None:
+    """Drives may tell their condition and their frames' materials; those of KITTI do neither."""
+    root = write_kitti([(DRIVE, LEFT, 5), (DRIVE, LEFT, 6), (OTHER, LEFT, 5)])
+    classes = np.arange(24 * 60, dtype=np.uint8).reshape(24, 60) % 4
+    drive = root / DRIVE[:10] / DRIVE
+    (drive / "condition.json").write_text('{"condition": "night", "noise": 0.1}')
+    mask = drive / "category_02" / "data" / "0000000006.png"
+    save_image(mask, classes)
+    frames = kitti.source("train", root)
+    assert [frame["condition"] for frame in frames] == ["night", "night", "day-clear"]
+    assert ["categories" in frame for frame in frames] == [False, True, False]
+    np.testing.assert_array_equal(frames[1]["categories"], classes)
+    np.testing.assert_array_equal(frames[1]["tom_mask"], (classes == 2) | (classes == 3))
+    save_image(mask, classes[:, :9])
+    with pytest.raises(ValueError, match=r"0000000006\.png is 24x9, its image 24x60"):
+        frames[1]
+    (drive / "condition.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"condition\.json must name a condition"):
+        kitti.source("train", root)
+
+
 def test_lists_of_all_forms(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
     write_kitti([(DRIVE, LEFT, 69), (DRIVE, RIGHT, 69)], "val")
     root = write_kitti([(OTHER, LEFT, 5), (OTHER, LEFT, 6)], "train")
