@@ -257,9 +257,11 @@ def car(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
     return meshes
 
 
-def van(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
-    """A delivery van, lorry or bus: one tall body with a windscreen."""
+def van(rng: np.random.Generator, palette: Palette, *, wide: bool = True) -> list[Mesh]:
+    """A delivery van or, if `wide`, perhaps a lorry or bus: one tall body with a windscreen."""
     kind = ("van", "lorry", "bus")[rng.choice(3, p=[0.6, 0.25, 0.15])]
+    if not wide:
+        kind = "van"
     length, width, height = {
         "van": (5.3, 1.95, 2.2),
         "lorry": (7.4, 2.4, 3.3),

@@ -218,7 +218,7 @@ def street(rng: np.random.Generator, size: tuple[int, int], focal: float) -> Lay
     own = plan.lanes - 1 if plan.lanes < 3 else plan.lanes - 1 - int(rng.integers(2))
     meshes += _traffic(rng, plan, own)
     meshes += _horizon(rng, plan)
-    camera = _camera(rng, line, size, focal, plan.lane(own) + rng.normal(0, 0.25))
+    camera = _camera(rng, line, size, focal, plan.lane(own) + _sway(rng, 0.25))
     sky = Sky(
         sun_elevation=float(np.radians(rng.uniform(18, 62))),
         sun_azimuth=float(rng.uniform(-np.pi, np.pi)),
@@ -424,8 +424,16 @@ def _roadside(rng: np.random.Generator, plan: _Plan, side: int) -> list[Mesh]:
     return meshes
 
 
-def _vehicle(rng: np.random.Generator, palette: objects.Palette) -> list[Mesh]:
-    return (objects.van if rng.random() < 0.16 else objects.car)(rng, palette)
+def _vehicle(rng: np.random.Generator, palette: objects.Palette, space: float) -> list[Mesh]:
+    """A vehicle for a lane or bay as wide as `space`; lorries and buses are 2.5 m wide."""
+    if rng.random() < 0.16:
+        return objects.van(rng, palette, wide=space >= 3.0)
+    return objects.car(rng, palette)
+
+
+def _sway(rng: np.random.Generator, spread: float) -> float:
+    """Metres off the middle of a lane, less than what keeps vehicles in their lanes apart."""
+    return float(np.clip(rng.normal(0, spread), -0.3, 0.3))
 
 
 def _parked(rng: np.random.Generator, plan: _Plan, side: int) -> list[Mesh]:
@@ -442,7 +450,7 @@ def _parked(rng: np.random.Generator, plan: _Plan, side: int) -> list[Mesh]:
     while s < 120:
         if rng.random() < fill and not plan.crossed(s, side, margin=6.0):
             yaw = (0.0 if sign > 0 or rng.random() < 0.3 else np.pi) + rng.normal(0, 0.03)
-            vehicle = _vehicle(rng, dark)
+            vehicle = _vehicle(rng, dark, BAY)
             t = sign * (plan.half + BAY / 2) + rng.normal(0, 0.1)
             meshes += plan.line.put(vehicle, s, t, 0.0, yaw, tilt=True)
         s += rng.uniform(5.4, 7.2) if s > 0 else 6.0
@@ -459,8 +467,8 @@ def _traffic(rng: np.random.Generator, plan: _Plan, own: int) -> list[Mesh]:
             if s < free_from:
                 continue
             yaw = (np.pi if oncoming else 0.0) + rng.normal(0, 0.03)
-            vehicle = _vehicle(rng, plan.palette)
-            t = plan.lane(lane) + rng.normal(0, 0.15)
+            vehicle = _vehicle(rng, plan.palette, plan.lane_width)
+            t = plan.lane(lane) + _sway(rng, 0.15)
             meshes += plan.line.put(vehicle, s + 2.5, t, 0.0, yaw, tilt=True)
             free_from = s + rng.uniform(9, 16)
     return meshes
