@@ -66,11 +66,10 @@ def render(
     camera, view = layout.camera, layout.weather
     hits = first_hits(layout) if hits is None else hits
     sun, sky = _lights(layout.sky) if layout.sky else (None, _constant(layout.ambient))
-    glow = _glow(layout, samples, seed)
     if layout.panels or any(mesh.material.kind != "opaque" for mesh in layout.meshes):
-        radiance = _indoors(layout, hits, sky, samples, seed)
+        radiance, glow = _indoors(layout, hits, sky, samples, seed), _glow(layout, samples, seed)
     else:
-        radiance = _outdoors(layout, hits, glow, sun, sky, samples, seed)
+        radiance, glow = _outdoors(layout, hits, sun, sky, samples, seed)
     if view.extinction > 0:
         clarity = _transmittance(camera, hits, view.extinction)
         radiance = weather.hazy(radiance, clarity, _airlight(layout, sky))
@@ -80,20 +79,14 @@ def render(
 
 
 def _outdoors(
-    layout: Layout,
-    hits: Hits,
-    glow: np.ndarray,
-    sun: dict | None,
-    sky: dict,
-    samples: int,
-    seed: int,
-) -> np.ndarray:
-    """Radiance `[h w 3]` of opaque things under the sky, or lamps; without their own glow.
+    layout: Layout, hits: Hits, sun: dict | None, sky: dict, samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Radiance `[h w 3]` of opaque things under the sky, or lamps, and their glow `[h w 3]`.
 
-    One scene, rendered by its parts. Surfaces also shine faintly in their own colour, as if lit
-    evenly: that stands in for all light after the first bounce, and seen directly it tells the
-    colours. All passes share their places in the pixel (a low-discrepancy sampler), so that passes
-    can be subtracted:
+    The glow is what shines by itself; it is not in the first. One scene, rendered by its parts.
+    Surfaces also shine faintly in their own colour, as if lit evenly: that stands in for all light
+    after the first bounce, and seen directly it tells the colours. All passes share their places in
+    the pixel (a low-discrepancy sampler), so that passes can be subtracted:
 
     - light of the sun alone, whose shadows stay sharp;
     - light of lamps, and light of sky and surroundings, which are noisy, and smoothed within
@@ -105,71 +98,110 @@ def _outdoors(
         raise ValueError(f"samples is {samples}; outdoors it must be a power of 4: 4, 16, 64")
     camera = layout.camera
     around = _around(layout, sun, sky)
-    parts = []
-    for mesh in layout.meshes:
-        shine = {
-            "type": "area",
-            "sampling_weight": 0.0,  # found by rays that hit it alone
-            "radiance": _radiance(mesh.material, around),
-        }
-        matt = replace(mesh.material, gloss=0.0) if _wet(mesh.material) else mesh.material
-        parts.append(_mesh(mesh, _bsdf(matt), shine))
-    lights = [sun] * bool(sun) + [_spot(lamp, camera) for lamp in layout.lamps]
-    dome = mi.load_dict(sky | {"sampling_weight": 0.0 if lights else 1.0})
-    scene = _scene([*parts, dome, *lights])
+    stage = _built(layout, sun, sky, around)
 
     def trace(integrator: dict) -> np.ndarray:
-        return _pass(scene, camera, integrator, samples, seed)
+        return _pass(stage.scene, camera, integrator, samples, seed)
 
     seen = trace({"type": "path", "max_depth": 1})
     bounced = trace({"type": "direct", "emitter_samples": 0, "bsdf_samples": 1}) - seen
-    mirrored = _mirrored(layout, hits, dome, around, samples, seed)
     shots = 4 if layout.lamps else 1  # each at one of the lamps, chosen at random
     lit = np.zeros_like(seen)
-    if lights:
+    if stage.lights:
         lit = trace({"type": "direct", "emitter_samples": shots, "bsdf_samples": 0}) - seen
         lit = lit / shots  # the integrator adds them up for lights without extent
-    values = mi.traverse(dome)
+    mirrored = _mirrored(layout, hits, stage, samples, seed)
+    values = mi.traverse(stage.dome)
     for key in ("scale", "radiance.value"):
         if key in values:
             values[key] = values[key] * 0
     values.update()
-    surfaces = trace({"type": "path", "max_depth": 1})
+    surfaces, glow = trace({"type": "path", "max_depth": 1}), np.zeros_like(seen)
+    if any(mesh.material.emission is not None for mesh in layout.meshes):
+        for part, mesh in zip(stage.meshes, layout.meshes, strict=True):
+            _shine(part, _emitted(mesh.material))
+        glow = trace({"type": "path", "max_depth": 1})
     colours = (surfaces - glow).clip(0) / around
     if layout.lamps:
         lit = _smoothed(_cut(lit, colours, hits), colours, hits, camera, even=False)
-    return seen - surfaces + _smoothed(bounced, colours, hits, camera) + lit + mirrored
+    return seen - surfaces + _smoothed(bounced, colours, hits, camera) + lit + mirrored, glow
 
 
-def _mirrored(
-    layout: Layout, hits: Hits, dome: mi.Object, around: float, samples: int, seed: int
-) -> np.ndarray:
+class _Stage(NamedTuple):
+    """A layout under the sky as Mitsuba has it; passes may change it for those after them."""
+
+    scene: mi.Scene
+    meshes: list[mi.Mesh]
+    dome: mi.Emitter
+    lights: list[mi.Emitter]
+
+
+def _built(layout: Layout, sun: dict | None, sky: dict, around: float) -> _Stage:
+    """The layout with matt ground, each surface shining in its own colour by `around`."""
+    meshes = []
+    for mesh in layout.meshes:
+        shine = {
+            "type": "area",
+            "sampling_weight": 0.0,  # found by rays that hit it alone
+            "radiance": _light(_radiance(mesh.material, around)),
+        }
+        matt = replace(mesh.material, gloss=0.0) if _wet(mesh.material) else mesh.material
+        meshes.append(_mesh(mesh, _bsdf(matt), shine))
+    lamps = [_spot(lamp, layout.camera) for lamp in layout.lamps]
+    lights = [mi.load_dict(light) for light in [sun] * bool(sun) + lamps]
+    dome = mi.load_dict(sky | {"sampling_weight": 0.0 if lights else 1.0})
+    return _Stage(_scene([*meshes, dome, *lights]), meshes, dome, lights)
+
+
+def _mirrored(layout: Layout, hits: Hits, stage: _Stage, samples: int, seed: int) -> np.ndarray:
     """Radiance `[h w 3]` that wet ground mirrors of sky, lamps and things in their own colours.
 
     As the water is a little rough, lights are drawn out towards the camera. They are small, so
-    rays are sent to them, too.
+    rays are sent to them, too. The stage is left with water over black for the ground, and black
+    for everything else.
     """
     mirrored = np.zeros((*layout.camera.size, 3), np.float32)
     wet = np.array([*[_wet(mesh.material) for mesh in layout.meshes], False])[hits.surface]
     rows = np.nonzero(wet.any(axis=1))[0]
     if len(rows) == 0:
         return mirrored
-    parts = []
-    for mesh in layout.meshes:
-        shine = {
-            "type": "area",
-            "sampling_weight": mesh.material.radiance + 1e-6,  # a street may have no lamps at all
-            "radiance": _radiance(mesh.material, around),
-        }
-        parts.append(_mesh(mesh, _water(mesh.material), shine))
-    scene = _scene([*parts, dome])
-    bounce = {"type": "direct", "emitter_samples": 4, "bsdf_samples": 3}
+    # A black mirror, as no rays are sent from it.
+    black = mi.load_dict({"type": "conductor", "specular_reflectance": _uniform((0.0,) * 3)})
+    for part, mesh in zip(stage.meshes, layout.meshes, strict=True):
+        part.set_bsdf(mi.load_dict(_water(mesh.material)) if _wet(mesh.material) else black)
+        _weigh(part.emitter(), mesh.material.radiance + 1e-6)  # there may be no lamps at all
+    for light in stage.lights:
+        _weigh(light, 0.0)
+    _weigh(stage.dome, 1.0)
+    stage.scene.parameters_changed()
     part = (rows[0], 0, np.ptp(rows) + 1, wet.shape[1])
-    both = _pass(scene, layout.camera, bounce, samples, seed, part)
-    seen = _pass(scene, layout.camera, {"type": "path", "max_depth": 1}, samples, seed, part)
-    mirrored[rows[0] : rows[-1] + 1] = both - seen
+
+    def trace(integrator: dict) -> np.ndarray:
+        return _pass(stage.scene, layout.camera, integrator, samples, seed, part)
+
+    both = trace({"type": "direct", "emitter_samples": 4, "bsdf_samples": 3})
+    mirrored[rows[0] : rows[-1] + 1] = both - trace({"type": "path", "max_depth": 1})
     white = np.ones_like(mirrored)
     return _smoothed(mirrored, white, hits, layout.camera, passes=1, even=False)
+
+
+def _weigh(emitter: mi.Emitter, weight: float) -> None:
+    """Changes how often rays are sent to a light; its scene is to be told."""
+    values = mi.traverse(emitter)
+    values["sampling_weight"] = weight
+    values.update()
+
+
+def _shine(part: mi.Mesh, radiance: np.ndarray) -> None:
+    """Changes what a mesh shines to `[h w 3]`, of the size that it was made with, or `[1 1 3]`."""
+    values = mi.traverse(part.emitter())
+    if "radiance.data" in values:
+        texture = values["radiance.data"]
+        # Assigned, the numbers would be compared one by one.
+        texture.array.numpy()[:] = np.broadcast_to(radiance, texture.shape).ravel()
+    else:
+        values["radiance.value"] = mi.Color3f(radiance[0, 0].tolist())
+    values.update()
 
 
 def _wet(material: Material) -> bool:
@@ -177,9 +209,7 @@ def _wet(material: Material) -> bool:
 
 
 def _water(material: Material) -> dict:
-    """The water on wet ground, over black; everything else is black."""
-    if not _wet(material):
-        return {"type": "diffuse", "reflectance": _uniform((0.0,) * 3)}
+    """The water on wet ground, over black."""
     water = {
         "type": "roughplastic",
         "diffuse_reflectance": _uniform((0.0,) * 3),
@@ -237,10 +267,9 @@ def _indoors(layout: Layout, hits: Hits, sky: dict, samples: int, seed: int) -> 
 
 def _glow(layout: Layout, samples: int, seed: int) -> np.ndarray:
     """Radiance `[h w 3]` of what shines by itself, everything else being black."""
-    emissions = [_emission(mesh.material) for mesh in layout.meshes]
-    if not any(emissions):
+    if all(mesh.material.emission is None for mesh in layout.meshes):
         return np.zeros((*layout.camera.size, 3), np.float32)
-    scene = _shining(layout, emissions, 0.0)
+    scene = _shining(layout, [_light(_emitted(mesh.material)) for mesh in layout.meshes], 0.0)
     return _pass(scene, layout.camera, {"type": "path", "max_depth": 1}, samples, seed)
 
 
@@ -252,11 +281,11 @@ def first_hits(layout: Layout) -> Hits:
     camera = layout.camera
     rays = camera.rays().reshape(-1, 3)
     origin = mi.Point3f(camera.position.tolist())
-    depth, face, corners = np.zeros(len(rays)), np.full(len(rays), -1), np.zeros((len(rays), 2))
-    for pixel, direction in enumerate(rays.tolist()):
-        hit = scene.ray_intersect_preliminary(mi.Ray3f(origin, direction))
-        if hit.is_valid():
-            depth[pixel], face[pixel], corners[pixel] = hit.t, hit.prim_index, hit.prim_uv
+    found = [scene.ray_intersect_preliminary(mi.Ray3f(origin, ray)) for ray in rays.tolist()]
+    valid = np.array([hit.is_valid() for hit in found])
+    depth = np.where(valid, [hit.t for hit in found], 0.0)
+    face = np.where(valid, [hit.prim_index for hit in found], -1)
+    corners = np.where(valid[:, None], [(hit.prim_uv.x, hit.prim_uv.y) for hit in found], 0.0)
     last = np.cumsum([len(mesh.faces) for mesh in shapes])
     surface = np.where(face < 0, -1, np.searchsorted(last, face, side="right"))
     normal = np.where(face[:, None] < 0, 0.0, _normals(whole, shapes, face, surface, corners))
@@ -388,18 +417,12 @@ def _despeckled(radiance: np.ndarray, where: np.ndarray) -> np.ndarray:
     return np.clip(radiance, ordered[2], ordered[-3])
 
 
-def _shining(layout: Layout, radiances: Sequence[dict | None], background: float) -> mi.Scene:
-    """The meshes, each shining in its radiance (None: black), panels and sky in `background`."""
+def _shining(layout: Layout, radiances: Sequence[dict], background: float) -> mi.Scene:
+    """The meshes, each shining in its radiance, panels and sky in that of `background`."""
     even = _uniform((background,) * 3)
     parts = [_mesh(_panel_mesh(p), None, {"type": "area", "radiance": even}) for p in layout.panels]
-    black = []
     for mesh, radiance in zip(layout.meshes, radiances, strict=True):
-        if radiance is None:
-            black.append(mesh)
-        else:
-            parts.append(_mesh(mesh, None, {"type": "area", "radiance": radiance}))
-    if black:
-        parts.append(_mesh(_joined(black), None))
+        parts.append(_mesh(mesh, None, {"type": "area", "radiance": radiance}))
     return _scene([*parts, {"type": "constant", "radiance": even}])
 
 
@@ -677,14 +700,17 @@ def _mesh(mesh: Mesh, bsdf: dict | None, emitter: dict | None = None) -> mi.Mesh
         has_vertex_normals=mesh.normals is not None,
         has_vertex_texcoords=True,
     )
-    values = mi.traverse(shape)
-    values["vertex_positions"] = np.ascontiguousarray(mesh.vertices, np.float32).ravel()
-    values["faces"] = np.ascontiguousarray(mesh.faces, np.uint32).ravel()
-    downwards = mesh.uvs * np.array([1.0, -1.0])  # Mitsuba's v runs down the picture
-    values["vertex_texcoords"] = np.ascontiguousarray(downwards, np.float32).ravel()
+    given = {
+        "vertex_positions": mesh.vertices,
+        "faces": mesh.faces,
+        "vertex_texcoords": mesh.uvs * np.array([1.0, -1.0]),  # Mitsuba's v runs down the picture
+    }
     if mesh.normals is not None:
-        values["vertex_normals"] = np.ascontiguousarray(mesh.normals, np.float32).ravel()
-    values.update()
+        given["vertex_normals"] = mesh.normals
+    values = mi.traverse(shape)
+    for name, numbers in given.items():
+        values[name].numpy()[:] = numbers.ravel()  # assigned, they would be compared one by one
+    shape.parameters_changed(list(given))
     return shape
 
 
@@ -707,18 +733,17 @@ def _texture(texture: np.ndarray) -> dict:
     return _bitmap(mi.Bitmap(texture), raw=False)
 
 
-def _radiance(material: Material, around: float) -> dict:
-    """What a surface shines, in its colour by `around` and by its own emission."""
+def _radiance(material: Material, around: float) -> np.ndarray:
+    """What a surface shines `[h w 3]`, in its colour by `around` and by its own emission."""
     linear = np.float32(around) * _linear(material.texture)
-    if material.emission is not None:
-        linear = linear + np.float32(material.radiance) * _linear(material.emission)
-    return _light(linear)
+    return linear if material.emission is None else linear + _emitted(material)
 
 
-def _emission(material: Material) -> dict | None:
+def _emitted(material: Material) -> np.ndarray:
+    """What a surface shines by its own emission, `[h w 3]`."""
     if material.emission is None:
-        return None
-    return _light(np.float32(material.radiance) * _linear(material.emission))
+        return np.zeros((1, 1, 3), np.float32)
+    return np.float32(material.radiance) * _linear(material.emission)
 
 
 def _light(linear: np.ndarray) -> dict:

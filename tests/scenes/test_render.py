@@ -128,8 +128,8 @@ def test_no_geometry_is_all_sky():
 def outdoors(scene, samples=16):
     hits = render.first_hits(scene)
     sky = render._constant(scene.ambient)
-    glow = render._glow(scene, samples, 0)
-    return render._outdoors(scene, hits, glow, None, sky, samples, 0), hits
+    radiance, _ = render._outdoors(scene, hits, None, sky, samples, 0)
+    return radiance, hits
 
 
 def floor(material, reach=1e3):
@@ -193,10 +193,14 @@ def test_wet_ground_mirrors_by_fresnels_law(monkeypatch):
     board = dataclasses.replace(GREY, emission=np.full((2, 2, 3), 255, np.uint8), radiance=30.0)
     upright = shapes.quad([(-3, 12, 0.5), (3, 12, 0.5), (3, 12, 2.5), (-3, 12, 2.5)], board)
     ground = dataclasses.replace(GREY, role="road", gloss=0.999)
-    view, black = camera(pitch=-0.15), render.mi.load_dict(render._constant((0.0, 0.0, 0.0)))
+    view, black = camera(pitch=-0.15), render._constant((0.0, 0.0, 0.0))
     scene = layouts.Layout((floor(ground), upright), view, None)
     hits = render.first_hits(scene)
-    mirrored = render._mirrored(scene, hits, black, 0.0, 16, 0)
+
+    def mirrored_by(scene):
+        return render._mirrored(scene, hits, render._built(scene, None, black, 0.0), 16, 0)
+
+    mirrored = mirrored_by(scene)
 
     ray = rays(view)
     point = view.position + hits.depth[..., None] * ray
@@ -213,7 +217,7 @@ def test_wet_ground_mirrors_by_fresnels_law(monkeypatch):
     np.testing.assert_allclose(mirrored[shown].mean(-1), 30 * fresnel[shown], rtol=0.1)
     assert mirrored[dark].max() < 0.3 and np.abs(mirrored[~on_road]).max() < 30 * 0.6
     dry = dataclasses.replace(scene, meshes=(floor(GREY), upright))
-    assert (render._mirrored(dry, hits, black, 0.0, 4, 0) == 0).all()
+    assert (mirrored_by(dry) == 0).all()
     # By night without any light but the camera's own.
     lamp = layouts.Lamp((0, 6, 3), (0, 0, -1), (9.0, 9.0, 9.0), cutoff=0.8, beam=0.7)
     alone = layouts.Layout((floor(ground),), view, None, ambient=(0.1, 0.1, 0.1), lamps=(lamp,))
@@ -227,9 +231,11 @@ def test_glow_is_seen_but_not_taken_for_colour():
         layouts.Layout((floor(m),), camera(pitch=-0.3), None, ambient=(1.0, 1.0, 1.0))
         for m in (GREY, shining)
     )
-    glow = render._glow(lit, 4, 0)
-    ground = render.first_hits(lit).depth > 0
+    hits = render.first_hits(lit)
+    _, glow = render._outdoors(lit, hits, None, render._constant(lit.ambient), 4, 0)
+    ground = hits.depth > 0
     np.testing.assert_allclose(glow[ground][-100:], 30.0, rtol=1e-5)
+    np.testing.assert_allclose(render._glow(lit, 4, 0), glow, rtol=1e-5)
     np.testing.assert_allclose(outdoors(lit)[0][-4:], outdoors(plain)[0][-4:], rtol=0.02)
 
 
