@@ -2,7 +2,7 @@
 # make demo        train, evaluate and draw pictures on the committed sample: runs/demo
 # make test        lint and tests, without PyTorch
 # make test-torch  comparisons with a live PyTorch, in .venv-torch
-# make sample      render a sample of other streets in its place (needs the optional extra `render`)
+# make sample      render the committed sample anew (five minutes on two CPU cores)
 
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -48,7 +48,6 @@ test-torch: .venv-torch/installed
 	touch $@
 
 sample: setup
-	$(BIN)/pip install --quiet "mitsuba==3.9.0"
 	rm -rf sample/raw sample/depth sample/render.json
 	$(BIN)/python tools/render_scenes.py --preset=sample --output=sample
 

@@ -2,9 +2,10 @@
 
     make demo        or: python train.py --config=configs/demo.py --workdir=runs/demo
 
-Measured figures are in results/demo.csv. What a small budget asks for, beside a small network:
-three denoising steps, crops of half the width (at equal cost more steps learn more than wider
-ones), and the scale-invariant log error, without which the farthest pixels decide everything.
+Measured figures are in results/demo.csv, with the search for the recipe. What a small budget asks
+for, beside a small network: whole frames, where a thing's place tells much of its depth; a stem and
+a latent of a quarter of the size, which buy steps; a learning rate of 1e-3, as higher ones learn
+less; and the scale-invariant log error, without which the farthest pixels decide everything.
 Training sees the exact depth; `--config.data.train.source.depth=groundtruth` trains on the lidar's
 4.5% of the pixels instead.
 """
@@ -16,7 +17,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 4
-    config.num_steps = 1250
+    config.num_steps = 1500
     config.ema_decay = 0.0
     config.accumulate = 1  # parts of a batch that are processed one after the other
     config.compute_dtype = "float32"
@@ -24,15 +25,15 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "diffusion_depth"
     config.model.encoder = {
-        "name": "resnet",
+        "name": "torchvision_resnet",
         "depths": (2, 2, 2, 2),
         "widths": (32, 64, 128, 256),
     }
     config.model.neck = {"features": 64, "hahi": False}
     # Training starts at about the sample's mean depth: 1 m, PyTorch's start, loses 50 iterations.
-    config.model.codec = {"factor": 2, "latent_channels": 16, "initial_depth": 15.0}
+    config.model.codec = {"factor": 4, "latent_channels": 16, "initial_depth": 15.0}
     config.model.denoiser = {"variant": "official", "hidden_features": 32, "fuse": False}
-    config.model.diffusion = {"num_inference_steps": 3}
+    config.model.diffusion = {"num_inference_steps": 5}
     config.model.max_depth = 80.0
     config.model.remat = "none"
 
@@ -54,7 +55,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = {
         "name": "adamw",
-        "learning_rate": 4e-3,
+        "learning_rate": 1e-3,
         "schedule": "cosine",
         "warmup_steps": 40,
         "weight_decay": 1e-2,
@@ -75,10 +76,10 @@ def get_config() -> ConfigDict:
     }
     config.data.train.augmentation = {
         "name": "kitti",
-        "crop": (80, 128),
+        "crop": (64, 208),
         "flip": 0.5,
         "rotation": 0.0,
-        "jitter": 0.4,
+        "jitter": 0.1,
         "scale": (1.0, 1.0),
     }
     config.data.train.depth_range = (1e-3, 80.0)

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 4
-    config.num_steps = 1250
+    config.num_steps = 1500
     config.ema_decay = 0.0
     config.accumulate = 1  # parts of a batch that are processed one after the other
     config.compute_dtype = "float32"
@@ -22,12 +22,12 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "regression"
     config.model.encoder = {
-        "name": "resnet",
+        "name": "torchvision_resnet",
         "depths": (2, 2, 2, 2),
         "widths": (32, 64, 128, 256),
     }
     config.model.neck = {"features": 64, "hahi": False}
-    config.model.codec = {"factor": 2, "latent_channels": 16, "initial_depth": 15.0}
+    config.model.codec = {"factor": 4, "latent_channels": 16, "initial_depth": 15.0}
     config.model.hidden_features = 32
     config.model.max_depth = 80.0
 
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
 
     config.optimizer = {
         "name": "adamw",
-        "learning_rate": 4e-3,
+        "learning_rate": 1e-3,
         "schedule": "cosine",
         "warmup_steps": 40,
         "weight_decay": 1e-2,
@@ -66,10 +66,10 @@ def get_config() -> ConfigDict:
     }
     config.data.train.augmentation = {
         "name": "kitti",
-        "crop": (80, 128),
+        "crop": (64, 208),
         "flip": 0.5,
         "rotation": 0.0,
-        "jitter": 0.4,
+        "jitter": 0.1,
         "scale": (1.0, 1.0),
     }
     config.data.train.depth_range = (1e-3, 80.0)

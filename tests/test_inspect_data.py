@@ -83,10 +83,10 @@ def test_as_a_process(tmp_path: Path) -> None:
     roots = ("--root=sample/raw", "--depth_root=sample/depth", "--cameras=['image_02']")
     done = run("kitti", *roots, "--split=val", "--limit=3", f"--output={tmp_path / 'sheet.png'}")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"kitti: 24 frames, 3 read\nmissing files: none\n", done.stdout)
+    assert re.search(r"kitti: 60 frames, 3 read\nmissing files: none\n", done.stdout)
     assert "intrinsics: in 3 of 3 frames" in done.stdout
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (3 * tool.PANEL, 3 * (131 + tool.CAPTION))
+        assert sheet.size == (3 * tool.PANEL, 3 * (129 + tool.CAPTION))
 
     for name in "abc":
         for folder in ("image", "depth"):

@@ -4,7 +4,7 @@ r"""Render scenes with exact and lidar-like depth, under any conditions, in offi
         --conditions=clear,night,fog,rain,snow,glare --output=DIR
     python tools/render_scenes.py --kind=tabletop --count=200 --split=train --size=144x192 \
         --conditions=clear,transparent,mirror --layout=nyu --output=DIR
-    python tools/render_scenes.py --preset=sample --output=DIR  # see sample/README.md
+    python tools/render_scenes.py --preset=sample --output=DIR  # what sample/ holds
 
 Needs the optional extra `render` (Mitsuba 3). Every frame is another layout, and splits share none.
 The conditions of a frame show one scene from one camera, so they have the same exact depth. Frames
@@ -52,8 +52,8 @@ from diffdepth_jax.scenes import kinds, lidar, writers
 SPLITS = ("train", "val", "test")
 PRESETS = {
     "sample": {
-        "kind": "street", "size": (80, 256), "samples": 16, "seed": 1,
-        "layout": "kitti", "counts": {"train": 80, "val": 24},
+        "kind": "street", "size": (64, 208), "samples": 16, "seed": 1,
+        "layout": "kitti", "image_format": "jpg", "counts": {"train": 240, "val": 60},
     }
 }  # fmt: skip
 MOST = 3000  # scenes of a split: KITTI's names have four digits for them
