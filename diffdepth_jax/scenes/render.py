@@ -110,7 +110,12 @@ def _outdoors(
     if stage.lights:
         lit = trace({"type": "direct", "emitter_samples": shots, "bsdf_samples": 0}) - seen
         lit = lit / shots  # the integrator adds them up for lights without extent
-    mirrored = _mirrored(layout, hits, stage, samples, seed)
+    mirrored = np.zeros_like(seen)
+    if any(_wet(mesh.material) for mesh in layout.meshes):
+        _flood(stage, layout)
+        mirrored = trace({"type": "direct", "emitter_samples": 1, "bsdf_samples": 1}) - seen
+        white = np.ones_like(mirrored)
+        (mirrored,) = _smoothed([(mirrored, False)], white, hits, camera, passes=1)
     values = mi.traverse(stage.dome)
     for key in ("scale", "radiance.value"):
         if key in values:
@@ -123,8 +128,11 @@ def _outdoors(
         glow = trace({"type": "path", "max_depth": 1})
     colours = (surfaces - glow).clip(0) / around
     if layout.lamps:
-        lit = _smoothed(_cut(lit, colours, hits), colours, hits, camera, even=False)
-    return seen - surfaces + _smoothed(bounced, colours, hits, camera) + lit + mirrored, glow
+        soft = [(bounced, True), (_cut(lit, colours, hits), False)]
+        bounced, lit = _smoothed(soft, colours, hits, camera)
+    else:
+        (bounced,) = _smoothed([(bounced, True)], colours, hits, camera)
+    return seen - surfaces + bounced + lit + mirrored, glow
 
 
 class _Stage(NamedTuple):
@@ -153,18 +161,12 @@ def _built(layout: Layout, sun: dict | None, sky: dict, around: float) -> _Stage
     return _Stage(_scene([*meshes, dome, *lights]), meshes, dome, lights)
 
 
-def _mirrored(layout: Layout, hits: Hits, stage: _Stage, samples: int, seed: int) -> np.ndarray:
-    """Radiance `[h w 3]` that wet ground mirrors of sky, lamps and things in their own colours.
+def _flood(stage: _Stage, layout: Layout) -> None:
+    """Leaves nothing on stage but what water on the ground mirrors: all else is black.
 
-    As the water is a little rough, lights are drawn out towards the camera. They are small, so
-    rays are sent to them, too. The stage is left with water over black for the ground, and black
-    for everything else.
+    That is the sky, lamps, and things in their own colours. As the water is a little rough, lights
+    are drawn out towards the camera. They are small, so rays are to be sent to them, too.
     """
-    mirrored = np.zeros((*layout.camera.size, 3), np.float32)
-    wet = np.array([*[_wet(mesh.material) for mesh in layout.meshes], False])[hits.surface]
-    rows = np.nonzero(wet.any(axis=1))[0]
-    if len(rows) == 0:
-        return mirrored
     # A black mirror, as no rays are sent from it.
     black = mi.load_dict({"type": "conductor", "specular_reflectance": _uniform((0.0,) * 3)})
     for part, mesh in zip(stage.meshes, layout.meshes, strict=True):
@@ -174,15 +176,6 @@ def _mirrored(layout: Layout, hits: Hits, stage: _Stage, samples: int, seed: int
         _weigh(light, 0.0)
     _weigh(stage.dome, 1.0)
     stage.scene.parameters_changed()
-    part = (rows[0], 0, np.ptp(rows) + 1, wet.shape[1])
-
-    def trace(integrator: dict) -> np.ndarray:
-        return _pass(stage.scene, layout.camera, integrator, samples, seed, part)
-
-    both = trace({"type": "direct", "emitter_samples": 4, "bsdf_samples": 3})
-    mirrored[rows[0] : rows[-1] + 1] = both - trace({"type": "path", "max_depth": 1})
-    white = np.ones_like(mirrored)
-    return _smoothed(mirrored, white, hits, layout.camera, passes=1, even=False)
 
 
 def _weigh(emitter: mi.Emitter, weight: float) -> None:
@@ -259,7 +252,7 @@ def _indoors(layout: Layout, hits: Hits, sky: dict, samples: int, seed: int) -> 
     light = _traced(scene, camera, samples, bounces, seed)
     white = _shining(layout, [_texture(mesh.material.texture) for mesh in layout.meshes], 1.0)
     colours = _traced(white, camera, 2 * samples, 1, seed)
-    radiance = _smoothed(light, colours, hits, camera)
+    (radiance,) = _smoothed([(light, True)], colours, hits, camera)
     if through.any():
         radiance[through] = _in_detail(scene, camera, through, 8 * samples, bounces, seed)
     return radiance
@@ -285,7 +278,8 @@ def first_hits(layout: Layout) -> Hits:
     valid = np.array([hit.is_valid() for hit in found])
     depth = np.where(valid, [hit.t for hit in found], 0.0)
     face = np.where(valid, [hit.prim_index for hit in found], -1)
-    corners = np.where(valid[:, None], [(hit.prim_uv.x, hit.prim_uv.y) for hit in found], 0.0)
+    corners = np.stack([[hit.prim_uv.x for hit in found], [hit.prim_uv.y for hit in found]], axis=1)
+    corners = np.where(valid[:, None], corners, 0.0)
     last = np.cumsum([len(mesh.faces) for mesh in shapes])
     surface = np.where(face < 0, -1, np.searchsorted(last, face, side="right"))
     normal = np.where(face[:, None] < 0, 0.0, _normals(whole, shapes, face, surface, corners))
@@ -448,11 +442,11 @@ def _transmittance(camera: Camera, hits: Hits, extinction: float) -> Float[np.nd
     total = np.zeros(len(rows))
     for across, along in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
         directions = rays[rows, columns] + across * right + along * down
-        lengths = np.linalg.norm(directions, axis=-1)
-        for i, (direction, length) in enumerate(zip(directions.tolist(), lengths, strict=True)):
-            hit = hits.scene.ray_intersect_preliminary(mi.Ray3f(origin, direction))
-            if hit.is_valid():
-                total[i] += np.exp(-extinction * hit.t * length) / 4
+        found = [
+            hits.scene.ray_intersect_preliminary(mi.Ray3f(origin, direction)).t  # or infinite
+            for direction in directions.tolist()
+        ]
+        total += np.exp(-extinction * np.array(found) * np.linalg.norm(directions, axis=-1)) / 4
     clarity[rows, columns] = total
     return clarity
 
@@ -470,52 +464,60 @@ def _cut(radiance: np.ndarray, albedo: np.ndarray, hits: Hits) -> np.ndarray:
 
 
 def _smoothed(
-    radiance: np.ndarray,
+    radiances: Sequence[tuple[np.ndarray, bool]],
     albedo: np.ndarray,
     hits: Hits,
     camera: Camera,
     passes: int = 3,
-    even: bool = True,
-) -> np.ndarray:
-    """Noisy soft light averaged over neighbouring pixels of the same surface.
+) -> list[np.ndarray]:
+    """Noisy soft lights averaged over neighbouring pixels of the same surface.
 
     The edge-avoiding a-trous filter (Dammertz et al., 2010): windows of 5x5 pixels, their steps
     doubling from pass to pass. What is averaged is light over albedo, so textures stay; the
     noiseless normals and positions tell which neighbours lie in the same plane.
 
     Args:
-        radiance, albedo: `[h w 3]`.
+        radiances: `[h w 3]`, each with whether it is light from all around, so that what is far
+            brighter is noise.
+        albedo: `[h w 3]`.
         hits: of the layout; where there is none, the sky, radiance is left alone.
         camera: who looks.
         passes: 3 reach 14 pixels.
-        even: whether the light comes from all around, so that what is far brighter is noise.
     """
     surface = hits.depth > 0
     if not surface.any():
-        return radiance
+        return [radiance for radiance, _ in radiances]
     height, width = hits.depth.shape
     point = hits.depth[..., None] * camera.rays()
     given = np.concatenate([hits.normal, point, surface[..., None]], axis=-1).astype(np.float32)
     normal, point = given[..., :3], given[..., 3:6]
-    light = (radiance / (albedo + 0.02)).astype(np.float32)
-    if even:  # fireflies (bright clouds, mirrored) would be smeared into blots
-        light = np.minimum(light, 4 * np.median(light[surface], axis=0))
+    lights = []
+    for radiance, even in radiances:
+        light = (radiance / (albedo + 0.02)).astype(np.float32)
+        if even:  # fireflies (bright clouds, mirrored) would be smeared into blots
+            light = np.minimum(light, 4 * np.median(light[surface], axis=0))
+        lights.append(light)
+    light = np.concatenate(lights, axis=-1)
     tolerance = 0.006 * hits.depth.astype(np.float32) + 0.02  # metres from the plane
     for step in 2 ** np.arange(passes):
         margin = ((2 * step, 2 * step), (2 * step, 2 * step), (0, 0))
-        padded = np.pad(np.concatenate([light, given], axis=-1), margin)
+        padded = np.pad(np.concatenate([given, light], axis=-1), margin)
         total, weights = np.zeros_like(light), np.zeros_like(tolerance)
         for down in range(5):
             for right in range(5):
                 other = padded[down * step :, right * step :][:height, :width]
-                away = np.einsum("hwc,hwc->hw", normal, other[..., 6:9] - point)
-                alike = np.einsum("hwc,hwc->hw", normal, other[..., 3:6]).clip(0, 1)
-                weight = _SPLINE[down] * _SPLINE[right] * other[..., 9] * alike**16
+                away = np.einsum("hwc,hwc->hw", normal, other[..., 3:6] - point)
+                alike = np.einsum("hwc,hwc->hw", normal, other[..., :3]).clip(0, 1)
+                weight = _SPLINE[down] * _SPLINE[right] * other[..., 6] * alike**16
                 weight = weight * np.exp(-((away / tolerance) ** 2))
-                total += weight[..., None] * other[..., :3]
+                total += weight[..., None] * other[..., 7:]
                 weights += weight
         light = total / np.maximum(weights, 1e-6)[..., None]
-    return np.where(surface[..., None], light * (albedo + 0.02), radiance)
+    smooth = np.split(light, len(radiances), axis=-1)
+    return [
+        np.where(surface[..., None], light * (albedo + 0.02), radiance)
+        for light, (radiance, _) in zip(smooth, radiances, strict=True)
+    ]
 
 
 _SPLINE = np.array([1, 4, 6, 4, 1], np.float32) / 16

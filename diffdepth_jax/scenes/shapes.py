@@ -6,7 +6,7 @@ Texture coordinates are (u, v) in repeats of the texture, v upwards.
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,15 +36,15 @@ class Mesh:
 
 def _grid_normals(points: np.ndarray) -> np.ndarray:
     """Unit normals `[r k 3]` of a surface given as rings of points, each ring closed."""
-    around = np.roll(points, -1, axis=1) - np.roll(points, 1, axis=1)
-    along = np.gradient(points, axis=0)
-    normals = np.stack(  # the cross product; np.cross is slow on small arrays
-        [
-            around[..., i] * along[..., j] - around[..., j] * along[..., i]
-            for i, j in ((1, 2), (2, 0), (0, 1))
-        ],
-        axis=-1,
-    )
+    # np.roll, np.gradient and np.cross are slow on small arrays.
+    closed = np.concatenate([points[:, -1:], points, points[:, :1]], axis=1)
+    around = closed[:, 2:] - closed[:, :-2]
+    along = np.empty_like(points)
+    along[0], along[-1] = points[1] - points[0], points[-1] - points[-2]
+    along[1:-1] = (points[2:] - points[:-2]) / 2
+    normals = np.empty_like(points)
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
+        normals[..., axis] = around[..., i] * along[..., j] - around[..., j] * along[..., i]
     length = np.sqrt((normals**2).sum(axis=-1, keepdims=True))
     return normals / np.maximum(length, 1e-12)
 
@@ -68,11 +68,14 @@ def moved(
 ) -> list[Mesh]:
     """The meshes turned about the origin by `turn` (`[3 3]`), then shifted by `position`."""
     turn = np.eye(3) if turn is None else turn
+    position = np.asarray(position, float)
     return [
-        replace(
-            mesh,
-            vertices=mesh.vertices @ turn.T + np.asarray(position, float),
-            normals=None if mesh.normals is None else mesh.normals @ turn.T,
+        Mesh(
+            mesh.vertices @ turn.T + position,
+            mesh.faces,
+            mesh.uvs,
+            mesh.material,
+            None if mesh.normals is None else mesh.normals @ turn.T,
         )
         for mesh in meshes
     ]
@@ -129,6 +132,7 @@ _CORNERS = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)
 _BOX_VERTICES = (
     _BOX_FACES[:, None, 0] + np.einsum("ca,fad->fcd", _CORNERS, _BOX_FACES[:, 1:])
 ).reshape(24, 3)
+_BOX_UVS = np.tile((_CORNERS + 1) / 2, (6, 1, 1))
 _BOX_TRIANGLES = (4 * np.arange(6)[:, None, None] + np.array([[0, 1, 2], [0, 2, 3]])[None]).reshape(
     12, 3
 )
@@ -142,7 +146,7 @@ def box(
 ) -> Mesh:
     """A box along the axes; `texture_size` in metres per repeat, None for one repeat a face."""
     size = np.asarray(size, float)
-    uvs = np.broadcast_to((_CORNERS + 1) / 2, (6, 4, 2))
+    uvs = _BOX_UVS
     if texture_size is not None:
         uvs = uvs * (np.abs(_BOX_FACES[:, 1:]) @ size / texture_size)[:, None, :]
     return Mesh(

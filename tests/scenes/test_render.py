@@ -151,7 +151,7 @@ def test_even_light_from_all_sides_gives_the_albedo():
 
 def unsmoothed(monkeypatch):
     """In small pictures smoothing is a blur."""
-    monkeypatch.setattr(render, "_smoothed", lambda radiance, *_, **__: radiance)
+    monkeypatch.setattr(render, "_smoothed", lambda radiances, *_, **__: [r for r, _ in radiances])
 
 
 def lamplight(scene, hits, lamp):
@@ -187,9 +187,8 @@ def test_a_pool_of_light_outlasts_the_smoothing():
     assert radiance[hits.depth > 0].mean(-1).sum() == pytest.approx(expected.sum(), rel=0.15)
 
 
-def test_wet_ground_mirrors_by_fresnels_law(monkeypatch):
+def test_wet_ground_mirrors_by_fresnels_law():
     """A shining board beyond a road with smooth water on it, by reflecting each ray by hand."""
-    unsmoothed(monkeypatch)
     board = dataclasses.replace(GREY, emission=np.full((2, 2, 3), 255, np.uint8), radiance=30.0)
     upright = shapes.quad([(-3, 12, 0.5), (3, 12, 0.5), (3, 12, 2.5), (-3, 12, 2.5)], board)
     ground = dataclasses.replace(GREY, role="road", gloss=0.999)
@@ -198,7 +197,11 @@ def test_wet_ground_mirrors_by_fresnels_law(monkeypatch):
     hits = render.first_hits(scene)
 
     def mirrored_by(scene):
-        return render._mirrored(scene, hits, render._built(scene, None, black, 0.0), 16, 0)
+        stage = render._built(scene, None, black, 0.0)
+        seen = render._pass(stage.scene, view, {"type": "path", "max_depth": 1}, 16, 0)
+        render._flood(stage, scene)
+        both = {"type": "direct", "emitter_samples": 1, "bsdf_samples": 1}
+        return render._pass(stage.scene, view, both, 16, 0) - seen
 
     mirrored = mirrored_by(scene)
 
