@@ -37,6 +37,8 @@ import json
 import multiprocessing
 import os
 import re
+import signal
+import sys
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -257,11 +259,14 @@ def main() -> None:
     ]  # fmt: skip
     missing = [task for task in tasks if task.missing]
     total, open_pictures = len(tasks) * len(conditions), sum(len(task.missing) for task in missing)
-    # Processes begin afresh: a forked copy of a started renderer would hang.
+    # Processes begin afresh: a forked copy of a started renderer would hang. They ignore Ctrl-C as
+    # they inherit it, and end with this one, which has it back at once.
+    on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with (
         multiprocessing.get_context("spawn").Pool(flags.processes) as pool,
         tqdm(total=total, initial=total - open_pictures, unit="frame") as bar,
     ):
+        signal.signal(signal.SIGINT, on_interrupt)
         for pictures in pool.imap_unordered(render_task, missing):
             bar.update(pictures)
     for split in preset["counts"]:
@@ -278,5 +283,8 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:  # of the folders given: not there, not allowed, full
         raise SystemExit(f"error: {error}") from error

@@ -1,8 +1,11 @@
 """The tool, run as a process on tiny frames."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,15 @@ pytest.importorskip("mitsuba", reason="rendering needs the optional extra `rende
 PROJECT = Path(__file__).resolve().parents[2]
 
 
+def command(output, *flags):
+    tool = [sys.executable, "tools/render_scenes.py", "--kind=street", "--size=16x48"]
+    return [*tool, "--samples=1", "--processes=1", f"--output={output}", *flags]
+
+
 def run(output, *flags):
-    command = [sys.executable, "tools/render_scenes.py", "--kind=street", "--size=16x48"]
-    command += ["--samples=1", "--processes=1", f"--output={output}", *flags]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command(output, *flags), cwd=PROJECT, capture_output=True, text=True, check=False
+    )
 
 
 def files(root):
@@ -84,6 +92,28 @@ def test_jpeg_pictures_are_resumed_and_listed(tmp_path):
     assert json.loads((tmp_path / "out" / "render.json").read_text())["image_format"] == "jpg"
     mixed = run(tmp_path / "out", "--layout=nyu")
     assert mixed.returncode != 0 and "other options" in mixed.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    """It reaches all processes of a terminal; that of the tool alone may speak."""
+    tool = subprocess.Popen(
+        command(tmp_path, "--count=100"),
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("raw/*/*/image_02/data/*.png")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(tool.pid, signal.SIGINT)
+    _, errors = tool.communicate(timeout=60)
+    *bar, last = errors.splitlines()
+    assert tool.returncode == 130 and last.startswith("interrupted: the same command goes on")
+    assert "Traceback" not in errors and all("frame" in line for line in bar if line.strip())
+    done = len(list(tmp_path.glob("raw/*/*/image_02/data/*.png")))
+    assert 0 < done < 100
+    assert run(tmp_path, f"--count={done + 1}").returncode == 0
 
 
 def test_bad_flags_are_refused(tmp_path):
