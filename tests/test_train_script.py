@@ -166,7 +166,7 @@ def test_the_regression_control_trains_is_evaluated_and_predicts(tmp_path):
     assert (tmp_path / "run" / "predictions.png").exists()
     assert not (tmp_path / "run" / "denoising.png").exists()
 
-    image = next((PROJECT / "sample" / "raw").rglob("*.png"))
+    image = next((PROJECT / "sample" / "raw").rglob("*.jpg"))
     command = [sys.executable, "predict.py", f"--checkpoint={tmp_path / 'run'}"]
     command += [f"--input={image}", f"--output={tmp_path / 'out'}"]
     for arguments, code in (([], 0), (["--num_inference_steps=5"], 2)):
