@@ -47,9 +47,12 @@ test-torch: .venv-torch/installed
 	.venv-torch/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
+# Aside at first, so that the old sample stays until the new one is whole.
 sample: setup
-	rm -rf sample/raw sample/depth sample/render.json
-	$(BIN)/python tools/render_scenes.py --preset=sample --output=sample
+	$(BIN)/python tools/render_scenes.py --preset=sample --output=runs/sample
+	rm -rf sample/raw sample/depth
+	mv runs/sample/raw runs/sample/depth runs/sample/render.json sample
+	rmdir runs/sample
 
 clean:
 	rm -rf .venv .venv-torch runs
