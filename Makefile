@@ -2,7 +2,7 @@
 # make demo        train, evaluate and draw pictures on the committed sample: runs/demo
 # make test        lint and tests, without PyTorch
 # make test-torch  comparisons with a live PyTorch, in .venv-torch
-# make sample      render the committed sample anew (five minutes on two CPU cores)
+# make sample      render the committed sample anew (four minutes on two CPU cores)
 
 PYTHON ?= python3
 PIP_ARGS ?=
