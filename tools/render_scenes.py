@@ -225,7 +225,6 @@ def main() -> None:
     own = {name: getattr(flags, name) for name in chosen}
     own["samples"] = flags.samples or kinds.KINDS[flags.kind].samples
     preset = PRESETS.get(flags.preset, own | {"counts": {flags.split: flags.count}})
-    preset = {"image_format": "png"} | preset
     known = kinds.KINDS[preset["kind"]].conditions
     words = known if flags.conditions == "all" else flags.conditions.split(",")
     conditions = tuple(dict.fromkeys(words))  # each once

@@ -213,16 +213,9 @@ def _water(material: Material) -> dict:
     return {"type": "twosided", "bsdf": water}
 
 
-def _pass(
-    scene: mi.Scene,
-    camera: Camera,
-    integrator: dict,
-    samples: int,
-    seed: int,
-    crop: tuple | None = None,
-) -> np.ndarray:
+def _pass(scene: mi.Scene, camera: Camera, integrator: dict, samples: int, seed: int) -> np.ndarray:
     """Radiance `[h w 3]` by an integrator, at the same places in the pixel for all of them."""
-    sensor = _sensor(camera, {"type": "ldsampler", "sample_count": samples}, crop)
+    sensor = _sensor(camera, {"type": "ldsampler", "sample_count": samples})
     made = mi.load_dict(integrator)
     return np.array(mi.render(scene, sensor=sensor, integrator=made, seed=seed))
 
