@@ -7,11 +7,10 @@ ZeRO: Rajbhandari et al. 2020): each holds a part, and XLA gathers a layer where
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -98,23 +97,8 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Mapping[str, Any]:
-    """This process's part of a batch, as a step over the mesh takes it.
-
-    A process that has the whole batch hands it on as it is: a jitted step with `in_shardings`
-    divides NumPy arrays itself, in a tenth of the time.
-    """
-    if jax.process_count() == 1:
-        return batch
-    sharding = over_batch(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
-
-
 def on_one_device(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of a tree, whole, on the first device of this process."""
+    """The arrays of a tree, whole, on the first device."""
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda array: array.addressable_data(0), whole)
 

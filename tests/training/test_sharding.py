@@ -83,6 +83,6 @@ def test_batch_norm_sees_the_whole_batch_on_any_number_of_devices():
             in_shardings=(replicated, sharding.over_batch(mesh)),
             out_shardings=(replicated, replicated),
         )
-        batch = sharding.put_batch({"inputs": inputs.astype(np.float32)}, mesh)
+        batch = {"inputs": inputs.astype(np.float32)}
         results.append(step(jax.device_put(variables, replicated), batch))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *results)
