@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+# A shell's background job ignores Ctrl-C, and so would everything that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # Annotated array arguments and results are checked while the tests run, wherever arrays are the
 # subject. (Not where users' mistakes are: there the package's own errors are under test.)
