@@ -40,4 +40,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, mistakes=(ValueError, OSError))
+    cli.run(main)

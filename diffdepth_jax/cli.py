@@ -1,13 +1,14 @@
-"""What the scripts share: `--config=FILE --config.key=value`, and mistakes told in one line."""
+"""What the scripts share: `--config=FILE --config.key=value`, and user errors in one line."""
 
 import ast
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+
+from diffdepth_jax.errors import UserError
 
 
 class _LiteralParser(flags.ArgumentParser):
@@ -82,17 +83,14 @@ def require_with(name: str, *others: str) -> None:
     )
 
 
-def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ...] = ()) -> None:
-    """`absl.app.run`, with the user's mistakes told in one line and exit status 2.
+def run(main: Callable[[list[str]], Any]) -> None:
+    """`absl.app.run`; a `UserError` becomes one line on stderr and exit status 2.
 
-    Those are errors of files, and every ValueError or ImportError (an extra that is not installed)
-    out of the scripts or this package's own code: its message is meant for the user. One that comes
-    out of JAX or NumPy is a fault and keeps its traceback; `--verbosity=1` shows that of mistakes
-    too.
+    Any other exception is a fault of the program and keeps its traceback; `--verbosity=1` shows
+    that of user errors too.
 
     Args:
-      main: gets the command line's rest.
-      mistakes: further exceptions to tell so.
+      main: is given the rest of the command line.
     """
 
     def parse(arguments: list[str]) -> list[str]:
@@ -120,19 +118,12 @@ def run(main: Callable[[list[str]], Any], *, mistakes: tuple[type[Exception], ..
             logging.set_verbosity(logging.WARNING)  # Orbax tells every stage of every save.
         try:
             return main(arguments)
-        except (ValueError, ImportError, OSError, FloatingPointError, *mistakes) as error:
-            fault = isinstance(error, ValueError | ImportError) and not is_own(error)
-            if fault or logging.get_verbosity() >= logging.DEBUG:
+        except UserError as error:
+            if logging.get_verbosity() >= logging.DEBUG:
                 raise
             _stop(str(error))
 
     app.run(guarded, flags_parser=parse)
-
-
-def is_own(error: Exception) -> bool:
-    """Whether it arose in a script, this package's own code, or a built-in that these called."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals.get("__name__", "").split(".")[0] in ("__main__", "diffdepth_jax")
 
 
 def _stop(message: str) -> None:

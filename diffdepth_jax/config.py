@@ -13,13 +13,11 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
+from diffdepth_jax.errors import ConfigError
+
 T = TypeVar("T")
 Resolve = Callable[[str, str], Any]
 _KIND = "kind"
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; names the field, the value and the remedy."""
 
 
 def choice(kind: str, **options: Any) -> Any:

@@ -28,11 +28,11 @@ from tqdm import tqdm
 from diffdepth_jax import atomic, recalibration, registry, visualize
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.data import io
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.ops import random
 from diffdepth_jax.ops.diffusion import inference_timesteps
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights import files, orbax, rules
-from diffdepth_jax.weights.rules import WeightsError
 
 _RECALIBRATED = "recalibrated.json"  # in a checkpoint's directory, beside `state`
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}

@@ -1,15 +1,13 @@
 """What the scripts share."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import subprocess
+import sys
+
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from diffdepth_jax import cli
-from diffdepth_jax.data import geometry
-from diffdepth_jax.evaluation import protocols
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -56,15 +54,33 @@ def test_another_protocol_drops_the_files_options(tmp_path, arguments, given, ex
     assert mapping == {"seed": 3, "evaluation": expected}
 
 
-def raised(function, *arguments):
-    with pytest.raises(ValueError) as info:
-        function(*arguments)
-    return info.value
+SCRIPT = """
+import sys
+from diffdepth_jax import cli, errors
+
+def main(_):
+    raise {error}
+
+cli.run(main)
+"""
 
 
-def test_only_what_arises_in_this_package_is_told_without_a_traceback():
-    assert cli.is_own(raised(protocols.get, "absent"))
-    assert cli.is_own(raised(geometry.kb_corner, (3, 4)))
-    assert not cli.is_own(raised(int, "four"))
-    assert not cli.is_own(raised(np.zeros(3).reshape, 2))
-    assert not cli.is_own(raised(jax.jit(lambda a: jnp.broadcast_to(a, (2,))), jnp.zeros(3)))
+@pytest.mark.parametrize(
+    "error, one_line",
+    [
+        ("errors.ConfigError('the crop is 7')", True),
+        ("errors.WeightsError('the crop is 7')", True),
+        ("errors.MissingFileError('the crop is 7')", True),
+        ("ValueError('the crop is 7')", False),
+        ("OSError('the crop is 7')", False),
+        ("FloatingPointError('the crop is 7')", False),
+    ],
+)
+def test_user_errors_alone_lose_their_traceback(tmp_path, error, one_line):
+    (tmp_path / "script.py").write_text(SCRIPT.format(error=error))
+    result = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ("Traceback" in result.stderr) is not one_line
+    assert result.stderr.splitlines()[-1].endswith("the crop is 7")
+    assert result.returncode == (2 if one_line else 1)

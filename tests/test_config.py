@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from diffdepth_jax import config
+from diffdepth_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def test_nested_mapping_round_trips_through_json():
     ],
 )
 def test_errors_name_the_field_and_the_remedy(mapping, message):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read(**mapping)
 
 

@@ -15,6 +15,7 @@ import safetensors.numpy
 import diffdepth_jax
 from diffdepth_jax import inference
 from diffdepth_jax.config import to_mapping
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import mpvit, resnet, swin, torchvision_resnet
@@ -22,7 +23,7 @@ from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.state import TrainState
-from diffdepth_jax.weights.rules import Derived, Rule, WeightsError
+from diffdepth_jax.weights.rules import Derived, Rule
 
 PROJECT = Path(__file__).resolve().parents[1]
 HAHI = {"neck": NeckConfig(8, hahi=True, hahi_features=12)}

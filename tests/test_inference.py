@@ -14,6 +14,7 @@ from PIL import Image
 import diffdepth_jax
 import diffdepth_jax.inference
 from diffdepth_jax.config import to_mapping
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import resnet
@@ -21,7 +22,6 @@ from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.state import TrainState
-from diffdepth_jax.weights.rules import WeightsError
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = diffusion_depth.Config(

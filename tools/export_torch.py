@@ -39,4 +39,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, mistakes=(ValueError, OSError))
+    cli.run(main)

@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 
 from diffdepth_jax import cli
-from diffdepth_jax.config import ConfigError
+from diffdepth_jax.errors import ConfigError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
@@ -75,4 +75,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, mistakes=(ValueError, OSError))
+    cli.run(main)

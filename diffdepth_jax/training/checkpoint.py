@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from diffdepth_jax.config import ConfigError
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.weights import orbax, rules
@@ -135,7 +135,7 @@ class Checkpointer:
             saved = handler.metadata(path).tree
         try:
             rules.check(_by_path(saved), _by_path(abstract_state), f"{path} is of another config")
-        except rules.WeightsError as error:
+        except WeightsError as error:
             raise ConfigError(str(error)) from error
         restored = self._manager.restore(
             step,

@@ -13,9 +13,9 @@ from jaxtyping import Float, UInt8
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference, registry, visualize
-from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.sources import Sample
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation import baseline, comparisons, flipping, frames, page
 from diffdepth_jax.evaluation import evaluate as scoring
 from diffdepth_jax.evaluation.scoring import Protocol

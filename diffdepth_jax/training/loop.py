@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from diffdepth_jax import atomic, inference, registry
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.data import pipeline
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.training import (
     debugging,
     evaluation,
@@ -282,7 +283,7 @@ def _check_unchanged(saved: Mapping[str, Any], mapping: Mapping[str, Any], workd
         line for line in config_lib.differences(saved, mapping) if not line.startswith(harmless)
     ]
     if lines:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f"{workdir} holds checkpoints of another config ({'; '.join(lines)}): use another "
             "workdir or the config that it was started with, or say --allow_config_changes"
         )

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.tables import Layout
 from diffdepth_jax.weights import files
-from diffdepth_jax.weights.rules import Skip, WeightsError, convert, prefix
+from diffdepth_jax.weights.rules import Skip, convert, prefix
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -46,7 +47,7 @@ def load(config: InitConfig, model_config: Any) -> dict[str, Any]:
     try:
         variables = load_encoder(config.encoder, model_config.encoder)
     except ValueError as error:
-        raise config_lib.ConfigError(f"config.init.encoder: {error}") from error
+        raise ConfigError(f"config.init.encoder: {error}") from error
     return {collection: {"encoder": tree} for collection, tree in variables.items()}
 
 

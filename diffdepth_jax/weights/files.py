@@ -23,8 +23,8 @@ import safetensors
 import safetensors.numpy
 
 from diffdepth_jax import atomic
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights import torch_pickle
-from diffdepth_jax.weights.rules import WeightsError
 from diffdepth_jax.weights.torch_pickle import REMEDY, Array, Storage, Tensor
 
 # Under which names training scripts keep the state dict; DiffusionDepth's is "net".

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffdepth_jax.weights.rules import WeightsError
+from diffdepth_jax.errors import WeightsError
 
 BEST_FILE = "best.json"  # in a run's directory: {"step", "metric", "value"}
 Step = int | Literal["best"]

@@ -21,12 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from diffdepth_jax.errors import WeightsError
+
 _SHOWN_PER_KIND = 8
 _GROUP = r"\(([^()?][^()]*)\)"  # in a pattern: one without further parentheses
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be read, or that do not fit the model they were meant for."""
 
 
 @dataclass(frozen=True)

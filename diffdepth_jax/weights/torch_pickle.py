@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from diffdepth_jax.weights.rules import WeightsError
+from diffdepth_jax.errors import WeightsError
 
 REMEDY = (
     "Where the file was made, save the weights alone: torch.save(model.state_dict(), 'weights.pt') "

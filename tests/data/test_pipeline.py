@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax import registry
-from diffdepth_jax.config import ConfigError, from_mapping, to_mapping
+from diffdepth_jax.config import from_mapping, to_mapping
 from diffdepth_jax.data.pipeline import (
     DataConfig,
     TrainIterator,
@@ -17,6 +17,7 @@ from diffdepth_jax.data.pipeline import (
 )
 from diffdepth_jax.data.sources import kitti, nyu
 from diffdepth_jax.data.transforms import Augmentation
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.typing import InputSpec
 
 DRIVE = "2011_09_26_drive_0002_sync"

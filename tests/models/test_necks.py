@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models.necks import Neck, NeckConfig, rules
 from diffdepth_jax.ops.image import adaptive_average_pool
-from diffdepth_jax.weights.rules import WeightsError, convert
+from diffdepth_jax.weights.rules import convert
 
 CHANNELS = (3, 4, 5)
 # Sizes rounded up at every stage, so that the pyramid must average 14 rows to 13, and 4 to 3.

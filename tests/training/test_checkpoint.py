@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffdepth_jax.config import ConfigError
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.training import optimizer, sharding
 from diffdepth_jax.training import state as state_lib
 from diffdepth_jax.training.checkpoint import CheckpointConfig, Checkpointer

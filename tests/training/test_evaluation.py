@@ -9,8 +9,8 @@ import pytest
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
-from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data.sources import nyu
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.training import evaluation, experiment
 

@@ -14,8 +14,8 @@ from PIL import Image
 from training_client import events_of
 
 import diffdepth_jax
-from diffdepth_jax.config import ConfigError
 from diffdepth_jax.data import pipeline
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.training import debugging, evaluation, experiment, loop
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.interruption import Interrupted, Interruption

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diffdepth_jax import inference
-from diffdepth_jax.config import ConfigError, to_mapping
+from diffdepth_jax.config import to_mapping
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import mpvit, resnet, swin, torchvision_resnet
@@ -22,7 +23,6 @@ from diffdepth_jax.weights.rules import (
     Fresh,
     Rule,
     Skip,
-    WeightsError,
     export,
     linear,
     names,

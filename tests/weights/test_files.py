@@ -10,8 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights import files
-from diffdepth_jax.weights.rules import WeightsError
 from tests.weights.torch_writer import (
     PERSISTENT,
     Raw,

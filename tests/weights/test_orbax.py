@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights import orbax
-from diffdepth_jax.weights.rules import WeightsError
 
 WRITER = """
 import sys

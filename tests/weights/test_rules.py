@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from jax import lax
 
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights import rules
 from diffdepth_jax.weights.rules import (
     Derived,
     Fresh,
     Rule,
     Skip,
-    WeightsError,
     convert,
     export,
     names,

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights import files
-from diffdepth_jax.weights.rules import WeightsError
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.torch

@@ -11,8 +11,8 @@ import subprocess
 import numpy as np
 import pytest
 
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights import torch_pickle
-from diffdepth_jax.weights.rules import WeightsError
 
 
 def load(data: bytes):

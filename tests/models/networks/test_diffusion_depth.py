@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from diffdepth_jax import registry
-from diffdepth_jax.config import ConfigError, from_mapping, to_mapping
+from diffdepth_jax.config import from_mapping, to_mapping
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import resnet
 from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.models.networks.diffusion_depth import Config, DiffusionConfig
-from diffdepth_jax.weights.rules import WeightsError, convert, export
+from diffdepth_jax.weights.rules import convert, export
 
 TINY = Config(
     encoder=resnet.Config(depths=(1, 1), widths=(4, 8)),

@@ -1,0 +1,54 @@
+"""Errors whose message is meant for the user.
+
+Scripts print a `UserError` in one line and exit with status 2; every other exception is a fault of
+the program and keeps its traceback. So raise one of these only where the user can do something, and
+say what: name the value, the file and the remedy.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+    """The base class; raised by its subclasses, which are also what Python calls such an error."""
+
+
+class ConfigError(UserError, ValueError):
+    """A config, option or flag that cannot be used."""
+
+
+class WeightsError(UserError, ValueError):
+    """Weights that cannot be read, or that do not fit the model they were meant for."""
+
+
+class DataError(UserError, ValueError):
+    """Images, depth maps or results that cannot be read or scored."""
+
+
+class FileError(UserError, OSError):
+    """A file or directory that cannot be read or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or directory that does not exist."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package that is not installed."""
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike[str], action: str) -> Iterator[None]:
+    """Turns an OSError raised inside into a `FileError` "<path> cannot be <action>: <cause>".
+
+    A `UserError` raised inside passes unchanged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError
+        cause = error.strerror or str(error) or type(error).__name__
+        raise kind(f"{path} cannot be {action}: {cause}") from error
