@@ -4,7 +4,7 @@
 
 Writes, for each image, `STEM.png` (16 bits, metres x 256, as KITTI does), `STEM.npy` (float32,
 metres) and `STEM_colour.png`. An unreadable image is reported and skipped; the exit status is
-then 1.
+then 1. After an interruption the same command with --skip_existing does the other images.
 """
 
 import sys
@@ -19,18 +19,23 @@ flags.DEFINE_string("input", None, "An image, a directory of images, or a glob p
 flags.DEFINE_string("output", None, "Where the depth maps go.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; the checkpoint's if absent.")
 flags.DEFINE_integer("seed", 0, "Of the initial noise.")
+flags.DEFINE_integer("batch_size", 1, "Images of equal size that are predicted at once.")
+flags.DEFINE_bool("skip_existing", False, "Leave out images whose results are there.")
 flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrored image.")
 flags.mark_flags_as_required(["checkpoint", "input", "output"])
 
 
 def main(_: list[str]) -> None:
     from diffdepth_jax import inference
+    from diffdepth_jax.inference import files
 
-    paths = inference.find_images(FLAGS.input)
-    failures = inference.predict_files(
+    paths = files.find_images(FLAGS.input)
+    failures = files.predict_files(
         inference.load(FLAGS.checkpoint),
         paths,
         FLAGS.output,
+        batch_size=FLAGS.batch_size,
+        skip_existing=FLAGS.skip_existing,
         num_inference_steps=FLAGS.num_inference_steps,
         seed=FLAGS.seed,
         flip_tta=FLAGS.flip_tta,

@@ -105,6 +105,18 @@ def chosen(kind: str, mapping: Any, *, resolve: Resolve, path: str) -> Any:
     return from_mapping(module.Config, values, resolve=resolve, path=path)
 
 
+def updated(config: T, values: Mapping[str, Any], *, resolve: Resolve, path: str) -> T:
+    """A config with other values of some fields; nested mappings change fields of nested configs.
+
+    Raises:
+        ConfigError: as `from_mapping`.
+    """
+    if not values:
+        return config
+    mapping = _overlay(to_mapping(config), values)
+    return from_mapping(type(config), mapping, resolve=resolve, path=path)
+
+
 def to_mapping(config: Any) -> Any:
     """The nested dict of a dataclass, ready for JSON; `from_mapping` reads it back."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):

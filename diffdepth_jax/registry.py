@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from types import ModuleType
 
+from diffdepth_jax.errors import ConfigError
+
 MODULES: dict[str, dict[str, str]] = {
     "network": {
         "diffusion_depth": "diffdepth_jax.models.networks.diffusion_depth",
@@ -44,10 +46,18 @@ MODULES: dict[str, dict[str, str]] = {
     },
 }
 
-# Network -> patterns of state-dict keys that must all occur in its checkpoints. Cheap, and
-# enough to tell the families apart; the network's own `infer` reads the rest.
-SIGNATURES: dict[str, tuple[str, ...]] = {
-    "diffusion_depth": (r"depth_backbone\..+", r"depth_head\.model\.time_embedding\.weight"),
+# Patterns of state-dict keys that must all occur in the weights of a network, or of an encoder as
+# networks name it. Cheap, and enough to tell the families apart; `infer` reads the rest.
+SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
+    "network": {
+        "diffusion_depth": (r"depth_backbone\..+", r"depth_head\.model\.time_embedding\.weight"),
+    },
+    "encoder": {
+        "resnet": (r"layers\.0\.0\.downsample\.weight",),
+        "swin": (r"stages\.0\.blocks\.0\.attn\.w_msa\.relative_position_bias_table",),
+        "mpvit": (r"patch_embed_stages\.0\.patch_embeds\.0\.patch_conv\.dwconv\.weight",),
+        "torchvision_resnet": (r"conv1\.weight", r"layer1\.0\.conv1\.weight"),
+    },
 }
 
 
@@ -60,35 +70,21 @@ def module(kind: str, name: str) -> ModuleType:
     """Imports and returns the file registered under `name`.
 
     Raises:
-        ValueError: if there is no such name; lists those there are.
+        ConfigError: if there is no such name; lists those there are.
     """
     table = MODULES[kind]
     if name not in table:
         close = difflib.get_close_matches(str(name), table, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no {kind} named {name!r}{hint} (known: {', '.join(table)})")
+        raise ConfigError(f"no {kind} named {name!r}{hint} (known: {', '.join(table)})")
     return importlib.import_module(table[name])
 
 
-def match_network(keys: Iterable[str]) -> ModuleType:
-    """The network file whose signature a state dict's keys carry.
-
-    Raises:
-        ValueError: if no signature or more than one matches; names the candidates.
-    """
-    keys = list(keys)
-    found = [
+def matching(kind: str, keys: Iterable[str]) -> tuple[str, ...]:
+    """The names of a kind ("network", "encoder") whose signature a state dict's keys carry."""
+    keys = tuple(keys)
+    return tuple(
         name
-        for name, patterns in SIGNATURES.items()
+        for name, patterns in SIGNATURES[kind].items()
         if all(any(re.fullmatch(pattern, key) for key in keys) for pattern in patterns)
-    ]
-    if len(found) == 1:
-        return module("network", found[0])
-    sample = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-    if not found:
-        raise ValueError(
-            f"these {len(keys)} weights ({sample}) belong to no network known here. "
-            f"Known networks: {', '.join(SIGNATURES)}. Give the whole network's state dict, "
-            "not an encoder alone."
-        )
-    raise ValueError(f"these weights ({sample}) match several networks: {', '.join(found)}")
+    )

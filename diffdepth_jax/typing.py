@@ -1,8 +1,9 @@
 """Array aliases and the small records that every package shares. Imports no JAX."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,19 +26,69 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class InputSpec:
     """What a network expects of its image; declared by networks, obeyed by data and inference.
 
+    The sizes are those of Depth Anything and MiDaS (`Resize` in their transforms): each side of the
+    image is scaled towards the target and rounded to a multiple, so that the aspect ratio is kept
+    but for rounding.
+
     Attributes:
+        size: the target (height, width) in pixels; None for the image's own.
+        keep_aspect: scale both sides alike; otherwise each goes to its own target.
+        bound: of the two sides' scales, take the larger ("lower": no side ends below its target),
+            the smaller ("upper": none ends above it), or the one closer to 1 ("minimal").
+        multiple: both sides of the network's input are multiples of this many pixels.
+        interpolation: "bicubic" (OpenCV's: a = -0.75, no antialiasing) or "bilinear".
+        align_corners: whether corner pixels stay in the corners when the image is resized.
         mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
+        output_interpolation, output_align_corners: the same for the way of the network's result
+            back to the image's size.
     """
 
+    size: tuple[int, int] | None = None
+    keep_aspect: bool = True
+    bound: Literal["lower", "upper", "minimal"] = "minimal"
+    multiple: int = 1
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    align_corners: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    output_interpolation: Literal["bicubic", "bilinear"] = "bilinear"
+    output_align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size is {self.size}; height and width must be positive")
+        if self.multiple < 1:
+            raise ValueError(f"multiple is {self.multiple}; it must be at least 1")
+        if not min(self.std) > 0:
+            raise ValueError(f"std is {self.std}; it must be positive")
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image of this size is resized to for the network."""
+        targets = self.size or (height, width)
+        scales = [target / side for target, side in zip(targets, (height, width), strict=True)]
+        if self.keep_aspect:
+            if self.bound == "minimal":
+                scale = scales[1] if abs(1 - scales[1]) < abs(1 - scales[0]) else scales[0]
+            else:
+                scale = max(scales) if self.bound == "lower" else min(scales)
+            scales = [scale, scale]
+        sides = []
+        for side, scale, target in zip((height, width), scales, targets, strict=True):
+            units = side * scale / self.multiple
+            length = round(units) * self.multiple
+            if self.bound == "lower" and length < target:
+                length = math.ceil(units) * self.multiple
+            elif self.bound == "upper" and length > target:
+                length = math.floor(units) * self.multiple
+            sides.append(max(length, self.multiple))
+        return sides[0], sides[1]
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
-        """uint8 RGB [..., 3] to float32 [..., 3] as the network expects it."""
+        """RGB [..., 3] in [0, 255] to float32 [..., 3] as the network expects it."""
         # As long rows: NumPy is ten times slower where the innermost axis has length 3.
         rows = image.reshape(*image.shape[:-2], -1)
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         gain = np.tile(1 / (255 * std), image.shape[-2]).astype(np.float32)
-        result = rows * gain
+        result = (rows * gain).astype(np.float32, copy=False)
         result -= np.tile(mean / std, image.shape[-2]).astype(np.float32)
         return result.reshape(image.shape)

@@ -99,9 +99,7 @@ def test_predict_with_what_eight_devices_wrote_on_one(tmp_path):
     arguments = EXAMPLES / "predict.ipynb", tmp_path / "picture.png"
     printed = python(EXECUTE, 1, *arguments, cwd=EXAMPLES, **names)
 
-    model = diffdepth_jax.DepthModel(
-        diffusion_depth.build(CONFIG), random_variables(), CONFIG, diffusion_depth.INPUT
-    )
+    model = diffdepth_jax.DepthModel(diffusion_depth.build(CONFIG), random_variables(), CONFIG)
     depth = model.predict(image)
     assert depth.max() > 2 * depth.min()
     with Image.open(tmp_path / "picture.png") as picture:

@@ -70,7 +70,7 @@ def model_of(config: diffusion_depth.Config) -> inference.DepthModel:
     variables = jax.tree.map(
         lambda leaf: jnp.asarray(rng.uniform(0.1, 0.9, leaf.shape), jnp.float32), shapes
     )
-    return inference.DepthModel(module, variables, config, diffusion_depth.INPUT)
+    return inference.DepthModel(module, variables, config)
 
 
 def equal(one, other):

@@ -5,11 +5,11 @@
         --output=kitti.safetensors
 
 A model is trained at one number of steps; at another its decoder's running statistics are wrong
-(`diffdepth_jax/recalibration.py` says why). Some 30 images of the kind that it was trained on are
-enough to take them anew; no depth is needed. Where training saw crops, say their size: what a
-decoder meets depends on it, too. A checkpoint can hold the statistics of several numbers of steps;
-`--num_inference_steps` of predict.py and evaluate.py finds those that it needs. What to expect is
-in results/recalibration.csv.
+(`diffdepth_jax/inference/recalibration.py` says why). Some 30 images of the kind that it was
+trained on are enough to compute them again; no depth is needed. Where training saw crops, say their
+size: what a decoder meets depends on it, too. A checkpoint can hold the statistics of several
+numbers of steps; `--num_inference_steps` of predict.py and evaluate.py finds those that it needs.
+What to expect is in results/recalibration.csv.
 
 In a run they are kept beside the weights, in `checkpoints/<step>/recalibrated.json`, unless
 --output names a file. For a single file --output is required: a `.safetensors` under the names of
@@ -57,11 +57,16 @@ def main(_: list[str]) -> None:
         raise ConfigError(f"{checkpoint} is a single file: say by --output where a new one goes")
 
     from diffdepth_jax import inference
+    from diffdepth_jax.inference import files
+    from diffdepth_jax.inference.export import check_target
+    from diffdepth_jax.inference.preprocessing import read_image
 
+    if FLAGS.output is not None:
+        check_target(FLAGS.output, checkpoint)
     model = inference.load(checkpoint)
-    paths = inference.find_images(FLAGS.input)
+    paths = files.find_images(FLAGS.input)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), FLAGS.num_images)).round().astype(int)
-    images = [inference.read_image(paths[index]) for index in chosen]
+    images = [read_image(paths[index]) for index in chosen]
     if FLAGS.crop is not None:
         height, width = map(int, FLAGS.crop.split("x"))
         images = [middle(image, (height, width)) for image in images]

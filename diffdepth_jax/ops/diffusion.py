@@ -145,7 +145,7 @@ def ddim_step(
     *,
     prediction_type: PredictionType = "epsilon",
     eta: float = 0.0,
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, "*keys"] | None = None,
 ) -> Float[Array, "b *shape"]:
     """One step from x_t to x at `previous_timestep` (equation 12; nothing is clipped).
 
@@ -158,7 +158,8 @@ def ddim_step(
         prediction_type: whether the network predicts the noise, x_0 or the velocity (Salimans and
             Ho 2022).
         eta: 0 is deterministic DDIM, 1 has the variance of DDPM (equation 16).
-        key: for the noise of this step; needed exactly if eta > 0.
+        key: for the noise of this step; needed exactly if eta > 0. One for the whole batch, or one
+            for each image, which then gets what it would get alone.
     """
     if eta > 0 and key is None:
         raise ValueError(f"eta={eta} adds noise at every step and needs a key")
@@ -186,7 +187,7 @@ def ddim_step(
     direction = jnp.sqrt(jnp.maximum(1 - previous - variance, 0.0))
     result = jnp.sqrt(previous) * clean + direction * noise
     if eta > 0:
-        result += jnp.sqrt(variance) * random.normal(key, sample.shape)
+        result += jnp.sqrt(variance) * _step_noise(key, sample.shape)
     return result
 
 
@@ -198,7 +199,7 @@ def ddim_sample(
     *,
     prediction_type: PredictionType = "epsilon",
     eta: float = 0.0,
-    key: Key[Array, ""] | None = None,
+    key: Key[Array, "*keys"] | None = None,
     remat: Remat = "none",
     gradient_steps: int | None = None,
     return_trajectory: bool = False,
@@ -212,7 +213,7 @@ def ddim_sample(
         noise: x_T, float32.
         num_inference_steps: N; see `inference_timesteps`.
         prediction_type, eta: see `ddim_step`.
-        key: needed exactly if eta > 0; step i draws from `fold_in(key, i)`.
+        key: as for `ddim_step`; step i draws from `fold_in(key, i)`.
         remat: what of a step is recomputed in the backward pass, see `ops.remat`.
         gradient_steps: gradients flow through the last so many steps only, and nothing is stored
             of those before; None for all.
@@ -244,7 +245,7 @@ def ddim_sample(
             timestep - ratio,
             prediction_type=prediction_type,
             eta=eta,
-            key=None if key is None else jax.random.fold_in(key, index),
+            key=None if key is None else _fold_in(key, index),
         )
         return sample, sample if return_trajectory else None
 
@@ -266,3 +267,17 @@ def ddim_sample(
     sample, trajectory = lax.scan(last_step, sample, (indices[first:], timesteps[first:]))
     trajectories.append(trajectory)
     return (sample, jnp.concatenate(trajectories)) if return_trajectory else sample
+
+
+def _fold_in(key: Key[Array, "*keys"], index: Int[Array, ""]) -> Key[Array, "*keys"]:
+    return (
+        jax.vmap(jax.random.fold_in, (0, None))(key, index)
+        if key.ndim
+        else jax.random.fold_in(key, index)
+    )
+
+
+def _step_noise(key: Key[Array, "*keys"], shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
+    if not key.ndim:
+        return random.normal(key, shape)
+    return jax.vmap(lambda each: random.normal(each, shape[1:]))(key)

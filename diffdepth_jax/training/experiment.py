@@ -9,6 +9,7 @@ from diffdepth_jax import registry
 from diffdepth_jax.config import choice
 from diffdepth_jax.data.pipeline import DataConfig, OnError
 from diffdepth_jax.evaluation.evaluate import EvaluationConfig
+from diffdepth_jax.models.networks.network import HasEncoder
 from diffdepth_jax.training import optimizer as optimizer_lib
 from diffdepth_jax.training.checkpoint import CheckpointConfig
 from diffdepth_jax.training.logging import LoggingConfig
@@ -97,7 +98,7 @@ class Experiment:
             raise ValueError(
                 f"accumulate is {self.accumulate}; batch_size {self.batch_size} must divide by it"
             )
-        if self.init.encoder is not None and not hasattr(self.model, "encoder"):
+        if self.init.encoder is not None and not isinstance(self.model, HasEncoder):
             raise ValueError(
                 f"init.encoder is {self.init.encoder!r}, but the network {self.model.name!r} has "
                 "no encoder to fill: leave it at None"

@@ -136,7 +136,7 @@ def train(
         exp.data.train,
         exp.batch_size,
         exp.seed,
-        network.INPUT,
+        exp.model.input_spec,
         on_error=exp.data.on_error,
     )
 
@@ -205,9 +205,7 @@ def train(
                 "batch_stats": state.batch_stats,
             }
             variables = sharding.on_one_device(variables, mesh)
-            trained = inference.DepthModel(
-                network.build(exp.model), variables, exp.model, network.INPUT
-            )
+            trained = inference.DepthModel(network.build(exp.model), variables, exp.model)
             with interruption.at_once(_saved(step, workdir)):
                 evaluations.run(step, trained)
             checkpointer.keep_best(evaluations.best_step())

@@ -30,7 +30,7 @@ def test_the_last_denoising_step_is_the_prediction():
     model = network.build(config)
     variables = jax.jit(model.init_variables)(jax.random.key(0))
     image = np.random.default_rng(0).integers(0, 255, (8, 12, 3), dtype=np.uint8)
-    depth_model = DepthModel(model, variables, config, network.INPUT)
+    depth_model = DepthModel(model, variables, config)
     depths = evaluation.denoising_steps(depth_model, image)
     assert depths.shape == (3, 8, 12)
     np.testing.assert_allclose(depths[-1], depth_model.predict(image), rtol=1e-4)

@@ -13,25 +13,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffdepth_jax import registry
+from diffdepth_jax.models.networks.network import Denoises, NetworkConfig
 from diffdepth_jax.typing import InputSpec
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TinyConfig(NetworkConfig):
     name: Literal["tiny"] = "tiny"
     features: int = 4
 
 
-class Network(nn.Module):
+class Network(nn.Module, Denoises):
     """Two convolutions with BatchNorm between, and a latent that is added in."""
 
-    config: NetworkConfig
+    config: TinyConfig
 
     @nn.compact
     def __call__(self, image, noise, train=False, num_inference_steps=None, key=None):
         hidden = nn.Conv(self.config.features, (3, 3))(image)
         hidden = nn.relu(nn.BatchNorm(use_running_average=not train)(hidden))
         return jnp.exp(nn.Conv(1, (1, 1))(hidden) + 0.1 * noise)
+
+    num_inference_steps = 1
+    num_train_timesteps = 10
 
     def latent_shape(self, shape):
         return (*shape[:3], 1)
@@ -94,7 +98,7 @@ class Source:
 
 MODULES = {
     "network": types.SimpleNamespace(
-        Config=NetworkConfig,
+        Config=TinyConfig,
         Network=Network,
         build=lambda config, dtype=None, frozen=(): Network(config),
         INPUT=InputSpec(),

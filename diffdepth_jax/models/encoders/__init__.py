@@ -1,1 +1,1 @@
-"""Image encoders; each file offers `Config`, `VARIANTS`, `Encoder`, `rules`, `infer`."""
+"""Image encoders, one a file; `encoder.py` says what each offers."""

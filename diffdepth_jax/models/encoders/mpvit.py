@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffdepth_jax import registry
 from diffdepth_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -362,7 +363,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     Raises:
         ValueError: if they are, but an entry that tells the architecture is missing or odd.
     """
-    if "patch_embed_stages.0.patch_embeds.0.patch_conv.dwconv.weight" not in shapes:
+    if "mpvit" not in registry.matching("encoder", shapes):
         return None
     stages = range(count(shapes, r"patch_embed_stages\.(\d+)\."))
     embed_dims = [

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffdepth_jax import registry
 from diffdepth_jax.models.layers import BatchNorm, Conv
 from diffdepth_jax.models.tables import Layout, batch_norm_rules, conv_rules, count, side
 from diffdepth_jax.typing import Features
@@ -109,7 +110,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     Raises:
         ValueError: if they are, but an entry that tells the architecture is missing.
     """
-    if "layers.0.0.downsample.weight" not in shapes:
+    if "resnet" not in registry.matching("encoder", shapes):
         return None
     stages = range(count(shapes, r"layers\.(\d+)\.\d+\.conv1\."))
     return Config(

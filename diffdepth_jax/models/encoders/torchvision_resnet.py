@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffdepth_jax import registry
 from diffdepth_jax.models.layers import BatchNorm, Conv, normal
 from diffdepth_jax.models.tables import Layout, batch_norm_rules, conv_rules, count, side
 from diffdepth_jax.typing import Features
@@ -141,7 +142,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     Raises:
         ValueError: if they are, but an entry that tells the architecture is missing.
     """
-    if "conv1.weight" not in shapes or "layer1.0.conv1.weight" not in shapes:
+    if "torchvision_resnet" not in registry.matching("encoder", shapes):
         return None
     stages = range(1, count(shapes, r"layer(\d+)\.\d+\.conv1\.") + 1)
     return Config(

@@ -1,1 +1,1 @@
-"""Whole depth networks; each file offers `Config`, `build`, `INPUT`, `OUTPUT`, `rules`, `infer`."""
+"""Whole depth networks, one a file; `network.py` says what each offers."""

@@ -5,8 +5,8 @@ DDIM; a small decoder turns the latent into depth in metres. All of the networks
 (github.com/duanyiqun/DiffusionDepth) are configurations of this one: see `VARIANTS`.
 """
 
-import math
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,12 +17,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from diffdepth_jax import registry
-from diffdepth_jax.config import choice
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models import codec, denoiser, necks
 from diffdepth_jax.models.codec import Codec, CodecConfig
 from diffdepth_jax.models.denoiser import Denoiser, DenoiserConfig
-from diffdepth_jax.models.encoders import mpvit, resnet, swin
 from diffdepth_jax.models.necks import Neck, NeckConfig
+from diffdepth_jax.models.networks.network import (
+    HasEncoder,
+    NetworkConfig,
+    Published,
+    Recalibrates,
+    Variants,
+    encoder_variant,
+)
 from diffdepth_jax.ops.conv import Gradient
 from diffdepth_jax.ops.diffusion import (
     BetaSchedule,
@@ -38,6 +45,13 @@ from diffdepth_jax.weights.rules import Rules, prefix
 
 OUTPUT = "metric_depth"
 INPUT = InputSpec()
+# The release's files are named by their users.
+FILES: Mapping[str, Mapping[str, Any]] = {}
+UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+
+# A hundred times what is usual. Schedules are arrays of this length, and the number may come from a
+# file that somebody else wrote.
+MAX_TRAIN_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,11 @@ class DiffusionConfig:
     eta: float = 0.0
 
     def __post_init__(self):
+        if self.num_train_timesteps > MAX_TRAIN_TIMESTEPS:  # before a schedule of this length
+            raise ValueError(
+                f"num_train_timesteps is {self.num_train_timesteps}; it must be at most "
+                f"{MAX_TRAIN_TIMESTEPS}"
+            )
         inference_timesteps(self.schedule.num_train_timesteps, self.num_inference_steps)
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
@@ -65,29 +84,27 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(NetworkConfig, HasEncoder, Published):
     """A DiffusionDepth network.
 
     Attributes:
-        encoder: the config of a registered encoder.
+        encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
         neck, codec, denoiser, diffusion: the other parts.
-        max_depth: metres; predictions are clipped to it, the network's own methods are not.
         remat: what of the sampler's steps is recomputed in the backward pass, see `ops.remat`.
             (True and False, "full" and "none", occur in older checkpoints.)
         conv_gradient: how the denoiser's convolutions are differentiated, see `ops.conv.conv3x3`.
     """
 
     name: Literal["diffusion_depth"] = "diffusion_depth"
-    encoder: Any = choice("encoder")
     neck: NeckConfig = field(default_factory=NeckConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    max_depth: float | None = None
     remat: Literal[Remat, True, False] = "full"
     conv_gradient: Gradient = "auto"
 
     def __post_init__(self):
+        super().__post_init__()
         if isinstance(self.remat, bool):
             object.__setattr__(self, "remat", "full" if self.remat else "none")
         if self.neck.features % self.denoiser.num_groups:
@@ -111,33 +128,29 @@ class Config:
                 f"diffusion.num_train_timesteps {self.diffusion.num_train_timesteps} exceed "
                 f"denoiser.time_table {self.denoiser.time_table}"
             )
-        if self.max_depth is not None and not self.max_depth > 0:
-            raise ValueError(f"max_depth is {self.max_depth}; it must be positive or None")
 
 
-def _swin_large(hahi: bool) -> Config:
+def _variant(encoder: str, variant: str, *, hahi: bool = False, fuse: bool = False) -> Config:
     return Config(
-        encoder=swin.VARIANTS["large"],
+        encoder=encoder_variant(encoder, variant),
         neck=NeckConfig(hahi=hahi),
-        denoiser=DenoiserConfig(fuse=True),
+        denoiser=DenoiserConfig(fuse=fuse),
     )
 
 
-VARIANTS = {
-    "res18": Config(encoder=resnet.VARIANTS["18"]),
-    "res50": Config(encoder=resnet.VARIANTS["50"]),
-    "res101": Config(encoder=resnet.VARIANTS["101"]),
-    "swin_large": _swin_large(hahi=False),
-    "swin_large_hahi": _swin_large(hahi=True),
-    "mpvit_small": Config(
-        encoder=mpvit.VARIANTS["small"],
-        neck=NeckConfig(hahi=True),
-        denoiser=DenoiserConfig(fuse=True),
-    ),
-}
+VARIANTS = Variants(
+    {
+        "res18": lambda: _variant("resnet", "18"),
+        "res50": lambda: _variant("resnet", "50"),
+        "res101": lambda: _variant("resnet", "101"),
+        "swin_large": lambda: _variant("swin", "large", fuse=True),
+        "swin_large_hahi": lambda: _variant("swin", "large", hahi=True, fuse=True),
+        "mpvit_small": lambda: _variant("mpvit", "small", hahi=True, fuse=True),
+    }
+)
 
 
-class DiffusionDepth(nn.Module):
+class DiffusionDepth(nn.Module, Recalibrates):
     """The network; images come normalised by `INPUT`, depth is in metres, float32.
 
     Attributes:
@@ -172,7 +185,7 @@ class DiffusionDepth(nn.Module):
         noise: Float[Array, "b h2 w2 d"],
         train: bool = False,
         num_inference_steps: int | None = None,
-        key: Key[Array, ""] | None = None,
+        key: Key[Array, "*keys"] | None = None,
     ) -> Float[Array, "b h w 1"]:
         """Image to depth of the same size, any size.
 
@@ -207,7 +220,7 @@ class DiffusionDepth(nn.Module):
         noise: Float[Array, "b h w d"],
         num_inference_steps: int | None = None,
         *,
-        key: Key[Array, ""] | None = None,
+        key: Key[Array, "*keys"] | None = None,
         gradient_steps: int | None = None,
         return_trajectory: bool = False,
     ) -> Float[Array, "b h w d"] | tuple[Float[Array, "b h w d"], Float[Array, "n b h w d"]]:
@@ -217,7 +230,8 @@ class DiffusionDepth(nn.Module):
             condition: what `encode_image` returned.
             noise: x_T.
             num_inference_steps: that of the config when None.
-            key: for the steps' noise; needed exactly if the config's eta is not 0.
+            key: for the steps' noise, see `ops.diffusion.ddim_step`; needed exactly if the config's
+                eta is not 0.
             gradient_steps: see `ops.diffusion.ddim_sample`.
             return_trajectory: also return the latent after every step.
         """
@@ -268,6 +282,14 @@ class DiffusionDepth(nn.Module):
         """Depth in metres (0 = none) to latent. For training: inference does not need it."""
         return self.codec.encode(jnp.asarray(depth), self._trains("codec", train))
 
+    @property
+    def num_inference_steps(self) -> int:
+        return self.config.diffusion.num_inference_steps
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.config.diffusion.num_train_timesteps
+
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Shape of the noise for images of shape [b, h, w, 3]."""
         batch, height, width, _ = image_shape
@@ -283,9 +305,6 @@ class DiffusionDepth(nn.Module):
 
     def _trains(self, part: str, train: bool) -> bool:
         return train and part not in self.frozen
-
-
-Network = DiffusionDepth
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DiffusionDepth:
@@ -315,7 +334,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     backbone = _below(shapes, "depth_backbone.")
     head = _below(shapes, "depth_head.")
     encoder = None
-    for name in registry.names("encoder"):
+    for name in registry.matching("encoder", backbone):
         encoder = encoder or registry.module("encoder", name).infer(backbone)
     factor = _codec_factor(head)
     features = _width(head, r"conv_(lateral|up)\.\d\.1\.\w+")
@@ -344,18 +363,25 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     )
 
 
+_LARGEST_ARGUMENT = 1e9
+
+
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
     """The config with what an official checkpoint's `args` say: the steps and `max_depth`.
 
     Raises:
-        ValueError: if one of them is no number.
+        WeightsError: if one of them is no number, or none that a config can have.
     """
     names = ("inference_steps", "num_train_timesteps", "max_depth")
     found = {name: arguments[name] for name in names if arguments.get(name) is not None}
     for name, value in found.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (number and math.isfinite(value)):
-            raise ValueError(f"args.{name} of the checkpoint is {value!r}; it must be a number")
+        # As a float, an integer of hundreds of digits is infinite or an error.
+        if not number or not abs(value) < _LARGEST_ARGUMENT:
+            raise WeightsError(
+                f"args.{name} of the checkpoint is {reprlib.repr(value)}; it must be a number of "
+                f"less than {_LARGEST_ARGUMENT:.0e}"
+            )
     diffusion = replace(
         config.diffusion,
         num_inference_steps=int(found.get("inference_steps", config.diffusion.num_inference_steps)),

@@ -5,6 +5,7 @@ the latent that is decoded. What this network reaches with the same data, losses
 the diffusion has to beat. It is nobody's publication, so its weights have no PyTorch names.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,59 +16,63 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffdepth_jax import registry
-from diffdepth_jax.config import choice
 from diffdepth_jax.models.codec import Codec, CodecConfig
 from diffdepth_jax.models.layers import Conv, GroupNorm
 from diffdepth_jax.models.necks import Neck, NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.models.networks.network import HasEncoder, NetworkConfig, Variants
 from diffdepth_jax.ops.image import pad_to_multiple, resize_bilinear
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights.rules import Rules
 
 OUTPUT = "metric_depth"
 INPUT = InputSpec()
+FILES: Mapping[str, Mapping[str, Any]] = {}
+UNTOLD: Mapping[str, tuple[Any, ...]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(NetworkConfig, HasEncoder):
     """A regression network.
 
     Attributes:
-        encoder: the config of a registered encoder.
+        encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
         neck, codec: as of DiffusionDepth; of the codec only the decoder is used.
         hidden_features: channels between the two convolutions.
         num_groups: of the GroupNorm between them.
-        max_depth: metres; predictions are clipped to it, the network's own methods are not.
     """
 
     name: Literal["regression"] = "regression"
-    encoder: Any = choice("encoder")
     neck: NeckConfig = field(default_factory=NeckConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
     hidden_features: int = 64
     num_groups: int = 4
-    max_depth: float | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         if min(self.hidden_features, self.num_groups) < 1 or self.hidden_features % self.num_groups:
             raise ValueError(
                 f"hidden_features {self.hidden_features} do not form num_groups {self.num_groups} "
                 "equal groups"
             )
-        if self.max_depth is not None and not self.max_depth > 0:
-            raise ValueError(f"max_depth is {self.max_depth}; it must be positive or None")
 
 
-# One for each of the method's.
-VARIANTS = {
-    name: Config(
+def _beside(method: diffusion_depth.Config) -> Config:
+    """The control beside a variant of the method."""
+    return Config(
         encoder=method.encoder,
         neck=method.neck,
         codec=method.codec,
         hidden_features=method.denoiser.hidden_features,
     )
-    for name, method in diffusion_depth.VARIANTS.items()
-}
+
+
+VARIANTS = Variants(
+    {
+        name: functools.partial(lambda name: _beside(diffusion_depth.VARIANTS[name]), name)
+        for name in diffusion_depth.VARIANTS
+    }
+)
 
 
 class Regression(nn.Module):
@@ -133,9 +138,6 @@ class Projection(nn.Module):
         return Conv(self.latent_channels, 3, dtype=self.dtype, name="conv1")(hidden)
 
 
-Network = Regression
-
-
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> Regression:
     """The module of a config; see `Regression` for `dtype` and `frozen`."""
     return Regression(config, dtype, frozen)
@@ -151,3 +153,15 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """None: no published weights belong to this network."""
     del shapes
     return None
+
+
+def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
+    """The config as it is: no published checkpoint has arguments for it."""
+    del arguments
+    return config
+
+
+def arguments(config: Config) -> dict[str, Any]:
+    """Nothing: see `with_arguments`."""
+    del config
+    return {}

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import losses
 
 # Depths up to here count as "not measured", as in DiffusionDepth's release.
@@ -95,10 +97,10 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
     Raises:
-        ValueError: for a model that starts from noise.
+        ConfigError: for a model that starts from noise.
     """
-    if hasattr(model, "latent_shape"):
-        raise ValueError(
+    if isinstance(model, Denoises):
+        raise ConfigError(
             f"the objective 'pixel' is for networks that map an image to depth; "
             f"{model.config.name!r} starts from noise: use 'self_diffusion'"
         )

@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import random
 from diffdepth_jax.ops.diffusion import add_noise, posterior_mean_weight, training_target
 from diffdepth_jax.training.objectives import pixel
@@ -96,21 +98,21 @@ def build(
         diffused: see `Diffused`.
 
     Raises:
-        ValueError: for a model that does not fit the config.
+        ConfigError: for a model that does not fit the config.
     """
-    if not hasattr(model, "predict_noise"):
-        raise ValueError(
+    if not isinstance(model, Denoises):
+        raise ConfigError(
             f"the objective {config.name!r} is for networks that predict noise; "
             f"{model.config.name!r} does not: use 'pixel'"
         )
     diffusion = model.config.diffusion
     if config.ddim_weighting == "posterior_mean" and diffusion.prediction_type != "epsilon":
-        raise ValueError(
+        raise ConfigError(
             f"ddim_weighting 'posterior_mean' weights an error of the noise ('epsilon'), but the "
             f"model's prediction_type is {diffusion.prediction_type!r}"
         )
     if config.gradient_steps and config.gradient_steps > diffusion.num_inference_steps:
-        raise ValueError(
+        raise ConfigError(
             f"gradient_steps is {config.gradient_steps}, but the model's sampler has "
             f"{diffusion.num_inference_steps} steps: use fewer, or None for all"
         )
@@ -161,7 +163,7 @@ def terms_from_draws(
     """
     target, valid_mask = pixel.ground_truth(batch)
     if target.shape[1] % model.config.codec.factor or target.shape[2] % model.config.codec.factor:
-        raise ValueError(
+        raise ConfigError(
             f"training images of {target.shape[1]}x{target.shape[2]} pixels do not divide by the "
             f"codec's factor {model.config.codec.factor}: choose another crop"
         )

@@ -67,8 +67,8 @@ def test_variables_are_single_precision_and_the_config_survives_json(name):
 
 @every_network
 def test_any_image_gets_depth_of_its_own_size(name):
-    network, model, variables = small(name)
-    depth_model = DepthModel(model, variables, model.config, network.INPUT)
+    _, model, variables = small(name)
+    depth_model = DepthModel(model, variables, model.config)
     image = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
     depth = depth_model.predict(image)
     assert depth.shape == (17, 23) and depth.dtype == np.float32

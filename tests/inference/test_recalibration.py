@@ -15,7 +15,8 @@ import safetensors
 from PIL import Image
 
 import diffdepth_jax
-from diffdepth_jax import inference, recalibration
+from diffdepth_jax import inference
+from diffdepth_jax.inference import recalibration
 from diffdepth_jax.config import to_mapping
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
@@ -28,7 +29,7 @@ from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.weights import files, orbax, rules
 from tests.weights import torch_writer
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 TRAINED = 20
 
 
@@ -44,7 +45,7 @@ def model_of(factor: int) -> diffdepth_jax.DepthModel:
     )
     module = diffusion_depth.build(config)
     variables = jax.jit(module.init_variables)(jax.random.key(0))
-    model = diffdepth_jax.DepthModel(module, variables, config, diffusion_depth.INPUT)
+    model = diffdepth_jax.DepthModel(module, variables, config)
     return model
 
 
@@ -215,7 +216,7 @@ def test_what_cannot_be_recalibrated_is_refused(model):
         model.recalibrate([image()], 0)
     with pytest.raises(ValueError, match="Encoder decodes no latent"):
         recalibration.decoder_statistics(
-            resnet.Encoder(model.config.encoder), {}, model.input_spec, IMAGES, 5
+            resnet.Encoder(model.config.encoder), {}, [np.zeros((8, 8, 3), np.float32)], 5
         )
 
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 import diffdepth_jax
-import diffdepth_jax.inference
 from diffdepth_jax.config import to_mapping
 from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.inference import files
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import resnet
@@ -23,7 +23,7 @@ from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.state import TrainState
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 CONFIG = diffusion_depth.Config(
     encoder=resnet.Config(depths=(1, 1, 1, 1), widths=(4, 6, 8, 10)),
     neck=NeckConfig(8),
@@ -306,7 +306,7 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
 
 
 def test_images_are_found_by_path_directory_or_pattern(tmp_path):
-    find = diffdepth_jax.inference.find_images
+    find = files.find_images
     odd = tmp_path / "p [1].png"
     odd.touch()
     assert find(odd) == find(tmp_path) == find(tmp_path / "*.png") == [odd]
@@ -319,8 +319,8 @@ def test_results_keep_the_folders_of_images_that_share_a_stem(model, tmp_path):
     for path in paths:
         path.parent.mkdir(parents=True)
         Image.fromarray(image(16, 16)).save(path)
-    found = diffdepth_jax.inference.find_images(tmp_path / "in" / "*" / "*.png")
-    failures = diffdepth_jax.inference.predict_files(model, found, tmp_path / "out")
+    found = files.find_images(tmp_path / "in" / "*" / "*.png")
+    failures = files.predict_files(model, found, tmp_path / "out")
     assert failures == []
     written = sorted(path.parent.name for path in (tmp_path / "out").rglob("0000000005.npy"))
     assert written == ["a", "b"]
@@ -334,16 +334,14 @@ def test_no_result_replaces_an_image_or_another_result(model, tmp_path, names):
     before = {path: path.read_bytes() for path in paths}
     output = tmp_path if len(names) == 1 else tmp_path / "out"
     with pytest.raises(ValueError, match="would replace"):
-        diffdepth_jax.inference.predict_files(model, paths, output)
+        files.predict_files(model, paths, output)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_wrong_option_is_no_skipped_image(model, tmp_path):
     Image.fromarray(image(16, 16)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="num_inference_steps"):
-        diffdepth_jax.inference.predict_files(
-            model, [tmp_path / "a.png"], tmp_path / "out", num_inference_steps=0
-        )
+        files.predict_files(model, [tmp_path / "a.png"], tmp_path / "out", num_inference_steps=0)
 
 
 def test_deep_pixels_are_refused_not_saturated(model, tmp_path):

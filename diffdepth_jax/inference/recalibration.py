@@ -3,8 +3,8 @@
 The sampler multiplies its noise by a factor that depends on the number of steps, so the latents
 that it ends in differ from one number to another, and with them what the BatchNorm layers of the
 decoder meet. Their running statistics belong to the number of steps that the model was trained
-with; at any other depth comes out wrong. Taking these few statistics anew (the idea of Li et al.
-2016, arXiv:1603.04779) needs a few images, no depth and no training.
+with; at any other depth comes out wrong. Computing these few statistics again (the idea of Li et
+al. 2016, arXiv:1603.04779) needs a few images, no depth and no training.
 """
 
 import json
@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key
 from tqdm import tqdm
 
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.layers import BatchNorm
+from diffdepth_jax.models.networks.network import Recalibrates
 from diffdepth_jax.ops import random
-from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.ops.diffusion import inference_timesteps
 
 # Of a layer, by its path: values per channel, their mean and their biased variance.
 _Moments = OrderedDict[tuple[str, ...], tuple[Any, Any, Any]]
@@ -31,8 +33,7 @@ _Moments = OrderedDict[tuple[str, ...], tuple[Any, Any, Any]]
 def decoder_statistics(
     module: nn.Module,
     variables: Mapping[str, Any],
-    input_spec: InputSpec,
-    images: Sequence[UInt8[np.ndarray, "h w 3"]],
+    images: Sequence[Float[np.ndarray, "_ _ 3"]],
     num_inference_steps: int,
     *,
     seed: int = 0,
@@ -45,10 +46,10 @@ def decoder_statistics(
     lets through with its new statistics; that takes another pass over the images.
 
     Args:
-        module: a network whose latent is decoded by its method `decode_latent`.
+        module: a network that can be recalibrated.
         variables: {"params", "batch_stats"}; not changed.
-        input_spec: the network's.
-        images: of any sizes; each gets noise of its own, one that is listed twice two.
+        images: as the network is fed them, of any sizes; each gets noise of its own, one that is
+            listed twice two.
         num_inference_steps: the number of steps that the statistics are for.
         seed: of the noise.
         progress: show a bar.
@@ -57,15 +58,19 @@ def decoder_statistics(
         The part of the tree `batch_stats` that belongs to the decoder, float32.
 
     Raises:
-        ValueError: without images; for a network that decodes no latent; or if the sampler does not
-            have that number of steps.
+        ConfigError: without images; for a network whose statistics belong to no number of steps; or
+            if the sampler does not have that number of steps.
     """
     if not images:
-        raise ValueError("the list of images is empty; statistics need at least one")
-    if not hasattr(module, "decode_latent"):
-        raise ValueError(
+        raise ConfigError("the list of images is empty; statistics need at least one")
+    if not isinstance(module, Recalibrates):
+        raise ConfigError(
             f"{type(module).__name__} decodes no latent: nothing in it depends on a number of steps"
         )
+    try:
+        inference_timesteps(module.num_train_timesteps, num_inference_steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
     @jax.jit
     def moments(
@@ -81,11 +86,10 @@ def decoder_statistics(
         bar = tqdm(images, f"{num_inference_steps} steps", unit=" images", disable=not progress)
         for index, image in enumerate(bar):
             key = jax.random.fold_in(jax.random.key(seed), index)
-            yield jax.device_get(moments(current, input_spec.normalise(image)[None], key))
+            yield jax.device_get(moments(current, image[None], key))
 
     statistics: dict[str, Any] = {}
-    example = input_spec.normalise(images[0])[None]
-    for layer in jax.eval_shape(moments, variables, example, jax.random.key(seed)):
+    for layer in jax.eval_shape(moments, variables, images[0][None], jax.random.key(seed)):
         mean, variance = _pooled([each[layer] for each in of_all_images()])
         new = traverse_util.unflatten_dict({(*layer, "mean"): mean, (*layer, "var"): variance})
         statistics = _merged(statistics, new)
@@ -116,17 +120,17 @@ def from_text(text: str) -> dict[int, dict[str, np.ndarray]]:
     """What `to_text` was given.
 
     Raises:
-        ValueError: if the text is nothing of the kind.
+        WeightsError: if the text is nothing of the kind.
     """
     try:
         return {
             int(steps): {name: np.asarray(values, np.float32) for name, values in arrays.items()}
             for steps, arrays in json.loads(text).items()
         }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"recalibrated statistics that cannot be read ({error}): tools/recalibrate.py takes "
-            "them anew"
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise WeightsError(
+            f"recalibrated statistics that cannot be read ({error}): compute them again with "
+            "tools/recalibrate.py"
         ) from error
 
 

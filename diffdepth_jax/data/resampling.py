@@ -1,0 +1,78 @@
+"""Resampling of images and maps as OpenCV and PyTorch compute it, in float64 NumPy.
+
+Neither smooths what it makes smaller (no antialiasing), and edge pixels are repeated outside.
+"""
+
+from typing import Literal
+
+import numpy as np
+
+_A = -0.75  # of the cubic kernel (Keys 1981), in OpenCV and PyTorch alike
+
+
+def resize(
+    array: np.ndarray,
+    size: tuple[int, int],
+    method: Literal["bilinear", "bicubic"],
+    *,
+    align_corners: bool = False,
+) -> np.ndarray:
+    """Resizes the first two axes.
+
+    Args:
+        array: [h, w] or [h, w, c].
+        size: new height and width.
+        method: `bilinear` or `bicubic`; the latter overshoots at edges.
+        align_corners: whether corner pixels stay in the corners; otherwise the borders of the image
+            stay its borders (half-pixel centres).
+
+    Returns:
+        float64 [*size, ...].
+    """
+    result = np.asarray(array, np.float64)
+    for axis, length in enumerate(size):
+        if length != result.shape[axis]:
+            result = _along(result, axis, length, method, align_corners)
+    return result
+
+
+def _along(
+    array: np.ndarray, axis: int, length: int, method: str, align_corners: bool
+) -> np.ndarray:
+    old = array.shape[axis]
+    if align_corners:
+        position = np.linspace(0, old - 1, length)
+    else:
+        position = (np.arange(length) + 0.5) * old / length - 0.5
+        if method == "bilinear":
+            position = np.clip(position, 0, old - 1)
+    low = np.floor(position).astype(int)
+    taps = _linear(position - low) if method == "bilinear" else _cubic(position - low)
+    shape = [1] * array.ndim
+    shape[axis] = length
+    result = None
+    for offset, weight in taps.items():
+        index = np.clip(low + offset, 0, old - 1)
+        with np.errstate(invalid="ignore"):  # an infinite value becomes NaN around itself
+            part = array.take(index, axis) * weight.reshape(shape)
+            result = part if result is None else result + part
+    return result
+
+
+def _linear(fraction: np.ndarray) -> dict[int, np.ndarray]:
+    return {0: 1 - fraction, 1: fraction}
+
+
+def _cubic(fraction: np.ndarray) -> dict[int, np.ndarray]:
+    def near(distance: np.ndarray) -> np.ndarray:
+        return ((_A + 2) * distance - (_A + 3)) * distance**2 + 1
+
+    def far(distance: np.ndarray) -> np.ndarray:
+        return ((_A * distance - 5 * _A) * distance + 8 * _A) * distance - 4 * _A
+
+    return {
+        -1: far(1 + fraction),
+        0: near(fraction),
+        1: near(1 - fraction),
+        2: far(2 - fraction),
+    }

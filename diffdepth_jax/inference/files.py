@@ -1,0 +1,196 @@
+"""Depth of image files, written beside each other as files."""
+
+import collections
+import errno
+import glob
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diffdepth_jax import atomic, visualize
+from diffdepth_jax.errors import ConfigError, FileError, MissingFileError, naming_file, printable
+from diffdepth_jax.inference.model import DepthModel
+from diffdepth_jax.inference.preprocessing import read_image
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
+_ENDINGS = (".png", ".npy", "_colour.png")
+_THREADS = 2  # that read and write while the model computes
+_AHEAD = 4  # images, beyond a batch, that are read before they are needed or wait to be written
+
+
+def find_images(pattern: str | os.PathLike) -> list[Path]:
+    """The image files that a path, a directory or a glob pattern means, sorted.
+
+    Raises:
+        MissingFileError: if there are none.
+    """
+    path = Path(pattern).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        paths = [entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES]
+        wanted = ", ".join(sorted(_SUFFIXES))
+    else:
+        # Brackets in the name of a folder that exists are no pattern.
+        folder = next(parent for parent in path.parents if parent.is_dir())
+        escaped = os.path.join(glob.escape(str(folder)), path.relative_to(folder))
+        paths = [Path(entry) for entry in glob.glob(escaped, recursive=True)]
+        paths = [entry for entry in paths if not entry.is_dir()]
+        wanted = "a file"
+    if not paths:
+        raise MissingFileError(f"no image found: {pattern} holds or matches none ({wanted})")
+    return sorted(paths)
+
+
+def predict_files(
+    model: DepthModel,
+    paths: Sequence[Path],
+    output: str | os.PathLike,
+    *,
+    batch_size: int = 1,
+    skip_existing: bool = False,
+    **options: Any,
+) -> list[str]:
+    """Predicts depth for image files and writes it as 16-bit PNG, `.npy` and a colour picture.
+
+    Files are read and written by threads of their own while the model computes.
+
+    Args:
+        model: what `load` returned.
+        paths: image files, as `find_images` returns them.
+        output: directory, made if needed; gets `STEM.png` (metres x 256; at most 255.99),
+          `STEM.npy` (float32, metres) and `STEM_colour.png` for each image, in the folders that
+          the images have below the one that is common to all.
+        batch_size: at most this many images of equal size are predicted in one call.
+        skip_existing: leave out images whose three results are there.
+        **options: as for `DepthModel.predict`.
+
+    Returns:
+        One line for each image that could not be read, or whose results could not be named; the
+        others are done all the same.
+
+    Raises:
+        ConfigError: if a result would replace an image or another result; before any work.
+        FileError: if a result cannot be written; names it and the cause.
+        KeyboardInterrupt: with a message that says how to go on.
+    """
+    output = Path(output).expanduser()
+    targets = _result_paths(paths, output)
+    todo = [
+        path
+        for path in paths
+        if not (skip_existing and all(target.exists() for target in targets[path]))
+    ]
+    failures: list[str] = []
+    num_done = len(paths) - len(todo)
+    bar = tqdm(total=len(paths), initial=num_done, unit="image")
+    ahead = batch_size + _AHEAD
+
+    def skip(path: Path, error: Exception) -> None:
+        failures.append(printable(f"skipped {path}: {error}"))
+        bar.write(failures[-1], file=sys.stderr)
+        bar.update()
+
+    def finish(path: Path, written: Future) -> None:
+        nonlocal num_done
+        try:
+            written.result()
+        except FileError as error:
+            if not _is_bad_name(error):
+                raise
+            skip(path, error)
+        else:
+            num_done += 1
+            bar.update()
+
+    pool = ThreadPoolExecutor(_THREADS)
+    writing: collections.deque[tuple[Path, Future]] = collections.deque()
+    try:
+        for batch in _batches(pool, todo, batch_size, ahead, skip):
+            depths = model.predict(list(batch.values()), batch_size=batch_size, **options)
+            for path, depth in zip(batch, depths, strict=True):
+                writing.append((path, pool.submit(_write, depth, targets[path])))
+            while len(writing) > ahead:
+                finish(*writing.popleft())
+        while writing:
+            finish(*writing.popleft())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{num_done} of {len(paths)} images are done; the same command with --skip_existing "
+            "does the others"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+    return failures
+
+
+def _batches(
+    pool: ThreadPoolExecutor, paths: Sequence[Path], batch_size: int, ahead: int, skip: Any
+) -> Iterator[dict[Path, np.ndarray]]:
+    """Images of equal size, read ahead of their use; all that wait are given out when too many."""
+    left = iter(paths)
+    reading: collections.deque[tuple[Path, Future]] = collections.deque()
+    waiting: dict[tuple[int, ...], dict[Path, np.ndarray]] = {}
+    while True:
+        while len(reading) < ahead and (path := next(left, None)) is not None:
+            reading.append((path, pool.submit(read_image, path)))
+        if not reading:
+            break
+        path, future = reading.popleft()
+        try:
+            image = future.result()
+        except (OSError, ValueError) as error:
+            skip(path, error)
+            continue
+        waiting.setdefault(image.shape, {})[path] = image
+        if len(waiting[image.shape]) == batch_size:
+            yield waiting.pop(image.shape)
+        elif sum(map(len, waiting.values())) >= 2 * ahead:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
+
+
+def _write(depth: np.ndarray, targets: Sequence[Path]) -> None:
+    png, npy, picture = targets
+    # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
+    steps = Image.fromarray(np.clip(np.rint(depth * 256), 1, 65535).astype(np.uint16))
+    colour = Image.fromarray(visualize.colour_depth(depth))
+    with naming_file(png.parent, "created"):
+        png.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(png, lambda file: steps.save(file, "png"))
+    atomic.write(npy, lambda file: np.save(file, depth))
+    atomic.write(picture, lambda file: colour.save(file, "png"))
+
+
+def _is_bad_name(error: Exception) -> bool:
+    """Whether only this one file cannot be written, for its name."""
+    return getattr(error.__cause__, "errno", None) in (errno.ENAMETOOLONG, errno.EILSEQ)
+
+
+def _result_paths(paths: Sequence[Path], output: Path) -> dict[Path, list[Path]]:
+    """Where each image's three results go."""
+    # Without "..", which could lead out of the output directory.
+    absolute = {path: Path(os.path.abspath(path)) for path in paths}
+    common = Path(os.path.commonpath([path.parent for path in absolute.values()]))
+    taken = {os.path.realpath(path): path for path in paths}
+    targets: dict[Path, list[Path]] = {}
+    for path in paths:
+        stem = output / absolute[path].relative_to(common).with_suffix("")
+        targets[path] = [stem.with_name(stem.name + ending) for ending in _ENDINGS]
+        for target in targets[path]:
+            place = os.path.realpath(target)
+            other = taken.setdefault(place, path)
+            if other is not path or place == os.path.realpath(path):
+                raise ConfigError(
+                    f"the result {target} of {path} would replace what belongs to {other}: choose "
+                    "another output directory, or predict them apart"
+                )
+    return targets

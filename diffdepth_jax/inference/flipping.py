@@ -1,0 +1,54 @@
+"""The average of a prediction and that of the mirrored image."""
+
+from typing import Literal
+
+import numpy as np
+
+from diffdepth_jax.models.networks.network import Output
+
+FlipAverage = Literal["depth", "inverse_depth"]
+_SMALLEST = 1e-6  # of depth and of inverse depth before they are inverted, as in md4all
+_BORDER, _RAMP = 0.05, 0.05  # shares of the width
+
+
+def average(
+    prediction: np.ndarray,
+    mirrored: np.ndarray,
+    *,
+    output: Output = "metric_depth",
+    how: FlipAverage = "depth",
+) -> np.ndarray:
+    """One map of two.
+
+    Args:
+      prediction: of the image, float [h, w].
+      mirrored: of the mirrored image, mirrored back.
+      output: what the two maps hold.
+      how: `depth` is the plain mean of the maps. `inverse_depth` is the post-processing of
+        Monodepth2 (Godard et al. 2017) and the `_pp` of md4all's tables, in inverse depth: within a
+        twentieth of the width from the left border the second map alone counts, from the right
+        border the first, as networks trained on stereo pairs see nothing there; over the next
+        twentieth one goes over into the other, and in the middle it is their mean.
+
+    Returns:
+      float32 [h, w], of the same kind as the two.
+    """
+    if how == "depth":
+        return (prediction + mirrored) / 2
+    maps = prediction, mirrored
+    if output == "relative_disparity":
+        return _with_ramps(*maps).astype(np.float32)
+    return _inverse(_with_ramps(*map(_inverse, maps))).astype(np.float32)
+
+
+def _with_ramps(disparity: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    position = np.linspace(0, 1, disparity.shape[1])[None, :]
+    left = 1 - np.clip((position - _BORDER) / _RAMP, 0, 1)
+    right = left[:, ::-1]
+    first, second = disparity.astype(np.float64), mirrored.astype(np.float64)
+    return right * first + left * second + (1 - left - right) * (first + second) / 2
+
+
+def _inverse(array: np.ndarray) -> np.ndarray:
+    """Depth to inverse depth or back, float64; what is below 1e-6 counts as that."""
+    return 1 / np.maximum(array.astype(np.float64), _SMALLEST)

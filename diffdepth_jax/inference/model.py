@@ -1,0 +1,349 @@
+"""A network with its weights, and images to depth."""
+
+import dataclasses
+import functools
+import hashlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.inference import flipping, preprocessing, recalibration
+from diffdepth_jax.inference.flipping import FlipAverage
+from diffdepth_jax.inference.preprocessing import ImageLike, read_image
+from diffdepth_jax.models.networks.network import Denoises, NetworkConfig, Output
+from diffdepth_jax.ops import random
+from diffdepth_jax.ops.diffusion import inference_timesteps
+from diffdepth_jax.typing import InputSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthModel:
+    """A network with its weights.
+
+    Attributes:
+        model: the linen module; its methods run by `model.apply(variables, ..., method="...")`.
+        variables: `{"params": ..., "batch_stats": ...}`.
+        config: the frozen config that the module was built from.
+        recalibrated: by number of denoising steps, the batch statistics that `recalibrate` found;
+            a part of the tree `variables["batch_stats"]` each.
+    """
+
+    model: nn.Module
+    variables: Mapping[str, Any] = dataclasses.field(repr=False)
+    config: NetworkConfig
+    recalibrated: Mapping[int, Mapping[str, Any]] = dataclasses.field(
+        default_factory=dict, repr=False
+    )
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """What the module's methods want images to be like (`predict` does it itself)."""
+        return self.config.input_spec
+
+    @property
+    def output(self) -> Output:
+        """What predictions hold: metres, or inverse depth up to scale and shift."""
+        return self.config.output
+
+    @property
+    def denoises(self) -> bool:
+        """Whether predictions start from noise and go in steps."""
+        return isinstance(self.model, Denoises)
+
+    def predict(
+        self,
+        image_or_images: ImageLike | Sequence[ImageLike],
+        noise: Any = None,
+        seed: int = 0,
+        num_inference_steps: int | None = None,
+        flip_tta: bool = False,
+        *,
+        flip_average: FlipAverage = "depth",
+        batch_size: int = 1,
+    ) -> np.ndarray | list[np.ndarray]:
+        """Depth of one image or of several, each at its own size.
+
+        Args:
+            image_or_images: uint8 RGB arrays `[h, w, 3]`, Pillow images or paths, of any size; one,
+              a list of them, or one array `[b, h, w, 3]`. They are resized as the network's
+              `input_spec` says, and its result is resized back.
+            noise: the initial latent x_T of each image, `model.latent_shape` of it (for several
+              images a list or a stacked array); drawn from `seed` when None. A network that does
+              no denoising takes neither noise nor a number of steps.
+            seed: every image draws the same noise from this seed, so that its depth does not depend
+              on what else is in the list; 0 to 2**63 - 1.
+            num_inference_steps: denoising steps; the checkpoint's own number when None. The decoder
+              uses the batch statistics of that number; without any a warning is given.
+            flip_tta: average the prediction, clipped as below, with that of the mirrored image,
+              from the same noise.
+            flip_average: how, see `flipping.average`.
+            batch_size: at most this many images of equal size are predicted in one call.
+
+        Returns:
+            float32 `[h, w]` for one image; a list of them for a list; `[b, h, w]` for one array. In
+            metres, clipped to [0, `config.max_depth`] where the checkpoint states one, or relative
+            disparity, as `output` says.
+
+        Raises:
+            ConfigError: for a seed or number of steps that cannot be.
+            ValueError: for noise, or an array, of a wrong shape.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed is {seed}; it must be 0 to 2**63 - 1")
+        options = _Options(noise is not None, seed, num_inference_steps, flip_tta, flip_average)
+        variables = self.variables_at(num_inference_steps)
+        stacked = isinstance(image_or_images, np.ndarray) and image_or_images.ndim == 4
+        several = stacked or isinstance(image_or_images, list | tuple)
+        images = list(image_or_images) if several else [image_or_images]
+        noises = [None] * len(images) if noise is None else list(noise) if several else [noise]
+        if len(noises) != len(images):
+            raise ValueError(f"{len(noises)} noise arrays were given for {len(images)} images")
+
+        depths: list[Any] = [None] * len(images)
+        for indices, batch in _by_size(images, batch_size):
+            latents = [noises[index] for index in indices]
+            found = self._predict_batch(variables, batch, latents, options)
+            for index, depth in zip(indices, found, strict=True):
+                depths[index] = depth
+        if stacked:
+            return np.stack(depths) if depths else np.zeros(image_or_images.shape[:3], "f4")
+        return depths if several else depths[0]
+
+    def variables_at(self, num_inference_steps: int | None = None) -> Mapping[str, Any]:
+        """The variables for a number of denoising steps; the checkpoint's own when None.
+
+        Warns, once for a number, where the decoder's batch statistics belong to another one.
+
+        Raises:
+            ConfigError: for a number that the sampler cannot have.
+        """
+        if not self.denoises:
+            if num_inference_steps is not None:
+                raise ConfigError(self._no_denoising)
+            return self.variables
+        own = self.model.num_inference_steps
+        steps = own if num_inference_steps is None else num_inference_steps
+        if steps in self.recalibrated:
+            return recalibration.replaced(self.variables, self.recalibrated[steps])
+        try:
+            inference_timesteps(self.model.num_train_timesteps, steps)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if steps != own and steps not in self._warned_of:
+            self._warned_of.add(steps)
+            known = ", ".join(str(each) for each in sorted({own, *self.recalibrated}))
+            warnings.warn(
+                f"the checkpoint has its decoder's batch statistics for {known} denoising steps, "
+                f"not for {steps}: depth may be far off. tools/recalibrate.py --steps={steps} "
+                "computes them from a few images, without training",
+                stacklevel=3,
+            )
+        return self.variables
+
+    def is_recalibrated(self, num_inference_steps: int | None = None) -> bool:
+        """Whether predictions in so many steps use statistics that `recalibrate` found."""
+        return num_inference_steps in self.recalibrated or (
+            num_inference_steps is None
+            and self.denoises
+            and self.model.num_inference_steps in self.recalibrated
+        )
+
+    def fingerprint(self, num_inference_steps: int | None = None) -> str:
+        """A hash of the config and of the variables for a number of denoising steps."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for path, leaf in jax.tree.leaves_with_path(self.variables_at(num_inference_steps)):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def _warned_of(self) -> set[int]:
+        # Python's own "once" is forgotten whenever JAX catches warnings, as it does in compiling.
+        return set()
+
+    @property
+    def _no_denoising(self) -> str:
+        return (
+            f"the network {self.config.name!r} does no denoising: leave noise and "
+            "num_inference_steps at None"
+        )
+
+    def recalibrate(
+        self,
+        images: Sequence[ImageLike],
+        num_inference_steps: int,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> "DepthModel":
+        """The same model with the decoder's batch statistics for one more number of steps.
+
+        Args:
+            images: as for `predict`; some 30 of the kind, and of the size, that the model was
+              trained on.
+            num_inference_steps, seed, progress: see `recalibration.decoder_statistics`.
+        """
+        statistics = recalibration.decoder_statistics(
+            self.model,
+            self.variables,
+            [preprocessing.to_input(read_image(image), self.input_spec) for image in images],
+            num_inference_steps,
+            seed=seed,
+            progress=progress,
+        )
+        recalibrated = {**self.recalibrated, num_inference_steps: statistics}
+        return dataclasses.replace(self, recalibrated=recalibrated)
+
+    def trajectory(
+        self, image: ImageLike, num_inference_steps: int | None = None, seed: int = 0
+    ) -> Float[np.ndarray, "n h w"]:
+        """Depth decoded from the latent after every denoising step, not clipped.
+
+        Args:
+            image: as for `predict`, of a size that is a multiple of the codec's factor.
+            num_inference_steps, seed: as for `predict`.
+
+        Raises:
+            ConfigError: for a network that does no denoising.
+        """
+        if not self.denoises:
+            raise ConfigError(f"the network {self.config.name!r} does no denoising")
+        variables = self.variables_at(num_inference_steps)
+        fed = preprocessing.to_input(read_image(image), self.input_spec)[None]
+        key = jax.random.key(seed)
+        noise = random.normal(key, self.model.latent_shape(fed.shape))
+        return np.asarray(
+            _decode_trajectory(self.model, variables, fed, noise, key, num_inference_steps)
+        )
+
+    def _predict_batch(
+        self,
+        variables: Mapping[str, Any],
+        images: Sequence[np.ndarray],
+        noises: Sequence[Any],
+        options: "_Options",
+    ) -> list[np.ndarray]:
+        """Predictions of images of one size."""
+        size, limit = images[0].shape[:2], self.config.max_depth
+        fed = np.stack([preprocessing.to_input(image, self.input_spec) for image in images])
+        sampling = self._sampling(fed.shape, noises, size, options)
+        if options.flip_tta:  # in the same call, from the same noise
+            fed = np.concatenate([fed, fed[:, :, ::-1]])
+            sampling = jax.tree.map(lambda array: jnp.concatenate([array, array]), sampling)
+        maps = np.asarray(
+            _apply(self.model, variables, fed, sampling, options.num_inference_steps)[..., 0]
+        )
+        if options.flip_tta:
+            count = len(images)
+            maps = np.concatenate([maps[:count], maps[count:, :, ::-1]])
+        depths = [preprocessing.to_image_size(each, size, self.input_spec) for each in maps]
+        if limit is not None:
+            depths = [np.clip(depth, 0.0, np.float32(limit)) for depth in depths]
+        if not options.flip_tta:
+            return depths
+        pairs = zip(depths[: len(images)], depths[len(images) :], strict=True)
+        how = {"output": self.output, "how": options.flip_average}
+        return [flipping.average(depth, mirrored, **how) for depth, mirrored in pairs]
+
+    def _sampling(
+        self,
+        shape: tuple[int, ...],
+        noises: Sequence[Any],
+        size: tuple[int, int],
+        options: "_Options",
+    ) -> dict[str, Any]:
+        """What a network that starts from noise takes beside the images; others take nothing."""
+        if not self.denoises:
+            if options.has_noise:
+                raise ValueError(self._no_denoising)
+            return {}
+        count = shape[0]
+        wanted = tuple(self.model.latent_shape((1, *shape[1:])))
+        if options.has_noise:
+            noise = np.stack([_checked(noise, wanted, size) for noise in noises])
+        else:
+            noise = random.normal(jax.random.key(options.seed), wanted)
+            noise = jnp.broadcast_to(noise, (count, *wanted[1:]))
+        # One key for each image, of the noise in the steps, which the config's eta asks for.
+        return {"noise": noise, "key": jnp.broadcast_to(jax.random.key(options.seed), (count,))}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The arguments of `predict` that are the same for all of its images."""
+
+    has_noise: bool
+    seed: int
+    num_inference_steps: int | None
+    flip_tta: bool
+    flip_average: FlipAverage
+
+
+def _by_size(
+    sources: Sequence[ImageLike], batch_size: int
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Images of equal size, with their places in the list; few are in memory at a time."""
+    waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}
+    for index, source in enumerate(sources):
+        image = read_image(source)
+        indices, images = waiting.setdefault(image.shape, ([], []))
+        indices.append(index)
+        images.append(image)
+        if len(images) == batch_size:
+            yield waiting.pop(image.shape)
+    yield from waiting.values()
+
+
+def _checked(noise: Any, shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
+    """The initial latent of one image, of `shape` without its first axis."""
+    noise = np.asarray(noise, np.float32)
+    if noise.shape not in (shape, shape[1:]):
+        raise ValueError(
+            f"noise has shape {noise.shape}; an image of {size} pixels needs {shape[1:]}"
+        )
+    return noise.reshape(shape[1:])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _apply(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image: Float[Array, "b h w 3"],
+    sampling: Mapping[str, Any],
+    num_inference_steps: int | None,
+) -> Float[Array, "b h w 1"]:
+    """Compiled once for equal modules, whatever their weights."""
+    if sampling:
+        sampling = {**sampling, "num_inference_steps": num_inference_steps}
+    return model.apply(variables, image, **sampling)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _decode_trajectory(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image: Float[Array, "1 h w 3"],
+    noise: Float[Array, "1 h2 w2 d"],
+    key: Array,
+    num_inference_steps: int | None,
+) -> Float[Array, "n h w"]:
+    condition = model.apply(variables, image, method="encode_image")
+    _, latents = model.apply(
+        variables,
+        condition,
+        noise,
+        num_inference_steps,
+        key=key,
+        return_trajectory=True,
+        method="sample",
+    )
+    return model.apply(variables, latents[:, 0], method="decode_latent")[..., 0]

@@ -1,0 +1,52 @@
+"""From an image to what a network is fed, and from its result back to the image's size."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffdepth_jax.data import io, resampling
+from diffdepth_jax.typing import InputSpec
+
+ImageLike = np.ndarray | Image.Image | str | os.PathLike
+
+
+def read_image(source: ImageLike) -> np.ndarray:
+    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path; turned upright by EXIF data.
+
+    Raises:
+        DataError, MissingFileError: for a file or a Pillow image that is no such image.
+        ValueError, TypeError: for any other array or object; says what it is like.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+            raise ValueError(
+                f"an image array must be uint8 RGB [h, w, 3], not {source.dtype} "
+                f"{list(source.shape)}"
+            )
+        return source
+    if isinstance(source, Image.Image):
+        return io.as_rgb(source, "the Pillow image", upright=True)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"an image must be an array, a Pillow image or a path, not {type(source).__name__}"
+        )
+    return io.read_image(Path(source).expanduser(), upright=True)
+
+
+def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:
+    """Resizes and normalises uint8 RGB [h, w, 3] to float32 [h2, w2, 3] as a network is fed it."""
+    size = spec.input_size(*image.shape[:2])
+    if size != image.shape[:2]:
+        image = resampling.resize(image, size, spec.interpolation, align_corners=spec.align_corners)
+    return spec.normalise(image)
+
+
+def to_image_size(prediction: np.ndarray, size: tuple[int, int], spec: InputSpec) -> np.ndarray:
+    """Resizes a network's result [h2, w2] to its image's size, float32 [h, w]."""
+    if prediction.shape != size:
+        prediction = resampling.resize(
+            prediction, size, spec.output_interpolation, align_corners=spec.output_align_corners
+        )
+    return np.asarray(prediction, np.float32)

@@ -1,0 +1,52 @@
+"""The contract of encoders: what every file beside this one offers."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import flax.linen as nn
+
+from diffdepth_jax.models.tables import Layout
+from diffdepth_jax.weights.rules import Rules
+
+
+@runtime_checkable
+class EncoderConfig(Protocol):
+    """What an encoder's config tells beside its own fields.
+
+    Attributes:
+        name: of the encoder in the registry.
+        channels: of each feature map, fine to coarse.
+        reductions: the image's side over each map's.
+    """
+
+    name: str
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...
+
+    @property
+    def reductions(self) -> tuple[int, ...]: ...
+
+
+@runtime_checkable
+class EncoderFile(Protocol):
+    """What the file of an encoder offers.
+
+    Attributes:
+        Config: the config class, a frozen dataclass that is an `EncoderConfig`.
+        VARIANTS: ready configs by name.
+        Encoder: the module, `Encoder(config, dtype=...)`; its call is `(image, train=False)` and
+            returns `typing.Features`.
+        LAYOUTS: by name, the layouts of pretrained weights that it takes.
+    """
+
+    Config: type
+    VARIANTS: Mapping[str, Any]
+    Encoder: type[nn.Module]
+    LAYOUTS: Mapping[str, Layout]
+
+    def rules(self, config: Any) -> Rules:
+        """The table of the names that networks use."""
+
+    def infer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The config of weights with these names and shapes, or None."""
