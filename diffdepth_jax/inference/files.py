@@ -122,6 +122,8 @@ def predict_files(
         while writing:
             finish(*writing.popleft())
     except KeyboardInterrupt:
+        while writing:  # what is computed already
+            finish(*writing.popleft())
         raise KeyboardInterrupt(
             f"{num_done} of {len(paths)} images are done; the same command with --skip_existing "
             "does the others"

@@ -1,9 +1,6 @@
-"""load() and predict() on a small network with random weights, in every form a checkpoint takes."""
+"""predict() on a small network with random weights."""
 
 import dataclasses
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,73 +9,13 @@ import pytest
 from PIL import Image
 
 import diffdepth_jax
-from diffdepth_jax.config import to_mapping
-from diffdepth_jax.errors import WeightsError
-from diffdepth_jax.inference import files
-from diffdepth_jax.models.codec import CodecConfig
-from diffdepth_jax.models.denoiser import DenoiserConfig
-from diffdepth_jax.models.encoders import resnet
-from diffdepth_jax.models.necks import NeckConfig
+from diffdepth_jax.data import resampling
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.inference import model as model_module
+from diffdepth_jax.inference import preprocessing
 from diffdepth_jax.models.networks import diffusion_depth
-from diffdepth_jax.training.checkpoint import Checkpointer
-from diffdepth_jax.training.state import TrainState
-
-PROJECT = Path(__file__).resolve().parents[2]
-CONFIG = diffusion_depth.Config(
-    encoder=resnet.Config(depths=(1, 1, 1, 1), widths=(4, 6, 8, 10)),
-    neck=NeckConfig(8),
-    codec=CodecConfig(latent_channels=4),
-    denoiser=DenoiserConfig(hidden_features=8),
-    diffusion=diffusion_depth.DiffusionConfig(num_inference_steps=3),
-    max_depth=80.0,
-)
-STEP = 7
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A run directory with one checkpoint of random weights."""
-    workdir = tmp_path_factory.mktemp("run")
-    model = diffusion_depth.build(CONFIG)
-    variables = jax.jit(model.init_variables)(jax.random.key(0))
-    state = TrainState(
-        step=jnp.int32(STEP),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state={"moments": variables["params"]},
-        ema_params={},
-    )
-    with Checkpointer(workdir, keep=1) as checkpointer:
-        checkpointer.save(STEP, state, {"model": to_mapping(CONFIG)}, b"{}", {})
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def model(run) -> diffdepth_jax.DepthModel:
-    return diffdepth_jax.load(run)
-
-
-def image(height=37, width=50, seed=0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def test_a_run_is_rebuilt_from_its_directory_alone(run, model):
-    assert model.config == CONFIG
-    depth = model.predict(image())
-    assert depth.shape == (37, 50)
-    assert depth.dtype == np.float32
-    assert 0 <= depth.min() < depth.max() <= CONFIG.max_depth
-    for path in (run / "checkpoints", run / "checkpoints" / str(STEP)):
-        np.testing.assert_array_equal(diffdepth_jax.load(path).predict(image()), depth)
-
-
-def test_computation_in_bfloat16_leaves_weights_and_depth_in_float32(run, model):
-    half = diffdepth_jax.load(run, dtype=jnp.bfloat16)
-    jax.tree.map(np.testing.assert_array_equal, half.variables, model.variables)
-    depth, want = half.predict(image()), model.predict(image())
-    assert depth.dtype == np.float32
-    difference = np.abs(np.log(depth / want))
-    assert 1e-4 < np.median(difference) < 0.05
+from diffdepth_jax.typing import InputSpec
+from tests.inference.small_model import CONFIG, image
 
 
 def test_predict_is_the_chain_of_the_public_methods(model):
@@ -154,196 +91,6 @@ def test_noise_of_a_wrong_shape_is_refused_with_the_right_one(model):
         model.predict([image(), image()], noise=[np.zeros((19, 25, 4))])
 
 
-def test_sources_that_are_no_checkpoint_are_refused(tmp_path, run):
-    with pytest.raises(FileNotFoundError, match=r"missing\.pt does not exist"):
-        diffdepth_jax.load(tmp_path / "missing.pt")
-    with pytest.raises(WeightsError, match="no complete checkpoint"):
-        diffdepth_jax.load(tmp_path)
-    with pytest.raises(WeightsError, match=f"no checkpoint of step 8, only of .{STEP}"):
-        diffdepth_jax.load(run, step=8)
-    with pytest.raises(ValueError, match=r"no network known here.*diffusion_depth"):
-        diffdepth_jax.load({"fc.weight": np.zeros((2, 2))})
-
-
-@pytest.fixture(scope="module")
-def released_state_dict() -> dict[str, np.ndarray]:
-    """Random weights of CONFIG under the names that the release gives them."""
-    rng = np.random.default_rng(0)
-    shapes = released_shapes()
-    return {name: rng.uniform(0.1, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-
-
-def released_shapes() -> dict[str, tuple[int, ...]]:
-    def norm(name, width):
-        entries = ("weight", "bias", "running_mean", "running_var")
-        return {f"{name}.{entry}": (width,) for entry in entries}
-
-    shapes, inputs = {}, 3
-    for index, width in enumerate(CONFIG.encoder.channels):
-        block = f"depth_backbone.layers.{index}.0"
-        shapes |= {
-            f"{block}.conv1.weight": (width, inputs, 3, 3),
-            f"{block}.conv2.weight": (width, width, 3, 3),
-            f"{block}.downsample.weight": (width, inputs, 3, 3),
-            f"{block}.downsample.bias": (width,),
-            **norm(f"{block}.bn1", width),
-            **norm(f"{block}.bn2", width),
-            f"depth_head.conv_lateral.{index}.0.weight": (8, width, 3, 3),
-            **norm(f"depth_head.conv_lateral.{index}.1", 8),
-        }
-        if index:
-            shapes[f"depth_head.conv_up.{index - 1}.0.weight"] = (8, 8, 2, 2)
-            shapes |= norm(f"depth_head.conv_up.{index - 1}.1", 8)
-        inputs = width
-    codec, denoiser = "depth_head.depth_transform", "depth_head.model"
-    convolutions = {
-        f"{denoiser}.noise_embedding.0": (8, 4, 3, 3),
-        f"{denoiser}.noise_embedding.3": (8, 8, 3, 3),
-        f"{denoiser}.pred.0": (8, 8, 3, 3),
-        f"{denoiser}.pred.3": (4, 8, 3, 3),
-        f"{codec}.conv_inv_transform.0": (4, 4, 4, 4),
-        f"{codec}.conv_inv_transform.3.0": (1, 4, 3, 3),
-    }
-    group_norms = {"noise_embedding.1": 8, "noise_embedding.4": 8, "pred.1": 8, "pred.4": 4}
-    return (
-        shapes
-        | {f"{name}.weight": shape for name, shape in convolutions.items()}
-        | {f"{name}.bias": (shape[0],) for name, shape in convolutions.items()}
-        | {
-            f"{denoiser}.{name}.{entry}": (width,)
-            for name, width in group_norms.items()
-            for entry in ("weight", "bias")
-        }
-        | {
-            f"{denoiser}.time_embedding.weight": (1280, 8),
-            f"{codec}.conv_transform.0.0.weight": (4, 1, 3, 3),
-            f"{codec}.conv_transform.1.0.weight": (4, 4, 3, 3),
-            **norm(f"{codec}.conv_transform.0.1", 4),
-            **norm(f"{codec}.conv_transform.1.1", 4),
-            **norm(f"{codec}.conv_inv_transform.1", 4),
-        }
-    )
-
-
-def test_a_state_dict_says_its_architecture(released_state_dict):
-    model = diffdepth_jax.load(released_state_dict)
-    released = diffusion_depth.DiffusionConfig()
-    assert model.config == dataclasses.replace(CONFIG, diffusion=released, max_depth=None)
-    assert model.predict(image()).shape == (37, 50)
-
-
-def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
-    from diffdepth_jax.weights import files
-
-    path = tmp_path / "model.safetensors"
-    files.write_safetensors(path, released_state_dict)
-    loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
-    assert loaded.config == want.config
-    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
-
-
-def test_damaged_metadata_are_named(released_state_dict, tmp_path):
-    from diffdepth_jax.weights import files
-
-    files.write_safetensors(tmp_path / "model.safetensors", released_state_dict, {"args": "{"})
-    with pytest.raises(WeightsError, match=r"model\.safetensors .* its metadata args are no JSON"):
-        diffdepth_jax.load(tmp_path / "model.safetensors")
-
-
-def test_one_wrong_shape_is_named_with_both_shapes(released_state_dict):
-    key = "depth_head.conv_lateral.1.0.weight"
-    wrong = released_state_dict | {key: np.zeros((8, 5, 3, 3), np.float32)}
-    with pytest.raises(WeightsError) as error:
-        diffdepth_jax.load(wrong)
-    message = str(error.value)
-    assert key in message
-    assert "5" in message
-    assert message.count("->") == 1, message  # nothing else is wrong
-
-
-def test_a_missing_and_an_unknown_key_are_named_together(released_state_dict):
-    wrong = dict(released_state_dict)
-    del wrong["depth_head.conv_lateral.1.0.weight"]
-    wrong["depth_head.surprise.weight"] = np.zeros(3, np.float32)
-    with pytest.raises(WeightsError, match=r"(?s)surprise.*conv|conv.*surprise"):
-        diffdepth_jax.load(wrong)
-
-
-def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
-    images, output = tmp_path / "images", tmp_path / "output"
-    images.mkdir()
-    Image.fromarray(image(24, 32)).save(images / "a.png")
-    Image.fromarray(image(20, 30)).save(images / "c.jpg")
-    whole = (images / "a.png").read_bytes()
-    (images / "b.png").write_bytes(whole[: len(whole) // 2])
-    (images / "notes.txt").write_text("no image")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "predict.py",
-            f"--checkpoint={run}",
-            f"--input={images}",
-            f"--output={output}",
-        ],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1, done.stderr
-    assert f"skipped {images / 'b.png'}" in done.stderr
-    assert "1 of 3 images" in done.stderr
-    assert sorted(path.name for path in output.iterdir()) == [
-        f"{stem}{ending}" for stem in "ac" for ending in (".npy", ".png", "_colour.png")
-    ]
-    depth = np.load(output / "a.npy")
-    assert depth.shape == (24, 32)
-    with Image.open(output / "a.png") as picture:
-        stored = np.asarray(picture)
-    assert stored.dtype == np.uint16
-    np.testing.assert_allclose(stored / 256, np.clip(depth, 1 / 256, None), atol=1 / 512 + 1e-6)
-    with Image.open(output / "c_colour.png") as picture:
-        assert picture.size == (30, 20)
-
-
-def test_images_are_found_by_path_directory_or_pattern(tmp_path):
-    find = files.find_images
-    odd = tmp_path / "p [1].png"
-    odd.touch()
-    assert find(odd) == find(tmp_path) == find(tmp_path / "*.png") == [odd]
-    with pytest.raises(FileNotFoundError, match="no image found"):
-        find(tmp_path / "*.bmp")
-
-
-def test_results_keep_the_folders_of_images_that_share_a_stem(model, tmp_path):
-    paths = [tmp_path / "in" / drive / "0000000005.png" for drive in ("a", "b")]
-    for path in paths:
-        path.parent.mkdir(parents=True)
-        Image.fromarray(image(16, 16)).save(path)
-    found = files.find_images(tmp_path / "in" / "*" / "*.png")
-    failures = files.predict_files(model, found, tmp_path / "out")
-    assert failures == []
-    written = sorted(path.parent.name for path in (tmp_path / "out").rglob("0000000005.npy"))
-    assert written == ["a", "b"]
-
-
-@pytest.mark.parametrize("names", [("a.png",), ("b.png", "b.jpg"), ("c.png", "c_colour.png")])
-def test_no_result_replaces_an_image_or_another_result(model, tmp_path, names):
-    paths = [tmp_path / name for name in names]
-    for path in paths:
-        Image.fromarray(image(16, 16)).save(path)
-    before = {path: path.read_bytes() for path in paths}
-    output = tmp_path if len(names) == 1 else tmp_path / "out"
-    with pytest.raises(ValueError, match="would replace"):
-        files.predict_files(model, paths, output)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_wrong_option_is_no_skipped_image(model, tmp_path):
-    Image.fromarray(image(16, 16)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="num_inference_steps"):
-        files.predict_files(model, [tmp_path / "a.png"], tmp_path / "out", num_inference_steps=0)
-
-
 def test_deep_pixels_are_refused_not_saturated(model, tmp_path):
     deep = Image.fromarray(np.full((16, 16), 1000, np.uint16))
     deep.save(tmp_path / "deep.png")
@@ -360,21 +107,77 @@ def test_a_sampler_that_adds_noise_predicts_too(model):
     np.testing.assert_array_equal(other.predict(image()), other.predict(image()))
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_checkpoint_written_by_pytorch_loads_to_the_same_variables(
-    released_state_dict, tmp_path, zipped
-):
-    torch = pytest.importorskip("torch")
-    from argparse import Namespace
+def other_model(model, **fields):
+    """The same weights under another config."""
+    config = dataclasses.replace(CONFIG, **fields)
+    return dataclasses.replace(model, model=diffusion_depth.build(config), config=config)
 
-    path = tmp_path / "model_00010.pt"
-    tensors = {name: torch.from_numpy(array) for name, array in released_state_dict.items()}
-    tensors["depth_backbone.layers.0.0.bn1.num_batches_tracked"] = torch.tensor(5)
-    arguments = Namespace(inference_steps=4, max_depth=88.0, head_specify="DDIMDepthEstimate_Res")
-    contents = {"net": tensors, "args": arguments}
-    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
-    loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
-    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
-    assert loaded.config.diffusion.num_inference_steps == 4
-    assert loaded.config.max_depth == 88.0
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("flip_tta", [False, True])
+def test_a_batch_gives_what_its_images_give_alone(model, eta, flip_tta):
+    model = other_model(model, diffusion=dataclasses.replace(CONFIG.diffusion, eta=eta))
+    images = [image(24, 32, seed=0), image(20, 30), image(24, 32, seed=1), image(24, 32, seed=2)]
+    alone = [model.predict(each, flip_tta=flip_tta) for each in images]
+    together = model.predict(images, flip_tta=flip_tta, batch_size=2)
+    for depth, want in zip(together, alone, strict=True):
+        np.testing.assert_allclose(depth, want, rtol=1e-5)
+    noises = [np.zeros(model.model.latent_shape((1, *each.shape)), "f4") for each in images]
+    noises[2] += 1
+    together = model.predict(images, noises, flip_tta=flip_tta, batch_size=4)
+    np.testing.assert_allclose(
+        together[2], model.predict(images[2], noises[2], flip_tta=flip_tta), rtol=1e-5
+    )
+
+
+def test_batches_hold_images_of_equal_size_and_no_more_than_asked(model, monkeypatch):
+    fed = []
+    apply = model_module._apply
+    monkeypatch.setattr(
+        model_module,
+        "_apply",
+        lambda model, variables, images, *rest: (
+            fed.append(images.shape[:3]) or apply(model, variables, images, *rest)
+        ),
+    )
+    images = [image(16, 16), image(16, 24), image(16, 16), image(16, 24), image(16, 16)]
+    depths = model.predict(images, batch_size=2)
+    assert [depth.shape for depth in depths] == [each.shape[:2] for each in images]
+    assert sorted(fed) == [(1, 16, 16), (2, 16, 16), (2, 16, 24)]
+
+
+def test_a_network_is_fed_what_its_input_spec_says(model, monkeypatch):
+    spec = InputSpec(size=(32, 32), bound="lower", multiple=8, std=(0.5, 0.5, 0.5))
+    monkeypatch.setattr(diffusion_depth, "INPUT", spec)
+    picture = image(21, 35)
+    fed = preprocessing.to_input(picture, spec)
+    assert fed.shape == (32, 56, 3)
+    noise = np.zeros((16, 28, 4), np.float32)
+    direct = model.model.apply(model.variables, jnp.asarray(fed[None]), jnp.asarray(noise[None]))
+    want = resampling.resize(np.asarray(direct)[0, :, :, 0], (21, 35), "bilinear")
+    depth = model.predict(picture, noise)
+    assert depth.shape == (21, 35) and depth.dtype == np.float32
+    np.testing.assert_allclose(depth, np.clip(want, 0, 80), rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**30])
+def test_a_seed_beyond_its_range_is_refused(model, seed):
+    with pytest.raises(ConfigError, match=f"seed is {seed}"):
+        model.predict(image(), seed=seed)
+
+
+def test_only_what_decides_predictions_decides_the_fingerprint(model, run):
+    assert diffdepth_jax.load(run).fingerprint() == model.fingerprint()
+    assert other_model(model, max_depth=70.0).fingerprint() != model.fingerprint()
+    changed = jax.tree.map(lambda leaf: leaf + 1e-3, model.variables)
+    assert dataclasses.replace(model, variables=changed).fingerprint() != model.fingerprint()
+    recalibrated = model.recalibrate([image()], 2)
+    assert recalibrated.is_recalibrated(2) and not recalibrated.is_recalibrated()
+    assert recalibrated.fingerprint(2) != recalibrated.fingerprint() == model.fingerprint()
+
+
+def test_the_trajectory_ends_in_the_prediction(model):
+    even = image(24, 32)
+    depths = model.trajectory(even)
+    assert depths.shape == (3, 24, 32)
+    np.testing.assert_allclose(np.clip(depths[-1], 0, 80), model.predict(even), rtol=1e-5)

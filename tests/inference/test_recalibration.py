@@ -16,8 +16,8 @@ from PIL import Image
 
 import diffdepth_jax
 from diffdepth_jax import inference
-from diffdepth_jax.inference import recalibration
 from diffdepth_jax.config import to_mapping
+from diffdepth_jax.inference import recalibration
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import resnet

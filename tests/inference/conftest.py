@@ -1,0 +1,46 @@
+"""A run of a small network with random weights, and the same weights under published names."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffdepth_jax
+from diffdepth_jax.config import to_mapping
+from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.training.checkpoint import Checkpointer
+from diffdepth_jax.training.state import TrainState
+from tests.inference.small_model import CONFIG, STEP, released_shapes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run directory with one checkpoint of random weights."""
+    workdir = tmp_path_factory.mktemp("run")
+    model = diffusion_depth.build(CONFIG)
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    state = TrainState(
+        step=jnp.int32(STEP),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state={"moments": variables["params"]},
+        ema_params={},
+    )
+    with Checkpointer(workdir, keep=1) as checkpointer:
+        checkpointer.save(STEP, state, {"model": to_mapping(CONFIG)}, b"{}", {})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def model(run) -> diffdepth_jax.DepthModel:
+    return diffdepth_jax.load(run)
+
+
+@pytest.fixture(scope="module")
+def released_state_dict() -> dict[str, np.ndarray]:
+    """Random weights of CONFIG under the names that the release gives them."""
+    rng = np.random.default_rng(0)
+    shapes = released_shapes()
+    return {name: rng.uniform(0.1, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}

@@ -1,0 +1,187 @@
+"""Depth of image files, by predict.py and beneath it."""
+
+import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.errors import FileError
+from diffdepth_jax.inference import DepthModel, files
+from tests.inference.small_model import image
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
+    images, output = tmp_path / "images", tmp_path / "output"
+    images.mkdir()
+    Image.fromarray(image(24, 32)).save(images / "a.png")
+    Image.fromarray(image(20, 30)).save(images / "c.jpg")
+    whole = (images / "a.png").read_bytes()
+    (images / "b.png").write_bytes(whole[: len(whole) // 2])
+    (images / "notes.txt").write_text("no image")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "predict.py",
+            f"--checkpoint={run}",
+            f"--input={images}",
+            f"--output={output}",
+        ],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"skipped {images / 'b.png'}" in done.stderr
+    assert "1 of 3 images" in done.stderr
+    assert sorted(path.name for path in output.iterdir()) == [
+        f"{stem}{ending}" for stem in "ac" for ending in (".npy", ".png", "_colour.png")
+    ]
+    depth = np.load(output / "a.npy")
+    assert depth.shape == (24, 32)
+    with Image.open(output / "a.png") as picture:
+        stored = np.asarray(picture)
+    assert stored.dtype == np.uint16
+    np.testing.assert_allclose(stored / 256, np.clip(depth, 1 / 256, None), atol=1 / 512 + 1e-6)
+    with Image.open(output / "c_colour.png") as picture:
+        assert picture.size == (30, 20)
+
+
+def test_images_are_found_by_path_directory_or_pattern(tmp_path):
+    find = files.find_images
+    odd = tmp_path / "p [1].png"
+    odd.touch()
+    assert find(odd) == find(tmp_path) == find(tmp_path / "*.png") == [odd]
+    with pytest.raises(FileNotFoundError, match="no image found"):
+        find(tmp_path / "*.bmp")
+
+
+def test_results_keep_the_folders_of_images_that_share_a_stem(model, tmp_path):
+    paths = [tmp_path / "in" / drive / "0000000005.png" for drive in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        Image.fromarray(image(16, 16)).save(path)
+    found = files.find_images(tmp_path / "in" / "*" / "*.png")
+    failures = files.predict_files(model, found, tmp_path / "out")
+    assert failures == []
+    written = sorted(path.parent.name for path in (tmp_path / "out").rglob("0000000005.npy"))
+    assert written == ["a", "b"]
+
+
+@pytest.mark.parametrize("names", [("a.png",), ("b.png", "b.jpg"), ("c.png", "c_colour.png")])
+def test_no_result_replaces_an_image_or_another_result(model, tmp_path, names):
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        Image.fromarray(image(16, 16)).save(path)
+    before = {path: path.read_bytes() for path in paths}
+    output = tmp_path if len(names) == 1 else tmp_path / "out"
+    with pytest.raises(ValueError, match="would replace"):
+        files.predict_files(model, paths, output)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_wrong_option_is_no_skipped_image(model, tmp_path):
+    Image.fromarray(image(16, 16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="num_inference_steps"):
+        files.predict_files(model, [tmp_path / "a.png"], tmp_path / "out", num_inference_steps=0)
+
+
+def pictures(folder, *sizes):
+    """Images of these sizes, named after their place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{index}.png" for index in range(len(sizes))]
+    for seed, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        Image.fromarray(image(*size, seed=seed)).save(path)
+    return paths
+
+
+def test_batches_of_files_give_what_the_files_give_alone(model, tmp_path):
+    paths = pictures(tmp_path / "in", (16, 16), (16, 24), (16, 16), (16, 16), (16, 24))
+    for name, batch_size in {"one": 1, "three": 3}.items():
+        assert files.predict_files(model, paths, tmp_path / name, batch_size=batch_size) == []
+    for path in paths:
+        one, three = (np.load(tmp_path / name / f"{path.stem}.npy") for name in ("one", "three"))
+        np.testing.assert_allclose(three, one, rtol=1e-5)
+
+
+def test_many_sizes_do_not_pile_up_in_memory(tmp_path):
+    sizes = [(8, 8 + index) for index in range(40)]
+    paths = pictures(tmp_path, *sizes)
+    with ThreadPoolExecutor(2) as pool:
+        given = list(files._batches(pool, paths, 4, 8, None))
+    assert sorted(path for batch in given for path in batch) == sorted(paths)
+    assert len(given) == 40
+
+
+def test_an_interrupted_folder_goes_on_with_what_is_missing(model, tmp_path, monkeypatch):
+    paths = pictures(tmp_path / "in", *[(16, 16)] * 5)
+    predict = DepthModel.predict
+    calls = []
+
+    def interrupted(self, images, **options):
+        calls.append(len(images))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(self, images, **options)
+
+    monkeypatch.setattr(DepthModel, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"of 5 images.*--skip_existing"):
+        files.predict_files(model, paths, tmp_path / "out")
+    done = len(list((tmp_path / "out").glob("*_colour.png")))
+    assert done == 2  # what was computed is written all the same
+    calls[:] = [0] * 3
+    files.predict_files(model, paths, tmp_path / "out", skip_existing=True)
+    assert len(calls) - 3 == 5 - done
+    assert len(list((tmp_path / "out").iterdir())) == 15
+
+
+def test_one_bad_name_is_reported_and_the_others_are_done(model, tmp_path):
+    folder = tmp_path / "in"
+    (good,) = pictures(folder, (16, 16))
+    long = folder / ("x" * 245 + ".png")
+    long.write_bytes(good.read_bytes())
+    loop = folder / "loop.png"
+    loop.symlink_to(loop)
+    odd = Path(os.fsdecode(os.fsencode(folder) + b"/odd\xff.png"))
+    odd.write_bytes(good.read_bytes())
+    found = files.find_images(folder)
+    assert {long, loop, odd} < set(found)
+    failures = files.predict_files(model, found, tmp_path / "out")
+    assert len(failures) == 2
+    assert any("loop.png" in line for line in failures)
+    assert any("xxx" in line and "too long" in line for line in failures)
+    assert (tmp_path / "out" / "0.npy").exists()
+    assert Path(os.fsdecode(os.fsencode(tmp_path) + b"/out/odd\xff.npy")).exists()
+
+
+def test_no_result_leaves_the_output_directory(model, tmp_path):
+    folder = tmp_path / "a" / "b"
+    pictures(folder, (16, 16))
+    paths = [folder / ".." / "b" / "0.png", *pictures(tmp_path / "a" / "c", (16, 16))]
+    files.predict_files(model, paths, tmp_path / "out")
+    written = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.npy"))
+    assert written == [Path("out/b/0.npy"), Path("out/c/0.npy")]
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
+    paths = pictures(tmp_path / "in [d]", (8, 8), (8, 8))
+    assert files.find_images(tmp_path / "in [d]") == paths
+    assert files.find_images(tmp_path / "in [d]" / "*.png") == paths
+    assert files.find_images(tmp_path / "in [d]" / "[0].png") == paths[:1]
+
+
+def test_a_full_disk_names_the_file_and_the_cause(model, tmp_path, monkeypatch):
+    def full(path, write):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    paths = pictures(tmp_path / "in", *[(16, 16)] * 3)
+    monkeypatch.setattr(Image.Image, "save", lambda *_: full(None, None))
+    with pytest.raises(FileError, match=r"out/0\.png.*No space left"):
+        files.predict_files(model, paths, tmp_path / "out")

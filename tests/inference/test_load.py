@@ -1,0 +1,221 @@
+"""load() of every form that a checkpoint takes."""
+
+import dataclasses
+import json
+import shutil
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import diffdepth_jax
+from diffdepth_jax import inference, registry
+from diffdepth_jax.errors import ConfigError, WeightsError
+from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.weights import files as weights
+from tests.inference.small_model import CONFIG, STEP, image
+from tests.weights import torch_writer
+
+
+def test_a_run_is_rebuilt_from_its_directory_alone(run, model):
+    assert model.config == CONFIG
+    depth = model.predict(image())
+    assert depth.shape == (37, 50)
+    assert depth.dtype == np.float32
+    assert 0 <= depth.min() < depth.max() <= CONFIG.max_depth
+    for path in (run / "checkpoints", run / "checkpoints" / str(STEP)):
+        np.testing.assert_array_equal(diffdepth_jax.load(path).predict(image()), depth)
+
+
+def test_computation_in_bfloat16_leaves_weights_and_depth_in_float32(run, model):
+    half = diffdepth_jax.load(run, dtype=jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, half.variables, model.variables)
+    depth, want = half.predict(image()), model.predict(image())
+    assert depth.dtype == np.float32
+    difference = np.abs(np.log(depth / want))
+    assert 1e-4 < np.median(difference) < 0.05
+
+
+def test_sources_that_are_no_checkpoint_are_refused(tmp_path, run):
+    with pytest.raises(FileNotFoundError, match=r"missing\.pt does not exist"):
+        diffdepth_jax.load(tmp_path / "missing.pt")
+    with pytest.raises(WeightsError, match="no complete checkpoint"):
+        diffdepth_jax.load(tmp_path)
+    with pytest.raises(WeightsError, match=f"no checkpoint of step 8, only of .{STEP}"):
+        diffdepth_jax.load(run, step=8)
+    with pytest.raises(ValueError, match=r"no network known here.*diffusion_depth"):
+        diffdepth_jax.load({"fc.weight": np.zeros((2, 2))})
+
+
+def test_a_state_dict_says_its_architecture(released_state_dict):
+    model = diffdepth_jax.load(released_state_dict)
+    released = diffusion_depth.DiffusionConfig()
+    assert model.config == dataclasses.replace(CONFIG, diffusion=released, max_depth=None)
+    assert model.predict(image()).shape == (37, 50)
+
+
+def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights.write_safetensors(path, released_state_dict)
+    loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
+    assert loaded.config == want.config
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+
+
+def test_damaged_metadata_are_named(released_state_dict, tmp_path):
+    weights.write_safetensors(tmp_path / "model.safetensors", released_state_dict, {"args": "{"})
+    with pytest.raises(WeightsError, match=r"model\.safetensors .* its metadata args are no JSON"):
+        diffdepth_jax.load(tmp_path / "model.safetensors")
+
+
+def test_one_wrong_shape_is_named_with_both_shapes(released_state_dict):
+    key = "depth_head.conv_lateral.1.0.weight"
+    wrong = released_state_dict | {key: np.zeros((8, 5, 3, 3), np.float32)}
+    with pytest.raises(WeightsError) as error:
+        diffdepth_jax.load(wrong)
+    message = str(error.value)
+    assert key in message
+    assert "5" in message
+    assert message.count("->") == 1, message  # nothing else is wrong
+
+
+def test_a_missing_and_an_unknown_key_are_named_together(released_state_dict):
+    wrong = dict(released_state_dict)
+    del wrong["depth_head.conv_lateral.1.0.weight"]
+    wrong["depth_head.surprise.weight"] = np.zeros(3, np.float32)
+    with pytest.raises(WeightsError, match=r"(?s)surprise.*conv|conv.*surprise"):
+        diffdepth_jax.load(wrong)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_checkpoint_written_by_pytorch_loads_to_the_same_variables(
+    released_state_dict, tmp_path, zipped
+):
+    torch = pytest.importorskip("torch")
+    from argparse import Namespace
+
+    path = tmp_path / "model_00010.pt"
+    tensors = {name: torch.from_numpy(array) for name, array in released_state_dict.items()}
+    tensors["depth_backbone.layers.0.0.bn1.num_batches_tracked"] = torch.tensor(5)
+    arguments = Namespace(inference_steps=4, max_depth=88.0, head_specify="DDIMDepthEstimate_Res")
+    contents = {"net": tensors, "args": arguments}
+    torch.save(contents, path, _use_new_zipfile_serialization=zipped)
+    loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+    assert loaded.config.diffusion.num_inference_steps == 4
+    assert loaded.config.max_depth == 88.0
+
+
+# ---- what weights do not tell --------------------------------------------------------------------
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """Two networks whose weights have the same names and shapes as DiffusionDepth's."""
+    for name, extra in {
+        "first": {"FILES": {r"first_\w+": {"max_depth": 20.0}}, "UNTOLD": {}},
+        "second": {
+            "FILES": {r"second_\w+": {"max_depth": 10.0}},
+            "UNTOLD": {"max_depth": (10, 80)},
+        },
+    }.items():
+        file = types.ModuleType(f"twin_{name}")
+        offered = {key: value for key, value in vars(diffusion_depth).items() if key[:2] != "__"}
+        file.__dict__.update(offered | extra)
+        monkeypatch.setitem(sys.modules, file.__name__, file)
+        monkeypatch.setitem(registry.MODULES["network"], name, file.__name__)
+        signature = registry.SIGNATURES["network"]["diffusion_depth"]
+        monkeypatch.setitem(registry.SIGNATURES["network"], name, signature)
+    monkeypatch.delitem(registry.SIGNATURES["network"], "diffusion_depth")
+
+
+def test_the_caller_says_which_of_two_networks_is_meant(released_state_dict, twins):
+    with pytest.raises(WeightsError, match=r"network='first' or network='second'"):
+        diffdepth_jax.load(released_state_dict)
+    assert diffdepth_jax.load(released_state_dict, network="first").config.max_depth is None
+    with pytest.raises(WeightsError, match=r"max_depth.*max_depth=10 or max_depth=80"):
+        diffdepth_jax.load(released_state_dict, network="second")
+    model = diffdepth_jax.load(released_state_dict, "second", max_depth=80.0)
+    assert model.config.max_depth == 80.0
+
+
+def test_a_published_file_name_says_it_too(released_state_dict, twins, tmp_path):
+    for stem, depth in {"first_small": 20.0, "second_small": 10.0}.items():
+        weights.write_safetensors(tmp_path / f"{stem}.safetensors", released_state_dict)
+        assert diffdepth_jax.load(tmp_path / f"{stem}.safetensors").config.max_depth == depth
+    named = diffdepth_jax.load(tmp_path / "second_small.safetensors", max_depth=30.0)
+    assert named.config.max_depth == 30.0  # the caller knows best
+    weights.write_safetensors(tmp_path / "other.safetensors", released_state_dict)
+    with pytest.raises(WeightsError, match=r"other\.safetensors.*network='first'"):
+        diffdepth_jax.load(tmp_path / "other.safetensors")
+
+
+def test_fields_go_into_the_config_or_are_refused_by_name(released_state_dict, run):
+    loaded = diffdepth_jax.load(
+        released_state_dict, max_depth=70, diffusion={"num_inference_steps": 4}
+    )
+    assert loaded.config.max_depth == 70.0
+    assert loaded.config.diffusion == diffusion_depth.DiffusionConfig(num_inference_steps=4)
+    for source in (released_state_dict, run):
+        with pytest.raises(ConfigError, match=r"max_dept.*did you mean 'max_depth'"):
+            diffdepth_jax.load(source, max_dept=70)
+    assert diffdepth_jax.load(run, max_depth=5.0).predict(image()).max() <= 5
+    with pytest.raises(ConfigError, match=r"'diffusion_depth', not of 'regression'"):
+        diffdepth_jax.load(run, "regression")
+    with pytest.raises(ConfigError, match="no network named 'deep'"):
+        diffdepth_jax.load(released_state_dict, "deep")
+    with pytest.raises(WeightsError, match="'regression'"):
+        diffdepth_jax.load(released_state_dict, "regression")
+
+
+def checkpoint(path, state_dict, arguments):
+    tensors = {name: torch_writer.whole(name, array) for name, array in state_dict.items()}
+    torch_writer.write_zip(path, {"net": tensors, "args": arguments}, state_dict)
+    return path
+
+
+@pytest.mark.parametrize("arguments", [["train.py"], ("a", "b"), 7, '"train.py"', 0.5])
+def test_arguments_that_are_no_mapping_are_left_alone(released_state_dict, tmp_path, arguments):
+    path = checkpoint(tmp_path / "model.pt", released_state_dict, arguments)
+    with pytest.warns(UserWarning, match=r"model\.pt.*args.*defaults"):
+        loaded = diffdepth_jax.load(path)
+    assert loaded.config.diffusion.num_inference_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"max_depth": 10**400}, "max_depth"),
+        ({"inference_steps": "many"}, "inference_steps.*'many'"),
+        ({"num_train_timesteps": 10**8}, "num_train_timesteps is 100000000"),
+        ({"num_train_timesteps": 10**9}, "num_train_timesteps"),
+        ({"inference_steps": 5000}, "num_inference_steps.*5000"),
+        ({"max_depth": -1.0}, "max_depth is -1"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(released_state_dict, tmp_path, arguments, named):
+    path = checkpoint(
+        tmp_path / "model.pt", released_state_dict, torch_writer.namespace(**arguments)
+    )
+    with pytest.raises(WeightsError, match=rf"model\.pt.*{named}"):
+        diffdepth_jax.load(path)
+
+
+def test_recalibrated_statistics_of_another_shape_are_refused(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    place = copy / "checkpoints" / str(STEP)
+    model = diffdepth_jax.load(copy).recalibrate([image()], 2)
+    inference.save_recalibrated(model, place)
+    text = (place / "recalibrated.json").read_text()
+    assert list(diffdepth_jax.load(copy).recalibrated) == [2]
+    values = json.loads(text)
+    name = next(iter(values["2"]))
+    values["2"][name] = values["2"][name][:-1]
+    (place / "recalibrated.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=rf"recalibrated\.json[\s\S]*{name}"):
+        diffdepth_jax.load(copy)
