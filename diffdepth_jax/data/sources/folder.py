@@ -31,7 +31,7 @@ import numpy as np
 from diffdepth_jax.data import io, listing
 from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Source
-from diffdepth_jax.errors import DataError
+from diffdepth_jax.errors import DataError, MissingFileError
 
 _LOG = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ def build(config: Config) -> listing.FrameSource:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if the folder, the list, an image or a depth map is missing.
-      ValueError: if no images match, or several files belong to one frame.
+      MissingFileError: if the folder, the list, an image or a depth map is missing.
+      DataError: if no images match, or several files belong to one frame.
     """
     root = listing.require_folder(Path(config.root), "set root to your folder")
     images = _matches(root, config.images, io.IMAGE_SUFFIXES)
@@ -136,14 +136,14 @@ def read_intrinsics(path: str | Path) -> np.ndarray:
     """Intrinsics float32 [3 3] from a text file of nine numbers or a `.npy`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged or holds something else.
+      MissingFileError: if there is no such file.
+      DataError: if it is damaged or holds something else.
     """
     if Path(path).suffix != ".npy":
         return io.read_numbers(path, (3, 3)).astype(np.float32)
     matrix = io.read_npy(path)
     if matrix.shape != (3, 3) or matrix.dtype.kind != "f" or not np.isfinite(matrix).all():
-        raise ValueError(f"{path} must hold finite floats [3 3], not {matrix.dtype} {matrix}")
+        raise DataError(f"{path} must hold finite floats [3 3], not {matrix.dtype} {matrix}")
     return matrix.astype(np.float32)
 
 
@@ -225,11 +225,11 @@ def _listed(
     for number, line in listing.read_lines(path, "all"):
         image = root / line
         if image not in keys:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path}, line {number}: {image} does not exist, or is none of the images that "
                 "the pattern names"
             )
         if keys[image] in chosen:
-            raise ValueError(f"{path}, line {number}: {line} occurs twice: list each frame once")
+            raise DataError(f"{path}, line {number}: {line} occurs twice: list each frame once")
         chosen[keys[image]] = str(image)
     return chosen
