@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def test_text_is_utf8_and_others_may_read_it(tmp_path, umask, mode):
     assert (tmp_path / "note.txt").stat().st_mode & 0o777 == mode
 
 
+PROJECT = Path(__file__).resolve().parents[1]
 KILLED = """
 import os, signal, sys
 from diffdepth_jax import atomic
@@ -119,11 +121,12 @@ atomic.write(sys.argv[1], write)
 """
 
 
-def test_leftovers_of_killed_processes_alone_are_removed(tmp_path, monkeypatch):
+def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
     below = tmp_path / "below"
     below.mkdir()
     for folder in (tmp_path, below):
-        subprocess.run([sys.executable, "-c", KILLED, folder / ("a" * 250)], check=False)
+        command = [sys.executable, "-c", KILLED, folder / ("a" * 250)]
+        subprocess.run(command, cwd=PROJECT, check=False)
     (left,), (left_below,) = tmp_path.glob(".*.part"), below.glob(".*.part")
     ours = atomic._temporary(tmp_path / "ours")
     gone = left.name.rpartition("-")[2]
