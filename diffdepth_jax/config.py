@@ -18,6 +18,7 @@ from diffdepth_jax.errors import ConfigError
 T = TypeVar("T")
 Resolve = Callable[[str, str], Any]
 _KIND = "kind"
+_SHOWN = 200  # characters of a value in an error
 
 
 def choice(kind: str, **options: Any) -> Any:
@@ -207,6 +208,9 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
         if isinstance(value, hint):
             return value
         return from_mapping(hint, value, resolve=resolve, path=path)
+    # Beyond 64 bits no library takes them, and each says so in words of its own.
+    if isinstance(value, int) and hint in (int, float) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{path} is {_show(value)}; it must fit into 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, float) and math.isnan(value):
@@ -222,7 +226,13 @@ def _wrong_type(path: str, hint: Any, value: Any) -> ConfigError:
 
 
 def _show(value: Any) -> str:
-    return f"{value!r} ({type(value).__name__})"
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no int of more than 4300 digits
+        text = "a number of thousands of digits"
+    if len(text) > _SHOWN:
+        text = f"{text[:_SHOWN]}..."
+    return f"{text} ({type(value).__name__})"
 
 
 def _did_you_mean(word: Any, known: Any, listing: bool = True) -> str:

@@ -1,13 +1,17 @@
 """What the scripts share."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
 from diffdepth_jax import cli
+from diffdepth_jax.errors import ConfigError
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -54,15 +58,34 @@ def test_another_protocol_drops_the_files_options(tmp_path, arguments, given, ex
     assert mapping == {"seed": 3, "evaluation": expected}
 
 
+ENV = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 SCRIPT = """
-import sys
+import os, signal, sys
+from absl import flags
 from diffdepth_jax import cli, errors
 
+cli.define_directory("output", "Where it goes.")
+flags.DEFINE_integer("seed", 0, "A number.")
+CONFIG = cli.define_config(required=False)
+
 def main(_):
-    raise {error}
+    {body}
 
 cli.run(main)
 """
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Runs a script of one statement."""
+
+    def run(body, *arguments, **options):
+        (tmp_path / "script.py").write_text(SCRIPT.format(body=body))
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": ENV} | options
+        command = [sys.executable, "script.py", *arguments]
+        return subprocess.run(command, cwd=tmp_path, text=True, **options)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -76,11 +99,116 @@ cli.run(main)
         ("FloatingPointError('the crop is 7')", False),
     ],
 )
-def test_user_errors_alone_lose_their_traceback(tmp_path, error, one_line):
-    (tmp_path / "script.py").write_text(SCRIPT.format(error=error))
-    result = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True
-    )
+def test_user_errors_alone_lose_their_traceback(script, error, one_line):
+    result = script(f"raise {error}")
     assert ("Traceback" in result.stderr) is not one_line
     assert result.stderr.splitlines()[-1].endswith("the crop is 7")
     assert result.returncode == (2 if one_line else 1)
+
+
+def test_names_in_errors_cannot_steer_the_terminal(script):
+    result = script(r"raise errors.DataError('a\x1b[2J\x9b\r\udcff.png\nis 7')")
+    assert result.returncode == 2
+    error = r"script.py: error: a\x1b[2J\x9b\r\udcff.png"
+    assert result.stderr.splitlines() == [error, "is 7"]
+
+
+@pytest.mark.parametrize(
+    "body, says",
+    [
+        ("os.kill(os.getpid(), signal.SIGINT)", "interrupted"),
+        ("raise KeyboardInterrupt('the same command goes on')", "the same command goes on"),
+    ],
+)
+def test_ctrl_c_is_one_line(script, body, says):
+    result = script(body)
+    assert result.returncode == 130
+    assert result.stderr == f"script.py: {says}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--output="], ["--output= "]])
+def test_a_directory_must_be_named(script, arguments):
+    result = script("print('ran')", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "--output" in line and "empty" in line
+    with pytest.raises(ConfigError, match=r"--output.*empty"):
+        cli.directory("--output", arguments[0].removeprefix("--output="))
+    assert cli.directory("--output", "here") == Path("here")
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--config.seed"])
+def test_numbers_beyond_64_bits_are_told_by_their_flag(script, tmp_path, flag):
+    (tmp_path / "config.py").write_text(CONFIG)
+    for value in (2**63, -(2**63) - 1):
+        result = script("print('ran')", "--config=config.py", f"{flag}={value}")
+        assert (result.returncode, result.stdout) == (2, "")
+        (line,) = result.stderr.splitlines()
+        assert f"{flag} is {value}" in line and "64 bits" in line
+    largest = script("print('ran')", "--config=config.py", f"{flag}={2**63 - 1}")
+    assert largest.stdout == "ran\n", largest.stderr
+
+
+def test_of_a_tuple_given_twice_the_last_one_counts(script, tmp_path):
+    config = "from ml_collections import ConfigDict\ndef get_config():\n"
+    (tmp_path / "config.py").write_text(config + "    return ConfigDict(dict(crop=(5, 6)))\n")
+    flags = ("--config.crop=(1,2)", "--config.crop=(3,4)")
+    result = script("print(cli.mapping(CONFIG)['crop'])", "--config=config.py", *flags)
+    assert result.stdout == "(3, 4)\n", result.stderr
+
+
+CONFIG_FILES = {
+    "text.md": ("# A title\n\nIt's no Python.\n", "line 3"),
+    "other.py": ("x = 1\n", "get_config"),
+    "wrong.py": ("def get_config():\n    return undefined\n", "line 2.*undefined"),
+    "needs.py": ("import not_there\n", "line 1.*not_there"),
+    "nothing.py": ("def get_config():\n    pass\n", "get_config.*NoneType.*ConfigDict"),
+    "bytes.py": (b"x = '\xff'\n", "utf-8"),
+    "folder": (None, "directory"),
+    "absent.py": (None, "No such file"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_FILES)
+def test_a_file_that_is_no_config_is_told_in_one_line(script, tmp_path, name):
+    content, says = CONFIG_FILES[name]
+    if name == "folder":
+        (tmp_path / name).mkdir()
+    elif content is not None:
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = script("print('ran')", f"--config={name}")
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "--config" in line and name in line and re.search(says, line), line
+
+
+PRINTS = "print('out'); print('error', file=sys.stderr); os.write(2, b'x'); print('more')"
+
+
+def test_nobody_reads_what_is_printed(script):
+    """The reader of a pipe is gone, as after `2>&1 | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    result = script(PRINTS + "; sys.stderr.write('again')", stderr=write)
+    assert (result.returncode, result.stdout) == (0, "out\nmore\n")
+    result = script(PRINTS + "; sys.stdout.flush(); open('done', 'w')", stdout=write, stderr=write)
+    os.close(write)
+    assert result.returncode == 0
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(script, tmp_path, closed):
+    """Nor does what is printed go into a file that happens to get the descriptor."""
+    script("pass")
+    write = "file = open('file', 'w'); os.write(2, b'library'); file.write('content')"
+    (tmp_path / "script.py").write_text(SCRIPT.format(body=f"{write}; print('a', file=sys.stderr)"))
+    command = f"{sys.executable} script.py {closed}"
+    result = subprocess.run(command, cwd=tmp_path, shell=True, stdout=subprocess.PIPE, env=ENV)
+    assert (result.returncode, result.stdout) == (0, b"")
+    assert (tmp_path / "file").read_text() == "content"
+
+
+def test_a_full_disk_under_stderr_does_not_end_a_run(script):
+    with open("/dev/full", "w") as full:
+        result = script("sys.stderr.write('a' * 10_000); print('ran')", stderr=full)
+    assert (result.returncode, result.stdout) == (0, "ran\n")

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffdepth_jax.data import io
 from diffdepth_jax.data.sources import Sample
+from diffdepth_jax.errors import DataError, MissingFileError, naming_file
 
 UNKNOWN = np.full((3, 3), np.nan, np.float32)  # intrinsics of a frame without calibration
 
@@ -72,11 +73,11 @@ class FrameSource:
           num_without_depth: how many frames were left out because they have no depth.
 
         Raises:
-          ValueError: if there are no frames, or two have the same id.
-          FileNotFoundError: if files are missing; says how many, and the first.
+          DataError: if there are no frames, or two have the same id.
+          MissingFileError: if files are missing; says how many, and the first.
         """
         if not frames:
-            raise ValueError(f"no frames in {where}: {remedy}")
+            raise DataError(f"no frames in {where}: {remedy}")
         require_unique((frame.id for frame in frames), where)
         if check_files:
             require_files((file for frame in frames for file in frame.files), where, remedy)
@@ -115,19 +116,26 @@ def unmeasured(size: tuple[int, int]) -> np.ndarray:
 
 def file_names(folder: str | Path, *suffixes: str) -> list[str]:
     """The names in a folder that end in one of the suffixes, in order; hidden files left out."""
-    return sorted(
-        name for name in os.listdir(folder) if name.endswith(suffixes) and not name.startswith(".")
-    )
+    with naming_file(folder, "listed"):
+        names = os.listdir(folder)
+    return sorted(name for name in names if name.endswith(suffixes) and not name.startswith("."))
+
+
+def folder_names(folder: Path) -> list[str]:
+    """The names of the folders in a folder, in order."""
+    with naming_file(folder, "listed"):
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def require_folder(path: Path, remedy: str) -> Path:
     """The folder `path` itself.
 
     Raises:
-      FileNotFoundError: if there is none.
+      FileError: if there is none (`MissingFileError`), or the system does not tell.
     """
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} does not exist: {remedy}")
+    with naming_file(path, "opened"):
+        if not path.is_dir():
+            raise MissingFileError(f"{path} does not exist: {remedy}")
     return path
 
 
@@ -160,12 +168,12 @@ def require_unique(ids: Iterable[str], where: str) -> None:
     """Refuses ids that occur twice: what is written for one frame would overwrite the other's.
 
     Raises:
-      ValueError: names the first.
+      DataError: names the first.
     """
     seen: set[str] = set()
     for name in ids:
         if name in seen:
-            raise ValueError(f"frame {name} occurs twice in {where}: list each frame once")
+            raise DataError(f"frame {name} occurs twice in {where}: list each frame once")
         seen.add(name)
 
 
@@ -173,11 +181,11 @@ def require_files(paths: Iterable[str], where: str, remedy: str) -> None:
     """Refuses missing files.
 
     Raises:
-      FileNotFoundError: says how many of how many are missing, and the first.
+      MissingFileError: says how many of how many are missing, and the first.
     """
     paths = list(paths)
     if missing := io.missing(map(Path, paths)):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{len(missing)} of {len(paths)} files of {where} are missing, the first is "
             f"{missing[0]}: {remedy}"
         )
@@ -191,11 +199,9 @@ def read_lines(path: Path, otherwise: str) -> list[tuple[int, str]]:
       otherwise: what the split may be instead, for the error.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      MissingFileError: if there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: split must name a list file or {otherwise}"
-        )
-    lines = enumerate(path.read_text(errors="replace").splitlines(), start=1)
+        raise MissingFileError(f"{path} does not exist: split must name a list file or {otherwise}")
+    lines = enumerate(io.read_text(path).splitlines(), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]

@@ -20,13 +20,14 @@ from diffdepth_jax import registry
 from diffdepth_jax.config import choice
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.data.transforms import Augmentation, augment
+from diffdepth_jax.errors import ConfigError, DataError, FileError
 from diffdepth_jax.typing import Batch, InputSpec
 
 _LOG = logging.getLogger(__name__)
 
 # What to do with a frame that cannot be read.
 OnError = Literal["raise", "skip"]
-_UNREADABLE = (ValueError, OSError)  # what sources raise of broken and missing files
+_UNREADABLE = (DataError, FileError)  # what sources raise of broken and missing files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,13 +123,13 @@ def train_iterator(
         See `TrainIterator.skipped`.
 
     Raises:
-      ValueError: if the processes cannot share the batch evenly.
-      FileNotFoundError, ValueError: as the source raises; also while iterating. With `skip`,
-        ValueError if more than a tenth of the source (and more than ten frames) cannot be read.
+      ConfigError: if the processes cannot share the batch evenly.
+      FileError, DataError: as the source raises; also while iterating. With `skip`,
+        DataError if more than a tenth of the source (and more than ten frames) cannot be read.
     """
     index, count = shard
     if not 0 <= index < count or batch_size < 1 or batch_size % count:
-        raise ValueError(
+        raise ConfigError(
             f"batch_size {batch_size} cannot be shared by {count} processes (this is {index}): "
             "it must be a positive multiple of their number"
         )
@@ -194,7 +195,7 @@ class TrainIterator(Iterator[Batch]):
             values = json.loads(state)
             samples, skipped = int(values["samples"]), dict(values.get("skipped", {}))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{state!r} is not a state of this iterator") from error
+            raise DataError(f"{state!r} is not a state of this iterator") from error
         self.close()
         self.skipped = skipped
         self._position = samples // self._batch_size
@@ -301,10 +302,10 @@ class _Replacing:
 
 
 def _require_few(broken: Mapping[Any, str], num_frames: int) -> None:
-    """Raises ValueError if so many frames are broken that something else must be wrong."""
+    """Raises DataError if so many frames are broken that something else must be wrong."""
     if len(broken) == num_frames or len(broken) > max(10, num_frames // 10):
         last = list(broken.values())[-1]
-        raise ValueError(
+        raise DataError(
             f"{len(broken)} of {num_frames} frames cannot be read, too many to skip; the last: "
             f"{last}"
         )

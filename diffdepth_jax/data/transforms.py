@@ -25,6 +25,7 @@ from PIL import Image, ImageEnhance, ImageStat
 from diffdepth_jax.data import geometry
 from diffdepth_jax.data.geometry import KB_SIZE, NYU_ROWS
 from diffdepth_jax.data.sources import Sample
+from diffdepth_jax.errors import DataError
 
 _ENHANCE: tuple[Callable[..., ImageEnhance._Enhance], ...] = (
     ImageEnhance.Brightness,
@@ -85,7 +86,7 @@ def augment(sample: Sample, config: Augmentation, rng: np.random.Generator) -> S
       way).
 
     Raises:
-      ValueError: if the frame can be smaller than the crop.
+      DataError: if the frame can be smaller than the crop.
     """
     if config.pre_crop == "kb":
         sample = kb_crop(sample)
@@ -141,12 +142,12 @@ def kb_crop(sample: Sample) -> Sample:
     """Cuts a KITTI frame to the 352x1216 pixels at the bottom centre (BTS, AdaBins).
 
     Raises:
-      ValueError: if the frame is smaller.
+      DataError: if the frame is smaller.
     """
     try:
         top, left = geometry.kb_corner(sample["depth"].shape)
-    except ValueError as error:
-        raise ValueError(
+    except DataError as error:
+        raise DataError(
             f"{sample['id']}: {error}: it is no full KITTI frame; set pre_crop to none"
         ) from error
     rows, columns = slice(top, top + KB_SIZE[0]), slice(left, left + KB_SIZE[1])
@@ -168,7 +169,7 @@ def _require_room(sample: Sample, smallest: tuple[int, int], config: Augmentatio
     # Checked at the smallest draw, so that the same frame does not fail by chance hours later.
     if smallest[0] < config.crop[0] or smallest[1] < config.crop[1]:
         height, width = sample["depth"].shape
-        raise ValueError(
+        raise DataError(
             f"{sample['id']} is {height}x{width} and can become {smallest[0]}x{smallest[1]}, "
             f"smaller than the crop {config.crop[0]}x{config.crop[1]}: choose a smaller crop or "
             "a larger scale"

@@ -9,6 +9,7 @@ import scipy.io
 from PIL import Image
 
 from diffdepth_jax.data import io
+from diffdepth_jax.errors import DataError, MissingFileError
 
 
 def test_depth_png_values(tmp_path: Path) -> None:
@@ -160,6 +161,40 @@ def test_npy(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"}", b"{"))
     with pytest.raises(ValueError, match=r"depth\.npy cannot be read"):
         io.read_npy(path)
+
+
+def test_depth_arrays_of_three_formats(tmp_path: Path) -> None:
+    metres = np.array([[0.5, np.nan, 2.25], [np.inf, 0, 80]])
+    for name, array in {"a": metres, "b": metres[:, :, None], "c": metres[None]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        for scale in (None, 1000.0):  # a PNG's; .npy holds metres
+            depth = io.read_depth_array(tmp_path / f"{name}.npy", scale)
+            np.testing.assert_array_equal(depth, metres)
+            assert depth.dtype == np.float32
+    write_exr(tmp_path / "a.exr", {"Z": metres.astype(np.float32)})
+    np.testing.assert_array_equal(io.read_depth_array(tmp_path / "a.exr", 1000.0), metres)
+    stored = np.array([[500, 0], [1250, 65535]], np.uint16)
+    Image.fromarray(stored).save(tmp_path / "A.PNG")
+    exact = io.read_depth_array(tmp_path / "A.PNG", 1000.0, np.float64)
+    np.testing.assert_array_equal(exact, stored / 1000)
+    assert exact.dtype == np.float64
+
+
+def test_depth_arrays_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for array in (np.zeros((2, 2, 3)), np.zeros(4), np.ones((2, 2), np.uint16)):
+        np.save(path, array)
+        with pytest.raises(DataError, match=rf"a\.npy.*{array.dtype}.*metres"):
+            io.read_depth_array(path, 1000.0)
+    Image.fromarray(np.ones((2, 2), np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png.*depth_scale.*1000"):
+        io.read_depth_array(tmp_path / "a.png", None)
+    (tmp_path / "a.tif").touch()
+    with pytest.raises(DataError, match=r"a\.tif.*\.npy"):
+        io.read_depth_array(tmp_path / "a.tif", 1.0)
+    for suffix in io.DEPTH_SUFFIXES:
+        with pytest.raises(MissingFileError, match=rf"nothing\{suffix}"):
+            io.read_depth_array(tmp_path / f"nothing{suffix}", None)
 
 
 def test_mat(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import tiny_parts
 
 from diffdepth_jax import registry
+from diffdepth_jax.errors import DataError
 from diffdepth_jax.training import experiment, loop
 
 
@@ -23,7 +24,7 @@ class SourceConfig(tiny_parts.SourceConfig):
 class Source(tiny_parts.Source):
     def __getitem__(self, index):
         if index == 1:
-            raise ValueError("frame.png cannot be read: damaged")
+            raise DataError("frame.png cannot be read: damaged")
         return super().__getitem__(index)
 
 

@@ -30,6 +30,7 @@ from PIL import Image
 from diffdepth_jax.data import io, listing
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.data.sources.folder import read_depth
+from diffdepth_jax.errors import DataError, MissingFileError
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
 _CONDITIONS = {"night": "night-clear", "rain": "day-rain"}  # nuScenes's folders
@@ -71,8 +72,8 @@ def build(config: Config) -> Source:
     """Opens the images that a config names.
 
     Raises:
-      FileNotFoundError: if a folder, a clean image or a label is missing.
-      ValueError: if there are no images.
+      MissingFileError: if a folder, a clean image or a label is missing.
+      DataError: if there are no images.
     """
     return Adverse(config)
 
@@ -99,7 +100,7 @@ class Adverse:
             if path.suffix.lower() in _IMAGES and not path.name.startswith(".")
         ]
         if not self._images:
-            raise ValueError(
+            raise DataError(
                 f"no images in a folder `challenging` of {root}: unpack the archives there"
             )
         self._root = root
@@ -160,7 +161,7 @@ def _counterpart(
             path = stem.with_name(stem.name + suffix)
             if path.is_file():
                 return path
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{complaint}: looked for {folder / name}, with any suffix of {', '.join(suffixes)}, and "
         f"without its first folders; set {field} to the folder of the originals"
     )

@@ -27,6 +27,7 @@ import numpy as np
 from diffdepth_jax.data import geometry, io, listing
 from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
+from diffdepth_jax.errors import DataError
 
 DEPTH_RANGE = (1e-3, 100.0)  # metres
 FOCAL_LENGTH, BASELINE = 2301.3147, 0.36  # pixels, metres
@@ -84,8 +85,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if a folder or an image is missing, or, with depth, a disparity or mask.
-      ValueError: if there are no frames.
+      MissingFileError: if a folder or an image is missing, or, with depth, a disparity or mask.
+      DataError: if there are no frames.
     """
     root = listing.require_folder(
         Path(config.root), "set root to the folder that has stereo_train_001"
@@ -127,7 +128,7 @@ class _Reader:
         for path in frame.others:
             mask = io.read_depth_png(path, scale=1.0) > 0
             if mask.shape != stored.shape:
-                raise ValueError(
+                raise DataError(
                     f"{path} is {mask.shape}, but {frame.depth} {stored.shape}: they must belong "
                     "to one frame"
                 )

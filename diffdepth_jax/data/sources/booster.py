@@ -29,6 +29,7 @@ import numpy as np
 from diffdepth_jax.data import geometry, io, listing
 from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.errors import DataError
 
 DEPTH_RANGE = (1e-3, 10.0)  # metres
 CONDITION = "indoor"
@@ -63,8 +64,8 @@ def build(config: Config) -> Source:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if a folder, the list or a file is missing.
-      ValueError: if a list cannot be read, or there are no frames.
+      MissingFileError: if a folder, the list or a file is missing.
+      DataError: if a list cannot be read, or there are no frames.
     """
     return Booster(config)
 
@@ -81,7 +82,7 @@ class Booster:
         where = f"split {config.split!r} under {self._root}"
         remedy = "unpack booster_gt.zip and set root to the folder that holds train/balanced"
         if not self.frames:
-            raise ValueError(f"no frames in {where}: {remedy}")
+            raise DataError(f"no frames in {where}: {remedy}")
         listing.require_unique((frame.id for frame in self.frames), where)
         if config.check_files:
             masks = (str(_mask(frame)) for frame in self.frames)
@@ -95,7 +96,7 @@ class Booster:
         frame = self.frames[index]
         image, stored = io.read_image(frame.image), io.read_npy(frame.depth)
         if stored.ndim != 2 or stored.dtype.kind != "f":
-            raise ValueError(
+            raise DataError(
                 f"{frame.depth} must hold disparities as floats [h w], not {stored.dtype} "
                 f"{stored.shape}"
             )
@@ -127,7 +128,7 @@ class Booster:
         for number, line in listing.read_lines(path, "train"):
             words = line.split()
             if len(words) != 3 or not re.fullmatch(r"[^/]+/camera_00/[^/]+", words[0]):
-                raise ValueError(
+                raise DataError(
                     f"{path}, line {number}: {line!r} is not 'SCENE/camera_00/IMAGE DISPARITY "
                     "CALIBRATION'"
                 )
@@ -150,19 +151,15 @@ def read_calibration(path: str | Path) -> tuple[np.ndarray, float]:
     """Intrinsics float64 [3 3] of the rectified left camera, and the baseline in metres.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is no XML, or has no `proj_matL` [3 4] or no `baselineLR` above 0.
+      MissingFileError: if there is no such file.
+      DataError: if it is no XML, or has no `proj_matL` [3 4] or no `baselineLR` above 0.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: it comes in the archive of the images")
-    try:
+    with io.reading(path, ElementTree.ParseError):
         storage = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path} cannot be read ({error}): damaged, fetch it again") from error
     matrix = io.numbers(storage.findtext("proj_matL/data", ""), (3, 4), f"{path}, proj_matL")
     (baseline,) = io.numbers(storage.findtext("baselineLR", ""), (1,), f"{path}, baselineLR")
     if baseline <= 0 or matrix[0, 0] <= 0:
-        raise ValueError(
+        raise DataError(
             f"{path}: baselineLR {baseline:g} and the focal length {matrix[0, 0]:g} must be "
             "positive"
         )

@@ -23,6 +23,7 @@ import numpy as np
 from diffdepth_jax.data import geometry, io, listing
 from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
+from diffdepth_jax.errors import DataError
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
 SPLITS = ("train", "val", "test", "train_extra")
@@ -62,8 +63,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if a folder or an image is missing, or, with depth, a disparity or camera.
-      ValueError: if there are no frames.
+      MissingFileError: if a folder or an image is missing, or, with depth, a disparity or camera.
+      DataError: if there are no frames.
     """
     root = listing.require_folder(Path(config.root), "set root to the folder that has leftImg8bit")
     measured = config.depth == "disparity"
@@ -74,7 +75,7 @@ def build(config: Config) -> FrameSource:
     images = listing.require_folder(root / "leftImg8bit" / config.split, remedy)
     calibrated = measured or (root / "camera" / config.split).is_dir()
     frames = []
-    for city in sorted(entry.name for entry in images.iterdir() if entry.is_dir()):
+    for city in listing.folder_names(images):
         for name in listing.file_names(images / city, "_leftImg8bit.png"):
             frame = name.removesuffix("_leftImg8bit.png")
             path = f"{config.split}/{city}/{frame}"
@@ -98,7 +99,7 @@ def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         fx, fy, cx, cy = (float(camera["intrinsic"][key]) for key in ("fx", "fy", "u0", "v0"))
         baseline = float(camera["extrinsic"]["baseline"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise DataError(
             f"{frame.calibration}: {error!r}: a camera file of Cityscapes has intrinsic.fx, fy, "
             "u0, v0 and extrinsic.baseline; unpack it again"
         ) from error

@@ -35,6 +35,7 @@ import numpy as np
 from diffdepth_jax.data import io, listing
 from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.errors import DataError
 
 DEPTH_RANGE = (1e-3, 10.0)  # metres
 CONDITION = "indoor"
@@ -83,8 +84,8 @@ def build(config: Config) -> Source:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if a folder or a file is missing.
-      ValueError: if there are no frames.
+      MissingFileError: if a folder or a file is missing.
+      DataError: if there are no frames.
     """
     return ClearGrasp(config)
 
@@ -101,7 +102,7 @@ class ClearGrasp:
         where = f"split {config.split!r} under {root}"
         remedy = "unpack the official archives and set root to the folder that holds real-val"
         if not self.frames:
-            raise ValueError(f"no frames in {where}: {remedy}")
+            raise DataError(f"no frames in {where}: {remedy}")
         listing.require_unique((frame.id for frame in self.frames), where)
         if config.check_files:
             files = [file for frame in self.frames for file in (*frame.files, _mask(frame))]
@@ -137,19 +138,17 @@ def read_intrinsics(path: str | Path, size: tuple[int, int]) -> np.ndarray:
       size: (height, width) of the images.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if a number is missing, or the file is about images of another size.
+      MissingFileError: if there is no such file.
+      DataError: if a number is missing, or the file is about images of another size.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: it comes in the archive of the images")
-    text = Path(path).read_text(errors="replace")
+    text = io.read_text(path)
     values = dict(re.findall(r"^(\w+):\s*([\d.]+)", text, flags=re.MULTILINE))
     names = ("xres", "yres", "fx", "fy", "cx", "cy")
     if absent := [name for name in names if name not in values]:
-        raise ValueError(f"{path} has no number {absent[0]!r}: damaged, or no camera intrinsics")
+        raise DataError(f"{path} has no number {absent[0]!r}: damaged, or no camera intrinsics")
     width, height, fx, fy, cx, cy = (float(values[name]) for name in names)
     if (height, width) != size:
-        raise ValueError(
+        raise DataError(
             f"{path} is about images of {height:g}x{width:g}, these are {size[0]}x{size[1]}"
         )
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)

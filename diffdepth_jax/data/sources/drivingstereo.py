@@ -60,8 +60,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if a folder, image or depth map is missing.
-      ValueError: if there are no frames.
+      MissingFileError: if a folder, image or depth map is missing.
+      DataError: if there are no frames.
     """
     root = listing.require_folder(
         Path(config.root), f"set root to the folder that holds {config.split} of DrivingStereo"
@@ -96,7 +96,7 @@ def _folders(split: str, root: Path, remedy: str) -> list[tuple[Path, Path, str]
     if split == "train":
         images, depths = root / "train-left-image", root / "train-depth-map"
         listing.require_folder(images, remedy)
-        sequences = sorted(entry.name for entry in images.iterdir() if entry.is_dir())
+        sequences = listing.folder_names(images)
         return [(images / name, depths / name, "day") for name in sequences]
     if split == "test":
         return [(root / "test-left-image" / _HALF[0], root / "test-depth-map" / _HALF[1], "day")]

@@ -10,14 +10,17 @@ Any layout does in which a pattern names the images and another one the depth ma
 
 `*` stands for any part of a name and `**` for any number of folders. An image and a depth map
 belong together where the parts that their stars stand for are equal ("room_1" and "0001"), so both
-patterns have the same stars. The suffix may be `.*` (any), if each frame has one file.
+patterns have the same stars. The suffix may be `.*`: that of any image, or any depth map, if each
+frame has one file; other files (`Thumbs.db`) are passed over. Brackets and `?` mean themselves.
 
-Depth is along the optical axis, of the image's size, as 16-bit PNG, `.npy` or OpenEXR; 0, NaN and
-infinity mark what was not measured. `depth_scale` says how many stored units are a metre.
+Depth is along the optical axis, of the image's size: a 16-bit PNG, whose stored units
+`depth_scale` declares, or `.npy` (floating point) or OpenEXR in metres; 0, NaN and infinity mark
+what was not measured.
 """
 
 import dataclasses
 import functools
+import logging
 import math
 import re
 from pathlib import Path
@@ -28,6 +31,9 @@ import numpy as np
 from diffdepth_jax.data import io, listing
 from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Source
+from diffdepth_jax.errors import DataError, MissingFileError
+
+_LOG = logging.getLogger(__name__)
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres; yours may be another
 
@@ -42,8 +48,8 @@ class Config:
         of its image relative to `root`.
       images: pattern of the images.
       depths: pattern of the depth maps; None if there are none, for images to predict on.
-      depth_scale: stored units per metre: 1000 for millimetres, 256 for KITTI's PNG, 1 for metres.
-        None means 1 for `.npy` and `.exr`; a PNG must have it declared.
+      depth_scale: stored units per metre of PNG depth, which must have it declared: 1000 for
+        millimetres, 256 for KITTI's. `.npy` and `.exr` are metres in any case.
       intrinsics: (fx, fy, cx, cy) of all images, in pixels; the centre of the top-left pixel is
         (0, 0). None if unknown.
       intrinsics_file: instead, a text file of nine numbers or a `.npy` [3 3]; or a pattern with the
@@ -93,14 +99,14 @@ def build(config: Config) -> listing.FrameSource:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if the folder, the list, an image or a depth map is missing.
-      ValueError: if no images match, or several files belong to one frame.
+      MissingFileError: if the folder, the list, an image or a depth map is missing.
+      DataError: if no images match, or several files belong to one frame.
     """
     root = listing.require_folder(Path(config.root), "set root to your folder")
-    images = _matches(root, config.images)
+    images = _matches(root, config.images, io.IMAGE_SUFFIXES)
     if config.split != "all":
         images = _listed(Path(config.split), root, images)
-    depths = _matches(root, config.depths) if config.depths else {}
+    depths = _matches(root, config.depths, io.DEPTH_SUFFIXES) if config.depths else {}
     frames = [
         Frame(
             id="_".join(part.strip("/").replace("/", "_") for part in key if part),
@@ -121,35 +127,8 @@ def build(config: Config) -> listing.FrameSource:
 
 
 def read_depth(path: str | Path, scale: float | None) -> np.ndarray:
-    """Depth float32 [h w] in metres, 0 where nothing was measured, from PNG, `.npy` or EXR.
-
-    Args:
-      path: the file.
-      scale: stored units per metre; None means 1, which no PNG of 16 bits can be.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged, of another format, or a PNG without `scale`.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: complete the folder or list the frames")
-    suffix = Path(path).suffix.lower()
-    if suffix == ".png":
-        if scale is None:
-            raise ValueError(
-                f"{path}: a PNG does not say what its numbers are; set depth_scale to the units "
-                "per metre (1000 for millimetres, 256 for KITTI)"
-            )
-        return io.read_depth_png(path, scale)
-    if suffix == ".npy":
-        stored = io.read_npy(path)
-    elif suffix == ".exr":
-        stored = io.read_exr(path)
-    else:
-        raise ValueError(f"{path}: depth is read from .png, .npy and .exr")
-    if stored.ndim != 2 or stored.dtype.kind not in "fiu":
-        raise ValueError(f"{path} must hold numbers [h w], not {stored.dtype} {stored.shape}")
-    depth = stored.astype(np.float32) / np.float32(scale or 1)
+    """Depth float32 [h w] in metres, 0 where nothing was measured; see `io.read_depth_array`."""
+    depth = io.read_depth_array(path, scale)
     return np.where(np.isfinite(depth), depth, np.float32(0))
 
 
@@ -157,14 +136,14 @@ def read_intrinsics(path: str | Path) -> np.ndarray:
     """Intrinsics float32 [3 3] from a text file of nine numbers or a `.npy`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is damaged or holds something else.
+      MissingFileError: if there is no such file.
+      DataError: if it is damaged or holds something else.
     """
     if Path(path).suffix != ".npy":
         return io.read_numbers(path, (3, 3)).astype(np.float32)
     matrix = io.read_npy(path)
     if matrix.shape != (3, 3) or matrix.dtype.kind != "f" or not np.isfinite(matrix).all():
-        raise ValueError(f"{path} must hold finite floats [3 3], not {matrix.dtype} {matrix}")
+        raise DataError(f"{path} must hold finite floats [3 3], not {matrix.dtype} {matrix}")
     return matrix.astype(np.float32)
 
 
@@ -186,21 +165,46 @@ def _stars(pattern: str) -> list[str]:
     return re.findall(r"\*\*/|\*", re.sub(r"\.\*$", "", pattern))
 
 
-def _matches(root: Path, pattern: str) -> dict[tuple[str, ...], str]:
-    """What the stars stand for -> path, of all files that match, in order."""
+def _matches(root: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[tuple[str, ...], str]:
+    """What the stars stand for -> path, of all files that match, in order.
+
+    Files that cannot be used whatever they hold are left out, and the log says so: links to
+    nowhere or to themselves, and names that are not UTF-8, as ids go into text files.
+    """
     body, suffix = re.fullmatch(r"(.*?)(\.\*)?", pattern).groups()
     regex = re.escape(body).replace(r"\*\*/", "((?:[^/]+/)*)").replace(r"\*", "([^/]*)")
     regex = re.compile(regex + (r"\.[^./]+" if suffix else ""))
     found: dict[tuple[str, ...], str] = {}
-    for path in sorted(root.glob(pattern)):
+    unusable = []
+    for path in sorted(root.glob(re.sub(r"[\[?]", r"[\g<0>]", pattern))):
         match = regex.fullmatch(path.relative_to(root).as_posix())
-        if match is None or path.name.startswith(".") or not path.is_file():
+        other = suffix is not None and path.suffix.lower() not in suffixes
+        if match is None or path.name.startswith(".") or other or path.is_dir():
+            continue
+        if not path.is_file() or not _is_text(str(path.relative_to(root))):
+            unusable.append(path)
             continue
         key = match.groups()
         if key in found:
-            raise ValueError(f"{found[key]} and {path} are both of frame {key}: keep one of them")
+            raise DataError(f"{found[key]} and {path} are both of frame {key}: keep one of them")
         found[key] = str(path)
+    if unusable:
+        _LOG.warning(
+            "%d files of %s are left out (links that lead nowhere, or names that are not UTF-8); "
+            "the first is %a",
+            len(unusable),
+            root,
+            str(unusable[0]),
+        )
     return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # Python keeps bytes that are no UTF-8 as lone surrogates.
+        return False
+    return True
 
 
 def _filled(root: Path, pattern: str | None, key: tuple[str, ...]) -> str | None:
@@ -221,11 +225,11 @@ def _listed(
     for number, line in listing.read_lines(path, "all"):
         image = root / line
         if image not in keys:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path}, line {number}: {image} does not exist, or is none of the images that "
                 "the pattern names"
             )
         if keys[image] in chosen:
-            raise ValueError(f"{path}, line {number}: {line} occurs twice: list each frame once")
+            raise DataError(f"{path}, line {number}: {line} occurs twice: list each frame once")
         chosen[keys[image]] = str(image)
     return chosen

@@ -35,6 +35,7 @@ import numpy as np
 from diffdepth_jax.data import io, listing, splits
 from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
+from diffdepth_jax.errors import DataError, MissingFileError
 
 # Metres over which the field evaluates; the files themselves go a little farther.
 DEPTH_RANGE = (1e-3, 80.0)
@@ -115,8 +116,8 @@ def build(config: Config) -> FrameSource:
     the log says so.
 
     Raises:
-      FileNotFoundError: if a folder, list, image or depth map is missing.
-      ValueError: if a list or a calibration cannot be read, or there are no frames.
+      MissingFileError: if a folder, list, image or depth map is missing.
+      DataError: if a list or a calibration cannot be read, or there are no frames.
     """
     num_without_depth = 0
     if config.split == "val_selection":
@@ -127,7 +128,7 @@ def build(config: Config) -> FrameSource:
         frames, num_without_depth = _raw_frames(config)
     where = f"split {config.split!r} under {config.depth_root or config.root}"
     if not frames:
-        raise ValueError(
+        raise DataError(
             f"no frames in {where} with depth {config.depth!r} and cameras {config.cameras} "
             f"({num_without_depth} listed without depth)"
         )
@@ -223,7 +224,7 @@ def _wanted(config: Config) -> tuple[list[_Wanted], int]:
             f"unpack KITTI's data_depth_annotated.zip into {depth_root}, or set depth_root to "
             "where its train and val folders are",
         )
-        drives = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        drives = listing.folder_names(folder)
         return [
             _Wanted(drive, camera, None)
             for drive in drives
@@ -264,7 +265,7 @@ def _listed(config: Config) -> tuple[list[_Wanted], int]:
         elif drive and len(words) == 1 and words[0].endswith(drive[0]):
             wanted += [_Wanted(drive[0], camera, None) for camera in config.cameras]
         else:
-            raise ValueError(
+            raise DataError(
                 f"{config.split}, line {number}: {line!r} is none of 'IMAGE DEPTH [FOCAL]', "
                 "'DATE/DRIVE FRAME l|r' and 'DRIVE'"
             )
@@ -277,7 +278,7 @@ def _folder(config: Config, drive: str, camera: str) -> _Folder:
     depths = [depth_root / part / drive / "proj_depth" / config.depth / camera for part in parts]
     found = next((path for path in depths if path.is_dir()), None)
     if found is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"drive {drive} has no depth for {camera}: looked for {', '.join(map(str, depths))}. "
             "Unpack data_depth_annotated.zip there, or set depth_root"
         )
@@ -349,7 +350,7 @@ def _test_anonymous(config: Config) -> list[Frame]:
 def _selection(config: Config, name: str) -> Path:
     depth_root = Path(config.depth_root or config.root)
     if not depth_root.is_dir():
-        raise FileNotFoundError(f"{depth_root} does not exist: set root or depth_root")
+        raise MissingFileError(f"{depth_root} does not exist: set root or depth_root")
     folder = depth_root / "depth_selection" / name
     remedy = (
         f"unpack KITTI's data_depth_selection.zip into {depth_root}, or set depth_root to the "

@@ -57,8 +57,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if a folder, image, scan or calibration is missing.
-      ValueError: if there are no frames.
+      MissingFileError: if a folder, image, scan or calibration is missing.
+      DataError: if there are no frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder that holds training")
     folder = Path(config.root, _FOLDERS[config.split])

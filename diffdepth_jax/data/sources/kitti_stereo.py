@@ -94,8 +94,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames that a config names; `intrinsics` are NaN where there is no calibration.
 
     Raises:
-      FileNotFoundError: if a folder, image or disparity is missing, or, with depth, a calibration.
-      ValueError: if there are no frames.
+      MissingFileError: if a folder, image or disparity is missing, or, with depth, a calibration.
+      DataError: if there are no frames.
     """
     year = _YEARS[config.year]
     listing.require_folder(Path(config.root), "set root to the folder that holds training")

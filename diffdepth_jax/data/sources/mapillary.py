@@ -52,8 +52,8 @@ def build(config: Config) -> FrameSource:
     """Opens the images that a config names.
 
     Raises:
-      FileNotFoundError: if a folder is missing.
-      ValueError: if there are no images.
+      MissingFileError: if a folder is missing.
+      DataError: if there are no images.
     """
     listing.require_folder(Path(config.root), "set root to the folder that has training")
     remedy = f"unpack Mapillary Vistas into {config.root}"

@@ -29,6 +29,7 @@ from diffdepth_jax.data import geometry, io, listing
 from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
 from diffdepth_jax.data.splits import NUSCENES
+from diffdepth_jax.errors import DataError
 
 DEPTH_RANGE = (0.1, 80.0)  # metres, of the evaluation of md4all
 CONDITIONS = ("day-clear", "day-rain", "night-clear", "night-rain", "unknown")
@@ -98,8 +99,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames that a config names, in the order of the sample table.
 
     Raises:
-      FileNotFoundError: if a folder, table, list, image or scan is missing.
-      ValueError: if a table or list cannot be read, tables contradict each other, or there are no
+      MissingFileError: if a folder, table, list, image or scan is missing.
+      DataError: if a table or list cannot be read, tables contradict each other, or there are no
         frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder of nuScenes")
@@ -140,7 +141,7 @@ class _Reader:
 
     def __call__(self, frame: _Keyframe, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         if size != frame.size:
-            raise ValueError(
+            raise DataError(
                 f"{frame.image} is {size[0]}x{size[1]}, the tables say {frame.size[0]}x"
                 f"{frame.size[1]}: its intrinsics are not known; take the original image"
             )
@@ -170,7 +171,7 @@ def _wanted_samples(config: Config, tables: Path) -> dict[str, str]:
     found = listed & ({name for name, _ in scenes.values()} | set(samples))
     if missing := sorted(listed - found):
         if config.split not in NUSCENES or not found:
-            raise ValueError(
+            raise DataError(
                 f"{missing[0]} and {len(missing) - 1} others of split {config.split!r} are neither "
                 f"scenes nor samples of {tables}: take the tables that belong to the split"
             )
@@ -265,15 +266,15 @@ def _recordings(
     return recordings
 
 
-def _contradiction(tables: Path, table: str, token: str, other: str) -> ValueError:
-    return ValueError(
+def _contradiction(tables: Path, table: str, token: str, other: str) -> DataError:
+    return DataError(
         f"{tables}/{table}.json: {token} has no match in {other}: the tables do not belong "
         "together, unpack the metadata archive again"
     )
 
 
-def _damaged(tables: Path, table: str, row: dict[str, Any], error: Exception) -> ValueError:
-    return ValueError(
+def _damaged(tables: Path, table: str, row: dict[str, Any], error: Exception) -> DataError:
+    return DataError(
         f"{tables}/{table}.json: {row['token']}: {error}: damaged, unpack the metadata archive "
         "again"
     )

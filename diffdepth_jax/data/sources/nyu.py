@@ -46,6 +46,7 @@ import numpy as np
 
 from diffdepth_jax.data import io, listing
 from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.errors import DataError, MissingFileError
 
 DEPTH_RANGE = (1e-3, 10.0)  # metres
 CONDITION = "indoor"
@@ -106,8 +107,8 @@ def build(config: Config) -> Source:
     """Opens the frames that a config names.
 
     Raises:
-      FileNotFoundError: if the folder, the list or a file is missing.
-      ValueError: if a list cannot be read, or there are no frames.
+      MissingFileError: if the folder, the list or a file is missing.
+      DataError: if a list cannot be read, or there are no frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder of NYU")
     if config.layout == "mat":
@@ -124,7 +125,7 @@ class Nyu:
         self._frames = self._listed(Path(config.split)) if listed else self._scanned(config)
         where = f"split {config.split!r} under {self._root}"
         if not self._frames:
-            raise ValueError(f"no frames for {where}: the {config.layout!r} files have other names")
+            raise DataError(f"no frames for {where}: the {config.layout!r} files have other names")
         listing.require_unique(map(_id, self._frames), where)
         if config.check_files:
             paths = [str(self._root / path) for frame in self._frames for path in frame]
@@ -140,7 +141,7 @@ class Nyu:
         if len(frame) == 1:
             image, depth = io.read_h5(paths[0], ("rgb", "depth"))
             if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8:
-                raise ValueError(
+                raise DataError(
                     f"{paths[0]}: rgb must be uint8 [3 h w], not {image.dtype} {image.shape}"
                 )
             image, depth = np.moveaxis(image, 0, -1), depth.astype(np.float32)
@@ -159,7 +160,7 @@ class Nyu:
     def _scanned(self, config: Config) -> list[tuple[str, ...]]:
         folder = self._root / _FOLDERS[config.layout, config.split]
         if not folder.is_dir():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{folder} does not exist: unpack the {config.layout!r} files of NYU there, or set "
                 "root and layout (h5 or sync)"
             )
@@ -177,7 +178,7 @@ class Nyu:
             words = [word.lstrip("/") for word in line.split()]
             count = 1 if words[0].endswith(".h5") else 2
             if len(words) < count:
-                raise ValueError(
+                raise DataError(
                     f"{path}, line {number}: {line!r} is neither 'FILE.h5' nor "
                     "'IMAGE DEPTH [FOCAL]'"
                 )
@@ -197,7 +198,7 @@ class Labelled:
         (numbers,) = io.read_mat(splits, (f"{config.split}Ndxs",))
         self._indices = numbers.ravel().astype(int) - 1
         if not self._indices.size or self._indices.min() < 0:
-            raise ValueError(f"{splits}: {config.split}Ndxs must be numbers from 1, not {numbers}")
+            raise DataError(f"{splits}: {config.split}Ndxs must be numbers from 1, not {numbers}")
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -206,7 +207,7 @@ class Labelled:
         frame = int(self._indices[index])
         image, depth = io.read_h5(self._file, self._names, entry=frame)
         if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8:
-            raise ValueError(
+            raise DataError(
                 f"{self._file}: images must be uint8 [n 3 w h], not {image.dtype} {image.shape}"
             )
         # MATLAB counts the axes from the other end.
@@ -223,7 +224,7 @@ class Tfds:
         versions = sorted(root.glob("nyu_depth_v2/*/dataset_info.json"))
         self._folder = versions[-1].parent if versions else root
         if not (self._folder / "dataset_info.json").is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{root} holds no nyu_depth_v2/VERSION/dataset_info.json: set root to the data "
                 "folder of tensorflow-datasets, after `tfds build nyu_depth_v2 "
                 "--file_format=array_record`"
@@ -234,7 +235,7 @@ class Tfds:
             builder = tfds.builder_from_directory(self._folder)
             self._frames: Sequence[Any] = builder.as_data_source(split)
         except Exception as error:
-            raise ValueError(
+            raise DataError(
                 f"{self._folder} cannot be read ({error}): build it again with "
                 "--file_format=array_record"
             ) from error
@@ -247,7 +248,7 @@ class Tfds:
         try:
             frame = self._frames[index]
         except Exception as error:
-            raise ValueError(
+            raise DataError(
                 f"{self._folder}, frame {index} cannot be read ({error}): truncated or damaged, "
                 "build it again"
             ) from error

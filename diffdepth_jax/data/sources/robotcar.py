@@ -31,6 +31,7 @@ import numpy as np
 from diffdepth_jax.data import geometry, io, listing
 from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
+from diffdepth_jax.errors import DataError
 
 DEPTH_RANGE = (0.1, 50.0)  # metres, of the evaluation of md4all
 SCENES = {"2014-12-09-13-21-02": "day-clear", "2014-12-16-18-44-24": "night-clear"}
@@ -79,8 +80,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames that a config names, the day's before the night's.
 
     Raises:
-      FileNotFoundError: if a folder, list, image, cloud or the camera's model is missing.
-      ValueError: if a list cannot be read, or there are no frames.
+      MissingFileError: if a folder, list, image, cloud or the camera's model is missing.
+      DataError: if a list cannot be read, or there are no frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder of RobotCar")
     if config.split in _LISTS:
@@ -112,7 +113,7 @@ def build(config: Config) -> FrameSource:
 def _scene_of(path: Path) -> str:
     scene = next((scene for scene in SCENES if scene in path.name), None)
     if scene is None:
-        raise ValueError(f"{path}: the name of a list must hold its scene, {' or '.join(SCENES)}")
+        raise DataError(f"{path}: the name of a list must hold its scene, {' or '.join(SCENES)}")
     return scene
 
 
@@ -123,7 +124,7 @@ def _timestamps(path: Path) -> list[str]:
         words = line.split()
         timestamp = words[1] if len(words) == 3 and "_test" not in path.name else words[0]
         if not re.fullmatch(r"\d{16}", timestamp):
-            raise ValueError(f"{path}, line {number}: {line!r} holds no timestamp of 16 digits")
+            raise DataError(f"{path}, line {number}: {line!r} holds no timestamp of 16 digits")
         timestamps.append(timestamp)
     return timestamps
 
@@ -147,7 +148,10 @@ def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     depth = listing.unmeasured(size)
     if frame.depth is not None:
         coordinates = io.read_points(frame.depth, 3).reshape(3, -1)
-        camera_from_vehicle = np.linalg.inv(model[4:].reshape(4, 4))
+        try:
+            camera_from_vehicle = np.linalg.inv(model[4:].reshape(4, 4))
+        except np.linalg.LinAlgError as error:
+            raise DataError(f"{frame.calibration}: {error}: its pose is damaged") from error
         points = geometry.transform_points(camera_from_vehicle, coordinates.T)
         depth = geometry.projected_depth(points, intrinsics, size)
     return depth, intrinsics.astype(np.float32)

@@ -13,11 +13,13 @@ bytes; the usual builders keep what exceeds 1 GB in TensorFlow's files until all
 `tfds.core.SequentialWriter` writes). Other programs open them by `tfds.builder_from_directory`.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +30,9 @@ from tqdm import tqdm
 
 from diffdepth_jax import atomic
 from diffdepth_jax.data import listing
+from diffdepth_jax.data.io import read_json
 from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.errors import DataError, FileError, MissingFileError, naming_file
 
 DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source knows better
 VERSION = "1.0.0"
@@ -72,8 +76,8 @@ def build(config: Config) -> Source:
     """Opens the prepared source that a config names.
 
     Raises:
-      FileNotFoundError: if the folder or a file is missing.
-      ValueError: if the files are no such data set.
+      MissingFileError: if the folder or a file is missing.
+      DataError: if the files are no such data set.
     """
     root = listing.require_folder(
         Path(config.root), "set root to the --output of tools/prepare_data.py"
@@ -81,7 +85,7 @@ def build(config: Config) -> Source:
     folder = directory(root, config.dataset, config.split)
     if not folder.is_dir():
         found = sorted(path.parent.name for path in root.glob(f"{NAME}/*/{VERSION}"))
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} does not exist: write it by tools/prepare_data.py {config.dataset}; "
             f"prepared are {', '.join(found) or 'none'} (DATASET_SPLIT)"
         )
@@ -100,7 +104,7 @@ class Prepared:
             builder = tfds.builder_from_directory(folder)
             files = [str(path) for path in builder.info.splits[split].filepaths]
         except Exception as error:
-            raise ValueError(f"{folder} cannot be read ({error}): {_AGAIN}") from error
+            raise DataError(f"{folder} cannot be read ({error}): {_AGAIN}") from error
         if check_files:
             listing.require_files(files, str(folder), _AGAIN)
         # tensorflow-datasets prefers OpenCV to Pillow where that is installed; here all is Pillow.
@@ -116,7 +120,7 @@ class Prepared:
         try:
             return decode(self._frames[index])
         except Exception as error:
-            raise ValueError(
+            raise DataError(
                 f"{self._folder}, frame {index} cannot be read ({error}): {_AGAIN}"
             ) from error
 
@@ -209,13 +213,14 @@ def write(
       progress: show a progress bar.
 
     Raises:
-      ValueError: if frames differ in their fields, or what was written before is something else.
-      ValueError, OSError: as the source raises, or if nothing can be written.
+      DataError: if frames differ in their fields, or what was written before is something else.
+      DataError, FileError: as the source raises, or if nothing can be written.
     """
     import tensorflow_datasets as tfds
 
     started = folder.with_name(f"incomplete_{folder.name}")
-    started.mkdir(parents=True, exist_ok=True)
+    with naming_file(started, "written"):
+        started.mkdir(parents=True, exist_ok=True)
     if (started / _RECORD).exists():
         require_same(started, record)
     else:
@@ -240,24 +245,37 @@ def write(
     bar = tqdm(frames, initial=done, total=len(source), unit=" frames", disable=not progress)
     for frame in bar:
         if frame.keys() != first.keys():
-            raise ValueError(
+            raise DataError(
                 f"frame {frame['id']} has {sorted(frame)}, the first one {sorted(first)}: prepare "
                 "frames of one kind at a time, by list files"
             )
-        writer.add_examples({split: [frame]})
-    writer.close_all()
-    os.rename(started, folder)
+        with _writing(started):
+            writer.add_examples({split: [frame]})
+    with _writing(started):
+        writer.close_all()
+    with naming_file(folder, "written"):
+        os.rename(started, folder)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """ArrayRecord tells of a full disk as a RuntimeError."""
+    try:
+        with naming_file(folder, "written"):
+            yield
+    except RuntimeError as error:
+        raise FileError(f"{folder} cannot be written: {error}") from error
 
 
 def require_same(folder: Path, record: dict[str, Any]) -> None:
     """Refuses a folder that was written from something else.
 
     Raises:
-      ValueError: says what to do.
+      DataError: says what to do.
     """
-    written = json.loads((folder / _RECORD).read_text())
+    written = read_json(folder / _RECORD)
     if written != record:
-        raise ValueError(
+        raise DataError(
             f"{folder} was written from {written}, not from {record}: choose another --output or "
             "delete it"
         )

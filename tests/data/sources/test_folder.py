@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import folder
+from diffdepth_jax.errors import DataError
 
 SIZE = (6, 8)
 
@@ -61,8 +63,8 @@ def test_one_folder_and_float_depth(tmp_path: Path) -> None:
     assert [sample["id"] for sample in frames] == ["kitchen_0", "kitchen_1"]
     np.testing.assert_allclose(frames[1]["depth"], frame(1)[1] / 1000, rtol=1e-6)
     np.testing.assert_array_equal(frames[1]["intrinsics"], np.diag([6, 6, 1]))
-    inches = folder.source("all", tmp_path, **patterns, depth_scale=39.37)
-    np.testing.assert_allclose(inches[0]["depth"], frames[0]["depth"] / 39.37, rtol=1e-6)
+    scaled = folder.source("all", tmp_path, **patterns, depth_scale=1000.0)  # of PNG alone
+    np.testing.assert_array_equal(scaled[0]["depth"], frames[0]["depth"])
 
 
 def test_exr_depth(tmp_path: Path) -> None:
@@ -124,12 +126,44 @@ def test_bad_files(root: Path) -> None:
         folder.source("all", root)
     with pytest.raises(ValueError, match=r"no frames in split 'all' .* as images='\*\.webp'"):
         folder.source("all", root, images="*.webp", depths=None)
-    np.save(root / "a.npy", np.zeros((2, 2, 3)))
-    with pytest.raises(ValueError, match=r"a\.npy must hold numbers \[h w\]"):
-        folder.read_depth(root / "a.npy", None)
-    (root / "a.tif").touch()
-    with pytest.raises(ValueError, match=r"a\.tif: depth is read from"):
-        folder.read_depth(root / "a.tif", 1.0)
+
+
+def test_any_suffix_is_that_of_an_image_or_a_depth_map(root: Path) -> None:
+    for name in ("image/room_1/Thumbs.db", "image/room_1/0001.txt", "depth/room_1/0001.json"):
+        (root / name).write_text("no picture")
+    frames = folder.source("all", root, depth_scale=1000.0)
+    assert [sample["id"] for sample in frames] == ["room_1_0001", "room_1_0002", "room_2_0001"]
+    with pytest.raises(DataError, match=r"0001\.txt"):  # said outright, it is meant
+        folder.source("all", root, images="image/**/*.txt", depths=None)[0]
+
+
+def test_brackets_in_names_are_no_pattern(tmp_path: Path) -> None:
+    for number, name in enumerate(["set [d]/a", "set [d]/b?"]):
+        image, depth = frame(number)
+        save(tmp_path / "rgb [left]" / f"{name}.png", image)
+        save(tmp_path / "depth" / f"{name}.png", depth)
+    for place in (tmp_path, tmp_path / "rgb [left]" / "set [d]"):
+        inside = place != tmp_path
+        patterns = dict(images="*.*" if inside else "rgb [left]/**/*.*")
+        patterns["depths"] = None if inside else "depth/**/*.*"
+        assert len(folder.source("all", place, depth_scale=1e3, **patterns)) == 2
+    one = folder.source("all", tmp_path, images="rgb [left]/set [d]/*?.png", depths=None)
+    assert [sample["id"] for sample in one] == ["b"]
+
+
+def test_names_that_nothing_can_be_done_with_are_reported(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (root / "image/loop.png").symlink_to("loop.png")
+    (root / "image/gone.png").symlink_to("nowhere.png")
+    not_utf8 = os.fsencode(root / "image") + b"/\xff.png"
+    with open(not_utf8, "wb"):
+        pass
+    frames = folder.source("all", root, depth_scale=1000.0)
+    assert [sample["id"] for sample in frames] == ["room_1_0001", "room_1_0002", "room_2_0001"]
+    (message,) = caplog.messages
+    assert "3 files" in message and "gone.png" in message
+    message.encode()
 
 
 @pytest.mark.parametrize(

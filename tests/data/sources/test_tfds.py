@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.data.sources import Sample, Source, kitti, tfds
+from diffdepth_jax.errors import FileError
 
 TOOL = Path(__file__).resolve().parents[3] / "tools" / "prepare_data.py"
 RECORD = {"frames": 5}
@@ -109,6 +110,18 @@ def test_frames_of_two_kinds(folder: Path) -> None:
     del other["disparity"]
     with pytest.raises(ValueError, match=r"frame frame_1 has .*: prepare frames of one kind"):
         tfds.write(Frames([sample(0), other]), folder, "part_a", RECORD)
+
+
+def test_a_full_disk_names_folder_and_cause(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow_datasets
+
+    def full(writer: object) -> None:
+        raise RuntimeError("write() failed: No space left on device")  # ArrayRecord's words
+
+    monkeypatch.setattr(tensorflow_datasets.core.SequentialWriter, "close_all", full)
+    with pytest.raises(FileError, match=r"incomplete_1\.0\.0.*No space left"):
+        tfds.write(Frames([sample(0)]), folder, "part_a", RECORD)
+    assert not folder.exists()
 
 
 def test_damaged(folder: Path, tmp_path: Path) -> None:
