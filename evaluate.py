@@ -10,6 +10,8 @@ OUT/A and OUT/B. Saved depth maps match by stem, 16-bit PNG or `.npy` in metres,
 rows together.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from diffdepth_jax import cli
@@ -39,6 +41,7 @@ OPTIONS = [
     flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
     flags.DEFINE_bool("flip_tta", None, "Average with the prediction of the mirrored image."),
     flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
+    flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),
 ]
 flags.mark_flags_as_mutual_exclusive(["config", "predictions"], required=True)
@@ -46,7 +49,7 @@ cli.require_with("config", "checkpoint")
 cli.require_with("predictions", "ground_truth", "protocol", "workdir")
 # What a model's prediction shows is what it was fed; only saved ones leave it open.
 of_predictions = ("ground_truth", "png_scale", "ground_truth_png_scale", "prediction_frame")
-of_models = ("checkpoint", "shard", "resize_input", "flip_tta", "flip_average")
+of_models = ("checkpoint", "shard", "resize_input", "flip_tta", "flip_average", "batch_size")
 for name in (*of_predictions, "resize_prediction"):
     cli.require_with(name, "predictions")
 for name in (*of_models, "num_inference_steps"):
@@ -54,8 +57,10 @@ for name in (*of_models, "num_inference_steps"):
 
 
 def main(_: list[str]) -> None:
-    from diffdepth_jax.evaluation import comparisons, predictions, protocols, report
-    from diffdepth_jax.evaluation.evaluate import parse_shard
+    from diffdepth_jax.evaluation import protocols
+    from diffdepth_jax.evaluation.report import comparisons, tables
+    from diffdepth_jax.evaluation.run import predictions
+    from diffdepth_jax.evaluation.run.dataset import parse_shard
 
     options = {flag.name: flag.value for flag in OPTIONS if flag.value is not None}
     compare = comparisons.parse(FLAGS.compare)
@@ -71,16 +76,22 @@ def main(_: list[str]) -> None:
             compare=compare,
         )
     else:  # Only this form needs JAX.
-        from diffdepth_jax.training import evaluation
+        from diffdepth_jax import inference
+        from diffdepth_jax.evaluation.run import checkpoint
+        from diffdepth_jax.training import experiment
 
         shard = None if FLAGS.shard is None else parse_shard(FLAGS.shard)
         options |= {"compare": compare} if compare else {}
-        results = evaluation.evaluate_checkpoint(
-            cli.mapping(CONFIG, options), FLAGS.checkpoint, FLAGS.workdir, shard=shard
+        # The config's model is not used: the checkpoint knows its own.
+        exp = experiment.from_mapping(cli.mapping(CONFIG, options))
+        workdir = FLAGS.workdir or checkpoint.run_directory(Path(FLAGS.checkpoint).expanduser())
+        model = inference.load(FLAGS.checkpoint)
+        results = checkpoint.score_checkpoint(
+            model, exp.data, exp.evaluation, Path(workdir).expanduser(), shard=shard
         )
     if FLAGS.shard is not None:
         print(f"shard {FLAGS.shard} is done; the same command without --shard writes the result")
-    print("\n\n".join(report.table(result) for result in results.values()))
+    print("\n\n".join(tables.table(result) for result in results.values()))
 
 
 if __name__ == "__main__":

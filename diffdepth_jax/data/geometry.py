@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float32, Float64
 
+from diffdepth_jax.errors import DataError
+
 KB_SIZE = (352, 1216)  # of KITTI's benchmark images; the kb crop is called after it
 NYU_ROWS = 240  # to which DiffusionDepth's release resizes NYU
 
@@ -20,10 +22,10 @@ def kb_corner(size: tuple[int, int]) -> tuple[int, int]:
     """(top, left) of the lowest 352 rows and middle 1216 columns of a KITTI frame (BTS, AdaBins).
 
     Raises:
-      ValueError: if a frame of `size` is smaller.
+      DataError: if a frame of `size` is smaller.
     """
     if size[0] < KB_SIZE[0] or size[1] < KB_SIZE[1]:
-        raise ValueError(
+        raise DataError(
             f"a frame of {size[0]}x{size[1]} is smaller than the kb crop of "
             f"{KB_SIZE[0]}x{KB_SIZE[1]}"
         )
