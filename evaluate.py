@@ -33,11 +33,21 @@ OPTIONS = [
     flags.DEFINE_string("crop_reference", None, "kb or full: the frame that is scored."),
     flags.DEFINE_float("min_depth", None, "Metres."),
     flags.DEFINE_float("max_depth", None, "Metres; inf for no cap."),
+    flags.DEFINE_float(
+        "clip_min", None, "Metres; the nearest a prediction may be, else min_depth."
+    ),
+    flags.DEFINE_float("clip_max", None, "Metres; the farthest it may be, else max_depth."),
     flags.DEFINE_string("alignment", None, "none, median, median_low, lsq_depth, lsq_disparity."),
     flags.DEFINE_string("predicts", None, "depth or disparity: what predictions are."),
+    flags.DEFINE_string(
+        "fit_pixels", None, "valid, or positive: only such disparities are fitted."
+    ),
     flags.DEFINE_float("disparity_floor", None, "1/metres, for lsq_disparity."),
     flags.DEFINE_string("prediction_frame", None, "full or kb: what predictions show."),
-    flags.DEFINE_string("resize_prediction", None, "none or bilinear."),
+    flags.DEFINE_string("resize_prediction", None, "none, bilinear or bilinear_half_pixel."),
+    flags.DEFINE_string(
+        "fill_zeros", None, "background: fill what was not predicted, as KITTI does."
+    ),
     flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
     flags.DEFINE_bool("flip_tta", None, "Average with the prediction of the mirrored image."),
     flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
@@ -50,7 +60,7 @@ cli.require_with("predictions", "ground_truth", "protocol", "workdir")
 # What a model's prediction shows is what it was fed; only saved ones leave it open.
 of_predictions = ("ground_truth", "png_scale", "ground_truth_png_scale", "prediction_frame")
 of_models = ("checkpoint", "shard", "resize_input", "flip_tta", "flip_average", "batch_size")
-for name in (*of_predictions, "resize_prediction"):
+for name in (*of_predictions, "resize_prediction", "fill_zeros"):
     cli.require_with(name, "predictions")
 for name in (*of_models, "num_inference_steps"):
     cli.require_with(name, "config")

@@ -62,7 +62,12 @@ def lsq_depth(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> Depth
 
 
 def lsq_disparity(
-    prediction: DepthMap, target: DepthMap, valid_mask: Mask, *, floor: float = 1e-3
+    prediction: DepthMap,
+    target: DepthMap,
+    valid_mask: Mask,
+    *,
+    floor: float = 1e-3,
+    positive_only: bool = False,
 ) -> DepthMap:
     """Depth from a relative disparity, fitted by least squares in 1/depth (MiDaS's).
 
@@ -71,8 +76,11 @@ def lsq_disparity(
       target: metres.
       floor: the smallest aligned disparity, 1/metres; what is below it, zero and negatives
         included, becomes it, so that depth is at most 1 / floor.
+      positive_only: leave predictions that are not positive out of the fit, as Marigold's
+        evaluation does.
     """
-    predicted, measured = _pixels(prediction, target, valid_mask, at_least=2)
+    fitted = valid_mask & (prediction > 0) if positive_only else valid_mask
+    predicted, measured = _pixels(prediction, target, fitted, at_least=2)
     scale, shift = _fit(predicted, 1 / measured)
     return 1 / np.maximum(prediction.astype(np.float64) * scale + shift, floor)
 

@@ -124,6 +124,30 @@ def resize_nearest(depth: np.ndarray, size: Size) -> np.ndarray:
     return depth[rows[:, None], columns[None, :]]
 
 
+def fill_background(depth: np.ndarray) -> np.ndarray:
+    """Depth [h, w] whose zeros are filled as the KITTI development kit fills a sparse prediction.
+
+    Within a row a gap gets the smaller of the depths beside it (which of a disparity would be the
+    background), up to the borders the outermost one. Rows without any depth get that of the first
+    or last row that has one if they lie above or below it; between such rows they stay 0.
+    """
+    known = depth != 0
+    places = np.arange(depth.shape[1])
+    left = np.maximum.accumulate(np.where(known, places, -1), axis=1)
+    right = np.minimum.accumulate(np.where(known, places, len(places))[:, ::-1], axis=1)[:, ::-1]
+    left, right = np.where(left < 0, right, left), np.where(right == len(places), left, right)
+    present = known.any(axis=1)
+    if not present.any():
+        return depth
+    left, right = (np.clip(index, 0, len(places) - 1) for index in (left, right))
+    filled = np.minimum(
+        np.take_along_axis(depth, left, axis=1), np.take_along_axis(depth, right, axis=1)
+    )
+    first, last = np.flatnonzero(present)[[0, -1]]
+    filled[:first], filled[last + 1 :] = filled[first], filled[last]
+    return filled
+
+
 def show(shape: tuple[int, ...]) -> str:
     """Height x width, as in "375x1242"."""
     return "x".join(map(str, shape))

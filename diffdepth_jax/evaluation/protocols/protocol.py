@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from diffdepth_jax.errors import DataError
+from diffdepth_jax.errors import ConfigError, DataError
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.evaluation.protocols import alignment, crops, frames, transparent
 from diffdepth_jax.evaluation.protocols.frames import Frame, Size
-from diffdepth_jax.evaluation.report.papers import Reported
 
 Crop = Literal["none", "garg", "eigen"]
 Alignment = Literal[
     "none", "median", "median_low", "lsq_depth", "lsq_disparity", "lsq_disparity_near"
 ]
-Resize = Literal["none", "bilinear"]
+FitPixels = Literal["valid", "positive"]
+Resize = Literal["none", "bilinear", "bilinear_half_pixel"]
+FillZeros = Literal["none", "background"]
 ResizeInput = Literal["none", "lanczos"]
 PredictionFrame = Literal["by_size", "full", "kb", "nyu_release", "robotcar"]
 Predicts = Literal["depth", "disparity"]
@@ -37,6 +38,8 @@ class Score:
       num_valid: pixels that count.
       num_nonfinite: how many of them were predicted as NaN or infinite.
       num_clipped: how many more lay outside the protocol's range and were clipped to it.
+      num_zero: pixels of the whole prediction, as it was given, that are 0: where nothing was
+        predicted, in the files of the KITTI benchmark. Of disparities 0.
       mean_depth: of the ground truth over the pixels that count, metres; NaN where none does.
       metrics: the protocol's; empty where no pixel counts.
       classes: the same over the pixels of each class that the image has, where the protocol
@@ -49,6 +52,7 @@ class Score:
     mean_depth: float
     metrics: Mapping[str, float]
     classes: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    num_zero: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Comparison:
       prediction: float64, metres, aligned and clipped.
       target: metres.
       valid_mask: the pixels that count.
-      num_nonfinite, num_clipped: as in `Score`.
+      num_nonfinite, num_clipped, num_zero: as in `Score`.
       classes: the pixels of each class, of those that count.
     """
 
@@ -68,6 +72,7 @@ class Comparison:
     valid_mask: np.ndarray
     num_nonfinite: int
     num_clipped: int
+    num_zero: int
     classes: Mapping[str, np.ndarray]
 
 
@@ -77,8 +82,11 @@ class Protocol:
 
     Attributes:
       name: its key in `table.PROTOCOLS`.
-      min_depth, max_depth: metres; ground truth counts strictly between, predictions are clipped to
-        them. An infinite max_depth is no cap.
+      min_depth, max_depth: metres; ground truth counts strictly between. An infinite max_depth is
+        no cap.
+      clip_min, clip_max: metres; predictions are clipped to them. The ends of the range when None.
+        Monodepth2 scores its `eigen_benchmark` so: all pixels of the ground truth count, and
+        predictions are clipped to 1e-3 and 80 m.
       dataset: whose crops are meant.
       input: what of a full frame the model is fed; see `frames.take`.
       input_size: the size that this is resized to before, where the protocol has one.
@@ -90,25 +98,32 @@ class Protocol:
       predicts: what a prediction is; None for what the alignment works on, disparity for
         `lsq_disparity` and depth otherwise. The other one is inverted first.
       alignment: of relative predictions, fitted on the pixels that count; see `alignment`.
-      disparity_floor: 1/metres, for `lsq_disparity`; 1 / max_depth when None (Depth Anything-AC,
+      fit_pixels: of the pixels that count, those that `lsq_disparity` is fitted on: all `valid`
+        ones, or those with a `positive` prediction (Marigold).
+      disparity_floor: 1/metres, for `lsq_disparity`; 1 / clip_max when None (Depth Anything-AC,
         Marigold), or 1e-3 where there is no cap (MiDaS).
       prediction_frame: what a prediction shows, whatever its size: the `full` frame or the same as
         `input`. `by_size` takes one of the size that was fed for the input, any other for the full
         frame.
       resize_prediction: `none` refuses a prediction that has not the size of what it shows;
         `bilinear` resizes it to that, before any crop (align_corners=True; Booster's with image
-        borders on image borders, as OpenCV does).
+        borders on image borders, as OpenCV does); `bilinear_half_pixel` resizes as OpenCV does
+        under every protocol (Monodepth2, whose predictions are disparity).
+      fill_zeros: `background` fills the pixels where nothing was predicted, which are 0, by the
+        rule of the KITTI development kit, see `frames.fill_background`; `none` takes them for
+        depth 0.
       metric_set: which metrics; a key of `metrics.SETS`.
       classes: whether the pixels of transparent and mirroring objects are scored apart too.
       conditions: groups of images to average apart too: those whose condition contains the group's
         name, so that `night` includes night-rain (md4all's rule). Where empty, every condition that
         occurs is a group.
-      reported: numbers of others under this protocol.
     """
 
     name: str
     min_depth: float
     max_depth: float = math.inf
+    clip_min: float | None = None
+    clip_max: float | None = None
     dataset: Literal["any", "kitti", "nyu"] = "any"
     input: Frame = "full"
     input_size: Size | None = None
@@ -118,26 +133,41 @@ class Protocol:
     ground_truth: Literal["depth", "booster"] = "depth"
     predicts: Predicts | None = None
     alignment: Alignment = "none"
+    fit_pixels: FitPixels = "valid"
     disparity_floor: float | None = None
     prediction_frame: PredictionFrame = "by_size"
     resize_prediction: Resize = "none"
+    fill_zeros: FillZeros = "none"
     metric_set: MetricSet = "all"
     classes: bool = False
     conditions: tuple[str, ...] = ()
-    reported: tuple[Reported, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.min_depth < self.max_depth:
-            raise ValueError(
+            raise ConfigError(
                 f"protocol {self.name}: the range {self.min_depth}..{self.max_depth} m must be "
                 "positive and increasing"
             )
+        if not 0 < self._clip[0] < self._clip[1]:
+            raise ConfigError(
+                f"protocol {self.name}: predictions are clipped to {self._clip[0]}.."
+                f"{self._clip[1]} m (clip_min, clip_max), which must be positive and increasing"
+            )
+        if self.fit_pixels != "valid" and self.alignment != "lsq_disparity":
+            raise ConfigError(
+                f"protocol {self.name}: fit_pixels goes with alignment=lsq_disparity, not "
+                f"{self.alignment}"
+            )
+        if self.fill_zeros != "none" and self._predicts != "depth":
+            raise ConfigError(
+                f"protocol {self.name}: fill_zeros goes with predictions of depth (predicts=depth)"
+            )
         if self.disparity_floor is not None and not self.disparity_floor > 0:
-            raise ValueError(
+            raise ConfigError(
                 f"protocol {self.name}: disparity_floor is {self.disparity_floor}; it must be > 0"
             )
         if self.disparity_floor is not None and self.alignment != "lsq_disparity":
-            raise ValueError(
+            raise ConfigError(
                 f"protocol {self.name}: disparity_floor goes with alignment=lsq_disparity, not "
                 f"{self.alignment}"
             )
@@ -150,13 +180,15 @@ class Protocol:
             "resize_input": typing.get_args(ResizeInput) if self.input_size else ("none",),
             "predicts": (None, *typing.get_args(Predicts)),
             "alignment": typing.get_args(Alignment),
+            "fit_pixels": typing.get_args(FitPixels),
             "prediction_frame": tuple(dict.fromkeys(("by_size", "full", self.input))),
             "resize_prediction": typing.get_args(Resize),
+            "fill_zeros": typing.get_args(FillZeros),
             "metric_set": typing.get_args(MetricSet),
         }.items():
             value = getattr(self, option)
             if value not in known:
-                raise ValueError(
+                raise ConfigError(
                     f"protocol {self.name}: {option} is {value!r}; it must be one of "
                     f"{', '.join(map(str, known))}"
                 )
@@ -165,12 +197,14 @@ class Protocol:
         """The same protocol with other options; an option that is None stays as it is.
 
         Raises:
-          ValueError: for an option that protocols do not have, or a value that it cannot have.
+          ConfigError: for an option that protocols do not have, or a value that it cannot have.
         """
         given = {name: value for name, value in options.items() if value is not None}
         for name in given:
             if name not in OPTIONS:
-                raise ValueError(f"protocols have no option {name!r} (known: {', '.join(OPTIONS)})")
+                raise ConfigError(
+                    f"protocols have no option {name!r} (known: {', '.join(OPTIONS)})"
+                )
         return dataclasses.replace(self, **given)
 
     def unaligned(self) -> "Protocol":
@@ -178,17 +212,21 @@ class Protocol:
         return dataclasses.replace(
             self,
             alignment="none",
+            fit_pixels="valid",
             disparity_floor=None,
             predicts="depth",
             prediction_frame="full",
             resize_prediction="none",
+            fill_zeros="none",
         )
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option by name, ready for JSON: no cap is None."""
+        """Every option by name, ready for JSON; None where it is off, as for no cap."""
         options = {name: getattr(self, name) for name in OPTIONS}
         options["max_depth"] = self.max_depth if math.isfinite(self.max_depth) else None
+        for name, off in (("fit_pixels", "valid"), ("fill_zeros", "none"), ("clip_max", math.inf)):
+            options[name] = None if options[name] == off else options[name]
         options["disparity_floor"] = self._floor if self.alignment == "lsq_disparity" else None
         options["predicts"] = self._predicts
         size = None if self.resize_input == "none" else frames.show(self.input_size)
@@ -207,7 +245,13 @@ class Protocol:
     def _floor(self) -> float:
         if self.disparity_floor is not None:
             return self.disparity_floor
-        return 1 / self.max_depth if math.isfinite(self.max_depth) else 1e-3
+        farthest = self._clip[1]
+        return 1 / farthest if math.isfinite(farthest) else 1e-3
+
+    @property
+    def _clip(self) -> tuple[float, float]:
+        low = self.min_depth if self.clip_min is None else self.clip_min
+        return low, self.max_depth if self.clip_max is None else self.clip_max
 
     @property
     def fed(self) -> tuple[Frame, Size | None]:
@@ -218,7 +262,7 @@ class Protocol:
         """What the model is fed of an image uint8 [h, w, 3].
 
         Raises:
-          ValueError: if the image is smaller than the crop.
+          DataError: if the image is smaller than the crop.
         """
         frame, size = self.fed
         image = frames.take(image, frame)
@@ -255,6 +299,7 @@ class Protocol:
             num_valid=int(valid_mask.sum()),
             num_nonfinite=comparison.num_nonfinite,
             num_clipped=comparison.num_clipped,
+            num_zero=comparison.num_zero,
             mean_depth=float(target[valid_mask].mean(dtype=np.float64)),
             metrics=metrics.compute(prediction, target, valid_mask, self.metrics),
             classes={
@@ -277,10 +322,13 @@ class Protocol:
           None where no pixel counts.
 
         Raises:
-          ValueError: for sizes that do not go together (both are named), a prediction that cannot
+          DataError: for sizes that do not go together (both are named), a prediction that cannot
             be aligned, or a sample that lacks something.
         """
         depth, classes = self.truth(sample)
+        num_zero = int((prediction == 0).sum()) if self._predicts == "depth" else 0
+        if self.fill_zeros == "background":
+            prediction = frames.fill_background(prediction)
         prediction = self._place(prediction, depth.shape)
         target = frames.take_depth(depth, self.crop_reference)
         box = crops.crop_box(self.dataset, self.crop, target.shape)
@@ -290,7 +338,7 @@ class Protocol:
             return None
         nonfinite = ~np.isfinite(prediction[valid_mask])
         aligned = self._align(prediction, target, valid_mask)
-        clipped = metrics.clip(aligned, self.min_depth, self.max_depth)
+        clipped = metrics.clip(aligned, *self._clip)
         changed = aligned[valid_mask] != clipped[valid_mask]
         return Comparison(
             clipped,
@@ -298,6 +346,7 @@ class Protocol:
             valid_mask,
             num_nonfinite=int(nonfinite.sum()),
             num_clipped=int((changed & ~nonfinite).sum()),
+            num_zero=num_zero,
             classes={name: mask[box] & valid_mask for name, mask in classes.items()},
         )
 
@@ -314,7 +363,9 @@ class Protocol:
     ) -> np.ndarray:
         if (self._predicts == "disparity") != (self.alignment in _NEEDS_DISPARITY):
             prediction = alignment.inverse(prediction)
-        extra = {"floor": self._floor} if self.alignment == "lsq_disparity" else {}
+        extra = {}
+        if self.alignment == "lsq_disparity":
+            extra = {"floor": self._floor, "positive_only": self.fit_pixels == "positive"}
         return alignment.METHODS[self.alignment](prediction, target, valid_mask, **extra)
 
     def _place(self, prediction: np.ndarray, full: Size) -> np.ndarray:
@@ -334,7 +385,8 @@ class Protocol:
                     f"{frames.show(full)}; protocol {self.name} takes predictions of {accepted}, "
                     "others with resize_prediction=bilinear"
                 )
-            corners = self.ground_truth != "booster"
+            half_pixel = self.resize_prediction == "bilinear_half_pixel"
+            corners = self.ground_truth != "booster" and not half_pixel
             prediction = frames.resize_bilinear(prediction, size, align_corners=corners)
         if shown == self.crop_reference:
             return prediction
@@ -349,11 +401,15 @@ OPTIONS = (
     "crop_reference",
     "min_depth",
     "max_depth",
+    "clip_min",
+    "clip_max",
     "predicts",
     "alignment",
+    "fit_pixels",
     "disparity_floor",
     "prediction_frame",
     "resize_prediction",
+    "fill_zeros",
     "metric_set",
 )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdepth_jax import config
-from diffdepth_jax.evaluation.protocols import Protocol
+from diffdepth_jax.evaluation.protocols import OPTIONS, Protocol
 from diffdepth_jax.evaluation.report import results
 
 
@@ -71,6 +71,7 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
         )
     parts |= {key: other.get(key, {}) for key in ("conditions", "classes")}
     ours = json.loads(json.dumps(protocol.options | dict(options)))
+    theirs = dict.fromkeys(OPTIONS) | theirs  # The file may be older than an option.
     return {
         "path": str(path),
         **parts,

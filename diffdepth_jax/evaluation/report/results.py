@@ -1,17 +1,19 @@
 """The result of an evaluation, from the rows of its images, and its files.
 
     metrics.json   {"protocol", "options", "num_images", "num_skipped", "num_unreadable",
-                    "unreadable", "num_nonfinite", "num_clipped", "metrics", "baseline",
-                    "conditions", "classes", "comparisons", "reported", "not_comparable"}
-    per_image.csv  id, condition, num_valid, num_nonfinite, num_clipped, mean_depth, the metrics,
-                   and the metrics of each class; error where the image could not be read
+                    "unreadable", "num_nonfinite", "num_clipped", "num_zero", "metrics",
+                    "baseline", "conditions", "classes", "comparisons", "reported",
+                    "not_comparable"}
+    per_image.csv  id, condition, num_valid, num_nonfinite, num_clipped, num_zero, mean_depth, the
+                   metrics, and the metrics of each class; error where the image could not be read
 
 `num_images` counts the images that were scored, `num_skipped` those without a valid pixel and
 `num_unreadable` those that could not be read; the last two have empty metrics in the CSV and no
 part in the means. `metrics` and `baseline` hold means over images (`baseline` is empty where no
 training set is known); `conditions` and `classes` the same by group, where there are several;
 `comparisons` other results under the same protocol; `reported` what other people reported under
-the same options, with their source, and `not_comparable` what they reported under others.
+the same options of the same number of images, with their source, and `not_comparable` what they
+reported under others, and which.
 """
 
 import csv
@@ -24,12 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from diffdepth_jax import atomic
+from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation.protocols import Protocol, Score
+from diffdepth_jax.evaluation.report import papers
 from diffdepth_jax.evaluation.report.rows import Row
 
 METRICS_FILE = "metrics.json"
 PER_IMAGE_FILE = "per_image.csv"
-_COUNTS = ("num_valid", "num_nonfinite", "num_clipped", "mean_depth")
+_COUNTS = ("num_valid", "num_nonfinite", "num_clipped", "num_zero", "mean_depth")
 _LISTED = 100  # of the unreadable images in metrics.json; the CSV has all
 
 
@@ -53,12 +57,12 @@ def of(
     """What `metrics.json` holds, of rows in their order that may be of several protocols.
 
     Raises:
-      ValueError: if no image has a pixel that counts.
+      DataError: if no image has a pixel that counts.
     """
     scored = [row for row in rows if not row.error and row.scores[protocol.name].num_valid]
     unreadable = [row for row in rows if row.error]
     if not scored:
-        raise ValueError(
+        raise DataError(
             f"nothing to score: none of {len(rows)} images has a ground-truth pixel between "
             f"{protocol.min_depth} and {protocol.max_depth} m in the {protocol.crop} crop"
             + (f" ({len(unreadable)} could not be read)" if unreadable else "")
@@ -68,8 +72,8 @@ def of(
     options = protocol.options | dict(options)
     known = options if protocol.dataset == "any" else {"dataset": protocol.dataset} | options
     reported, not_comparable = [], []
-    for each in protocol.reported:
-        if differences := each.differences(known):
+    for each in papers.of(protocol):
+        if differences := each.differences(protocol, known, means["num_images"]):
             not_comparable.append(dataclasses.asdict(each) | {"differences": differences})
         else:
             reported.append(dataclasses.asdict(each))
@@ -82,6 +86,7 @@ def of(
         "unreadable": [{"id": row.id, "error": row.error} for row in unreadable[:_LISTED]],
         "num_nonfinite": sum(score.num_nonfinite for score in scores),
         "num_clipped": sum(score.num_clipped for score in scores),
+        "num_zero": sum(score.num_zero for score in scores),
         "metrics": means["metrics"],
         "baseline": means["baseline"],
         "conditions": _by_condition(scored, protocol),
@@ -138,7 +143,7 @@ def _csv(rows: Sequence[Row], protocol: Protocol) -> str:
     for row in rows:
         score = row.scores.get(protocol.name)
         if score is None or not score.num_valid:
-            counts = ["" if score is None else 0] * 3
+            counts = ["" if score is None else 0] * (len(_COUNTS) - 1)
             metrics = [""] * (1 + len(protocol.metrics) + len(columns))
         else:
             counts = [getattr(score, name) for name in _COUNTS]

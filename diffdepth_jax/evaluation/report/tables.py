@@ -66,6 +66,12 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             f"of the scored pixels {result['num_nonfinite']} were predicted NaN or infinite and "
             f"{result['num_clipped']} outside the range; they count at its ends"
         )
+    if result["num_zero"]:
+        filled = result["options"].get("fill_zeros") == "background"
+        lines.append(
+            f"{result['num_zero']} pixels of the predictions were 0: "
+            + ("filled from beside them" if filled else "they count as the nearest depth")
+        )
     for name, other in result["comparisons"].items():
         if other["num_images"] != result["num_images"]:
             lines.append(f"{name} was scored on {other['num_images']} images")

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.protocols import Predicts, Protocol
 
@@ -13,8 +14,9 @@ class EvaluationConfig:
     Attributes:
       protocol: a key of `protocols.PROTOCOLS`, or several, joined by commas, for one pass over the
         images; options then go to all of them.
-      resize_input, crop, crop_reference, min_depth, max_depth, predicts, alignment,
-        disparity_floor, metric_set: as in `protocols.Protocol`; max_depth=inf lifts a cap.
+      resize_input, crop, crop_reference, min_depth, max_depth, clip_min, clip_max, predicts,
+        alignment, fit_pixels, disparity_floor, metric_set: as in `protocols.Protocol`;
+        max_depth=inf lifts a cap.
       flip_tta: average each prediction with the one of the mirrored image.
       flip_average: of their `depth`, or of their `inverse_depth` with ramps at the borders, which
         is md4all's `_pp`; see `DepthModel.predict`.
@@ -30,8 +32,11 @@ class EvaluationConfig:
     crop_reference: str | None = None
     min_depth: float | None = None
     max_depth: float | None = None
+    clip_min: float | None = None
+    clip_max: float | None = None
     predicts: Predicts | None = None
     alignment: str | None = None
+    fit_pixels: str | None = None
     disparity_floor: float | None = None
     metric_set: str | None = None
     flip_tta: bool = False
@@ -42,7 +47,10 @@ class EvaluationConfig:
     compare: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.build_all()
+        try:
+            self.build_all()
+        except ConfigError as error:  # so that `config.from_mapping` says where it stands
+            raise ValueError(str(error)) from error
         if self.every_steps is not None and self.every_steps < 1:
             raise ValueError(f"every_steps is {self.every_steps}; it must be at least 1 or None")
         if self.batch_size < 1:
@@ -61,7 +69,7 @@ class EvaluationConfig:
         return self.build_all()[0]
 
     def build_all(self) -> tuple[Protocol, ...]:
-        """The protocols with their options; ValueError where those do not exist."""
-        # Not prediction_frame and resize_prediction: a model's predictions show what it was fed.
+        """The protocols with their options; ConfigError where those do not exist."""
+        # Not what is said of saved predictions only: a model's show what it was fed.
         options = {name: value for name, value in vars(self).items() if name in protocols.OPTIONS}
         return protocols.get_all(self.protocol, **options)

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,3 +112,30 @@ def test_bilinear_with_borders_on_borders(size):
 
     for row, column in np.ndindex(size):
         assert resized[row, column] == pytest.approx(at(row, column), abs=1e-12)
+
+
+def kitti_background(depth):
+    """The development kit's filling of gaps, pixel by pixel."""
+    depth = depth.copy()
+    columns = depth.shape[1]
+    for row in depth:
+        known = np.flatnonzero(row)
+        for left, right in itertools.pairwise(known):
+            row[left + 1 : right] = min(row[left], row[right])
+        if known.size:
+            row[: known[0]], row[known[-1] + 1 :] = row[known[0]], row[known[-1]]
+    for column in range(columns):
+        known = np.flatnonzero(depth[:, column])
+        if known.size:
+            depth[: known[0], column] = depth[known[0], column]
+            depth[known[-1] + 1 :, column] = depth[known[-1], column]
+    return depth
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.9, 1.0])
+def test_gaps_are_filled_as_by_the_development_kit(share):
+    generator = np.random.default_rng(3)
+    depth = generator.uniform(1, 9, (12, 17)) * (generator.random((12, 17)) < share)
+    before = depth.copy()
+    np.testing.assert_array_equal(frames.fill_background(depth), kitti_background(depth))
+    np.testing.assert_array_equal(depth, before)

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.evaluation import protocols
-from diffdepth_jax.evaluation.report import page
+from diffdepth_jax.evaluation.report import page, papers
 from diffdepth_jax.evaluation.run.dataset import score_dataset
 
 PROTOCOLS = (
@@ -53,7 +54,10 @@ class Tags(HTMLParser):
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path, monkeypatch):
+    ours = {"num_images": 9, "options": {"resize_input": "none"}}
+    comparable = tuple(dataclasses.replace(each, **ours) for each in papers.NUSCENES)
+    monkeypatch.setitem(papers.REPORTED, "nuscenes", comparable)
     found = score_dataset(
         predict,
         list(samples()),
@@ -89,7 +93,7 @@ def test_the_page_shows_the_numbers_and_others_in_grey(written):
     rows = re.findall(r"<tr(.*?)><th>(.*?)</th>(.*?)</tr>", text)
     reported = {name: cells for kind, name, cells in rows if "reported" in kind}
     assert re.findall(r"<td>([\d.]+)</td>", reported["DPT before"]) == ["0.1890", "0.3540"]
-    assert "holds under dataset=kitti, depth=groundtruth: DiffusionDepth README" in text
+    assert "holds under dataset=kitti, depth=groundtruth, an unknown number of images: D" in text
     assert "frame &lt;" in text and "frame <" not in text
 
 

@@ -1,7 +1,7 @@
 import dataclasses
 
 from diffdepth_jax.evaluation import protocols
-from diffdepth_jax.evaluation.report import tables
+from diffdepth_jax.evaluation.report import papers, tables
 
 
 def result(protocol, **changes):
@@ -14,12 +14,13 @@ def result(protocol, **changes):
         "unreadable": [],
         "num_nonfinite": 0,
         "num_clipped": 0,
+        "num_zero": 0,
         "metrics": {"abs_rel": 0.0623, "mae": 1.5, "delta1": 0.96},
         "baseline": {"abs_rel": 0.391, "mae": 4.0, "delta1": 0.5},
         "conditions": {},
         "classes": {},
         "comparisons": {},
-        "reported": [dataclasses.asdict(reported) for reported in protocol.reported],
+        "reported": [dataclasses.asdict(reported) for reported in papers.of(protocol)],
         "not_comparable": [],
     } | changes
 
@@ -78,7 +79,7 @@ def test_conditions_have_a_table_of_their_own():
 
 def test_numbers_that_are_not_comparable_are_told_apart():
     protocol = protocols.get("kitti_official")
-    (reported,) = protocol.reported
+    (reported,) = papers.of(protocol)
     other = dataclasses.asdict(reported) | {"differences": ["max_depth=50"]}
     text = tables.table(result(protocol, reported=[], not_comparable=[other]))
     assert "0.0410" not in text
