@@ -10,6 +10,8 @@ OUT/A and OUT/B. Saved depth maps match by stem, 16-bit PNG or `.npy` in metres,
 rows together.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from diffdepth_jax import cli
@@ -31,14 +33,25 @@ OPTIONS = [
     flags.DEFINE_string("crop_reference", None, "kb or full: the frame that is scored."),
     flags.DEFINE_float("min_depth", None, "Metres."),
     flags.DEFINE_float("max_depth", None, "Metres; inf for no cap."),
+    flags.DEFINE_float(
+        "clip_min", None, "Metres; the nearest a prediction may be, else min_depth."
+    ),
+    flags.DEFINE_float("clip_max", None, "Metres; the farthest it may be, else max_depth."),
     flags.DEFINE_string("alignment", None, "none, median, median_low, lsq_depth, lsq_disparity."),
     flags.DEFINE_string("predicts", None, "depth or disparity: what predictions are."),
+    flags.DEFINE_string(
+        "fit_pixels", None, "valid, or positive: only such disparities are fitted."
+    ),
     flags.DEFINE_float("disparity_floor", None, "1/metres, for lsq_disparity."),
     flags.DEFINE_string("prediction_frame", None, "full or kb: what predictions show."),
-    flags.DEFINE_string("resize_prediction", None, "none or bilinear."),
+    flags.DEFINE_string("resize_prediction", None, "none, bilinear or bilinear_half_pixel."),
+    flags.DEFINE_string(
+        "fill_zeros", None, "background: fill what was not predicted, as KITTI does."
+    ),
     flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
     flags.DEFINE_bool("flip_tta", None, "Average with the prediction of the mirrored image."),
     flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
+    flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),
 ]
 flags.mark_flags_as_mutual_exclusive(["config", "predictions"], required=True)
@@ -46,16 +59,18 @@ cli.require_with("config", "checkpoint")
 cli.require_with("predictions", "ground_truth", "protocol", "workdir")
 # What a model's prediction shows is what it was fed; only saved ones leave it open.
 of_predictions = ("ground_truth", "png_scale", "ground_truth_png_scale", "prediction_frame")
-of_models = ("checkpoint", "shard", "resize_input", "flip_tta", "flip_average")
-for name in (*of_predictions, "resize_prediction"):
+of_models = ("checkpoint", "shard", "resize_input", "flip_tta", "flip_average", "batch_size")
+for name in (*of_predictions, "resize_prediction", "fill_zeros"):
     cli.require_with(name, "predictions")
 for name in (*of_models, "num_inference_steps"):
     cli.require_with(name, "config")
 
 
 def main(_: list[str]) -> None:
-    from diffdepth_jax.evaluation import comparisons, predictions, protocols, report
-    from diffdepth_jax.evaluation.evaluate import parse_shard
+    from diffdepth_jax.evaluation import protocols
+    from diffdepth_jax.evaluation.report import comparisons, tables
+    from diffdepth_jax.evaluation.run import predictions
+    from diffdepth_jax.evaluation.run.dataset import parse_shard
 
     options = {flag.name: flag.value for flag in OPTIONS if flag.value is not None}
     compare = comparisons.parse(FLAGS.compare)
@@ -71,16 +86,22 @@ def main(_: list[str]) -> None:
             compare=compare,
         )
     else:  # Only this form needs JAX.
-        from diffdepth_jax.training import evaluation
+        from diffdepth_jax import inference
+        from diffdepth_jax.evaluation.run import checkpoint
+        from diffdepth_jax.training import experiment
 
         shard = None if FLAGS.shard is None else parse_shard(FLAGS.shard)
         options |= {"compare": compare} if compare else {}
-        results = evaluation.evaluate_checkpoint(
-            cli.mapping(CONFIG, options), FLAGS.checkpoint, FLAGS.workdir, shard=shard
+        # The config's model is not used: the checkpoint knows its own.
+        exp = experiment.from_mapping(cli.mapping(CONFIG, options))
+        workdir = FLAGS.workdir or checkpoint.run_directory(Path(FLAGS.checkpoint).expanduser())
+        model = inference.load(FLAGS.checkpoint)
+        results = checkpoint.score_checkpoint(
+            model, exp.data, exp.evaluation, Path(workdir).expanduser(), shard=shard
         )
     if FLAGS.shard is not None:
         print(f"shard {FLAGS.shard} is done; the same command without --shard writes the result")
-    print("\n\n".join(report.table(result) for result in results.values()))
+    print("\n\n".join(tables.table(result) for result in results.values()))
 
 
 if __name__ == "__main__":

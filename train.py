@@ -27,13 +27,15 @@ flags.mark_flag_as_required("workdir")
 
 def main(_: list[str]) -> None:
     # Imported here, so that a mistake in the flags is told at once.
-    from diffdepth_jax.evaluation import report
-    from diffdepth_jax.training import evaluation, experiment
+    from diffdepth_jax.evaluation.report import tables
+    from diffdepth_jax.evaluation.run.checks import check_data
+    from diffdepth_jax.training import experiment
     from diffdepth_jax.training.interruption import Interrupted
     from diffdepth_jax.training.loop import train_and_evaluate
 
     config = cli.mapping(CONFIG)
-    evaluation.check_data(experiment.from_mapping(config))
+    exp = experiment.from_mapping(config)
+    check_data(exp.data, exp.evaluation)
     try:
         result = train_and_evaluate(
             config,
@@ -44,7 +46,7 @@ def main(_: list[str]) -> None:
     except Interrupted as interrupted:
         print(interrupted)
         sys.exit(interrupted.exit_code)
-    print(report.table(result))
+    print(tables.table(result))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from diffdepth_jax import registry
 from diffdepth_jax.data import pipeline
+from diffdepth_jax.models.networks.network import NetworkConfig
 from diffdepth_jax.training import experiment, loop
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.typing import InputSpec
@@ -37,15 +38,15 @@ _FIRST = 50  # steps that are not counted
 SAMPLE = Path(__file__).resolve().parents[1] / "sample"
 
 
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NothingConfig(NetworkConfig):
     name: Literal["nothing"] = "nothing"
     parameters: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    config: NetworkConfig
+    config: NothingConfig
 
     def init_variables(self, key: jax.Array) -> dict:
         # A matrix, as networks have them.
@@ -74,7 +75,7 @@ def build_objective(config: ObjectiveConfig, model: Network, num_steps: int):
 def register() -> None:
     modules = {
         "network": types.SimpleNamespace(
-            Config=NetworkConfig,
+            Config=NothingConfig,
             build=lambda config, dtype=None, frozen=(): Network(config),
             INPUT=InputSpec(),
         ),

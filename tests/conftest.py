@@ -33,7 +33,7 @@ install_import_hook(
         "diffdepth_jax.models",
         "diffdepth_jax.training",
         "diffdepth_jax.evaluation.metrics",
-        "diffdepth_jax.evaluation.alignment",
+        "diffdepth_jax.evaluation.protocols.alignment",
         "diffdepth_jax.data.geometry",
         "diffdepth_jax.data.transforms",
     ],

@@ -28,7 +28,8 @@ def main(_: list[str]) -> None:
     from tqdm import tqdm
 
     from diffdepth_jax.data.sources import kitti
-    from diffdepth_jax.evaluation import predictions, submission
+    from diffdepth_jax.evaluation.report import submission
+    from diffdepth_jax.evaluation.run import predictions
 
     samples = kitti.source("test_anonymous", FLAGS.root)
     submission.check_names((frame.id for frame in samples.frames), FLAGS.root)

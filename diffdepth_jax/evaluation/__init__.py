@@ -1,1 +1,1 @@
-"""Metrics, protocols and the evaluation loop (NumPy in float64, no JAX)."""
+"""How depth is evaluated: protocols, metrics, runs over a data set, reports (no JAX)."""

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
-from diffdepth_jax.data.pipeline import DataConfig, OnError
-from diffdepth_jax.evaluation.evaluate import EvaluationConfig
+from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.models.networks.network import HasEncoder
 from diffdepth_jax.training import optimizer as optimizer_lib
 from diffdepth_jax.training.checkpoint import CheckpointConfig
@@ -16,36 +16,6 @@ from diffdepth_jax.training.logging import LoggingConfig
 from diffdepth_jax.training.optimizer import OptimizerConfig
 from diffdepth_jax.training.pretrained import InitConfig
 from diffdepth_jax.training.sharding import MeshConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentData:
-    """Training and evaluation data.
-
-    Attributes:
-      train: see `data.pipeline.DataConfig`.
-      evaluation: `name` (kitti, nyu) and the fields of that source's `Config`.
-      evaluation_limit: score at most this many frames, spread evenly; None for all.
-      baseline_frames: how many training frames, spread evenly, give the median depth map that the
-        metrics are compared with; 0 leaves the comparison out.
-      on_error: `raise` at a frame that cannot be read, or `skip` it: in training the next readable
-        one of the source takes its place, in evaluation it is left out; either way it is logged
-        once, counted and listed (`skipped.json` of a run; `metrics.json`).
-    """
-
-    train: DataConfig
-    evaluation: Any = choice("source")
-    evaluation_limit: int | None = None
-    baseline_frames: int = 200
-    on_error: OnError = "raise"
-
-    def __post_init__(self) -> None:
-        if self.evaluation_limit is not None and self.evaluation_limit < 1:
-            raise ValueError(
-                f"evaluation_limit is {self.evaluation_limit}; it must be at least 1 or None"
-            )
-        if self.baseline_frames < 0:
-            raise ValueError(f"baseline_frames is {self.baseline_frames}; it must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,9 @@ from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.training import (
     debugging,
-    evaluation,
     experiment,
     optimizer,
+    pictures,
     pretrained,
     sharding,
 )
@@ -80,8 +80,8 @@ def train_and_evaluate(
     # The checkpoint as anybody would load it, with nothing left over from training.
     trained = inference.load(workdir)
     result = Evaluations(exp, workdir, step).run(step, trained)
-    evaluation.draw_denoising(exp, trained, workdir)
-    evaluation.draw_curves(workdir)
+    pictures.draw_denoising(exp, trained, workdir)
+    pictures.draw_curves(workdir)
     return result
 
 

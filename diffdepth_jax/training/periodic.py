@@ -19,8 +19,9 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from diffdepth_jax import atomic
+from diffdepth_jax.evaluation.report import pictures
+from diffdepth_jax.evaluation.run.checkpoint import score_model
 from diffdepth_jax.inference import DepthModel
-from diffdepth_jax.training import evaluation
 from diffdepth_jax.training.checkpoint import FOLDER
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.weights.orbax import BEST_FILE
@@ -75,8 +76,14 @@ class Evaluations:
         Returns:
           What `metrics.json` holds.
         """
-        result = evaluation.evaluate(self._exp, model, self._workdir)
-        evaluation.draw_predictions(self._exp, model, self._workdir)
+        exp, steps = self._exp, self._exp.evaluation.num_inference_steps
+        result = score_model(model, exp.data, exp.evaluation, self._workdir)[self._protocol]
+        pictures.save_predictions(
+            self._workdir,
+            exp.evaluation.build(),
+            lambda images: model.predict(images, num_inference_steps=steps),
+            exp.data,
+        )
         scalars = result["metrics"] | {
             f"baseline_{name}": value for name, value in result["baseline"].items()
         }
@@ -88,7 +95,7 @@ class Evaluations:
         with SummaryWriter(str(self._workdir / "tensorboard" / "evaluation")) as writer:
             for name, value in scalars.items():
                 writer.add_scalar(f"evaluation/{name}", value, step)
-            with Image.open(self._workdir / evaluation.PREDICTIONS_FILE) as picture:
+            with Image.open(self._workdir / pictures.PREDICTIONS_FILE) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             writer.add_image("predictions", pixels, step, dataformats="HWC")
         return result

@@ -176,8 +176,14 @@ def test_only_what_decides_predictions_decides_the_fingerprint(model, run):
     assert recalibrated.fingerprint(2) != recalibrated.fingerprint() == model.fingerprint()
 
 
-def test_the_trajectory_ends_in_the_prediction(model):
+def test_the_last_denoising_step_is_the_prediction(model):
     even = image(24, 32)
+    model = other_model(model, diffusion=dataclasses.replace(CONFIG.diffusion, eta=0.5))
     depths = model.trajectory(even)
     assert depths.shape == (3, 24, 32)
-    np.testing.assert_allclose(np.clip(depths[-1], 0, 80), model.predict(even), rtol=1e-5)
+    np.testing.assert_allclose(np.clip(depths[-1], 0, 80), model.predict(even), rtol=1e-4)
+    assert np.abs(depths[0] - depths[-1]).max() > 1e-2
+    recalibrated = model.recalibrate([even], 2)
+    depths = recalibrated.trajectory(even, 2)
+    want = recalibrated.predict(even, num_inference_steps=2)
+    np.testing.assert_allclose(np.clip(depths[-1], 0, 80), want, rtol=1e-4)

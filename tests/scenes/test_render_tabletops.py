@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import kitti, nyu
-from diffdepth_jax.evaluation import evaluate, protocols
+from diffdepth_jax.evaluation import protocols
+from diffdepth_jax.evaluation.run import dataset
 
 pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
 
@@ -60,13 +61,13 @@ def test_kitti_layout_is_dense_and_has_masks(tmp_path):
     for name, root in (("clear", tmp_path), ("mirror", tmp_path / "mirror")):
         source = kitti.source("train", root / "raw", depth_root=str(tmp_path / "depth"))
         (sample,) = source
-        result = evaluate.evaluate(
-            lambda image: np.ones(image.shape[:2], np.float32) + image[..., 0],
+        result = dataset.score_dataset(
+            lambda images: [image[..., 0] + np.float32(1) for image in images],
             source,
-            protocols.get("cleargrasp"),
+            [protocols.get("cleargrasp")],
             tmp_path / f"results_{name}",
         )
-        classes[name] = set(result["classes"])
+        classes[name] = set(result["cleargrasp"]["classes"])
         assert sample["tom_mask"].any() == (name == "mirror")
     assert classes == {"clear": {"Other"}, "mirror": {"Other", "ToM"}}
 

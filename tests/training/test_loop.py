@@ -16,7 +16,7 @@ from training_client import events_of
 import diffdepth_jax
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError
-from diffdepth_jax.training import debugging, evaluation, experiment, loop
+from diffdepth_jax.training import debugging, experiment, loop, periodic
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.interruption import Interrupted, Interruption
 
@@ -110,7 +110,10 @@ def test_the_run_directory_holds_what_it_promises(tiny, tmp_path):
     assert result == json.loads((tmp_path / "metrics.json").read_text())
     assert result["num_images"] == 3 and result["baseline"]["abs_rel"] > 0
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["model"] == {"name": "tiny", "features": 4} and config["seed"] == 0
+    assert (
+        config["model"] == {"name": "tiny", "features": 4, "max_depth": None}
+        and config["seed"] == 0
+    )
     assert len(rows_of(tmp_path / "per_image.csv")) == 3
     with Image.open(tmp_path / "predictions.png") as picture:
         picture.load()
@@ -227,7 +230,8 @@ def test_evaluations_on_the_way_disturb_nothing_and_find_the_best(tiny, tmp_path
     assert {"6", best["step"]} <= kept and len(kept) <= 2
     # The best one as it was evaluated: by the average of the parameters.
     model = diffdepth_jax.load(tmp_path / "with", step="best")
-    result = evaluation.evaluate(experiment.from_mapping(tiny), model, tmp_path / "again")
+    exp = experiment.from_mapping(tiny)
+    result = periodic.score_model(model, exp.data, exp.evaluation, tmp_path / "again")["release"]
     assert result["metrics"]["abs_rel"] == pytest.approx(note["value"], rel=1e-5)
 
     events = [
@@ -244,7 +248,7 @@ def test_evaluations_on_the_way_disturb_nothing_and_find_the_best(tiny, tmp_path
 def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny, tmp_path, monkeypatch):
     """By a signal, and by a death, in the evaluation of step 4; the state of step 4 is saved."""
     tiny = evaluated(tiny)
-    evaluate, calls = evaluation.evaluate, []
+    evaluate, calls = periodic.score_model, []
 
     def dying(action):
         def function(*arguments):
@@ -260,13 +264,13 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny, tmp_path, monke
 
     with monkeypatch.context() as patch:
         stop = lambda: os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        patch.setattr(evaluation, "evaluate", dying(stop))
+        patch.setattr(periodic, "score_model", dying(stop))
         with pytest.raises(Interrupted, match="SIGTERM: step 4 is saved"):
             train(tiny, tmp_path)
     assert [row["step"] for row in rows_of(tmp_path / "evaluations.csv")] == ["2"]
     calls[:] = [1]
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", dying(die))
+        patch.setattr(periodic, "score_model", dying(die))
         with pytest.raises(Killed):
             train(tiny, tmp_path)
     with monkeypatch.context() as patch:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffdepth_jax import registry
-from diffdepth_jax.models.networks.network import Denoises, NetworkConfig
+from diffdepth_jax.models.networks.network import NetworkConfig
 from diffdepth_jax.typing import InputSpec
 
 
@@ -23,25 +23,19 @@ class TinyConfig(NetworkConfig):
     features: int = 4
 
 
-class Network(nn.Module, Denoises):
-    """Two convolutions with BatchNorm between, and a latent that is added in."""
+class Network(nn.Module):
+    """Two convolutions with BatchNorm between; noise may be added in."""
 
     config: TinyConfig
 
     @nn.compact
-    def __call__(self, image, noise, train=False, num_inference_steps=None, key=None):
+    def __call__(self, image, noise=0.0, train=False):
         hidden = nn.Conv(self.config.features, (3, 3))(image)
         hidden = nn.relu(nn.BatchNorm(use_running_average=not train)(hidden))
         return jnp.exp(nn.Conv(1, (1, 1))(hidden) + 0.1 * noise)
 
-    num_inference_steps = 1
-    num_train_timesteps = 10
-
-    def latent_shape(self, shape):
-        return (*shape[:3], 1)
-
     def init_variables(self, key):
-        return self.init(key, jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 1)))
+        return self.init(key, jnp.zeros((1, 8, 8, 3)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +94,16 @@ MODULES = {
     "network": types.SimpleNamespace(
         Config=TinyConfig,
         Network=Network,
-        build=lambda config, dtype=None, frozen=(): Network(config),
+        VARIANTS={},
         INPUT=InputSpec(),
         OUTPUT="metric_depth",
+        FILES={},
+        UNTOLD={},
+        build=lambda config, dtype=None, frozen=(): Network(config),
+        rules=lambda config: (),
+        infer=lambda shapes: None,
+        with_arguments=lambda config, arguments: config,
+        arguments=lambda config: {},
     ),
     "objective": types.SimpleNamespace(Config=ObjectiveConfig, build=build_objective),
     "source": types.SimpleNamespace(Config=SourceConfig, build=Source),

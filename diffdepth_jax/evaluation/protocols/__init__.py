@@ -1,0 +1,12 @@
+"""What a protocol is: from one prediction and its ground truth to one image's numbers."""
+
+from diffdepth_jax.evaluation.protocols.protocol import (
+    OPTIONS,
+    Comparison,
+    Predicts,
+    Protocol,
+    Score,
+)
+from diffdepth_jax.evaluation.protocols.table import PROTOCOLS, get, get_all
+
+__all__ = ["OPTIONS", "PROTOCOLS", "Comparison", "Predicts", "Protocol", "Score", "get", "get_all"]

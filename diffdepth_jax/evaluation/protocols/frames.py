@@ -1,0 +1,158 @@
+"""The frames that protocols look at: crops of an image, ways in and back, and resizing.
+
+All functions take arrays whose first two axes are rows and columns: images uint8 `[h, w, 3]` and
+depth maps `[h, w]` alike.
+"""
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from diffdepth_jax.data import geometry
+from diffdepth_jax.data.geometry import KB_SIZE, NYU_ROWS
+from diffdepth_jax.errors import DataError
+
+Frame = Literal["full", "kb", "nyu_release", "robotcar"]
+Size = tuple[int, int]
+
+NYU_RELEASE_SIZE = (228, 304)
+ROBOTCAR_SIZE = (960, 1280)
+ROBOTCAR_ROWS = 768  # the rest shows the car's bonnet
+
+
+def frame_size(frame: Frame, size: Size) -> Size:
+    """Size of what `take` makes of an array of `size`."""
+    sizes = {"kb": KB_SIZE, "nyu_release": NYU_RELEASE_SIZE}
+    sizes["robotcar"] = (ROBOTCAR_ROWS, ROBOTCAR_SIZE[1])
+    return size if frame == "full" else sizes[frame]
+
+
+def take(array: np.ndarray, frame: Frame) -> np.ndarray:
+    """The part of a full frame that a protocol looks at.
+
+    Args:
+      array: image or depth map at its full size.
+      frame: `full` leaves it alone. `kb` is the crop of the KITTI benchmark, the lowest 352 rows
+        and the middle 1216 columns. `nyu_release` is what DiffusionDepth's release does with NYU:
+        resized to 240 rows (Pillow's bilinear filter, for uint8 and float32 alike), then the
+        middle 228x304. `robotcar` keeps the top 768 of RobotCar's 960 rows (md4all).
+
+    Raises:
+      DataError: if the array is smaller than the crop, or no frame of RobotCar's.
+    """
+    if frame == "full":
+        return array
+    size = array.shape[:2]
+    rows, columns = frame_size(frame, size)
+    if frame == "kb":
+        top, left = geometry.kb_corner(size)
+    elif frame == "robotcar":
+        if size != ROBOTCAR_SIZE:
+            raise DataError(
+                f"the robotcar crop is meant for frames of {show(ROBOTCAR_SIZE)}, not {show(size)}"
+            )
+        top, left = 0, 0
+    else:
+        array = _resize_to_rows(array, NYU_ROWS)
+        top, left = (array.shape[0] - rows) // 2, (array.shape[1] - columns) // 2
+        if top < 0 or left < 0:
+            raise DataError(
+                f"a frame of {show(size)} is smaller than the {frame} crop of {rows}x{columns}"
+            )
+    return array[top : top + rows, left : left + columns]
+
+
+def take_depth(depth: np.ndarray, frame: Frame) -> np.ndarray:
+    """`take` for measured depth: where resizing would mix in pixels without one, there is none."""
+    if frame != "nyu_release":
+        return take(depth, frame)
+    measured = take((depth > 0).astype(np.float32), frame)
+    return np.where(measured > 1 - 1e-6, take(depth.astype(np.float32), frame), np.float32(0))
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """An image uint8 [h, w, 3] resized by Pillow's Lanczos filter, as md4all feeds its networks."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
+
+
+def quarter(array: np.ndarray) -> np.ndarray:
+    """Every fourth pixel of every fourth row, the first included: what OpenCV's nearest-neighbour
+    resize by 0.25 keeps, and Booster is evaluated on (Depth4ToM)."""
+    rows, columns = (4 * round(side / 4) for side in array.shape)
+    return array[:rows:4, :columns:4]
+
+
+def put_back(prediction: np.ndarray, size: Size) -> np.ndarray:
+    """A kb-cropped prediction in its full frame of `size`; NaN, which counts as the nearest depth
+    and is reported, where the crop did not reach (BTS's script has 0 there)."""
+    rows, columns = prediction.shape
+    top, left = geometry.kb_corner(size)
+    full = np.full(size, np.nan, prediction.dtype)
+    full[top : top + rows, left : left + columns] = prediction
+    return full
+
+
+def resize_bilinear(depth: np.ndarray, size: Size, *, align_corners: bool = True) -> np.ndarray:
+    """Bilinear interpolation, float64 `[h, w]`, without smoothing where it makes smaller.
+
+    With `align_corners` corner pixels stay in the corners; without, the borders of the image stay
+    its borders (OpenCV's convention).
+    """
+    depth = depth.astype(np.float64)
+    for axis, length in enumerate(size):
+        last = depth.shape[axis] - 1
+        if align_corners:
+            position = np.linspace(0, last, length)
+        else:
+            position = (np.arange(length) + 0.5) * (last + 1) / length - 0.5
+            position = np.clip(position, 0, last)
+        low = np.floor(position).astype(int)
+        high = np.minimum(low + 1, last)
+        weight = np.expand_dims(position - low, 1 - axis)
+        with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN around itself
+            depth = (1 - weight) * depth.take(low, axis) + weight * depth.take(high, axis)
+    return depth
+
+
+def resize_nearest(depth: np.ndarray, size: Size) -> np.ndarray:
+    """The nearest pixel's value, pixel centres aligned: sparse depth is never averaged."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int)
+        for new, old in zip(size, depth.shape, strict=True)
+    )
+    return depth[rows[:, None], columns[None, :]]
+
+
+def fill_background(depth: np.ndarray) -> np.ndarray:
+    """Depth [h, w] whose zeros are filled as the KITTI development kit fills a sparse prediction.
+
+    Within a row a gap gets the smaller of the depths beside it (which of a disparity would be the
+    background), up to the borders the outermost one. Rows without any depth get that of the first
+    or last row that has one if they lie above or below it; between such rows they stay 0.
+    """
+    known = depth != 0
+    places = np.arange(depth.shape[1])
+    left = np.maximum.accumulate(np.where(known, places, -1), axis=1)
+    right = np.minimum.accumulate(np.where(known, places, len(places))[:, ::-1], axis=1)[:, ::-1]
+    left, right = np.where(left < 0, right, left), np.where(right == len(places), left, right)
+    present = known.any(axis=1)
+    if not present.any():
+        return depth
+    left, right = (np.clip(index, 0, len(places) - 1) for index in (left, right))
+    filled = np.minimum(
+        np.take_along_axis(depth, left, axis=1), np.take_along_axis(depth, right, axis=1)
+    )
+    first, last = np.flatnonzero(present)[[0, -1]]
+    filled[:first], filled[last + 1 :] = filled[first], filled[last]
+    return filled
+
+
+def show(shape: tuple[int, ...]) -> str:
+    """Height x width, as in "375x1242"."""
+    return "x".join(map(str, shape))
+
+
+def _resize_to_rows(array: np.ndarray, rows: int) -> np.ndarray:
+    size = geometry.size_of_rows(array.shape[:2], rows)
+    return np.asarray(Image.fromarray(array).resize(size[::-1], Image.Resampling.BILINEAR))

@@ -1,0 +1,423 @@
+"""`Protocol`: how one prediction is scored against its ground truth."""
+
+import contextlib
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from diffdepth_jax.errors import ConfigError, DataError
+from diffdepth_jax.evaluation import metrics
+from diffdepth_jax.evaluation.protocols import alignment, crops, frames, transparent
+from diffdepth_jax.evaluation.protocols.frames import Frame, Size
+
+Crop = Literal["none", "garg", "eigen"]
+Alignment = Literal[
+    "none", "median", "median_low", "lsq_depth", "lsq_disparity", "lsq_disparity_near"
+]
+FitPixels = Literal["valid", "positive"]
+Resize = Literal["none", "bilinear", "bilinear_half_pixel"]
+FillZeros = Literal["none", "background"]
+ResizeInput = Literal["none", "lanczos"]
+PredictionFrame = Literal["by_size", "full", "kb", "nyu_release", "robotcar"]
+Predicts = Literal["depth", "disparity"]
+MetricSet = Literal["all", "kitti_benchmark", "millimetres"]
+# Images uint8 [h, w, 3] to depth [h, w] of each, in the same order.
+PredictFn = Callable[[list[np.ndarray]], Sequence[np.ndarray]]
+_NEEDS_DISPARITY = ("lsq_disparity", "lsq_disparity_near")
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """One image's result.
+
+    Attributes:
+      num_valid: pixels that count.
+      num_nonfinite: how many of them were predicted as NaN or infinite.
+      num_clipped: how many more lay outside the protocol's range and were clipped to it.
+      num_zero: pixels of the whole prediction, as it was given, that are 0: where nothing was
+        predicted, in the files of the KITTI benchmark. Of disparities 0.
+      mean_depth: of the ground truth over the pixels that count, metres; NaN where none does.
+      metrics: the protocol's; empty where no pixel counts.
+      classes: the same over the pixels of each class that the image has, where the protocol
+        distinguishes classes.
+    """
+
+    num_valid: int
+    num_nonfinite: int
+    num_clipped: int
+    mean_depth: float
+    metrics: Mapping[str, float]
+    classes: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    num_zero: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A prediction and its ground truth as they are compared, all [h, w] of the scored frame.
+
+    Attributes:
+      prediction: float64, metres, aligned and clipped.
+      target: metres.
+      valid_mask: the pixels that count.
+      num_nonfinite, num_clipped, num_zero: as in `Score`.
+      classes: the pixels of each class, of those that count.
+    """
+
+    prediction: np.ndarray
+    target: np.ndarray
+    valid_mask: np.ndarray
+    num_nonfinite: int
+    num_clipped: int
+    num_zero: int
+    classes: Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to evaluate.
+
+    Attributes:
+      name: its key in `table.PROTOCOLS`.
+      min_depth, max_depth: metres; ground truth counts strictly between. An infinite max_depth is
+        no cap.
+      clip_min, clip_max: metres; predictions are clipped to them. The ends of the range when None.
+        Monodepth2 scores its `eigen_benchmark` so: all pixels of the ground truth count, and
+        predictions are clipped to 1e-3 and 80 m.
+      dataset: whose crops are meant.
+      input: what of a full frame the model is fed; see `frames.take`.
+      input_size: the size that this is resized to before, where the protocol has one.
+      resize_input: `lanczos`, or `none` to feed it as it is.
+      crop_reference: the frame that is scored and that the crop refers to: `full`, or the same as
+        `input`. With `full`, a kb-cropped prediction is put back into the full frame.
+      crop: the evaluation crop.
+      ground_truth: the sample's `depth`, or `booster`: see `transparent`.
+      predicts: what a prediction is; None for what the alignment works on, disparity for
+        `lsq_disparity` and depth otherwise. The other one is inverted first.
+      alignment: of relative predictions, fitted on the pixels that count; see `alignment`.
+      fit_pixels: of the pixels that count, those that `lsq_disparity` is fitted on: all `valid`
+        ones, or those with a `positive` prediction (Marigold).
+      disparity_floor: 1/metres, for `lsq_disparity`; 1 / clip_max when None (Depth Anything-AC,
+        Marigold), or 1e-3 where there is no cap (MiDaS).
+      prediction_frame: what a prediction shows, whatever its size: the `full` frame or the same as
+        `input`. `by_size` takes one of the size that was fed for the input, any other for the full
+        frame.
+      resize_prediction: `none` refuses a prediction that has not the size of what it shows;
+        `bilinear` resizes it to that, before any crop (align_corners=True; Booster's with image
+        borders on image borders, as OpenCV does); `bilinear_half_pixel` resizes as OpenCV does
+        under every protocol (Monodepth2, whose predictions are disparity).
+      fill_zeros: `background` fills the pixels where nothing was predicted, which are 0, by the
+        rule of the KITTI development kit, see `frames.fill_background`; `none` takes them for
+        depth 0.
+      metric_set: which metrics; a key of `metrics.SETS`.
+      classes: whether the pixels of transparent and mirroring objects are scored apart too.
+      conditions: groups of images to average apart too: those whose condition contains the group's
+        name, so that `night` includes night-rain (md4all's rule). Where empty, every condition that
+        occurs is a group.
+    """
+
+    name: str
+    min_depth: float
+    max_depth: float = math.inf
+    clip_min: float | None = None
+    clip_max: float | None = None
+    dataset: Literal["any", "kitti", "nyu"] = "any"
+    input: Frame = "full"
+    input_size: Size | None = None
+    resize_input: ResizeInput = "none"
+    crop_reference: Frame = "full"
+    crop: Crop = "none"
+    ground_truth: Literal["depth", "booster"] = "depth"
+    predicts: Predicts | None = None
+    alignment: Alignment = "none"
+    fit_pixels: FitPixels = "valid"
+    disparity_floor: float | None = None
+    prediction_frame: PredictionFrame = "by_size"
+    resize_prediction: Resize = "none"
+    fill_zeros: FillZeros = "none"
+    metric_set: MetricSet = "all"
+    classes: bool = False
+    conditions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_depth < self.max_depth:
+            raise ConfigError(
+                f"protocol {self.name}: the range {self.min_depth}..{self.max_depth} m must be "
+                "positive and increasing"
+            )
+        if not 0 < self._clip[0] < self._clip[1]:
+            raise ConfigError(
+                f"protocol {self.name}: predictions are clipped to {self._clip[0]}.."
+                f"{self._clip[1]} m (clip_min, clip_max), which must be positive and increasing"
+            )
+        if self.fit_pixels != "valid" and self.alignment != "lsq_disparity":
+            raise ConfigError(
+                f"protocol {self.name}: fit_pixels goes with alignment=lsq_disparity, not "
+                f"{self.alignment}"
+            )
+        if self.fill_zeros != "none" and self._predicts != "depth":
+            raise ConfigError(
+                f"protocol {self.name}: fill_zeros goes with predictions of depth (predicts=depth)"
+            )
+        if self.disparity_floor is not None and not self.disparity_floor > 0:
+            raise ConfigError(
+                f"protocol {self.name}: disparity_floor is {self.disparity_floor}; it must be > 0"
+            )
+        if self.disparity_floor is not None and self.alignment != "lsq_disparity":
+            raise ConfigError(
+                f"protocol {self.name}: disparity_floor goes with alignment=lsq_disparity, not "
+                f"{self.alignment}"
+            )
+        references = ("full",) if self.input == "full" else (self.input, "full")
+        if self.input in ("nyu_release", "robotcar"):  # There is no way back.
+            references = (self.input,)
+        for option, known in {
+            "crop": crops.CROPS[self.dataset],
+            "crop_reference": references,
+            "resize_input": typing.get_args(ResizeInput) if self.input_size else ("none",),
+            "predicts": (None, *typing.get_args(Predicts)),
+            "alignment": typing.get_args(Alignment),
+            "fit_pixels": typing.get_args(FitPixels),
+            "prediction_frame": tuple(dict.fromkeys(("by_size", "full", self.input))),
+            "resize_prediction": typing.get_args(Resize),
+            "fill_zeros": typing.get_args(FillZeros),
+            "metric_set": typing.get_args(MetricSet),
+        }.items():
+            value = getattr(self, option)
+            if value not in known:
+                raise ConfigError(
+                    f"protocol {self.name}: {option} is {value!r}; it must be one of "
+                    f"{', '.join(map(str, known))}"
+                )
+
+    def with_options(self, **options: Any) -> "Protocol":
+        """The same protocol with other options; an option that is None stays as it is.
+
+        Raises:
+          ConfigError: for an option that protocols do not have, or a value that it cannot have.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
+            if name not in OPTIONS:
+                raise ConfigError(
+                    f"protocols have no option {name!r} (known: {', '.join(OPTIONS)})"
+                )
+        return dataclasses.replace(self, **given)
+
+    def unaligned(self) -> "Protocol":
+        """The same for a metric depth map of the full frame, such as the baseline's."""
+        return dataclasses.replace(
+            self,
+            alignment="none",
+            fit_pixels="valid",
+            disparity_floor=None,
+            predicts="depth",
+            prediction_frame="full",
+            resize_prediction="none",
+            fill_zeros="none",
+        )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Every option by name, ready for JSON; None where it is off, as for no cap."""
+        options = {name: getattr(self, name) for name in OPTIONS}
+        options["max_depth"] = self.max_depth if math.isfinite(self.max_depth) else None
+        for name, off in (("fit_pixels", "valid"), ("fill_zeros", "none"), ("clip_max", math.inf)):
+            options[name] = None if options[name] == off else options[name]
+        options["disparity_floor"] = self._floor if self.alignment == "lsq_disparity" else None
+        options["predicts"] = self._predicts
+        size = None if self.resize_input == "none" else frames.show(self.input_size)
+        return {"input": self.input, "input_size": size, **options}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics, the first one being the headline."""
+        return metrics.SETS[self.metric_set]
+
+    @property
+    def _predicts(self) -> Predicts:
+        return self.predicts or ("disparity" if self.alignment in _NEEDS_DISPARITY else "depth")
+
+    @property
+    def _floor(self) -> float:
+        if self.disparity_floor is not None:
+            return self.disparity_floor
+        farthest = self._clip[1]
+        return 1 / farthest if math.isfinite(farthest) else 1e-3
+
+    @property
+    def _clip(self) -> tuple[float, float]:
+        low = self.min_depth if self.clip_min is None else self.clip_min
+        return low, self.max_depth if self.clip_max is None else self.clip_max
+
+    @property
+    def fed(self) -> tuple[Frame, Size | None]:
+        """What `prepare` depends on: protocols that agree in this share their predictions."""
+        return self.input, self.input_size if self.resize_input != "none" else None
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """What the model is fed of an image uint8 [h, w, 3].
+
+        Raises:
+          DataError: if the image is smaller than the crop.
+        """
+        frame, size = self.fed
+        image = frames.take(image, frame)
+        return image if size is None else frames.resize_image(image, size)
+
+    def predict(
+        self, predict_fn: PredictFn | None, samples: Sequence[Mapping[str, Any]]
+    ) -> list[np.ndarray]:
+        """The predictions to score: the samples' own, or those of what the model is fed.
+
+        Raises:
+          DataError: naming the image, if it is smaller than the crop.
+        """
+        if all("prediction" in sample for sample in samples):
+            return [sample["prediction"] for sample in samples]
+        images = []
+        for sample in samples:
+            with naming_image(sample["id"]):
+                images.append(self.prepare(sample["image"]))
+        return predict_fn(images)
+
+    def score(self, prediction: np.ndarray, depth: np.ndarray) -> Score:
+        """`score_sample` with a ground truth that is a depth map alone."""
+        return self.score_sample(prediction, {"depth": depth})
+
+    def score_sample(self, prediction: np.ndarray, sample: Mapping[str, Any]) -> Score:
+        """Scores one prediction; arguments and errors as for `compare`."""
+        comparison = self.compare(prediction, sample)
+        if comparison is None:
+            return Score(0, 0, 0, math.nan, {})
+        prediction, target = comparison.prediction, comparison.target
+        valid_mask = comparison.valid_mask
+        return Score(
+            num_valid=int(valid_mask.sum()),
+            num_nonfinite=comparison.num_nonfinite,
+            num_clipped=comparison.num_clipped,
+            num_zero=comparison.num_zero,
+            mean_depth=float(target[valid_mask].mean(dtype=np.float64)),
+            metrics=metrics.compute(prediction, target, valid_mask, self.metrics),
+            classes={
+                name: metrics.compute(prediction, target, mask, self.metrics)
+                for name, mask in comparison.classes.items()
+                if mask.any()
+            },
+        )
+
+    def compare(self, prediction: np.ndarray, sample: Mapping[str, Any]) -> Comparison | None:
+        """Brings a prediction and its ground truth to the frame, range and scale of the protocol.
+
+        Args:
+          prediction: float [h, w], metres (relative depth or disparity under an alignment): at the
+            ground truth's size or at that of the model's input, or any under `resize_prediction`.
+          sample: with `depth` float [h, w], the ground truth's full frame in metres, 0 or NaN
+            without a measurement; for Booster and for classes see `transparent`.
+
+        Returns:
+          None where no pixel counts.
+
+        Raises:
+          DataError: for sizes that do not go together (both are named), a prediction that cannot
+            be aligned, or a sample that lacks something.
+        """
+        depth, classes = self.truth(sample)
+        num_zero = int((prediction == 0).sum()) if self._predicts == "depth" else 0
+        if self.fill_zeros == "background":
+            prediction = frames.fill_background(prediction)
+        prediction = self._place(prediction, depth.shape)
+        target = frames.take_depth(depth, self.crop_reference)
+        box = crops.crop_box(self.dataset, self.crop, target.shape)
+        prediction, target = prediction[box], target[box]
+        valid_mask = metrics.valid_pixels(target, self.min_depth, self.max_depth)
+        if not valid_mask.any():
+            return None
+        nonfinite = ~np.isfinite(prediction[valid_mask])
+        aligned = self._align(prediction, target, valid_mask)
+        clipped = metrics.clip(aligned, *self._clip)
+        changed = aligned[valid_mask] != clipped[valid_mask]
+        return Comparison(
+            clipped,
+            target,
+            valid_mask,
+            num_nonfinite=int(nonfinite.sum()),
+            num_clipped=int((changed & ~nonfinite).sum()),
+            num_zero=num_zero,
+            classes={name: mask[box] & valid_mask for name, mask in classes.items()},
+        )
+
+    def truth(self, sample: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+        """The full frame's depth [h, w], metres, and the pixels of each class, bool [h, w]."""
+        classes = transparent.class_masks(sample) if self.classes else {}
+        if self.ground_truth == "depth":
+            return sample["depth"], classes
+        quarters = {name: frames.quarter(mask) for name, mask in classes.items()}
+        return transparent.booster_depth(sample), quarters
+
+    def _align(
+        self, prediction: np.ndarray, target: np.ndarray, valid_mask: np.ndarray
+    ) -> np.ndarray:
+        if (self._predicts == "disparity") != (self.alignment in _NEEDS_DISPARITY):
+            prediction = alignment.inverse(prediction)
+        extra = {}
+        if self.alignment == "lsq_disparity":
+            extra = {"floor": self._floor, "positive_only": self.fit_pixels == "positive"}
+        return alignment.METHODS[self.alignment](prediction, target, valid_mask, **extra)
+
+    def _place(self, prediction: np.ndarray, full: Size) -> np.ndarray:
+        """A prediction in the frame that is scored."""
+        size_of_input = frames.frame_size(self.input, full)
+        fed = self.fed[1] or size_of_input
+        shown = self.prediction_frame
+        if shown == "by_size":
+            shown = self.input if prediction.shape == fed else "full"
+        size = size_of_input if shown == self.input else full
+        if prediction.shape != size:
+            if self.resize_prediction == "none":
+                accepted = (full, size_of_input) if self.prediction_frame == "by_size" else (size,)
+                accepted = " or ".join(dict.fromkeys(map(frames.show, accepted)))
+                raise DataError(
+                    f"the prediction is {frames.show(prediction.shape)} and the ground truth "
+                    f"{frames.show(full)}; protocol {self.name} takes predictions of {accepted}, "
+                    "others with resize_prediction=bilinear"
+                )
+            half_pixel = self.resize_prediction == "bilinear_half_pixel"
+            corners = self.ground_truth != "booster" and not half_pixel
+            prediction = frames.resize_bilinear(prediction, size, align_corners=corners)
+        if shown == self.crop_reference:
+            return prediction
+        if shown == "full":
+            return frames.take(prediction, self.crop_reference)
+        return frames.put_back(prediction, full)
+
+
+OPTIONS = (
+    "resize_input",
+    "crop",
+    "crop_reference",
+    "min_depth",
+    "max_depth",
+    "clip_min",
+    "clip_max",
+    "predicts",
+    "alignment",
+    "fit_pixels",
+    "disparity_floor",
+    "prediction_frame",
+    "resize_prediction",
+    "fill_zeros",
+    "metric_set",
+)
+
+
+@contextlib.contextmanager
+def naming_image(name: str) -> Iterator[None]:
+    """Adds the image's id to a DataError raised inside."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"image {name!r}: {error}") from error

@@ -1,0 +1,1 @@
+"""What an evaluation leaves: results, tables, pages and pictures, other people's numbers."""

@@ -1,0 +1,42 @@
+"""`predictions.png`: what a model sees and says, beside the truth."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffdepth_jax import visualize
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.evaluation.protocols import Protocol, frames
+
+PREDICTIONS_FILE = "predictions.png"
+_PREDICTIONS = 6  # samples in it
+
+
+def save_predictions(
+    workdir: Path,
+    protocol: Protocol,
+    predict_fn: Callable[[list[np.ndarray]], list[np.ndarray]],
+    data: ExperimentData,
+) -> None:
+    """Draws `predictions.png`: images, depth, ground truth and error of a few samples."""
+    samples = pipeline.evaluation_samples(data.evaluation, _PREDICTIONS, data.on_error)
+    samples = list(pipeline.readable(samples))
+    images = [protocol.prepare(sample["image"]) for sample in samples]
+    targets = [
+        depth_of(sample, image, protocol) for sample, image in zip(samples, images, strict=True)
+    ]
+    predictions = predict_fn(images)
+    scores = [
+        protocol.score_sample(prediction, sample).metrics.get("abs_rel", np.nan)
+        for prediction, sample in zip(predictions, samples, strict=True)
+    ]
+    visualize.save_predictions(workdir / PREDICTIONS_FILE, images, predictions, targets, scores)
+
+
+def depth_of(sample: Mapping[str, Any], image: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """The measured depth [h, w] of what the model is fed, at that image's size, to look at."""
+    depth = frames.take_depth(sample["depth"], protocol.input)
+    return frames.resize_nearest(depth, image.shape[:2])

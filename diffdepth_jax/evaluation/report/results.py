@@ -1,0 +1,153 @@
+"""The result of an evaluation, from the rows of its images, and its files.
+
+    metrics.json   {"protocol", "options", "num_images", "num_skipped", "num_unreadable",
+                    "unreadable", "num_nonfinite", "num_clipped", "num_zero", "metrics",
+                    "baseline", "conditions", "classes", "comparisons", "reported",
+                    "not_comparable"}
+    per_image.csv  id, condition, num_valid, num_nonfinite, num_clipped, num_zero, mean_depth, the
+                   metrics, and the metrics of each class; error where the image could not be read
+
+`num_images` counts the images that were scored, `num_skipped` those without a valid pixel and
+`num_unreadable` those that could not be read; the last two have empty metrics in the CSV and no
+part in the means. `metrics` and `baseline` hold means over images (`baseline` is empty where no
+training set is known); `conditions` and `classes` the same by group, where there are several;
+`comparisons` other results under the same protocol; `reported` what other people reported under
+the same options of the same number of images, with their source, and `not_comparable` what they
+reported under others, and which.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffdepth_jax import atomic
+from diffdepth_jax.errors import DataError
+from diffdepth_jax.evaluation.protocols import Protocol, Score
+from diffdepth_jax.evaluation.report import papers
+from diffdepth_jax.evaluation.report.rows import Row
+
+METRICS_FILE = "metrics.json"
+PER_IMAGE_FILE = "per_image.csv"
+_COUNTS = ("num_valid", "num_nonfinite", "num_clipped", "num_zero", "mean_depth")
+_LISTED = 100  # of the unreadable images in metrics.json; the CSV has all
+
+
+def directory(workdir: Path, protocols: Sequence[Protocol], protocol: Protocol) -> Path:
+    """Where the two files of one of several protocols go: a folder each, by their names."""
+    return workdir if len(protocols) == 1 else workdir / protocol.name
+
+
+def write(place: Path, rows: Sequence[Row], protocol: Protocol, result: Mapping[str, Any]) -> None:
+    """Writes the two files into a directory that exists."""
+    atomic.write_text(place / PER_IMAGE_FILE, _csv(rows, protocol))
+    atomic.write_text(place / METRICS_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+
+
+def of(
+    rows: Sequence[Row],
+    protocol: Protocol,
+    options: Mapping[str, Any],
+    comparisons: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `metrics.json` holds, of rows in their order that may be of several protocols.
+
+    Raises:
+      DataError: if no image has a pixel that counts.
+    """
+    scored = [row for row in rows if not row.error and row.scores[protocol.name].num_valid]
+    unreadable = [row for row in rows if row.error]
+    if not scored:
+        raise DataError(
+            f"nothing to score: none of {len(rows)} images has a ground-truth pixel between "
+            f"{protocol.min_depth} and {protocol.max_depth} m in the {protocol.crop} crop"
+            + (f" ({len(unreadable)} could not be read)" if unreadable else "")
+        )
+    scores = [row.scores[protocol.name] for row in scored]
+    means = _means(scored, protocol)
+    options = protocol.options | dict(options)
+    known = options if protocol.dataset == "any" else {"dataset": protocol.dataset} | options
+    reported, not_comparable = [], []
+    for each in papers.of(protocol):
+        if differences := each.differences(protocol, known, means["num_images"]):
+            not_comparable.append(dataclasses.asdict(each) | {"differences": differences})
+        else:
+            reported.append(dataclasses.asdict(each))
+    return {
+        "protocol": protocol.name,
+        "options": options,
+        "num_images": means["num_images"],
+        "num_skipped": len(rows) - len(scored) - len(unreadable),
+        "num_unreadable": len(unreadable),
+        "unreadable": [{"id": row.id, "error": row.error} for row in unreadable[:_LISTED]],
+        "num_nonfinite": sum(score.num_nonfinite for score in scores),
+        "num_clipped": sum(score.num_clipped for score in scores),
+        "num_zero": sum(score.num_zero for score in scores),
+        "metrics": means["metrics"],
+        "baseline": means["baseline"],
+        "conditions": _by_condition(scored, protocol),
+        "classes": _by_class(scored, protocol),
+        "comparisons": dict(comparisons),
+        "reported": reported,
+        "not_comparable": not_comparable,
+    }
+
+
+def _means(
+    rows: Sequence[Row],
+    protocol: Protocol,
+    part: Callable[[Score], Mapping[str, float]] = lambda score: score.metrics,
+) -> dict[str, Any]:
+    """Means over the images that have that part, of ours and of the baseline."""
+    ours = [part(row.scores[protocol.name]) for row in rows]
+    guessed = [part(row.baseline[protocol.name]) for row in rows if row.baseline]
+    ours, guessed = ([metrics for metrics in each if metrics] for each in (ours, guessed))
+    return {"num_images": len(ours), "metrics": _mean(ours), "baseline": _mean(guessed)}
+
+
+def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = metrics[0] if metrics else ()
+    return {name: math.fsum(each[name] for each in metrics) / len(metrics) for name in names}
+
+
+def _by_condition(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
+    if protocol.conditions:
+        groups = {
+            name: [row for row in rows if name in row.condition] for name in protocol.conditions
+        }
+    else:
+        found = sorted({row.condition for row in rows})
+        groups = {name: [row for row in rows if row.condition == name] for name in found}
+        groups = groups if len(groups) > 1 else {}
+    return {name: _means(group, protocol) for name, group in groups.items() if group}
+
+
+def _by_class(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
+    names = sorted({name for row in rows for name in row.scores[protocol.name].classes})
+    return {
+        name: _means(rows, protocol, lambda score, name=name: score.classes.get(name, {}))
+        for name in reversed(names)  # ToM before Other
+    }
+
+
+def _csv(rows: Sequence[Row], protocol: Protocol) -> str:
+    classes = list(_by_class([row for row in rows if not row.error], protocol))
+    columns = [f"{name}/{metric}" for name in classes for metric in protocol.metrics]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["id", "condition", *_COUNTS, *protocol.metrics, *columns, "error"])
+    for row in rows:
+        score = row.scores.get(protocol.name)
+        if score is None or not score.num_valid:
+            counts = ["" if score is None else 0] * (len(_COUNTS) - 1)
+            metrics = [""] * (1 + len(protocol.metrics) + len(columns))
+        else:
+            counts = [getattr(score, name) for name in _COUNTS]
+            parts = (score.metrics, *(score.classes.get(name, {}) for name in classes))
+            metrics = [part.get(name, "") for part in parts for name in protocol.metrics]
+        writer.writerow([row.id, row.condition, *counts, *metrics, row.error or ""])
+    return text.getvalue()

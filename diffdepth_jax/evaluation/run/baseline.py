@@ -1,0 +1,56 @@
+"""The baseline that needs no model: the training set's per-pixel median depth.
+
+It is the best constant guess in absolute error, harder to beat than the mean map, and shows how
+much of a metric the camera's fixed place alone explains.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from diffdepth_jax.evaluation.protocols import frames
+from diffdepth_jax.evaluation.protocols.frames import Size
+
+
+def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> np.ndarray:
+    """Per-pixel median of the measured depths of many frames.
+
+    Sizes may vary (KITTI's do, by recording day): every map is first put on one grid by nearest
+    pixels. A pixel that no frame measured gets the median of its row, or of the whole map where the
+    row has none. All maps are kept, 4 bytes a pixel: of a large training set hand in some hundred
+    frames spread over it.
+
+    Args:
+      depths: maps [h, w] in metres, not finite or not positive where nothing was measured.
+      size: height and width of the grid; those of the first map when None.
+
+    Returns:
+      float32 [height, width], positive everywhere.
+
+    Raises:
+      ValueError: if there is no map, or none with a measurement.
+    """
+    maps = []
+    for depth in depths:
+        size = size or depth.shape
+        depth = frames.resize_nearest(depth, size)
+        measured = np.isfinite(depth) & (depth > 0)
+        maps.append(np.where(measured, depth, np.inf).astype(np.float32))
+    if not maps:
+        raise ValueError("no depth map was given: the median of an empty training set is unknown")
+    ordered = np.stack(maps)
+    ordered.sort(axis=0)  # what was not measured comes last, as inf
+    count = np.isfinite(ordered).sum(axis=0)
+    low, high = (
+        np.take_along_axis(ordered, np.maximum(index, 0)[None], axis=0)[0]
+        for index in ((count - 1) // 2, count // 2)
+    )
+    known = count > 0
+    if not known.any():
+        raise ValueError(f"none of the {len(maps)} depth maps holds a measurement")
+    # Where a pixel was always measured count // 2 is within the stack, elsewhere low is unused.
+    median = np.where(known, (low + high) / 2, np.nan)
+    overall = np.median(median[known])
+    for row, row_known in zip(median, known, strict=True):
+        row[~row_known] = np.median(row[row_known]) if row_known.any() else overall
+    return median.astype(np.float32)

@@ -1,0 +1,175 @@
+"""Evaluating a loaded model on the data of an experiment."""
+
+import hashlib
+import logging
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.errors import ConfigError, MissingFileError
+from diffdepth_jax.evaluation.protocols import Protocol
+from diffdepth_jax.evaluation.report import page
+from diffdepth_jax.evaluation.run import baseline
+from diffdepth_jax.evaluation.run.config import EvaluationConfig
+from diffdepth_jax.evaluation.run.dataset import Shard, score_dataset
+
+_PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a model's output
+_LOG = logging.getLogger(__name__)
+
+
+class Model(typing.Protocol):
+    """What is asked of a model: `inference.DepthModel` has it."""
+
+    output: str
+
+    def predict(self, images: list[np.ndarray], **options: Any) -> list[np.ndarray]: ...
+
+    def fingerprint(self, num_inference_steps: int | None) -> str: ...
+
+    def is_recalibrated(self, num_inference_steps: int | None) -> bool: ...
+
+
+def score_model(
+    model: Model, data: ExperimentData, config: EvaluationConfig, workdir: Path
+) -> dict[str, dict[str, Any]]:
+    """Scores a model as an experiment says; writes what `report.results` lists.
+
+    The baseline beside the metrics is the median depth map of the training data; it is left out,
+    with a warning, where those are not at hand.
+
+    Returns:
+      Results by the protocol's name, in the order of the config.
+    """
+    return _Scoring(model, data, config, workdir).run()
+
+
+def score_checkpoint(
+    model: Model,
+    data: ExperimentData,
+    config: EvaluationConfig,
+    workdir: Path,
+    *,
+    shard: Shard | None = None,
+) -> dict[str, dict[str, Any]]:
+    """`score_model` of a model that is no longer changed.
+
+    Goes on with an evaluation of the same weights and config that was interrupted in `workdir`, and
+    writes `report.html` too.
+
+    Args:
+      model: as `inference.load` returns it.
+      data, config: of an `Experiment`.
+      workdir: for the results.
+      shard: as in `dataset.score_dataset`.
+
+    Returns:
+      Results by the protocol's name; none for a shard.
+    """
+    scoring = _Scoring(model, data, config, workdir)
+    results = scoring.run(fingerprint=scoring.fingerprint(), shard=shard)
+    if results:
+        scoring.save_page()
+    return results
+
+
+def settings(
+    model: Model, config: EvaluationConfig
+) -> tuple[tuple[Protocol, ...], dict[str, Any], dict[str, Any]]:
+    """How a model is scored by a config.
+
+    Returns:
+      The protocols, for what the model predicts; the options for `Model.predict`; and what to state
+      of them beside a result.
+    """
+    predicts = config.predicts or _PREDICTS[model.output]
+    protocols = tuple(each.with_options(predicts=predicts) for each in config.build_all())
+    steps = config.num_inference_steps
+    predicting = {"flip_tta": config.flip_tta, "num_inference_steps": steps}
+    stated = predicting | {"recalibrated": model.is_recalibrated(steps)}
+    if config.flip_average != "depth":
+        stated["flip_average"] = config.flip_average
+    predicting |= {"flip_average": config.flip_average, "batch_size": config.batch_size}
+    return protocols, predicting, stated
+
+
+class _Scoring:
+    """A model on the evaluation data of an experiment."""
+
+    def __init__(
+        self, model: Model, data: ExperimentData, config: EvaluationConfig, workdir: Path
+    ) -> None:
+        self._model, self._data, self._config, self._workdir = model, data, config, workdir
+        self._protocols, self._predicting, self._stated = settings(model, config)
+        self._samples = pipeline.evaluation_samples(
+            data.evaluation, data.evaluation_limit, data.on_error
+        )
+
+    def fingerprint(self) -> str:
+        """Of the weights and whatever else decides predictions and samples."""
+        weights = self._model.fingerprint(self._config.num_inference_steps)
+        return hashlib.sha256(repr((weights, self._data.evaluation)).encode()).hexdigest()
+
+    def run(self, **settings: Any) -> dict[str, dict[str, Any]]:
+        found = score_dataset(
+            self._predict,
+            self._samples,
+            self._protocols,
+            self._workdir,
+            baseline_depth=self._median(),
+            options=measured(self._data.evaluation) | self._stated,
+            compare=self._config.compare,
+            batch_size=self._config.batch_size,
+            **settings,
+        )
+        return found or {}
+
+    def save_page(self) -> None:
+        page.save(self._workdir, self._protocols, self._predict, self._samples)
+
+    def _predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        return self._model.predict(images, **self._predicting)
+
+    def _median(self) -> np.ndarray | None:
+        data = self._data
+        if not data.baseline_frames:
+            return None
+        try:
+            training = pipeline.evaluation_samples(
+                data.train.source, data.baseline_frames, data.on_error
+            )
+            depths = (sample["depth"] for sample in pipeline.readable(training))
+            return baseline.median_depth_map(depths)
+        except FileNotFoundError as error:
+            _LOG.warning("no baseline, as the training data cannot be read: %s", error)
+            return None
+
+
+def measured(source: Any) -> dict[str, Any]:
+    """What a source's config says of its data, to state beside a result: all but the place."""
+    fields = config_lib.to_mapping(source)
+    return {"dataset": source.name} | {
+        name: value
+        for name, value in fields.items()
+        if name not in ("name", "check_files") and not name.endswith("root")
+    }
+
+
+def run_directory(checkpoint: Path) -> Path:
+    """RUN of RUN, RUN/checkpoints or RUN/checkpoints/STEP, where results go by default.
+
+    Raises:
+      MissingFileError: if there is no such checkpoint.
+      ConfigError: if it belongs to no run.
+    """
+    path = checkpoint.absolute()
+    for run in (path, path.parent, path.parent.parent):
+        if path.is_dir() and (run / "checkpoints").is_dir():
+            return run
+    if not path.exists():
+        raise MissingFileError(f"{checkpoint} does not exist")
+    raise ConfigError(f"{checkpoint} is in no run's directory: say by --workdir where results go")

@@ -1,0 +1,75 @@
+"""What `config.evaluation` may say."""
+
+import dataclasses
+
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.evaluation import protocols
+from diffdepth_jax.evaluation.protocols import Predicts, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What `config.evaluation` may say; an option that is None is the protocol's own.
+
+    Attributes:
+      protocol: a key of `protocols.PROTOCOLS`, or several, joined by commas, for one pass over the
+        images; options then go to all of them.
+      resize_input, crop, crop_reference, min_depth, max_depth, clip_min, clip_max, predicts,
+        alignment, fit_pixels, disparity_floor, metric_set: as in `protocols.Protocol`;
+        max_depth=inf lifts a cap.
+      flip_tta: average each prediction with the one of the mirrored image.
+      flip_average: of their `depth`, or of their `inverse_depth` with ramps at the borders, which
+        is md4all's `_pp`; see `DepthModel.predict`.
+      batch_size: images that are predicted at once; the results do not depend on it.
+      num_inference_steps: denoising steps, where the model has such; its own number when None.
+      every_steps: how often a run is evaluated while it is trained; None for at its end only.
+      compare: other results to show beside these: a name to a `metrics.json` or its directory.
+    """
+
+    protocol: str = "kitti_eigen"
+    resize_input: str | None = None
+    crop: str | None = None
+    crop_reference: str | None = None
+    min_depth: float | None = None
+    max_depth: float | None = None
+    clip_min: float | None = None
+    clip_max: float | None = None
+    predicts: Predicts | None = None
+    alignment: str | None = None
+    fit_pixels: str | None = None
+    disparity_floor: float | None = None
+    metric_set: str | None = None
+    flip_tta: bool = False
+    flip_average: str = "depth"
+    batch_size: int = 1
+    num_inference_steps: int | None = None
+    every_steps: int | None = None
+    compare: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            self.build_all()
+        except ConfigError as error:  # so that `config.from_mapping` says where it stands
+            raise ValueError(str(error)) from error
+        if self.every_steps is not None and self.every_steps < 1:
+            raise ValueError(f"every_steps is {self.every_steps}; it must be at least 1 or None")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.flip_average not in ("depth", "inverse_depth"):
+            raise ValueError(
+                f"flip_average is {self.flip_average!r}; it must be depth or inverse_depth"
+            )
+        if self.flip_average != "depth" and not self.flip_tta:
+            raise ValueError(
+                f"flip_average is {self.flip_average!r}, which goes with flip_tta=True"
+            )
+
+    def build(self) -> Protocol:
+        """The (first) protocol with its options."""
+        return self.build_all()[0]
+
+    def build_all(self) -> tuple[Protocol, ...]:
+        """The protocols with their options; ConfigError where those do not exist."""
+        # Not what is said of saved predictions only: a model's show what it was fed.
+        options = {name: value for name, value in vars(self).items() if name in protocols.OPTIONS}
+        return protocols.get_all(self.protocol, **options)

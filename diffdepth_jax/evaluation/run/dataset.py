@@ -1,0 +1,209 @@
+"""Running over a data set: every image predicted once, scored, and its row kept.
+
+One group of images at a time is in memory; of finished ones only their rows are kept. Results
+appear whole, at the end; `report.results` says what they hold. Where a fingerprint of the model is
+given, the rows are also kept on disk until then: an evaluation that was interrupted goes on where
+it was, and several processes can share one (`shard`).
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from diffdepth_jax.errors import ConfigError, naming_file
+from diffdepth_jax.evaluation.protocols import Protocol, frames
+from diffdepth_jax.evaluation.protocols.protocol import PredictFn, naming_image
+from diffdepth_jax.evaluation.report import comparisons, results
+from diffdepth_jax.evaluation.report.rows import Row
+from diffdepth_jax.evaluation.run.journal import Journal
+
+Shard = tuple[int, int]
+Item = TypeVar("Item")
+
+
+def score_dataset(
+    predict_fn: PredictFn | None,
+    samples: Iterable[Mapping[str, Any]],
+    protocols: Sequence[Protocol],
+    workdir: str | os.PathLike,
+    *,
+    baseline_depth: np.ndarray | None = None,
+    options: Mapping[str, Any] | None = None,
+    compare: Mapping[str, str | os.PathLike] | None = None,
+    fingerprint: str | None = None,
+    shard: Shard | None = None,
+    batch_size: int = 1,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]] | None:
+    """Predicts every image once, scores it under all protocols, and writes the results.
+
+    Args:
+      predict_fn: a list of images uint8 [h, w, 3] to the depth [h, w] of each in metres, of the
+        same sizes (or what the protocol's alignment makes metres of). It is fed what
+        `protocol.prepare` makes of each image, once for all protocols that are fed alike. None
+        where the samples hold their `prediction`.
+      samples: with `image`, `depth` float [h, w] in metres (0 = not measured), `id` and perhaps
+        `condition`; what else a protocol needs is said there. An image that cannot be read may be
+        given as `{"id": ..., "error": why}`: it is counted and listed.
+      protocols: how to score; of different names.
+      workdir: gets the two files, or with several protocols a folder of them for each, by its name.
+        Made if missing, and gone again if nothing comes of it.
+      baseline_depth: the training set's median map (`baseline.median_depth_map`), for full frames;
+        put on each frame's size by nearest pixels and scored alike, without any alignment.
+      options: settings of the prediction, such as `flip_tta`, to state beside the result; `dataset`
+        among them, a source's name, tells which reported numbers belong to the data.
+      compare: further results to put beside these: a name to a `metrics.json`, or to the directory
+        that such results were written to.
+      fingerprint: of whatever decides the predictions and the samples beyond what is given here
+        (weights, data config). With it finished images are kept in `workdir` until all are done.
+      shard: (index, count): do only every count-th image, starting with the index-th, keep the rows
+        and write no result; that is for the same call without a shard, which takes up the rows of
+        all and does what is missing.
+      batch_size: images that `predict_fn` is given at once; so many are in memory.
+      progress: show a progress bar.
+
+    Returns:
+      What each `metrics.json` holds, by the protocol's name; None for a shard.
+
+    Raises:
+      DataError: naming the image, for what cannot be scored; if nothing was scored; or for a
+        comparison with something else.
+      FileError: if `workdir` cannot be written or a comparison not read, before anything is
+        predicted.
+    """
+    if shard is not None and (fingerprint is None or not 0 <= shard[0] < shard[1]):
+        raise ValueError(
+            f"shard is {shard}; it must be (index, count) with 0 <= index < count, and needs a "
+            "fingerprint to find the rows of the others by"
+        )
+    options = dict(options or {})
+    others = {each.name: comparisons.read(compare or {}, each, options) for each in protocols}
+    with _made(Path(workdir).expanduser()) as directory:
+        if fingerprint is None:
+            finished, journal = {}, None
+        else:
+            parts = [fingerprint, options, [(p.name, p.options) for p in protocols]]
+            digest = hashlib.sha256(repr(parts).encode())
+            digest.update(b"" if baseline_depth is None else baseline_depth.tobytes())
+            digest.update(str(_length(samples)).encode())
+            journal = Journal(directory, digest.hexdigest()[:16], shard or (0, 1))
+            finished = journal.read()
+        pending = tqdm(
+            _pending(samples, finished, shard or (0, 1)),
+            "evaluate",
+            _length(samples) if shard is None else None,
+            initial=len(finished) if shard is None else 0,
+            unit=" images",
+            disable=not progress,
+            dynamic_ncols=True,
+        )
+        with journal or contextlib.nullcontext():
+            for group in _groups(pending, batch_size):
+                for row in _rows(group, predict_fn, protocols, baseline_depth):
+                    finished[row.index] = row
+                    if journal and not row.error:  # A file may be repaired meanwhile.
+                        journal.append(row)
+        if shard is not None:
+            return None
+
+        rows = [finished[index] for index in sorted(finished)]
+        found = {p.name: results.of(rows, p, options, others[p.name]) for p in protocols}
+        for protocol in protocols:
+            place = results.directory(directory, protocols, protocol)
+            place.mkdir(exist_ok=True)
+            results.write(place, rows, protocol, found[protocol.name])
+        if journal:
+            journal.remove()
+    return found
+
+
+def parse_shard(text: str) -> Shard:
+    """(index, count) of a text like `0/4`.
+
+    Raises:
+      ConfigError: for any other text.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise ConfigError(f"shard is {text!r}; it must be I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(count)
+
+
+def _length(samples: Iterable[Any]) -> int | None:
+    return len(samples) if hasattr(samples, "__len__") else None
+
+
+def _pending(
+    samples: Iterable[Mapping[str, Any]], finished: Collection[int], shard: Shard
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The samples still to do; what is done is not even read where samples can be chosen."""
+    part, count = shard
+    if hasattr(samples, "__len__") and hasattr(samples, "__getitem__"):
+        for index in range(part, len(samples), count):
+            if index not in finished:
+                yield index, samples[index]
+    else:
+        for index, sample in enumerate(samples):
+            if index % count == part and index not in finished:
+                yield index, sample
+
+
+def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    items = iter(items)
+    while group := list(itertools.islice(items, size)):
+        yield group
+
+
+def _rows(
+    group: Sequence[tuple[int, Mapping[str, Any]]],
+    predict_fn: PredictFn | None,
+    protocols: Sequence[Protocol],
+    baseline_depth: np.ndarray | None,
+) -> Iterator[Row]:
+    """Predicts the images of a group together and scores each."""
+    readable = [sample for _, sample in group if "error" not in sample]
+    predictions: dict[Any, Iterator[np.ndarray]] = {}
+    for protocol in protocols if readable else ():
+        if protocol.fed not in predictions:
+            found = protocol.predict(predict_fn, readable)
+            predictions[protocol.fed] = iter(found)
+    for index, sample in group:
+        if "error" in sample:
+            yield Row(index, sample["id"], error=sample["error"])
+            continue
+        predicted = {fed: next(found) for fed, found in predictions.items()}
+        scores, baseline = {}, {}
+        for protocol in protocols:
+            with naming_image(sample["id"]):
+                scores[protocol.name] = protocol.score_sample(predicted[protocol.fed], sample)
+                if baseline_depth is not None:
+                    depth, _ = protocol.truth(sample)
+                    guess = frames.resize_nearest(baseline_depth, depth.shape)
+                    unaligned = protocol.unaligned()
+                    baseline[protocol.name] = unaligned.score_sample(guess, sample)
+        yield Row(index, sample["id"], sample.get("condition", ""), scores, baseline)
+
+
+@contextlib.contextmanager
+def _made(directory: Path) -> Iterator[Path]:
+    """A directory that can be written; what had to be made of it is removed if work in it fails."""
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        with naming_file(directory, "written"):
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        yield directory
+    except BaseException:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise

@@ -1,0 +1,37 @@
+"""Pictures of a run: its curves, and the way of a sample's depth through the denoising steps."""
+
+from pathlib import Path
+
+import numpy as np
+
+from diffdepth_jax import visualize
+from diffdepth_jax.data.experiment_data import first_evaluation_sample
+from diffdepth_jax.evaluation.report.pictures import depth_of
+from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.training.logging import CSV_NAME, read_csv
+
+_DENOISING = 6  # moments in denoising.png
+
+
+def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
+    """Draws `denoising.png`, the way of one sample's depth, where the model goes in steps."""
+    if not model.denoises:
+        return
+    protocol = exp.evaluation.build()
+    sample = first_evaluation_sample(exp.data)
+    image = protocol.prepare(sample["image"])
+    target = depth_of(sample, image, protocol)
+    factor = model.config.codec.factor  # whole latent pixels only
+    height, width = (side - side % factor for side in image.shape[:2])
+    image, target = image[:height, :width], target[:height, :width]
+    depths = model.trajectory(image, exp.evaluation.num_inference_steps)
+    shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
+    captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}
+    visualize.save_denoising(workdir / "denoising.png", image, captions, target)
+
+
+def draw_curves(workdir: Path) -> None:
+    """Draws `curves.png` of a run's log, where it has one."""
+    if (workdir / CSV_NAME).exists():
+        visualize.save_curves(workdir / "curves.png", read_csv(workdir / CSV_NAME))

@@ -1,0 +1,123 @@
+import base64
+import dataclasses
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.evaluation import protocols
+from diffdepth_jax.evaluation.report import page, papers
+from diffdepth_jax.evaluation.run.dataset import score_dataset
+
+PROTOCOLS = (
+    protocols.get("nuscenes", alignment="lsq_disparity", resize_input="none"),
+    protocols.get("release"),
+)
+
+
+def samples(count=9):
+    generator = np.random.default_rng(0)
+    for index in range(count):
+        depth = generator.uniform(1, 70, (90, 160)).astype(np.float32)
+        depth[generator.random(depth.shape) < 0.9] = 0
+        yield {
+            "id": f"frame <{index}>",
+            "image": np.full((90, 160, 3), 10 * index, np.uint8),
+            "depth": depth,
+            "condition": "night" if index % 2 else "day-clear",
+        }
+
+
+def predict(images):
+    """The farther from right, the brighter the image."""
+    ramp = np.linspace(1, 0.1, 160)[None, :].repeat(90, axis=0)
+    return [ramp + float(image[0, 0, 0]) for image in images]
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and whether each is closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.found = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    ours = {"num_images": 9, "options": {"resize_input": "none"}}
+    comparable = tuple(dataclasses.replace(each, **ours) for each in papers.NUSCENES)
+    monkeypatch.setitem(papers.REPORTED, "nuscenes", comparable)
+    found = score_dataset(
+        predict,
+        list(samples()),
+        PROTOCOLS,
+        tmp_path,
+        options={"dataset": "nuscenes"},
+        progress=False,
+    )
+    page.save(tmp_path, PROTOCOLS, predict, list(samples()))
+    return (tmp_path / "report.html").read_text(), found
+
+
+def test_the_page_is_whole_and_needs_nothing_else(written):
+    text, _ = written
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    for tag, attributes in tags.found:
+        assert tag not in ("script", "link", "iframe")
+        if tag == "img":
+            kind, _, content = attributes["src"].partition(",")
+            assert kind == "data:image/jpeg;base64"
+            with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+                assert picture.width <= 420
+    assert "http" not in text and len(text) < 1e6
+    assert sum(tag == "img" for tag, _ in tags.found) == 6 * 4
+
+
+def test_the_page_shows_the_numbers_and_others_in_grey(written):
+    text, found = written
+    for result in found.values():
+        assert f"{result['metrics']['abs_rel']:.4f}" in text
+    rows = re.findall(r"<tr(.*?)><th>(.*?)</th>(.*?)</tr>", text)
+    reported = {name: cells for kind, name, cells in rows if "reported" in kind}
+    assert re.findall(r"<td>([\d.]+)</td>", reported["DPT before"]) == ["0.1890", "0.3540"]
+    assert "holds under dataset=kitti, depth=groundtruth, an unknown number of images: D" in text
+    assert "frame &lt;" in text and "frame <" not in text
+
+
+def test_best_and_worst_images_by_the_first_protocol(written):
+    text, _ = written
+    names = re.findall(r'class="example"><p>frame &lt;(\d)&gt;', text)
+    assert len(names) == len(set(names)) == 6
+    values = [float(value) for value in re.findall(r'class="small">abs_rel ([\d.]+)', text)]
+    assert values[:3] == sorted(values[:3]) and values[3:] == sorted(values[3:], reverse=True)
+    assert max(values[:3]) <= min(values[3:])
+
+
+def test_few_images_are_shown_once_and_a_stream_has_no_pictures(tmp_path):
+    few = list(samples(2))
+    score_dataset(predict, few, PROTOCOLS[1:], tmp_path, progress=False)
+    page.save(tmp_path, PROTOCOLS[1:], predict, few)
+    assert (tmp_path / "report.html").read_text().count('class="example"') == 2
+    page.save(tmp_path, PROTOCOLS[1:], predict, iter(few))
+    assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+def test_sparse_depth_stays_visible_when_it_is_made_smaller():
+    depth, mask = np.zeros((10, 1000)), np.zeros((10, 1000), bool)
+    depth[4, 501:504], mask[4, 501:503] = 7, True
+    small = page._smaller(depth, mask)
+    assert small.shape == (3, 333)
+    assert np.nanmin(small) == np.nanmax(small) == 7 and np.isfinite(small).sum() == 1

@@ -1,0 +1,186 @@
+import dataclasses
+import hashlib
+import json
+import sys
+import types
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry
+from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.data.sources import nyu
+from diffdepth_jax.errors import ConfigError, MissingFileError
+from diffdepth_jax.evaluation.run import checkpoint
+from diffdepth_jax.evaluation.run.checks import check_data
+from diffdepth_jax.evaluation.run.config import EvaluationConfig
+
+RELEASE = EvaluationConfig(protocol="release")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Random frames, of which the first channel tells the depth."""
+
+    name: Literal["random"] = "random"
+    count: int = 3
+    scale: float = 1.0
+
+
+class Source:
+    def __init__(self, config):
+        self._config = config
+
+    def __len__(self):
+        return self._config.count
+
+    def __getitem__(self, index):
+        image = np.random.default_rng(index).integers(1, 80, (12, 16, 3), dtype=np.uint8)
+        return {
+            "image": image,
+            "depth": image[..., 0].astype(np.float32) * np.float32(self._config.scale),
+            "intrinsics": np.ones((3, 3), np.float32),
+            "id": f"frame{index}",
+            "condition": "none",
+        }
+
+
+@pytest.fixture
+def source(monkeypatch):
+    """The module of the source, registered."""
+    module = types.SimpleNamespace(Config=Config, build=Source)
+    monkeypatch.setitem(sys.modules, "random_source", module)
+    monkeypatch.setitem(registry.MODULES["source"], "random", "random_source")
+    return module
+
+
+@pytest.fixture
+def data(source):
+    return experiment_data()
+
+
+def experiment_data(**evaluation):
+    mapping = {
+        "train": {"source": {"name": "random", "count": 5}, "augmentation": {"crop": (8, 8)}},
+        "evaluation": {"name": "random", **evaluation},
+    }
+    return config_lib.from_mapping(ExperimentData, mapping, resolve=registry.module)
+
+
+class Model:
+    """As far as evaluation knows a `DepthModel`: 2 m more than the red channel says."""
+
+    output = "metric_depth"
+
+    def __init__(self, weights="1"):
+        self.calls = []
+        self._weights = weights
+
+    def predict(self, images, **options):
+        self.calls.append((len(images), options))
+        return [image[..., 0].astype(np.float32) + 2 for image in images]
+
+    def fingerprint(self, num_inference_steps):
+        return hashlib.sha256(f"{self._weights} {num_inference_steps}".encode()).hexdigest()
+
+    def is_recalibrated(self, num_inference_steps):
+        return num_inference_steps == 2
+
+
+@pytest.mark.parametrize("place", ["released.pt", "orbax/460"])
+def test_results_of_a_checkpoint_without_a_run_need_a_place(tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).touch() if place.endswith(".pt") else (tmp_path / place).mkdir()
+    with pytest.raises(ConfigError, match="workdir"):
+        checkpoint.run_directory(tmp_path / place)
+    with pytest.raises(MissingFileError, match="absent"):
+        checkpoint.run_directory(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/460"])
+def test_results_go_into_the_run_not_among_its_checkpoints(tmp_path, place):
+    (tmp_path / "checkpoints/460").mkdir(parents=True)
+    assert checkpoint.run_directory(tmp_path / place) == tmp_path
+
+
+def test_a_checkpoint_gets_results_and_a_page(data, tmp_path):
+    result = checkpoint.score_checkpoint(Model(), data, RELEASE, tmp_path)["release"]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == result
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "metrics.json",
+        "per_image.csv",
+        "report.html",
+    }
+    assert result["num_images"] == 3 and result["baseline"]["abs_rel"] > 0
+    assert result["metrics"]["mae"] == pytest.approx(2)
+
+
+def test_options_of_the_prediction_reach_the_model_and_the_result(data, tmp_path):
+    model = Model()
+    config = EvaluationConfig(
+        protocol="release",
+        flip_tta=True,
+        flip_average="inverse_depth",
+        num_inference_steps=2,
+        batch_size=2,
+    )
+    result = checkpoint.score_model(model, data, config, tmp_path)["release"]
+    assert [count for count, _ in model.calls] == [2, 1]
+    expected = {"flip_tta": True, "flip_average": "inverse_depth", "num_inference_steps": 2}
+    assert model.calls[0][1] == expected | {"batch_size": 2}
+    stated = expected | {"recalibrated": True, "dataset": "random"}
+    assert {name: result["options"][name] for name in stated} == stated
+
+
+def test_results_do_not_depend_on_the_batches(data, tmp_path):
+    config = EvaluationConfig(protocol="release,dense")
+    for batch_size in (1, 2, 3):
+        changed = dataclasses.replace(config, batch_size=batch_size)
+        checkpoint.score_model(Model(), data, changed, tmp_path / str(batch_size))
+    first, *others = (
+        {path.name: path.read_text() for path in sorted((tmp_path / size).rglob("*.*"))}
+        for size in "123"
+    )
+    assert len(first) == 2 and others == [first, first]
+
+
+def test_a_disparity_is_taken_for_one(data, tmp_path):
+    model = Model()
+    model.output = "relative_disparity"
+    config = EvaluationConfig(protocol="release", alignment="lsq_disparity")
+    result = checkpoint.score_model(model, data, config, tmp_path)["release"]
+    assert result["options"]["predicts"] == "disparity"
+
+
+def test_without_the_training_data_there_is_no_baseline(
+    data, source, tmp_path, monkeypatch, caplog
+):
+    def only_evaluation(config):
+        if config.count == 5:
+            raise FileNotFoundError("train/ does not exist")
+        return Source(config)
+
+    monkeypatch.setattr(source, "build", only_evaluation)
+    with caplog.at_level("WARNING"):
+        result = checkpoint.score_model(Model(), data, RELEASE, tmp_path)["release"]
+    assert result["baseline"] == {} and result["num_images"] == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "no baseline, as the training data cannot be read: train/ does not exist"
+    ]
+
+
+def test_a_result_says_of_which_data_it_is_but_not_where_they_lie():
+    config = nyu.Config(root="some/place", split="test", layout="mat", mat_depth="rawDepths")
+    assert checkpoint.measured(config) == {
+        "dataset": "nyu",
+        "split": "test",
+        "layout": "mat",
+        "mat_depth": "rawDepths",
+    }
+
+
+def test_evaluation_data_are_tried_before_training(data):
+    with pytest.raises(ValueError, match="12x16 is smaller than the kb crop"):
+        check_data(data, EvaluationConfig(protocol="kitti_eigen"))
