@@ -1,0 +1,60 @@
+"""What every registered encoder promises, on the shapes of its variants."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry
+from diffdepth_jax.models.encoders.encoder import EncoderConfig, EncoderFile
+from diffdepth_jax.models.tables import Layout
+from diffdepth_jax.weights.rules import names
+
+every_encoder = pytest.mark.parametrize("name", registry.names("encoder"))
+
+
+def shapes_of(file, config, size=(64, 96)):
+    """Shapes of an encoder's features and of its variables, without computing any."""
+    encoder = file.Encoder(config, dtype=jnp.bfloat16)
+    image = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+    return jax.eval_shape(encoder.init_with_output, jax.random.key(0), image)
+
+
+@every_encoder
+def test_the_file_offers_what_the_contract_says(name):
+    file = registry.module("encoder", name)
+    assert isinstance(file, EncoderFile) and file.__doc__
+    assert file.VARIANTS and file.LAYOUTS
+    assert all(isinstance(layout, Layout) for layout in file.LAYOUTS.values())
+    assert file.infer({"nothing.weight": (1,)}) is None
+    assert name in registry.SIGNATURES["encoder"]
+    for config in file.VARIANTS.values():
+        assert isinstance(config, file.Config) and isinstance(config, EncoderConfig)
+        assert config.name == name and dataclasses.is_dataclass(config)
+        again = config_lib.from_mapping(file.Config, config_lib.to_mapping(config))
+        assert again == config
+
+
+@every_encoder
+def test_features_have_the_promised_channels_and_reductions(name):
+    file = registry.module("encoder", name)
+    config = next(iter(file.VARIANTS.values()))
+    features, variables = shapes_of(file, config)
+    assert isinstance(features, tuple)
+    assert tuple(array.shape[-1] for array in features) == config.channels
+    assert [array.shape[:3] for array in features] == [
+        (2, 64 // reduction, 96 // reduction) for reduction in config.reductions
+    ]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+@every_encoder
+def test_the_table_names_every_variable_and_the_names_tell_the_config(name):
+    file = registry.module("encoder", name)
+    config = next(iter(file.VARIANTS.values()))
+    _, variables = shapes_of(file, config)
+    found = names(variables, file.rules(config))
+    assert len(found) >= len(jax.tree.leaves(variables))
+    assert registry.matching("encoder", found) == (name,)
