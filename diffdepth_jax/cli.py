@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
-from diffdepth_jax.errors import ConfigError, UserError, naming_file
+from diffdepth_jax.errors import ConfigError, FileError, MissingFileError, UserError, naming_file
 
 
 class _LiteralParser(flags.ArgumentParser):
@@ -32,7 +32,7 @@ class _LiteralParser(flags.ArgumentParser):
     def parse(self, argument: Any) -> Any:
         try:
             return ast.literal_eval(argument) if isinstance(argument, str) else argument
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, RecursionError):
             return argument
 
 
@@ -166,6 +166,38 @@ def directory(flag: str, text: str) -> Path:
 
 
 _EMPTY = "is empty: name a directory, or . for the current one"
+
+
+def output_file(flag: str, text: str) -> Path:
+    """The file that a flag names, to be written at the end of a script: checked before its work.
+
+    Raises:
+      ConfigError: if it is empty.
+      FileError: if its folder does not exist (`MissingFileError`), or it is a folder itself.
+    """
+    if not text.strip():
+        raise ConfigError(f"{flag} is empty: name a file")
+    path = Path(text).expanduser()
+    if not path.parent.is_dir():
+        raise MissingFileError(f"{flag}={text}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise FileError(f"{flag}={text} is a folder; name a file in it")
+    return path
+
+
+def fields(words: Sequence[str]) -> dict[str, Any]:
+    """A mapping from `--field=value`, values read as Python where they can be.
+
+    Raises:
+      ConfigError: if a word is something else.
+    """
+    values = {}
+    for word in words:
+        name, equals, text = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not equals:
+            raise ConfigError(f"{word!r} is no field of the source: write --field=value")
+        values[name] = _LiteralParser().parse(text)
+    return values
 
 
 def run(main: Callable[[list[str]], Any]) -> None:

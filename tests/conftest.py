@@ -45,24 +45,42 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of recorded arrays and real frames beside a developer's checkout."""
+    """The folder of real frames and published lists beside a developer's checkout."""
     path = PROJECT.parent / "shared"
     if not path.is_dir():
-        pytest.skip("the folder ../shared with recorded arrays and real frames is not here")
+        pytest.skip("the folder ../shared with real frames is not here")
     return path
 
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """A run of the published implementation, its maps NHWC, with the weights it was made with."""
+    """A run of the published implementation, with the weights that it was made with.
+
+    Attributes:
+      arrays: inputs and results, maps as NHWC.
+      samples: of large maps, the numbers that were kept; see `error`.
+      meta: what `golden/README.md` describes.
+    """
 
     arrays: dict[str, np.ndarray]
+    samples: dict[str, np.ndarray]
     meta: dict[str, Any]
 
     @functools.cached_property
     def state_dict(self) -> dict[str, np.ndarray]:
         """The weights, drawn from the names: nothing but these draws was recorded of them."""
         return {name: _golden_weight(name, shape) for name, shape in self.meta["shapes"].items()}
+
+    def error(self, name: str, got: Any) -> float:
+        """The relative L2 error of a map NHWC, or of another array, where it was recorded."""
+        got = np.asarray(got, np.float64)
+        if name in self.samples:
+            wanted = self.samples[name]
+            got = got.transpose(0, 3, 1, 2).ravel()[:: self.meta["strides"][name]]
+        else:
+            wanted = self.arrays[name]
+        assert got.shape == wanted.shape, name
+        return float(np.linalg.norm(got - wanted) / np.linalg.norm(np.float64(wanted)))
 
 
 def _golden_weight(name: str, shape: list[int]) -> np.ndarray:
@@ -85,18 +103,18 @@ def _golden_weight(name: str, shape: list[int]) -> np.ndarray:
 
 
 @pytest.fixture
-def golden(request) -> Callable[[str], GoldenCase]:
-    """Reads a recorded case by its name: those committed here, or those of the shared folder."""
+def golden() -> Callable[[str], GoldenCase]:
+    """Reads a recorded case of the folder `golden` by its name."""
 
     def read(name: str) -> GoldenCase:
-        path = PROJECT / "tests" / "golden" / f"{name}.npz"
-        if not path.exists():
-            path = request.getfixturevalue("shared") / "golden" / f"{name}.npz"
-        with np.load(path) as file:
-            arrays = {key: file[key] for key in file.files if key != "meta"}
+        with np.load(PROJECT / "tests" / "golden" / f"{name}.npz") as file:
             meta = json.loads(str(file["meta"]))
+            arrays = {key: file[key] for key in file.files if key != "meta"}
+        samples = {key: arrays.pop(key) for key in meta["strides"]}
         return GoldenCase(
-            {key: a.transpose(0, 2, 3, 1) if a.ndim == 4 else a for key, a in arrays.items()}, meta
+            {key: a.transpose(0, 2, 3, 1) if a.ndim == 4 else a for key, a in arrays.items()},
+            samples,
+            meta,
         )
 
     return read

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffdepth_jax import cli
 from diffdepth_jax.data.sources import Sample
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -104,15 +105,27 @@ def test_as_a_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "facts"),
     [
-        (("nyuu",), "no source named 'nyuu'; did you mean 'nyu'"),
-        (("nyu", "--rot=1"), "nyu.rot does not exist; did you mean 'root'"),
-        (("nyu", "layout"), "'layout' is no option of the source: write --field=value"),
-        (("nyu", "--root=nowhere"), "nowhere does not exist: set root"),
+        (("nyuu",), ("'nyuu'", "did you mean 'nyu'")),
+        (("nyu", "--rot=1"), ("nyu.rot", "did you mean 'root'")),
+        (("nyu", "layout"), ("'layout'", "--field=value")),
+        (("nyu", "--root=nowhere"), ("nowhere", "set root")),
+        (("nyu", "--root=.", "--output=nowhere/sheet.png"), ("--output", "no folder nowhere")),
+        (("nyu", "--root=.", "--output="), ("--output is empty",)),
+        (("nyu", "--root=.", "--output=."), ("--output=.", "is a folder")),
     ],
 )
-def test_mistakes(flags: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes(
+    flags: tuple[str, ...],
+    facts: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr(sys, "argv", ["inspect_data.py", *flags])
-    with pytest.raises(SystemExit, match=re.escape(message)):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"), cli.one_line_errors():
         tool.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(fact in line for fact in facts), line

@@ -9,26 +9,27 @@ of its `Config` is an option, as `--layout` here. Values are read as Python wher
 
 Reads `--limit` frames, spread evenly over the split, and prints their sizes, depths, the share of
 pixels with a depth, intrinsics and conditions. What is missing or broken is listed and not fatal;
-the exit status is then 1. In the sheet, depth is coloured from near (bright) to far (dark) on a
-scale of each frame's own, grey where there is none; sparse depth is drawn with larger points.
+the exit status is then 1 (2 is for mistakes in the flags). In the sheet, depth is coloured from
+near (bright) to far (dark) on a scale of each frame's own, grey where there is none; sparse depth
+is drawn with larger points.
 """
 
 import argparse
-import ast
 import collections
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from diffdepth_jax import atomic, registry, visualize
-from diffdepth_jax.config import from_mapping
+from diffdepth_jax import atomic, cli, registry, visualize
+from diffdepth_jax.config import chosen
+from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.errors import DataError, FileError, MissingFileError
 
 PANEL = 420  # pixels, the width of a picture in the sheet
 CAPTION = 14  # pixels, the height of its line of text
@@ -82,16 +83,16 @@ def open_source(name: str, options: dict[str, Any]) -> tuple[Source, str | None]
     """The source, and what it says of missing files (None: nothing is missing).
 
     Raises:
-        ValueError, FileNotFoundError: if there is no such source or option, or it cannot be opened.
+        ConfigError: if there is no such source or option.
+        DataError, FileError: if it cannot be opened.
     """
-    module = registry.module("source", name)
-    config = from_mapping(module.Config, {"name": name, **options}, path=name)
+    config = chosen("source", {"name": name, **options}, resolve=registry.module, path=name)
     try:
-        return module.build(config), None
-    except FileNotFoundError as error:
-        if not getattr(config, "check_files", False):
+        return pipeline.build_source(config), None
+    except MissingFileError as error:
+        if not config.check_files:
             raise
-        return module.build(dataclasses.replace(config, check_files=False)), str(error)
+        return pipeline.build_source(config, on_error="skip"), str(error)
 
 
 def read(source: Source, limit: int) -> tuple[list[int], list[Figures], list[str]]:
@@ -108,7 +109,7 @@ def read(source: Source, limit: int) -> tuple[list[int], list[Figures], list[str
         try:
             figures.append(Figures.of(source[index]))
             good.append(index)
-        except (ValueError, OSError) as error:
+        except (DataError, FileError) as error:
             errors.append(str(error))
     return good, figures, errors
 
@@ -194,20 +195,6 @@ def _counted(counter: collections.Counter[str]) -> str:
     return ", ".join(f"{key} ({count})" for key, count in counter.most_common())
 
 
-def _options(words: Sequence[str]) -> dict[str, Any]:
-    """`--field=value` as a mapping."""
-    options = {}
-    for word in words:
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not equals:
-            raise ValueError(f"{word!r} is no option of the source: write --field=value")
-        try:
-            options[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            options[name] = text
-    return options
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -216,31 +203,30 @@ def main() -> None:
     parser.add_argument("--root", help="the data set's folder, a field like any other")
     parser.add_argument("--split", help="likewise")
     parser.add_argument("--limit", type=int, default=200, help="frames to read; 0 for all")
-    parser.add_argument("--output", type=Path, help="also draw a contact sheet into this PNG")
+    parser.add_argument("--output", help="also draw a contact sheet into this PNG")
     parser.add_argument("--rows", type=int, default=8, help="frames in the contact sheet")
     flags, words = parser.parse_known_args()
     if flags.limit < 0 or flags.rows < 1:
         parser.error(f"--limit={flags.limit} must not be negative, --rows={flags.rows} at least 1")
-    try:
-        given = {"root": flags.root, "split": flags.split}
-        options = {name: value for name, value in given.items() if value is not None}
-        source, missing = open_source(flags.name, options | _options(words))
-        good, figures, errors = read(source, flags.limit)
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+    output = None if flags.output is None else cli.output_file("--output", flags.output)
+    given = {"root": flags.root, "split": flags.split}
+    options = {name: value for name, value in given.items() if value is not None}
+    source, missing = open_source(flags.name, options | cli.fields(words))
+    good, figures, errors = read(source, flags.limit)
     print(f"{flags.name}: {len(source)} frames, {len(figures) + len(errors)} read")
     print(f"missing files: {missing or 'none'}")
     print("\n".join(report(figures)) if figures else "no frame could be read")
     print(f"frames that cannot be read: {len(errors)}")
     for error in errors[:LISTED]:
         print(f"  {error}")
-    if flags.output and good:
+    if output and good:
         count = min(flags.rows, len(good))
         chosen = [good[number * len(good) // count] for number in range(count)]
         sheet = contact_sheet([source[index] for index in chosen])
-        atomic.write(flags.output, lambda file: sheet.save(file, "PNG"))
+        atomic.write(output, lambda file: sheet.save(file, "PNG"))
     sys.exit(bool(missing or errors))
 
 
 if __name__ == "__main__":
-    main()
+    with cli.one_line_errors():
+        main()

@@ -18,13 +18,11 @@ leave it out by a list file.
 """
 
 import argparse
-import ast
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffdepth_jax import registry
-from diffdepth_jax.config import from_mapping, to_mapping
+from diffdepth_jax import cli, registry
+from diffdepth_jax.config import chosen, to_mapping
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.sources import tfds
 
@@ -41,7 +39,7 @@ def prepare(config: Any, output: Path, **settings: int | bool) -> Path:
         The folder of the data set.
 
     Raises:
-        ValueError, OSError: if it cannot be read or written, or the folder holds something else.
+        DataError, FileError: if it cannot be read or written, or the folder holds something else.
     """
     source = pipeline.build_source(config)
     folder = tfds.directory(output, config.name, config.split)
@@ -53,50 +51,34 @@ def prepare(config: Any, output: Path, **settings: int | bool) -> Path:
     return folder
 
 
-def options(words: Sequence[str]) -> dict[str, Any]:
-    """The fields of a source's config from `--field=value`.
-
-    Raises:
-        ValueError: if a word is something else.
-    """
-    fields: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or not equals:
-            raise ValueError(f"{word!r} is no option of the source: write --field=value")
-        try:
-            fields[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            fields[name] = text
-    return fields
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [name for name in registry.names("source") if name != "tfds"]
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--output", type=Path, required=True, help="the folder to write into")
+    parser.add_argument("--output", required=True, help="the folder to write into")
     parser.add_argument("--frames_per_file", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2, help="that read and encode")
     flags, words = parser.parse_known_args()
     if flags.frames_per_file < 1 or flags.threads < 1:
         parser.error("--frames_per_file and --threads must be at least 1")
+    output = cli.directory("--output", flags.output)
+    fields = {"name": flags.name} | cli.fields(words)
+    config = chosen("source", fields, resolve=registry.module, path=flags.name)
     try:
-        fields = {"name": flags.name} | options(words)
-        module = registry.module("source", flags.name)
         folder = prepare(
-            from_mapping(module.Config, fields, path=flags.name),
-            flags.output,
+            config,
+            output,
             frames_per_file=flags.frames_per_file,
             num_threads=flags.threads,
             progress=True,
         )
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted: the same command goes on with the rest") from None
     print(folder)
 
 
 if __name__ == "__main__":
-    main()
+    with cli.one_line_errors():
+        main()

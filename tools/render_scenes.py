@@ -38,7 +38,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +47,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from diffdepth_jax import atomic
+from diffdepth_jax import atomic, cli
+from diffdepth_jax.data import io
+from diffdepth_jax.errors import ConfigError, MissingPackageError, naming_file
 from diffdepth_jax.scenes import kinds, lidar, writers
 
 SPLITS = ("train", "val", "test")
@@ -157,11 +158,11 @@ def contact_sheet(tasks: list[Task]) -> Image.Image:
         draw.text((column * width + 4, 1), name, fill=(255, 255, 255))
     for row, task in enumerate(tasks):
         frame = task.frame
-        with_depth = [np.asarray(Image.open(frame.image(name))) for name in conditions]
-        depth = writers.read_depth(frame.dense(conditions[0]), frame.SCALE)
+        with_depth = [io.read_image(frame.image(name)) for name in conditions]
+        depth = io.read_depth_png(frame.dense(conditions[0]), frame.SCALE)
         with_depth.append(coloured(depth))
         if scanned:
-            sparse = writers.read_depth(frame.depth("groundtruth"), frame.SCALE)
+            sparse = io.read_depth_png(frame.depth("groundtruth"), frame.SCALE)
             points = np.where((sparse > 0)[..., None], coloured(sparse), with_depth[0] // 3)
             with_depth.append(points)
         for column, tile in enumerate(with_depth):
@@ -187,13 +188,15 @@ def _claim(root: Path, options: dict) -> None:
     note = root / "render.json"
     text = json.dumps(options, indent=2) + "\n"
     if not note.exists():
-        root.mkdir(parents=True, exist_ok=True)
+        with naming_file(root, "written"):
+            root.mkdir(parents=True, exist_ok=True)
         atomic.write_text(note, text)
-    elif note.read_text() != text:
-        raise SystemExit(
-            f"error: {root} holds frames rendered with other options ({note}). "
+    elif io.read_text(note) != text:
+        raise ConfigError(
+            f"{root} holds frames rendered with other options ({note}). "
             "Use those options, or another --output."
         )
+    atomic.remove_leftovers(root, recursive=True)
 
 
 def main() -> None:
@@ -213,12 +216,12 @@ def main() -> None:
     )
     parser.add_argument("--conditions", default="clear", help="with commas; or all")
     parser.add_argument("--lidar_failures", action="store_true", help="see above; kitti only")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", required=True)
     parser.add_argument(
         "--processes", type=_positive, default=os.cpu_count(), help="as many as cores, if not given"
     )
     parser.add_argument(
-        "--contact_sheet", type=Path, help=f"also draw the first {SHEET_FRAMES} scenes into a PNG"
+        "--contact_sheet", help=f"also draw the first {SHEET_FRAMES} scenes into a PNG"
     )
     flags = parser.parse_args()
     chosen = ("kind", "size", "samples", "seed", "layout", "image_format")
@@ -242,16 +245,18 @@ def main() -> None:
         preset["layout"] != "kitti" or not kinds.KINDS[preset["kind"]].lidar
     ):
         parser.error("--lidar_failures needs --kind=street and --layout=kitti: there is no lidar")
-    if flags.contact_sheet and not flags.contact_sheet.parent.is_dir():
-        parser.error(f"--contact_sheet: there is no folder {flags.contact_sheet.parent}")
+    output = cli.directory("--output", flags.output)
+    sheet = flags.contact_sheet and cli.output_file("--contact_sheet", flags.contact_sheet)
     if importlib.util.find_spec("mitsuba") is None:
-        parser.error("rendering needs Mitsuba 3: pip install 'diffdepth_jax[render]'")
+        raise MissingPackageError(
+            "rendering needs the package mitsuba: pip install 'diffdepth_jax[render]'"
+        )
 
     options = {name: preset[name] for name in chosen} | {"failures": flags.lidar_failures}
-    _claim(flags.output, options)
+    _claim(output, options)
     tasks = [
         Task(
-            root=flags.output, split=split, index=index, conditions=conditions, **options
+            root=output, split=split, index=index, conditions=conditions, **options
         )
         for split, count in preset["counts"].items()
         for index in range(count)
@@ -272,18 +277,19 @@ def main() -> None:
         frames = [task.frame for task in tasks if task.split == split]
         if preset["layout"] == "nyu":
             for condition in conditions:
-                writers.write_list(flags.output, condition, split, frames)
+                writers.write_list(output, condition, split, frames)
         elif split == "test":
-            writers.write_kitti_list(flags.output, split, frames)
-    if flags.contact_sheet:
-        contact_sheet(tasks[:SHEET_FRAMES]).save(flags.contact_sheet, format="PNG")
+            writers.write_kitti_list(output, split, frames)
+    if sheet:
+        picture = contact_sheet(tasks[:SHEET_FRAMES])
+        atomic.write(sheet, lambda file: picture.save(file, format="PNG"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on with what is missing", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except OSError as error:  # of the folders given: not there, not allowed, full
-        raise SystemExit(f"error: {error}") from error
+    with cli.one_line_errors():
+        try:
+            main()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "interrupted: the same command goes on with what is missing"
+            ) from None

@@ -269,6 +269,7 @@ def read_depth_array(
       DataError: if it is damaged, of another format, holds integers where metres are expected, or
         is a PNG without `png_scale`.
     """
+    _require(path)
     suffix = Path(path).suffix.lower()
     if suffix == ".exr":
         return read_exr(path).astype(dtype)
@@ -285,7 +286,6 @@ def read_depth_array(
     if suffix != ".png":
         raise DataError(f"{path} is no depth map: depth is read from {', '.join(DEPTH_SUFFIXES)}")
     if png_scale is None:
-        _require(path)
         raise DataError(
             f"{path}: a PNG does not say what its numbers are; set depth_scale to the units "
             "per metre (1000 for millimetres, 256 for KITTI)"

@@ -53,6 +53,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from diffdepth_jax import atomic
+from diffdepth_jax.errors import naming_file
 
 CLEAR = "clear"
 
@@ -89,7 +90,7 @@ class Frame(Protocol):
         """The picture."""
 
     def dense(self, condition: str) -> Path:
-        """The dense depth, which `read_depth` reads."""
+        """The dense depth, 16-bit PNG in units of 1 / SCALE metres."""
 
     def write(self, condition: str, picture: Picture) -> None:
         """Writes all files."""
@@ -201,12 +202,6 @@ def write_kitti_list(root: Path, split: str, frames: list[KittiFrame]) -> None:
     _write(root / f"{split}.txt", "".join(lines).encode())
 
 
-def read_depth(path: Path, scale: float) -> Float[np.ndarray, "h w"]:
-    """Metres `[h w]` from a depth PNG; `scale` is the writing frame's SCALE."""
-    with Image.open(path) as file:
-        return np.asarray(file) / scale
-
-
 def calibration_text(intrinsics: Float[np.ndarray, "3 3"], size: tuple[int, int]) -> str:
     """KITTI's `calib_cam_to_cam.txt` for the left colour camera of size (height, width)."""
 
@@ -259,5 +254,6 @@ def _png(array: np.ndarray) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_file(path, "written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write(path, lambda file: file.write(content))

@@ -1,6 +1,8 @@
-from pathlib import Path
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
 
-import numpy as np
+import pytest
 
 from diffdepth_jax.data.splits import (
     EIGEN_TEST,
@@ -24,18 +26,26 @@ def test_eigen_counts() -> None:
     assert not set(EIGEN_TRAIN) & set(EIGEN_TEST)
 
 
-def test_eigen_is_the_published_division(shared: Path) -> None:
-    folder = shared / "data/splits"
-    lines = (folder / "marigold/kitti_depth/eigen_test_files_with_gt.txt").read_text().splitlines()
-    published = {
-        (image.split("/")[1], int(Path(image).stem), depth != "None")
-        for image, depth, _ in map(str.split, lines)
-    }
+def digest(rows: Iterable[tuple[object, ...]]) -> str:
+    text = "\n".join(sorted(" ".join(map(str, row)) for row in rows))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# Of the published lists, read as sets of the same rows: eigen_test_files_with_gt.txt of
+# prs-eth/Marigold, eigen_full and eigen_zhou of nianticlabs/monodepth2 (splits).
+PUBLISHED = {
+    "eigen_test": "1c28efbc70fa52590020a41eb9a118559ad27e4ba976bde51098cce75cadf507",
+    "eigen_train": "71dc85f35c174bc274e95cc611d6b2f806be47b1ba872cb85c9ccbe374437ad1",
+    "train": "4abf1eccb60a2cc0b5f6802a1150c557b79ee3e72f555a6ee5211918f5f4915a",
+    "val": "cc952bf7c0a50b340107ffe015e48bdea4b9eb02059767959df0859c543f8ebe",
+}
+
+
+def test_eigen_is_the_published_division() -> None:
     ours = {(*pair, True) for pair in pairs(EIGEN_TEST)}
-    assert published == ours | {(*pair, False) for pair in pairs(EIGEN_TEST_WITHOUT_DEPTH)}
-    train = folder / "monodepth2/eigen_full/train_files.txt"
-    drives = np.unique([line.split()[0].split("/")[1] for line in train.read_text().splitlines()])
-    assert set(drives) == set(EIGEN_TRAIN)
+    ours |= {(*pair, False) for pair in pairs(EIGEN_TEST_WITHOUT_DEPTH)}
+    assert digest(ours) == PUBLISHED["eigen_test"]
+    assert digest((drive,) for drive in EIGEN_TRAIN) == PUBLISHED["eigen_train"]
 
 
 def test_zhou_counts() -> None:
@@ -46,13 +56,9 @@ def test_zhou_counts() -> None:
     assert sorted(val, key=lambda frame: (frame[0], frame[2], frame[1])) == val
 
 
-def test_zhou_is_the_published_division(shared: Path) -> None:
-    cameras = {"l": "image_02", "r": "image_03"}
-    for part in ("train", "val"):
-        path = shared / f"data/splits/monodepth2/eigen_zhou/{part}_files.txt"
-        lines = map(str.split, path.read_text().splitlines())
-        published = {(folder[11:], cameras[side], int(frame)) for folder, frame, side in lines}
-        assert set(zhou(part)) == published
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_zhou_is_the_published_division(part: Literal["train", "val"]) -> None:
+    assert digest(zhou(part)) == PUBLISHED[part]
 
 
 def test_nuscenes_scenes() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffdepth_jax.data import io
 from diffdepth_jax.data.sources import kitti, nyu
 from diffdepth_jax.scenes import layouts, writers
 
@@ -72,7 +73,7 @@ def test_files_hold_what_was_written(picture, tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(frame.image())), picture.image)
     for kind, depth in (("dense", picture.dense), ("groundtruth", picture.sparse)):
         assert np.asarray(Image.open(frame.depth(kind))).dtype == np.uint16
-        metres = writers.read_depth(frame.depth(kind), frame.SCALE)
+        metres = io.read_depth_png(frame.depth(kind), frame.SCALE)
         expected = np.where(depth <= 65535 / 256, depth, 0)
         assert np.abs(metres - expected).max() <= 0.5 / 256
         assert ((metres > 0) == (expected > 0)).all()

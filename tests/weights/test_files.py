@@ -4,7 +4,6 @@ import json
 import pickle
 import struct
 import zipfile
-import zlib
 
 import ml_dtypes
 import numpy as np
@@ -221,13 +220,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_golden_rule_of_weights_survives_a_file(tmp_path, shared):
+def test_the_golden_rule_of_weights_survives_a_file(tmp_path, golden):
     """A whole official state dict: names, shapes and order as the network writes them."""
-    case = json.loads(str(np.load(shared / "golden" / "res18.npz")["meta"]))
-    arrays = {}
-    for key, shape in case["shapes"].items():
-        rng = np.random.default_rng(zlib.crc32(key.encode()))
-        arrays[key] = rng.standard_normal(shape).astype(np.float32)
+    arrays = golden("res18").state_dict
     value = {"net": {key: whole(key, array) for key, array in arrays.items()}}
     write_zip(tmp_path / "model.pt", value, arrays)
     check(files.read(tmp_path / "model.pt"), arrays)

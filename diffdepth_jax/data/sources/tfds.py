@@ -221,6 +221,7 @@ def write(
     started = folder.with_name(f"incomplete_{folder.name}")
     with naming_file(started, "written"):
         started.mkdir(parents=True, exist_ok=True)
+    atomic.remove_leftovers(started)
     if (started / _RECORD).exists():
         require_same(started, record)
     else:

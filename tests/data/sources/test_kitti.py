@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import kitti
-from diffdepth_jax.data.splits import EIGEN_TEST, EIGEN_TRAIN, zhou
+from diffdepth_jax.data.splits import EIGEN_TEST, EIGEN_TEST_WITHOUT_DEPTH, EIGEN_TRAIN, zhou
+from diffdepth_jax.errors import MissingFileError
 
 DRIVE, OTHER = "2011_09_26_drive_0002_sync", "2011_09_28_drive_0001_sync"
 LEFT, RIGHT = "image_02", "image_03"
@@ -310,14 +311,25 @@ def test_real_calibration_and_scans(shared: Path) -> None:
     np.testing.assert_allclose(frames[0]["depth"], scan, atol=1 / 256)
 
 
-def test_real_lists(shared: Path, write_kitti: Callable[..., Path]) -> None:
-    """The published lists are understood line by line."""
-    splits = shared / "data" / "splits"
+def test_lists_in_the_forms_of_the_field(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
+    """Of Eigen's 697 frames as Marigold writes them, and as monodepth2 does: with and without the
+    45 that have no depth."""
     test = [(drive, LEFT, number) for drive, numbers in EIGEN_TEST.items() for number in numbers]
+    others = [(d, LEFT, n) for d, numbers in EIGEN_TEST_WITHOUT_DEPTH.items() for n in numbers]
     root = write_kitti(test, "val", size=(4, 6), calibrated=False)
-    marigold = kitti.source(str(splits / "marigold/kitti_depth/eigen_test_files_with_gt.txt"), root)
+
+    def opened(form: str, frames: list[tuple[str, str, int]]) -> kitti.Source:
+        lines = []
+        for drive, camera, number in frames:
+            depth = f"{drive}/proj_depth/groundtruth/{camera}/{number:010d}.png"
+            measured = depth if (drive, camera, number) in test else "None"
+            folder = f"{drive[:10]}/{drive}"
+            lines.append(form.format(folder=folder, number=number, camera=camera, depth=measured))
+        (tmp_path / "list.txt").write_text("\n".join(lines))
+        return kitti.source(str(tmp_path / "list.txt"), root)
+
+    marigold = opened("{folder}/{camera}/data/{number:010d}.png {depth} 721.5377", test + others)
     assert (len(marigold), marigold.num_without_depth) == (652, 45)
-    monodepth = kitti.source(str(splits / "monodepth2/eigen_benchmark/test_files.txt"), root)
-    assert ids(monodepth) == ids(marigold)
-    with pytest.raises(FileNotFoundError, match="90 of 1394 files"):
-        kitti.source(str(splits / "monodepth2/eigen/test_files.txt"), root)
+    assert ids(opened("{folder} {number} l", test)) == ids(marigold)
+    with pytest.raises(MissingFileError, match="90 of 1394 files"):
+        opened("{folder} {number:010d} l", test + others)

@@ -1,7 +1,5 @@
 """What the encoders' tests share: recorded features, and tables of weights there and back."""
 
-import importlib.util
-import json
 import re
 from dataclasses import dataclass
 from types import ModuleType
@@ -19,28 +17,23 @@ PREFIX = "depth_backbone."
 
 @dataclass(frozen=True)
 class EncoderCase:
-    """A recorded run of the published encoder."""
+    """The encoder's part of a recorded run."""
 
-    arrays: dict[str, np.ndarray]
+    run: Any  # GoldenCase of tests/conftest.py
     shapes: dict[str, tuple[int, ...]]
-    state_dict: dict[str, np.ndarray]
 
     def features(self, module: ModuleType, config: Any, rules: Rules) -> list[np.ndarray]:
         """Our features of the recorded image with the recorded weights."""
-        encoder = module.Encoder(config)
-        image = jnp.asarray(self.arrays["image"].transpose(0, 2, 3, 1))
+        encoder, image = module.Encoder(config), jnp.asarray(self.run.arrays["image"])
         expected = jax.eval_shape(encoder.init, jax.random.key(0), image)
-        variables = convert(self.state_dict, rules, expected)
+        state_dict = {name: self.run.state_dict[PREFIX + name] for name in self.shapes}
+        variables = convert(state_dict, rules, expected)
         return [np.asarray(array) for array in jax.jit(encoder.apply)(variables, image)]
 
     def errors(self, features: list[np.ndarray]) -> list[float]:
         """Relative L2 error of each stage."""
-        return [
-            float(np.linalg.norm(array.transpose(0, 3, 1, 2) - recorded) / np.linalg.norm(recorded))
-            for array, recorded in zip(
-                features, [self.arrays[f"feat{stage}"] for stage in range(4)], strict=True
-            )
-        ]
+        assert len(features) == 4
+        return [self.run.error(f"feat{stage}", array) for stage, array in enumerate(features)]
 
     def check(self, module: ModuleType, config: Any) -> None:
         features = self.features(module, config, module.rules(config))
@@ -49,23 +42,17 @@ class EncoderCase:
 
 
 @pytest.fixture
-def encoder_case(shared):
+def encoder_case(golden):
     """Reads the encoder's part of a recorded case by its name."""
-    spec = importlib.util.spec_from_file_location("golden_check", shared / "golden" / "check.py")
-    check = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(check)
 
     def read(name: str) -> EncoderCase:
-        with np.load(shared / "golden" / f"{name}.npz") as file:
-            shapes = json.loads(str(file["meta"]))["shapes"]
-            names = ("image", "feat0", "feat1", "feat2", "feat3")
-            arrays = {entry: file[entry] for entry in names}
-        shapes = {name: tuple(shape) for name, shape in shapes.items() if name.startswith(PREFIX)}
-        return EncoderCase(
-            arrays,
-            {name.removeprefix(PREFIX): shape for name, shape in shapes.items()},
-            {name.removeprefix(PREFIX): array for name, array in check.state_dict(shapes).items()},
-        )
+        run = golden(name)
+        shapes = {
+            name.removeprefix(PREFIX): tuple(shape)
+            for name, shape in run.meta["shapes"].items()
+            if name.startswith(PREFIX)
+        }
+        return EncoderCase(run, shapes)
 
     return read
 
