@@ -1,33 +1,121 @@
 """Files that are whole or absent, whatever interrupts their writing."""
 
+import contextlib
+import io
 import os
+import re
+import socket
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from diffdepth_jax.errors import MissingFileError, naming_file
+
+_TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)\.part", re.DOTALL)
+
 
 def write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
     """Writes a file under a temporary name beside it and renames it.
+
+    The permissions are those of any new file (the umask).
 
     Args:
         path: in a directory that exists; what is there already stays until the new file is whole.
         write: is given the open binary file.
 
     Raises:
-        OSError: if the file cannot be written. After that, or whatever `write` raises, `path` is as
-            it was and the temporary file is gone.
+        FileError: if the file cannot be written; names it and the cause (`MissingFileError`: its
+            directory does not exist). After that, or whatever `write` raises, `path` is as it was
+            and the temporary file is gone.
     """
     path = Path(path)
-    # Hidden and of another suffix, so that no search for results finds a half-written one.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = _temporary(path)
+    with naming_file(path, "written"):
+        if not path.parent.is_dir():
+            raise MissingFileError(f"{path} cannot be written: there is no folder {path.parent}")
+        try:
+            with _Writer(io.FileIO(temporary, "w")) as file:
+                write(file)
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):  # What went wrong before matters more.
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text; see `write`."""
-    write(path, lambda file: file.write(text.encode()))
+    """Writes UTF-8 text; see `write`.
+
+    Bytes of file names that are no UTF-8 (Python's lone surrogates) are written as `\\udcff`.
+    """
+    write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
+    """Removes the temporary files that killed processes of this machine have left.
+
+    To be called before writing into a directory. Files of running processes stay, and so do those
+    of other machines, which cannot be asked, and of a process whose number another one has got.
+    Two processes of one machine that do not see each other (containers that share its name) can
+    take a running one for gone: its `write` of that file then fails, and nothing else is lost.
+
+    Args:
+        directory: need not exist.
+        recursive: look into the directories below it as well.
+
+    Returns:
+        What was removed; what must not be removed stays, silently.
+    """
+    removed = []
+    for folder, folders, names in os.walk(directory):
+        for name in names:
+            match = _TEMPORARY.fullmatch(name)
+            if match and match[1] == _machine() and not _running(int(match[2])):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+                    removed.append(Path(folder, name))
+        if not recursive:
+            folders.clear()
+    return removed
+
+
+class _Writer(io.BufferedWriter):
+    """A file whose descriptor is kept back.
+
+    NumPy and Pillow write past Python where they are given one, and then tell of a full disk in
+    words of their own ("1024 requested and 0 written", "encoder error -2").
+    """
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
+
+
+def _temporary(path: Path) -> Path:
+    """`.NAME.MACHINE-PROCESS.part` beside the file; NAME is shortened where that is too long.
+
+    Hidden and of another suffix, so that no search for results finds a half-written file.
+    """
+    ending = f".{_machine()}-{os.getpid()}.part"
+    try:
+        limit = os.pathconf(path.parent, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        limit = 255  # bytes
+    name = os.fsencode(path.name)
+    if 1 + len(name) + len(ending) > limit:
+        ending = f".{zlib.crc32(name):08x}{ending}"
+        name = name[: limit - 1 - len(ending)]
+    return path.with_name(f".{os.fsdecode(name)}{ending}")
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

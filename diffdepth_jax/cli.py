@@ -1,14 +1,29 @@
-"""What the scripts share: `--config=FILE --config.key=value`, and user errors in one line."""
+"""What the scripts share: `--config=FILE --config.key=value`, and how they end.
+
+Mistakes and failures that the user can mend end a script in one line on stderr with exit status 2
+(`errors.UserError`), Ctrl-C in one line with 130. Nobody listening to what it prints does not end
+a run.
+"""
 
 import ast
+import contextlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
-from diffdepth_jax.errors import UserError
+from diffdepth_jax.errors import ConfigError, UserError, naming_file
 
 
 class _LiteralParser(flags.ArgumentParser):
@@ -21,9 +36,57 @@ class _LiteralParser(flags.ArgumentParser):
             return argument
 
 
+class _TupleParser(flags.ArgumentParser):
+    """Reads a tuple. No subclass of ml_collections' parser, which joins tuples given twice."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        return tuple_parser.TupleParser().parse(argument)
+
+
+class _ConfigFileParser(flags.ArgumentParser):
+    """Runs a config file; what is wrong with it is told by file and line."""
+
+    def parse(self, path: Any) -> ConfigDict:
+        name, *argument = path.split(":", 1)
+        if not name:
+            raise ConfigError("is empty: name a file of configs/")
+        with naming_file(name, "read"):
+            Path(name).open("rb").close()
+        loader = importlib.machinery.SourceFileLoader("config", name)
+        module = importlib.util.module_from_spec(
+            importlib.util.spec_from_loader("config", loader)  # of whatever suffix
+        )
+        try:
+            loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise ConfigError(f"{name} is no config: it has no function get_config")
+            config = module.get_config(*argument)
+        except UserError:
+            raise
+        except Exception as error:  # The file is the user's: anything may happen.
+            line = _last_line(name, error.__traceback__, error)
+            raise ConfigError(
+                f"{name} is no config that Python can run: {line}{type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(
+                f"{name}: get_config returns {type(config).__name__}; it must be a ConfigDict"
+            )
+        return config
+
+
+def _last_line(name: str, trace: TracebackType | None, error: Exception) -> str:
+    """Where in a file an error came from, as "line 7: "."""
+    if isinstance(error, SyntaxError) and error.filename == name:
+        return ""  # It tells the line itself.
+    lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == name]
+    return f"line {lines[-1]}: " if lines else ""
+
+
 # A field that a config file leaves at None can be set too; what fits there is known, and checked,
 # where the config becomes a dataclass.
 config_flags.register_flag_parser_for_type(type(None), _LiteralParser())
+config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
 
 def define_config(*, required: bool = True) -> flags.FlagHolder:
@@ -38,6 +101,7 @@ def define_config(*, required: bool = True) -> flags.FlagHolder:
         lock_config=False,
         accept_new_attributes=True,
     )
+    flags.FLAGS["config"].parser = _ConfigFileParser()
     if required:
         flags.mark_flag_as_required("config")
     return holder
@@ -83,11 +147,31 @@ def require_with(name: str, *others: str) -> None:
     )
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
-    """`absl.app.run`; a `UserError` becomes one line on stderr and exit status 2.
+def define_directory(name: str, help_string: str) -> flags.FlagHolder:
+    """Defines `--name=DIRECTORY`, which may be absent but not empty; see `directory`."""
+    holder = flags.DEFINE_string(name, None, help_string)
+    flags.register_validator(name, lambda text: text is None or bool(text.strip()), _EMPTY)
+    return holder
 
-    Any other exception is a fault of the program and keeps its traceback; `--verbosity=1` shows
-    that of user errors too.
+
+def directory(flag: str, text: str) -> Path:
+    """The directory that a flag names; for scripts that read their flags by argparse.
+
+    Raises:
+      ConfigError: if it is empty, which Python would take for the current directory.
+    """
+    if not text.strip():
+        raise ConfigError(f"{flag} {_EMPTY}")
+    return Path(text).expanduser()
+
+
+_EMPTY = "is empty: name a directory, or . for the current one"
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """`absl.app.run` within `one_line_errors`.
+
+    `--verbosity=1` shows the traceback of user errors too.
 
     Args:
       main: is given the rest of the command line.
@@ -96,7 +180,11 @@ def run(main: Callable[[list[str]], Any]) -> None:
     def parse(arguments: list[str]) -> list[str]:
         try:
             remaining = flags.FLAGS(arguments)
+        except UserError as error:
+            _stop(f"--config: {error}")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error.__context__, ConfigError):  # absl puts it in words of its own.
+                _stop(f"--config: {error.__context__}")
             # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
             message = str(error.args[0] if error.args else error)
             if isinstance(error, KeyError) and "\n" not in message:
@@ -106,9 +194,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
                 # absl puts the flags concerned before what a check says: a whole config among them.
                 message = message.replace(str(given.value), str(given.config_filename))
             _stop(", ".join(line.strip() for line in message.splitlines()))
-        config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
-        if config is not None and not isinstance(config, ConfigDict):
-            _stop(f"--config: there is no file {flags.FLAGS['config'].config_filename}")
+        for name, value in flags.FLAGS.flag_values_dict().items():
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                _stop(f"--{name} is {value}; it must fit into 64 bits")
         if len(remaining) > 1:
             _stop(f"{remaining[1]!r} is not a flag; flags are written --name=value")
         return remaining
@@ -116,16 +204,94 @@ def run(main: Callable[[list[str]], Any]) -> None:
     def guarded(arguments: list[str]) -> Any:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # Orbax tells every stage of every save.
+        return main(arguments)
+
+    with one_line_errors():
+        app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a script does within ends as it should.
+
+    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; a
+    KeyboardInterrupt with a message says that, such as how to go on. Any other exception is a fault
+    of the program and keeps its traceback. Where stdout or stderr is closed, or its reader is gone,
+    what is printed there is dropped.
+    """
+    with _lasting_streams():
         try:
-            return main(arguments)
+            yield
         except UserError as error:
             if logging.get_verbosity() >= logging.DEBUG:
                 raise
             _stop(str(error))
+        except KeyboardInterrupt as interrupt:
+            # Threads may take a moment to end; a second Ctrl-C does not wait for them.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _print_line(f"{sys.argv[0]}: {str(interrupt) or 'interrupted'}")
+            sys.exit(128 + signal.SIGINT)
 
-    app.run(guarded, flags_parser=parse)
 
-
-def _stop(message: str) -> None:
-    print(f"{sys.argv[0]}: error: {message}", file=sys.stderr)
+def _stop(message: str) -> NoReturn:
+    _print_line(f"{sys.argv[0]}: error: {message}")
     sys.exit(2)
+
+
+def _print_line(message: str) -> None:
+    # Names in files that others wrote could hold what a terminal obeys.
+    controls = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+    print(controls.sub(lambda found: repr(found[0])[1:-1], message), file=sys.stderr)
+
+
+class _Lasting:
+    """A standard stream that drops what nobody can read any more."""
+
+    def __init__(self, stream: Any, dropped: type[OSError]):
+        self._stream = stream
+        self._dropped = dropped
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except self._dropped:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except self._dropped:
+            self._drop()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _drop(self) -> None:
+        # Below Python too, for libraries, and for what is still in the buffer.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def _lasting_streams() -> Iterator[None]:
+    # A closed descriptor would be given to the next file, and what libraries print go into it.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+    streams = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:
+        out, err = (stream or nowhere for stream in streams)
+        # Names need not be UTF-8, nor the terminal know all of it.
+        out.reconfigure(errors="backslashreplace")
+        # A full disk under stdout is told, as results may go there; under stderr it cannot be.
+        sys.stdout, sys.stderr = _Lasting(out, BrokenPipeError), _Lasting(err, OSError)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.stdout, sys.stderr = streams

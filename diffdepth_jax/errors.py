@@ -52,3 +52,14 @@ def naming_file(path: str | os.PathLike[str], action: str) -> Iterator[None]:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError
         cause = error.strerror or str(error) or type(error).__name__
         raise kind(f"{path} cannot be {action}: {cause}") from error
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows as it is: control characters, and bytes of a file name that are no
+    text, become escape sequences such as "\\x1b". Line ends stay."""
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )

@@ -1,8 +1,10 @@
 """Reading images and depth maps from files, with errors that name the file and the remedy."""
 
+import contextlib
 import json
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +13,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Float64, UInt8
 from PIL import Image, ImageOps
+
+from diffdepth_jax.errors import (
+    DataError,
+    FileError,
+    MissingFileError,
+    MissingPackageError,
+    UserError,
+    naming_file,
+)
+
+# What a pattern means by any image or any depth map: folders hold notes and `Thumbs.db` as well.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+DEPTH_SUFFIXES = (".png", ".npy", ".exr")
 
 _PIECE = 1 << 20  # characters of a large JSON file that are read at once
 _BETWEEN_ROWS = re.compile(r"[\s,]*")
@@ -24,8 +39,8 @@ def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, 
         upright: turn it as its EXIF data say, as viewers do; a depth map beside it is not turned.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or holds more than 8 bits per channel.
+        FileError: if there is no such file (`MissingFileError`), or it must not be read.
+        DataError: if the file is damaged or holds more than 8 bits per channel.
     """
     return as_rgb(_open(path), str(path), upright=upright)
 
@@ -33,7 +48,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, 
 def as_rgb(image: Image.Image, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     """A Pillow image as RGB; `name` is how errors call it. Otherwise as `read_image`."""
     if image.mode.startswith("I") or image.mode == "F":
-        raise ValueError(
+        raise DataError(
             f"{name} has more than 8 bits per pixel (Pillow mode {image.mode!r}): it looks like a "
             "depth map where a colour image is expected"
         )
@@ -54,13 +69,13 @@ def read_depth_png(
       dtype: of the result; float64 where metrics are computed of it.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged or is not a 16-bit image of one channel.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if the file is damaged or is not a 16-bit image of one channel.
     """
     image = _open(path)
     # Pillow opens 16-bit PNG as "I;16" and older versions as "I".
     if image.mode not in ("I;16", "I;16B", "I"):
-        raise ValueError(
+        raise DataError(
             f"{path} is not a 16-bit depth map (Pillow mode {image.mode!r}): depth is stored as "
             f"uint16 = metres * {scale:g} in one channel; an 8-bit or colour picture of the depth "
             "has lost the metres, so fetch or write the original again"
@@ -77,49 +92,44 @@ def read_h5(path: str | Path, names: tuple[str, ...], entry: int | None = None) 
       entry: read only this entry along their first axis; None reads the whole.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged or lacks one of the `names` or the entry.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if the file is damaged or lacks one of the `names` or the entry.
     """
     import h5py  # Only here: scoring saved depth maps reads PNG through this module.
 
-    _require(path)
-    try:
-        with h5py.File(path, "r") as file:
-            absent = [name for name in names if name not in file]
-            if absent:
-                raise ValueError(f"{path} has no data set {absent[0]!r}; it holds {sorted(file)}")
-            return [file[name][() if entry is None else entry] for name in names]
-    except IndexError as error:
-        raise ValueError(f"{path} has no entry {entry}: it is shorter than its list") from error
     # h5py tells of damaged tables within the file as keys and states that are not there.
-    except (OSError, KeyError, RuntimeError) as error:
-        raise _damaged(path, error) from error
+    with reading(path, KeyError, RuntimeError), h5py.File(path, "r") as file:
+        absent = [name for name in names if name not in file]
+        if absent:
+            raise DataError(f"{path} has no data set {absent[0]!r}; it holds {sorted(file)}")
+        try:
+            return [file[name][() if entry is None else entry] for name in names]
+        except IndexError as error:
+            raise DataError(f"{path} has no entry {entry}: it is shorter than its list") from error
 
 
 def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it holds no JSON.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if it holds no JSON.
     """
-    _require(path)
-    try:
+    # Brackets that are opened a thousand times are a RecursionError.
+    with reading(path, ValueError, RecursionError):
         return json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise _damaged(path, error) from error
 
 
 def read_condition(path: str | Path) -> str:
     """The weather and light that a rendered scene's `condition.json` names.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it holds no JSON, or names none.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if it holds no JSON, or names none.
     """
     named = read_json(path)
     if not isinstance(named, dict) or not isinstance(named.get("condition"), str):
-        raise ValueError(f'{path} must name a condition, as in {{"condition": "mirror"}}')
+        raise DataError(f'{path} must name a condition, as in {{"condition": "mirror"}}')
     return named["condition"]
 
 
@@ -127,12 +137,14 @@ def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[s
     """The named fields of the objects in a JSON list, one by one, as files have up to 2 GB.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is no JSON list of objects, is truncated, or an object lacks a field.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if it is no JSON list of objects, is truncated, or an object lacks a field.
     """
-    _require(path)
     decode = json.JSONDecoder().raw_decode
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with (
+        reading(path, RecursionError),
+        open(path, encoding="utf-8", errors="replace") as file,
+    ):
         text = file.read(_PIECE).lstrip()
         readable, position = text.startswith("["), 1
         while readable:
@@ -150,10 +162,10 @@ def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[s
             try:
                 yield {field: row[field] for field in fields}
             except (KeyError, TypeError) as error:
-                raise ValueError(
+                raise DataError(
                     f"{path}: {str(row)[:200]} has no field {error}: another table, or damaged"
                 ) from error
-    raise ValueError(f"{path} is no JSON list of objects, or truncated: fetch it again")
+    raise DataError(f"{path} is no JSON list of objects, or truncated: fetch it again")
 
 
 def read_calibration(
@@ -167,29 +179,28 @@ def read_calibration(
       shape: (rows, columns); the numbers are row by row.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it has no such key, or not as many finite numbers there.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if it has no such key, or not as many finite numbers there.
     """
-    _require(path)
-    for line in Path(path).read_text(errors="replace").splitlines():
+    for line in read_text(path).splitlines():
         name, _, values = line.partition(":")
         if name.strip() == key:
             return numbers(values, shape, f"{path}, {key}")
-    raise ValueError(f"{path} has no {key}: it is another calibration file, or damaged")
+    raise DataError(f"{path} has no {key}: it is another calibration file, or damaged")
 
 
 def numbers(text: str, shape: tuple[int, ...], name: str) -> Float64[np.ndarray, "..."]:
     """An array from its numbers in a text; `name` is how errors call it.
 
     Raises:
-      ValueError: if the text is not `shape` finite numbers.
+      DataError: if the text is not `shape` finite numbers.
     """
     try:
         values = np.array([float(word) for word in text.split()], np.float64)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}; {np.prod(shape)} numbers were expected") from error
+        raise DataError(f"{name}: {error}; {np.prod(shape)} numbers were expected") from error
     if values.size != np.prod(shape) or not np.isfinite(values).all():
-        raise ValueError(
+        raise DataError(
             f"{name}: {np.prod(shape)} finite numbers were expected, found {text.split()}"
         )
     return values.reshape(shape)
@@ -201,66 +212,102 @@ def read_exr(path: str | Path) -> Float32[np.ndarray, "h w"]:
     Values are as stored (ClearGrasp: half floats, metres, NaN or 0 where nothing was measured).
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged or no OpenEXR file.
-      ImportError: if the package OpenEXR, an optional dependency, is not installed.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if the file is damaged or no OpenEXR file.
+      MissingPackageError: if the package OpenEXR, an optional dependency, is not installed.
     """
     try:
         import OpenEXR  # Only here: an extra of the few data sets that need it.
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{path} needs the package OpenEXR: pip install 'diffdepth_jax[exr]'"
         ) from error
-    _require(path)
-    try:
-        with OpenEXR.File(str(path), separate_channels=True) as file:
-            channels = file.channels()
-            name = next((name for name in "YZR" if name in channels), min(channels))
-            return channels[name].pixels.astype(np.float32)
     # It tells of broken pixels as a file without parts.
-    except (RuntimeError, ValueError) as error:
-        raise _damaged(path, error) from error
+    with (
+        reading(path, RuntimeError, ValueError),
+        OpenEXR.File(str(path), separate_channels=True) as file,
+    ):
+        channels = file.channels()
+        name = next((name for name in "YZR" if name in channels), min(channels))
+        return channels[name].pixels.astype(np.float32)
 
 
 def read_npy(path: str | Path) -> np.ndarray:
     """Reads an array of numbers from a `.npy` file.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged, an archive, or holds Python objects.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if the file is damaged, an archive, or holds Python objects.
     """
-    _require(path)
-    with open(path, "rb") as file:
-        begin = file.read(len(np.lib.format.MAGIC_PREFIX))
-    if begin != np.lib.format.MAGIC_PREFIX:
-        archive = begin.startswith(b"PK")
-        what = "an archive of arrays (.npz)" if archive else "no .npy file, or damaged"
-        raise ValueError(f"{path} cannot be read as a single array: it is {what}")
-    try:
-        return np.load(path, allow_pickle=False)
     # Damaged headers make it raise what its documentation does not tell, `TokenError` among it.
-    except Exception as error:
-        raise _damaged(path, error) from error
+    with reading(path, Exception), open(path, "rb") as file:
+        begin = file.read(len(np.lib.format.MAGIC_PREFIX))
+        if begin != np.lib.format.MAGIC_PREFIX:
+            archive = begin.startswith(b"PK")
+            what = "an archive of arrays (.npz)" if archive else "no .npy file, or damaged"
+            raise DataError(f"{path} cannot be read as a single array: it is {what}")
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def read_depth_array(
+    path: str | Path, png_scale: float | None, dtype: type[np.floating] = np.float32
+) -> Float[np.ndarray, "h w"]:
+    """Reads depth in metres from a 16-bit PNG, an `.npy` or an EXR file.
+
+    Args:
+      path: the file; an `.npy` is floating point [h w], [h w 1] or [1 h w].
+      png_scale: stored units per metre of a PNG (see `read_depth_png`); None if nobody said.
+        `.npy` and EXR hold metres, whatever it is.
+      dtype: of the result.
+
+    Returns:
+      Depth as stored: what was not measured is 0 in a PNG, often NaN or infinity in the others.
+
+    Raises:
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if it is damaged, of another format, holds integers where metres are expected, or
+        is a PNG without `png_scale`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".exr":
+        return read_exr(path).astype(dtype)
+    if suffix == ".npy":
+        depth = read_npy(path)
+        if depth.ndim == 3 and 1 in (depth.shape[0], depth.shape[-1]):
+            depth = depth.squeeze(-1 if depth.shape[-1] == 1 else 0)
+        if depth.ndim != 2 or depth.dtype.kind != "f":
+            raise DataError(
+                f"{path} holds {depth.dtype} {list(depth.shape)}; a depth map in .npy must be "
+                "floating point metres [h w]"
+            )
+        return depth.astype(dtype)
+    if suffix != ".png":
+        raise DataError(f"{path} is no depth map: depth is read from {', '.join(DEPTH_SUFFIXES)}")
+    if png_scale is None:
+        _require(path)
+        raise DataError(
+            f"{path}: a PNG does not say what its numbers are; set depth_scale to the units "
+            "per metre (1000 for millimetres, 256 for KITTI)"
+        )
+    return read_depth_png(path, png_scale, dtype)
 
 
 def read_mat(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
     """Reads variables of a MATLAB file of version 4 to 7.2 (those of 7.3 are HDF5: `read_h5`).
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged or lacks one of the `names`.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if the file is damaged or lacks one of the `names`.
     """
     import scipy.io  # Only here: half a second to import.
 
-    _require(path)
-    try:
-        variables = scipy.io.loadmat(path, variable_names=names)
     # What SciPy raises on damaged files is not told in its documentation.
-    except Exception as error:
-        raise _damaged(path, error) from error
-    if absent := [name for name in names if name not in variables]:
+    with reading(path, Exception):
+        variables = scipy.io.loadmat(path, variable_names=names)
         known = [name for name, *_ in scipy.io.whosmat(path)]
-        raise ValueError(f"{path} has no variable {absent[0]!r}; it holds {sorted(known)}")
+    if absent := [name for name in names if name not in variables]:
+        raise DataError(f"{path} has no variable {absent[0]!r}; it holds {sorted(known)}")
     return [variables[name] for name in names]
 
 
@@ -272,18 +319,18 @@ def read_labels(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h
       size: (height, width) of the image that it belongs to.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is damaged, coloured, of more than 8 bits or of another size.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if the file is damaged, coloured, of more than 8 bits or of another size.
     """
     image = _open(path)
     if image.mode not in ("L", "P", "1"):
-        raise ValueError(
+        raise DataError(
             f"{path} is no label map (Pillow mode {image.mode!r}): labels are an 8-bit PNG of one "
             "channel; its coloured picture does not do"
         )
     labels = np.asarray(image, np.uint8)
     if labels.shape != size:
-        raise ValueError(
+        raise DataError(
             f"{path} is {_size(labels)}, its image {size[0]}x{size[1]} (height x width): they must "
             "belong to one frame"
         )
@@ -293,11 +340,11 @@ def read_labels(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h
 def read_categories(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h w"]:
     """Reads a map of materials in Booster's classes, 0 to 3; 2 and 3 are transparent or mirrors.
 
-    Arguments and errors as `read_labels`, and ValueError for other classes.
+    Arguments and errors as `read_labels`, and DataError for other classes.
     """
     categories = read_labels(path, size)
     if categories.max(initial=0) > 3:
-        raise ValueError(
+        raise DataError(
             f"{path} has class {categories.max()}: classes of materials are 0 to 3, this is "
             "another mask"
         )
@@ -308,11 +355,10 @@ def read_numbers(path: str | Path, shape: tuple[int, ...]) -> Float64[np.ndarray
     """Reads a text file that holds an array's numbers and nothing else, row by row.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is not `shape` finite numbers.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if it is not `shape` finite numbers.
     """
-    _require(path)
-    return numbers(Path(path).read_text(errors="replace"), shape, str(path))
+    return numbers(read_text(path), shape, str(path))
 
 
 def read_points(path: str | Path, columns: int) -> Float32[np.ndarray, "n columns"]:
@@ -323,13 +369,13 @@ def read_points(path: str | Path, columns: int) -> Float32[np.ndarray, "n column
       columns: numbers of a point: 4 in KITTI, 5 in nuScenes; the first three are x, y and z.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if its length is not that of whole points.
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      DataError: if its length is not that of whole points.
     """
-    _require(path)
-    data = Path(path).read_bytes()
+    with reading(path):
+        data = Path(path).read_bytes()
     if len(data) % (4 * columns):
-        raise ValueError(
+        raise DataError(
             f"{path} has {len(data)} bytes, no multiple of {4 * columns} ({columns} float32 a "
             "point): truncated or of another layout, fetch it again"
         )
@@ -342,16 +388,16 @@ def check_sample(
     """Refuses a depth map that does not fit its image or holds what no depth can be.
 
     Raises:
-      ValueError: if the sizes differ, or depth is NaN, infinite or negative somewhere.
+      DataError: if the sizes differ, or depth is NaN, infinite or negative somewhere.
     """
     if image.shape[:2] != depth.shape:
-        raise ValueError(
+        raise DataError(
             f"image and depth differ in size: {image_path} is {_size(image)}, {depth_path} is "
             f"{_size(depth)} (height x width); they must belong to one frame"
         )
     wrong = ~(np.isfinite(depth) & (depth >= 0))
     if wrong.any():
-        raise ValueError(
+        raise DataError(
             f"{depth_path} has {int(wrong.sum())} depth values that are NaN, infinite or negative "
             "(0 marks what was not measured): repair or leave out this file"
         )
@@ -364,34 +410,82 @@ def missing(paths: Iterable[Path]) -> list[Path]:
     def absent(path: Path) -> bool:
         if path.parent not in folders:
             exists = path.parent.is_dir()
-            folders[path.parent] = set(os.listdir(path.parent)) if exists else set()
+            with naming_file(path.parent, "listed"):
+                folders[path.parent] = set(os.listdir(path.parent)) if exists else set()
         return path.name not in folders[path.parent]
 
     return [path for path in paths if absent(path)]
 
 
-def _open(path: str | Path) -> Image.Image:
+@contextlib.contextmanager
+def reading(path: str | Path, *damaged: type[Exception]) -> Iterator[None]:
+    """Turns whatever reading a file can raise into errors that name it.
+
+    Args:
+      path: the file.
+      damaged: what the library that reads it raises of a damaged one, besides an OSError that does
+        not come from the system.
+
+    Raises:
+      FileError: if there is no such file (`MissingFileError`), or the system refuses to read it.
+      DataError: for `damaged`.
+    """
     _require(path)
     try:
-        with Image.open(path) as image:
+        with naming_file(path, "read"):
+            try:
+                yield
+            except OSError as error:
+                if isinstance(error, UserError) or error.errno is not None:
+                    raise
+                raise _damaged(path, error) from error  # a library's words
+    except UserError:
+        raise
+    except damaged as error:
+        raise _damaged(path, error) from error
+
+
+def read_text(path: str | Path) -> str:
+    """Reads a text file; what is not UTF-8 in it is replaced.
+
+    Raises:
+      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+    """
+    with reading(path):
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
+def _open(path: str | Path) -> Image.Image:
+    try:
+        # Pillow tells of broken files in all these ways.
+        with (
+            reading(path, SyntaxError, ValueError, EOFError, struct.error),
+            Image.open(path) as image,
+        ):
             image.load()
             return image
-    # Pillow tells of broken files in all these ways.
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise _damaged(path, error) from error
     except Image.DecompressionBombError as error:
-        raise ValueError(
+        raise DataError(
             f"{path} is too large to be decoded ({error}): make it smaller first"
         ) from error
 
 
 def _require(path: str | Path) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: check the root folder and the file list")
+    with naming_file(path, "read"):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingFileError(
+                f"{path} does not exist: check the root folder and the file list"
+            ) from error
+        except ValueError as error:  # a null character
+            raise DataError(f"{path!r} is no name of a file: {error}") from error
+    if not stat.S_ISREG(mode):
+        raise FileError(f"{path} cannot be read: it is no file but a folder or device")
 
 
-def _damaged(path: str | Path, error: Exception) -> ValueError:
-    return ValueError(f"{path} cannot be read ({error}): truncated or damaged, fetch it again")
+def _damaged(path: str | Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read ({error}): truncated or damaged, fetch it again")
 
 
 def _size(array: np.ndarray) -> str:
