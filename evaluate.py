@@ -1,13 +1,15 @@
 """Metrics of a checkpoint or of any model's saved depth maps, under one protocol or several.
 
     python evaluate.py --config=configs/kitti.py --checkpoint=runs/kitti [--workdir=OUT]
+    python evaluate.py --config=configs/kitti.py --predictions=DIR --workdir=OUT
     python evaluate.py --protocol=kitti_eigen --predictions=DIR --ground_truth=DIR --workdir=OUT
 
 Writes `metrics.json`, `per_image.csv` and `report.html`; with --protocol=A,B the first two into
-OUT/A and OUT/B. Saved depth maps match by stem, 16-bit PNG or `.npy` in metres, such as
-`predict.py` writes. An interrupted evaluation of a checkpoint goes on when it is started again;
---shard=0/4 to --shard=3/4 share it among four processes, and then the command without puts their
-rows together.
+OUT/A and OUT/B. Saved depth maps are 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
+They are scored against the data set of a config, by the ids of its frames or the paths of its
+images, or against a folder of maps of the same names. An interrupted evaluation of a checkpoint
+goes on when it is started again; --shard=0/4 to --shard=3/4 share it among four processes, and then
+the command without puts their rows together.
 """
 
 from pathlib import Path
@@ -23,7 +25,7 @@ flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.
 flags.DEFINE_string("ground_truth", None, "Folder or pattern of measured depth maps.")
 flags.DEFINE_float("png_scale", None, "PNG value per metre; 256 if absent.")
 flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's where it differs.")
-flags.DEFINE_string("workdir", None, "Where the results go; the run directory if absent.")
+cli.define_directory("workdir", "Where the results go; the run directory if absent.")
 flags.DEFINE_string("shard", None, "I/N: only every N-th image, from the I-th (counted from 0).")
 flags.DEFINE_multi_string("compare", [], "NAME=PATH of another metrics.json, shown beside ours.")
 OPTIONS = [
@@ -54,54 +56,82 @@ OPTIONS = [
     flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),
 ]
-flags.mark_flags_as_mutual_exclusive(["config", "predictions"], required=True)
-cli.require_with("config", "checkpoint")
-cli.require_with("predictions", "ground_truth", "protocol", "workdir")
+flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
+flags.mark_flags_as_mutual_exclusive(["config", "ground_truth"], required=True)
+cli.require_with("checkpoint", "config")
+cli.require_with("predictions", "workdir")
+cli.require_with("ground_truth", "predictions", "protocol")
+cli.require_with("ground_truth_png_scale", "ground_truth")
 # What a model's prediction shows is what it was fed; only saved ones leave it open.
-of_predictions = ("ground_truth", "png_scale", "ground_truth_png_scale", "prediction_frame")
-of_models = ("checkpoint", "shard", "resize_input", "flip_tta", "flip_average", "batch_size")
-for name in (*of_predictions, "resize_prediction", "fill_zeros"):
+OF_PREDICTIONS = ("prediction_frame", "resize_prediction", "fill_zeros")
+for name in ("png_scale", *OF_PREDICTIONS):
     cli.require_with(name, "predictions")
+of_models = ("shard", "resize_input", "flip_tta", "flip_average", "batch_size")
 for name in (*of_models, "num_inference_steps"):
-    cli.require_with(name, "config")
+    cli.require_with(name, "checkpoint")
 
 
 def main(_: list[str]) -> None:
-    from diffdepth_jax.evaluation import protocols
     from diffdepth_jax.evaluation.report import comparisons, tables
-    from diffdepth_jax.evaluation.run import predictions
-    from diffdepth_jax.evaluation.run.dataset import parse_shard
 
     options = {flag.name: flag.value for flag in OPTIONS if flag.value is not None}
     compare = comparisons.parse(FLAGS.compare)
-    if FLAGS.predictions is not None:
-        scale = 256.0 if FLAGS.png_scale is None else FLAGS.png_scale
-        results = predictions.score_predictions(
-            FLAGS.predictions,
-            FLAGS.ground_truth,
-            protocols.get_all(options.pop("protocol"), **options),
-            FLAGS.workdir,
-            scale,
-            FLAGS.ground_truth_png_scale,
-            compare=compare,
-        )
-    else:  # Only this form needs JAX.
-        from diffdepth_jax import inference
-        from diffdepth_jax.evaluation.run import checkpoint
-        from diffdepth_jax.training import experiment
-
-        shard = None if FLAGS.shard is None else parse_shard(FLAGS.shard)
-        options |= {"compare": compare} if compare else {}
-        # The config's model is not used: the checkpoint knows its own.
-        exp = experiment.from_mapping(cli.mapping(CONFIG, options))
-        workdir = FLAGS.workdir or checkpoint.run_directory(Path(FLAGS.checkpoint).expanduser())
-        model = inference.load(FLAGS.checkpoint)
-        results = checkpoint.score_checkpoint(
-            model, exp.data, exp.evaluation, Path(workdir).expanduser(), shard=shard
-        )
+    results = (
+        _of_folders(options, compare) if FLAGS.config is None else _of_config(options, compare)
+    )
     if FLAGS.shard is not None:
         print(f"shard {FLAGS.shard} is done; the same command without --shard writes the result")
     print("\n\n".join(tables.table(result) for result in results.values()))
+
+
+def _of_folders(options, compare):
+    from diffdepth_jax.evaluation import protocols
+    from diffdepth_jax.evaluation.run import predictions
+
+    return predictions.score_predictions(
+        FLAGS.predictions,
+        FLAGS.ground_truth,
+        protocols.get_all(options.pop("protocol"), **options),
+        FLAGS.workdir,
+        _png_scale(),
+        FLAGS.ground_truth_png_scale,
+        compare=compare,
+    )
+
+
+def _of_config(options, compare):
+    # Only this form needs JAX.
+    from diffdepth_jax import inference
+    from diffdepth_jax.evaluation.run import checkpoint, source_predictions
+    from diffdepth_jax.evaluation.run.dataset import parse_shard
+    from diffdepth_jax.training import experiment
+
+    shown = {name: options.pop(name) for name in OF_PREDICTIONS if name in options}
+    options |= {"compare": compare} if compare else {}
+    # The config's model is not used: the checkpoint knows its own.
+    exp = experiment.from_mapping(cli.mapping(CONFIG, options))
+    if FLAGS.predictions is not None:
+        return source_predictions.score_source_predictions(
+            FLAGS.predictions,
+            exp.data,
+            [each.with_options(**shown) for each in exp.evaluation.build_all()],
+            FLAGS.workdir,
+            _png_scale(),
+            compare=exp.evaluation.compare,
+        )
+    shard = None if FLAGS.shard is None else parse_shard(FLAGS.shard)
+    workdir = FLAGS.workdir or checkpoint.run_directory(Path(FLAGS.checkpoint).expanduser())
+    return checkpoint.score_checkpoint(
+        inference.load(FLAGS.checkpoint),
+        exp.data,
+        exp.evaluation,
+        Path(workdir).expanduser(),
+        shard=shard,
+    )
+
+
+def _png_scale():
+    return 256.0 if FLAGS.png_scale is None else FLAGS.png_scale
 
 
 if __name__ == "__main__":

@@ -208,7 +208,9 @@ def test_the_table_and_the_files(folders, tmp_path):
     assert result["metrics"]["delta1"] == 1
     assert 0.09 < result["metrics"]["abs_rel"] < 0.1  # 10%, less where the cap clips it
     lines = done.stdout.splitlines()
-    assert ["ours", "paper*"] in [line.split() for line in lines]
+    assert ["ours"] in [line.split() for line in lines]
+    assert any("holds under dataset" not in line and "652 images" in line for line in lines)
+    assert result["reported"] == []
     assert f"{result['metrics']['abs_rel']:.4f}" in done.stdout
     assert "predictions=npy, ground_truth=png" in lines[1]
     assert (tmp_path / "out/report.html").read_text().count('class="example"') == 2
@@ -244,23 +246,29 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
     model = [f"--config={Path(__file__).parents[1] / 'configs/demo.py'}", "--checkpoint=absent"]
     Image.fromarray(np.zeros((376, 1241), np.uint8)).save(tmp_path / "0000000001.png")
     for arguments, message in [
-        ([], "Exactly one of (config, predictions)"),
-        (scored, "--predictions goes with --ground_truth, --protocol, --workdir"),
+        ([], "Exactly one of (checkpoint, predictions)"),
+        (scored, "--predictions goes with --workdir"),
+        ([*scored, *out], "--ground_truth goes with --predictions, --protocol"),
+        ([scored[0], *out, "--protocol=nyu"], "Exactly one of (config, ground_truth)"),
+        ([*scored, "--workdir=", "--protocol=nyu"], "workdir"),
+        ([*scored, *out, model[0], "--protocol=nyu"], "Exactly one of (config, ground_truth)"),
         ([*scored, *out, "--protocol=kitti_eigne"], "did you mean 'kitti_eigen'?"),
         ([*scored, *out, "--protocol=kitti_eigen", "--crop=grag"], "crop is 'grag'"),
         ([*scored, *out, "--protocol=nyu"], "image '0000000001': the NYU eigen crop"),
-        ([*scored, *out, "--protocol=nyu", "--flip_tta"], "--flip_tta goes with --config"),
-        ([*scored, *out, "--protocol=nyu", "--checkpoint=x"], "--checkpoint goes with --config"),
-        ([*scored, *out, "--protocol=nyu", "--shard=0/2"], "--shard goes with --config"),
+        ([*scored, *out, "--protocol=nyu", "--flip_tta"], "--flip_tta goes with --checkpoint"),
+        ([*scored, *out, "--protocol=nyu", "--checkpoint=x"], "one of (checkpoint, predictions)"),
+        ([*scored, *out, "--protocol=nyu", "--shard=0/2"], "--shard goes with --checkpoint"),
         ([*scored, *out, "--protocol=nyu", "--compare=x"], "compare is 'x'; it must be NAME=PATH"),
         ([*scored, *out, "--protocol=nyu", "--compare=a=b"], "b does not exist: compare"),
         ([*model, "--shard=2/2"], "shard is '2/2'; it must be I/N"),
         ([*model, "--png_scale=256"], "--png_scale goes with --predictions"),
-        (model[:1], "demo.py, checkpoint=None: --config goes with --checkpoint"),
-        ([*model, "--ground_truth=x"], "--ground_truth goes with --predictions"),
-        ([*model, "--ground_truth_png_scale=2"], "_png_scale goes with --predictions"),
+        (model[:1], "Exactly one of (checkpoint, predictions)"),
+        ([*model, "--ground_truth=x"], "Exactly one of (config, ground_truth)"),
+        ([*model, "--ground_truth_png_scale=2"], "_png_scale goes with --ground_truth"),
         ([*model, "--resize_prediction=none"], "--resize_prediction goes with --predictions"),
         ([*model, "--prediction_frame=kb"], "--prediction_frame goes with --predictions"),
+        ([*model, "--fill_zeros=background"], "--fill_zeros goes with --predictions"),
+        ([*scored, *out, "--protocol=nyu", "--batch_size=2"], "_size goes with --checkpoint"),
         ([*scored, *out, "--protocol=release", "--png_scale=0"], "png_scale is 0.0; it must be"),
         ([*scored, *out, "--protocol=release", "--ground_truth_png_scale=0"], "scale is 0.0"),
         ([*scored, f"--workdir={tmp_path}/0000000001.png", "--protocol=release"], "File exists"),
@@ -268,7 +276,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
         ([f"--predictions={tmp_path}/*1.png", f"--ground_truth={measured}/*1.png", *out,
           "--protocol=release"], "0000000001.png is not a 16-bit depth map"),
         ([*scored[:1], "--ground_truth=absent", *out, "--protocol=nyu"], "absent is neither"),
-        (["--config=absent.py", "--checkpoint=absent"], "there is no file absent.py"),
+        (["--config=absent.py", "--checkpoint=absent"], "absent.py cannot be read"),
     ]:  # fmt: skip
         done = run(*arguments)
         assert done.returncode != 0

@@ -15,7 +15,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
 flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.")
 flags.DEFINE_float("png_scale", 256.0, "PNG value per metre of saved depth maps.")
-flags.DEFINE_string("root", None, "The folder that holds depth_selection.")
+cli.define_directory("root", "The folder that holds depth_selection.")
 flags.DEFINE_string("output", None, "The .zip to write.")
 flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrored image.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's.")
@@ -25,21 +25,23 @@ cli.require_with("num_inference_steps", "checkpoint")
 
 
 def main(_: list[str]) -> None:
+    import numpy as np
     from tqdm import tqdm
 
+    from diffdepth_jax.data import io
     from diffdepth_jax.data.sources import kitti
     from diffdepth_jax.evaluation.report import submission
-    from diffdepth_jax.evaluation.run import predictions
+    from diffdepth_jax.evaluation.run import files
 
     samples = kitti.source("test_anonymous", FLAGS.root)
     submission.check_names((frame.id for frame in samples.frames), FLAGS.root)
     if FLAGS.predictions is not None:
-        saved = predictions.find(FLAGS.predictions)
+        saved = files.find(FLAGS.predictions).paths
         named = (name for name in saved if name in submission.NAMES)  # Pictures lie beside them.
         submission.check_names(named, FLAGS.predictions)
 
         def depth_of(sample):
-            return predictions.read_depth(saved[sample["id"]], FLAGS.png_scale)
+            return io.read_depth_array(saved[sample["id"]], FLAGS.png_scale, np.float64)
 
     else:
         import diffdepth_jax

@@ -18,6 +18,7 @@ from absl import flags
 
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
+from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.data.transforms import Augmentation, augment
 from diffdepth_jax.errors import ConfigError, DataError, FileError
@@ -272,6 +273,11 @@ class _Selection(Sequence[Mapping[str, Any]]):
                 self._broken[place] = str(error)
                 _LOG.warning("frame %s is skipped: %s", _name(self._source, place), error)
         return {"id": _name(self._source, place), "error": self._broken[place]}
+
+    def frame(self, index: int) -> Frame | None:
+        """The files of a sample, without reading them; None where the source lists none."""
+        frames = getattr(self._source, "frames", None)
+        return frames[self._indices[index]] if frames else None
 
 
 class _Replacing:

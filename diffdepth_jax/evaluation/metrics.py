@@ -52,8 +52,8 @@ FARTHEST = 1e6
 
 
 def valid_pixels(
-    target: Float[np.ndarray, "h w"], min_depth: float | int, max_depth: float | int
-) -> Bool[np.ndarray, "h w"]:
+    target: Float[np.ndarray, "*shape"], min_depth: float | int, max_depth: float | int
+) -> Bool[np.ndarray, "*shape"]:
     """Where the ground truth counts: min_depth < target < max_depth, both strict (NaN never)."""
     return (target > min_depth) & (target < max_depth)
 

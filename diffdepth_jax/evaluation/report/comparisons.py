@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdepth_jax import config
+from diffdepth_jax.errors import ConfigError, DataError, MissingFileError, naming_file
 from diffdepth_jax.evaluation.protocols import OPTIONS, Protocol
 from diffdepth_jax.evaluation.report import results
 
@@ -15,13 +16,13 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
     """Names and paths of texts like `control=runs/control/metrics.json`.
 
     Raises:
-      ValueError: for a text without a name, or a name given twice.
+      ConfigError: for a text without a name, or a name given twice.
     """
     found: dict[str, str] = {}
     for text in texts:
         name, sign, path = text.partition("=")
         if not (name and sign and path) or name in found:
-            raise ValueError(
+            raise ConfigError(
                 f"compare is {text!r}; it must be NAME=PATH with a name of its own and the path of "
                 "a metrics.json"
             )
@@ -39,8 +40,8 @@ def read(
       protocol, options: of ours; where theirs differ, that is stated in `differences`.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it holds no result, or one under another protocol.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+      DataError: if it holds no result, or one under another protocol.
     """
     return {name: _read(Path(path), protocol, options) for name, path in compare.items()}
 
@@ -51,25 +52,30 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
         own = file / protocol.name / results.METRICS_FILE
         file = own if own.exists() else file / results.METRICS_FILE
     if not file.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{file} does not exist: compare with a metrics.json, or with the directory that it "
             "was written to"
         )
+    with naming_file(file, "read"):
+        content = file.read_bytes()
     try:
-        other = json.loads(file.read_bytes())
-        name, theirs = other["protocol"], dict(other["options"])
-        parts = {"num_images": int(other["num_images"]), "metrics": dict(other["metrics"])}
-    except (ValueError, KeyError, TypeError) as error:  # ValueError: also bytes that are no text.
-        raise ValueError(
-            f"{file} is no metrics.json of an evaluation ({error!r}): compare with one, or with "
-            "the directory that it was written to"
+        other = json.loads(content)
+        name, theirs = str(other["protocol"]), dict(other["options"])
+        parts = _means(other)
+        for kind in ("conditions", "classes"):
+            groups = other.get(kind, {})
+            parts[kind] = {group: _means(part) for group, part in groups.items()}
+    # ValueError: also bytes that are no text. RecursionError: lists in lists, without end.
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f"{file} is no metrics.json of an evaluation ({error!r}): compare with one as it was "
+            "written, or with the directory that it was written to"
         ) from error
     if name != protocol.name:
-        raise ValueError(
+        raise DataError(
             f"{file} is a result under the protocol {name}; it cannot stand beside one under "
             f"{protocol.name}"
         )
-    parts |= {key: other.get(key, {}) for key in ("conditions", "classes")}
     ours = json.loads(json.dumps(protocol.options | dict(options)))
     theirs = dict.fromkeys(OPTIONS) | theirs  # The file may be older than an option.
     return {
@@ -77,3 +83,14 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
         **parts,
         "differences": config.differences(ours, theirs, "options"),
     }
+
+
+def _means(part: Mapping[str, Any]) -> dict[str, Any]:
+    """`num_images` and `metrics` of a result or of one of its groups, checked."""
+    metrics = dict(part["metrics"])
+    for name, value in metrics.items():
+        if type(value) not in (int, float) or not abs(value) < 1e300:  # NaN is neither
+            raise ValueError(f"{name} is no finite number")
+    if type(part["num_images"]) is not int or part["num_images"] < 0:
+        raise ValueError("num_images is no number of images")
+    return {"num_images": part["num_images"], "metrics": metrics}

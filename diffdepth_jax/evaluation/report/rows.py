@@ -31,8 +31,27 @@ class Row:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Row":
-        """Reads `to_json`; numbers come back exactly."""
+        """Reads `to_json`; numbers come back exactly.
+
+        Raises:
+          ValueError, TypeError, KeyError, AttributeError, RecursionError: for anything else.
+        """
         values: dict[str, Any] = json.loads(text)
         for name in ("scores", "baseline"):
-            values[name] = {key: Score(**score) for key, score in values[name].items()}
-        return cls(**values)
+            values[name] = {key: _score(score) for key, score in values[name].items()}
+        row = cls(**values)
+        if type(row.index) is not int or not isinstance(row.id, str):
+            raise ValueError("this is no row")
+        return row
+
+
+def _score(values: Mapping[str, Any]) -> Score:
+    score = Score(**values)
+    counts = score.num_valid, score.num_nonfinite, score.num_clipped, score.num_zero
+    numbers = [score.mean_depth, *score.metrics.values()]
+    numbers += [value for part in score.classes.values() for value in part.values()]
+    if not all(type(count) is int for count in counts):
+        raise TypeError("counts must be whole numbers")
+    if not all(type(number) in (int, float) for number in numbers):
+        raise TypeError("metrics must be numbers")
+    return score

@@ -4,12 +4,34 @@ It is the best constant guess in absolute error, harder to beat than the mean ma
 much of a metric the camera's fixed place alone explains.
 """
 
+import logging
 from collections.abc import Iterable
 
 import numpy as np
 
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation.protocols import frames
 from diffdepth_jax.evaluation.protocols.frames import Size
+
+_LOG = logging.getLogger(__name__)
+
+
+def of_training(data: ExperimentData) -> np.ndarray | None:
+    """`median_depth_map` of the training frames that an experiment asks for; None where it asks
+    for none or, with a warning, where they are not at hand."""
+    if not data.baseline_frames:
+        return None
+    try:
+        training = pipeline.evaluation_samples(
+            data.train.source, data.baseline_frames, data.on_error
+        )
+        depths = (sample["depth"] for sample in pipeline.readable(training))
+        return median_depth_map(depths)
+    except FileNotFoundError as error:
+        _LOG.warning("no baseline, as the training data cannot be read: %s", error)
+        return None
 
 
 def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> np.ndarray:
@@ -28,7 +50,7 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
       float32 [height, width], positive everywhere.
 
     Raises:
-      ValueError: if there is no map, or none with a measurement.
+      DataError: if there is no map, or none with a measurement.
     """
     maps = []
     for depth in depths:
@@ -37,7 +59,7 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
         measured = np.isfinite(depth) & (depth > 0)
         maps.append(np.where(measured, depth, np.inf).astype(np.float32))
     if not maps:
-        raise ValueError("no depth map was given: the median of an empty training set is unknown")
+        raise DataError("no depth map was given: the median of an empty training set is unknown")
     ordered = np.stack(maps)
     ordered.sort(axis=0)  # what was not measured comes last, as inf
     count = np.isfinite(ordered).sum(axis=0)
@@ -47,7 +69,7 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
     )
     known = count > 0
     if not known.any():
-        raise ValueError(f"none of the {len(maps)} depth maps holds a measurement")
+        raise DataError(f"none of the {len(maps)} depth maps holds a measurement")
     # Where a pixel was always measured count // 2 is within the stack, elsewhere low is unused.
     median = np.where(known, (low + high) / 2, np.nan)
     overall = np.median(median[known])

@@ -1,7 +1,6 @@
 """Evaluating a loaded model on the data of an experiment."""
 
 import hashlib
-import logging
 import typing
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.dataset import Shard, score_dataset
 
 _PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a model's output
-_LOG = logging.getLogger(__name__)
 
 
 class Model(typing.Protocol):
@@ -120,7 +118,7 @@ class _Scoring:
             self._samples,
             self._protocols,
             self._workdir,
-            baseline_depth=self._median(),
+            baseline_depth=baseline.of_training(self._data),
             options=measured(self._data.evaluation) | self._stated,
             compare=self._config.compare,
             batch_size=self._config.batch_size,
@@ -133,20 +131,6 @@ class _Scoring:
 
     def _predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
         return self._model.predict(images, **self._predicting)
-
-    def _median(self) -> np.ndarray | None:
-        data = self._data
-        if not data.baseline_frames:
-            return None
-        try:
-            training = pipeline.evaluation_samples(
-                data.train.source, data.baseline_frames, data.on_error
-            )
-            depths = (sample["depth"] for sample in pipeline.readable(training))
-            return baseline.median_depth_map(depths)
-        except FileNotFoundError as error:
-            _LOG.warning("no baseline, as the training data cannot be read: %s", error)
-            return None
 
 
 def measured(source: Any) -> dict[str, Any]:

@@ -1,14 +1,105 @@
 """What can be told of an evaluation before it, or a long training, begins."""
 
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData, first_evaluation_sample
+from diffdepth_jax.errors import DataError
+from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.evaluation.report import comparisons
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 
+_FRAMES = 3  # whose depth is looked at, of each source
+_FEW = 0.1  # of the measured pixels within the range: then something is wrong
+_SCALES = (1.0, 100.0, 256.0, 1000.0)  # stored units per metre that are in use
+_LOG = logging.getLogger(__name__)
+
 
 def check_data(data: ExperimentData, config: EvaluationConfig) -> None:
-    """Reads one evaluation frame and what results are compared with, so that no long training ends
-    in an error about them."""
+    """Reads a few frames and what results are compared with, so that no long training ends in an
+    error about them.
+
+    Raises:
+      DataError: for evaluation frames that a protocol cannot take, for depth of which nothing lies
+        in the range of a protocol or of the training, as in a wrong unit, or for another result
+        that cannot stand beside ours.
+    """
     sample = first_evaluation_sample(data)
-    for protocol in config.build_all():
+    protocols = config.build_all()
+    for protocol in protocols:
         protocol.prepare(sample["image"])
         comparisons.read(config.compare, protocol, {})
+    samples = _few(data.evaluation, data)
+    for protocol in protocols:
+        _check_range(
+            (protocol.truth(sample)[0] for sample in samples),
+            (protocol.min_depth, protocol.max_depth),
+            f"the protocol {protocol.name}",
+            data.evaluation,
+            "data.evaluation",
+        )
+    if data.train.depth_range is not None:
+        try:
+            samples = _few(data.train.source, data)
+        except FileNotFoundError:  # The training says it better, where there is one.
+            return
+        _check_range(
+            (sample["depth"] for sample in samples),
+            data.train.depth_range,
+            "data.train.depth_range",
+            data.train.source,
+            "data.train.source",
+        )
+
+
+def _few(source: Any, data: ExperimentData) -> list[Mapping[str, Any]]:
+    samples = pipeline.evaluation_samples(source, _FRAMES, data.on_error)
+    return list(pipeline.readable(samples))
+
+
+def _check_range(
+    depths: Iterable[np.ndarray],
+    depth_range: tuple[float, float],
+    whose: str,
+    source: Any,
+    field: str,
+) -> None:
+    """Refuses depth maps whose measurements lie outside a range, warns where nearly all do."""
+    measured = np.concatenate([depth[np.isfinite(depth) & (depth > 0)] for depth in depths])
+    if not measured.size:
+        _LOG.warning("%s: the first frames have no measured depth at all", field)
+        return
+    share = metrics.valid_pixels(measured, *depth_range).mean()
+    if share >= _FEW:
+        return
+    low, middle, high = (f"{depth:.5g}" for depth in np.percentile(measured, (1, 50, 99)))
+    message = (
+        f"{field}: of the measured pixels of a few frames {share:.0%} lie in the range "
+        f"{depth_range[0]:g} to {depth_range[1]:g} m of {whose}; they are {low} to {high} m, half "
+        f"of them below {middle} m. {_remedy(measured, depth_range, source, field)}"
+    )
+    if share > 0:
+        _LOG.warning("%s", message)
+        return
+    raise DataError(message)
+
+
+def _remedy(measured: np.ndarray, depth_range: tuple[float, float], source: Any, field: str) -> str:
+    """Which scale would bring the depths into the range."""
+    given = getattr(source, "depth_scale", None) or 1.0
+    likely = [
+        scale
+        for scale in _SCALES
+        if metrics.valid_pixels(measured * given / scale, *depth_range).mean() > 0.5
+        and scale != given
+    ]
+    if hasattr(source, "depth_scale") and likely:
+        return (
+            f"Is {field}.depth_scale, now {source.depth_scale}, rather "
+            f"{' or '.join(f'{scale:g}' for scale in likely)}?"
+        )
+    return "Is their unit metres, and does the range belong to these data?"

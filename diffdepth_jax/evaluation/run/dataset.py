@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from diffdepth_jax import atomic, locking
 from diffdepth_jax.errors import ConfigError, naming_file
 from diffdepth_jax.evaluation.protocols import Protocol, frames
 from diffdepth_jax.evaluation.protocols.protocol import PredictFn, naming_image
@@ -86,7 +87,15 @@ def score_dataset(
         )
     options = dict(options or {})
     others = {each.name: comparisons.read(compare or {}, each, options) for each in protocols}
-    with _made(Path(workdir).expanduser()) as directory:
+    # Beside a training run's own evaluations, which keep nothing, nobody is locked out.
+    exclusive = predict_fn is None or fingerprint is not None
+    with (
+        _made(Path(workdir).expanduser()) as directory,
+        locking.hold(directory, _lock(shard)) if exclusive else contextlib.nullcontext(),
+    ):
+        for protocol in protocols:
+            atomic.remove_leftovers(results.directory(directory, protocols, protocol))
+        atomic.remove_leftovers(directory)
         if fingerprint is None:
             finished, journal = {}, None
         else:
@@ -95,7 +104,11 @@ def score_dataset(
             digest.update(b"" if baseline_depth is None else baseline_depth.tobytes())
             digest.update(str(_length(samples)).encode())
             journal = Journal(directory, digest.hexdigest()[:16], shard or (0, 1))
-            finished = journal.read()
+            finished = {
+                index: row
+                for index, row in journal.read().items()
+                if _belongs(row, protocols, _length(samples))
+            }
         pending = tqdm(
             _pending(samples, finished, shard or (0, 1)),
             "evaluate",
@@ -105,7 +118,7 @@ def score_dataset(
             disable=not progress,
             dynamic_ncols=True,
         )
-        with journal or contextlib.nullcontext():
+        with journal or contextlib.nullcontext(), _keeping(journal, finished):
             for group in _groups(pending, batch_size):
                 for row in _rows(group, predict_fn, protocols, baseline_depth):
                     finished[row.index] = row
@@ -118,7 +131,8 @@ def score_dataset(
         found = {p.name: results.of(rows, p, options, others[p.name]) for p in protocols}
         for protocol in protocols:
             place = results.directory(directory, protocols, protocol)
-            place.mkdir(exist_ok=True)
+            with naming_file(place, "created"):
+                place.mkdir(exist_ok=True)
             results.write(place, rows, protocol, found[protocol.name])
         if journal:
             journal.remove()
@@ -135,6 +149,38 @@ def parse_shard(text: str) -> Shard:
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ConfigError(f"shard is {text!r}; it must be I/N with I from 0 to N-1, such as 0/4")
     return int(index), int(count)
+
+
+def _lock(shard: Shard | None) -> str:
+    return "evaluation" if shard is None else f"evaluation-{shard[0]}of{shard[1]}"
+
+
+def _belongs(row: Row, protocols: Sequence[Protocol], length: int | None) -> bool:
+    """Whether a row that was read may be one of this evaluation; another is done again."""
+    if row.error or row.index < 0 or (length is not None and row.index >= length):
+        return False
+    parts = [row.scores, *([row.baseline] if row.baseline else [])]
+    return all(
+        protocol.name in part
+        and set(part[protocol.name].metrics)
+        == (set(protocol.metrics) if part[protocol.name].num_valid else set())
+        for part in parts
+        for protocol in protocols
+    )
+
+
+@contextlib.contextmanager
+def _keeping(journal: Journal | None, finished: Collection[int]) -> Iterator[None]:
+    """Says after Ctrl-C how to go on, where finished rows are kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal is None:
+            raise
+        raise KeyboardInterrupt(
+            f"interrupted; {len(finished)} images are done and kept in {journal.path}: the same "
+            "command goes on from there"
+        ) from None
 
 
 def _length(samples: Iterable[Any]) -> int | None:

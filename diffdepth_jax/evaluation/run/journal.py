@@ -1,8 +1,10 @@
 """Rows of an evaluation on disk while it is not finished."""
 
+import contextlib
 import os
 from pathlib import Path
 
+from diffdepth_jax.errors import naming_file
 from diffdepth_jax.evaluation.report.rows import Row
 
 _PREFIX = "per_image.partial"
@@ -19,48 +21,57 @@ class Journal:
       directory: of the results; must exist.
       fingerprint: letters and digits.
       shard: (index, count) of this process.
+
+    Attributes:
+      path: the file of this process.
     """
 
     def __init__(self, directory: Path, fingerprint: str, shard: tuple[int, int] = (0, 1)):
         self._directory = directory
         self._prefix = f"{_PREFIX}-{fingerprint}-"
-        self._path = directory / f"{self._prefix}{shard[0]}of{shard[1]}.jsonl"
+        self.path = directory / f"{self._prefix}{shard[0]}of{shard[1]}.jsonl"
 
     def read(self) -> dict[int, Row]:
         """The finished rows by their index."""
         rows = {}
         for path in self._paths():
-            for line in path.read_bytes().splitlines(keepends=True):
+            with naming_file(path, "read"):
+                lines = path.read_bytes().splitlines(keepends=True)
+            for line in lines:
                 if not line.endswith(b"\n"):  # The process ended within its last line.
                     continue
                 try:
                     row = Row.from_json(line)
                 # After a power failure there may be anything: such an image is done again.
-                except (ValueError, TypeError, KeyError):
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     continue
                 rows[row.index] = row
         return rows
 
     def __enter__(self) -> "Journal":
-        if self._path.exists():
-            whole = self._path.read_bytes().rpartition(b"\n")
-            os.truncate(self._path, len(whole[0]) + len(whole[1]))
-        self._file = open(self._path, "a")
+        with naming_file(self.path, "written"):
+            if self.path.exists():
+                whole = self.path.read_bytes().rpartition(b"\n")
+                os.truncate(self.path, len(whole[0]) + len(whole[1]))
+            self._file = open(self.path, "a")
         return self
 
     def append(self, row: Row) -> None:
-        self._file.write(row.to_json() + "\n")
-        self._file.flush()
+        with naming_file(self.path, "written"):
+            self._file.write(row.to_json() + "\n")
+            self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        if not self._path.stat().st_size:
-            self._path.unlink()
+        with naming_file(self.path, "written"):
+            self._file.close()
+        with contextlib.suppress(FileNotFoundError):  # Another process has put all together.
+            if not self.path.stat().st_size:
+                self.path.unlink()
 
     def remove(self) -> None:
         """Removes the files of all processes."""
         for path in self._paths():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self._directory.glob(f"{self._prefix}*.jsonl"))

@@ -1,25 +1,27 @@
-"""Scoring saved depth maps of any model: two folders whose files share their stems.
+"""Scoring saved depth maps of any model against a folder of measured ones.
 
-Either side holds 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); where both lie
-side by side, as `predict.py` writes them, the `.npy` is read, which is exact. Predictions without
-ground truth are left out and counted. Needs NumPy and Pillow only.
+Either side holds 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); they belong
+together by their names, see `files.match`. Predictions without ground truth are left out and
+counted. Needs NumPy and Pillow only. `source_predictions` scores them against a data set.
 """
 
-import glob
+import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffdepth_jax.data import io
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation.protocols import Protocol
+from diffdepth_jax.evaluation.run import files
 from diffdepth_jax.evaluation.run.dataset import score_dataset
+from diffdepth_jax.evaluation.run.files import DepthFiles
 
-_SUFFIXES = (".npy", ".png")  # the first is preferred
-_SHOWN = 10  # of the names in an error
+_LOG = logging.getLogger(__name__)
 
 
 def score_predictions(
@@ -38,7 +40,7 @@ def score_predictions(
 
     Args:
       predictions, ground_truth: a folder, a file, or a pattern such as `out/*.npy`. Every ground
-        truth must have a prediction of its stem.
+        truth must have a prediction of its name.
       protocols: how to score.
       workdir: for the results.
       png_scale: PNG value per metre: 256 as KITTI, 1000 for millimetres.
@@ -51,25 +53,31 @@ def score_predictions(
       files were and how many predictions had no ground truth.
 
     Raises:
-      FileNotFoundError: for a folder that is missing or holds no depth map.
-      ValueError: for ground truth without a prediction, a file that is no depth map, sizes that do
+      MissingFileError: for a folder that is missing or holds no depth map.
+      DataError: for ground truth without a prediction, a file that is no depth map, sizes that do
         not go together; names the files.
+      ConfigError: for a scale that cannot be.
     """
-    scales = (png_scale, png_scale if ground_truth_png_scale is None else ground_truth_png_scale)
-    for name, scale in zip(("png_scale", "ground_truth_png_scale"), scales, strict=True):
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"{name} is {scale}; it must be positive and finite")
-    pairs, num_unmatched = pair_files(predictions, ground_truth)
+    if ground_truth_png_scale is None:
+        ground_truth_png_scale = png_scale
+    check_scale("png_scale", png_scale)
+    check_scale("ground_truth_png_scale", ground_truth_png_scale)
+    predicted, measured = files.find(predictions), files.find(ground_truth)
+    wanted = sorted(measured.paths)
+    names = files.match([[name] for name in wanted], predicted)
+    used = report_unused(predicted, names)
+    for cause in measured.unusable.values():
+        _LOG.warning("left out: %s", cause)
     options = {
-        "predictions": _kinds(path for _, path, _ in pairs),
-        "ground_truth": _kinds(path for _, _, path in pairs),
-        "png_scale": scales[0],
-        "ground_truth_png_scale": scales[1],
-        "predictions_without_ground_truth": num_unmatched,
+        "predictions": used["predictions"],
+        "ground_truth": measured.kinds,
+        "png_scale": png_scale,
+        "ground_truth_png_scale": ground_truth_png_scale,
+        **used,
     }
     from diffdepth_jax.evaluation.report import page  # Only here: it draws with Matplotlib.
 
-    samples = _Pairs(pairs, scales)
+    samples = _Pairs(predicted, measured, list(zip(names, wanted, strict=True)), options)
     results = score_dataset(
         None, samples, protocols, workdir, options=options, compare=compare, progress=progress
     )
@@ -77,101 +85,55 @@ def score_predictions(
     return results
 
 
+def check_scale(name: str, scale: float) -> None:
+    """ConfigError unless a number of stored units per metre can be one."""
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ConfigError(f"{name} is {scale}; it must be positive and finite")
+
+
+def report_unused(found: DepthFiles, names: Sequence[str]) -> dict[str, Any]:
+    """What to state of predictions beside a result, of which `names` have a ground truth; warns of
+    others that cannot be read."""
+    for name in found.unusable.keys() - set(names):
+        _LOG.warning("left out: %s", found.unusable[name])
+    return {
+        "predictions": DepthFiles(
+            found.source, {name: found.paths[name] for name in names if name in found.paths}
+        ).kinds,
+        "predictions_without_ground_truth": len(found.paths.keys() - set(names)),
+    }
+
+
+def read_prediction(found: DepthFiles, name: str, png_scale: float) -> np.ndarray:
+    """A depth map float64 [h, w] in metres; errors as in `io.read_depth_array`."""
+    return io.read_depth_array(found.paths[name], png_scale, np.float64)
+
+
 class _Pairs(Sequence[Mapping[str, Any]]):
     """Samples that hold their prediction, read when they are asked for."""
 
-    def __init__(self, pairs: Sequence[tuple[str, Path, Path]], scales: tuple[float, float]):
+    def __init__(
+        self,
+        predicted: DepthFiles,
+        measured: DepthFiles,
+        pairs: Sequence[tuple[str, str]],
+        options: Mapping[str, Any],
+    ):
+        self._predicted = predicted
+        self._measured = measured
         self._pairs = pairs
-        self._scales = scales
+        self._options = options
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        stem, *paths = self._pairs[index]
-        prediction, depth = (
-            read_depth(path, scale) for path, scale in zip(paths, self._scales, strict=True)
-        )
-        return {"id": stem, "prediction": prediction, "depth": depth}
-
-
-def pair_files(
-    predictions: str | os.PathLike, ground_truth: str | os.PathLike
-) -> tuple[list[tuple[str, Path, Path]], int]:
-    """(stem, prediction, ground truth) for each ground truth, sorted by stem, and how many
-    predictions have none; see `score_predictions` for errors."""
-    predicted, measured = find(predictions), find(ground_truth)
-    if missing := sorted(measured.keys() - predicted.keys()):
-        raise ValueError(
-            f"{len(missing)} of {len(measured)} in {ground_truth} have no prediction of the same "
-            f"stem in {predictions}: {_list(missing)}"
-        )
-    pairs = [(stem, predicted[stem], measured[stem]) for stem in sorted(measured)]
-    return pairs, len(predicted) - len(measured)
-
-
-def read_depth(path: Path, png_scale: float) -> np.ndarray:
-    """A depth map float64 [h, w] in metres.
-
-    Raises:
-      ValueError: naming the file, if it is damaged, holds 8 bits a pixel, or is no map.
-    """
-    if path.suffix.lower() == ".png":
-        return io.read_depth_png(path, png_scale, np.float64)
-    depth = io.read_npy(path)
-    if depth.ndim == 3 and 1 in (depth.shape[0], depth.shape[-1]):
-        depth = depth.squeeze(0 if depth.shape[0] == 1 else -1)
-    if depth.ndim != 2 or not np.issubdtype(depth.dtype, np.floating):
-        raise ValueError(
-            f"{path} holds {depth.dtype} {list(depth.shape)}; an .npy depth map must be floating "
-            "point metres [h, w]"
-        )
-    return depth.astype(np.float64)
-
-
-def find(source: str | os.PathLike) -> dict[str, Path]:
-    """The depth files of a folder or pattern by their stem.
-
-    Raises:
-      FileNotFoundError: if there are none.
-      ValueError: if two of them share a stem and are not one map in two formats.
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = list(path.iterdir())
-    elif path.exists():
-        found = [path]
-    else:
-        # Brackets in the name of a folder that exists are no pattern.
-        folder = next(parent for parent in path.parents if parent.is_dir())
-        pattern = Path(glob.escape(str(folder)), path.relative_to(folder))
-        found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-        if not found:
-            raise FileNotFoundError(
-                f"{source} is neither a folder nor a pattern that matches files"
-            )
-    files = [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
-    if not files:
-        raise FileNotFoundError(
-            f"{source} holds no .png and no .npy file (folders within it are not searched)"
-        )
-    stems: dict[str, Path] = {}
-    for path in sorted(files, key=lambda path: (_SUFFIXES.index(path.suffix.lower()), path)):
-        other = stems.setdefault(path.stem, path)
-        if other is path or (other.parent == path.parent and _kind(other) != _kind(path)):
-            continue
-        raise ValueError(f"{other} and {path} share a stem: which is meant? Choose by a pattern")
-    return stems
-
-
-def _kind(path: Path) -> str:
-    return path.suffix.lower().removeprefix(".")
-
-
-def _kinds(paths: Iterable[Path]) -> str:
-    return "+".join(sorted({_kind(path) for path in paths}))
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+        predicted, measured = self._pairs[index]
+        if predicted in self._predicted.unusable:
+            return {"id": measured, "error": self._predicted.unusable[predicted]}
+        scales = self._options["png_scale"], self._options["ground_truth_png_scale"]
+        return {
+            "id": measured,
+            "prediction": read_prediction(self._predicted, predicted, scales[0]),
+            "depth": read_prediction(self._measured, measured, scales[1]),
+        }

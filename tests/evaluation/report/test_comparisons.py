@@ -42,10 +42,32 @@ def test_what_is_no_such_result_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         comparisons.read({"a": tmp_path / "absent"}, RELEASE, {})
     no_metrics = b'{"protocol": "release", "options": {}, "num_images": 1, "metrics": [1]}'
-    for content in (b"{}", b"[]", b"no json", b"\xff\xfe\x00", no_metrics):
+    deep = b"[" * 100_000
+    edited = [
+        save(tmp_path / "edited.json", **changes).read_bytes()
+        for changes in (
+            {"metrics": {"abs_rel": "0.1"}},
+            {"metrics": {"abs_rel": 10**400}},
+            {"metrics": {"abs_rel": float("nan")}},
+            {"metrics": {"abs_rel": None}},
+            {"metrics": {"abs_rel": True}},
+            {"num_images": "4"},
+            {"num_images": None},
+            {"num_images": -1},
+            {"options": [1]},
+            {"options": None},
+            {"conditions": ["night"]},
+            {"conditions": {"night": 0.1}},
+            {"classes": {"ToM": {"metrics": {"abs_rel": "x"}, "num_images": 1}}},
+        )
+    ]
+    for content in (b"{}", b"[]", b"no json", b"\xff\xfe\x00", no_metrics, deep, *edited):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.json is no metrics\.json"):
             comparisons.read({"a": tmp_path / "a.json"}, RELEASE, {})
+    save(tmp_path / "a.json", classes={"ToM": {"metrics": {"mae_mm": 1}, "num_images": 1}})
+    found = comparisons.read({"a": tmp_path / "a.json"}, RELEASE, {})
+    assert found["a"]["classes"]["ToM"]["metrics"] == {"mae_mm": 1}
     file = save(tmp_path / "metrics.json", protocol="nyu")
     with pytest.raises(ValueError, match="under the protocol nyu; it cannot stand beside"):
         comparisons.read({"a": file}, RELEASE, {})

@@ -3,13 +3,14 @@ import dataclasses
 import io
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffdepth_jax.evaluation import protocols
-from diffdepth_jax.evaluation.report import page, papers
+from diffdepth_jax.evaluation.report import figures, page, papers
 from diffdepth_jax.evaluation.run.dataset import score_dataset
 
 PROTOCOLS = (
@@ -55,8 +56,10 @@ class Tags(HTMLParser):
 
 @pytest.fixture
 def written(tmp_path, monkeypatch):
-    ours = {"num_images": 9, "options": {"resize_input": "none"}}
-    comparable = tuple(dataclasses.replace(each, **ours) for each in papers.NUSCENES)
+    comparable = tuple(
+        dataclasses.replace(each, num_images=9, options={**each.options, "resize_input": "none"})
+        for each in papers.NUSCENES
+    )
     monkeypatch.setitem(papers.REPORTED, "nuscenes", comparable)
     found = score_dataset(
         predict,
@@ -72,18 +75,23 @@ def written(tmp_path, monkeypatch):
 
 def test_the_page_is_whole_and_needs_nothing_else(written):
     text, _ = written
-    tags = Tags()
+    tags, kinds = Tags(), []
     tags.feed(text)
     assert tags.open == []
     for tag, attributes in tags.found:
         assert tag not in ("script", "link", "iframe")
         if tag == "img":
             kind, _, content = attributes["src"].partition(",")
-            assert kind == "data:image/jpeg;base64"
-            with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
-                assert picture.width <= 420
+            kinds.append(kind)
+            content = base64.b64decode(content)
+            if kind == "data:image/svg+xml;base64":
+                ElementTree.fromstring(content)
+            else:
+                with Image.open(io.BytesIO(content)) as picture:
+                    assert picture.width <= 420
     assert "http" not in text and len(text) < 1e6
-    assert sum(tag == "img" for tag, _ in tags.found) == 6 * 4
+    assert kinds.count("data:image/jpeg;base64") == 6 * 4
+    assert kinds.count("data:image/svg+xml;base64") == len(kinds) - 6 * 4 == 2 * 3
 
 
 def test_the_page_shows_the_numbers_and_others_in_grey(written):
@@ -95,6 +103,13 @@ def test_the_page_shows_the_numbers_and_others_in_grey(written):
     assert re.findall(r"<td>([\d.]+)</td>", reported["DPT before"]) == ["0.1890", "0.3540"]
     assert "holds under dataset=kitti, depth=groundtruth, an unknown number of images: D" in text
     assert "frame &lt;" in text and "frame <" not in text
+
+
+def test_the_same_values_give_the_same_figure():
+    values = [0.1, 0.2, 0.2, 0.4]
+    assert figures.histogram(values) == figures.histogram(values)
+    assert figures.histogram(values) != figures.histogram([*values, 0.5])
+    assert figures.histogram([0.3])  # of one value
 
 
 def test_best_and_worst_images_by_the_first_protocol(written):
@@ -112,12 +127,12 @@ def test_few_images_are_shown_once_and_a_stream_has_no_pictures(tmp_path):
     page.save(tmp_path, PROTOCOLS[1:], predict, few)
     assert (tmp_path / "report.html").read_text().count('class="example"') == 2
     page.save(tmp_path, PROTOCOLS[1:], predict, iter(few))
-    assert "<img" not in (tmp_path / "report.html").read_text()
+    assert "image/jpeg" not in (tmp_path / "report.html").read_text()
 
 
 def test_sparse_depth_stays_visible_when_it_is_made_smaller():
     depth, mask = np.zeros((10, 1000)), np.zeros((10, 1000), bool)
     depth[4, 501:504], mask[4, 501:503] = 7, True
-    small = page._smaller(depth, mask)
+    small = figures.smaller(depth, mask)
     assert small.shape == (3, 333)
     assert np.nanmin(small) == np.nanmax(small) == 7 and np.isfinite(small).sum() == 1

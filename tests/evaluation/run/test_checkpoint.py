@@ -7,15 +7,17 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.data.experiment_data import ExperimentData
 from diffdepth_jax.data.sources import nyu
-from diffdepth_jax.errors import ConfigError, MissingFileError
+from diffdepth_jax.errors import ConfigError, DataError, MissingFileError
 from diffdepth_jax.evaluation.run import checkpoint
 from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
+from diffdepth_jax.evaluation.run.source_predictions import score_source_predictions
 
 RELEASE = EvaluationConfig(protocol="release")
 
@@ -184,3 +186,114 @@ def test_a_result_says_of_which_data_it_is_but_not_where_they_lie():
 def test_evaluation_data_are_tried_before_training(data):
     with pytest.raises(ValueError, match="12x16 is smaller than the kb crop"):
         check_data(data, EvaluationConfig(protocol="kitti_eigen"))
+
+
+@pytest.mark.parametrize("scale, depths", [(1000.0, "000 m"), (1e-5, "0.00079 m")])
+def test_depth_in_another_unit_is_told_before_training(source, scale, depths):
+    data = experiment_data(scale=scale)
+    with pytest.raises(
+        DataError, match=rf"data\.evaluation: .* 0% .*0\.001 to 80 m .*dense.*{depths}.*unit"
+    ):
+        check_data(data, EvaluationConfig(protocol="dense"))
+
+
+def test_a_likely_scale_is_named(source, monkeypatch):
+    config = dataclasses.make_dataclass(
+        "Scaled", [("depth_scale", float, 1.0)], bases=(Config,), frozen=True
+    )
+    monkeypatch.setattr(source, "Config", config)
+    data = experiment_data(scale=1000.0)
+    with pytest.raises(DataError, match=r"depth_scale, now 1\.0, rather 1000\?"):
+        check_data(data, EvaluationConfig(protocol="dense"))
+    # In training the range is the config's own.
+    train = dataclasses.replace(data.train, depth_range=(0.1, 0.5))
+    data = dataclasses.replace(experiment_data(), train=train)
+    with pytest.raises(DataError, match=r"data\.train\.source: .*0\.1 to 0\.5 m"):
+        check_data(data, EvaluationConfig(protocol="dense"))
+
+
+def test_depth_that_mostly_lies_outside_is_a_warning(source, caplog):
+    config = EvaluationConfig(protocol="dense", max_depth=3.0)
+    check_data(experiment_data(), config)
+    (record,) = caplog.records
+    assert "0.001 to 3 m" in record.getMessage()
+    caplog.clear()
+    check_data(experiment_data(), EvaluationConfig(protocol="dense"))
+    assert not caplog.records
+
+
+def saved(folder, *names):
+    for name in names:
+        path = folder / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        index = int(name[-1])
+        depth = Source(Config())[index]["depth"]
+        np.save(path, depth + 2)
+    return folder
+
+
+def test_predictions_of_a_source_by_its_ids(data, tmp_path):
+    folder = saved(tmp_path / "saved", "frame0", "deep/frame1", "frame2")
+    protocols = EvaluationConfig(protocol="release").build_all()
+    result = score_source_predictions(folder, data, protocols, tmp_path / "out", progress=False)
+    result = result["release"]
+    assert result["num_images"] == 3 and result["metrics"]["mae"] == pytest.approx(2)
+    assert result["baseline"]["abs_rel"] > 0
+    expected = {"dataset": "random", "predictions": "npy", "predictions_without_ground_truth": 0}
+    assert expected.items() <= result["options"].items()
+    assert (tmp_path / "out/report.html").read_text().count('alt="image"') == 3
+    (folder / "frame2.npy").unlink()
+    with pytest.raises(DataError, match=r"1 of 3 have no prediction .*: frame2; it holds deep"):
+        score_source_predictions(folder, data, protocols, tmp_path / "no", progress=False)
+    assert not (tmp_path / "no").exists()
+
+
+def kitti_tree(root):
+    """Two drives whose frames share their names."""
+    generator = np.random.default_rng(0)
+    for drive in ("0001", "0002"):
+        name = f"2011_09_26_drive_{drive}_sync"
+        images = root / f"2011_09_26/{name}/image_02/data"
+        depths = root / f"val/{name}/proj_depth/groundtruth/image_02"
+        images.mkdir(parents=True), depths.mkdir(parents=True)
+        for index in (5, 6):
+            file = f"{index:010d}.png"
+            Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(images / file)
+            depth = generator.integers(256, 256 * 60, (6, 8)).astype(np.uint16)
+            Image.fromarray(depth).save(depths / file)
+    return root
+
+
+@pytest.mark.parametrize("start", ["", "2011_09_26/", "model/2011_09_26/"])
+def test_predictions_in_the_folders_of_kittis_images(tmp_path, start):
+    root = kitti_tree(tmp_path / "kitti")
+    source = {"name": "kitti", "root": str(root), "split": "val", "cameras": ("image_02",)}
+    data = config_lib.from_mapping(
+        ExperimentData,
+        {
+            "train": {"source": source, "augmentation": {"crop": (4, 4)}},
+            "evaluation": source,
+            "baseline_frames": 0,
+        },
+        resolve=registry.module,
+    )
+    saved = tmp_path / "saved"
+    for path in (root / "val").rglob("*.png"):
+        drive = path.parts[-5]
+        target = saved / f"{start}{drive}/image_02/data/{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+        target.with_stem(f"{target.stem}_colour").write_bytes(b"no depth map")
+    protocols = EvaluationConfig(protocol="release").build_all()
+    result = score_source_predictions(saved, data, protocols, tmp_path / "out", progress=False)
+    result = result["release"]
+    assert result["num_images"] == 4 and result["metrics"]["abs_rel"] == 0
+    assert result["options"]["predictions_without_ground_truth"] == 4
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name in ("0000000005", "0000000006"):
+        (flat / f"{name}.png").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"0000000005 .* fits .*drive_0001.* and .*drive_0002.* alike"
+    ):
+        score_source_predictions(flat, data, protocols, tmp_path / "no", progress=False)

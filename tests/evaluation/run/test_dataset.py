@@ -1,15 +1,24 @@
+import contextlib
 import csv
+import errno
+import io
 import json
 import math
+import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diffdepth_jax import atomic
+from diffdepth_jax.errors import FileError
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.metrics import METRICS
 from diffdepth_jax.evaluation.protocols import PROTOCOLS
 from diffdepth_jax.evaluation.report import results
 from diffdepth_jax.evaluation.report.rows import Row
+from diffdepth_jax.evaluation.run import journal
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.dataset import parse_shard, score_dataset
 
@@ -292,6 +301,115 @@ def test_an_interrupted_evaluation_goes_on(samples, tmp_path, protocols):
     assert rest.count == len(samples) - 4
     assert found == expected
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_ctrl_c_says_how_to_go_on_where_rows_are_kept(samples, tmp_path):
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        score(Predictor(2), samples, RELEASE, tmp_path, fingerprint="f", progress=False)
+    assert "2 images" in str(interrupt.value) and str(tmp_path) in str(interrupt.value)
+    assert "same command" in str(interrupt.value)
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        score(Predictor(2), samples, RELEASE, tmp_path / "other", progress=False)
+    assert not str(interrupt.value)
+
+
+def test_two_processes_in_one_directory(samples, tmp_path):
+    """The second one is told, and leaves the rows and results of the first alone."""
+    rivals = []
+
+    def predict(image):
+        if not rivals:
+            rivals.append(1)
+            for fingerprint in ("f", "g"):
+                with pytest.raises(FileError, match=re.escape(str(tmp_path))):
+                    score(red, samples, RELEASE, tmp_path, fingerprint=fingerprint, progress=False)
+            shard = {"fingerprint": "f", "shard": (1, 2), "progress": False}
+            assert score(red, samples, RELEASE, tmp_path, **shard) is None
+        return red(image)
+
+    result = score(predict, samples, RELEASE, tmp_path, fingerprint="f", progress=False)
+    assert rivals and result["num_images"] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "per_image.csv"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"index": 3},
+        {"index": -1},
+        {"index": 1.0},
+        {"index": "0"},
+        {"id": None},
+        {"scores": {}},
+        {"scores": []},
+        {"scores": {"release": {"num_valid": 5}}},
+        {"error": "cannot be read"},
+    ],
+)
+def test_a_row_that_cannot_be_one_of_ours_is_done_again(samples, tmp_path, damage):
+    for options in ({"stop": 3}, {}):
+        predict = Predictor(2 if options else math.inf)
+        with contextlib.suppress(KeyboardInterrupt):
+            score(predict, samples, RELEASE, tmp_path, fingerprint="f", progress=False)
+        if options:
+            (journal,) = tmp_path.iterdir()
+            first, second = map(json.loads, journal.read_text().splitlines())
+            lines = json.dumps(second | damage), "[" * 100_000
+            journal.write_text("\n".join([json.dumps(first), *lines, ""]))
+    assert predict.count == 2  # of three, as the first row is whole
+    untouched = score(Predictor(), samples, RELEASE, tmp_path / "again", progress=False)
+    assert contents(tmp_path / "again") == {
+        name: text for name, text in contents(tmp_path).items() if "/" not in name
+    }
+    assert untouched["num_images"] == 2
+
+
+def test_a_row_that_cannot_be_kept_names_file_and_cause(samples, tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(journal, "open", lambda *_: Full(), raising=False)
+    with pytest.raises(FileError, match=r"per_image\.partial.* cannot be written: No space"):
+        score(red, samples, RELEASE, tmp_path, fingerprint="f", progress=False)
+
+
+def test_what_a_killed_process_left_is_removed(samples, tmp_path):
+    leftovers = [tmp_path / name for name in ("metrics.json", "release/per_image.csv")]
+    for path in leftovers:
+        path.parent.mkdir(exist_ok=True)
+        with pytest.raises(KeyboardInterrupt):
+            atomic.write(path, interrupted)
+        (part,) = (Path(name) for name in interrupted.seen if Path(name).parent == path.parent)
+        machine = part.name.rsplit(".", 2)[1].split("-")[0]
+        part.with_name(f".x.{machine}-{2**22 + 1}.part").touch()  # no process has this number
+    score_each(red, samples, SEVERAL, tmp_path, progress=False)
+    assert not list(tmp_path.rglob(".*"))
+
+
+def interrupted(file):
+    interrupted.seen.append(file.name)
+    raise KeyboardInterrupt
+
+
+interrupted.seen = []
+
+
+def test_groups_of_images_give_the_same_rows(samples, tmp_path):
+    counts = []
+
+    def predict_fn(images):
+        counts.append(len(images))
+        return [red(image) for image in images]
+
+    samples = [*samples, {"id": "broken", "error": "truncated"}, *samples]
+    for size in (1, 2, 7, 100):
+        score_dataset(
+            predict_fn, samples, SEVERAL, tmp_path / str(size), batch_size=size, progress=False
+        )
+    assert counts == [1] * 6 + [2, 1, 2, 1] + [6] + [6]
+    first, *others = (contents(tmp_path / str(size)) for size in (1, 2, 7, 100))
+    assert others == [first] * 3
 
 
 def test_shards_put_together_are_the_whole(samples, tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.protocols import PROTOCOLS
-from diffdepth_jax.evaluation.run import predictions
+from diffdepth_jax.evaluation.run import files, predictions
 
 RELEASE = PROTOCOLS["release"]
 
@@ -61,16 +62,14 @@ def test_png_scales_may_differ(folders, tmp_path):
     assert result["metrics"]["mae"] == 1
 
 
-def test_png_depth_is_divided_in_float64(tmp_path):
+def test_png_depth_is_divided_in_float64_and_npy_is_metres(tmp_path):
     Image.fromarray(np.array([[1, 333, 65535]], np.uint16)).save(tmp_path / "a.png")
-    depth = predictions.read_depth(tmp_path / "a.png", 1000)
+    depth = predictions.read_prediction(files.find(tmp_path / "a.png"), "a", 1000)
     assert depth.dtype == np.float64 and depth.tolist() == [[0.001, 0.333, 65.535]]
-
-
-def test_a_singleton_channel_is_dropped(tmp_path):
     for shape in ((1, 3, 4), (3, 4, 1)):
-        np.save(tmp_path / "a.npy", np.ones(shape, np.float16))
-        assert predictions.read_depth(tmp_path / "a.npy", 256).shape == (3, 4)
+        np.save(tmp_path / "b.npy", np.ones(shape, np.float16))
+        depth = predictions.read_prediction(files.find(tmp_path), "b", 1000)
+        assert depth.tolist() == np.ones((3, 4)).tolist()
 
 
 def test_the_folder_that_predict_writes_is_scored_by_its_npy(folders, tmp_path):
@@ -92,24 +91,60 @@ def test_the_folder_that_predict_writes_is_scored_by_its_npy(folders, tmp_path):
 def test_a_ground_truth_needs_a_prediction(folders, tmp_path):
     predicted, measured = folders
     (predicted / "a.npy").rename(predicted / "c.npy")
-    with pytest.raises(ValueError, match=r"1 of 2 in .* no prediction of the same stem .*: a$"):
+    with pytest.raises(
+        ValueError, match=r"1 of 2 have no prediction .*predicted: a; it holds b, c$"
+    ):
         score_predictions(predicted, measured, RELEASE, tmp_path / "out")
     for index in range(30):
         save_png(measured / f"x{index:02}.png", np.ones((5, 7)))
-    with pytest.raises(ValueError, match="x08 and 21 more"):
+    with pytest.raises(ValueError, match=r"31 of 32 .*x08 and 21 more"):
         score_predictions(predicted, measured, RELEASE, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_one_stem_in_two_folders_is_an_error(folders, tmp_path):
+def tree(folder, *names):
+    for name in names:
+        path = folder / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.full((2, 3), 1 + len(name)))
+    return folder
+
+
+def pairs(wanted, folder):
+    found = files.find(folder)
+    names = files.match([[name] for name in wanted], found)
+    return dict(zip(wanted, names, strict=True))
+
+
+def test_files_belong_together_by_their_paths(tmp_path):
+    frames = [f"2011_09_26/drive_{drive}/data/{index}" for drive in (1, 2) for index in (5, 6)]
+    same = tree(tmp_path / "same", *frames)
+    assert pairs(frames, same) == {name: name for name in frames}
+    fewer = [name.removeprefix("2011_09_26/") for name in frames]
+    assert pairs(frames, tree(tmp_path / "fewer", *fewer)) == dict(zip(frames, fewer, strict=True))
+    more = [f"model/{name}" for name in frames]
+    assert pairs(frames, tree(tmp_path / "more", *more)) == dict(zip(frames, more, strict=True))
+    assert pairs(["a"], tree(tmp_path / "below", "x/a")) == {"a": "x/a"}
+    assert pairs(["drive_1_data_5"], same) == {"drive_1_data_5": frames[0]}  # an id
+
+
+def test_names_that_do_not_tell_files_apart_are_an_error(tmp_path):
+    flat = tree(tmp_path / "flat", "5", "6")
+    with pytest.raises(DataError, match=r"5 in .*flat fits drive_1/5 and drive_2/5 alike"):
+        pairs(["drive_1/5", "drive_2/5"], flat)
+    two = tree(tmp_path / "two", "x/a", "y/a")
+    with pytest.raises(DataError, match=r"^a has several files that fit alike .*: x/a, y/a"):
+        pairs(["a"], two)
+    assert pairs(["y/a", "x/a"], two) == {"x/a": "x/a", "y/a": "y/a"}
+
+
+def test_a_pattern_chooses_among_folders(folders, tmp_path):
     _, measured = folders
-    (tmp_path / "more").mkdir()
-    for suffix in (".npy", ".png"):
-        other = tmp_path / f"more/a{suffix}"
-        other.write_bytes(b"")
-        with pytest.raises(ValueError, match=rf"a\.npy and .*a\{suffix} share a stem"):
-            predictions.pair_files(tmp_path / "[mp]*re*" / "a.*", measured)
-        other.unlink()
+    tree(tmp_path / "more", "a")
+    with pytest.raises(DataError, match=r"a has several files .*: more/a, predicted/a"):
+        pairs(["a"], tmp_path / "[mp][!e]*" / "a.*")
+    assert set(files.find(tmp_path / "more" / "*").paths) == {"a"}
+    assert set(files.find(measured).paths) == {"a", "b"}
 
 
 def test_brackets_in_a_path_and_the_home_directory(folders, tmp_path, monkeypatch):
@@ -117,14 +152,34 @@ def test_brackets_in_a_path_and_the_home_directory(folders, tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     predicted = predicted.rename(tmp_path / "run[1]")
     for source in (predicted, predicted / "*.npy", "~/run[1]", "~/run[[]1]/*.npy"):
-        pairs, _ = predictions.pair_files(source, "~/measured")
-        assert [path for _, path, _ in pairs] == [predicted / "a.npy", predicted / "b.npy"]
+        found = files.find(source)
+        names = files.match([["a"], ["b"]], found)
+        assert [found.paths[name] for name in names] == [predicted / "a.npy", predicted / "b.npy"]
     np.save(predicted / "c[1].npy", np.ones((5, 7)))
     save_png(measured / "c[1].png", np.ones((5, 7)))
-    pairs, _ = predictions.pair_files(predicted / "c[1].npy", measured / "c[1].png")
-    assert len(pairs) == 1
+    one = predicted / "c[1].npy", measured / "c[1].png"
+    assert score_predictions(*one, RELEASE, "~/one", progress=False)["num_images"] == 1
     score_predictions("~/run[1]", "~/measured", RELEASE, "~/out", progress=False)
     assert (tmp_path / "out/metrics.json").exists()
+
+
+def test_a_bad_name_is_reported_and_the_others_are_scored(folders, tmp_path, caplog):
+    predicted, measured = folders
+    (predicted / "b.npy").unlink()
+    (predicted / "b.npy").symlink_to("b.npy")  # a loop
+    (predicted / "stray.npy").symlink_to("stray.npy")
+    for name in ("\udcff", "n" * 240):
+        np.save(predicted / f"{name}.npy", np.full((5, 7), 2.0))
+        save_png(measured / f"{name}.png", np.ones((5, 7)))
+    result = score_predictions(predicted, measured, RELEASE, tmp_path / "out", progress=False)
+    assert (result["num_images"], result["num_unreadable"]) == (3, 1)
+    (unreadable,) = result["unreadable"]
+    assert unreadable["id"] == "b" and "b.npy cannot be read" in unreadable["error"]
+    assert any("stray.npy" in record.getMessage() for record in caplog.records)
+    with open(tmp_path / "out/per_image.csv", newline="") as file:
+        rows = {row["id"]: row["abs_rel"] for row in csv.DictReader(file)}
+    assert rows["\\udcff"] == rows["n" * 240] == "1.0"
+    assert "report.html" in {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_half_precision(folders, tmp_path):
@@ -232,7 +287,7 @@ def test_scoring_needs_no_jax():
     code = (
         "import sys; from diffdepth_jax.evaluation.run import predictions; "
         "from diffdepth_jax.evaluation.report import tables; "
-        "heavy = {'jax', 'flax', 'grain', 'h5py', 'absl', 'matplotlib', 'tensorflow'}; "
+        "heavy = {'jax', 'flax', 'grain', 'h5py', 'matplotlib', 'tensorflow'}; "
         "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
     )
     project = Path(__file__).resolve().parents[3]

@@ -1,0 +1,63 @@
+"""Figures of the page, as what the `src` of an `<img>` holds."""
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from diffdepth_jax.evaluation.protocols import frames
+
+PICTURE_WIDTH = 420
+_BINS = 24
+
+
+def histogram(values: Sequence[float]) -> str:
+    """How many images have which value, as SVG; the line is at their median."""
+    low, high = min(values), max(values)
+    figure = Figure(figsize=(3.2, 1.5), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(values, bins=_BINS, range=(low, high if high > low else low + 1), color="#7a9cc6")
+    axes.axvline(float(np.median(values)), color="#c0392b", linewidth=1.2)
+    axes.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8, colors="#666666")
+    file = io.BytesIO()
+    # The same bytes for the same values: no date, and ids that are not random.
+    with matplotlib.rc_context({"svg.hashsalt": "page"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return _data_uri("svg+xml", file.getvalue())
+
+
+def picture(array: np.ndarray) -> str:
+    """A picture uint8 [h, w, 3], as JPEG."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "jpeg", quality=85)
+    return _data_uri("jpeg", file.getvalue())
+
+
+def smaller(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Means over square blocks of the pixels in `mask`, so that sparse depth stays visible; NaN
+    where a block has none."""
+    factor = max(math.ceil(array.shape[1] / PICTURE_WIDTH), 1)
+    rows, columns = (side // factor for side in array.shape)
+    blocks = (rows, factor, columns, factor)
+    array, mask = (each[: rows * factor, : columns * factor] for each in (array, mask))
+    sums = np.where(mask, array, 0).reshape(blocks).sum(axis=(1, 3), dtype=np.float64)
+    counts = mask.reshape(blocks).sum(axis=(1, 3))
+    return np.where(counts, sums / np.maximum(counts, 1), np.nan)
+
+
+def smaller_image(image: np.ndarray) -> np.ndarray:
+    """An image uint8 [h, w, 3] at the width of a picture, or as it is where that is larger."""
+    width = min(PICTURE_WIDTH, image.shape[1])
+    height = max(round(image.shape[0] * width / image.shape[1]), 1)
+    return frames.resize_image(image, (height, width))
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,164 @@
+"""Saved depth maps, and which of them belongs to which ground truth."""
+
+import dataclasses
+import glob
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from diffdepth_jax.errors import DataError, MissingFileError, naming_file
+
+_SUFFIXES = (".npy", ".png")  # the first is preferred
+_SHOWN = 10  # of the names in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthFiles:
+    """The depth maps of a folder or pattern.
+
+    Attributes:
+      source: as it was named.
+      paths: by their path below the folder, with / and without suffix.
+      unusable: of those that no system call can follow, such as a link to itself: the cause.
+    """
+
+    source: str
+    paths: Mapping[str, Path]
+    unusable: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kinds(self) -> str:
+        return "+".join(sorted({_kind(path) for path in self.paths.values()}))
+
+
+def find(source: str | os.PathLike) -> DepthFiles:
+    """The depth files of a folder and of the folders within it, or those of a pattern.
+
+    Where a map lies there as `.npy` and `.png`, as `predict.py` writes it, it is the `.npy`.
+
+    Raises:
+      MissingFileError: if there are none.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        folder, found = path, list(_walk(path))
+    elif os.path.lexists(path):
+        folder, found = path.parent, [path]
+    else:
+        # Brackets in the name of a folder that exists are no pattern.
+        folder = next(parent for parent in path.parents if parent.is_dir())
+        pattern = Path(glob.escape(str(folder)), path.relative_to(folder))
+        found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+        if not found:
+            raise MissingFileError(f"{source} is neither a folder nor a pattern that matches files")
+    paths: dict[str, Path] = {}
+    unusable: dict[str, str] = {}
+    found = [path for path in found if path.suffix.lower() in _SUFFIXES]
+    for path in sorted(found, key=lambda path: (_SUFFIXES.index(path.suffix.lower()), path)):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        try:
+            path.stat()
+        except OSError as error:
+            unusable[name] = f"{path} cannot be read: {error.strerror}"
+            continue
+        if path.is_file():
+            paths.setdefault(name, path)
+    unusable = {name: cause for name, cause in unusable.items() if name not in paths}
+    if not paths:
+        raise MissingFileError(f"{source} holds no .png and no .npy file, nor do folders within it")
+    return DepthFiles(str(source), paths, unusable)
+
+
+def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
+    """The name of the file that belongs to each wanted map.
+
+    A file may lie in fewer or more folders than the name tells: what has most of its last parts in
+    common is meant. Parts may also be joined by `_`, as in the ids of frames.
+
+    Args:
+      wanted: for each map the names that it may have, with / between their parts, the better ones
+        first.
+      found: files; the unusable ones match too.
+
+    Raises:
+      DataError: if a map has no file, or several that fit alike, or shares one with another map.
+    """
+    index = _Index([*found.paths, *found.unusable])
+    names: list[str] = []
+    missing: list[str] = []
+    taken: dict[str, str] = {}
+    for candidates in wanted:
+        fitting = next(filter(None, map(index.fitting, candidates)), [])
+        if not fitting:
+            missing.append(candidates[0])
+            continue
+        if len(fitting) > 1:
+            raise DataError(
+                f"{candidates[0]} has several files that fit alike in {found.source}: "
+                f"{_list(fitting)}. Keep the folders that the images have, or choose by a pattern"
+            )
+        name = fitting[0]
+        if name in taken:
+            raise DataError(
+                f"{name} in {found.source} fits {taken[name]} and {candidates[0]} alike: keep the "
+                "folders that the images have"
+            )
+        taken[name] = candidates[0]
+        names.append(name)
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(wanted)} have no prediction of their name in {found.source}: "
+            f"{_list(missing)}; it holds {_list(sorted(found.paths), 3)}"
+        )
+    return names
+
+
+class _Index:
+    """File names by every number of their last parts."""
+
+    def __init__(self, names: Iterable[str]):
+        self._names = set(names)
+        self._by_tail: dict[str, list[str]] = {}
+        for name in self._names:
+            for tail in _tails(name):
+                self._by_tail.setdefault(tail, []).append(name)
+
+    def fitting(self, name: str) -> list[str]:
+        """Those that have most last parts in common with a name; sorted."""
+        if name in self._names:
+            return [name]
+        for tail in _tails(name):
+            if tail in self._by_tail:
+                return sorted(self._by_tail[tail])
+        return []
+
+
+def _tails(name: str) -> Iterator[str]:
+    """All parts of a name, all but the first, ..., the last one, joined."""
+    parts = PurePosixPath(name).parts
+    for start in range(len(parts)):
+        yield "_".join(parts[start:])
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        with naming_file(error.filename or folder, "read"):
+            raise error
+
+    seen = {folder.resolve()}
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        new = {name: Path(place, name).resolve() for name in folders}
+        folders[:] = [
+            name for name, path in new.items() if path not in seen
+        ]  # Links may lead back.
+        seen.update(new.values())
+        yield from (Path(place, name) for name in names)
+
+
+def _kind(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _list(names: Sequence[str], shown: int = _SHOWN) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

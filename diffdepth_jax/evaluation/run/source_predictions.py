@@ -1,0 +1,106 @@
+"""Scoring saved depth maps of any model against a data set in its official layout."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.evaluation.protocols import Protocol
+from diffdepth_jax.evaluation.report import page
+from diffdepth_jax.evaluation.run import baseline, files, predictions
+from diffdepth_jax.evaluation.run.checkpoint import measured
+from diffdepth_jax.evaluation.run.dataset import score_dataset
+
+
+def score_source_predictions(
+    directory: str | os.PathLike,
+    data: ExperimentData,
+    protocols: Sequence[Protocol],
+    workdir: str | os.PathLike,
+    png_scale: float = 256.0,
+    *,
+    compare: Mapping[str, str] | None = None,
+    progress: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Scores predictions of the frames of `data.evaluation`, and writes what
+    `dataset.score_dataset` writes and `report.html`.
+
+    A prediction belongs to the frame by whose id, or by whose image, it is called: `predict.py`
+    writes results in the folders that images have below their common one. As few of these folders
+    as tell the frames apart are enough.
+
+    Args:
+      directory: folder or pattern of the predictions.
+      data: of an `Experiment`.
+      protocols: how to score.
+      workdir: for the results.
+      png_scale: of predictions in PNG, value per metre.
+      compare, progress: as for `score_dataset`.
+
+    Raises:
+      DataError: for a frame without a prediction, or with several; names a few.
+      UserError: as `predictions.score_predictions` does.
+    """
+    predictions.check_scale("png_scale", png_scale)
+    found = files.find(directory)
+    samples = pipeline.evaluation_samples(data.evaluation, data.evaluation_limit, data.on_error)
+    names = files.match([_names(samples, index) for index in range(len(samples))], found)
+    options = measured(data.evaluation) | predictions.report_unused(found, names)
+    options["png_scale"] = png_scale
+    paired = _Predicted(samples, names, found, png_scale)
+    results = score_dataset(
+        None,
+        paired,
+        protocols,
+        workdir,
+        baseline_depth=baseline.of_training(data),
+        options=options,
+        compare=compare,
+        progress=progress,
+    )
+    page.save(Path(workdir).expanduser(), protocols, None, paired)
+    return results
+
+
+def _names(samples: Sequence[Mapping[str, Any]], index: int) -> list[str]:
+    """What the prediction of a frame may be called: by its id, and by its image's path."""
+    frame = samples.frame(index)
+    if frame is None:  # The source keeps no list: the frame itself has to be read.
+        return [_without_suffix(samples[index]["id"])]
+    return [_without_suffix(frame.id), _without_suffix(os.path.abspath(frame.image)).lstrip("/")]
+
+
+def _without_suffix(name: str) -> str:
+    path = PurePath(name)
+    known = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".npy")
+    return (path.with_suffix("") if known else path).as_posix()
+
+
+class _Predicted(Sequence[Mapping[str, Any]]):
+    """Samples of a source, with their predictions."""
+
+    def __init__(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        names: Sequence[str],
+        found: files.DepthFiles,
+        png_scale: float,
+    ):
+        self._samples = samples
+        self._names = names
+        self._found = found
+        self._png_scale = png_scale
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        sample, name = self._samples[index], self._names[index]
+        if "error" in sample:
+            return sample
+        if name in self._found.unusable:
+            return {"id": sample["id"], "error": self._found.unusable[name]}
+        prediction = predictions.read_prediction(self._found, name, self._png_scale)
+        return {**sample, "prediction": prediction}
