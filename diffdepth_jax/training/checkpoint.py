@@ -124,6 +124,7 @@ class Checkpointer:
                 ),
             )
             if not begun:  # Orbax saves no step that is not newer than all others.
+                self._saving = None
                 raise OSError(f"step {step} is not newer than what is there")
 
     def check(self) -> None:

@@ -59,7 +59,7 @@ def faults(directory: Path, below: Sequence[str], *, contents: bool = True) -> l
         if not path.is_file():
             found.append(f"{shown(name)} is missing")
         elif path.stat().st_size != size:
-            found.append(f"{shown(name)} has {path.stat().st_size:,} bytes, not {shown(str(size))}")
+            found.append(f"{shown(name)} has {path.stat().st_size} bytes, not {shown(str(size))}")
         elif contents and f"{_crc32(path):08x}" != crc32:
             found.append(f"{shown(name)} has changed since it was written")
     return found
