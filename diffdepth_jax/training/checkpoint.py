@@ -96,7 +96,9 @@ class Checkpointer:
         """The step of the newest complete checkpoint, or None; waits for a save under way."""
         with contextlib.suppress(OSError):
             self.wait()
-        return orbax.latest_step(self.directory)
+        # A save that was looked at and found wanting does not count.
+        good = orbax.steps(self.directory).keys() - {self._saving}
+        return max(good, default=None)
 
     def keep_best(self, step: int | None) -> None:
         """From the next save on, keeps the checkpoint of `step` besides the newest."""

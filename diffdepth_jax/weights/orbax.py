@@ -58,7 +58,7 @@ class CheckpointContents:
 
 def latest_step(path: str | os.PathLike[str]) -> int | None:
     """The newest complete checkpoint in a run or `checkpoints` directory; None if there is none."""
-    return max(_steps(Path(path)), default=None)
+    return max(steps(Path(path)), default=None)
 
 
 def faults(
@@ -84,7 +84,7 @@ def damaged(directory: Path, items: Sequence[str], what: str) -> WeightsError:
     """The error that says what is wrong with a step's directory, and which older step is whole."""
     remedy = "copy it again"
     if directory.name.isdecimal():
-        older = (step for step in _steps(directory.parent) if step < int(directory.name))
+        older = (step for step in steps(directory.parent) if step < int(directory.name))
         for step in sorted(older, reverse=True):
             if not faults(directory.parent / str(step), items):
                 remedy += f", or move it away and go on from step {step}, which is whole"
@@ -147,20 +147,20 @@ def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = No
     with naming_file(path, "read"):
         if not path.is_dir():
             raise MissingFileError(f"{path}: there is no such run or checkpoint directory")
-    if _is_complete(path) and step is None:
-        return path
-    steps = _steps(path)
-    if not steps:
+        if _is_complete(path) and step is None:
+            return path
+    found = steps(path)
+    if not found:
         raise WeightsError(
             f"{path} holds no complete checkpoint; a run directory (with checkpoints/<step>/), its "
             "checkpoints directory or one step's directory was expected"
         )
     if step == "best":
         step = _best_step(path)
-    step = max(steps) if step is None else step
-    if step not in steps:
-        raise WeightsError(f"{path} has no checkpoint of step {step}, only of {sorted(steps)}")
-    return steps[step]
+    step = max(found) if step is None else step
+    if step not in found:
+        raise WeightsError(f"{path} has no checkpoint of step {step}, only of {sorted(found)}")
+    return found[step]
 
 
 def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> CheckpointContents:
@@ -182,9 +182,10 @@ def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> Ch
 def _best_step(path: Path) -> int:
     for run in (path, path.parent):
         file = run / BEST_FILE
-        if file.is_file():
-            with naming_file(file, "read"):
-                best = parse_json(file.read_text(errors="replace"), str(file))
+        with naming_file(file, "read"):
+            text = file.read_text(errors="replace") if file.is_file() else None
+        if text is not None:
+            best = parse_json(text, str(file))
             step = best.get("step") if isinstance(best, dict) else None
             if type(step) is not int:
                 raise WeightsError(f"{file} is damaged: it names no step; say which step to take")
@@ -195,8 +196,11 @@ def _best_step(path: Path) -> int:
     )
 
 
-def _steps(path: Path) -> dict[int, Path]:
-    """Complete checkpoints by step; what a crash left half-written has another name."""
+def steps(path: Path) -> dict[int, Path]:
+    """Complete checkpoints in a run or `checkpoints` directory, by step.
+
+    What a crash left half-written has another name.
+    """
     with naming_file(path, "read"):
         directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         if not directory.is_dir():

@@ -226,6 +226,7 @@ def test_a_save_counts_when_it_was_looked_at(tmp_path, monkeypatch, act, part):
     with pytest.raises(FileError, match=rf"step 1 is not whole \({part} is missing"), checkpointer:
         checkpointer.save(1, state, {}, b"", {})
         if act == "wait":
+            assert checkpointer.latest_step() is None
             checkpointer.wait()
         if act == "save":
             checkpointer.save(2, state, {}, b"", {})
