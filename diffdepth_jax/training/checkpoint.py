@@ -210,7 +210,10 @@ class Checkpointer:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:  # TensorStore tells of a full disk by the latter.
+        except Exception as error:
+            # TensorStore tells of a full disk by a ValueError, Orbax of some by no more than this.
+            if not isinstance(error, OSError | ValueError) and type(error) is not Exception:
+                raise
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise FileError(
                 f"no checkpoint could be written to {self.directory}: {cause}"

@@ -103,7 +103,10 @@ def naming_damage(directory: Path, items: Sequence[str]) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except _DAMAGE as error:
+    except Exception as error:
+        # For an array that it cannot decode, Orbax raises no more than an `Exception`.
+        if not isinstance(error, _DAMAGE) and type(error) is not Exception:
+            raise
         what = str(error) or type(error).__name__
         raise damaged(directory, items, what) from error
 
