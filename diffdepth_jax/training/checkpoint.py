@@ -4,9 +4,11 @@
                                config   JSON of the whole experiment
                                data     JSON {"iterator": the data iterator's state as text,
                                               "log": the sums of metrics.csv's next row}
+                               checksums.json of all these files
 
 Orbax writes in the background, to a temporary name that is renamed when all is on disk: a crash or
 a full disk leaves the last good checkpoint as the latest one, and the next run removes the rest.
+What comes in between, as a copy that was cut short, is refused before training starts.
 """
 
 import contextlib
@@ -21,12 +23,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from diffdepth_jax.errors import ConfigError, WeightsError
+from diffdepth_jax.errors import ConfigError, FileError, WeightsError
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.training.state import TrainState
-from diffdepth_jax.weights import orbax, rules
+from diffdepth_jax.weights import checksums, orbax, rules
 
 FOLDER = "checkpoints"
+_UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name, after the step, for what it is writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +62,43 @@ class CheckpointConfig:
 class Checkpointer:
     """Saves and restores the checkpoints of one run directory; a context manager.
 
-    Whatever keeps a checkpoint from being written is raised as an OSError that names the directory
-    and the cause: from `check`, the next `save`, `wait`, or on leaving.
+    Whatever keeps a checkpoint from being written is raised as a FileError that names the directory
+    and the cause: from `check`, the next `save`, `wait`, or on leaving. What is there counts as
+    saved only when it was looked at afterwards.
+
+    Raises:
+      FileError: if the directory cannot be made or read.
+      WeightsError: if its newest checkpoint is not whole, for training would neither go on from it
+        nor could save before that step is reached; says what is wrong and which older one is whole.
     """
 
     def __init__(self, workdir: Path, keep: int) -> None:
         self.directory = workdir.resolve() / FOLDER
         # What a crash left unfinished goes now: Orbax's own cleaning goes on in a thread, which
         # fails loudly where the program ends soon after, as it does of a mistake.
-        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path)
+        with self._writing():
+            for path in self.directory.glob(_UNFINISHED):
+                shutil.rmtree(path)
+        self._refuse_damaged()
         self._policy = _NewestAndBest(keep)
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy),
-            item_names=("state", "config", "data"),
-        )
+        self._saving: int | None = None
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self._policy,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._note_checksums),
+                ),
+                item_names=tuple(orbax.ITEMS),
+            )
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None; waits for a save under way."""
         with contextlib.suppress(OSError):
             self.wait()
-        return orbax.latest_step(self.directory)
+        # A save that was looked at and found wanting does not count.
+        good = orbax.steps(self.directory).keys() - {self._saving}
+        return max(good, default=None)
 
     def keep_best(self, step: int | None) -> None:
         """From the next save on, keeps the checkpoint of `step` besides the newest."""
@@ -95,8 +113,10 @@ class Checkpointer:
         log: Mapping[str, Any],
     ) -> None:
         """Copies the state to the host and returns; a thread writes it while training goes on."""
+        self.wait()
         with self._writing():
-            self._manager.save(
+            self._saving = step
+            begun = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
@@ -105,9 +125,12 @@ class Checkpointer:
                     data=ocp.args.JsonSave({"iterator": data.decode("latin-1"), "log": log}),
                 ),
             )
+            if not begun:  # Orbax saves no step that is not newer than all others.
+                self._saving = None
+                raise OSError(f"step {step} is not newer than what is there")
 
     def check(self) -> None:
-        """Raises OSError if a save in the background has failed; costs a microsecond."""
+        """Raises FileError if a save in the background has failed; costs a microsecond."""
         with self._writing():
             self._manager.check_for_errors()
 
@@ -115,12 +138,15 @@ class Checkpointer:
         """Returns when no save is under way."""
         with self._writing():
             self._manager.wait_until_finished()
+            self._verify()
 
     def config(self, step: int) -> dict[str, Any]:
-        """The experiment that wrote the checkpoint of `step`."""
-        return self._manager.restore(
-            step, args=ocp.args.Composite(config=ocp.args.JsonRestore())
-        ).config
+        """The experiment that wrote the checkpoint of `step`.
+
+        Raises:
+          WeightsError: if it is no config.
+        """
+        return orbax.read_config(self.directory / str(step))
 
     def restore(
         self, step: int, abstract_state: TrainState
@@ -129,30 +155,69 @@ class Checkpointer:
 
         Raises:
           ConfigError: if it holds other arrays than `abstract_state`; names them.
+          WeightsError: if it is damaged; says which older one is whole.
         """
-        path = self.directory / str(step) / "state"
-        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            saved = handler.metadata(path).tree
-        try:
-            rules.check(_by_path(saved), _by_path(abstract_state), f"{path} is of another config")
-        except WeightsError as error:
-            raise ConfigError(str(error)) from error
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
-            ),
-        )
-        data = restored.data["iterator"].encode("latin-1")
-        return restored.state, data, restored.data.get("log", {})
+        directory = self.directory / str(step)
+        with orbax.naming_damage(directory, tuple(orbax.ITEMS)):
+            with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+                saved = handler.metadata(directory / "state").tree
+            try:
+                title = f"{directory / 'state'} is of another config"
+                rules.check(_by_path(saved), _by_path(abstract_state), title)
+            except WeightsError as error:
+                raise ConfigError(str(error)) from error
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
+                ),
+            )
+            data = restored.data["iterator"].encode("latin-1")
+            return restored.state, data, restored.data.get("log", {})
+
+    def _refuse_damaged(self) -> None:
+        """Looks at the newest step's directory, whatever it holds.
+
+        Older ones that are not whole are what a crash leaves of a deletion: Orbax goes on with it.
+        """
+        with self._writing():
+            steps = [path for path in self.directory.glob("*") if path.name.isdecimal()]
+        if not steps:
+            return
+        newest, items = max(steps, key=lambda path: int(path.name)), tuple(orbax.ITEMS)
+        if found := orbax.faults(newest, items):
+            raise orbax.damaged(newest, items, "; ".join(found[:3]))
+
+    def _note_checksums(self) -> None:
+        """Called by Orbax's thread when a step's files are written, before they get their name."""
+        (directory,) = self.directory.glob(f"{self._saving}{_UNFINISHED[1:]}")
+        checksums.write(directory)
+
+    def _verify(self) -> None:
+        """Looks at what the last save has left; its contents were read for their checksums."""
+        step = self._saving
+        if step is None:
+            return
+        directory = self.directory / str(step)
+        found = orbax.faults(directory, contents=False)
+        if not (directory / checksums.FILE_NAME).exists():
+            found.append(f"{checksums.FILE_NAME} is missing")
+        if found:
+            raise OSError(f"step {step} is not whole ({'; '.join(found[:3])})")
+        self._saving = None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Orbax and TensorStore raise all kinds.
+        except Exception as error:
+            # TensorStore tells of a full disk by a ValueError, Orbax of some by no more than this.
+            if not isinstance(error, OSError | ValueError) and type(error) is not Exception:
+                raise
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OSError(f"no checkpoint could be written to {self.directory}: {cause}") from error
+            raise FileError(
+                f"no checkpoint could be written to {self.directory}: {cause}"
+            ) from error
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -164,8 +229,9 @@ class Checkpointer:
         traceback: TracebackType | None,
     ) -> None:
         # Waits for saves under way; their failure is told unless something else went wrong first.
-        with contextlib.suppress(*[OSError] if error else []), self._writing():
+        with contextlib.suppress(*[Exception] if error else []), self._writing():
             self._manager.close()
+            self._verify()
 
 
 class _NewestAndBest:

@@ -11,25 +11,35 @@ import math
 import mmap
 import os
 import re
+import stat
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from diffdepth_jax import atomic
-from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.errors import FileError, MissingFileError, WeightsError, naming_file
 from diffdepth_jax.weights import torch_pickle
+from diffdepth_jax.weights.text import shown
 from diffdepth_jax.weights.torch_pickle import REMEDY, Array, Storage, Tensor
 
 # Under which names training scripts keep the state dict; DiffusionDepth's is "net".
 _STATE_DICT_NAMES = ("net", "state_dict", "model", "model_state_dict")
-_METADATA_LIMIT = 100_000  # values and characters per entry
+_BYTE_ORDERS = {b"little": False, b"big": True}
+
+# What one small file may cost. Names can share a tensor, as tied weights do, and entries a list.
+_MAX_REPEATED = 8  # bytes of all tensors together, for each byte of the file
+_METADATA_LIMIT = 100_000  # values and characters of an entry
+_ALL_METADATA_LIMIT = 1_000_000  # of all entries
+_NUMBER_KEY = 100  # what a key counts that is a number, for such may all have the same hash
+_MAX_BITS = 4096  # of an integer: Python prints none of more than 4300 digits
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
@@ -42,7 +52,12 @@ class WeightsFile:
         state_dict: names to arrays. A leading `module.` that all names share is removed. Arrays are
             read-only, and those that shared a storage still do.
         metadata: the other entries of the file that are small and plain, such as `args` (the
-            training script's Namespace, as a dict) or `epoch`.
+            training script's Namespace, as a dict) or `epoch`. From a safetensors file, names to
+            text. From others, names to any of None, bool, int of up to 4096 bits, float, complex,
+            str, bytes, bytearray, NumPy arrays of numbers or text, and lists, tuples, sets and
+            dicts of these, up to 32 deep, a million in all; keys may be numbers or tuples, too.
+            What they say is the file's word: text is as it was, with control characters, and `args`
+            may be any of these types.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -56,32 +71,37 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
     object, or that object itself. Storages that no entry of it uses are not read.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        WeightsError: if it is truncated, of another format, holds no state dict, or if its pickle
-            asks for anything but tensors, containers and plain values (the message names it).
+        MissingFileError: if there is no such file.
+        FileError: if it cannot be read.
+        WeightsError: if it is truncated, damaged, of another format, holds no state dict, or if its
+            pickle asks for anything but tensors, containers and plain values (the message names
+            it), or for far more memory than the file is large.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such file of weights")
-    if path.is_dir():
-        raise WeightsError(f"{path} is a directory; a .pt, .pth or .safetensors file was expected")
-    if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is empty; copy or download it again")
-    try:
+    with naming_file(path, "read"):
+        if not path.exists():
+            raise MissingFileError(f"{path}: there is no such file of weights")
+        if path.is_dir():
+            raise WeightsError(
+                f"{path} is a directory; a .pt, .pth or .safetensors file was expected"
+            )
+        if path.stat().st_size == 0:
+            raise WeightsError(f"{path} is empty; copy or download it again")
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            if content[:4] == b"PK\x03\x04":
-                state_dict, metadata = _read_zip(path, content)
-            elif content[8:9] == b"{":  # first, for the length before it may look like a pickle
-                state_dict, metadata = _read_safetensors(path)
-            elif content[:1] == b"\x80":
-                state_dict, metadata = _read_legacy(content)
-            else:
-                raise WeightsError(f"{_describe(content[:64])}. {REMEDY}")
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from error
+            try:
+                if content[:4] == b"PK\x03\x04":
+                    state_dict, metadata = _read_zip(path, content)
+                elif content[8:9] == b"{":  # first, for the length before it may look like a pickle
+                    state_dict, metadata = _read_safetensors(path)
+                elif content[:1] == b"\x80":
+                    state_dict, metadata = _read_legacy(content)
+                else:
+                    raise WeightsError(f"{_describe(content[:64])}. {REMEDY}")
+            except ValueError as error:
+                raise WeightsError(f"{path}: {shown(str(error))}") from error
     if all(name.startswith("module.") for name in state_dict):
         state_dict = {name.removeprefix("module."): a for name, a in state_dict.items()}
     return WeightsFile(state_dict, metadata)
@@ -92,12 +112,26 @@ def write_safetensors(
     state_dict: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a state dict as safetensors, whole or not at all."""
+    """Writes a state dict as safetensors, whole or not at all.
+
+    Raises:
+        FileError: if the file cannot be written.
+    """
     # The package writes an array's memory as it lies, so a transposed one must be copied first.
     arrays = {name: np.require(array, requirements="C") for name, array in state_dict.items()}
     strings = None if metadata is None else dict(metadata)
-    # By name: `save` would hold a second copy of all arrays in memory.
-    atomic.write(path, lambda file: safetensors.numpy.save_file(arrays, file.name, strings))
+
+    def save(file: BinaryIO) -> None:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        # By name: `save` would hold a second copy of all arrays in memory.
+        safetensors.numpy.save_file(arrays, file.name, strings)
+        os.chmod(file.name, mode)  # the package's files are for their owner, whatever the umask
+
+    with naming_file(path, "written"):
+        try:
+            atomic.write(path, save)
+        except safetensors.SafetensorError as error:  # how the package tells of a full disk
+            raise FileError(f"{path} cannot be written: {error}") from error
 
 
 # ---- formats -------------------------------------------------------------------------------------
@@ -121,8 +155,7 @@ def _read_zip(path: Path, content: mmap.mmap) -> _Contents:
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
         )
 
-    def locate(name: str) -> tuple[int, int]:
-        """Where a record's bytes start and how many there are."""
+    def record(name: str) -> bytes:
         if name not in records:
             raise WeightsError(f"the archive has no record {name!r}; copy the file again")
         info = records[name]
@@ -133,15 +166,22 @@ def _read_zip(path: Path, content: mmap.mmap) -> _Contents:
             raise WeightsError(f"record {name!r} is damaged; copy the file again")
         # The local header's own lengths count: PyTorch pads it so that the data are aligned.
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
-        return start, info.file_size
-
-    def record(name: str) -> bytes:
-        return _slice(content, *locate(name))
+        data = _slice(content, start, info.file_size)
+        # Zero stands for none: PyTorch can be told not to compute it (set_crc32_options).
+        if info.CRC and zlib.crc32(data) != info.CRC:
+            raise WeightsError(f"record {name!r} is damaged (CRC-32); copy the file again")
+        return data
 
     value = torch_pickle.load(io.BytesIO(record(pickles[0]))).value
     byteorder = record(f"{root}byteorder") if f"{root}byteorder" in records else b"little"
+    if byteorder not in _BYTE_ORDERS:
+        raise WeightsError(
+            f"byteorder is {byteorder[:20]!r}, neither 'little' nor 'big'; copy the file again"
+        )
     reader = _TensorReader(
-        content, lambda key: locate(f"{root}data/{key}"), big_endian=byteorder == b"big"
+        len(content),
+        lambda key: record(f"{root}data/{key}"),
+        big_endian=_BYTE_ORDERS[byteorder],
     )
     return _split(value, reader)
 
@@ -169,12 +209,12 @@ def _read_legacy(content: mmap.mmap) -> _Contents:
             f"truncated: {position:,} bytes expected, {len(content):,} found; copy the file again"
         )
 
-    def locate(key: str) -> tuple[int, int]:
+    def storage(key: str) -> bytes:
         if key not in spans:
             raise WeightsError(f"the file has no storage {key!r}; copy it again")
-        return spans[key]
+        return _slice(content, *spans[key])
 
-    return _split(value, _TensorReader(content, locate))
+    return _split(value, _TensorReader(len(content), storage))
 
 
 def _read_safetensors(path: Path) -> _Contents:
@@ -211,16 +251,13 @@ class _TensorReader:
     """Makes arrays of tensor descriptions, reading each storage once and only when asked for."""
 
     def __init__(
-        self,
-        content: mmap.mmap,
-        locate: Callable[[str], tuple[int, int]],
-        *,
-        big_endian: bool = False,
+        self, file_size: int, read: Callable[[str], bytes], *, big_endian: bool = False
     ) -> None:
-        self._content = content
-        self._locate = locate
+        self._file_size = file_size
+        self._read = read
         self._big_endian = big_endian
-        self._storages: dict[str, np.ndarray] = {}
+        self._storages: dict[tuple[str, int], np.ndarray] = {}
+        self._bytes_read = self._bytes_shaped = 0
 
     def read(self, tensor: Tensor) -> np.ndarray:
         shape, strides, dtype = tensor.shape, tensor.strides, tensor.dtype
@@ -228,8 +265,13 @@ class _TensorReader:
         if min((*shape, *strides, tensor.offset), default=0) < 0 or len(shape) != len(strides):
             raise WeightsError(f"shape {shape} with strides {strides} at {tensor.offset}")
         # An expanded tensor is larger than its storage; larger than the file none should be.
-        if size * dtype.itemsize > len(self._content):
+        if size * dtype.itemsize > self._file_size:
             raise WeightsError(f"shape {shape} needs more bytes than the whole file has")
+        self._bytes_shaped += size * dtype.itemsize
+        if self._bytes_shaped > _MAX_REPEATED * self._file_size:
+            raise WeightsError(
+                f"the tensors so far need more than {_MAX_REPEATED} times the bytes of the file"
+            )
         if size == 0:
             return np.empty(shape, dtype)
         elements = self._elements(tensor.storage, dtype)
@@ -249,23 +291,30 @@ class _TensorReader:
         return array
 
     def _elements(self, storage: Storage, dtype: np.dtype) -> np.ndarray:
-        if storage.key not in self._storages:
-            data = np.frombuffer(_slice(self._content, *self._locate(storage.key)), np.uint8)
-            self._storages[storage.key] = data
-        data = self._storages[storage.key]
+        data = self._bytes(storage.key, dtype)
         start, size = storage.start * storage.dtype.itemsize, storage.numel * storage.dtype.itemsize
         if start < 0 or size < 0 or start + size > len(data) or size % dtype.itemsize:
             raise WeightsError(
                 f"storage {storage.key!r} has {len(data):,} bytes, {start + size:,} announced"
             )
-        return _native(data[start : start + size], dtype, self._big_endian)
+        return data[start : start + size].view(dtype)
 
-
-def _native(data: np.ndarray, dtype: np.dtype, big_endian: bool) -> np.ndarray:
-    if not big_endian:
-        return data.view(dtype)
-    part = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
-    return data.view(f"u{part}").byteswap().view(dtype)
+    def _bytes(self, key: str, dtype: np.dtype) -> np.ndarray:
+        """A storage's bytes, read once; where the file is big-endian, swapped for this type."""
+        if (key, 1) not in self._storages:
+            data = np.frombuffer(self._read(key), np.uint8)
+            self._bytes_read += len(data)
+            if self._bytes_read > self._file_size:
+                raise WeightsError("the storages overlap: more bytes than the whole file has")
+            self._storages[key, 1] = data
+        width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
+        if not self._big_endian or width == 1:
+            return self._storages[key, 1]
+        if (key, width) not in self._storages:
+            data = self._storages[key, 1]
+            numbers = data[: len(data) // width * width].view(f"u{width}")
+            self._storages[key, width] = numbers.byteswap().view(np.uint8)
+        return self._storages[key, width]
 
 
 # ---- what the saved object means -----------------------------------------------------------------
@@ -303,11 +352,7 @@ def _split(value: Any, reader: _TensorReader) -> _Contents:
             state_dict[key] = reader.read(entry) if isinstance(entry, Tensor) else entry.value
         except ValueError as error:
             raise WeightsError(f"tensor {key!r}: {error}") from error
-    metadata = {}
-    for key, entry in rest.items():
-        with contextlib.suppress(_NotPlainError):
-            metadata[str(key)] = _plain(entry)
-    return state_dict, metadata
+    return state_dict, _plain_entries(rest)
 
 
 def _is_tensor(value: Any) -> bool:
@@ -322,30 +367,60 @@ class _NotPlainError(Exception):
     """A tensor among them, or too many or too deep, as shared or circular containers can be."""
 
 
-def _plain(value: Any) -> Any:
-    """A copy of builtin containers, scalars and small NumPy arrays."""
-    budget = _METADATA_LIMIT
+def _plain_entries(entries: Mapping[Any, Any]) -> dict[str, Any]:
+    """Those entries that are plain and small, up to a bound for all that is looked at."""
+    found, left = {}, _ALL_METADATA_LIMIT
+    for key, entry in entries.items():
+        budget = _Budget(min(left, _METADATA_LIMIT))
+        with contextlib.suppress(_NotPlainError):
+            found[str(key)] = _plain(entry, budget)
+        left -= budget.spent
+    return found
 
-    def copy(value: Any, depth: int) -> Any:
-        nonlocal budget
-        if isinstance(value, Array):
-            value = value.value
-        budget -= value.size if isinstance(value, np.ndarray) else 1
-        if isinstance(value, str | bytes | bytearray):
-            budget -= len(value)
-        if budget < 0 or depth > 32:
+
+class _Budget:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.spent = 0
+
+    def spend(self, count: int) -> None:
+        if self.spent + count > self._limit:
             raise _NotPlainError
-        match value:
-            case None | bool() | int() | float() | complex() | str() | bytes() | np.ndarray():
-                return value
-            case dict():
-                return {key: copy(item, depth + 1) for key, item in value.items()}
-            case list():
-                return [copy(item, depth + 1) for item in value]
-            case tuple():
-                return tuple(copy(item, depth + 1) for item in value)
-            case set() | frozenset() | bytearray():
-                return value
-        raise _NotPlainError
+        self.spent += count
 
-    return copy(value, 0)
+
+def _plain(value: Any, budget: _Budget, depth: int = 0) -> Any:
+    """A copy of builtin containers, scalars and small NumPy arrays."""
+    if depth > 32:
+        raise _NotPlainError
+    if isinstance(value, Array):
+        value = value.value
+    budget.spend(1)
+    match value:
+        case None | bool() | float() | complex():
+            return value
+        case int() if value.bit_length() <= _MAX_BITS:
+            return value
+        case np.ndarray():
+            budget.spend(value.size)
+            return value
+        case str() | bytes() | bytearray():
+            budget.spend(len(value))
+            return value
+        case set() | frozenset():
+            budget.spend(len(value))
+            budget.spend(sum(map(_key_size, value)))
+            return value
+        case dict():
+            budget.spend(len(value))
+            budget.spend(sum(map(_key_size, value)))
+            return {key: _plain(item, budget, depth + 1) for key, item in value.items()}
+        case list():
+            return [_plain(item, budget, depth + 1) for item in value]
+        case tuple():
+            return tuple(_plain(item, budget, depth + 1) for item in value)
+    raise _NotPlainError
+
+
+def _key_size(key: Any) -> int:
+    return len(key) if isinstance(key, str | bytes) else _NUMBER_KEY

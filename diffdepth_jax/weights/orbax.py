@@ -2,23 +2,39 @@
 
 Orbax restores arrays onto the devices that wrote them unless it is told otherwise, and fails where
 their number differs. Here every array is asked for as NumPy, by the tree that the checkpoint itself
-records, so a run of eight devices opens on one; the optimiser's arrays are not read.
+records, so a run of eight devices opens on one; the optimiser's arrays are not restored.
 """
 
-import json
+import contextlib
 import os
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.errors import MissingFileError, UserError, WeightsError, naming_file
+from diffdepth_jax.weights import checksums, rules
+from diffdepth_jax.weights.text import parse_json, shown
 
 BEST_FILE = "best.json"  # in a run's directory: {"step", "metric", "value"}
 Step = int | Literal["best"]
 _COLLECTIONS = ("step", "params", "batch_stats", "ema_params")
+
+# What a step's directory holds; without one of these files it has nothing of that.
+ITEMS = {
+    "state": ("state/_METADATA", "state/manifest.ocdbt", "state/d"),
+    "config": ("config/metadata",),
+    "data": ("data/metadata",),
+}
+_TO_READ = ("state", "config")
+
+# What Orbax and TensorStore raise of files that are not what they were.
+_DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, OSError),
+    *(RecursionError, NotImplementedError, AssertionError),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,79 @@ class CheckpointContents:
 
 def latest_step(path: str | os.PathLike[str]) -> int | None:
     """The newest complete checkpoint in a run or `checkpoints` directory; None if there is none."""
-    return max(_steps(Path(path)), default=None)
+    return max(steps(Path(path)), default=None)
+
+
+def faults(
+    directory: Path, items: Sequence[str] = tuple(ITEMS), *, contents: bool = True
+) -> list[str]:
+    """What keeps a step's directory from being whole, in a few words each; empty if nothing does.
+
+    Args:
+        directory: of one step.
+        items: those of `ITEMS` that are wanted: a model needs no `data`, training does.
+        contents: compare the checksums of all files, which reads them; else only their sizes.
+
+    Raises:
+        FileError: if a file cannot be read.
+    """
+    with naming_file(directory, "read"):
+        needed = [name for item in items for name in ITEMS[item]]
+        missing = [f"{name} is missing" for name in needed if not (directory / name).exists()]
+        return missing or checksums.faults(directory, items, contents=contents)
+
+
+def damaged(directory: Path, items: Sequence[str], what: str) -> WeightsError:
+    """The error that says what is wrong with a step's directory, and which older step is whole."""
+    remedy = "copy it again"
+    if directory.name.isdecimal():
+        older = (step for step in steps(directory.parent) if step < int(directory.name))
+        for step in sorted(older, reverse=True):
+            if not faults(directory.parent / str(step), items):
+                remedy += f", or move it away and go on from step {step}, which is whole"
+                break
+        else:
+            remedy += "; no older step of the run is whole"
+    return WeightsError(
+        f"{directory} is damaged or not a checkpoint of this project ({shown(what, 300)}): {remedy}"
+    )
+
+
+@contextlib.contextmanager
+def naming_damage(directory: Path, items: Sequence[str]) -> Iterator[None]:
+    """Turns what reading a damaged checkpoint raises into `damaged`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # For an array that it cannot decode, Orbax raises no more than an `Exception`.
+        if not isinstance(error, _DAMAGE) and type(error) is not Exception:
+            raise
+        what = str(error) or type(error).__name__
+        raise damaged(directory, items, what) from error
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The config of the experiment that wrote a step's checkpoint, with the model's name at least.
+
+    Raises:
+        WeightsError: if it is damaged, or no config.
+    """
+    file = directory / "config" / "metadata"
+    try:
+        config = parse_json(file.read_text(), "config/metadata")
+    except (OSError, ValueError) as error:
+        raise damaged(directory, _TO_READ, str(error)) from error
+    for path in ("model", "model.name"):
+        inner = config
+        for name in path.split("."):
+            inner = inner.get(name) if isinstance(inner, dict) else None
+        if inner is None:
+            raise WeightsError(f"{file} is not the config of a run: it has no {path}")
+    if not isinstance(config["model"]["name"], str):
+        raise WeightsError(f"{file} is not the config of a run: its model.name is no text")
+    return config
 
 
 def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = None) -> Path:
@@ -54,26 +142,28 @@ def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = No
             newest complete one unless given.
 
     Raises:
-        FileNotFoundError: if there is no such directory.
+        MissingFileError: if there is no such directory.
+        FileError: if it cannot be read.
         WeightsError: if it holds no complete checkpoint (of that step).
     """
     path = Path(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: there is no such run or checkpoint directory")
-    if _is_complete(path) and step is None:
-        return path
-    steps = _steps(path)
-    if not steps:
+    with naming_file(path, "read"):
+        if not path.is_dir():
+            raise MissingFileError(f"{path}: there is no such run or checkpoint directory")
+        if _is_complete(path) and step is None:
+            return path
+    found = steps(path)
+    if not found:
         raise WeightsError(
             f"{path} holds no complete checkpoint; a run directory (with checkpoints/<step>/), its "
             "checkpoints directory or one step's directory was expected"
         )
     if step == "best":
         step = _best_step(path)
-    step = max(steps) if step is None else step
-    if step not in steps:
-        raise WeightsError(f"{path} has no checkpoint of step {step}, only of {sorted(steps)}")
-    return steps[step]
+    step = max(found) if step is None else step
+    if step not in found:
+        raise WeightsError(f"{path} has no checkpoint of step {step}, only of {sorted(found)}")
+    return found[step]
 
 
 def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> CheckpointContents:
@@ -83,31 +173,46 @@ def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> Ch
         path, step: as for `checkpoint_directory`.
 
     Raises:
-        FileNotFoundError, WeightsError: as `checkpoint_directory`, or for a damaged checkpoint.
+        MissingFileError, FileError, WeightsError: as `checkpoint_directory`, or for a damaged
+            checkpoint.
+
+    Warns:
+        UserWarning: of NaN and infinity, as `rules.warn_if_not_finite`.
     """
     return _read_step(checkpoint_directory(path, step=step))
 
 
 def _best_step(path: Path) -> int:
     for run in (path, path.parent):
-        if (run / BEST_FILE).is_file():
-            return json.loads((run / BEST_FILE).read_text())["step"]
+        file = run / BEST_FILE
+        with naming_file(file, "read"):
+            text = file.read_text(errors="replace") if file.is_file() else None
+        if text is not None:
+            best = parse_json(text, str(file))
+            step = best.get("step") if isinstance(best, dict) else None
+            if type(step) is not int:
+                raise WeightsError(f"{file} is damaged: it names no step; say which step to take")
+            return step
     raise WeightsError(
         f"{path} has no {BEST_FILE}, which evaluations during training leave "
         "(config.evaluation.every_steps): say which step, or take the newest"
     )
 
 
-def _steps(path: Path) -> dict[int, Path]:
-    """Complete checkpoints by step; what a crash left half-written has another name."""
-    directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    if not directory.is_dir():
-        return {}
-    return {
-        int(entry.name): entry
-        for entry in directory.iterdir()
-        if entry.name.isdecimal() and _is_complete(entry)
-    }
+def steps(path: Path) -> dict[int, Path]:
+    """Complete checkpoints in a run or `checkpoints` directory, by step.
+
+    What a crash left half-written has another name.
+    """
+    with naming_file(path, "read"):
+        directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        if not directory.is_dir():
+            return {}
+        return {
+            int(entry.name): entry
+            for entry in directory.iterdir()
+            if entry.name.isdecimal() and _is_complete(entry)
+        }
 
 
 def _is_complete(directory: Path) -> bool:
@@ -119,27 +224,24 @@ def _read_step(directory: Path) -> CheckpointContents:
     import jax
     import orbax.checkpoint as ocp
 
-    directory = directory.resolve()
-    try:
-        with closing(ocp.PyTreeCheckpointHandler()) as handler:
-            tree = handler.metadata(directory / "state").tree
-            wanted = {name: tree[name] for name in _COLLECTIONS}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            state = handler.restore(
-                directory / "state",
-                args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
-            )
-        with closing(ocp.JsonCheckpointHandler()) as handler:
-            config = handler.restore(directory / "config", args=ocp.args.JsonRestore())
-    except (ValueError, LookupError, OSError) as error:
-        raise WeightsError(
-            f"{directory} is damaged or not a checkpoint of this project ({error}); "
-            "use an earlier step of the run"
-        ) from error
-    return CheckpointContents(
-        step=int(state["step"]),
-        config=config,
-        params=state["params"],
-        batch_stats=state["batch_stats"] or {},
-        ema_params=state["ema_params"] or {},
-    )
+    directory = directory.resolve()  # Orbax itself wants absolute paths
+    if found := faults(directory, _TO_READ):
+        raise damaged(directory, _TO_READ, "; ".join(found[:3]))
+    config = read_config(directory)
+    with (
+        naming_damage(directory, _TO_READ),
+        contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler,
+    ):
+        tree = handler.metadata(directory / "state").tree
+        wanted = {name: tree[name] for name in _COLLECTIONS}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        state = handler.restore(
+            directory / "state",
+            args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
+        )
+        step = int(state["step"])
+    state = {name: state[name] or {} for name in _COLLECTIONS[1:]}
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    arrays = {jax.tree_util.keystr(at, simple=True, separator="/"): leaf for at, leaf in leaves}
+    rules.warn_if_not_finite(arrays, f"The weights in {directory}")
+    return CheckpointContents(step=step, config=config, **state)

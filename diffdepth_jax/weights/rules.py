@@ -15,6 +15,7 @@ checkpoint that fits "almost" is the one that silently predicts nonsense.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.weights.text import shown
 
 _SHOWN_PER_KIND = 8
+_SHOWN_CHARACTERS = 400  # of a fault
 _GROUP = r"\(([^()?][^()]*)\)"  # in a pattern: one without further parentheses
 
 
@@ -155,12 +158,16 @@ def convert(
         key fills.
 
     Raises:
-        WeightsError: if a key has no rule or several, a leaf no key or several, or shapes differ;
-            one error names all such faults.
+        WeightsError: if a key has no rule or several, a leaf no key or several, if shapes differ or
+            numbers are of another kind, as integers for floats; one error names all such faults.
+
+    Warns:
+        UserWarning: of NaN and infinity, as `warn_if_not_finite`.
     """
     leaves = _flatten(expected)
     targets, faults = _resolve(state_dict, rules)
     arrays: dict[str, np.ndarray] = {}
+    keys: dict[str, str] = {}
     for path, sources in targets.items():
         if path not in leaves:
             for key, _ in sources:
@@ -178,17 +185,20 @@ def convert(
         if count > 1:
             wanted = (*wanted[:-1], wanted[-1] // count)
         filled = [
-            _array(state_dict[key], key, path, rule.transform, wanted, faults)
+            _array(state_dict[key], key, path, rule.transform, wanted, leaves[path].dtype, faults)
             for key, rule in sources
         ]
         if all(array is not None for array in filled):
             array = np.concatenate(filled, -1) if count > 1 else filled[0]
-            arrays[path] = array.astype(leaves[path].dtype, order="C")
+            with np.errstate(over="ignore"):  # beyond the type's range is infinite: warned of below
+                arrays[path] = array.astype(leaves[path].dtype, order="C")
+            keys[path] = ", ".join(key for key, _ in sources)
     fresh = [re.compile(entry.pattern) for entry in rules if isinstance(entry, Fresh)]
     for path in leaves.keys() - targets.keys():
         if not any(pattern.fullmatch(path) for pattern in fresh):
             faults.add("leaves that no key fills", f"{path} {tuple(leaves[path].shape)}")
     faults.raise_if_any("The weights do not fit the model")
+    warn_if_not_finite({keys[path]: array for path, array in arrays.items()}, "The weights")
     return _unflatten_like(expected, arrays)
 
 
@@ -286,7 +296,8 @@ def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str)
         title: the first words of the error.
 
     Raises:
-        WeightsError: if a leaf is missing, superfluous or of another shape; names all of them.
+        WeightsError: if a leaf is missing, superfluous or of another shape or kind of number; names
+            all of them.
     """
     found, wanted, faults = _flatten(variables), _flatten(expected), _Faults()
     for path in wanted.keys() - found.keys():
@@ -297,6 +308,9 @@ def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str)
         shapes = tuple(found[path].shape), tuple(wanted[path].shape)
         if shapes[0] != shapes[1]:
             faults.add("shapes that differ", f"{path}: {shapes[0]}, the model has {shapes[1]}")
+        elif _kind(found[path].dtype) != _kind(wanted[path].dtype):
+            types = f"{found[path].dtype}, the model has {wanted[path].dtype}"
+            faults.add("numbers of another kind", f"{path}: {types}")
     faults.raise_if_any(title)
 
 
@@ -315,16 +329,54 @@ class _Faults:
         lines = [f"{title}:"]
         for kind, faults in self._by_kind.items():
             lines.append(f"  {kind} ({len(faults)}):")
-            lines += [f"    {fault}" for fault in sorted(faults)[:_SHOWN_PER_KIND]]
+            first = sorted(faults)[:_SHOWN_PER_KIND]
+            lines += [f"    {shown(fault, _SHOWN_CHARACTERS)}" for fault in first]
             if len(faults) > _SHOWN_PER_KIND:
                 lines.append(f"    ... and {len(faults) - _SHOWN_PER_KIND} more")
         raise WeightsError("\n".join(lines))
 
 
+def warn_if_not_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
+    """Warns of arrays that hold NaN or infinity, and names them.
+
+    Args:
+        arrays: names to arrays; those of integers are always finite.
+        what: begins the warning, such as the checkpoint's name.
+    """
+    bad = [
+        name
+        for name, array in arrays.items()
+        if _kind(array.dtype) in ("float", "complex") and not np.isfinite(array).all()
+    ]
+    if bad:
+        more = f" and {len(bad) - _SHOWN_PER_KIND} more" if len(bad) > _SHOWN_PER_KIND else ""
+        names = ", ".join(shown(name, _SHOWN_CHARACTERS) for name in bad[:_SHOWN_PER_KIND])
+        warnings.warn(
+            f"{what} hold NaN or infinity in {len(bad)} of {len(arrays)} entries: {names}{more}. "
+            "What the model predicts from them is likely to be NaN: use an earlier checkpoint",
+            stacklevel=3,
+        )
+
+
+def _kind(dtype: np.dtype) -> str:
+    """What sort of numbers they are: float, complex, int or bool; or what else they are."""
+    dtype = np.dtype(dtype)
+    if dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")):  # not NumPy's own
+        return "float"
+    names = {"f": "float", "c": "complex", "i": "int", "u": "int", "b": "bool"}
+    return names.get(dtype.kind, dtype.name)
+
+
 def _array(
-    found: Any, key: str, path: str, transform: Transform, wanted: tuple[int, ...], faults: _Faults
+    found: Any,
+    key: str,
+    path: str,
+    transform: Transform,
+    wanted: tuple[int, ...],
+    dtype: np.dtype,
+    faults: _Faults,
 ) -> np.ndarray | None:
-    """The entry in our layout; None, and a fault, if it is not of the wanted shape."""
+    """The entry in our layout; None, and a fault, if it is of another shape or kind."""
     found = np.asarray(found)
     try:
         array = transform.forward(found)
@@ -335,8 +387,8 @@ def _array(
         shapes = f"{found.shape} gives {array.shape}, the model has {wanted}"
         faults.add("shapes that differ", f"{key} -> {path}: {shapes}")
         return None
-    if array.dtype.kind in "OSU":
-        faults.add("arrays that are no numbers", f"{key}: {array.dtype}")
+    if _kind(array.dtype) != _kind(dtype):
+        faults.add("numbers of another kind", f"{key}: {array.dtype}, the model has {dtype}")
         return None
     return array
 

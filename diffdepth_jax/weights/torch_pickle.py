@@ -4,13 +4,15 @@ Python's own unpickler imports and calls whatever a pickle names. This one walks
 `pickletools` decodes and knows a closed list of globals, each standing for a function of this file
 that returns tensors-to-be, containers or scalars; every other global is refused by its name, even
 if it is never called. Nothing is imported, no attribute is looked up by a name from the file, and
-nothing larger than the file is allocated on its word.
+nothing larger than the file is allocated on its word. What a small file could still ask for, by
+naming one thing many times, is bounded; see "limits".
 
 Tensors come out as `Tensor`, a description of where in which storage they lie, so that a caller
 reads only the storages it needs (an optimiser's moments stay on the disk).
 """
 
 import io
+import itertools
 import mmap
 import pickletools
 import re
@@ -77,8 +79,11 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(stream):
+        opcodes = pickletools.genops(stream)
+        for opcode, argument, _ in itertools.islice(opcodes, _MAX_OPCODES):
             machine.step(opcode.name, argument)
+        if next(opcodes, None) is not None:
+            raise WeightsError(f"a pickle of more than {_MAX_OPCODES:,} opcodes. {REMEDY}")
         return Unpickled(machine.stack.pop(), machine.storages)
     except WeightsError:
         raise
@@ -88,14 +93,72 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
         raise WeightsError(f"a pickle nested too deeply or too large. {REMEDY}") from error
 
 
+# ---- limits --------------------------------------------------------------------------------------
+#
+# All are far beyond what training scripts save, and small enough that a file at every limit costs
+# seconds and some hundred megabytes.
+
+_MAX_OPCODES = 2_000_000
+"""An opcode of one byte makes an object of up to 200; a model with its optimiser has 200,000."""
+
+_MAX_COPIED, _ELEMENT = 2**26, 32
+"""Bytes that constructors copy, and how many an element of a container counts for. The numbers of
+tensors are in storages and do not count."""
+
+_MAX_NUMBERS_AS_KEYS = 10_000
+"""Keys and set elements that are no text. Unlike text, numbers can be chosen to have equal hashes,
+and then n of them take n**2 comparisons. An optimiser has one for each parameter."""
+
+_MAX_KEY_BITS, _MAX_KEY_ITEMS = 128, 8
+"""Of an integer and of a tuple as a key: their hash is computed anew at every use."""
+
+_MAX_DIMENSIONS = 64
+"""As NumPy."""
+
+
 @dataclass(frozen=True, eq=False)
 class _StorageType:
     dtype: np.dtype
 
 
+class _Keys:
+    """What may be a key or set element: called with one, it returns it, and it counts.
+
+    Only flat values are: the hash of deeply shared tuples never ends.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = 0
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, str | bytes):
+            return value
+        if isinstance(value, tuple):
+            flat = len(value) <= _MAX_KEY_ITEMS and all(map(_is_small_scalar, value))
+        else:
+            flat = _is_small_scalar(value)
+        if not flat:
+            raise TypeError(f"a {type(value).__name__} as a key, or one too large")
+        self._numbers += 1
+        if self._numbers > _MAX_NUMBERS_AS_KEYS:
+            raise WeightsError(
+                f"a pickle with more than {_MAX_NUMBERS_AS_KEYS:,} keys that are no text. {REMEDY}"
+            )
+        return value
+
+
+def _is_small_scalar(value: Any) -> bool:
+    if isinstance(value, int):
+        return value.bit_length() <= _MAX_KEY_BITS
+    return isinstance(value, type(None) | float | complex | str | bytes)
+
+
 @dataclass(frozen=True, eq=False)
 class _Constructor:
+    """A function for the arguments in the file; with `keyed`, it takes a `_Keys` before them."""
+
     build: Callable[..., Any]
+    keyed: bool = False
 
 
 class _Dtype:
@@ -143,23 +206,22 @@ def _device(kind, index=None):
     return kind if index is None else f"{kind}:{_of_type(index, int)}"
 
 
-def _mapping(items=()):
-    if isinstance(items, dict):
-        return dict(items)
-    return {_key(key): value for key, value in items}
+def _mapping(keys, items=()):
+    pairs = items.items() if isinstance(items, dict) else items
+    return {keys(key): value for key, value in pairs}
 
 
-def _default_dict(factory=None, items=()):
+def _default_dict(keys, factory=None, items=()):
     if not isinstance(factory, _Constructor | _Inert | None):
         raise TypeError("a default factory that is no class")
-    return _mapping(items)
+    return _mapping(keys, items)
 
 
 def _elements(kind):
-    def build(items=()):
+    def build(keys, items=()):
         if not isinstance(items, list | tuple):
             raise TypeError(f"{kind.__name__} of something other than a list")
-        return kind(map(_key, items))
+        return kind(map(keys, items))
 
     return build
 
@@ -213,18 +275,9 @@ def _numpy_from_buffer(data, dtype, shape, order, *_):
 def _sizes(values):
     if not all(type(value) is int for value in values):
         raise TypeError("sizes that are not integers")
+    if len(values) > _MAX_DIMENSIONS or any(abs(value) >= 2**63 for value in values):
+        raise ValueError(f"{len(values)} sizes, or one of more than 63 bits")
     return tuple(values)
-
-
-_SCALARS = (type(None), bool, int, float, complex, str, bytes)
-
-
-def _key(value):
-    """A key or set element; only flat ones, for the hash of deeply shared tuples never ends."""
-    flat = isinstance(value, tuple) and all(isinstance(item, _SCALARS) for item in value)
-    if not (flat or isinstance(value, _SCALARS)):
-        raise TypeError(f"a {type(value).__name__} as a key")
-    return value
 
 
 _TORCH_DTYPES = {
@@ -282,12 +335,7 @@ _GLOBALS: dict[str, Any] = {
             "torch._utils._rebuild_parameter_with_state": _parameter,
             "torch.Size": _sizes,
             "torch.device": _device,
-            "collections.OrderedDict": _mapping,
-            "collections.Counter": _mapping,
-            "collections.defaultdict": _default_dict,
             "argparse.Namespace": lambda: Attributes(),
-            "builtins.set": _elements(set),
-            "builtins.frozenset": _elements(frozenset),
             "builtins.complex": _complex,
             "builtins.bytes": _bytes,
             "builtins.bytearray": _bytearray,
@@ -296,6 +344,16 @@ _GLOBALS: dict[str, Any] = {
             "numpy._core.multiarray.scalar": _numpy_scalar,
             "numpy._core.multiarray._reconstruct": _numpy_array,
             "numpy._core.numeric._frombuffer": _numpy_from_buffer,
+        }.items()
+    },
+    **{
+        name: _Constructor(build, keyed=True)
+        for name, build in {
+            "collections.OrderedDict": _mapping,
+            "collections.Counter": _mapping,
+            "collections.defaultdict": _default_dict,
+            "builtins.set": _elements(set),
+            "builtins.frozenset": _elements(frozenset),
         }.items()
     },
 }
@@ -314,9 +372,6 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
-_MAX_COPIED = 2**26  # elements and bytes; those of tensors are in storages and do not count
-
-
 class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -324,6 +379,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, np.dtype] = {}
         self.copied = 0
+        self.keys = _Keys()
 
     def step(self, opcode: str, argument: Any) -> None:
         stack = self.stack
@@ -355,13 +411,13 @@ class _Machine:
             case "REDUCE" | "NEWOBJ":
                 arguments = stack.pop()
                 self._count(*_of_type(arguments, tuple))
-                stack[-1] = _construct(stack[-1], arguments)
+                stack[-1] = self._construct(stack[-1], arguments)
             case "NEWOBJ_EX":
                 keywords, arguments = stack.pop(), stack.pop()
                 if keywords:
                     raise ValueError("a constructor with keywords")
                 self._count(*_of_type(arguments, tuple))
-                stack[-1] = _construct(stack[-1], arguments)
+                stack[-1] = self._construct(stack[-1], arguments)
             case "BUILD":
                 state = stack.pop()
                 self._count(state)
@@ -376,13 +432,14 @@ class _Machine:
             case "EMPTY_DICT":
                 stack.append({})
             case "DICT":
-                self._push(_pairs(self._pop_mark()))
+                items = self._pop_mark()
+                self._push({})
+                self._set_items(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _of_type(stack[-1], dict)[_key(key)] = value
+                self._set_items([key, value])
             case "SETITEMS":
-                pairs = _pairs(self._pop_mark())
-                _of_type(self.stack[-1], dict).update(pairs)
+                self._set_items(self._pop_mark())
             case "EMPTY_LIST":
                 stack.append([])
             case "LIST":
@@ -397,9 +454,9 @@ class _Machine:
                 stack.append(set())
             case "ADDITEMS":
                 items = self._pop_mark()
-                _of_type(self.stack[-1], set).update(map(_key, items))
+                _of_type(self.stack[-1], set).update(map(self.keys, items))
             case "FROZENSET":
-                self._push(frozenset(map(_key, self._pop_mark())))
+                self._push(frozenset(map(self.keys, self._pop_mark())))
             case "POP":
                 stack.pop() if stack else self._pop_mark()
             case "POP_MARK":
@@ -416,9 +473,25 @@ class _Machine:
 
     def _count(self, *values: Any) -> None:
         """Bounds what constructors copy: a small file may hand one long value to many of them."""
-        self.copied += sum(len(value) for value in values if isinstance(value, Sized))
+        for value in values:
+            if isinstance(value, str | bytes | bytearray):
+                self.copied += len(value)
+            elif isinstance(value, Sized):
+                self.copied += _ELEMENT * len(value)
         if self.copied > _MAX_COPIED:
             raise WeightsError(f"a pickle that copies one value over and over. {REMEDY}")
+
+    def _construct(self, constructor: Any, arguments: Any) -> Any:
+        if not isinstance(constructor, _Constructor):
+            raise TypeError(f"a call of a {type(constructor).__name__}")
+        keys = [self.keys] if constructor.keyed else []
+        return constructor.build(*keys, *_of_type(arguments, tuple))
+
+    def _set_items(self, items: list[Any]) -> None:
+        """Puts keys and values, in turn, into the dict on the stack."""
+        target = _of_type(self.stack[-1], dict)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self.keys(key)] = value
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)
@@ -433,7 +506,7 @@ class _Machine:
             raise WeightsError(f"a persistent object that is no storage. {REMEDY}")
         dtype = storage_type.dtype
         if self.storages.setdefault(_of_type(key, str), dtype) != dtype:
-            raise ValueError(f"storage {key!r} is both {self.storages[key]} and {dtype}")
+            raise ValueError(f"storage {key[:40]!r} is both {self.storages[key]} and {dtype}")
         start = 0
         if view is not None:
             _, start, numel = view
@@ -453,12 +526,6 @@ def _find_global(name: str) -> Any:
     return _GLOBALS[name]
 
 
-def _construct(constructor: Any, arguments: Any) -> Any:
-    if not isinstance(constructor, _Constructor):
-        raise TypeError(f"a call of a {type(constructor).__name__}")
-    return constructor.build(*_of_type(arguments, tuple))
-
-
 def _set_state(target: Any, state: Any) -> None:
     match target:
         case Attributes():
@@ -474,10 +541,6 @@ def _set_state(target: Any, state: Any) -> None:
             target.value = _numpy_from_buffer(data, dtype, shape, order).value
         case _:
             raise TypeError(f"a state for a {type(target).__name__}")
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
 
 
 def _of_type(value: Any, kind: type) -> Any:

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.errors import ConfigError, FileError, WeightsError
 from diffdepth_jax.training import optimizer, sharding
 from diffdepth_jax.training import state as state_lib
 from diffdepth_jax.training.checkpoint import CheckpointConfig, Checkpointer
 from diffdepth_jax.training.optimizer import OptimizerConfig
 from diffdepth_jax.training.sharding import MeshConfig
 from diffdepth_jax.training.state import TrainState
+from diffdepth_jax.weights import checksums
 
 
 def example_state(ema=False) -> TrainState:
@@ -130,6 +131,111 @@ def test_a_save_holds_the_state_of_its_step_while_training_goes_on(tmp_path):
         target = sharding.replicated(sharding.make_mesh(MeshConfig()))
         restored, *_ = checkpointer.restore(1, abstract(state, target))
     equal(restored, expected)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A run with checkpoints of the steps 1 and 2."""
+    workdir = tmp_path_factory.mktemp("run")
+    with Checkpointer(workdir, keep=2) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, example_state(), {"model": {"name": "tiny"}}, b"", {})
+    return workdir
+
+
+@pytest.mark.parametrize("gone", ["*", "state/_METADATA", "state/d", "data", "config"])
+def test_training_does_not_start_where_the_newest_checkpoint_is_not_whole(
+    two_steps, tmp_path, gone
+):
+    """Saves of steps before it would be left out, and it could not be resumed."""
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoints" / "2"
+    for path in newest.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(WeightsError, match=r"is missing.*move it away.*step 1\b") as caught:
+        Checkpointer(tmp_path, keep=2)
+    assert str(newest) in str(caught.value)
+    newest.rename(tmp_path / "away")
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        assert checkpointer.latest_step() == 1
+
+
+def test_an_empty_directory_as_the_only_step_is_refused(tmp_path):
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
+    with pytest.raises(WeightsError, match=r"checkpoints/100.*no older step of the run is whole"):
+        Checkpointer(tmp_path, keep=1)
+
+
+def test_a_flipped_bit_keeps_training_from_going_on(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    files = (tmp_path / "checkpoints" / "2" / "state").glob("**/d/*")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{largest.name} has changed.*step 1\b"):
+        Checkpointer(tmp_path, keep=2)
+
+
+def test_a_checkpoint_from_before_the_checksums_can_be_resumed(two_steps, tmp_path):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "2" / "checksums.json").unlink()
+    state = example_state()
+    target = sharding.replicated(sharding.make_mesh(MeshConfig()))
+    with Checkpointer(tmp_path, keep=2) as checkpointer:
+        restored, *_ = checkpointer.restore(2, abstract(state, target))
+    equal(restored, state)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"iterator": 3}', '{"iterator": "\u0416"}'])
+def test_a_position_in_the_data_that_is_none_is_damage(two_steps, tmp_path, text):
+    shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "2" / "checksums.json").unlink()
+    (tmp_path / "checkpoints" / "2" / "data" / "metadata").write_text(text)
+    target = sharding.replicated(sharding.make_mesh(MeshConfig()))
+    with (
+        Checkpointer(tmp_path, keep=2) as checkpointer,
+        pytest.raises(WeightsError, match=r"checkpoints/2 is damaged.*step 1\b"),
+    ):
+        checkpointer.restore(2, abstract(example_state(), target))
+
+
+def test_a_save_that_does_nothing_is_an_error(tmp_path):
+    """Orbax saves no step that is older than another: it says so, and nothing else happens."""
+    state = example_state()
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(5, state, {}, b"", {})
+        with pytest.raises(FileError, match=r"checkpoints: step 4 is not newer"):
+            checkpointer.save(4, state, {}, b"", {})
+        checkpointer.save(6, state, {}, b"", {})
+    assert [path.name for path in checkpointer.directory.iterdir()] == ["6"]
+
+
+@pytest.mark.parametrize("act", ["wait", "save", "leave"])
+@pytest.mark.parametrize("part", ["state/_METADATA", "checksums.json"])
+def test_a_save_counts_when_it_was_looked_at(tmp_path, monkeypatch, act, part):
+    write = checksums.write
+
+    def spoil(directory):
+        write(directory)
+        (directory / part).unlink()
+
+    monkeypatch.setattr(checksums, "write", spoil)
+    state = example_state()
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    with pytest.raises(FileError, match=rf"step 1 is not whole \({part} is missing"), checkpointer:
+        checkpointer.save(1, state, {}, b"", {})
+        if act == "wait":
+            assert checkpointer.latest_step() is None
+            checkpointer.wait()
+        if act == "save":
+            checkpointer.save(2, state, {}, b"", {})
+
+
+def test_a_run_directory_that_cannot_be_one_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"file/checkpoints"):
+        Checkpointer(tmp_path / "file", keep=1)
 
 
 @pytest.mark.parametrize("fields", [{"every_steps": 0}, {"keep": 0}, {"best_metric": "absrel"}])

@@ -1,7 +1,9 @@
 """Files of weights, written byte by byte as PyTorch writes them, so no torch is needed."""
 
 import json
+import os
 import pickle
+import resource
 import struct
 import zipfile
 
@@ -9,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.errors import FileError, MissingFileError, WeightsError
 from diffdepth_jax.weights import files
 from tests.weights.torch_writer import (
     PERSISTENT,
@@ -367,3 +369,171 @@ def test_a_hostile_pickle_is_refused_by_name_and_nothing_runs(tmp_path, write):
     text = message(tmp_path / "model.pt")
     assert "'posix.system'" in text and "state_dict()" in text
     assert not sentinel.exists()
+
+
+# ---- small files that ask for much ---------------------------------------------------------------
+
+
+def test_many_names_of_one_record(tmp_path):
+    """The central directory names one record under many names; each would be read anew."""
+    names, array = [f"k{index:02}" for index in range(40)], np.ones(500, np.float32)
+    value = {name: whole(name, array) for name in names}
+    write_zip(tmp_path / "whole.pt", value, dict.fromkeys(names, array))
+    content = bytearray((tmp_path / "whole.pt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
+        first = archive.getinfo("archive/data/k00").header_offset
+        start = archive.start_dir
+    # All entries point to the first record, and the bytes of the others go.
+    kept = first + 1 + content[first + 1 :].index(b"PK\x03\x04")
+    version = content.rindex(b"PK\x03\x04")
+    entries, end = content[start:], content.rindex(b"PK\x05\x06") - start
+    at = 0
+    while (at := entries.find(b"PK\x01\x02", at)) >= 0:
+        if b"archive/data/k" in entries[at + 46 : at + 62]:
+            entries[at + 42 : at + 46] = struct.pack("<I", first)
+        at += 4
+    small = content[:kept] + content[version:start]
+    entries[end + 16 : end + 20] = struct.pack("<I", len(small))
+    (tmp_path / "small.pt").write_bytes(small + entries)
+    assert "overlap" in message(tmp_path / "small.pt")
+
+
+@pytest.mark.parametrize("byteorder", [b"little", b"big"])
+def test_a_storage_of_many_tensors_is_one_array(tmp_path, byteorder):
+    array = np.arange(1000, dtype=np.float32)
+    stored = array.astype(">f4") if byteorder == b"big" else array
+    value = {f"a{i}": tensor("s", np.float32, 1000, (2,), offset=i) for i in range(50)}
+    write_zip(tmp_path / "model.pt", value, {"s": stored}, byteorder=byteorder)
+    got = files.read(tmp_path / "model.pt").state_dict
+
+    def base(view):
+        while isinstance(view.base, np.ndarray):
+            view = view.base
+        return view.__array_interface__["data"][0]
+
+    assert len({base(view) for view in got.values()}) == 1
+    np.testing.assert_array_equal(got["a7"], [7, 8])
+
+
+def test_tensors_together_are_not_much_larger_than_the_file(tmp_path):
+    array = np.ones(10_000, np.float32)
+    for count, enough in ((8, True), (10, False)):
+        value = {f"a{index}": whole("s", array) for index in range(count)}
+        write_zip(tmp_path / "model.pt", value, {"s": array})
+        if enough:
+            assert len(files.read(tmp_path / "model.pt").state_dict) == count
+        else:
+            assert "8 times" in message(tmp_path / "model.pt")
+
+
+def test_metadata_is_bounded_in_all(tmp_path, monkeypatch):
+    """Many entries that are one list: each comes out as a list of its own."""
+    monkeypatch.setattr(files, "_ALL_METADATA_LIMIT", 100)
+    value = {"net": {"a": whole("0", np.ones(1))}, "x0": Raw(b"(" + b"K\x01" * 29 + b"lq\xc8")}
+    value |= {f"x{index}": Raw(b"h\xc8") for index in range(1, 9)}
+    write_zip(tmp_path / "model.pt", value, {"0": np.ones(1)})
+    assert list(files.read(tmp_path / "model.pt").metadata) == ["x0", "x1", "x2"]
+
+
+def test_metadata_can_be_printed(tmp_path):
+    """No integer of more digits than Python prints; sets, and numbers as keys, count too."""
+    value = {
+        "net": {"a": whole("0", np.ones(1))},
+        "huge": 10**5000,
+        "large": 10**400,
+        "set": {str(i) * 20_000 for i in range(6)},
+        "numbers": {i: None for i in range(1001)},
+        "few": {i: None for i in range(500)},
+    }
+    write_zip(tmp_path / "model.pt", value, {"0": np.ones(1)})
+    metadata = files.read(tmp_path / "model.pt").metadata
+    assert list(metadata) == ["large", "few"]
+    repr(metadata)
+
+
+# ---- damage and nonsense -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["data.pkl", "data/0"])
+def test_a_flipped_bit_is_found_by_the_records_checksum(tmp_path, part):
+    path = tmp_path / "model.pt"
+    write_zip(path, {"net": {"a": whole("0", np.ones(9))}, "note": "abc"}, {"0": np.ones(9)})
+    content = bytearray(path.read_bytes())
+    bytes_of = b"abc" if part == "data.pkl" else np.ones(9).tobytes()
+    content[content.index(bytes_of) + 2] ^= 1
+    path.write_bytes(content)
+    assert f"archive/{part}" in message(path) and "CRC-32" in message(path)
+
+
+def test_a_checksum_of_zero_stands_for_none(tmp_path):
+    """As `torch.serialization.set_crc32_options(False)` leaves it."""
+    path = tmp_path / "model.pt"
+    write_zip(path, *checkpoint())
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            content = content.replace(struct.pack("<I", info.CRC), bytes(4))
+    path.write_bytes(content)
+    check(files.read(path))
+
+
+@pytest.mark.parametrize("word", [b"middle", b"BIG", b"big\n", b""])
+def test_a_byteorder_of_another_word(tmp_path, word):
+    write_zip(tmp_path / "model.pt", *checkpoint(), byteorder=None)
+    with zipfile.ZipFile(tmp_path / "model.pt", "a") as archive:
+        archive.writestr("archive/byteorder", word)
+    text = message(tmp_path / "model.pt")
+    assert repr(word) in text and "'little'" in text
+
+
+# ---- the system ----------------------------------------------------------------------------------
+
+
+def test_what_the_system_refuses_is_told_with_the_name(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / ("n" * 300), tmp_path / "file" / "model.pt"):
+        for act in (files.read, lambda path: files.write_safetensors(path, {"a": np.ones(1)})):
+            with pytest.raises(FileError) as caught:
+                act(path)
+            assert str(path) in str(caught.value)
+    with pytest.raises(MissingFileError):
+        files.read(tmp_path / "nowhere.pt")
+
+
+def test_a_full_disk_is_told_with_the_name(tmp_path):
+    """A limit of the size of files stands for the full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(FileError, match=r"a\.safetensors cannot be written.*File too large"):
+            files.write_safetensors(tmp_path / "a.safetensors", {"a": np.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_written_files_follow_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_safetensors(tmp_path / "a.safetensors", {"a": np.ones(1)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_no_control_characters_reach_the_terminal(tmp_path):
+    name_of_storage = "\x1b[2J\x07"
+    for value in (
+        {"\x1b[31mnet": 1},
+        {"net": {"\x1b[31ma": whole("0", np.ones(1)), "b": 1}},
+        {"\x1b[31ma": tensor(name_of_storage, np.float64, 9, (1,))},
+        {"a": call("posix.\x1b[31msystem", "x")},
+    ):
+        write_zip(tmp_path / "model.pt", value, {"0": np.ones(1)})
+        assert message(tmp_path / "model.pt").isprintable()
+    header = b'{"\x1b[31m\x9b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 9]}}'
+    header = header.replace(b"\x1b", b"\\u001b").replace(b"\x9b", b"\\u009b")
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 9)
+    assert message(path).isprintable()

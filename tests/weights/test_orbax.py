@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from diffdepth_jax.errors import WeightsError
-from diffdepth_jax.weights import orbax
+from diffdepth_jax.errors import FileError, MissingFileError, WeightsError
+from diffdepth_jax.weights import checksums, orbax
 
 WRITER = """
 import sys
@@ -153,8 +153,10 @@ def test_the_optimizer_is_not_read(runs, tmp_path, monkeypatch):
 
 
 def test_missing_runs_and_steps(runs, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(MissingFileError, match="nowhere"):
         orbax.read_arrays(tmp_path / "nowhere")
+    with pytest.raises(FileError, match="cannot be read"):
+        orbax.read_arrays(tmp_path / ("n" * 300))
     with pytest.raises(WeightsError, match="no complete checkpoint"):
         orbax.read_arrays(tmp_path)
     with pytest.raises(WeightsError, match=r"step 3, only of \[9, 10\]"):
@@ -181,4 +183,99 @@ def test_damaged_checkpoints_are_named(runs, tmp_path, part):
         metadata.write_text(text)
     for file in directory.glob(part):
         os.truncate(file, file.stat().st_size // 2)
-    assert f"WeightsError: {directory} is damaged or not a checkpoint" in refusal(directory)
+    text = refusal(directory)
+    assert f"WeightsError: {directory} is damaged or not a checkpoint" in text
+    assert "no older step" in text
+
+
+@pytest.mark.parametrize("file", ["state/_METADATA", "config/metadata", "state/**/d/*"])
+def test_a_flipped_bit_is_found_by_the_checksums(runs, tmp_path, file):
+    """Also in an array, where it would be just another number."""
+    shutil.copytree(runs / "full" / "checkpoints", tmp_path / "checkpoints")
+    directory = tmp_path / "checkpoints" / "10"
+    checksums.write(directory)
+    assert orbax.read_arrays(directory).step == 10
+    path = max(directory.glob(file), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError) as caught:
+        orbax.read_arrays(tmp_path)
+    assert f"{path.relative_to(directory)} has changed" in str(caught.value)
+    assert f"{directory} is damaged" in str(caught.value) and "step 9" in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["state/d", "state/manifest.ocdbt", "config/metadata"])
+def test_missing_parts_are_named_and_an_older_step(runs, tmp_path, part):
+    shutil.copytree(runs / "full" / "checkpoints", tmp_path / "checkpoints")
+    path = tmp_path / "checkpoints" / "10" / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(WeightsError, match=rf"{part} is missing.*step 9") as caught:
+        orbax.read_arrays(tmp_path)
+    assert str(tmp_path / "checkpoints" / "10") in str(caught.value)
+
+
+def test_a_model_needs_no_position_in_the_data(runs, tmp_path):
+    directory = tmp_path / "10"
+    shutil.copytree(runs / "full" / "checkpoints" / "10", directory)
+    checksums.write(directory)
+    shutil.rmtree(directory / "data")
+    assert orbax.read_arrays(directory).step == 10
+    assert orbax.faults(directory) == ["data/metadata is missing"]
+
+
+@pytest.mark.parametrize("config", ["[]", "{}", '{"model": 3}', '{"model": {}}', "null"])
+def test_a_config_that_is_none_is_named(runs, tmp_path, config):
+    shutil.copytree(runs / "full" / "checkpoints" / "10", tmp_path / "10")
+    file = tmp_path / "10" / "config" / "metadata"
+    file.write_text(config)
+    with pytest.raises(WeightsError, match="has no model") as caught:
+        orbax.read_arrays(tmp_path / "10")
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["config/metadata", "state/_METADATA"])
+def test_deep_json_is_damage(runs, tmp_path, file):
+    directory = tmp_path / "10"
+    shutil.copytree(runs / "full" / "checkpoints" / "10", directory)
+    (directory / file).write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match="is damaged") as caught:
+        orbax.read_arrays(directory)
+    assert str(directory) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "{}", '{"step": "9"}', "\udcff"])
+def test_a_damaged_note_of_the_best_step_is_named(runs, tmp_path, text):
+    shutil.copytree(runs / "full" / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "best.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(WeightsError, match=r"best\.json"):
+        orbax.checkpoint_directory(tmp_path, step="best")
+
+
+def test_weights_that_are_not_finite_are_warned_of_by_name(runs, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    restore = ocp.PyTreeCheckpointHandler.restore
+
+    def spoilt(handler, directory, args):
+        state = restore(handler, directory, args=args)
+        state["params"]["head"]["bias"][1] = np.nan
+        return state
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", spoilt)
+    with pytest.warns(UserWarning, match=r"checkpoints/10 hold NaN .*: params/head/bias\."):
+        orbax.read_arrays(runs / "full")
+
+
+@pytest.mark.parametrize("error", [Exception, ValueError, RecursionError, NotImplementedError])
+def test_whatever_orbax_says_of_damage_is_told_with_the_directory(tmp_path, error):
+    with (
+        pytest.raises(WeightsError, match=r"10 is damaged .*array index \\x1b"),
+        orbax.naming_damage(tmp_path / "10", ["state"]),
+    ):
+        raise error("Encountered error while reading array index \x1b")
+
+
+def test_a_fault_of_the_program_keeps_its_name(tmp_path):
+    with pytest.raises(RuntimeError), orbax.naming_damage(tmp_path / "10", ["state"]):
+        raise RuntimeError("Array has been deleted")

@@ -273,3 +273,45 @@ def test_a_table_is_read_backwards():
         )
     twice = (Rule("a", "params/a"), Rule("b", "params/a"))
     assert "params/a -> a, b" in message(names, {"params": {"a": 0}}, twice)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.bool_, np.complex64, "U1"])
+def test_numbers_of_another_kind_are_refused(dtype):
+    table, tree = (Rule("a", "params/a"),), {"params": {"a": np.zeros(2, np.float32)}}
+    assert "a: " + str(np.dtype(dtype)) in message(convert, {"a": np.ones(2, dtype)}, table, tree)
+    assert "numbers of another kind" in message(
+        rules.check, {"params": {"a": np.ones(2, dtype)}}, tree, "The title"
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16, jnp.float8_e4m3fn])
+def test_floats_of_any_width_are_floats(dtype):
+    table, tree = (Rule("a", "params/a"),), {"params": {"a": np.zeros(2, np.float32)}}
+    got = convert({"a": np.ones(2, dtype)}, table, tree)["params"]["a"]
+    assert got.dtype == np.float32 and (got == 1).all()
+    rules.check({"params": {"a": np.ones(2, dtype)}}, tree, "The title")
+
+
+def test_counters_that_are_skipped_may_be_integers():
+    table = (Rule("a", "params/a"), Skip(".*num_batches_tracked", "a counter"))
+    state_dict = {"a": np.ones(2), "num_batches_tracked": np.array(3), "b.num_batches_tracked": 5}
+    convert(state_dict, table, {"params": {"a": np.zeros(2)}})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_weights_that_are_not_finite_are_warned_of_by_name(value):
+    table = (Rule(r"(\w)", r"params/\1"), Skip("mask", "unused"))
+    tree = {"params": {name: np.zeros(2, np.float32) for name in "abc"}}
+    state_dict = {"a": np.ones(2), "b": np.array([1, value]), "c": np.array([value, 1])}
+    with pytest.warns(UserWarning, match=r"NaN or infinity in 2 of 3 entries: b, c\."):
+        convert(state_dict | {"mask": np.full(2, -np.inf)}, table, tree)
+    convert({name: np.ones(2) for name in "abc"} | {"mask": np.array(value)}, table, tree)
+
+
+def test_names_are_shown_without_control_characters():
+    name, tree = "\x1b[31ma\n", {"params": {"a": np.zeros(2)}}
+    text = message(convert, {name: np.ones(2)}, (Rule("a", "params/a"),), tree)
+    assert r"\x1b[31ma\n" in text and "\x1b" not in text
+    with pytest.warns(UserWarning, match="NaN") as caught:
+        convert({name: np.full(2, np.nan)}, (Rule("(?s).*a.", "params/a"),), tree)
+    assert r"\x1b[31ma\n" in str(caught[0].message) and "\x1b" not in str(caught[0].message)

@@ -233,3 +233,35 @@ def test_one_long_value_is_not_copied_over_and_over():
     data = b"B" + struct.pack("<I", 2**20) + bytes(2**20) + b"q\x00" + once * 100 + b"."
     with pytest.raises(WeightsError, match="copies one value over and over"):
         load(data)
+
+
+def test_numbers_with_equal_hashes_are_few(monkeypatch):
+    """Multiples of 2**61 - 1 all have the hash 0: n of them take n**2 comparisons."""
+    monkeypatch.setattr(torch_pickle, "_MAX_NUMBERS_AS_KEYS", 100)
+    numbers = [index * (2**61 - 1) for index in range(101)]
+    texts = {str(number): None for number in numbers}
+    for value in (dict.fromkeys(numbers), set(numbers), collections.Counter(numbers)):
+        for protocol in (2, 4):
+            assert "more than 100 keys" in refusal(pickle.dumps(value, protocol))
+    assert "more than 100 keys" in refusal(pickle.dumps([{n: n} for n in numbers]))  # together
+    assert load(pickle.dumps([texts, dict.fromkeys(numbers[:100])])) == [
+        texts,
+        dict.fromkeys(numbers[:100]),
+    ]
+
+
+@pytest.mark.parametrize("key", [2**200, (1,) * 9, (2**200,)], ids=["number", "tuple", "in tuple"])
+def test_keys_whose_hash_takes_long_are_refused(key):
+    assert "as a key" in refusal(pickle.dumps({key: 1}, 2))
+
+
+def test_opcodes_are_counted(monkeypatch):
+    monkeypatch.setattr(torch_pickle, "_MAX_OPCODES", 50)
+    assert load(b"(" + b"\x8f" * 47 + b"l.") == [set()] * 47
+    assert "more than 50 opcodes" in refusal(b"(" + b"\x8f" * 48 + b"l.")
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 65, (2**63,)], ids=["many", "large"])
+def test_sizes_that_no_tensor_has_are_refused(sizes):
+    """Their product alone would take long: shapes can hold one large number many times."""
+    assert "sizes" in refusal(call(b"torch\nSize", sizes))

@@ -1,0 +1,73 @@
+"""Checksums of the files of a checkpoint, kept in one of them.
+
+    <step>/checksums.json    {"crc32": {"state/d/1823d6ee": ["9ae0daaf", 470], ...}}
+
+CRC-32 finds what disks, copies and flipped bits do; it is no protection against forgery. It runs at
+2.6 GB/s on one core, faster than most disks read.
+"""
+
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.weights.text import parse_json, shown
+
+FILE_NAME = "checksums.json"
+_BLOCK = 2**22  # bytes read at once
+
+
+def write(directory: Path) -> None:
+    """Notes all files that are in the directory and below it now; what comes later is not noted.
+
+    Raises:
+        OSError: if a file cannot be read or the note not be written.
+    """
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    noted = {
+        path.relative_to(directory).as_posix(): [f"{_crc32(path):08x}", path.stat().st_size]
+        for path in files
+    }
+    (directory / FILE_NAME).write_text(json.dumps({"crc32": noted}, indent=1) + "\n")
+
+
+def faults(directory: Path, below: Sequence[str], *, contents: bool = True) -> list[str]:
+    """Which noted files are not as they were written; empty too where nothing was noted.
+
+    Args:
+        directory: of the note.
+        below: the subdirectories to check.
+        contents: whether files are read, or only their sizes compared.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    note = directory / FILE_NAME
+    if not note.exists():  # older than these notes
+        return []
+    try:
+        noted = parse_json(note.read_text(errors="replace"), FILE_NAME)["crc32"]
+        noted = {name: (crc32, size) for name, (crc32, size) in noted.items()}
+    except (WeightsError, LookupError, TypeError, ValueError, AttributeError):
+        return [f"{FILE_NAME} is damaged"]
+    found = []
+    for name, (crc32, size) in noted.items():
+        path = directory / name
+        if not name.startswith(tuple(f"{part}/" for part in below)):
+            continue
+        if not path.is_file():
+            found.append(f"{shown(name)} is missing")
+        elif path.stat().st_size != size:
+            found.append(f"{shown(name)} has {path.stat().st_size} bytes, not {shown(str(size))}")
+        elif contents and f"{_crc32(path):08x}" != crc32:
+            found.append(f"{shown(name)} has changed since it was written")
+    return found
+
+
+def _crc32(path: Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            value = zlib.crc32(block, value)
+    return value
