@@ -1,0 +1,97 @@
+"""One process at a time in a directory, for each purpose.
+
+The lock is the operating system's (`flock`), not the file's existence: it ends with the process
+that holds it, also by `kill -9` or a crash of the machine, so nobody has to clear one away. The
+file `DIRECTORY/.NAME.lock` only tells who holds it, and is removed when that one is done.
+
+On Linux, locks on NFS hold between machines; some network file systems keep them within one machine
+or have none, and Windows has no `flock`. Where there are none, a warning says so and the work goes
+on unguarded.
+"""
+
+import contextlib
+import datetime
+import errno
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from diffdepth_jax.errors import FileError, naming_file
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextlib.contextmanager
+def hold(directory: str | os.PathLike[str], name: str) -> Iterator[None]:
+    """Keeps every other process, and other callers in this one, from the same work meanwhile.
+
+    Args:
+        directory: exists.
+        name: of the work, such as "training"; part of a file name. Different names do not exclude
+          each other.
+
+    Raises:
+        FileError: if it is held already; says by which process and since when. Or if the lock file
+          cannot be written.
+    """
+    path = Path(directory) / f".{name}.lock"
+    descriptor = _acquire(path, name)
+    try:
+        if descriptor is not None:
+            with naming_file(path, "written"):
+                os.ftruncate(descriptor, 0)  # What a killed process left.
+                os.pwrite(descriptor, _this_process().encode(errors="replace"), 0)
+        yield
+    finally:
+        if descriptor is not None:
+            # Removed while the lock is held: whoever has opened it already finds, when the lock
+            # is theirs, that it is no longer the file of this path.
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _acquire(path: Path, name: str) -> int | None:
+    """The descriptor of the locked file; None where there are no locks."""
+    if fcntl is None:
+        logging.warning("%s: this system has no file locks, so nothing guards it", path.parent)
+        return None
+    while True:
+        with naming_file(path, "written"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                    return descriptor
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 1000, 0).decode(errors="replace")
+            holder = "".join(each for each in holder if each.isprintable())
+            os.close(descriptor)
+            raise FileError(
+                f"{path.parent} is in use for {name} by {holder or 'another process'}: wait for it "
+                "or stop it, or use another directory"
+            ) from error
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _NO_LOCKS:
+                raise FileError(f"{path} cannot be locked: {error.strerror}") from error
+            logging.warning("%s: its file system has no locks, so nothing guards it", path.parent)
+            path.unlink(missing_ok=True)
+            return None
+        os.close(descriptor)  # Its holder was just done and has removed it.
+
+
+def _this_process() -> str:
+    now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    return f"process {os.getpid()} on {socket.gethostname()} since {now} ({command})"
