@@ -5,7 +5,7 @@
 Started again with the same workdir, training continues from its last checkpoint, whatever ended it.
 On SIGTERM or SIGINT it finishes the step, saves, says where to go on, and exits with 143 or 130
 (128 + the signal): not 0, as the run is not done. A second signal ends it at once. Mistakes and
-failures that are told in one line exit with 2.
+failures that are told in one line exit with 2, such as another run at work in the same workdir.
 """
 
 import sys
@@ -15,7 +15,7 @@ from absl import flags
 from diffdepth_jax import cli
 
 CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
+WORKDIR = cli.define_directory("workdir", "Where checkpoints, logs and results go.")
 ALLOW_CONFIG_CHANGES = flags.DEFINE_bool(
     "allow_config_changes", False, "Go on from checkpoints of another config."
 )
@@ -26,19 +26,15 @@ flags.mark_flag_as_required("workdir")
 
 
 def main(_: list[str]) -> None:
-    # Imported here, so that a mistake in the flags is told at once.
-    from diffdepth_jax.evaluation.report import tables
-    from diffdepth_jax.evaluation.run.checks import check_data
-    from diffdepth_jax.training import experiment
     from diffdepth_jax.training.interruption import Interrupted
-    from diffdepth_jax.training.loop import train_and_evaluate
 
-    config = cli.mapping(CONFIG)
-    exp = experiment.from_mapping(config)
-    check_data(exp.data, exp.evaluation)
     try:
+        # Imported here, so that a mistake in the flags is told at once.
+        from diffdepth_jax.evaluation.report import tables
+        from diffdepth_jax.training.loop import train_and_evaluate
+
         result = train_and_evaluate(
-            config,
+            cli.mapping(CONFIG),
             WORKDIR.value,
             allow_config_changes=ALLOW_CONFIG_CHANGES.value,
             debug_nans=DEBUG_NANS.value,
@@ -46,6 +42,8 @@ def main(_: list[str]) -> None:
     except Interrupted as interrupted:
         print(interrupted)
         sys.exit(interrupted.exit_code)
+    except KeyboardInterrupt as interrupt:  # Before or after training, or a second one in it.
+        raise KeyboardInterrupt("ended at once; the same command goes on") from interrupt
     print(tables.table(result))
 
 

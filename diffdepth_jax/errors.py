@@ -26,6 +26,10 @@ class DataError(UserError, ValueError):
     """Images, depth maps or results that cannot be read or scored."""
 
 
+class DivergedError(UserError, FloatingPointError):
+    """A training whose loss or gradient has stopped being finite."""
+
+
 class FileError(UserError, OSError):
     """A file or directory that cannot be read or written."""
 

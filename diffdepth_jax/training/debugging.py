@@ -36,3 +36,24 @@ def find_nan(function: Callable[..., Any], *arguments: Any) -> str:
         ][-1]
         return f"{error} at {frame.filename}:{frame.lineno}, in {frame.name}: {frame.line}"
     return "no operation returned NaN when they were run one at a time: look for an overflow"
+
+
+class Watched:
+    """A training step that remembers its last arguments, so that a NaN in its result can be found.
+
+    Args:
+      step: compiled, and keeping the state that it is given.
+      function: the same, not jitted.
+    """
+
+    def __init__(self, step: Callable[..., Any], function: Callable[..., Any]) -> None:
+        self._step, self._function = step, function
+        self._arguments: tuple[Any, ...] = ()
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._arguments = arguments
+        return self._step(*arguments)
+
+    def explain(self) -> str:
+        """As `find_nan`, of the last step."""
+        return find_nan(self._function, *self._arguments)

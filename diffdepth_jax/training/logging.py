@@ -1,6 +1,7 @@
 """A run's scalars: progress bar, `metrics.csv` and TensorBoard."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import io
@@ -13,10 +14,11 @@ from types import TracebackType
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from diffdepth_jax import atomic
+from diffdepth_jax.errors import ConfigError, DataError, DivergedError, naming_file
+from diffdepth_jax.training.events import EventWriter
 
 CSV_NAME = "metrics.csv"
 _FINITE = ("loss", "gradient_norm")  # Training stops where they are not.
@@ -45,6 +47,10 @@ class RunLog:
     dropped: the steps they tell of are about to be done again. `state` is what `get_state` returned
     at that checkpoint, so that the next row is the one that an uninterrupted run writes (but for
     the steps per second).
+
+    Raises:
+      FileError: from any method, if a file cannot be written; names it.
+      DataError: if the `metrics.csv` that is there is damaged.
     """
 
     def __init__(
@@ -66,8 +72,11 @@ class RunLog:
         self._timed = 0  # Steps since `_time`.
         self._time: float | None = None  # Set by the first step, when it has been compiled.
         self._columns = _drop_rows_after(self._path, first_step)
-        self._file = self._path.open("a", newline="")
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        with contextlib.ExitStack() as stack:
+            self._events = stack.enter_context(EventWriter(workdir / "tensorboard", first_step))
+            with naming_file(self._path, "written"):
+                self._file = self._path.open("a", newline="")
+            stack.pop_all()
         self._bar = tqdm(
             total=num_steps,
             initial=first_step,
@@ -81,8 +90,8 @@ class RunLog:
         """Takes the scalars of the update that ends at `step` (1 is the first) on images `ids`.
 
         Raises:
-          FloatingPointError: if the loss or the gradient's norm, of this or an earlier step, is not
-            finite.
+          DivergedError: if the loss or the gradient's norm, of this or an earlier step, is not
+            finite; names the step and the images.
         """
         if self._time is None:
             self._time = time.perf_counter()
@@ -92,10 +101,9 @@ class RunLog:
             self._take()
 
     def flush(self) -> None:
-        """Waits for all scalars handed in so far, and hands events to the disk; raises as `add`."""
+        """Waits for all scalars handed in so far; raises as `add`."""
         while self._waiting:
             self._take()
-        self._tensorboard.flush()
 
     def get_state(self) -> dict[str, Any]:
         """What the next row is made of so far, ready for JSON; call it after `flush`."""
@@ -108,7 +116,7 @@ class RunLog:
         for name in _FINITE:
             if not math.isfinite(values.get(name, 0.0)):
                 images = f" (images {', '.join(map(str, ids))})" if len(ids) else ""
-                raise FloatingPointError(f"{name} is {values[name]} in step {step}{images}")
+                raise DivergedError(f"{name} is {values[name]} in step {step}{images}")
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
@@ -122,21 +130,24 @@ class RunLog:
         now = time.perf_counter()
         row = {"step": step, **means, "steps_per_second": self._timed / (now - self._time)}
         self._sums, self._count, self._timed, self._time = {}, 0, 0, now
-        if not self._columns:
-            self._columns = list(row)
-            csv.writer(self._file).writerow(self._columns)
+        new = not self._columns
+        self._columns = self._columns or list(row)
         if set(row) != set(self._columns):
-            raise ValueError(
+            raise ConfigError(
                 f"{self._path} has columns {self._columns}, but this run logs {list(row)}: "
                 "use another workdir"
             )
-        csv.writer(self._file).writerow(
-            [step, *(f"{row[name]:.7g}" for name in self._columns if name != "step")]
-        )
-        self._file.flush()
+        with naming_file(self._path, "written"):
+            writer = csv.writer(self._file)
+            if new:
+                writer.writerow(self._columns)
+            writer.writerow(
+                [step, *(f"{row[name]:.7g}" for name in self._columns if name != "step")]
+            )
+            self._file.flush()
         for name, value in row.items():
             if name != "step":
-                self._tensorboard.add_scalar(f"train/{name}", value, step)
+                self._events.add_scalar(f"train/{name}", value, step)
         shown = {name: f"{mean:.3g}" for name, mean in means.items() if name not in _NOT_SHOWN}
         self._bar.set_postfix(shown, refresh=False)
 
@@ -150,26 +161,51 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.close()
-        self._tensorboard.close()
-        self._file.close()
+        with contextlib.suppress(*[OSError] if error else []), naming_file(self._path, "written"):
+            self._file.close()  # Tries again to write what could not be written.
+        self._events.__exit__(kind, error, traceback)
 
 
 def read_csv(path: Path) -> dict[str, list[float]]:
-    """The columns of a run's `metrics.csv`."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+    """The columns of a run's `metrics.csv`.
+
+    Raises:
+      FileError, DataError: if it cannot be read or is damaged; says what to do.
+    """
+    header, rows = _read(path)
+    if not rows:
+        return {}
+    return {name: [float(row[index]) for row in rows] for index, name in enumerate(header)}
+
+
+def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of numbers, without a row that a crash has cut short."""
+    with naming_file(path, "read"):
+        content = path.read_bytes()
+    try:
+        header, *rows = list(csv.reader(io.StringIO(content.decode(), newline=""))) or [[]]
+        rows = [row for row in rows if len(row) == len(header)]
+        for row in rows:
+            for name, value in zip(header, row, strict=True):
+                int(value) if name == "step" else float(value)
+        if rows and header[0] != "step":
+            raise ValueError(f"its first column is {header[0]!r}, not 'step'")
+    except (ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} is damaged ({error}): mend or remove it; without it the log starts anew"
+        ) from error
+    return header, rows
 
 
 def _drop_rows_after(path: Path, step: int) -> list[str]:
     """Rewrites a CSV without the rows after `step` or cut short by a crash; returns its header."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
-    kept = [row for row in rows if len(row) == len(header) and int(row[0]) <= step]
+    header, rows = _read(path)
+    kept = [row for row in rows if int(row[0]) <= step]
     if not kept:
-        path.unlink()
+        with naming_file(path, "written"):
+            path.unlink()
         return []
     text = io.StringIO(newline="")
     csv.writer(text).writerows([header, *kept])

@@ -1,7 +1,6 @@
 """Training from a config to evaluated depth, in numbered sections from top to bottom."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffdepth_jax import atomic, inference, registry
 from diffdepth_jax import config as config_lib
+from diffdepth_jax import inference, registry
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.training import (
+    background,
     debugging,
     experiment,
     optimizer,
@@ -23,14 +24,13 @@ from diffdepth_jax.training import (
     sharding,
 )
 from diffdepth_jax.training import state as state_lib
+from diffdepth_jax.training import workdir as workdirs
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.interruption import Interruption
-from diffdepth_jax.training.logging import RunLog
 from diffdepth_jax.training.periodic import Evaluations
+from diffdepth_jax.training.run import Run
 from diffdepth_jax.weights import orbax
-
-SKIPPED_FILE = "skipped.json"
 
 # What a run may change when it continues from its checkpoint: none of it changes a training step,
 # but for the rounding of its sums (and for what stands in for a frame that cannot be read).
@@ -71,17 +71,22 @@ def train_and_evaluate(
       What `metrics.json` holds.
 
     Raises:
-      ConfigError: for a config that cannot be used, before anything is compiled.
-      FloatingPointError, OSError, Interrupted: as `train` does.
+      UserError: for a config or data that cannot be used, before anything is compiled; and as
+        `train` does.
+      Interrupted: as `train` does.
     """
+    if not os.fspath(workdir):
+        raise ConfigError("workdir is empty: name the directory of the run")
     exp = experiment.from_mapping(config)
     workdir = Path(workdir).expanduser()
+    check_data(exp.data, exp.evaluation)
     step = train(exp, workdir, allow_config_changes=allow_config_changes, debug_nans=debug_nans)
-    # The checkpoint as anybody would load it, with nothing left over from training.
-    trained = inference.load(workdir)
-    result = Evaluations(exp, workdir, step).run(step, trained)
-    pictures.draw_denoising(exp, trained, workdir)
-    pictures.draw_curves(workdir)
+    with workdirs.held(workdir), Evaluations(exp, workdir, step) as evaluations:
+        # The checkpoint as anybody would load it, with nothing left over from training.
+        trained = inference.load(workdir)
+        result = evaluations.run(step, trained)
+        pictures.draw_denoising(exp, trained, workdir)
+        pictures.draw_curves(workdir)
     return result
 
 
@@ -97,7 +102,7 @@ def train(
     One process drives all devices.
 
     Writes `config.json`, `checkpoints/`, `metrics.csv` and `tensorboard/`; where the experiment
-    asks for evaluations on the way, also what `evaluation.Evaluations` writes.
+    asks for evaluations on the way, also what `periodic.Evaluations` writes.
 
     Args:
       exp: the experiment.
@@ -112,9 +117,10 @@ def train(
     Raises:
       ConfigError: if the checkpoints in `workdir` are of another config; names the fields. If they
         hold other arrays, names these.
-      FloatingPointError: if the loss or a gradient stops being finite; names step, images and the
-        last good checkpoint.
-      OSError: if data cannot be read or results be written; names the last good checkpoint.
+      DivergedError: if the loss or a gradient stops being finite; names step, images and the last
+        good checkpoint.
+      DataError, FileError: if data cannot be read or results be written, or another process trains
+        in `workdir`; once training goes on, names the last good checkpoint.
       RuntimeError: in one of several processes (`jax.distributed`): each would write the log, the
         config and the results of the same directory.
       Interrupted: after SIGTERM or SIGINT, when the state is saved.
@@ -170,115 +176,73 @@ def train(
         out_shardings=(placed, replicated),
         donate_argnums=() if debug_nans else 0,
     )
+    if debug_nans:
+        train_step = debugging.Watched(train_step, step_function)
 
     # 5. Checkpoint: start afresh, or where the latest one was.
-    mapping = config_lib.to_mapping(exp)
-    afresh = orbax.latest_step(workdir) is None
-    loaded = pretrained.load(exp.init, exp.model) if afresh else {}
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (
-        Interruption() as interruption,
-        contextlib.closing(iterator),
-        Checkpointer(workdir, exp.checkpoint.keep) as checkpointer,
-    ):
-        first_step = checkpointer.latest_step() or 0
-        if not afresh:
+    with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        stack.enter_context(contextlib.closing(iterator))
+        stack.enter_context(workdirs.held(workdir))
+        first_step = orbax.latest_step(workdir) or 0
+        loaded = {} if first_step else pretrained.load(exp.init, exp.model)
+        stack.enter_context(background.told_once())
+        checkpointer = stack.enter_context(Checkpointer(workdir, exp.checkpoint.keep))
+        if first_step:
             if not allow_config_changes:
-                _check_unchanged(checkpointer.config(first_step), mapping, workdir)
+                _check_unchanged(checkpointer.config(first_step), exp, workdir)
             state, position, log_state = checkpointer.restore(
                 first_step, sharding.abstract(abstract, placed)
             )
             iterator.set_state(position)
-            _note_skipped(iterator.skipped, workdir)  # Without those after the checkpoint.
         else:
             state, log_state = jax.jit(init, out_shardings=placed)(init_key, loaded), {}
-        atomic.write_text(workdir / "config.json", json.dumps(mapping, indent=2) + "\n")
 
-        # 6. Evaluation on the way, of a checkpoint that is on disk.
-        evaluations = Evaluations(exp, workdir, first_step)
-        checkpointer.keep_best(evaluations.best_step())
-
-        def evaluate(step: int, state: state_lib.TrainState) -> None:
-            checkpointer.wait()
-            variables = {
-                "params": state.ema_params or state.params,
-                "batch_stats": state.batch_stats,
-            }
+        # 6. Beside the steps: the log, checkpoints, evaluations on the way, and stopping.
+        def as_trained(state: state_lib.TrainState) -> inference.DepthModel:
+            params = state.ema_params or state.params
+            variables = {"params": params, "batch_stats": state.batch_stats}
             variables = sharding.on_one_device(variables, mesh)
-            trained = inference.DepthModel(network.build(exp.model), variables, exp.model)
-            with interruption.at_once(_saved(step, workdir)):
-                evaluations.run(step, trained)
-            checkpointer.keep_best(evaluations.best_step())
+            return inference.DepthModel(network.build(exp.model), variables, exp.model)
 
-        num_skipped = len(iterator.skipped)
-
-        # 7. Loop. Nothing in it waits for the device but the log, which is a few steps behind.
-        with RunLog(
+        run = Run(
+            exp,
             workdir,
-            first_step=first_step,
-            num_steps=exp.num_steps,
-            every_steps=exp.logging.every_steps,
-            state=log_state,
-        ) as log:
-            try:
-                if evaluations.is_due(first_step) and not evaluations.has(first_step):
-                    evaluate(first_step, state)  # The run was stopped in it.
-                for step in range(first_step + 1, exp.num_steps + 1):
-                    batch = dict(next(iterator))
-                    ids = batch.pop("id")
-                    if len(iterator.skipped) > num_skipped:
-                        num_skipped = len(iterator.skipped)
-                        _note_skipped(iterator.skipped, workdir)
-                    before = state if debug_nans else None
-                    # The jitted step divides NumPy arrays itself, in a tenth of device_put's time.
-                    state, scalars = train_step(state, batch, train_key)
-                    log.add(step, scalars, ids)
-                    if debug_nans:
-                        log.flush()
-                    checkpointer.check()
-                    stopping = interruption.requested is not None
-                    regular = step % exp.checkpoint.every_steps == 0 or step == exp.num_steps
-                    if regular or stopping or evaluations.is_due(step):
-                        log.flush()  # A state that a failed step has spoilt is never saved.
-                        checkpointer.save(
-                            step, state, mapping, iterator.get_state(), log.get_state()
-                        )
-                    if stopping:
-                        checkpointer.wait()
-                        interruption.answer(_saved(step, workdir))
-                    if evaluations.is_due(step):
-                        evaluate(step, state)
-                checkpointer.wait()
-            except (FloatingPointError, OSError) as error:
-                message = str(error)
-                if debug_nans and isinstance(error, FloatingPointError):
-                    message += f": {debugging.find_nan(step_function, before, batch, train_key)}"
-                good = checkpointer.latest_step()
-                good = "none" if good is None else f"step {good}"
-                raise type(error)(
-                    f"{message}; last good checkpoint in {checkpointer.directory}: {good}"
-                ) from error
+            first_step,
+            iterator=iterator,
+            checkpointer=checkpointer,
+            interruption=interruption,
+            as_trained=as_trained,
+            log_state=log_state,
+            explain=train_step.explain if debug_nans else None,
+        )
+
+        # 7. Loop.
+        with run:
+            run.before_steps(state)
+            for step in range(first_step + 1, exp.num_steps + 1):
+                batch = dict(next(iterator))
+                ids = batch.pop("id")
+                # The jitted step divides NumPy arrays itself, in a tenth of device_put's time.
+                state, scalars = train_step(state, batch, train_key)
+                run.after_step(step, state, scalars, ids)
     return max(first_step, exp.num_steps)
 
 
-def _note_skipped(skipped: Mapping[str, str], workdir: Path) -> None:
-    """Lists the training frames that could not be read in `skipped.json`, where there are any."""
-    path = workdir / SKIPPED_FILE
-    if skipped or path.exists():
-        record = {"num_skipped": len(skipped), "skipped": dict(skipped)}
-        atomic.write_text(path, json.dumps(record, indent=2) + "\n")
-
-
-def _saved(step: int, workdir: Path) -> str:
-    return f"step {step} is saved in {workdir}; the same command goes on from there"
-
-
-def _check_unchanged(saved: Mapping[str, Any], mapping: Mapping[str, Any], workdir: Path) -> None:
+def _check_unchanged(saved: Mapping[str, Any], exp: Experiment, workdir: Path) -> None:
     # Read anew, so that a field which is younger than the checkpoint counts with its default.
-    saved = config_lib.to_mapping(experiment.from_mapping(saved))
+    try:
+        saved = config_lib.to_mapping(experiment.from_mapping(saved))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{workdir} holds checkpoints of a config that cannot be read ({error}): use another "
+            "workdir, or say --allow_config_changes"
+        ) from error
     harmless = tuple(f"config.{name}{end}" for name in _CHANGEABLE for end in (".", ":"))
     lines = [
-        line for line in config_lib.differences(saved, mapping) if not line.startswith(harmless)
+        line
+        for line in config_lib.differences(saved, config_lib.to_mapping(exp))
+        if not line.startswith(harmless)
     ]
     if lines:
         raise ConfigError(

@@ -7,6 +7,10 @@ from typing import Any, Literal
 import jax
 import optax
 
+from diffdepth_jax.errors import ConfigError
+
+_STEPS = 2**31  # are counted in int32
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -45,8 +49,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must not be negative")
+        if not 0 <= self.warmup_steps < _STEPS:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be 0 to 2**31 - 1")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay is {self.weight_decay}; it must not be negative")
         if self.weight_decay and self.name == "adam":
@@ -63,6 +67,8 @@ class OptimizerConfig:
             raise ValueError("boundaries and factors belong to schedule='steps', which needs them")
         if list(self.boundaries) != sorted(set(self.boundaries)):
             raise ValueError(f"boundaries {self.boundaries} must increase")
+        if self.boundaries and self.boundaries[-1] >= _STEPS:
+            raise ValueError(f"boundaries {self.boundaries} must be below 2**31")
         if self.boundaries and self.boundaries[0] < self.warmup_steps:
             raise ValueError(
                 f"boundaries {self.boundaries} must come after the warm-up of {self.warmup_steps}"
@@ -74,23 +80,29 @@ class OptimizerConfig:
         return tuple(name for name, factor in self.multipliers.items() if factor == 0)
 
     def check_parts(self, parts: Iterable[str]) -> None:
-        """Raises ValueError unless all multipliers are of these parts and leave one to train."""
+        """Raises ConfigError unless all multipliers are of these parts and leave one to train."""
         parts = sorted(parts)
         unknown = sorted(self.multipliers.keys() - set(parts))
         if unknown:
-            raise ValueError(
+            raise ConfigError(
                 f"optimizer.multipliers names {', '.join(unknown)}, but the network's parts are "
                 f"{', '.join(parts)}"
             )
         if set(parts) <= set(self.frozen):
-            raise ValueError(
+            raise ConfigError(
                 f"optimizer.multipliers {self.multipliers} freezes all parts of the network: "
                 f"leave one to train"
             )
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Returns `step -> learning rate` for updates 0 .. num_steps - 1."""
+    """Returns `step -> learning rate` for updates 0 .. num_steps - 1.
+
+    Raises:
+        ValueError: if these are more than the counter of updates can hold.
+    """
+    if num_steps >= _STEPS:
+        raise ValueError(f"num_steps is {num_steps}; it must be below 2**31")
     if config.schedule == "cosine":
         # Counted from the end of the warm-up, where join_schedules starts it; a trial run of a few
         # steps never gets there.

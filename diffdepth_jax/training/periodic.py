@@ -12,17 +12,19 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
 
 from diffdepth_jax import atomic
+from diffdepth_jax.errors import DataError, naming_file
 from diffdepth_jax.evaluation.report import pictures
 from diffdepth_jax.evaluation.run.checkpoint import score_model
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.training.checkpoint import FOLDER
+from diffdepth_jax.training.events import EventWriter
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.weights.orbax import BEST_FILE
 
@@ -30,17 +32,24 @@ CSV_NAME = "evaluations.csv"
 
 
 class Evaluations:
-    """Evaluates now and then, and remembers the results.
+    """Evaluates now and then, and remembers the results; a context manager.
 
     Rows after `first_step` are of a run that died after its last checkpoint; they are dropped. A
     step that is evaluated again replaces its row.
+
+    Raises:
+      DataError: if the `evaluations.csv` that is there is damaged.
+      FileError: from any method, if a file cannot be read or written; names it.
     """
 
     def __init__(self, exp: Experiment, workdir: Path, first_step: int) -> None:
         self._exp = exp
         self._workdir = workdir
+        self._first_step = first_step
+        self._events: EventWriter | None = None
         self._protocol = exp.evaluation.build().name
-        self._rows = [row for row in _read(workdir / CSV_NAME) if int(row["step"]) <= first_step]
+        rows = _read(workdir / CSV_NAME, exp.checkpoint.best_metric)
+        self._rows = [row for row in rows if int(row["step"]) <= first_step]
         if (workdir / CSV_NAME).exists():
             self._write()
 
@@ -92,13 +101,27 @@ class Evaluations:
         self._rows = [row for row in self._rows if (int(row["step"]), row["protocol"]) != key]
         self._rows.append({name: str(value) for name, value in (row | scalars).items()})
         self._write()
-        with SummaryWriter(str(self._workdir / "tensorboard" / "evaluation")) as writer:
-            for name, value in scalars.items():
-                writer.add_scalar(f"evaluation/{name}", value, step)
-            with Image.open(self._workdir / pictures.PREDICTIONS_FILE) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-            writer.add_image("predictions", pixels, step, dataformats="HWC")
+        if self._events is None:
+            place = self._workdir / "tensorboard" / "evaluation"
+            self._events = EventWriter(place, self._first_step)
+        for name, value in scalars.items():
+            self._events.add_scalar(f"evaluation/{name}", float(value), step)
+        with Image.open(self._workdir / pictures.PREDICTIONS_FILE) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self._events.add_image("predictions", pixels, step)
         return result
+
+    def __enter__(self) -> "Evaluations":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._events is not None:
+            self._events.__exit__(kind, error, traceback)
 
     def _of_protocol(self) -> list[dict[str, str]]:
         return [row for row in self._rows if row["protocol"] == self._protocol]
@@ -112,15 +135,29 @@ class Evaluations:
         atomic.write_text(self._workdir / CSV_NAME, text.getvalue())
         best, name = self.best_step(), self._exp.checkpoint.best_metric
         if best is None:
-            (self._workdir / BEST_FILE).unlink(missing_ok=True)
+            with naming_file(self._workdir / BEST_FILE, "removed"):
+                (self._workdir / BEST_FILE).unlink(missing_ok=True)
         else:
-            (row,) = (row for row in self._of_protocol() if int(row["step"]) == best)
+            row = next(row for row in self._of_protocol() if int(row["step"]) == best)
             note = {"step": best, "metric": name, "value": float(row[name])}
             atomic.write_text(self._workdir / BEST_FILE, json.dumps(note) + "\n")
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read(path: Path, metric: str | None) -> list[dict[str, str]]:
+    """The rows, of which step, protocol and the values of `metric` are what they should be."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    with naming_file(path, "read"):
+        content = path.read_bytes()
+    try:
+        rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+        for row in rows:
+            int(row["step"])
+            float(row.get(metric) or 0)  # A protocol may not have it.
+            if None in row or None in row.values() or not row["protocol"]:
+                raise ValueError(f"the row of step {row['step']} is longer or shorter than others")
+    except (LookupError, TypeError, ValueError, csv.Error) as error:
+        raise DataError(
+            f"{path} is damaged ({error!r}): mend or remove it; without it the list starts anew"
+        ) from error
+    return rows

@@ -46,7 +46,7 @@ def load(config: InitConfig, model_config: Any) -> dict[str, Any]:
         return {}
     try:
         variables = load_encoder(config.encoder, model_config.encoder)
-    except ValueError as error:
+    except WeightsError as error:
         raise ConfigError(f"config.init.encoder: {error}") from error
     return {collection: {"encoder": tree} for collection, tree in variables.items()}
 
@@ -102,7 +102,7 @@ def load_encoder(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
             raise WeightsError(
                 f"weights of {config.name} in {match.name}'s layout{remedy}\n{error}"
             ) from error
-    except ValueError as error:
+    except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
 
 

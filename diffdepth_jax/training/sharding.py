@@ -13,6 +13,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffdepth_jax.errors import ConfigError
+
 AXES = ("data", "fsdp")
 _DIVIDED = 4096  # Elements; to gather smaller arrays costs more than to hold them.
 
@@ -44,7 +46,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     would have to name the sharding of its carry.
 
     Raises:
-      ValueError: if the devices cannot be arranged so.
+      ConfigError: if the devices cannot be arranged so.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -53,7 +55,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         wanted = f"mesh.fsdp {config.fsdp}"
         if config.data is not None:
             wanted = f"mesh.data {config.data} x {wanted}"
-        raise ValueError(f"{wanted} does not fit the {count} devices of this run")
+        raise ConfigError(f"{wanted} does not fit the {count} devices of this run")
     return jax.make_mesh(
         (data, config.fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices
     )
@@ -88,10 +90,10 @@ def of_state(state: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises ValueError unless each of `accumulate` parts of a batch divides over the devices."""
+    """Raises ConfigError unless each of `accumulate` parts of a batch divides over the devices."""
     if batch_size % (mesh.size * accumulate):
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
-        raise ValueError(
+        raise ConfigError(
             f"batch_size {batch_size} cannot be divided{parts} over {mesh.size} devices: "
             f"use a multiple of {mesh.size * accumulate}"
         )

@@ -1,9 +1,13 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from training_client import events_of
 
+from diffdepth_jax.errors import DataError, DivergedError, FileError
+from diffdepth_jax.training import logging
+from diffdepth_jax.training.events import EventWriter
 from diffdepth_jax.training.logging import LoggingConfig, RunLog, read_csv
 
 
@@ -20,7 +24,13 @@ def test_rows_hold_the_means_of_their_steps(tmp_path):
     assert columns["step"] == [2, 4, 6, 7]  # The last step of the run always has a row.
     assert columns["loss"] == [1.5, 3.5, 5.5, 7.0]
     assert columns["learning_rate"] == [0.5] * 4
-    assert min(columns["steps_per_second"]) > 0
+
+
+def test_the_speed_is_that_of_the_steps_since_the_last_row(tmp_path, monkeypatch):
+    times = iter([100.0, 104.0, 105.0, 105.5, 105.75])  # of the first step, then of the rows
+    monkeypatch.setattr(logging.time, "perf_counter", lambda: next(times))
+    write(tmp_path, range(1, 8))
+    assert read_csv(tmp_path / "metrics.csv")["steps_per_second"] == [0.5, 2.0, 4.0, 4.0]
 
 
 def test_a_resumed_run_replaces_what_was_written_after_its_checkpoint(tmp_path):
@@ -65,6 +75,34 @@ def test_a_row_that_a_checkpoint_cut_in_two_is_whole_again(tmp_path):
     assert parts["step"] == whole["step"] and parts["loss"] == whole["loss"]
 
 
+@pytest.mark.parametrize(
+    "content", [b"step,loss\nfour,1.0\n", b"loss\n1.0\n", b"\xff\x00", b"a\n1"]
+)
+def test_a_damaged_log_is_named_with_what_to_do(tmp_path, content):
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    for use in (lambda: write(tmp_path, range(5, 8), first_step=4), lambda: read_csv(path)):
+        with pytest.raises(DataError) as caught:
+            use()
+        assert str(path) in str(caught.value) and "remove it" in str(caught.value)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("name", ["metrics.csv", "events.out.tfevents"])
+def test_a_log_that_finds_no_room_is_named_with_the_cause(tmp_path, monkeypatch, name):
+    original = Path.open
+
+    def full(self, mode="r", *arguments, **options):
+        if self.name.startswith(name):
+            return open("/dev/full", mode.replace("x", "w"), *arguments, **options)
+        return original(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(FileError, match=rf"{name}.* cannot be written: No space left on device"):
+        write(tmp_path, range(1, 8))
+
+
 def test_tensorboard_gets_the_same_numbers(tmp_path):
     write(tmp_path, range(1, 8))
     (path,) = (tmp_path / "tensorboard").iterdir()
@@ -75,6 +113,32 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
         if value.tag == "train/loss"
     ]
     np.testing.assert_allclose(found, [(2, 1.5), (4, 3.5), (6, 5.5), (7, 7.0)])
+
+
+def test_writers_that_follow_each_other_within_a_second_have_a_file_each(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1234567890.5)
+    for step in range(12):
+        with EventWriter(tmp_path, first_step=step) as writer, EventWriter(tmp_path, step) as other:
+            writer.add_scalar("number", 2.0 * step, step)
+            other.add_scalar("number", 2.0 * step + 1, step)
+    values = [
+        value.simple_value
+        for path in sorted(tmp_path.iterdir())  # as TensorBoard reads them
+        for event in events_of(path)
+        for value in event.summary.value
+    ]
+    assert values == list(range(24))
+
+
+def test_what_a_killed_run_has_logged_is_on_disk_and_its_undone_steps_are_forgotten(tmp_path):
+    writer = EventWriter(tmp_path, first_step=0)
+    writer.add_scalar("loss", 1.0, 5)
+    (path,) = tmp_path.iterdir()
+    assert [value.tag for event in events_of(path) for value in event.summary.value] == ["loss"]
+    with EventWriter(tmp_path, first_step=4), writer:
+        (new,) = set(tmp_path.iterdir()) - {path}
+    restart = [event for event in events_of(new) if event.HasField("session_log")]
+    assert [(event.step, event.session_log.status) for event in restart] == [(5, 1)]  # START
 
 
 def test_other_scalars_than_the_file_has_are_refused(tmp_path):
@@ -113,7 +177,7 @@ def test_what_is_not_finite_stops_with_step_and_images_named(tmp_path, value):
         log.add(1, {"loss": 1.0, "l2": np.inf}, ["one"])
         log.add(2, {"loss": 1.0, "gradient_norm": np.float32(value)}, np.array(["two", "three"]))
         with pytest.raises(
-            FloatingPointError, match=r"gradient_norm is (nan|inf) in step 2 .*two, three"
+            DivergedError, match=r"gradient_norm is (nan|inf) in step 2 .*two, three"
         ):
             log.flush()
 

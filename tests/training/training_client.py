@@ -25,10 +25,10 @@ class Server:
         )
 
     def start(self, experiment, workdir, **job):
+        """`job`: what else the process is to meet with."""
         job |= {"experiment": experiment, "workdir": str(workdir)}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
 
     def wait(self):
         """The exit code, or minus the signal, of what was started."""
@@ -38,6 +38,12 @@ class Server:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+
+
+def errors_of(workdir):
+    """The lines of standard error, without the progress bar."""
+    lines = (workdir / "errors.txt").read_text().replace("\r", "\n").splitlines()
+    return [line for line in lines if line.strip() and " steps/s" not in line]
 
 
 def batches(workdir):

@@ -1,17 +1,26 @@
 """Trains in processes that are quick to start and may be killed.
 
-Reads lines of JSON, {"experiment", "workdir", "limit", "devices"}, and forks a process for each,
-from one that has imported everything and computed nothing. Answers each with two lines: the
-process's id, and, when it has ended, its wait status. With a limit, {"batch", "bytes"}, files
-cannot grow beyond so many bytes from a batch on.
+Reads lines of JSON, {"experiment", "workdir", ...}, and forks a process for each, from one that has
+imported everything and computed nothing. Answers each with a line, the wait status, when it has
+ended. What befalls a process is said beforehand, so that it does not depend on anybody's speed:
 
+    "devices": 8                      of so many simulated devices
+    "limit": {"batch": 25, "bytes": 9}   files cannot grow beyond so many bytes from a batch on
+    "signal": {"batch": 4, "number": 15}   gets a signal when a batch is taken
+    "kill": {"batch": 20, "at": PATTERN}   is killed as soon as a batch is taken, or, with a
+        pattern, when the first thing of that kind is about to happen from then on: an event such
+        as "os.rename TARGET"
+
+Standard error ends in one line for a UserError, as of a script, and in a traceback otherwise.
 WORKDIR/order.txt gets a line for every batch, WORKDIR/errors.txt the standard error, and
 WORKDIR/bytes.txt the size of the saved states' part on the first device.
 """
 
+import fnmatch
 import json
 import os
 import resource
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -21,6 +30,7 @@ import tiny_parts
 
 from diffdepth_jax import registry
 from diffdepth_jax.data import pipeline
+from diffdepth_jax.errors import UserError
 from diffdepth_jax.training import experiment, loop
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.interruption import Interrupted
@@ -31,15 +41,26 @@ def train(job):
     workdir.mkdir(parents=True, exist_ok=True)
     os.dup2(os.open(workdir / "errors.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
     order = os.open(workdir / "order.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    limit = job.get("limit")
+    never = {"batch": None}
+    limit, notice, kill = (job.get(name, never) for name in ("limit", "signal", "kill"))
     take = pipeline.TrainIterator.__next__
 
     def noting(self):
         batch = take(self)
-        if limit and self._position == limit["batch"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit["bytes"], limit["bytes"]))
         os.write(order, f"{self._position} {' '.join(batch['id'])}\n".encode())
+        if self._position == limit["batch"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit["bytes"], limit["bytes"]))
+        if self._position == notice["batch"]:
+            os.kill(os.getpid(), notice["number"])
+        if self._position == kill["batch"]:
+            sys.addaudithook(die) if "at" in kill else die()
         return batch
+
+    def die(event=None, arguments=()):
+        # A rename's target comes last but for two numbers; other events have one path.
+        path = arguments[1 if event == "os.rename" else 0] if arguments else ""
+        if event is None or fnmatch.fnmatchcase(f"{event} {path}", kill["at"]):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     save = Checkpointer.save
 
@@ -58,6 +79,9 @@ def train(job):
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         return interrupted.exit_code
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 
@@ -77,7 +101,6 @@ def main():
                 traceback.print_exc()
             finally:
                 os._exit(code)
-        print(pid, flush=True)
         print(os.waitpid(pid, 0)[1], flush=True)
 
 

@@ -1,0 +1,161 @@
+"""What goes on beside the steps of a run: the log, checkpoints, evaluations, and stopping."""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from diffdepth_jax import atomic
+from diffdepth_jax import config as config_lib
+from diffdepth_jax.data.pipeline import TrainIterator
+from diffdepth_jax.errors import DivergedError, FileError, UserError
+from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.training.checkpoint import Checkpointer
+from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.training.interruption import Interruption
+from diffdepth_jax.training.logging import RunLog
+from diffdepth_jax.training.periodic import Evaluations
+from diffdepth_jax.training.state import TrainState
+
+SKIPPED_FILE = "skipped.json"
+
+
+class Run:
+    """Answers every step of a run; a context manager.
+
+    A `UserError` or OSError that leaves it names the last good checkpoint.
+
+    Args:
+      exp: the experiment.
+      workdir: the run's directory.
+      first_step: the checkpoint that the run goes on from; 0 for none.
+      iterator: of the training data, whose position is saved.
+      checkpointer, interruption: both entered.
+      as_trained: `state -> DepthModel`, for evaluations.
+      log_state: what the checkpoint says of the log; empty where there is none.
+      explain: `() -> str`, where the last step's NaN came from. With it, every step is waited for.
+    """
+
+    def __init__(
+        self,
+        exp: Experiment,
+        workdir: Path,
+        first_step: int,
+        *,
+        iterator: TrainIterator,
+        checkpointer: Checkpointer,
+        interruption: Interruption,
+        as_trained: Callable[[TrainState], DepthModel],
+        log_state: Mapping[str, Any],
+        explain: Callable[[], str] | None = None,
+    ) -> None:
+        self._exp, self._workdir, self._first_step = exp, workdir, first_step
+        self._mapping = config_lib.to_mapping(exp)
+        self._iterator = iterator
+        self._checkpointer = checkpointer
+        self._interruption = interruption
+        self._as_trained = as_trained
+        self._log_state = log_state
+        self._explain = explain
+        self._num_skipped = len(iterator.skipped)
+        self._open_files = ExitStack()
+
+    def __enter__(self) -> "Run":
+        with self._open_files:
+            config = json.dumps(self._mapping, indent=2) + "\n"
+            atomic.write_text(self._workdir / "config.json", config)
+            if self._first_step:
+                self._note_skipped()  # Without those after the checkpoint.
+            self._evaluations = self._open_files.enter_context(
+                Evaluations(self._exp, self._workdir, self._first_step)
+            )
+            self._checkpointer.keep_best(self._evaluations.best_step())
+            self._log = self._open_files.enter_context(
+                RunLog(
+                    self._workdir,
+                    first_step=self._first_step,
+                    num_steps=self._exp.num_steps,
+                    every_steps=self._exp.logging.every_steps,
+                    state=self._log_state,
+                )
+            )
+            self._open_files = self._open_files.pop_all()
+        return self
+
+    def before_steps(self, state: TrainState) -> None:
+        """Makes up for the evaluation in which the run was stopped, if it was."""
+        step = self._first_step
+        if self._evaluations.is_due(step) and not self._evaluations.has(step):
+            self._evaluate(step, state)
+
+    def after_step(
+        self, step: int, state: TrainState, scalars: Mapping[str, Any], ids: Collection[str]
+    ) -> None:
+        """Logs a step; saves, evaluates and stops where it is time to.
+
+        Waits for the device only then, but for the log, which is a few steps behind.
+
+        Args:
+          step: counted from 1; `state` is after it.
+          scalars: of the step, by name.
+          ids: of its images.
+        """
+        if len(self._iterator.skipped) > self._num_skipped:
+            self._note_skipped()
+        self._log.add(step, scalars, ids)
+        if self._explain:
+            self._log.flush()
+        self._checkpointer.check()
+        is_last = step == self._exp.num_steps
+        stopping = self._interruption.requested is not None
+        evaluating = self._evaluations.is_due(step)
+        if stopping or evaluating or is_last or step % self._exp.checkpoint.every_steps == 0:
+            self._log.flush()  # A state that a failed step has spoilt is never saved.
+            position, log = self._iterator.get_state(), self._log.get_state()
+            self._checkpointer.save(step, state, self._mapping, position, log)
+        if stopping or is_last:
+            self._checkpointer.wait()
+        if stopping:
+            self._interruption.answer(saved(step, self._workdir))
+        if evaluating:
+            self._evaluate(step, state)
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        """Evaluates a state that is saved."""
+        self._checkpointer.wait()
+        trained = self._as_trained(state)
+        with self._interruption.at_once(saved(step, self._workdir)):
+            self._evaluations.run(step, trained)
+        self._checkpointer.keep_best(self._evaluations.best_step())
+
+    def _note_skipped(self) -> None:
+        """Lists the training frames that could not be read, where there are any."""
+        skipped, path = dict(self._iterator.skipped), self._workdir / SKIPPED_FILE
+        self._num_skipped = len(skipped)
+        if skipped or path.exists():
+            record = {"num_skipped": len(skipped), "skipped": skipped}
+            atomic.write_text(path, json.dumps(record, indent=2) + "\n")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open_files.__exit__(kind, error, traceback)
+        if isinstance(error, UserError | OSError):
+            message = str(error)
+            if self._explain and isinstance(error, DivergedError):
+                message += f": {self._explain()}"
+            good = self._checkpointer.latest_step()
+            good = "none" if good is None else f"step {good}"
+            message += f"; last good checkpoint in {self._checkpointer.directory}: {good}"
+            # What the system says of a file is told in one line too.
+            raise (type(error) if isinstance(error, UserError) else FileError)(message) from error
+
+
+def saved(step: int, workdir: Path) -> str:
+    """Where to go on when a run is stopped after `step`."""
+    return f"step {step} is saved in {workdir}; the same command goes on from there"

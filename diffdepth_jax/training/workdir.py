@@ -1,0 +1,31 @@
+"""The directory of a run, which belongs to one process at a time."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from diffdepth_jax import atomic, locking
+from diffdepth_jax.errors import naming_file
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Makes the directory if need be, and keeps other runs away from it until the end.
+
+    What killed processes have left half-written is removed first. Where nothing is written into a
+    new directory, because of a mistake that is told before, it is removed again.
+
+    Raises:
+      FileError: if another run holds it, or it cannot be written.
+    """
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        with naming_file(path, "written"):
+            path.mkdir(parents=True, exist_ok=True)
+        with locking.hold(path, "training"):
+            atomic.remove_leftovers(path)
+            yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # Something was written.
+                folder.rmdir()
