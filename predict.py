@@ -16,7 +16,7 @@ from diffdepth_jax import cli
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
 flags.DEFINE_string("input", None, "An image, a directory of images, or a glob pattern.")
-flags.DEFINE_string("output", None, "Where the depth maps go.")
+OUTPUT = cli.define_directory("output", "Where the depth maps go.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; the checkpoint's if absent.")
 flags.DEFINE_integer("seed", 0, "Of the initial noise.")
 flags.DEFINE_integer("batch_size", 1, "Images of equal size that are predicted at once.")
@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
     failures = files.predict_files(
         inference.load(FLAGS.checkpoint),
         paths,
-        FLAGS.output,
+        OUTPUT.value,
         batch_size=FLAGS.batch_size,
         skip_existing=FLAGS.skip_existing,
         num_inference_steps=FLAGS.num_inference_steps,

@@ -10,7 +10,6 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import os
-import re
 import signal
 import sys
 import traceback
@@ -23,7 +22,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
-from diffdepth_jax.errors import ConfigError, FileError, MissingFileError, UserError, naming_file
+from diffdepth_jax.errors import (
+    ConfigError,
+    FileError,
+    MissingFileError,
+    UserError,
+    naming_file,
+    printable,
+)
 
 
 class _LiteralParser(flags.ArgumentParser):
@@ -272,8 +278,7 @@ def _stop(message: str) -> NoReturn:
 
 def _print_line(message: str) -> None:
     # Names in files that others wrote could hold what a terminal obeys.
-    controls = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-    print(controls.sub(lambda found: repr(found[0])[1:-1], message), file=sys.stderr)
+    print(printable(message), file=sys.stderr)
 
 
 class _Lasting:

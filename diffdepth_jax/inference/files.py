@@ -83,6 +83,7 @@ def predict_files(
     """
     output = Path(output).expanduser()
     targets = _result_paths(paths, output)
+    atomic.remove_leftovers(output, recursive=True)
     todo = [
         path
         for path in paths

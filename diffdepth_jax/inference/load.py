@@ -4,7 +4,6 @@ The architecture comes from the checkpoint itself. Arrays are all that is read: 
 no data pipeline, no PyTorch.
 """
 
-import json
 import os
 import re
 import warnings
@@ -24,7 +23,7 @@ from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError
 from diffdepth_jax.inference import recalibration
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.models.networks.network import Network, NetworkConfig
-from diffdepth_jax.weights import files, orbax, rules
+from diffdepth_jax.weights import files, orbax, rules, text
 
 _RECALIBRATED = "recalibrated.json"  # in a checkpoint's directory, beside `state`
 
@@ -192,10 +191,7 @@ def _arguments(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The training script's arguments, where a checkpoint has them in the form of a mapping."""
     arguments = metadata.get("args") or {}
     if isinstance(arguments, str):  # a safetensors file's metadata are text
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise WeightsError("its metadata args are no JSON") from error
+        arguments = text.parse_json(arguments, "the entry args of its metadata")
     if not isinstance(arguments, Mapping):
         warnings.warn(
             f"{name}: the checkpoint's args are a {type(arguments).__name__}, no mapping of names "

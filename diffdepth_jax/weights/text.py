@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.errors import WeightsError, printable
 
 _SHOWN = 2000  # characters: some lines of a terminal
 
@@ -15,7 +15,7 @@ def shown(text: str, limit: int = _SHOWN) -> str:
     characters, and others that cannot be printed, are written as in Python's source.
     """
     cut = text if len(text) <= limit else text[:limit] + " ..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+    return printable(cut).replace("\n", "\\n")
 
 
 def parse_json(text: str, what: str) -> Any:
