@@ -16,6 +16,7 @@ import os
 import shlex
 import socket
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,4 +95,5 @@ def _acquire(path: Path, name: str) -> int | None:
 def _this_process() -> str:
     now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     command = shlex.join([Path(sys.executable).name, *sys.argv])
+    command = textwrap.shorten(command, 200, placeholder=" ...")
     return f"process {os.getpid()} on {socket.gethostname()} since {now} ({command})"

@@ -246,7 +246,9 @@ def main() -> None:
     ):
         parser.error("--lidar_failures needs --kind=street and --layout=kitti: there is no lidar")
     output = cli.directory("--output", flags.output)
-    sheet = flags.contact_sheet and cli.output_file("--contact_sheet", flags.contact_sheet)
+    sheet = None
+    if flags.contact_sheet is not None:
+        sheet = cli.output_file("--contact_sheet", flags.contact_sheet)
     if importlib.util.find_spec("mitsuba") is None:
         raise MissingPackageError(
             "rendering needs the package mitsuba: pip install 'diffdepth_jax[render]'"
