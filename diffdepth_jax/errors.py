@@ -6,6 +6,7 @@ say what: name the value, the file and the remedy.
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
 
@@ -46,11 +47,12 @@ class MissingPackageError(UserError, ImportError):
 def naming_file(path: str | os.PathLike[str], action: str) -> Iterator[None]:
     """Turns an OSError raised inside into a `FileError` "<path> cannot be <action>: <cause>".
 
-    A `UserError` raised inside passes unchanged.
+    A `UserError` raised inside passes unchanged, and so does what Python raises of a wrong call of
+    a file's method.
     """
     try:
         yield
-    except UserError:
+    except (UserError, io.UnsupportedOperation):
         raise
     except OSError as error:
         kind = MissingFileError if isinstance(error, FileNotFoundError) else FileError

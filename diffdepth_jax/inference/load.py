@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from diffdepth_jax import atomic, registry
 from diffdepth_jax import config as config_lib
-from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError
+from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError, naming_file
 from diffdepth_jax.inference import recalibration
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.models.networks.network import Network, NetworkConfig
@@ -98,14 +98,16 @@ def _from_run(
     recalibrated = {}
     if (file := directory / _RECALIBRATED).exists():
         try:
+            with naming_file(file, "read"):
+                content = file.read_text(errors="replace")
             recalibrated = {
                 steps: traverse_util.unflatten_dict(leaves, sep="/")
-                for steps, leaves in recalibration.from_text(file.read_text()).items()
+                for steps, leaves in recalibration.from_text(content).items()
             }
             for statistics in recalibrated.values():
                 changed = recalibration.replaced(variables, statistics)
                 rules.check(changed, expected, "statistics that do not fit")
-        except ValueError as error:
+        except WeightsError as error:
             raise WeightsError(f"{file} has {error}") from error
     variables = jax.tree.map(jnp.asarray, variables)
     return DepthModel(model, variables, config, recalibrated)
@@ -123,14 +125,10 @@ def _from_state_dict(
     state_dict = {key: np.asarray(value) for key, value in state_dict.items()}
     try:
         file, told = _recognised(state_dict, stem, network)
-        config = file.infer({key: value.shape for key, value in state_dict.items()})
-        if config is None:
-            raise WeightsError(
-                f"its names and shapes fit no architecture of the network {network or stem!r}"
-            )
-        config = file.with_arguments(config, _arguments(metadata, name))
-        config = _with_fields(config, {**told, **fields})
-        _check_told(file, config, {**told, **fields})
+        given = {**told, **fields}
+        config = _inferred(file, state_dict, _arguments(metadata, name))
+        config = _with_fields(config, given)
+        _check_told(file, config, given)
         model = file.build(config, dtype)
         table, expected = file.rules(config), expected_variables(model)
         variables = rules.convert(state_dict, table, expected)
@@ -140,9 +138,7 @@ def _from_state_dict(
             steps: recalibration.pruned(rules.convert(arrays, part, expected)["batch_stats"])
             for steps, arrays in found.items()
         }
-    except ConfigError:
-        raise
-    except ValueError as error:
+    except WeightsError as error:
         raise WeightsError(f"{name} cannot be loaded: {error}") from error
     variables = jax.tree.map(jnp.asarray, variables)
     return DepthModel(model, variables, config, recalibrated)
@@ -175,6 +171,19 @@ def _recognised(
         f"these {len(state_dict)} weights ({sample}) belong to no network known here. Known "
         f"networks: {known}. Give the whole network's state dict, not an encoder alone."
     )
+
+
+def _inferred(
+    file: Network, state_dict: Mapping[str, np.ndarray], arguments: Mapping[str, Any]
+) -> NetworkConfig:
+    """The config that weights and the training script's arguments tell."""
+    try:
+        config = file.infer({key: value.shape for key, value in state_dict.items()})
+        if config is not None:
+            return file.with_arguments(config, arguments)
+    except ValueError as error:  # A config of these shapes, or of these numbers, cannot be.
+        raise WeightsError(str(error)) from error
+    raise WeightsError("its names and shapes fit no architecture of this network")
 
 
 def _check_told(file: Network, config: NetworkConfig, given: Mapping[str, Any]) -> None:

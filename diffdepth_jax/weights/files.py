@@ -122,16 +122,15 @@ def write_safetensors(
     strings = None if metadata is None else dict(metadata)
 
     def save(file: BinaryIO) -> None:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        mode = stat.S_IMODE(os.stat(file.name).st_mode)
         # By name: `save` would hold a second copy of all arrays in memory.
         safetensors.numpy.save_file(arrays, file.name, strings)
         os.chmod(file.name, mode)  # the package's files are for their owner, whatever the umask
 
-    with naming_file(path, "written"):
-        try:
-            atomic.write(path, save)
-        except safetensors.SafetensorError as error:  # how the package tells of a full disk
-            raise FileError(f"{path} cannot be written: {error}") from error
+    try:
+        atomic.write(path, save)
+    except safetensors.SafetensorError as error:  # how the package tells of a full disk
+        raise FileError(f"{path} cannot be written: {error}") from error
 
 
 # ---- formats -------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
 
 def test_damaged_metadata_are_named(released_state_dict, tmp_path):
     weights.write_safetensors(tmp_path / "model.safetensors", released_state_dict, {"args": "{"})
-    with pytest.raises(WeightsError, match=r"model\.safetensors .* its metadata args are no JSON"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors .*args.*no JSON"):
         diffdepth_jax.load(tmp_path / "model.safetensors")
 
 
@@ -168,7 +168,7 @@ def test_fields_go_into_the_config_or_are_refused_by_name(released_state_dict, r
         diffdepth_jax.load(run, "regression")
     with pytest.raises(ConfigError, match="no network named 'deep'"):
         diffdepth_jax.load(released_state_dict, "deep")
-    with pytest.raises(WeightsError, match="'regression'"):
+    with pytest.raises(WeightsError, match="fit no architecture of this network"):
         diffdepth_jax.load(released_state_dict, "regression")
 
 
