@@ -57,6 +57,8 @@ class _ConfigFileParser(flags.ArgumentParser):
         if not name:
             raise ConfigError("is empty: name a file of configs/")
         with naming_file(name, "read"):
+            if not os.path.lexists(name):
+                raise MissingFileError(f"there is no file {name}")
             Path(name).open("rb").close()
         loader = importlib.machinery.SourceFileLoader("config", name)
         module = importlib.util.module_from_spec(

@@ -165,7 +165,7 @@ CONFIG_FILES = {
     "nothing.py": ("def get_config():\n    pass\n", "get_config.*NoneType.*ConfigDict"),
     "bytes.py": (b"x = '\xff'\n", "utf-8"),
     "folder": (None, "directory"),
-    "absent.py": (None, "No such file"),
+    "absent.py": (None, "no file"),
 }
 
 

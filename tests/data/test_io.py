@@ -35,13 +35,13 @@ def test_8_bit_depth_is_refused(tmp_path: Path) -> None:
     for number, array in enumerate([np.ones((4, 6), np.uint8), np.ones((4, 6, 3), np.uint8)]):
         path = tmp_path / f"{number}.png"
         Image.fromarray(array).save(path)
-        with pytest.raises(ValueError, match=re.escape(str(path)) + ".*16-bit depth map"):
+        with pytest.raises(DataError, match=re.escape(str(path)) + ".*16-bit depth map"):
             io.read_depth_png(path)
 
 
 def test_depth_is_no_image(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 6), np.uint16)).save(tmp_path / "depth.png")
-    with pytest.raises(ValueError, match=r"depth\.png has more than 8 bits"):
+    with pytest.raises(ValueError, match=r"depth\.png.*8 bits"):
         io.read_image(tmp_path / "depth.png")
 
 
@@ -61,13 +61,13 @@ def test_truncated_files(tmp_path: Path, keep: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(keep if keep >= 1 else keep * len(data))])
     for read in (io.read_depth_png, io.read_image):
-        with pytest.raises(ValueError, match=r"depth\.png cannot be read .*fetch it again"):
+        with pytest.raises(ValueError, match=r"depth\.png.*fetch it again"):
             read(path)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     for read in (io.read_depth_png, io.read_image, lambda path: io.read_h5(path, ("rgb",))):
-        with pytest.raises(FileNotFoundError, match=r"nothing\.png does not exist"):
+        with pytest.raises(MissingFileError, match=r"nothing\.png"):
             read(tmp_path / "nothing.png")
 
 
@@ -75,11 +75,11 @@ def test_h5_errors(tmp_path: Path) -> None:
     path = tmp_path / "frame.h5"
     with h5py.File(path, "w") as file:
         file["rgb"] = np.zeros(3)
-    with pytest.raises(ValueError, match=r"no data set 'depth'; it holds \['rgb'\]"):
+    with pytest.raises(DataError, match=r"no data set 'depth'.*\['rgb'\]"):
         io.read_h5(path, ("rgb", "depth"))
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
-    with pytest.raises(ValueError, match=r"frame\.h5 cannot be read"):
+    with pytest.raises(DataError, match=r"frame\.h5"):
         io.read_h5(path, ("rgb",))
     # h5py says KeyError and RuntimeError where the tables within are damaged.
     raised = 0
@@ -95,12 +95,12 @@ def test_h5_errors(tmp_path: Path) -> None:
 def test_check_sample() -> None:
     image, depth = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.float32)
     io.check_sample(image, depth, "a.png", "b.png")
-    with pytest.raises(ValueError, match=r"a\.png is 4x6, b\.png is 4x5"):
+    with pytest.raises(DataError, match=r"a\.png is 4x6, b\.png is 4x5"):
         io.check_sample(image, depth[:, :5], "a.png", "b.png")
     for wrong in (np.nan, np.inf, -1.0):
         bad = depth.copy()
         bad[1, 2] = wrong
-        with pytest.raises(ValueError, match=r"b\.png has 1 depth values that are NaN"):
+        with pytest.raises(DataError, match=r"b\.png has 1.*NaN"):
             io.check_sample(image, bad, "a.png", "b.png")
 
 
@@ -128,9 +128,9 @@ def test_exr(tmp_path: Path) -> None:
     data = path.read_bytes()
     for keep in (0, 20, len(data) - 10):
         path.write_bytes(data[:keep])
-        with pytest.raises(ValueError, match=r"depth\.exr cannot be read"):
+        with pytest.raises(ValueError, match=r"depth\.exr"):
             io.read_exr(path)
-    with pytest.raises(FileNotFoundError, match=r"nothing\.exr does not exist"):
+    with pytest.raises(MissingFileError, match=r"nothing\.exr"):
         io.read_exr(tmp_path / "nothing.exr")
 
 
@@ -145,10 +145,10 @@ def test_npy(tmp_path: Path) -> None:
     np.save(path, np.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(io.read_npy(path), np.arange(6.0).reshape(2, 3))
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"depth\.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"depth\.npy"):
         io.read_npy(path)
     np.save(path, np.array([{}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"depth\.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"depth\.npy"):
         io.read_npy(path)
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(2))
@@ -159,7 +159,7 @@ def test_npy(tmp_path: Path) -> None:
         io.read_npy(path)
     np.save(path, np.arange(6.0))  # NumPy lets the tokenizer's error on this header through.
     path.write_bytes(path.read_bytes().replace(b"}", b"{"))
-    with pytest.raises(ValueError, match=r"depth\.npy cannot be read"):
+    with pytest.raises(ValueError, match=r"depth\.npy"):
         io.read_npy(path)
 
 
@@ -201,10 +201,10 @@ def test_mat(tmp_path: Path) -> None:
     path = tmp_path / "splits.mat"
     scipy.io.savemat(path, {"one": np.arange(3), "two": np.arange(4)})
     np.testing.assert_array_equal(io.read_mat(path, ("two",))[0], [[0, 1, 2, 3]])
-    with pytest.raises(ValueError, match=r"splits\.mat has no variable 'three'.*'one', 'two'"):
+    with pytest.raises(DataError, match=r"splits\.mat.*'three'.*'one', 'two'"):
         io.read_mat(path, ("one", "three"))
     path.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"splits\.mat cannot be read"):
+    with pytest.raises(DataError, match=r"splits\.mat"):
         io.read_mat(path, ("one",))
 
 
@@ -212,12 +212,12 @@ def test_labels(tmp_path: Path) -> None:
     path, labels = tmp_path / "mask.png", np.array([[0, 1, 2], [3, 200, 255]], np.uint8)
     Image.fromarray(labels).save(path)
     np.testing.assert_array_equal(io.read_labels(path, (2, 3)), labels)
-    with pytest.raises(ValueError, match=r"mask\.png is 2x3, its image 3x2"):
+    with pytest.raises(DataError, match=r"mask\.png is 2x3.*3x2"):
         io.read_labels(path, (3, 2))
-    with pytest.raises(ValueError, match=r"mask\.png has class 255: .* 0 to 3"):
+    with pytest.raises(DataError, match=r"mask\.png has class 255: .* 0 to 3"):
         io.read_categories(path, (2, 3))
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"mask\.png is no label map .*'RGB'"):
+    with pytest.raises(DataError, match=r"mask\.png.*'RGB'"):
         io.read_labels(path, (2, 3))
 
 
@@ -227,7 +227,7 @@ def test_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(io.read_numbers(path, (2, 2)), [[1, 2], [3, 4.5]])
     for text in ("1 2 3", "1 2 3 nan", "1 2 3 x"):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"camera\.txt: "):
+        with pytest.raises(DataError, match=r"camera\.txt: "):
             io.read_numbers(path, (2, 2))
 
 
@@ -236,5 +236,5 @@ def test_h5_entry(tmp_path: Path) -> None:
     with h5py.File(path, "w") as file:
         file["depth"] = np.arange(12).reshape(3, 4)
     np.testing.assert_array_equal(io.read_h5(path, ("depth",), entry=2)[0], [8, 9, 10, 11])
-    with pytest.raises(ValueError, match=r"frames\.h5 has no entry 3"):
+    with pytest.raises(DataError, match=r"frames\.h5 has no entry 3"):
         io.read_h5(path, ("depth",), entry=3)

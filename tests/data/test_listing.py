@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data import io, listing
+from diffdepth_jax.errors import DataError, MissingFileError
 
 
 def frames(folder: Path, count: int = 3) -> list[listing.Frame]:
@@ -34,16 +35,16 @@ def test_a_source_of_frames(tmp_path: Path) -> None:
 
 def test_what_is_refused_at_opening(tmp_path: Path) -> None:
     made = frames(tmp_path)
-    with pytest.raises(ValueError, match="no frames in split 'a' of here: do this"):
+    with pytest.raises(DataError, match="no frames in split 'a' of here: do this"):
         open_source([])
-    with pytest.raises(ValueError, match="frame 1 occurs twice in split 'a' of here"):
+    with pytest.raises(DataError, match="frame 1 occurs twice in split 'a' of here"):
         open_source([*made, made[1]])
     Path(made[1].image).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 files of .*1\.png: do this"):
+    with pytest.raises(MissingFileError, match=r"1 of 3 files of .*1\.png: do this"):
         open_source(made)
     late = open_source(made, check_files=False)
     assert late[2]["id"] == "2"
-    with pytest.raises(FileNotFoundError, match=r"1\.png does not exist"):
+    with pytest.raises(MissingFileError, match=r"1\.png"):
         late[1]
 
 
@@ -54,7 +55,7 @@ def test_depth_of_another_size_is_refused(tmp_path: Path) -> None:
         where="here",
         remedy="do this",
     )
-    with pytest.raises(ValueError, match="image and depth differ in size"):
+    with pytest.raises(DataError, match=r"0.png.*4x6.*4x5"):
         source[0]
 
 
@@ -68,12 +69,12 @@ def test_splits_and_lists(tmp_path: Path) -> None:
     listing.require_split("val", ("train", "val"))
     listing.require_split("mine.txt", ("train", "val"), lists=True)
     for split, lists in (("test", True), ("mine.txt", False)):
-        with pytest.raises(ValueError, match=f"split is '{split}'; it must be one of train, val"):
+        with pytest.raises(ValueError, match=f"split is '{split}'.*train, val"):
             listing.require_split(split, ("train", "val"), lists=lists)
     (tmp_path / "list.txt").write_text("\n one two \n\nthree\n")
     lines = listing.read_lines(tmp_path / "list.txt", "train")
     assert lines == [(2, "one two"), (4, "three")]
-    with pytest.raises(FileNotFoundError, match=r"no\.txt does not exist: split must name a list"):
+    with pytest.raises(MissingFileError, match=r"no\.txt .*split must name a list"):
         listing.read_lines(tmp_path / "no.txt", "train")
 
 
@@ -83,11 +84,11 @@ def test_calibration_and_json(tmp_path: Path) -> None:
     got = io.read_calibration(path, "P2", (2, 3))
     np.testing.assert_array_equal(got, [[1, 2, 3], [4, 5, 6]])
     for key, message in (("P5", "has no P5"), ("P3", "P3: .*'x'"), ("P4", "P4: 6 finite")):
-        with pytest.raises(ValueError, match=rf"calib\.txt.*{message}"):
+        with pytest.raises(DataError, match=rf"calib\.txt.*{message}"):
             io.read_calibration(path, key, (2, 3))
     (tmp_path / "a.json").write_text('{"fx": 1')
-    with pytest.raises(ValueError, match=r"a\.json cannot be read .*fetch it again"):
+    with pytest.raises(DataError, match=r"a\.json.*fetch it again"):
         io.read_json(tmp_path / "a.json")
     for absent in (lambda path: io.read_calibration(path, "P2", (3, 4)), io.read_json):
-        with pytest.raises(FileNotFoundError, match="gone does not exist"):
+        with pytest.raises(MissingFileError, match="gone"):
             absent(tmp_path / "gone")

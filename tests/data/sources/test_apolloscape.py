@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.data.sources import apolloscape
+from diffdepth_jax.errors import DataError, MissingFileError
 
 SIZE = (20, 44)
 NAMES = ("171206_034559609_Camera_5", "171206_034625454_Camera_5")
@@ -59,18 +60,18 @@ def test_intrinsics_belong_to_the_rectified_size(tmp_path: Path, save_image: Cal
 def test_bad_input(root: Path, save_image: Callable) -> None:
     mask = root / f"stereo_train_001/fg_mask/{NAMES[0]}.png"
     save_image(mask, np.zeros((20, 43), np.uint16))
-    with pytest.raises(ValueError, match=r"fg_mask/.* is \(20, 43\), but .*disparity.* \(20, 44\)"):
+    with pytest.raises(DataError, match=r"fg_mask/.* is \(20, 43\), but .*disparity.* \(20, 44\)"):
         apolloscape.source("train", root, depth="foreground")[0]
     mask.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 6 files of split 'train' .*fg_mask"):
+    with pytest.raises(MissingFileError, match=r"1 of 6 files of split 'train' .*fg_mask"):
         apolloscape.source("train", root, depth="foreground")
-    with pytest.raises(ValueError, match="depth is 'disparity', but test has none"):
+    with pytest.raises(ValueError, match="depth is 'disparity'"):
         apolloscape.Config(split="test", depth="disparity")
     with pytest.raises(ValueError, match="depth is 'lidar'"):
         apolloscape.Config(depth="lidar")
     with pytest.raises(ValueError, match="disparity_scale is 0"):
         apolloscape.Config(disparity_scale=0.0)
-    with pytest.raises(ValueError, match=r"no frames in split 'train' .*unpack the archives"):
+    with pytest.raises(DataError, match=r"no frames in split 'train' .*unpack the archives"):
         apolloscape.source("train", root / "test")
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import booster
+from diffdepth_jax.errors import DataError, MissingFileError
 
 SIZE = (12, 16)
 FX, BASELINE = 20.0, 0.0625  # pixels, metres
@@ -92,7 +93,7 @@ def test_published_list(root: Path, tmp_path: Path) -> None:
     assert [frame["id"] for frame in frames] == ["Vodka_im10"]
     np.testing.assert_array_equal(frames[0]["categories"], scene(1)[1])
     listed.write_text("Vodka/im10.png Vodka/disp_00.npy Vodka/calib_00-02.xml\n")
-    with pytest.raises(ValueError, match=r"train_stereo\.txt, line 1: .* is not 'SCENE"):
+    with pytest.raises(DataError, match=r"train_stereo\.txt, line 1: .* is not 'SCENE"):
         booster.source(str(listed), root)
 
 
@@ -100,10 +101,10 @@ def test_bad_input(root: Path) -> None:
     folder = root / "train/balanced/Bathroom"
     frames = booster.source("train", root)
     np.save(folder / "disp_00.npy", scene(0)[0][:, :9])
-    with pytest.raises(ValueError, match=r"im0\.png is 12x16, .*disp_00\.npy is 12x9"):
+    with pytest.raises(DataError, match=r"im0\.png is 12x16, .*disp_00\.npy is 12x9"):
         frames[0]
     np.save(folder / "disp_00.npy", np.zeros(SIZE, np.uint16))
-    with pytest.raises(ValueError, match=r"disp_00\.npy must hold disparities as floats"):
+    with pytest.raises(DataError, match=r"disp_00\.npy.*float"):
         frames[0]
     np.save(folder / "disp_00.npy", scene(0)[0])
     calibration = folder / "calib_00-02.xml"
@@ -114,18 +115,18 @@ def test_bad_input(root: Path) -> None:
         (CALIBRATION.replace("6.25e+01", "0"), "baselineLR 0 and .* must be positive"),
     ):
         calibration.write_text(text)
-        with pytest.raises(ValueError, match=rf"calib_00-02\.xml.*{message}"):
+        with pytest.raises(DataError, match=rf"calib_00-02\.xml.*{message}"):
             frames[0]
     (folder / "mask_cat.png").unlink()
     calibration.unlink()
-    with pytest.raises(FileNotFoundError, match=r"3 of \d+ files .*calib_00-02\.xml"):
+    with pytest.raises(MissingFileError, match=r"3 of \d+ files .*calib_00-02\.xml"):
         booster.source("train", root)
     later = booster.source("train", root, check_files=False)
-    with pytest.raises(FileNotFoundError, match=r"calib_00-02\.xml does not exist"):
+    with pytest.raises(MissingFileError, match=r"calib_00-02\.xml"):
         later[0]
     assert later[2]["depth"].any()
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no frames in split 'train'.*booster_gt\.zip"):
+    with pytest.raises(DataError, match=r"no frames in split 'train'.*booster_gt\.zip"):
         booster.source("train", tmp_path)

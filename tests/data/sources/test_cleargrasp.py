@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import cleargrasp
+from diffdepth_jax.errors import DataError, MissingFileError
 
 OpenEXR = pytest.importorskip("OpenEXR")
 
@@ -105,7 +106,7 @@ def test_bad_input(root: Path) -> None:
     exr = folder / "000000003-opaque-depth-img.exr"
     whole = exr.read_bytes()
     exr.write_bytes(whole[:-20])
-    with pytest.raises(ValueError, match=r"opaque-depth-img\.exr cannot be read"):
+    with pytest.raises(DataError, match=r"opaque-depth-img\.exr"):
         frames[0]
     exr.write_bytes(whole)
     camera = folder / "camera_intrinsics.yaml"
@@ -114,12 +115,12 @@ def test_bad_input(root: Path) -> None:
         (CAMERA.replace("xres: 16", "xres: 640"), "is about images of 10x640, these are 10x16"),
     ):
         camera.write_text(text)
-        with pytest.raises(ValueError, match=rf"camera_intrinsics\.yaml {message}"):
+        with pytest.raises(DataError, match=rf"camera_intrinsics\.yaml {message}"):
             frames[0]
     (folder / "000000003-mask.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 files .*000000003-mask\.png"):
+    with pytest.raises(MissingFileError, match=r"1 of 4 files .*000000003-mask\.png"):
         cleargrasp.source("real-val", root)
-    with pytest.raises(ValueError, match=r"no frames in split 'real'.*real-val"):
+    with pytest.raises(DataError, match=r"no frames in split 'real'.*real-val"):
         cleargrasp.source("real", folder)
 
 

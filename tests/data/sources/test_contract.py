@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffdepth_jax import registry
+from diffdepth_jax.errors import MissingFileError
 
 
 @pytest.mark.parametrize("name", registry.names("source"))
@@ -17,9 +18,9 @@ def test_source_file(name: str, tmp_path: Path) -> None:
     config = module.Config()
     assert dataclasses.is_dataclass(config) and config.name == name
     assert config.check_files  # may be switched off where missing files are to be skipped
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
+    with pytest.raises(MissingFileError, match=r"nowhere .*set root"):
         module.source(config.split, tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist: set root"):
+    with pytest.raises(MissingFileError, match=r"nowhere .*set root"):
         module.build(dataclasses.replace(config, root=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="split is 'no such split'"):
         module.source("no such split", tmp_path)

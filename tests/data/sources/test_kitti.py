@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffdepth_jax.data.sources import kitti
 from diffdepth_jax.data.splits import EIGEN_TEST, EIGEN_TEST_WITHOUT_DEPTH, EIGEN_TRAIN, zhou
-from diffdepth_jax.errors import MissingFileError
+from diffdepth_jax.errors import DataError, MissingFileError
 
 DRIVE, OTHER = "2011_09_26_drive_0002_sync", "2011_09_28_drive_0001_sync"
 LEFT, RIGHT = "image_02", "image_03"
@@ -51,9 +51,7 @@ def test_folders(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
 def test_other_depth(write_kitti: Callable[..., Path]) -> None:
     root = write_kitti([(DRIVE, LEFT, 5)], depth_name="dense")
     assert len(kitti.source("train", root, depth="dense")) == 1
-    with pytest.raises(
-        ValueError, match=r"no frames in split 'train' under .* depth 'groundtruth'"
-    ):
+    with pytest.raises(DataError, match=r"no frames in split 'train' under .* depth 'groundtruth'"):
         kitti.source("train", root)
 
 
@@ -86,10 +84,10 @@ def test_rendered_scenes(write_kitti: Callable[..., Path], save_image: Callable)
     np.testing.assert_array_equal(frames[1]["categories"], classes)
     np.testing.assert_array_equal(frames[1]["tom_mask"], (classes == 2) | (classes == 3))
     save_image(mask, classes[:, :9])
-    with pytest.raises(ValueError, match=r"0000000006\.png is 24x9, its image 24x60"):
+    with pytest.raises(DataError, match=r"0000000006\.png is 24x9.*24x60"):
         frames[1]
     (drive / "condition.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"condition\.json must name a condition"):
+    with pytest.raises(DataError, match=r"condition\.json.*condition"):
         kitti.source("train", root)
 
 
@@ -133,7 +131,7 @@ def test_eigen_splits(write_kitti: Callable[..., Path]) -> None:
     assert (len(frames), frames.num_without_depth) == (652, 45)
     assert frames[0]["id"] == "2011_09_26_drive_0002_sync_0000000006_image_02"
     assert len(kitti.source("eigen_train", root, cameras=(LEFT,))) == 33
-    with pytest.raises(FileNotFoundError, match="has no depth for image_03"):
+    with pytest.raises(MissingFileError, match="has no depth for image_03"):
         kitti.source("eigen_train", root)
 
 
@@ -148,7 +146,7 @@ def test_zhou_splits(write_kitti: Callable[..., Path], monkeypatch: pytest.Monke
     assert ids(frames) == [f"{DRIVE}_0000000005_image_02"]
     assert frames.num_without_depth == 2
     monkeypatch.undo()
-    with pytest.raises(FileNotFoundError, match=f"drive {zhou('val')[0][0]} has no depth"):
+    with pytest.raises(MissingFileError, match=f"drive {zhou('val')[0][0]} has no depth"):
         kitti.source("zhou_val", root)
 
 
@@ -179,11 +177,11 @@ def test_val_selection(tmp_path: Path, make_frame: Callable, check_contract: Cal
     np.testing.assert_array_equal(frames[1]["intrinsics"], expected)
     assert len(kitti.source("val_selection", tmp_path, cameras=(LEFT,))) == 1
     next((folder / "groundtruth_depth").glob("*_image_03.png")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 6 files .*depth_0000000008_image_03"):
+    with pytest.raises(MissingFileError, match=r"1 of 6 files .*depth_0000000008_image_03"):
         kitti.source("val_selection", tmp_path)
     late = kitti.source("val_selection", tmp_path, check_files=False)
     assert late[0]["id"] == f"{DRIVE}_0000000005_image_02"
-    with pytest.raises(FileNotFoundError, match="groundtruth_depth_0000000008_image_03"):
+    with pytest.raises(MissingFileError, match="groundtruth_depth_0000000008_image_03"):
         late[1]
 
 
@@ -204,10 +202,10 @@ def test_anonymous_test_images(
     assert frames[0]["depth"].shape == (24, 60) and not frames[0]["depth"].any()
     np.testing.assert_array_equal(frames[0]["intrinsics"], [[7, 0, 3], [0, 8, 4], [0, 0, 1]])
     (folder / "intrinsics/0000000001.txt").write_text("7 0 3")
-    with pytest.raises(ValueError, match=r"0000000001\.txt: 9 finite numbers"):
+    with pytest.raises(DataError, match=r"0000000001\.txt: 9 finite numbers"):
         frames[1]
     (folder / "intrinsics/0000000001.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of 4 files of split 'test_anonymous'"):
+    with pytest.raises(MissingFileError, match="1 of 4 files of split 'test_anonymous'"):
         kitti.source("test_anonymous", tmp_path)
 
 
@@ -228,33 +226,33 @@ def test_broken_calibration(write_kitti: Callable[..., Path], text: str) -> None
     root = write_kitti([(DRIVE, LEFT, 5)])
     path = root / "2011_09_26" / "calib_cam_to_cam.txt"
     path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(str(path))):
+    with pytest.raises(DataError, match=re.escape(str(path))):
         kitti.source("train", root)
 
 
 def test_missing_folders(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist: set root"):
+    with pytest.raises(MissingFileError, match=r"nowhere .*set root"):
         kitti.source("train", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"train does not exist: unpack .*annotated"):
+    with pytest.raises(MissingFileError, match=r"train .*unpack .*annotated"):
         kitti.source("train", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"val_selection_cropped does not exist"):
+    with pytest.raises(MissingFileError, match=r"val_selection_cropped"):
         kitti.source("val_selection", tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no\.txt does not exist"):
+    with pytest.raises(MissingFileError, match=r"no\.txt"):
         kitti.source("no.txt", tmp_path)
     root = write_kitti([(DRIVE, LEFT, 5)])
     (root / "2011_09_26" / DRIVE / LEFT / "data").rename(root / "moved")
-    with pytest.raises(FileNotFoundError, match=f"download the raw data of {DRIVE}"):
+    with pytest.raises(MissingFileError, match=f"download the raw data of {DRIVE}"):
         kitti.source("train", root)
 
 
 def test_missing_files_are_found_at_once(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
     root = write_kitti([(DRIVE, LEFT, 5), (DRIVE, LEFT, 6)])
     (root / "2011_09_26" / DRIVE / LEFT / "data" / "0000000006.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 files .* is .*0000000006\.png"):
+    with pytest.raises(MissingFileError, match=r"1 of 4 files .* is .*0000000006\.png"):
         kitti.source("train", root)
     listed = tmp_path / "list.txt"
     listed.write_text(f"2011_09_26/{DRIVE} 5 l\n2011_09_26/{DRIVE} 7 l\n")
-    with pytest.raises(FileNotFoundError, match=r"2 of 4 files"):
+    with pytest.raises(MissingFileError, match=r"2 of 4 files"):
         kitti.source(str(listed), root)
 
 
@@ -262,13 +260,13 @@ def test_bad_lists(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
     root, listed = write_kitti([(DRIVE, LEFT, 5)]), tmp_path / "list.txt"
     for line in ("image 0", "a.png b.png 721.5", f"2011_09_26/{DRIVE} five l", f"{DRIVE}/x"):
         listed.write_text(f"2011_09_26/{DRIVE} 5 l\n{line}\n")
-        with pytest.raises(ValueError, match=r"list\.txt, line 2"):
+        with pytest.raises(DataError, match=r"list\.txt, line 2"):
             kitti.source(str(listed), root)
     listed.write_text(f"2011_09_26/{DRIVE} 5 l\n" * 2)
-    with pytest.raises(ValueError, match=f"frame {DRIVE}_0000000005_image_02 occurs twice"):
+    with pytest.raises(DataError, match=f"frame {DRIVE}_0000000005_image_02 occurs twice"):
         kitti.source(str(listed), root)
     listed.write_text("\n")
-    with pytest.raises(ValueError, match="no frames"):
+    with pytest.raises(DataError, match="no frames"):
         kitti.source(str(listed), root)
 
 
@@ -283,7 +281,7 @@ def test_sizes_must_agree(write_kitti: Callable[..., Path]) -> None:
     root = write_kitti([(DRIVE, LEFT, 5)])
     path = next((root / "2011_09_26").glob("**/0000000005.png"))
     Image.fromarray(np.zeros((24, 59, 3), np.uint8)).save(path)
-    with pytest.raises(ValueError, match=r"is 24x59, .*groundtruth.* is 24x60"):
+    with pytest.raises(DataError, match=r"is 24x59, .*groundtruth.* is 24x60"):
         kitti.source("train", root)[0]
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import kitti_object
+from diffdepth_jax.errors import DataError, MissingFileError
 
 # Camera 2 lies 6 cm left of the reference camera and the lidar 1 m behind and 2 m above it; lidar
 # axes are x forward, y left, z up.
@@ -46,18 +47,18 @@ def test_points_are_projected(
 
 
 def test_bad_input(tmp_path: Path, make_frame: Callable) -> None:
-    with pytest.raises(FileNotFoundError, match=r"image_2 does not exist: unpack data_object_im"):
+    with pytest.raises(MissingFileError, match=r"image_2 .*unpack data_object_im"):
         kitti_object.source("train", tmp_path)
     write(tmp_path, make_frame, np.zeros((2, 4)))
     scan = tmp_path / "training/velodyne/000000.bin"
     scan.write_bytes(scan.read_bytes()[:-3])
-    with pytest.raises(ValueError, match=r"000000\.bin has 29 bytes, no multiple of 16"):
+    with pytest.raises(DataError, match=r"000000\.bin has 29 bytes.*16"):
         kitti_object.source("train", tmp_path)[0]
     scan.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 files .*velodyne/000000\.bin: unpack"):
+    with pytest.raises(MissingFileError, match=r"1 of 3 files .*velodyne/000000\.bin: unpack"):
         kitti_object.source("train", tmp_path)
     (tmp_path / "training/image_2/000000.png").unlink()
-    with pytest.raises(ValueError, match="no frames in split 'train'"):
+    with pytest.raises(DataError, match="no frames in split 'train'"):
         kitti_object.source("train", tmp_path)
 
 

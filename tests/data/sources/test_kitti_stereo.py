@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.data.sources import kitti_stereo
+from diffdepth_jax.errors import MissingFileError
 
 SIZE = (24, 60)
 
@@ -65,7 +66,7 @@ def test_values(
     assert [frame["id"][-3:] for frame in test] == ["_10", "_11"] * 2
     for path in tmp_path.glob("testing/calib*/*"):
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"2 of 4 files .*000000\.txt: unpack data_.*calib"):
+    with pytest.raises(MissingFileError, match=r"2 of 4 files .*000000\.txt: unpack data_.*calib"):
         kitti_stereo.source("test", tmp_path, year=year)
     next(tmp_path.glob("testing/calib*")).rmdir()
     assert np.isnan(kitti_stereo.source("test", tmp_path, year=year)[0]["intrinsics"]).all()
@@ -73,11 +74,11 @@ def test_values(
 
 def test_bad_options(tmp_path: Path) -> None:
     for options in (dict(split="test", depth="occ"), dict(depth="occ", second_frames=True)):
-        with pytest.raises(ValueError, match="depth is 'occ', but test images and second frames"):
+        with pytest.raises(ValueError, match=r"depth is 'occ'.*test"):
             kitti_stereo.Config(**options)
     with pytest.raises(ValueError, match="depth is 'dense'"):
         kitti_stereo.Config(depth="dense")
     with pytest.raises(ValueError, match="year is 2020"):
         kitti_stereo.Config(year=2020)
-    with pytest.raises(FileNotFoundError, match=r"colored_0 does not exist: unpack data_stereo_f"):
+    with pytest.raises(MissingFileError, match=r"colored_0 .*unpack data_stereo_f"):
         kitti_stereo.source("train", tmp_path, year=2012)

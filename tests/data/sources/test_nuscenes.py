@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffdepth_jax.data import io
 from diffdepth_jax.data.sources import nuscenes
+from diffdepth_jax.errors import DataError, MissingFileError
 
 SIZE = (20, 32)
 INTRINSICS = [[20.0, 0, 15], [0, 20.0, 10], [0, 0, 1]]
@@ -136,16 +137,16 @@ def test_cameras_conditions_and_lists(root: Path, tmp_path: Path) -> None:
     frames = nuscenes.source(str(listed), root, version="v1.0-mini")
     assert ids(frames) == ["1__CAM_FRONT", "3__CAM_FRONT"]
     listed.write_text("scene-1100\nscene-7777\n")
-    with pytest.raises(ValueError, match=r"scene-7777 and 0 others .*neither scenes nor samples"):
+    with pytest.raises(DataError, match=r"scene-7777"):
         nuscenes.source(str(listed), root, version="v1.0-mini")
-    with pytest.raises(ValueError, match=r"no frames in split 'mini_train' .* in unknown"):
+    with pytest.raises(DataError, match=r"no frames in split 'mini_train' .* in unknown"):
         nuscenes.source("mini_train", root, conditions=("unknown",))
-    with pytest.raises(ValueError, match="scene-0103 and 1 others of split 'mini_val' are neither"):
+    with pytest.raises(DataError, match=r"scene-0103.*split 'mini_val'"):
         nuscenes.source("mini_val", root)
 
 
 def test_official_splits_name_their_version(root: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"v1\.0-trainval does not exist: unpack the meta"):
+    with pytest.raises(MissingFileError, match=r"v1\.0-trainval .*unpack the meta"):
         nuscenes.source("val", root)
     (root / "v1.0-mini").rename(root / "v1.0-trainval")
     change(root / "v1.0-trainval/scene.json", lambda rows: rows[0].update(name="scene-0003"))
@@ -188,7 +189,7 @@ def test_tables_that_contradict_each_other(
     root: Path, table: str, edit: Callable, message: str
 ) -> None:
     change(root / f"v1.0-mini/{table}.json", edit)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DataError, match=message):
         nuscenes.source("mini_train", root)
 
 
@@ -203,32 +204,30 @@ def test_broken_files(root: Path) -> None:
         text.replace('"token"', '"token', 1),
     ):
         path.write_text(broken)
-        with pytest.raises(
-            ValueError, match=r"ego_pose\.json is no JSON list of objects, or trunc"
-        ):
+        with pytest.raises(DataError, match=r"ego_pose\.json.*fetch it again"):
             nuscenes.source("mini_train", root)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"ego_pose\.json does not exist"):
+    with pytest.raises(MissingFileError, match=r"ego_pose\.json"):
         nuscenes.source("mini_train", root)
     path.write_text(text)
     image = root / "samples/CAM_FRONT/1__CAM_FRONT.png"
     Image.open(image).resize((16, 10)).save(image)
-    with pytest.raises(ValueError, match="is 10x16, the tables say 20x32"):
+    with pytest.raises(DataError, match=r"is 10x16.*20x32"):
         nuscenes.source("mini_train", root)[1]
     scan = root / "samples/LIDAR_TOP/1__LIDAR_TOP.pcd.bin"
     scan.write_bytes(scan.read_bytes()[:30])
-    with pytest.raises(ValueError, match=r"pcd\.bin has 30 bytes, no multiple of 20"):
+    with pytest.raises(DataError, match=r"pcd\.bin has 30 bytes.*20"):
         nuscenes.source("mini_train", root, cameras=("CAM_BACK",))[1]
     scan.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 8 files .*1__LIDAR_TOP\.pcd\.bin"):
+    with pytest.raises(MissingFileError, match=r"1 of 8 files .*1__LIDAR_TOP\.pcd\.bin"):
         nuscenes.source("mini_train", root)
 
 
 def test_bad_options() -> None:
-    with pytest.raises(ValueError, match="conditions has 'fog'; there are day-clear, day-rain"):
+    with pytest.raises(ValueError, match=r"conditions has 'fog'.*day-clear"):
         nuscenes.Config(conditions=("fog",))
     for cameras in ((), ("CAM_FRONT", "CAM_TOP")):
-        with pytest.raises(ValueError, match=r"cameras is .*name one or more of CAM_FRONT, CAM"):
+        with pytest.raises(ValueError, match=r"cameras is .*CAM_FRONT"):
             nuscenes.Config(cameras=cameras)
     with pytest.raises(ValueError, match="projection is 'last'"):
         nuscenes.Config(projection="last")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import nyu
+from diffdepth_jax.errors import DataError, MissingFileError
 
 
 def test_h5(write_nyu: Callable[..., Path], make_frame: Callable) -> None:
@@ -52,22 +53,22 @@ def test_labelled(write_labelled_nyu: Callable[..., Path], make_frame: Callable)
 
 
 def test_bad_labelled_files(write_labelled_nyu: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"first is .*labeled\.mat: download"):
+    with pytest.raises(MissingFileError, match=r"first is .*labeled\.mat: download"):
         nyu.source("test", tmp_path, layout="mat")
     root = write_labelled_nyu(2, train=[1], test=[9])
-    with pytest.raises(ValueError, match=r"labeled\.mat has no entry 8"):
+    with pytest.raises(DataError, match=r"labeled\.mat has no entry 8"):
         nyu.source("test", root, layout="mat")[0]
     write_labelled_nyu(2, train=[0], test=[1])
-    with pytest.raises(ValueError, match=r"splits\.mat: trainNdxs must be numbers from 1"):
+    with pytest.raises(DataError, match=r"splits\.mat: trainNdxs"):
         nyu.source("train", root, layout="mat")
     with pytest.raises(ValueError, match=r"split is '.*list\.txt'"):
         nyu.source(str(root / "list.txt"), root, layout="mat")
     data = (root / "nyu_depth_v2_labeled.mat").read_bytes()
     (root / "nyu_depth_v2_labeled.mat").write_bytes(data[:2000])
-    with pytest.raises(ValueError, match=r"labeled\.mat cannot be read"):
+    with pytest.raises(DataError, match=r"labeled\.mat"):
         nyu.source("test", root, layout="mat")[0]
     (root / "splits.mat").write_bytes((root / "splits.mat").read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"splits\.mat cannot be read"):
+    with pytest.raises(DataError, match=r"splits\.mat"):
         nyu.source("test", root, layout="mat")
 
 
@@ -87,18 +88,18 @@ def test_tfds(write_tfds_nyu: Callable[..., Path], make_frame: Callable) -> None
 
 
 def test_bad_tfds_files(write_tfds_nyu: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"tfds build nyu_depth_v2"):
+    with pytest.raises(MissingFileError, match=r"tfds build nyu_depth_v2"):
         nyu.source("test", tmp_path, layout="tfds")
     folder = write_tfds_nyu([0, 7], "validation") / "nyu_depth_v2/0.0.1"
-    with pytest.raises(ValueError, match=r"0\.0\.1 cannot be read .*'train'"):
+    with pytest.raises(DataError, match=r"0\.0\.1.*'train'"):
         nyu.source("train", folder, layout="tfds")
     frames = nyu.source("test", folder, layout="tfds")
     next(folder.glob("*array_record*")).write_bytes(bytes(100))
-    with pytest.raises(ValueError, match=r"0\.0\.1, frame 0 cannot be read"):
+    with pytest.raises(DataError, match=r"0\.0\.1, frame 0"):
         frames[0]
     info = folder / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(ValueError, match=r"build it again with --file_format=array_record"):
+    with pytest.raises(DataError, match=r"build it again with --file_format=array_record"):
         nyu.source("test", folder, layout="tfds")
 
 
@@ -112,16 +113,16 @@ def test_lists(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
     frames = nyu.source(str(listed), root)
     assert [frame["id"] for frame in frames] == ["kitchen_rgb_00000", "attic_00001"]
     listed.write_text("sync/kitchen/rgb_00000.png\n")
-    with pytest.raises(ValueError, match=r"list\.txt, line 1"):
+    with pytest.raises(DataError, match=r"list\.txt, line 1"):
         nyu.source(str(listed), root)
     listed.write_text("train/attic/00001.h5\n" * 2)
-    with pytest.raises(ValueError, match=r"frame attic_00001 occurs twice in split .*list\.txt"):
+    with pytest.raises(DataError, match=r"frame attic_00001 occurs twice in split .*list\.txt"):
         nyu.source(str(listed), root)
     listed.write_text("train/attic/00009.h5\n")
-    with pytest.raises(FileNotFoundError, match=r"1 of 1 files of .*00009\.h5"):
+    with pytest.raises(MissingFileError, match=r"1 of 1 files of .*00009\.h5"):
         nyu.source(str(listed), root)
     listed.write_text("")
-    with pytest.raises(ValueError, match="no frames"):
+    with pytest.raises(DataError, match="no frames"):
         nyu.source(str(listed), root)
 
 
@@ -150,34 +151,34 @@ def test_rendered_rooms(write_nyu: Callable[..., Path]) -> None:
 
     rooms = nyu.source("val", root, layout="sync")
     Image.fromarray(classes + 4).save(scene / "mask_cat_00000.png")
-    with pytest.raises(ValueError, match=r"mask_cat_00000\.png has class 7"):
+    with pytest.raises(DataError, match=r"mask_cat_00000\.png has class 7"):
         rooms[0]
     Image.fromarray(classes[:, :9]).save(scene / "mask_cat_00000.png")
-    with pytest.raises(ValueError, match=r"mask_cat_00000\.png is 24x9, its image 24x32"):
+    with pytest.raises(DataError, match=r"mask_cat_00000\.png is 24x9.*24x32"):
         rooms[0]
     (scene / "condition.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"condition\.json must name a condition"):
+    with pytest.raises(DataError, match=r"condition\.json.*condition"):
         rooms[0]
     (scene / "intrinsics.txt").write_text("30 0 15.5")
-    with pytest.raises(ValueError, match=r"room_0001/intrinsics\.txt: 9 finite numbers"):
+    with pytest.raises(DataError, match=r"room_0001/intrinsics\.txt: 9 finite numbers"):
         rooms[0]
 
 
 def test_missing_files_may_be_found_later(write_nyu: Callable[..., Path]) -> None:
     root = write_nyu([("attic", 1), ("attic", 2)], "sync", "sync")
     (root / "sync/attic/sync_depth_00002.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 files of split 'train'"):
+    with pytest.raises(MissingFileError, match=r"1 of 4 files of split 'train'"):
         nyu.source("train", root, layout="sync")
     frames = nyu.source("train", root, layout="sync", check_files=False)
     assert frames[0]["depth"].any()
-    with pytest.raises(FileNotFoundError, match=r"sync_depth_00002\.png does not exist"):
+    with pytest.raises(MissingFileError, match=r"sync_depth_00002\.png"):
         frames[1]
 
 
 def test_bad_input(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+    with pytest.raises(MissingFileError, match="nowhere"):
         nyu.source("train", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"sync does not exist: .*layout"):
+    with pytest.raises(MissingFileError, match=r"sync .*.*layout"):
         nyu.source("train", tmp_path, layout="sync")
     with pytest.raises(ValueError, match="split is 'val'"):
         nyu.source("val", tmp_path)
@@ -185,11 +186,11 @@ def test_bad_input(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
     path = root / "train/attic/00001.h5"
     with h5py.File(path, "a") as file:
         file["depth"][3, 4] = np.nan
-    with pytest.raises(ValueError, match=r"00001\.h5 has 1 depth values that are NaN"):
+    with pytest.raises(DataError, match=r"00001\.h5 has 1.*NaN"):
         nyu.source("train", root)[0]
     with h5py.File(path, "w") as file:
         file["rgb"], file["depth"] = np.zeros((24, 32, 3), np.uint8), np.zeros((24, 32))
-    with pytest.raises(ValueError, match=r"rgb must be uint8 \[3 h w\], not uint8 \(24, 32, 3\)"):
+    with pytest.raises(DataError, match=r"00001.*rgb.*\(24, 32, 3\)"):
         nyu.source("train", root)[0]
 
 
