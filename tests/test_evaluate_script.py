@@ -146,6 +146,24 @@ def test_a_checkpoint_by_its_config(untrained_run):
         "report.html",
     ]
 
+    # Saved depth maps, in the folders of the images.
+    saved = checkpoint.parent / "saved/2011_09_26_drive_0001_sync/image_02/data"
+    saved.mkdir(parents=True)
+    for path in (checkpoint.parent / "kitti/val").rglob("*.png"):
+        np.save(saved / f"{path.stem}.npy", np.asarray(Image.open(path)) / 256.0)
+    done = run(
+        f"--config={config}",
+        f"--predictions={checkpoint.parent / 'saved'}",
+        f"--workdir={workdir}",
+        "--protocol=release",
+        "--fill_zeros=background",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((workdir / "metrics.json").read_text())
+    assert found["metrics"]["abs_rel"] == 0 and found["num_images"] == 3
+    assert found["options"]["fill_zeros"] == "background" and found["num_zero"] > 0
+    assert "pixels of the predictions were 0: filled" in done.stdout
+
 
 @pytest.mark.parametrize("kind", ["full", "kb"])
 @pytest.mark.parametrize("suffix", [".png", ".npy"])

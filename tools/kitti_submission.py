@@ -20,6 +20,7 @@ flags.DEFINE_string("output", None, "The .zip to write.")
 flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrored image.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's.")
 flags.mark_flags_as_required(["root", "output"])
+flags.register_validator("output", bool, "is empty: name the .zip to write")
 flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
 cli.require_with("num_inference_steps", "checkpoint")
 

@@ -175,7 +175,7 @@ def _keeping(journal: Journal | None, finished: Collection[int]) -> Iterator[Non
     try:
         yield
     except KeyboardInterrupt:
-        if journal is None:
+        if journal is None or not finished:
             raise
         raise KeyboardInterrupt(
             f"interrupted; {len(finished)} images are done and kept in {journal.path}: the same "

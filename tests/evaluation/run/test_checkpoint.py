@@ -248,6 +248,28 @@ def test_predictions_of_a_source_by_its_ids(data, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_classes_and_conditions_come_from_the_source(source, tmp_path, monkeypatch):
+    class Tabletops(Source):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            mask = np.arange(16)[None, :].repeat(12, axis=0) < 8
+            return sample | {"tom_mask": mask, "condition": "night" if index else "day-clear"}
+
+    monkeypatch.setattr(source, "build", Tabletops)
+    folder = saved(tmp_path / "saved", "frame0", "frame1", "frame2")
+    config = EvaluationConfig(protocol="cleargrasp,nuscenes", max_depth=80.0, alignment="none")
+    found = score_source_predictions(
+        folder, experiment_data(), config.build_all(), tmp_path / "out", progress=False
+    )
+    classes = found["cleargrasp"]["classes"]
+    assert list(classes) == ["ToM", "Other"] and classes["ToM"]["metrics"]["mae_mm"] > 0
+    conditions = found["nuscenes"]["conditions"]
+    assert {name: part["num_images"] for name, part in conditions.items()} == {
+        "day-clear": 1,
+        "night": 2,
+    }
+
+
 def kitti_tree(root):
     """Two drives whose frames share their names."""
     generator = np.random.default_rng(0)

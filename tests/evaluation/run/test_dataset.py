@@ -308,9 +308,10 @@ def test_ctrl_c_says_how_to_go_on_where_rows_are_kept(samples, tmp_path):
         score(Predictor(2), samples, RELEASE, tmp_path, fingerprint="f", progress=False)
     assert "2 images" in str(interrupt.value) and str(tmp_path) in str(interrupt.value)
     assert "same command" in str(interrupt.value)
-    with pytest.raises(KeyboardInterrupt) as interrupt:
-        score(Predictor(2), samples, RELEASE, tmp_path / "other", progress=False)
-    assert not str(interrupt.value)
+    for stop_after, options in ((2, {}), (0, {"fingerprint": "f"})):
+        with pytest.raises(KeyboardInterrupt) as interrupt:
+            score(Predictor(stop_after), samples, RELEASE, tmp_path / "new", **options)
+        assert not str(interrupt.value) and not (tmp_path / "new").exists()
 
 
 def test_two_processes_in_one_directory(samples, tmp_path):
