@@ -93,28 +93,6 @@ def put_back(prediction: np.ndarray, size: Size) -> np.ndarray:
     return full
 
 
-def resize_bilinear(depth: np.ndarray, size: Size, *, align_corners: bool = True) -> np.ndarray:
-    """Bilinear interpolation, float64 `[h, w]`, without smoothing where it makes smaller.
-
-    With `align_corners` corner pixels stay in the corners; without, the borders of the image stay
-    its borders (OpenCV's convention).
-    """
-    depth = depth.astype(np.float64)
-    for axis, length in enumerate(size):
-        last = depth.shape[axis] - 1
-        if align_corners:
-            position = np.linspace(0, last, length)
-        else:
-            position = (np.arange(length) + 0.5) * (last + 1) / length - 0.5
-            position = np.clip(position, 0, last)
-        low = np.floor(position).astype(int)
-        high = np.minimum(low + 1, last)
-        weight = np.expand_dims(position - low, 1 - axis)
-        with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN around itself
-            depth = (1 - weight) * depth.take(low, axis) + weight * depth.take(high, axis)
-    return depth
-
-
 def resize_nearest(depth: np.ndarray, size: Size) -> np.ndarray:
     """The nearest pixel's value, pixel centres aligned: sparse depth is never averaged."""
     rows, columns = (

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from diffdepth_jax.data import resampling
 from diffdepth_jax.errors import ConfigError, DataError
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.evaluation.protocols import alignment, crops, frames, transparent
@@ -387,7 +388,9 @@ class Protocol:
                 )
             half_pixel = self.resize_prediction == "bilinear_half_pixel"
             corners = self.ground_truth != "booster" and not half_pixel
-            prediction = frames.resize_bilinear(prediction, size, align_corners=corners)
+            prediction = resampling.resize(
+                prediction, size, "bilinear", align_corners=corners
+            )
         if shown == self.crop_reference:
             return prediction
         if shown == "full":
