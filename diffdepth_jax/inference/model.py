@@ -236,15 +236,16 @@ class DepthModel:
         size, limit = images[0].shape[:2], self.config.max_depth
         fed = np.stack([preprocessing.to_input(image, self.input_spec) for image in images])
         sampling = self._sampling(fed.shape, noises, size, options)
-        if options.flip_tta:  # in the same call, from the same noise
-            fed = np.concatenate([fed, fed[:, :, ::-1]])
-            sampling = jax.tree.map(lambda array: jnp.concatenate([array, array]), sampling)
         maps = np.asarray(
-            _apply(self.model, variables, fed, sampling, options.num_inference_steps)[..., 0]
+            _apply(
+                self.model,
+                variables,
+                fed,
+                sampling,
+                options.num_inference_steps,
+                options.flip_tta,
+            )
         )
-        if options.flip_tta:
-            count = len(images)
-            maps = np.concatenate([maps[:count], maps[count:, :, ::-1]])
         depths = [preprocessing.to_image_size(each, size, self.input_spec) for each in maps]
         if limit is not None:
             depths = [np.clip(depth, 0.0, np.float32(limit)) for depth in depths]
@@ -313,18 +314,32 @@ def _checked(noise: Any, shape: tuple[int, ...], size: tuple[int, int]) -> np.nd
     return noise.reshape(shape[1:])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
+@functools.partial(jax.jit, static_argnums=(0, 4, 5))
 def _apply(
     model: nn.Module,
     variables: Mapping[str, Any],
     image: Float[Array, "b h w 3"],
     sampling: Mapping[str, Any],
     num_inference_steps: int | None,
-) -> Float[Array, "b h w 1"]:
-    """Compiled once for equal modules, whatever their weights."""
+    mirrored_too: bool,
+) -> Float[Array, "b2 h w"]:
+    """Compiled once for equal modules, whatever their weights.
+
+    With `mirrored_too`, the predictions of the mirrored images, mirrored back, come after the
+    others. They start from the same noise.
+    """
     if sampling:
         sampling = {**sampling, "num_inference_steps": num_inference_steps}
-    return model.apply(variables, image, **sampling)
+
+    def predict(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w"]:
+        return model.apply(variables, image, **sampling)[..., 0]
+
+    if not mirrored_too:
+        return predict(image)
+    # One after the other, so that `batch_size` bounds the memory, and the bits are those of two
+    # calls: another batch size is summed in another order.
+    depth, mirrored = jax.lax.map(predict, jnp.stack([image, image[:, :, ::-1]]))
+    return jnp.concatenate([depth, mirrored[:, :, ::-1]])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))

@@ -388,9 +388,7 @@ class Protocol:
                 )
             half_pixel = self.resize_prediction == "bilinear_half_pixel"
             corners = self.ground_truth != "booster" and not half_pixel
-            prediction = resampling.resize(
-                prediction, size, "bilinear", align_corners=corners
-            )
+            prediction = resampling.resize(prediction, size, "bilinear", align_corners=corners)
         if shown == self.crop_reference:
             return prediction
         if shown == "full":

@@ -60,16 +60,6 @@ def test_holes_never_mix_into_resized_depth():
     assert (result == 0).sum() >= 4
 
 
-def test_bilinear_resize_keeps_corners_and_planes():
-    plane = np.add.outer(np.arange(4.0), 10 * np.arange(6.0))
-    resized = frames.resize_bilinear(plane, (7, 11))
-    np.testing.assert_allclose(
-        resized, np.add.outer(np.linspace(0, 3, 7), 10 * np.linspace(0, 5, 11)), rtol=1e-12
-    )
-    np.testing.assert_array_equal(frames.resize_bilinear(plane, (4, 6)), plane)
-    assert frames.resize_bilinear(plane, (1, 1)).tolist() == [[0.0]]
-
-
 def test_nearest_resize():
     depth = np.arange(12.0).reshape(3, 4)
     np.testing.assert_array_equal(frames.resize_nearest(depth, (3, 4)), depth)
@@ -93,25 +83,6 @@ def test_a_quarter_is_every_fourth_pixel(size):
     assert quarter.shape == tuple(round(side / 4) for side in size)  # as OpenCV rounds
     for row, column in np.ndindex(quarter.shape):
         assert quarter[row, column] == array[4 * row, 4 * column]
-
-
-@pytest.mark.parametrize("size", [(3, 5), (12, 16), (7, 8)])
-def test_bilinear_with_borders_on_borders(size):
-    array = np.random.default_rng(0).normal(size=(7, 8))
-    resized = frames.resize_bilinear(array, size, align_corners=False)
-
-    def at(row, column):
-        """OpenCV's definition, pixel by pixel."""
-        y = min(max((row + 0.5) * 7 / size[0] - 0.5, 0), 6)
-        x = min(max((column + 0.5) * 8 / size[1] - 0.5, 0), 7)
-        i, j = int(y), int(x)
-        v, u = y - i, x - j
-        down, right = min(i + 1, 6), min(j + 1, 7)
-        top = (1 - u) * array[i, j] + u * array[i, right]
-        return (1 - v) * top + v * ((1 - u) * array[down, j] + u * array[down, right])
-
-    for row, column in np.ndindex(size):
-        assert resized[row, column] == pytest.approx(at(row, column), abs=1e-12)
 
 
 def kitti_background(depth):

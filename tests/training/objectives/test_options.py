@@ -18,6 +18,7 @@ from diffdepth_jax.models.encoders import resnet
 from diffdepth_jax.models.layers import DropPath
 from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth, regression
+from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import losses
 from diffdepth_jax.ops.diffusion import add_noise, ddim_sample, posterior_mean_weight
 from diffdepth_jax.training.objectives import ground_truth_diffusion, pixel, self_diffusion
@@ -28,7 +29,7 @@ STEPS = 10  # of the run
 KEY = jax.random.key(1)
 
 
-class Toy(nn.Module):
+class Toy(nn.Module, Denoises):
     """One number in each part; latents have the image's size."""
 
     config: diffusion_depth.Config
