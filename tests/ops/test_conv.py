@@ -1,6 +1,6 @@
 """conv3x3 against a literal float64 loop, XLA's own gradient, and the clock inside a scan."""
 
-import time
+import re
 
 import jax
 import jax.numpy as jnp
@@ -95,20 +95,17 @@ def test_scan_gradient_matches_xla(rematerialise):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the slow path is XLA:CPU's")
-def test_scan_gradient_is_fast_on_the_cpu():
-    """XLA's own gradient took 13 times as long on two idle cores; two leaves room."""
-    inputs, kernel, _ = _arrays((2, 24, 40, 64, 64))
-    seconds = {}
+def test_scan_gradient_keeps_to_the_form_that_is_fast_on_the_cpu():
+    """On two idle cores XLA's own gradient, in other forms, took 13 times as long
+    (results/sampler_gradient.csv)."""
+    inputs, kernel, _ = _arrays((2, 12, 20, 16, 16))
+    forms = {}
     for gradient in ("custom", "xla"):
-        function = _scan_gradient(gradient, False)
-        jax.block_until_ready(function(inputs, kernel / 24))
-        runs = []
-        for _ in range(3):
-            start = time.perf_counter()
-            jax.block_until_ready(function(inputs, kernel / 24))
-            runs.append(time.perf_counter() - start)
-        seconds[gradient] = min(runs)
-    assert seconds["custom"] * 2 < seconds["xla"], seconds
+        compiled = _scan_gradient(gradient, False).lower(inputs, kernel).compile()
+        forms[gradient] = re.findall(r"dim_labels=([\w>-]+)", compiled.as_text())
+    canonical = "b01f_01io->b01f"
+    assert len(forms["custom"]) == 3 and set(forms["custom"]) == {canonical}
+    assert set(forms["xla"]) > {canonical}
 
 
 def test_unknown_gradient_is_named():
