@@ -1,8 +1,7 @@
 """What the scripts share: `--config=FILE --config.key=value`, and how they end.
 
 Mistakes and failures that the user can mend end a script in one line on stderr with exit status 2
-(`errors.UserError`), Ctrl-C in one line with 130. Nobody listening to what it prints does not end
-a run.
+(`errors.UserError`), Ctrl-C in one line with 130. A closed or unread output does not end a run.
 """
 
 import ast
@@ -255,12 +254,12 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a script does within ends as it should.
+    """Makes a script end as it should.
 
-    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; a
-    KeyboardInterrupt with a message says that, such as how to go on. Any other exception is a fault
-    of the program and keeps its traceback. Where stdout or stderr is closed, or its reader is gone,
-    what is printed there is dropped.
+    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; that line
+    is the message of the KeyboardInterrupt, such as how to go on, if it has one. Any other
+    exception is a fault of the program and keeps its traceback. Where stdout or stderr is closed,
+    or its reader is gone, what is printed there is dropped.
     """
     with _lasting_streams():
         try:

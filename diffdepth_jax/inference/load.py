@@ -178,7 +178,7 @@ def _recognised(
 def _inferred(
     file: Network, state_dict: Mapping[str, np.ndarray], arguments: Mapping[str, Any]
 ) -> NetworkConfig:
-    """The config that weights and the training script's arguments tell."""
+    """The config that follows from the weights and the training script's arguments."""
     try:
         config = file.infer({key: value.shape for key, value in state_dict.items()})
         if config is not None:

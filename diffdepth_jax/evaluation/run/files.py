@@ -75,8 +75,8 @@ def find(source: str | os.PathLike) -> DepthFiles:
 def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
     """The name of the file that belongs to each wanted map.
 
-    A file may lie in fewer or more folders than the name tells: what has most of its last parts in
-    common is meant. Parts may also be joined by `_`, as in the ids of frames.
+    A file may lie in fewer or more folders than the name has: the file that shares most of the last
+    parts is meant. Parts may also be joined by `_`, as in the ids of frames.
 
     Args:
       wanted: for each map the names that it may have, with / between their parts, the better ones
