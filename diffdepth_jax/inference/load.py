@@ -85,9 +85,12 @@ def _from_run(
 ) -> DepthModel:
     directory = orbax.checkpoint_directory(path, step=step)
     contents = orbax.read_arrays(directory)
-    config = config_lib.chosen(
-        "network", contents.config["model"], resolve=registry.module, path="config.model"
-    )
+    try:
+        config = config_lib.chosen(
+            "network", contents.config["model"], resolve=registry.module, path="config.model"
+        )
+    except ConfigError as error:
+        raise WeightsError(f"{directory} has a config that cannot be read: {error}") from error
     if network not in (None, config.name):
         raise ConfigError(f"{path} is a run of the network {config.name!r}, not of {network!r}")
     config = _with_fields(config, fields)
