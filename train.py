@@ -5,7 +5,7 @@
 Started again with the same workdir, training continues from its last checkpoint, whatever ended it.
 On SIGTERM or SIGINT it finishes the step, saves, says where to go on, and exits with 143 or 130
 (128 + the signal): not 0, as the run is not done. A second signal ends it at once. Mistakes and
-failures that are told in one line exit with 2, such as another run at work in the same workdir.
+failures that are reported in one line exit with 2, such as another run at work in the same workdir.
 """
 
 import sys
@@ -29,7 +29,7 @@ def main(_: list[str]) -> None:
     from diffdepth_jax.training.interruption import Interrupted
 
     try:
-        # Imported here, so that a mistake in the flags is told at once.
+        # Imported here, so that a mistake in the flags is reported at once.
         from diffdepth_jax.evaluation.report import tables
         from diffdepth_jax.training.loop import train_and_evaluate
 

@@ -82,8 +82,8 @@ def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = Fal
 class _Writer(io.BufferedWriter):
     """A file whose descriptor is kept back.
 
-    NumPy and Pillow write past Python where they are given one, and then tell of a full disk in
-    words of their own ("1024 requested and 0 written", "encoder error -2").
+    Where they are given one, NumPy and Pillow bypass Python when they write, and then report a full
+    disk in words of their own ("1024 requested and 0 written", "encoder error -2").
     """
 
     def fileno(self) -> int:

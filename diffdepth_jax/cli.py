@@ -1,8 +1,7 @@
 """What the scripts share: `--config=FILE --config.key=value`, and how they end.
 
 Mistakes and failures that the user can mend end a script in one line on stderr with exit status 2
-(`errors.UserError`), Ctrl-C in one line with 130. Nobody listening to what it prints does not end
-a run.
+(`errors.UserError`), Ctrl-C in one line with 130. A closed or unread output does not end a run.
 """
 
 import ast
@@ -50,7 +49,7 @@ class _TupleParser(flags.ArgumentParser):
 
 
 class _ConfigFileParser(flags.ArgumentParser):
-    """Runs a config file; what is wrong with it is told by file and line."""
+    """Runs a config file; an error in it is reported with file and line."""
 
     def parse(self, path: Any) -> ConfigDict:
         name, *argument = path.split(":", 1)
@@ -86,7 +85,7 @@ class _ConfigFileParser(flags.ArgumentParser):
 def _last_line(name: str, trace: TracebackType | None, error: Exception) -> str:
     """Where in a file an error came from, as "line 7: "."""
     if isinstance(error, SyntaxError) and error.filename == name:
-        return ""  # It tells the line itself.
+        return ""  # Its message names the line already.
     lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == name]
     return f"line {lines[-1]}: " if lines else ""
 
@@ -186,10 +185,13 @@ def output_file(flag: str, text: str) -> Path:
     if not text.strip():
         raise ConfigError(f"{flag} is empty: name a file")
     path = Path(text).expanduser()
-    if not path.parent.is_dir():
-        raise MissingFileError(f"{flag}={text}: there is no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise FileError(f"{flag}={text} is a folder; name a file in it")
+    with naming_file(path, "written"):
+        if not path.parent.is_dir():
+            raise MissingFileError(
+                f"{flag}={text}: there is no folder {path.parent}; make it first"
+            )
+        if path.is_dir():
+            raise FileError(f"{flag}={text} is a folder; name a file in it")
     return path
 
 
@@ -223,7 +225,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
         except UserError as error:
             _stop(f"--config: {error}")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error.__context__, ConfigError):  # absl puts it in words of its own.
+            if isinstance(error.__context__, ConfigError):  # absl wraps it in another error.
                 _stop(f"--config: {error.__context__}")
             # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
             message = str(error.args[0] if error.args else error)
@@ -252,12 +254,12 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a script does within ends as it should.
+    """Makes a script end as it should.
 
-    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; a
-    KeyboardInterrupt with a message says that, such as how to go on. Any other exception is a fault
-    of the program and keeps its traceback. Where stdout or stderr is closed, or its reader is gone,
-    what is printed there is dropped.
+    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; that line
+    is the message of the KeyboardInterrupt, such as how to go on, if it has one. Any other
+    exception is a fault of the program and keeps its traceback. Where stdout or stderr is closed,
+    or its reader is gone, what is printed there is dropped.
     """
     with _lasting_streams():
         try:
@@ -326,7 +328,7 @@ def _lasting_streams() -> Iterator[None]:
         out, err = (stream or nowhere for stream in streams)
         # Names need not be UTF-8, nor the terminal know all of it.
         out.reconfigure(errors="backslashreplace")
-        # A full disk under stdout is told, as results may go there; under stderr it cannot be.
+        # A full disk under stdout is reported, as results may go there; under stderr it cannot be.
         sys.stdout, sys.stderr = _Lasting(out, BrokenPipeError), _Lasting(err, OSError)
         try:
             yield

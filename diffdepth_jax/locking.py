@@ -1,8 +1,8 @@
 """One process at a time in a directory, for each purpose.
 
 The lock is the operating system's (`flock`), not the file's existence: it ends with the process
-that holds it, also by `kill -9` or a crash of the machine, so nobody has to clear one away. The
-file `DIRECTORY/.NAME.lock` only tells who holds it, and is removed when that one is done.
+that holds it, even after `kill -9` or a crash of the machine, so nobody has to remove stale locks.
+The file `DIRECTORY/.NAME.lock` only says who holds it, and is removed when the holder is done.
 
 On Linux, locks on NFS hold between machines; some network file systems keep them within one machine
 or have none, and Windows has no `flock`. Where there are none, a warning says so and the work goes

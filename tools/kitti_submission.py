@@ -7,6 +7,9 @@ KITTI is the folder that data_depth_selection.zip was unpacked into. The second 
 depth maps, 0000000000 to 0000000499 as 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
 """
 
+import dataclasses
+from pathlib import PurePath
+
 from absl import flags
 
 from diffdepth_jax import cli
@@ -32,14 +35,18 @@ def main(_: list[str]) -> None:
     from diffdepth_jax.data import io
     from diffdepth_jax.data.sources import kitti
     from diffdepth_jax.evaluation.report import submission
-    from diffdepth_jax.evaluation.run import files
+    from diffdepth_jax.evaluation.run import files, predictions
 
     samples = kitti.source("test_anonymous", FLAGS.root)
     submission.check_names((frame.id for frame in samples.frames), FLAGS.root)
     if FLAGS.predictions is not None:
-        saved = files.find(FLAGS.predictions).paths
-        named = (name for name in saved if name in submission.NAMES)  # Pictures lie beside them.
+        predictions.check_scale("png_scale", FLAGS.png_scale)
+        found = dataclasses.replace(files.find(FLAGS.predictions), unusable={})
+        stems = {PurePath(name).name for name in found.paths}
+        named = stems.intersection(submission.NAMES)  # There are pictures among the files.
         submission.check_names(named, FLAGS.predictions)
+        names = files.match([[name] for name in submission.NAMES], found)
+        saved = dict(zip(submission.NAMES, map(found.paths.get, names), strict=True))
 
         def depth_of(sample):
             return io.read_depth_array(saved[sample["id"]], FLAGS.png_scale, np.float64)

@@ -39,7 +39,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, 
         upright: turn it as its EXIF data say, as viewers do; a depth map beside it is not turned.
 
     Raises:
-        FileError: if there is no such file (`MissingFileError`), or it must not be read.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
         DataError: if the file is damaged or holds more than 8 bits per channel.
     """
     return as_rgb(_open(path), str(path), upright=upright)
@@ -69,7 +69,7 @@ def read_depth_png(
       dtype: of the result; float64 where metrics are computed of it.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if the file is damaged or is not a 16-bit image of one channel.
     """
     image = _open(path)
@@ -92,7 +92,7 @@ def read_h5(path: str | Path, names: tuple[str, ...], entry: int | None = None) 
       entry: read only this entry along their first axis; None reads the whole.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if the file is damaged or lacks one of the `names` or the entry.
     """
     import h5py  # Only here: scoring saved depth maps reads PNG through this module.
@@ -112,7 +112,7 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if it holds no JSON.
     """
     # Brackets that are opened a thousand times are a RecursionError.
@@ -124,7 +124,7 @@ def read_condition(path: str | Path) -> str:
     """The weather and light that a rendered scene's `condition.json` names.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if it holds no JSON, or names none.
     """
     named = read_json(path)
@@ -137,7 +137,7 @@ def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[s
     """The named fields of the objects in a JSON list, one by one, as files have up to 2 GB.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if it is no JSON list of objects, is truncated, or an object lacks a field.
     """
     decode = json.JSONDecoder().raw_decode
@@ -179,7 +179,7 @@ def read_calibration(
       shape: (rows, columns); the numbers are row by row.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if it has no such key, or not as many finite numbers there.
     """
     for line in read_text(path).splitlines():
@@ -212,7 +212,7 @@ def read_exr(path: str | Path) -> Float32[np.ndarray, "h w"]:
     Values are as stored (ClearGrasp: half floats, metres, NaN or 0 where nothing was measured).
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if the file is damaged or no OpenEXR file.
       MissingPackageError: if the package OpenEXR, an optional dependency, is not installed.
     """
@@ -236,7 +236,7 @@ def read_npy(path: str | Path) -> np.ndarray:
     """Reads an array of numbers from a `.npy` file.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if the file is damaged, an archive, or holds Python objects.
     """
     # Damaged headers make it raise what its documentation does not tell, `TokenError` among it.
@@ -265,7 +265,7 @@ def read_depth_array(
       Depth as stored: what was not measured is 0 in a PNG, often NaN or infinity in the others.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if it is damaged, of another format, holds integers where metres are expected, or
         is a PNG without `png_scale`.
     """
@@ -297,7 +297,7 @@ def read_mat(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
     """Reads variables of a MATLAB file of version 4 to 7.2 (those of 7.3 are HDF5: `read_h5`).
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if the file is damaged or lacks one of the `names`.
     """
     import scipy.io  # Only here: half a second to import.
@@ -319,7 +319,7 @@ def read_labels(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h
       size: (height, width) of the image that it belongs to.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if the file is damaged, coloured, of more than 8 bits or of another size.
     """
     image = _open(path)
@@ -355,7 +355,7 @@ def read_numbers(path: str | Path, shape: tuple[int, ...]) -> Float64[np.ndarray
     """Reads a text file that holds an array's numbers and nothing else, row by row.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if it is not `shape` finite numbers.
     """
     return numbers(read_text(path), shape, str(path))
@@ -369,7 +369,7 @@ def read_points(path: str | Path, columns: int) -> Float32[np.ndarray, "n column
       columns: numbers of a point: 4 in KITTI, 5 in nuScenes; the first three are x, y and z.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if its length is not that of whole points.
     """
     with reading(path):
@@ -449,7 +449,7 @@ def read_text(path: str | Path) -> str:
     """Reads a text file; what is not UTF-8 in it is replaced.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it must not be read.
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
     """
     with reading(path):
         return Path(path).read_text(encoding="utf-8", errors="replace")
@@ -457,7 +457,7 @@ def read_text(path: str | Path) -> str:
 
 def _open(path: str | Path) -> Image.Image:
     try:
-        # Pillow tells of broken files in all these ways.
+        # Pillow reports broken files in all these ways.
         with (
             reading(path, SyntaxError, ValueError, EOFError, struct.error),
             Image.open(path) as image,

@@ -131,7 +131,7 @@ def require_folder(path: Path, remedy: str) -> Path:
     """The folder `path` itself.
 
     Raises:
-      FileError: if there is none (`MissingFileError`), or the system does not tell.
+      FileError: if there is none (`MissingFileError`), or the system does not say.
     """
     with naming_file(path, "opened"):
         if not path.is_dir():

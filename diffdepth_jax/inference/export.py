@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffdepth_jax import config as config_lib
-from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.errors import ConfigError, naming_file
 from diffdepth_jax.inference import recalibration
 from diffdepth_jax.inference.load import load
 from diffdepth_jax.inference.model import DepthModel
@@ -25,11 +25,14 @@ def check_target(path: str | os.PathLike, checkpoint: str | os.PathLike) -> None
 
     Raises:
         ConfigError: for another ending than `.safetensors`, or for the checkpoint itself.
+        FileError: for a path that the system refuses.
     """
     path, checkpoint = Path(path).expanduser(), Path(checkpoint).expanduser()
     if path.suffix != _SUFFIX:
         raise ConfigError(f"{path} must end in {_SUFFIX}: that is the format that is written")
-    if path.exists() and checkpoint.exists() and path.samefile(checkpoint):
+    with naming_file(path, "written"):
+        same = path.exists() and checkpoint.exists() and path.samefile(checkpoint)
+    if same:
         raise ConfigError(f"{path} is the checkpoint itself: choose another file for the result")
 
 

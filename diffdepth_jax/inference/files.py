@@ -15,7 +15,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffdepth_jax import atomic, visualize
-from diffdepth_jax.errors import ConfigError, FileError, MissingFileError, naming_file, printable
+from diffdepth_jax.errors import (
+    ConfigError,
+    FileError,
+    MissingFileError,
+    UserError,
+    naming_file,
+    printable,
+)
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.inference.preprocessing import read_image
 
@@ -29,21 +36,22 @@ def find_images(pattern: str | os.PathLike) -> list[Path]:
     """The image files that a path, a directory or a glob pattern means, sorted.
 
     Raises:
-        MissingFileError: if there are none.
+        FileError: if there are none (`MissingFileError`), or the system cannot look for them.
     """
     path = Path(pattern).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        paths = [entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES]
-        wanted = ", ".join(sorted(_SUFFIXES))
-    else:
-        # Brackets in the name of a folder that exists are no pattern.
-        folder = next(parent for parent in path.parents if parent.is_dir())
-        escaped = os.path.join(glob.escape(str(folder)), path.relative_to(folder))
-        paths = [Path(entry) for entry in glob.glob(escaped, recursive=True)]
-        paths = [entry for entry in paths if not entry.is_dir()]
-        wanted = "a file"
+    with naming_file(path, "read"):
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            paths = [entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES]
+            wanted = ", ".join(sorted(_SUFFIXES))
+        else:
+            # Brackets in the name of an existing folder are not part of the pattern.
+            folder = next(parent for parent in path.parents if parent.is_dir())
+            escaped = os.path.join(glob.escape(str(folder)), path.relative_to(folder))
+            paths = [Path(entry) for entry in glob.glob(escaped, recursive=True)]
+            paths = [entry for entry in paths if not entry.is_dir()]
+            wanted = "a file"
     if not paths:
         raise MissingFileError(f"no image found: {pattern} holds or matches none ({wanted})")
     return sorted(paths)
@@ -150,7 +158,7 @@ def _batches(
         path, future = reading.popleft()
         try:
             image = future.result()
-        except (OSError, ValueError) as error:
+        except UserError as error:  # what reading raises for a bad file; our own faults go on
             skip(path, error)
             continue
         waiting.setdefault(image.shape, {})[path] = image

@@ -52,7 +52,7 @@ def load(
             such as `max_depth=80.0`, which weights do not tell.
 
     Raises:
-        MissingFileError: if there is no such file or directory.
+        FileError: if the file or directory does not exist (`MissingFileError`) or cannot be read.
         WeightsError: if the weights belong to no known network or to several, or do not fit it;
             says which and why.
         ConfigError: for a network that does not exist, or fields that its config does not have.
@@ -60,11 +60,13 @@ def load(
     if isinstance(source, Mapping):
         return _from_state_dict(source, {}, "the given state dict", network, fields, dtype)
     path = Path(source).expanduser()
-    if not path.exists():
-        raise MissingFileError(
-            f"{path} does not exist; give a run directory, a .pt or a .safetensors file"
-        )
-    if path.is_dir():
+    with naming_file(path, "read"):
+        if not path.exists():
+            raise MissingFileError(
+                f"{path} does not exist; give a run directory, a .pt or a .safetensors file"
+            )
+        is_run = path.is_dir()
+    if is_run:
         return _from_run(path, step, network, fields, dtype)
     if step is not None:
         raise ConfigError(f"step={step} was asked of the single file {path}; it has no steps")
@@ -83,9 +85,12 @@ def _from_run(
 ) -> DepthModel:
     directory = orbax.checkpoint_directory(path, step=step)
     contents = orbax.read_arrays(directory)
-    config = config_lib.chosen(
-        "network", contents.config["model"], resolve=registry.module, path="config.model"
-    )
+    try:
+        config = config_lib.chosen(
+            "network", contents.config["model"], resolve=registry.module, path="config.model"
+        )
+    except ConfigError as error:
+        raise WeightsError(f"{directory} has a config that cannot be read: {error}") from error
     if network not in (None, config.name):
         raise ConfigError(f"{path} is a run of the network {config.name!r}, not of {network!r}")
     config = _with_fields(config, fields)
@@ -176,7 +181,7 @@ def _recognised(
 def _inferred(
     file: Network, state_dict: Mapping[str, np.ndarray], arguments: Mapping[str, Any]
 ) -> NetworkConfig:
-    """The config that weights and the training script's arguments tell."""
+    """The config that follows from the weights and the training script's arguments."""
     try:
         config = file.infer({key: value.shape for key, value in state_dict.items()})
         if config is not None:
@@ -191,8 +196,8 @@ def _check_told(file: Network, config: NetworkConfig, given: Mapping[str, Any]) 
         if field not in given:
             choices = " or ".join(f"{field}={value!r}" for value in values)
             raise WeightsError(
-                f"neither the weights of the network {config.name!r} nor the name of the file tell "
-                f"its {field}: load(..., {choices})"
+                f"neither the weights of the network {config.name!r} nor the name of the file "
+                f"tells its {field}: load(..., {choices})"
             )
 
 

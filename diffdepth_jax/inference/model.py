@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import typing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -92,11 +93,14 @@ class DepthModel:
             disparity, as `output` says.
 
         Raises:
-            ConfigError: for a seed or number of steps that cannot be.
+            ConfigError: for an option that cannot be used, such as a negative seed.
             ValueError: for noise, or an array, of a wrong shape.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        if flip_average not in typing.get_args(FlipAverage):
+            known = " or ".join(typing.get_args(FlipAverage))
+            raise ConfigError(f"flip_average is {flip_average!r}; it must be {known}")
         if not 0 <= seed < 2**63:
             raise ConfigError(f"seed is {seed}; it must be 0 to 2**63 - 1")
         options = _Options(noise is not None, seed, num_inference_steps, flip_tta, flip_average)

@@ -1,4 +1,4 @@
-"""Failures of background threads, which are to be told once.
+"""Failures of background threads, which are reported once.
 
 When a checkpoint cannot be written, every thread of Orbax logs it with a traceback of its own, and
 TensorStore prints one more for each array that was waiting. `Checkpointer` raises the same as one
@@ -15,13 +15,13 @@ from absl import logging
 
 
 @contextlib.contextmanager
-def told_once() -> Iterator[None]:
-    """Inside, Orbax logs no errors; `--verbosity=1` shows them all the same."""
+def reported_once() -> Iterator[None]:
+    """Keeps Orbax from logging errors in the meantime; `--verbosity=1` shows them anyway."""
     logger = logging.get_absl_logger()
     if logging.get_verbosity() >= logging.DEBUG:
         yield
         return
-    # TensorStore's threads may be late, so this one stays.
+    # TensorStore's threads may be late, so this hook stays.
     if sys.unraisablehook is not _hook:
         _hook.others, sys.unraisablehook = sys.unraisablehook, _hook
     logger.addFilter(_is_no_error_of_orbax)

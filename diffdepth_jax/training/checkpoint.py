@@ -211,7 +211,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            # TensorStore tells of a full disk by a ValueError, Orbax of some by no more than this.
+            # TensorStore reports a full disk as a ValueError, Orbax some damage as an Exception.
             if not isinstance(error, OSError | ValueError) and type(error) is not Exception:
                 raise
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__

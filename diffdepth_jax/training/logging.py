@@ -192,7 +192,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
             raise ValueError(f"its first column is {header[0]!r}, not 'step'")
     except (ValueError, csv.Error) as error:
         raise DataError(
-            f"{path} is damaged ({error}): mend or remove it; without it the log starts anew"
+            f"{path} is damaged ({error}): mend or remove it; without it a new log is begun"
         ) from error
     return header, rows
 

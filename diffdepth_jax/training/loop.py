@@ -186,7 +186,7 @@ def train(
         stack.enter_context(workdirs.held(workdir))
         first_step = orbax.latest_step(workdir) or 0
         loaded = {} if first_step else pretrained.load(exp.init, exp.model)
-        stack.enter_context(background.told_once())
+        stack.enter_context(background.reported_once())
         checkpointer = stack.enter_context(Checkpointer(workdir, exp.checkpoint.keep))
         if first_step:
             if not allow_config_changes:

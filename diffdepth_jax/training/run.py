@@ -152,7 +152,7 @@ class Run:
             good = self._checkpointer.latest_step()
             good = "none" if good is None else f"step {good}"
             message += f"; last good checkpoint in {self._checkpointer.directory}: {good}"
-            # What the system says of a file is told in one line too.
+            # What the system says about a file is reported in one line too.
             raise (type(error) if isinstance(error, UserError) else FileError)(message) from error
 
 

@@ -12,13 +12,14 @@ from diffdepth_jax.errors import naming_file
 def held(path: Path) -> Iterator[None]:
     """Makes the directory if need be, and keeps other runs away from it until the end.
 
-    What killed processes have left half-written is removed first. Where nothing is written into a
-    new directory, because of a mistake that is told before, it is removed again.
+    Half-written files of killed processes are removed first. A new directory into which nothing
+    was written, because a mistake was reported first, is removed again.
 
     Raises:
       FileError: if another run holds it, or it cannot be written.
     """
-    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with naming_file(path, "written"):
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         with naming_file(path, "written"):
             path.mkdir(parents=True, exist_ok=True)

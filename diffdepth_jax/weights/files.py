@@ -129,7 +129,7 @@ def write_safetensors(
 
     try:
         atomic.write(path, save)
-    except safetensors.SafetensorError as error:  # how the package tells of a full disk
+    except safetensors.SafetensorError as error:  # how the package reports a full disk
         raise FileError(f"{path} cannot be written: {error}") from error
 
 

@@ -110,7 +110,7 @@ _MAX_NUMBERS_AS_KEYS = 10_000
 and then n of them take n**2 comparisons. An optimiser has one for each parameter."""
 
 _MAX_KEY_BITS, _MAX_KEY_ITEMS = 128, 8
-"""Of an integer and of a tuple as a key: their hash is computed anew at every use."""
+"""Of an integer and of a tuple as a key: their hash is computed at every use."""
 
 _MAX_DIMENSIONS = 64
 """As NumPy."""

@@ -111,13 +111,17 @@ def test_batches_of_files_give_what_the_files_give_alone(model, tmp_path):
         np.testing.assert_allclose(three, one, rtol=1e-5)
 
 
-def test_many_sizes_do_not_pile_up_in_memory(tmp_path):
+def test_many_sizes_do_not_pile_up_in_memory(tmp_path, monkeypatch):
     sizes = [(8, 8 + index) for index in range(40)]
     paths = pictures(tmp_path, *sizes)
+    read, original = [], files.read_image
+    monkeypatch.setattr(files, "read_image", lambda path: read.append(path) or original(path))
+    given = []
     with ThreadPoolExecutor(2) as pool:
-        given = list(files._batches(pool, paths, 4, 8, None))
-    assert sorted(path for batch in given for path in batch) == sorted(paths)
-    assert len(given) == 40
+        for batch in files._batches(pool, paths, batch_size=4, ahead=8, skip=None):
+            given += batch
+            assert len(read) - len(given) <= 3 * 8  # 2 * ahead wait for others, ahead are read
+    assert sorted(given) == sorted(paths)
 
 
 def test_an_interrupted_folder_goes_on_with_what_is_missing(model, tmp_path, monkeypatch):
@@ -175,6 +179,15 @@ def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
     assert files.find_images(tmp_path / "in [d]") == paths
     assert files.find_images(tmp_path / "in [d]" / "*.png") == paths
     assert files.find_images(tmp_path / "in [d]" / "[0].png") == paths[:1]
+
+
+def test_a_fault_in_reading_is_not_taken_for_a_bad_image(model, tmp_path, monkeypatch):
+    def faulty(path):
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(files, "read_image", faulty)
+    with pytest.raises(ValueError, match="a fault of ours"):
+        files.predict_files(model, pictures(tmp_path / "in", (8, 8)), tmp_path / "out")
 
 
 def test_a_full_disk_names_the_file_and_the_cause(model, tmp_path, monkeypatch):

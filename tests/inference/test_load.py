@@ -205,6 +205,19 @@ def test_arguments_that_cannot_be_are_named(released_state_dict, tmp_path, argum
         diffdepth_jax.load(path)
 
 
+@pytest.mark.parametrize("change, named", [({"name": "deep"}, "'deep'"), ({"wide": 3}, "wide")])
+def test_a_config_of_another_version_is_named_with_its_checkpoint(run, tmp_path, change, named):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    place = tmp_path / "checkpoints" / str(STEP)
+    (place / "checksums.json").unlink()  # as of checkpoints older than these
+    file = place / "config" / "metadata"
+    config = json.loads(file.read_text())
+    config["model"] |= change
+    file.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=rf"checkpoints/{STEP} .*{named}"):
+        diffdepth_jax.load(tmp_path)
+
+
 def test_recalibrated_statistics_of_another_shape_are_refused(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -166,6 +166,11 @@ def test_a_seed_beyond_its_range_is_refused(model, seed):
         model.predict(image(), seed=seed)
 
 
+def test_an_unknown_average_is_refused_not_taken_for_another(model):
+    with pytest.raises(ConfigError, match=r"'inverse'.*depth or inverse_depth"):
+        model.predict(image(), flip_tta=True, flip_average="inverse")
+
+
 def test_only_what_decides_predictions_decides_the_fingerprint(model, run):
     assert diffdepth_jax.load(run).fingerprint() == model.fingerprint()
     assert other_model(model, max_depth=70.0).fingerprint() != model.fingerprint()

@@ -42,7 +42,7 @@ def fail():
 
 
 def test_what_orbax_and_tensorstore_tell_of_a_failure_is_left_to_the_one_error(logged, raised):
-    with background.told_once():
+    with background.reported_once():
         fail()
     orbax, elsewhere = "site-packages/orbax/checkpoint/future.py", "elsewhere.py"
     assert logged == [
@@ -58,6 +58,6 @@ def test_what_orbax_and_tensorstore_tell_of_a_failure_is_left_to_the_one_error(l
 
 def test_those_who_ask_for_details_get_all(logged, raised, monkeypatch):
     monkeypatch.setattr(absl_logging, "get_verbosity", lambda: absl_logging.DEBUG)
-    with background.told_once():
+    with background.reported_once():
         fail()
     assert len(logged) == 4 and len(raised) == 2

@@ -260,7 +260,7 @@ def write(
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """ArrayRecord tells of a full disk as a RuntimeError."""
+    """Errors of writing; ArrayRecord reports a full disk as a RuntimeError."""
     try:
         with naming_file(folder, "written"):
             yield

@@ -48,14 +48,15 @@ def read(
 
 def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[str, Any]:
     file = path.expanduser()
-    if file.is_dir():
-        own = file / protocol.name / results.METRICS_FILE
-        file = own if own.exists() else file / results.METRICS_FILE
-    if not file.exists():
-        raise MissingFileError(
-            f"{file} does not exist: compare with a metrics.json, or with the directory that it "
-            "was written to"
-        )
+    with naming_file(path, "read"):
+        if file.is_dir():
+            own = file / protocol.name / results.METRICS_FILE
+            file = own if own.exists() else file / results.METRICS_FILE
+        if not file.exists():
+            raise MissingFileError(
+                f"{file} does not exist: compare with a metrics.json, or with the directory that "
+                "it was written to"
+            )
     with naming_file(file, "read"):
         content = file.read_bytes()
     try:

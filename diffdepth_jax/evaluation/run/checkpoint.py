@@ -10,7 +10,7 @@ import numpy as np
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
-from diffdepth_jax.errors import ConfigError, MissingFileError
+from diffdepth_jax.errors import ConfigError, MissingFileError, naming_file
 from diffdepth_jax.evaluation.protocols import Protocol
 from diffdepth_jax.evaluation.report import page
 from diffdepth_jax.evaluation.run import baseline
@@ -147,13 +147,14 @@ def run_directory(checkpoint: Path) -> Path:
     """RUN of RUN, RUN/checkpoints or RUN/checkpoints/STEP, where results go by default.
 
     Raises:
-      MissingFileError: if there is no such checkpoint.
+      FileError: if the checkpoint does not exist (`MissingFileError`) or cannot be read.
       ConfigError: if it belongs to no run.
     """
     path = checkpoint.absolute()
-    for run in (path, path.parent, path.parent.parent):
-        if path.is_dir() and (run / "checkpoints").is_dir():
-            return run
-    if not path.exists():
-        raise MissingFileError(f"{checkpoint} does not exist")
-    raise ConfigError(f"{checkpoint} is in no run's directory: say by --workdir where results go")
+    with naming_file(path, "read"):
+        for run in (path, path.parent, path.parent.parent):
+            if path.is_dir() and (run / "checkpoints").is_dir():
+                return run
+        if not path.exists():
+            raise MissingFileError(f"{checkpoint} does not exist")
+    raise ConfigError(f"{checkpoint} is in no run's directory: say with --workdir where results go")

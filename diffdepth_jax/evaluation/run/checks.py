@@ -1,4 +1,4 @@
-"""What can be told of an evaluation before it, or a long training, begins."""
+"""What can be checked before an evaluation, or a long training, begins."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -45,7 +45,7 @@ def check_data(data: ExperimentData, config: EvaluationConfig) -> None:
     if data.train.depth_range is not None:
         try:
             samples = _few(data.train.source, data)
-        except FileNotFoundError:  # The training says it better, where there is one.
+        except FileNotFoundError:  # Training, if there is any, says it better.
             return
         _check_range(
             (sample["depth"] for sample in samples),

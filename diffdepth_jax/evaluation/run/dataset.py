@@ -241,7 +241,8 @@ def _rows(
 @contextlib.contextmanager
 def _made(directory: Path) -> Iterator[Path]:
     """A directory that can be written; what had to be made of it is removed if work in it fails."""
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    with naming_file(directory, "written"):
+        made = [path for path in (directory, *directory.parents) if not path.exists()]
     try:
         with naming_file(directory, "written"):
             directory.mkdir(parents=True, exist_ok=True)

@@ -37,20 +37,23 @@ def find(source: str | os.PathLike) -> DepthFiles:
     Where a map lies there as `.npy` and `.png`, as `predict.py` writes it, it is the `.npy`.
 
     Raises:
-      MissingFileError: if there are none.
+      FileError: if there are none (`MissingFileError`), or the system cannot look for them.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        folder, found = path, list(_walk(path))
-    elif os.path.lexists(path):
-        folder, found = path.parent, [path]
-    else:
-        # Brackets in the name of a folder that exists are no pattern.
-        folder = next(parent for parent in path.parents if parent.is_dir())
-        pattern = Path(glob.escape(str(folder)), path.relative_to(folder))
-        found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
-        if not found:
-            raise MissingFileError(f"{source} is neither a folder nor a pattern that matches files")
+    with naming_file(path, "read"):
+        if path.is_dir():
+            folder, found = path, list(_walk(path))
+        elif os.path.lexists(path):
+            folder, found = path.parent, [path]
+        else:
+            # Brackets in the name of an existing folder are not part of the pattern.
+            folder = next(parent for parent in path.parents if parent.is_dir())
+            pattern = Path(glob.escape(str(folder)), path.relative_to(folder))
+            found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+            if not found:
+                raise MissingFileError(
+                    f"{source} is neither a folder nor a pattern that matches files"
+                )
     paths: dict[str, Path] = {}
     unusable: dict[str, str] = {}
     found = [path for path in found if path.suffix.lower() in _SUFFIXES]
@@ -72,8 +75,8 @@ def find(source: str | os.PathLike) -> DepthFiles:
 def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
     """The name of the file that belongs to each wanted map.
 
-    A file may lie in fewer or more folders than the name tells: what has most of its last parts in
-    common is meant. Parts may also be joined by `_`, as in the ids of frames.
+    A file may lie in fewer or more folders than the name has: the file that shares most of the last
+    parts is meant. Parts may also be joined by `_`, as in the ids of frames.
 
     Args:
       wanted: for each map the names that it may have, with / between their parts, the better ones

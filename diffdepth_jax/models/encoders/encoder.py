@@ -11,7 +11,7 @@ from diffdepth_jax.weights.rules import Rules
 
 @runtime_checkable
 class EncoderConfig(Protocol):
-    """What an encoder's config tells beside its own fields.
+    """What an encoder's config says in addition to its own fields.
 
     Attributes:
         name: of the encoder in the registry.

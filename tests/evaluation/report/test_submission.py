@@ -98,11 +98,12 @@ def test_the_tool_takes_saved_maps(tmp_path):
         np.save(tmp_path / f"saved/{name}.npy", np.full((3, 4), 5.0))
     (tmp_path / "saved/0000000000_colour.png").write_bytes(png(np.zeros((3, 4, 3), np.uint8)))
 
-    def run():
+    def run(predictions="saved", *more):
         arguments = (
-            f"--predictions={tmp_path}/saved",
+            f"--predictions={tmp_path}/{predictions}",
             f"--root={tmp_path}/kitti",
             f"--output={tmp_path}/kitti.zip",
+            *more,
         )
         return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
 
@@ -110,7 +111,15 @@ def test_the_tool_takes_saved_maps(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "500 depth maps" in done.stdout
     submission.check(tmp_path / "kitti.zip")
-    (tmp_path / "saved/0000000008.npy").unlink(), (tmp_path / "kitti.zip").unlink()
+    (tmp_path / "kitti.zip").unlink()
+    (tmp_path / "saved/part").mkdir()
+    (tmp_path / "saved/0000000008.npy").rename(tmp_path / "saved/part/0000000008.npy")
+    done = run("saved/**/*.npy")  # in several folders
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "kitti.zip").unlink()
+    done = run("saved", "--png_scale=0")
+    assert done.returncode == 2 and "png_scale is 0" in done.stderr
+    (tmp_path / "saved/part/0000000008.npy").unlink()
     done = run()
     assert done.returncode == 2 and "1 are missing: 0000000008" in done.stderr
     assert not (tmp_path / "kitti.zip").exists()
