@@ -1,6 +1,7 @@
 """A data set as a list of frames by their files, checked before any of them is read."""
 
 import dataclasses
+import glob
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -205,3 +206,14 @@ def read_lines(path: Path, otherwise: str) -> list[tuple[int, str]]:
         raise MissingFileError(f"{path} does not exist: split must name a list file or {otherwise}")
     lines = enumerate(io.read_text(path).splitlines(), start=1)
     return [(number, line.strip()) for number, line in lines if line.strip()]
+
+
+def matches(pattern: Path) -> tuple[Path, list[Path]]:
+    """The folder that a glob pattern starts from, and what it matches; `**` goes into folders.
+
+    Brackets, and other special characters, in the name of an existing folder are not part of the
+    pattern.
+    """
+    folder = next(parent for parent in pattern.parents if parent.is_dir())
+    escaped = os.path.join(glob.escape(str(folder)), pattern.relative_to(folder))
+    return folder, [Path(name) for name in glob.glob(escaped, recursive=True)]

@@ -2,7 +2,6 @@
 
 import collections
 import errno
-import glob
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffdepth_jax import atomic, visualize
+from diffdepth_jax.data import io, listing
 from diffdepth_jax.errors import (
     ConfigError,
     FileError,
@@ -26,7 +26,6 @@ from diffdepth_jax.errors import (
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.inference.preprocessing import read_image
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 _ENDINGS = (".png", ".npy", "_colour.png")
 _THREADS = 2  # that read and write while the model computes
 _AHEAD = 4  # images, beyond a batch, that are read before they are needed or wait to be written
@@ -43,14 +42,10 @@ def find_images(pattern: str | os.PathLike) -> list[Path]:
         if path.is_file():
             return [path]
         if path.is_dir():
-            paths = [entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES]
-            wanted = ", ".join(sorted(_SUFFIXES))
+            paths = [entry for entry in path.iterdir() if entry.suffix.lower() in io.IMAGE_SUFFIXES]
+            wanted = ", ".join(io.IMAGE_SUFFIXES)
         else:
-            # Brackets in the name of an existing folder are not part of the pattern.
-            folder = next(parent for parent in path.parents if parent.is_dir())
-            escaped = os.path.join(glob.escape(str(folder)), path.relative_to(folder))
-            paths = [Path(entry) for entry in glob.glob(escaped, recursive=True)]
-            paths = [entry for entry in paths if not entry.is_dir()]
+            paths = [entry for entry in listing.matches(path)[1] if not entry.is_dir()]
             wanted = "a file"
     if not paths:
         raise MissingFileError(f"no image found: {pattern} holds or matches none ({wanted})")

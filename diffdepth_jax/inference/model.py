@@ -20,7 +20,6 @@ from diffdepth_jax.inference.flipping import FlipAverage
 from diffdepth_jax.inference.preprocessing import ImageLike, read_image
 from diffdepth_jax.models.networks.network import Denoises, NetworkConfig, Output
 from diffdepth_jax.ops import random
-from diffdepth_jax.ops.diffusion import inference_timesteps
 from diffdepth_jax.typing import InputSpec
 
 
@@ -101,8 +100,7 @@ class DepthModel:
         if flip_average not in typing.get_args(FlipAverage):
             known = " or ".join(typing.get_args(FlipAverage))
             raise ConfigError(f"flip_average is {flip_average!r}; it must be {known}")
-        if not 0 <= seed < 2**63:
-            raise ConfigError(f"seed is {seed}; it must be 0 to 2**63 - 1")
+        _check_seed(seed)
         options = _Options(noise is not None, seed, num_inference_steps, flip_tta, flip_average)
         variables = self.variables_at(num_inference_steps)
         stacked = isinstance(image_or_images, np.ndarray) and image_or_images.ndim == 4
@@ -138,10 +136,7 @@ class DepthModel:
         steps = own if num_inference_steps is None else num_inference_steps
         if steps in self.recalibrated:
             return recalibration.replaced(self.variables, self.recalibrated[steps])
-        try:
-            inference_timesteps(self.model.num_train_timesteps, steps)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        recalibration.check_steps(self.model, steps)
         if steps != own and steps not in self._warned_of:
             self._warned_of.add(steps)
             known = ", ".join(str(each) for each in sorted({own, *self.recalibrated}))
@@ -221,12 +216,16 @@ class DepthModel:
         """
         if not self.denoises:
             raise ConfigError(f"the network {self.config.name!r} does no denoising")
+        _check_seed(seed)
         variables = self.variables_at(num_inference_steps)
-        fed = preprocessing.to_input(read_image(image), self.input_spec)[None]
+        image = read_image(image)
+        fed = preprocessing.to_input(image, self.input_spec)[None]
         key = jax.random.key(seed)
         noise = random.normal(key, self.model.latent_shape(fed.shape))
-        return np.asarray(
-            _decode_trajectory(self.model, variables, fed, noise, key, num_inference_steps)
+        steps = _decode_trajectory(self.model, variables, fed, noise, key, num_inference_steps)
+        size = image.shape[:2]
+        return np.stack(
+            [preprocessing.to_image_size(each, size, self.input_spec) for each in np.asarray(steps)]
         )
 
     def _predict_batch(
@@ -306,6 +305,11 @@ def _by_size(
         if len(images) == batch_size:
             yield waiting.pop(image.shape)
     yield from waiting.values()
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed is {seed}; it must be 0 to 2**63 - 1")
 
 
 def _checked(noise: Any, shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:

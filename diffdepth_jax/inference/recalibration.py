@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.layers import BatchNorm
-from diffdepth_jax.models.networks.network import Recalibrates
+from diffdepth_jax.models.networks.network import Denoises, Recalibrates
 from diffdepth_jax.ops import random
 from diffdepth_jax.ops.diffusion import inference_timesteps
 
@@ -67,10 +67,7 @@ def decoder_statistics(
         raise ConfigError(
             f"{type(module).__name__} decodes no latent: nothing in it depends on a number of steps"
         )
-    try:
-        inference_timesteps(module.num_train_timesteps, num_inference_steps)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    check_steps(module, num_inference_steps)
 
     @jax.jit
     def moments(
@@ -94,6 +91,14 @@ def decoder_statistics(
         new = traverse_util.unflatten_dict({(*layer, "mean"): mean, (*layer, "var"): variance})
         statistics = _merged(statistics, new)
     return statistics
+
+
+def check_steps(module: Denoises, num_inference_steps: int) -> None:
+    """Refuses, by a ConfigError, a number of denoising steps that the sampler cannot have."""
+    try:
+        inference_timesteps(module.num_train_timesteps, num_inference_steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def replaced(variables: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,11 +80,12 @@ def train_and_evaluate(
     exp = experiment.from_mapping(config)
     workdir = Path(workdir).expanduser()
     check_data(exp.data, exp.evaluation)
-    step = train(exp, workdir, allow_config_changes=allow_config_changes, debug_nans=debug_nans)
-    with workdirs.held(workdir), Evaluations(exp, workdir, step) as evaluations:
-        # The checkpoint as anybody would load it, with nothing left over from training.
-        trained = inference.load(workdir)
-        result = evaluations.run(step, trained)
+    with workdirs.held(workdir):
+        step = _train(exp, workdir, allow_config_changes, debug_nans)
+        with Evaluations(exp, workdir, step) as evaluations:
+            # The checkpoint as anybody would load it, with nothing left over from training.
+            trained = inference.load(workdir)
+            result = evaluations.run(step, trained)
         pictures.draw_denoising(exp, trained, workdir)
         pictures.draw_curves(workdir)
     return result
@@ -125,6 +126,12 @@ def train(
         config and the results of the same directory.
       Interrupted: after SIGTERM or SIGINT, when the state is saved.
     """
+    with workdirs.held(workdir):
+        return _train(exp, workdir, allow_config_changes, debug_nans)
+
+
+def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nans: bool) -> int:
+    """`train` in a directory that is held."""
     if jax.process_count() > 1:
         raise RuntimeError(
             f"training runs in one process, not in {jax.process_count()}: leave out "
@@ -183,7 +190,6 @@ def train(
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(contextlib.closing(iterator))
-        stack.enter_context(workdirs.held(workdir))
         first_step = orbax.latest_step(workdir) or 0
         loaded = {} if first_step else pretrained.load(exp.init, exp.model)
         stack.enter_context(background.reported_once())

@@ -1,11 +1,11 @@
 """Saved depth maps, and which of them belongs to which ground truth."""
 
 import dataclasses
-import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from diffdepth_jax.data import listing
 from diffdepth_jax.errors import DataError, MissingFileError, naming_file
 
 _SUFFIXES = (".npy", ".png")  # the first is preferred
@@ -46,10 +46,7 @@ def find(source: str | os.PathLike) -> DepthFiles:
         elif os.path.lexists(path):
             folder, found = path.parent, [path]
         else:
-            # Brackets in the name of an existing folder are not part of the pattern.
-            folder = next(parent for parent in path.parents if parent.is_dir())
-            pattern = Path(glob.escape(str(folder)), path.relative_to(folder))
-            found = [Path(name) for name in glob.glob(str(pattern), recursive=True)]
+            folder, found = listing.matches(path)
             if not found:
                 raise MissingFileError(
                     f"{source} is neither a folder nor a pattern that matches files"
