@@ -263,7 +263,10 @@ def one_line_errors() -> Iterator[None]:
     """
     with _lasting_streams():
         try:
-            yield
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
         except UserError as error:
             if logging.get_verbosity() >= logging.DEBUG:
                 raise
@@ -286,24 +289,33 @@ def _print_line(message: str) -> None:
 
 
 class _Lasting:
-    """A standard stream that drops what nobody can read any more."""
+    """A standard stream that drops what nobody can read any more.
+
+    Other failures are raised as a `FileError`, once.
+    """
 
     def __init__(self, stream: Any, dropped: type[OSError]):
         self._stream = stream
         self._dropped = dropped
 
     def write(self, text: str) -> int:
-        try:
+        with self._failing():
             return self._stream.write(text)
-        except self._dropped:
-            self._drop()
-            return len(text)
+        return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._failing():
             self._stream.flush()
-        except self._dropped:
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            with naming_file("standard output", "written"):
+                yield
+        except FileError as error:
             self._drop()
+            if not isinstance(error.__cause__, self._dropped):
+                raise
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

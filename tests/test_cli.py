@@ -212,3 +212,13 @@ def test_a_full_disk_under_stderr_does_not_end_a_run(script):
     with open("/dev/full", "w") as full:
         result = script("sys.stderr.write('a' * 10_000); print('ran')", stderr=full)
     assert (result.returncode, result.stdout) == (0, "ran\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("size", [1, 100_000])
+def test_a_full_disk_under_stdout_is_told_in_one_line(script, size):
+    with open("/dev/full", "w") as full:
+        result = script(f"print('a' * {size})", stdout=full)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "standard output" in line and "No space left" in line

@@ -167,7 +167,8 @@ def _batches(
 def _write(depth: np.ndarray, targets: Sequence[Path]) -> None:
     png, npy, picture = targets
     # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
-    steps = Image.fromarray(np.clip(np.rint(depth * 256), 1, 65535).astype(np.uint16))
+    known = np.clip(np.rint(depth * 256), 1, 65535)
+    steps = Image.fromarray(np.where(np.isnan(depth), 0, known).astype(np.uint16))
     colour = Image.fromarray(visualize.colour_depth(depth))
     with naming_file(png.parent, "created"):
         png.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,11 @@ def _from_run(
             }
             for statistics in recalibrated.values():
                 changed = recalibration.replaced(variables, statistics)
-                rules.check(changed, expected, "statistics that do not fit")
+                rules.check(
+                    changed,
+                    expected,
+                    "statistics that do not fit, so compute them again with tools/recalibrate.py",
+                )
         except WeightsError as error:
             raise WeightsError(f"{file} has {error}") from error
     variables = jax.tree.map(jnp.asarray, variables)
@@ -204,7 +208,8 @@ def _check_told(file: Network, config: NetworkConfig, given: Mapping[str, Any]) 
 def _arguments(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The training script's arguments, where a checkpoint has them in the form of a mapping."""
     arguments = metadata.get("args") or {}
-    if isinstance(arguments, str):  # a safetensors file's metadata are text
+    # A safetensors file's metadata are text; other text, such as a command line, says nothing.
+    if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
         arguments = text.parse_json(arguments, "the entry args of its metadata")
     if not isinstance(arguments, Mapping):
         warnings.warn(

@@ -20,7 +20,7 @@ def read_image(source: ImageLike) -> np.ndarray:
         ValueError, TypeError: for any other array or object; says what it is like.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3:
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or not source.size:
             raise ValueError(
                 f"an image array must be uint8 RGB [h, w, 3], not {source.dtype} "
                 f"{list(source.shape)}"

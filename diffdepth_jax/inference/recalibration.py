@@ -128,10 +128,18 @@ def from_text(text: str) -> dict[int, dict[str, np.ndarray]]:
         WeightsError: if the text is nothing of the kind.
     """
     try:
-        return {
-            int(steps): {name: np.asarray(values, np.float32) for name, values in arrays.items()}
-            for steps, arrays in json.loads(text).items()
-        }
+        with np.errstate(over="ignore"):  # told below
+            found = {
+                int(steps): {name: np.asarray(value, np.float32) for name, value in arrays.items()}
+                for steps, arrays in json.loads(text).items()
+            }
+        for steps, arrays in found.items():
+            if steps < 1:
+                raise ValueError(f"{steps} denoising steps")
+            for name, array in arrays.items():
+                if not np.isfinite(array).all():
+                    raise ValueError(f"NaN or infinity in {name!r} of {steps} steps")
+        return found
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(
             f"recalibrated statistics that cannot be read ({error}): compute them again with "

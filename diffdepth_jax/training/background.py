@@ -1,11 +1,12 @@
 """Failures of background threads, which are reported once.
 
-When a checkpoint cannot be written, every thread of Orbax logs it with a traceback of its own, and
-TensorStore prints one more for each array that was waiting. `Checkpointer` raises the same as one
-error, in the thread that can answer it.
+When a checkpoint cannot be written, every thread of Orbax logs it with a traceback of its own,
+TensorStore prints one more for each array that was waiting, and asyncio logs those that failed
+beside the first. `Checkpointer` raises the same as one error, in the thread that can answer it.
 """
 
 import contextlib
+import logging as standard_logging
 import sys
 from collections.abc import Iterator
 from logging import ERROR, LogRecord
@@ -21,9 +22,11 @@ def reported_once() -> Iterator[None]:
     if logging.get_verbosity() >= logging.DEBUG:
         yield
         return
-    # TensorStore's threads may be late, so this hook stays.
+    # TensorStore's threads may be late, and asyncio reports a failure when its object is collected,
+    # perhaps at the end of the program. So these two stay.
     if sys.unraisablehook is not _hook:
         _hook.others, sys.unraisablehook = sys.unraisablehook, _hook
+    standard_logging.getLogger("asyncio").addFilter(_is_retrieved)
     logger.addFilter(_is_no_error_of_orbax)
     try:
         yield
@@ -33,6 +36,11 @@ def reported_once() -> Iterator[None]:
 
 def _is_no_error_of_orbax(record: LogRecord) -> bool:
     return record.levelno < ERROR or "orbax" not in Path(record.pathname).parts
+
+
+def _is_retrieved(record: LogRecord) -> bool:
+    """Whether asyncio tells of anything but an exception that nobody has asked for."""
+    return "exception was never retrieved" not in record.getMessage()
 
 
 class _Hook:

@@ -158,6 +158,7 @@ def _read(path: Path, metric: str | None) -> list[dict[str, str]]:
                 raise ValueError(f"the row of step {row['step']} is longer or shorter than others")
     except (LookupError, TypeError, ValueError, csv.Error) as error:
         raise DataError(
-            f"{path} is damaged ({error!r}): mend or remove it; without it a new list is begun"
+            f"{path} is damaged ({type(error).__name__}: {error}): mend or remove it; without it "
+            "a new list is begun"
         ) from error
     return rows

@@ -159,7 +159,11 @@ def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = No
             "checkpoints directory or one step's directory was expected"
         )
     if step == "best":
-        step = _best_step(path)
+        step, file = _best_step(path)
+        if step not in found:
+            raise WeightsError(
+                f"{file} names step {step}, but {path} has only {sorted(found)}: say which to take"
+            )
     step = max(found) if step is None else step
     if step not in found:
         raise WeightsError(f"{path} has no checkpoint of step {step}, only of {sorted(found)}")
@@ -182,7 +186,8 @@ def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> Ch
     return _read_step(checkpoint_directory(path, step=step))
 
 
-def _best_step(path: Path) -> int:
+def _best_step(path: Path) -> tuple[int, Path]:
+    """The best step, and the file that says so."""
     for run in (path, path.parent):
         file = run / BEST_FILE
         with naming_file(file, "read"):
@@ -192,7 +197,7 @@ def _best_step(path: Path) -> int:
             step = best.get("step") if isinstance(best, dict) else None
             if type(step) is not int:
                 raise WeightsError(f"{file} is damaged: it names no step; say which step to take")
-            return step
+            return step, file
     raise WeightsError(
         f"{path} has no {BEST_FILE}, which evaluations during training leave "
         "(config.evaluation.every_steps): say which step, or take the newest"

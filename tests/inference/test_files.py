@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -198,3 +199,15 @@ def test_a_full_disk_names_the_file_and_the_cause(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", lambda *_: full(None, None))
     with pytest.raises(FileError, match=r"out/0\.png.*No space left"):
         files.predict_files(model, paths, tmp_path / "out")
+
+
+def test_where_no_depth_is_known_the_png_says_so(tmp_path):
+    class Blind:
+        def predict(self, images, **_):
+            return [np.array([[np.nan, 1.0]], np.float32) for _ in images]
+
+    Image.new("RGB", (2, 1)).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files.predict_files(Blind(), [tmp_path / "a.png"], tmp_path / "out")
+    assert np.asarray(Image.open(tmp_path / "out" / "a.png")).tolist() == [[0, 256]]

@@ -178,7 +178,9 @@ def checkpoint(path, state_dict, arguments):
     return path
 
 
-@pytest.mark.parametrize("arguments", [["train.py"], ("a", "b"), 7, '"train.py"', 0.5])
+@pytest.mark.parametrize(
+    "arguments", [["train.py"], ("a", "b"), 7, '"train.py"', "train.py --x=1", 0.5]
+)
 def test_arguments_that_are_no_mapping_are_left_alone(released_state_dict, tmp_path, arguments):
     path = checkpoint(tmp_path / "model.pt", released_state_dict, arguments)
     with pytest.warns(UserWarning, match=r"model\.pt.*args.*defaults"):

@@ -75,6 +75,7 @@ def test_paths_and_pillow_images_are_read_as_arrays_are(model, tmp_path):
     [
         (np.zeros((8, 8, 3), np.float32), ValueError, r"uint8 RGB .* not float32 \[8, 8, 3\]"),
         (np.zeros((8, 8), np.uint8), ValueError, r"uint8 RGB .* \[8, 8\]"),
+        (np.zeros((0, 8, 3), np.uint8), ValueError, r"uint8 RGB .* \[0, 8, 3\]"),
         ("nowhere.png", FileNotFoundError, r"nowhere\.png"),
         (3, TypeError, r"not int"),
     ],

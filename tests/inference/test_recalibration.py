@@ -226,7 +226,8 @@ def test_text_keeps_every_bit():
     assert list(found) == [5, 10]
     np.testing.assert_array_equal(found[10]["a/b"], arrays["a/b"])
     assert found[10]["a/b"].dtype == np.float32
-    for damaged in ("{", "[]", '{"five": {}}', '{"5": {"a": ["x"]}}'):
+    of_numbers = ('{"5": {"a": [NaN]}}', '{"5": {"a": [1e99]}}', '{"0": {}}')
+    for damaged in ("{", "[]", '{"five": {}}', '{"5": {"a": ["x"]}}', *of_numbers):
         with pytest.raises(ValueError, match=r"cannot be read.*tools/recalibrate\.py"):
             recalibration.from_text(damaged)
 

@@ -1,3 +1,5 @@
+import asyncio
+import gc
 import logging
 import sys
 import types
@@ -61,3 +63,24 @@ def test_those_who_ask_for_details_get_all(logged, raised, monkeypatch):
     with background.reported_once():
         fail()
     assert len(logged) == 4 and len(raised) == 2
+
+
+async def lose_failures():
+    """As Orbax does of many arrays: waits for the first that fails, and drops the others."""
+    tasks = [asyncio.ensure_future(fail_array(number)) for number in range(3)]
+    await asyncio.wait(tasks)
+    tasks[0].result()
+
+
+async def fail_array(number):
+    raise ValueError(f"disk is full, array {number}")
+
+
+def test_asyncio_does_not_tell_of_those_that_failed_beside_the_first(caplog):
+    with background.told_once():
+        pass
+    with pytest.raises(ValueError, match="array 0"):
+        asyncio.run(lose_failures())
+    gc.collect()  # asyncio tells when an object goes, whenever that is
+    logging.getLogger("asyncio").error("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]

@@ -252,6 +252,13 @@ def test_a_damaged_note_of_the_best_step_is_named(runs, tmp_path, text):
         orbax.checkpoint_directory(tmp_path, step="best")
 
 
+def test_a_best_step_that_is_gone_is_told_with_the_note_and_what_there_is(runs, tmp_path):
+    shutil.copytree(runs / "full" / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "best.json").write_text('{"step": 99}')
+    with pytest.raises(WeightsError, match=r"best\.json.*\b99\b.*\b10\b"):
+        orbax.checkpoint_directory(tmp_path, step="best")
+
+
 def test_weights_that_are_not_finite_are_warned_of_by_name(runs, monkeypatch):
     import orbax.checkpoint as ocp
 

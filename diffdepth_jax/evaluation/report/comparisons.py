@@ -69,8 +69,8 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
     # ValueError: also bytes that are no text. RecursionError: lists in lists, without end.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{file} is no metrics.json of an evaluation ({error!r}): compare with one as it was "
-            "written, or with the directory that it was written to"
+            f"{file} is no metrics.json of an evaluation ({type(error).__name__}: {error}): "
+            "compare with one as it was written, or with the directory that it was written to"
         ) from error
     if name != protocol.name:
         raise DataError(

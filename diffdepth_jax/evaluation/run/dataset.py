@@ -109,16 +109,16 @@ def score_dataset(
                 for index, row in journal.read().items()
                 if _belongs(row, protocols, _length(samples))
             }
-        pending = tqdm(
-            _pending(samples, finished, shard or (0, 1)),
-            "evaluate",
-            _length(samples) if shard is None else None,
-            initial=len(finished) if shard is None else 0,
-            unit=" images",
-            disable=not progress,
-            dynamic_ncols=True,
-        )
         with journal or contextlib.nullcontext(), _keeping(journal, finished):
+            pending = tqdm(
+                _pending(samples, finished, shard or (0, 1)),
+                "evaluate",
+                _length(samples) if shard is None else None,
+                initial=len(finished) if shard is None else 0,
+                unit=" images",
+                disable=not progress,
+                dynamic_ncols=True,
+            )
             for group in _groups(pending, batch_size):
                 for row in _rows(group, predict_fn, protocols, baseline_depth):
                     finished[row.index] = row

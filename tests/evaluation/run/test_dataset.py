@@ -18,6 +18,7 @@ from diffdepth_jax.evaluation.metrics import METRICS
 from diffdepth_jax.evaluation.protocols import PROTOCOLS
 from diffdepth_jax.evaluation.report import results
 from diffdepth_jax.evaluation.report.rows import Row
+from diffdepth_jax.evaluation.run import dataset as dataset_lib
 from diffdepth_jax.evaluation.run import journal
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.dataset import parse_shard, score_dataset
@@ -312,6 +313,18 @@ def test_ctrl_c_says_how_to_go_on_where_rows_are_kept(samples, tmp_path):
         with pytest.raises(KeyboardInterrupt) as interrupt:
             score(Predictor(stop_after), samples, RELEASE, tmp_path / "new", **options)
         assert not str(interrupt.value) and not (tmp_path / "new").exists()
+
+
+def test_ctrl_c_before_the_first_image_says_what_is_kept_from_before(
+    samples, tmp_path, monkeypatch
+):
+    settings = {"fingerprint": "f", "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        score(Predictor(2), samples, RELEASE, tmp_path, **settings)
+    bar = lambda *_, **__: Predictor(0)(None)  # noqa: E731
+    monkeypatch.setattr(dataset_lib, "tqdm", bar)
+    with pytest.raises(KeyboardInterrupt, match=r"2 images.*same command"):
+        score(Predictor(), samples, RELEASE, tmp_path, **settings)
 
 
 def test_two_processes_in_one_directory(samples, tmp_path):
