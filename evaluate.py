@@ -100,11 +100,11 @@ def _of_folders(options, compare):
 
 
 def _of_config(options, compare):
-    # Only this form needs JAX.
-    from diffdepth_jax import inference
-    from diffdepth_jax.evaluation.run import checkpoint, source_predictions
-    from diffdepth_jax.evaluation.run.dataset import parse_shard
-    from diffdepth_jax.training import experiment
+    with cli.importing():  # Only this form needs JAX.
+        from diffdepth_jax import inference
+        from diffdepth_jax.evaluation.run import checkpoint, source_predictions
+        from diffdepth_jax.evaluation.run.dataset import parse_shard
+        from diffdepth_jax.training import experiment
 
     shown = {name: options.pop(name) for name in OF_PREDICTIONS if name in options}
     options |= {"compare": compare} if compare else {}

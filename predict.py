@@ -26,8 +26,9 @@ flags.mark_flags_as_required(["checkpoint", "input", "output"])
 
 
 def main(_: list[str]) -> None:
-    from diffdepth_jax import inference
-    from diffdepth_jax.inference import files
+    with cli.importing():
+        from diffdepth_jax import inference
+        from diffdepth_jax.inference import files
 
     paths = files.find_images(FLAGS.input)
     failures = files.predict_files(

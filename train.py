@@ -26,13 +26,12 @@ flags.mark_flag_as_required("workdir")
 
 
 def main(_: list[str]) -> None:
-    from diffdepth_jax.training.interruption import Interrupted
-
-    try:
-        # Imported here, so that a mistake in the flags is reported at once.
+    with cli.importing():  # Here, so that a mistake in the flags is reported at once.
         from diffdepth_jax.evaluation.report import tables
+        from diffdepth_jax.training.interruption import Interrupted
         from diffdepth_jax.training.loop import train_and_evaluate
 
+    try:
         result = train_and_evaluate(
             cli.mapping(CONFIG),
             WORKDIR.value,

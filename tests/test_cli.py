@@ -222,3 +222,22 @@ def test_a_full_disk_under_stdout_is_told_in_one_line(script, size):
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "standard output" in line and "No space left" in line
+
+
+def test_ctrl_c_within_imports_ends_the_program_whatever_catches_it(script):
+    body = """
+    with cli.importing():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:  # as the loading of an extension may
+            pass
+    print("went on")"""
+    result = script(body)
+    assert result.returncode == 130 and result.stdout == ""
+    assert result.stderr == "script.py: interrupted\n"
+
+
+def test_of_a_warning_users_see_the_message(script):
+    result = script("import warnings; warnings.warn('weights of \\x1b are odd')")
+    assert result.returncode == 0
+    assert result.stderr == "warning: weights of \\x1b are odd\n"

@@ -35,7 +35,7 @@ def main(_: list[str]) -> None:
     from diffdepth_jax import inference
     from diffdepth_jax.inference.export import check_target
 
-    check_target(FLAGS.output, FLAGS.checkpoint)
+    check_target(cli.output_file("--output", FLAGS.output), FLAGS.checkpoint)
     for line in inference.export(inference.load(FLAGS.checkpoint), FLAGS.output):
         print(f"not told by the file: {line}")
 

@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
     from diffdepth_jax.inference.preprocessing import read_image
 
     if FLAGS.output is not None:
-        check_target(FLAGS.output, checkpoint)
+        check_target(cli.output_file("--output", FLAGS.output), checkpoint)
     model = inference.load(checkpoint)
     paths = files.find_images(FLAGS.input)
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), FLAGS.num_images)).round().astype(int)

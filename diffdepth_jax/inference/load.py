@@ -140,7 +140,7 @@ def _from_state_dict(
         _check_told(file, config, given)
         model = file.build(config, dtype)
         table, expected = file.rules(config), expected_variables(model)
-        variables = rules.convert(state_dict, table, expected)
+        variables = rules.convert(state_dict, table, expected, f"The weights in {name}")
         found = recalibration.from_text(metadata.get("recalibrated", "{}"))
         part = (*table, rules.Fresh(".*", "statistics of the decoder only"))
         recalibrated = {

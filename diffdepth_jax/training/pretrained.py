@@ -88,7 +88,7 @@ def load_encoder(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
             elsewhere = rf"(?!{re.escape(match.root)}).*"
             table += (Skip(elsewhere, f"not under {match.root}: other parts of a network"),)
         try:
-            return convert(state_dict, table, _expected(config))
+            return convert(state_dict, table, _expected(config), f"The weights in {path}")
         except WeightsError as error:
             found = dataclasses.replace(
                 match.found, **{name: getattr(config, name) for name in match.layout.untold}

@@ -142,7 +142,10 @@ def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Row, .
 
 
 def convert(
-    state_dict: Mapping[str, np.ndarray], rules: Rules, expected: Mapping[str, Any]
+    state_dict: Mapping[str, np.ndarray],
+    rules: Rules,
+    expected: Mapping[str, Any],
+    what: str = "The weights",
 ) -> dict[str, Any]:
     """Carries a state dict to variables.
 
@@ -151,6 +154,7 @@ def convert(
         rules: the model's table.
         expected: nested mapping of collections whose leaves have `shape` and `dtype`, such as
             `jax.eval_shape(model.init, ...)`.
+        what: names the weights in the warning.
 
     Returns:
         Nested dicts of the structure of `expected` with NumPy leaves of the expected dtypes, which
@@ -198,7 +202,7 @@ def convert(
         if not any(pattern.fullmatch(path) for pattern in fresh):
             faults.add("leaves that no key fills", f"{path} {tuple(leaves[path].shape)}")
     faults.raise_if_any("The weights do not fit the model")
-    warn_if_not_finite({keys[path]: array for path, array in arrays.items()}, "The weights")
+    warn_if_not_finite({keys[path]: array for path, array in arrays.items()}, what)
     return _unflatten_like(expected, arrays)
 
 
