@@ -77,7 +77,7 @@ async def fail_array(number):
 
 
 def test_asyncio_does_not_tell_of_those_that_failed_beside_the_first(caplog):
-    with background.told_once():
+    with background.reported_once():
         pass
     with pytest.raises(ValueError, match="array 0"):
         asyncio.run(lose_failures())
