@@ -25,8 +25,6 @@ from diffdepth_jax import inference
 from diffdepth_jax.inference import files
 from diffdepth_jax.models.networks import diffusion_depth
 
-ROUNDS = 5
-
 
 def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
@@ -40,6 +38,7 @@ def main() -> None:
     parser.add_argument("--size", default="96x320")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--batch_sizes", default="1,2,4,8")
+    parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
     height, width = map(int, flags.size.split("x"))
     batch_sizes = list(map(int, flags.batch_sizes.split(",")))
@@ -66,7 +65,7 @@ def main() -> None:
         for way in ways.values():  # compiles
             way()
         times: dict[tuple[str, int], list[float]] = {key: [] for key in ways}
-        for _ in range(ROUNDS):
+        for _ in range(flags.rounds):
             for key, way in ways.items():
                 times[key].append(seconds(way))
 
