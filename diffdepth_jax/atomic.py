@@ -5,8 +5,9 @@ import io
 import os
 import re
 import socket
+import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,6 +50,27 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Bytes of file names that are no UTF-8 (Python's lone surrogates) are written as `\\udcff`.
     """
     write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
+
+
+@contextlib.contextmanager
+def directory(path: Path) -> Iterator[None]:
+    """Makes a directory for the work inside; what is new of it and still empty then is removed.
+
+    Raises:
+        FileError: if it cannot be made or written.
+    """
+    with naming_file(path, "written"):
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        with naming_file(path, "written"):
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # It holds something.
+                folder.rmdir()
 
 
 def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:

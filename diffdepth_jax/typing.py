@@ -18,6 +18,9 @@ Batch = Mapping[str, Any]
 # What an encoder returns: arrays [b, h / reduction, w / reduction, channels], fine to coarse.
 Features = tuple[Any, ...]
 
+# Of what a prediction and that of the mirrored image are averaged, see `inference.flipping`.
+FlipAverage = Literal["depth", "inverse_depth"]
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -1,12 +1,10 @@
 """The average of a prediction and that of the mirrored image."""
 
-from typing import Literal
-
 import numpy as np
 
 from diffdepth_jax.models.networks.network import Output
+from diffdepth_jax.typing import FlipAverage
 
-FlipAverage = Literal["depth", "inverse_depth"]
 _SMALLEST = 1e-6  # of depth and of inverse depth before they are inverted, as in md4all
 _BORDER, _RAMP = 0.05, 0.05  # shares of the width
 

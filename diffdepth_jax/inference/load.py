@@ -133,11 +133,11 @@ def _from_state_dict(
 ) -> DepthModel:
     state_dict = {key: np.asarray(value) for key, value in state_dict.items()}
     try:
-        file, told = _recognised(state_dict, stem, network)
-        given = {**told, **fields}
+        file, from_name = _recognised(state_dict, stem, network)
+        given = {**from_name, **fields}
         config = _inferred(file, state_dict, _arguments(metadata, name))
         config = _with_fields(config, given)
-        _check_told(file, config, given)
+        _check_untold(file, config, given)
         model = file.build(config, dtype)
         table, expected = file.rules(config), expected_variables(model)
         variables = rules.convert(state_dict, table, expected, f"The weights in {name}")
@@ -158,16 +158,16 @@ def _recognised(
 ) -> tuple[Network, Mapping[str, Any]]:
     """The file of the weights' network, and the fields that a published file name stands for."""
     candidates = (network,) if network else registry.matching("network", state_dict)
-    told = {}
+    named = {}
     for candidate in candidates:
         for pattern, fields in registry.module("network", candidate).FILES.items():
             if re.fullmatch(pattern, stem):
-                told.setdefault(candidate, fields)
-    if len(candidates) > 1 and len(told) == 1:
-        candidates = tuple(told)
+                named.setdefault(candidate, fields)
+    if len(candidates) > 1 and len(named) == 1:
+        candidates = tuple(named)
     if len(candidates) == 1:
         (candidate,) = candidates
-        return registry.module("network", candidate), told.get(candidate, {})
+        return registry.module("network", candidate), named.get(candidate, {})
     sample = ", ".join(list(state_dict)[:4]) + (", ..." if len(state_dict) > 4 else "")
     if candidates:
         choices = " or ".join(f"network={candidate!r}" for candidate in candidates)
@@ -195,7 +195,7 @@ def _inferred(
     raise WeightsError("its names and shapes fit no architecture of this network")
 
 
-def _check_told(file: Network, config: NetworkConfig, given: Mapping[str, Any]) -> None:
+def _check_untold(file: Network, config: NetworkConfig, given: Mapping[str, Any]) -> None:
     for field, values in file.UNTOLD.items():
         if field not in given:
             choices = " or ".join(f"{field}={value!r}" for value in values)

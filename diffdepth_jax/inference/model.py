@@ -16,11 +16,10 @@ from jaxtyping import Array, Float
 
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import flipping, preprocessing, recalibration
-from diffdepth_jax.inference.flipping import FlipAverage
 from diffdepth_jax.inference.preprocessing import ImageLike, read_image
 from diffdepth_jax.models.networks.network import Denoises, NetworkConfig, Output
 from diffdepth_jax.ops import random
-from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.typing import FlipAverage, InputSpec
 
 
 @dataclasses.dataclass(frozen=True)

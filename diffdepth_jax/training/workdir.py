@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffdepth_jax import atomic, locking
-from diffdepth_jax.errors import naming_file
 
 
 @contextlib.contextmanager
@@ -18,15 +17,6 @@ def held(path: Path) -> Iterator[None]:
     Raises:
       FileError: if another run holds it, or it cannot be written.
     """
-    with naming_file(path, "written"):
-        made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        with naming_file(path, "written"):
-            path.mkdir(parents=True, exist_ok=True)
-        with locking.hold(path, "training"):
-            atomic.remove_leftovers(path)
-            yield
-    finally:
-        for folder in made:
-            with contextlib.suppress(OSError):  # Something was written.
-                folder.rmdir()
+    with atomic.directory(path), locking.hold(path, "training"):
+        atomic.remove_leftovers(path)
+        yield

@@ -375,7 +375,7 @@ def test_a_hostile_pickle_is_refused_by_name_and_nothing_runs(tmp_path, write):
 
 
 def test_many_names_of_one_record(tmp_path):
-    """The central directory names one record under many names; each would be read anew."""
+    """The central directory names one record under many names; each would be read again."""
     names, array = [f"k{index:02}" for index in range(40)], np.ones(500, np.float32)
     value = {name: whole(name, array) for name in names}
     write_zip(tmp_path / "whole.pt", value, dict.fromkeys(names, array))

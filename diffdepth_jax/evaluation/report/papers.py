@@ -183,5 +183,5 @@ REPORTED: Mapping[str, tuple[Reported, ...]] = {
 
 
 def of(protocol: Protocol) -> tuple[Reported, ...]:
-    """What others reported under the protocol of this name, whatever its options are."""
+    """The numbers that others reported under the protocol of this name, with any options."""
     return REPORTED.get(protocol.name, ())

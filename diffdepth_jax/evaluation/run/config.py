@@ -1,10 +1,12 @@
 """What `config.evaluation` may say."""
 
 import dataclasses
+import typing
 
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.protocols import Predicts, Protocol
+from diffdepth_jax.typing import FlipAverage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +57,10 @@ class EvaluationConfig:
             raise ValueError(f"every_steps is {self.every_steps}; it must be at least 1 or None")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
-        if self.flip_average not in ("depth", "inverse_depth"):
+        if self.flip_average not in typing.get_args(FlipAverage):
             raise ValueError(
-                f"flip_average is {self.flip_average!r}; it must be depth or inverse_depth"
+                f"flip_average is {self.flip_average!r}; it must be "
+                f"{' or '.join(typing.get_args(FlipAverage))}"
             )
         if self.flip_average != "depth" and not self.flip_tta:
             raise ValueError(

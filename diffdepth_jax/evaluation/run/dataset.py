@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import itertools
 import os
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,13 +88,13 @@ def score_dataset(
     others = {each.name: comparisons.read(compare or {}, each, options) for each in protocols}
     # Beside a training run's own evaluations, which keep nothing, nobody is locked out.
     exclusive = predict_fn is None or fingerprint is not None
+    directory = Path(workdir).expanduser()
     with (
-        _made(Path(workdir).expanduser()) as directory,
+        atomic.directory(directory),
         locking.hold(directory, _lock(shard)) if exclusive else contextlib.nullcontext(),
     ):
-        for protocol in protocols:
-            atomic.remove_leftovers(results.directory(directory, protocols, protocol))
-        atomic.remove_leftovers(directory)
+        for place in {directory, *(results.directory(directory, protocols, p) for p in protocols)}:
+            atomic.remove_leftovers(place)
         if fingerprint is None:
             finished, journal = {}, None
         else:
@@ -236,21 +235,3 @@ def _rows(
                     unaligned = protocol.unaligned()
                     baseline[protocol.name] = unaligned.score_sample(guess, sample)
         yield Row(index, sample["id"], sample.get("condition", ""), scores, baseline)
-
-
-@contextlib.contextmanager
-def _made(directory: Path) -> Iterator[Path]:
-    """A directory that can be written; what had to be made of it is removed if work in it fails."""
-    with naming_file(directory, "written"):
-        made = [path for path in (directory, *directory.parents) if not path.exists()]
-    try:
-        with naming_file(directory, "written"):
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
-                pass
-        yield directory
-    except BaseException:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise

@@ -328,7 +328,7 @@ def test_ctrl_c_before_the_first_image_says_what_is_kept_from_before(
 
 
 def test_two_processes_in_one_directory(samples, tmp_path):
-    """The second one is told, and leaves the rows and results of the first alone."""
+    """The second one stops with an error; the rows and results of the first stay as they are."""
     rivals = []
 
     def predict(image):

@@ -159,9 +159,9 @@ def test_the_file_offers_what_the_contract_says(name):
     assert file.OUTPUT in get_args(network.Output) and isinstance(file.INPUT, InputSpec)
     fields = {field.name for field in dataclasses.fields(file.Config)}
     assert set(file.UNTOLD) <= fields
-    for pattern, told in file.FILES.items():
+    for pattern, named in file.FILES.items():
         re.compile(pattern)
-        assert set(told) <= fields
+        assert set(named) <= fields
     assert file.infer({"nothing.weight": (1,)}) is None
     for variant in file.VARIANTS:
         config = file.VARIANTS[variant]
