@@ -15,12 +15,23 @@ MODULES: dict[str, dict[str, str]] = {
     "network": {
         "diffusion_depth": "diffdepth_jax.models.networks.diffusion_depth",
         "regression": "diffdepth_jax.models.networks.regression",
+        # "depth_anything": "diffdepth_jax.models.networks.depth_anything",
+        # "dpt": "diffdepth_jax.models.networks.dpt",
+        # "midas": "diffdepth_jax.models.networks.midas",
+        # "zoedepth": "diffdepth_jax.models.networks.zoedepth",
+        # "monodepth2": "diffdepth_jax.models.networks.monodepth2",
     },
     "encoder": {
         "resnet": "diffdepth_jax.models.encoders.resnet",
         "swin": "diffdepth_jax.models.encoders.swin",
         "mpvit": "diffdepth_jax.models.encoders.mpvit",
         "torchvision_resnet": "diffdepth_jax.models.encoders.torchvision_resnet",
+        # "dinov2": "diffdepth_jax.models.encoders.dinov2",
+        # "vit": "diffdepth_jax.models.encoders.vit",
+        # "hybrid_vit": "diffdepth_jax.models.encoders.hybrid_vit",
+        # "beit": "diffdepth_jax.models.encoders.beit",
+        # "swin2": "diffdepth_jax.models.encoders.swin2",
+        # "efficientnet_lite": "diffdepth_jax.models.encoders.efficientnet_lite",
     },
     "source": {
         "kitti": "diffdepth_jax.data.sources.kitti",

@@ -4,23 +4,55 @@ Both resamplings are linear and separable, so each axis is one small matrix, mad
 at trace time: the gradient is a matrix product too, where a gather would give a scatter.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 
-def resize_bilinear(features: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
-    """Bilinear resize with aligned corners (`interpolate(..., align_corners=True)`).
+def resize_bilinear(
+    features: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = True
+) -> Array:
+    """Bilinear resize (`interpolate(..., mode="bilinear")`), without antialiasing.
 
     Args:
         features: [b, h, w, c].
         size: (height, width) of the result, larger or smaller.
+        align_corners: whether corner pixels stay in the corners; otherwise the borders of the map
+            stay its borders (half-pixel centres).
 
     Returns:
         [b, height, width, c]; `features` itself where the size is its own.
     """
-    return _resample(features, size, _bilinear_matrix)
+    matrix = _bilinear_matrix if align_corners else _half_pixel_bilinear_matrix
+    return _resample(features, size, matrix)
+
+
+def resize_bicubic(
+    features: Float[Array, "b h w c"],
+    size: tuple[int, int],
+    *,
+    scales: tuple[float, float] | None = None,
+) -> Array:
+    """Bicubic resize (`interpolate(..., mode="bicubic")`), half-pixel centres, no antialiasing.
+
+    Args:
+        features: [b, h, w, c].
+        size: (height, width) of the result, larger or smaller.
+        scales: of height and width, where sample positions follow from a factor that was given, as
+            PyTorch's do for `scale_factor=`; otherwise from the sizes.
+
+    Returns:
+        [b, height, width, c]; `features` itself where the size is its own.
+    """
+    for axis, (output, scale) in enumerate(zip(size, scales or (None, None), strict=True), 1):
+        one = [features.shape[1], features.shape[2]]
+        one[axis - 1] = output
+        matrix = functools.partial(_bicubic_matrix, scale=scale)
+        features = _resample(features, (one[0], one[1]), matrix)
+    return features
 
 
 def adaptive_average_pool(features: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
@@ -60,6 +92,25 @@ def _bilinear_matrix(length: int, output: int) -> np.ndarray:
     position = np.arange(output) * ((length - 1) / (output - 1) if output > 1 else 0.0)
     # Hat functions: 1 at the sample itself, falling to 0 at its neighbours.
     return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(length)[None, :]))
+
+
+def _half_pixel_bilinear_matrix(length: int, output: int) -> np.ndarray:
+    position = np.clip((np.arange(output) + 0.5) * length / output - 0.5, 0, length - 1)
+    return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(length)[None, :]))
+
+
+def _bicubic_matrix(length: int, output: int, scale: float | None) -> np.ndarray:
+    """Keys' kernel with a = -0.75; samples beyond the border are those at it."""
+    position = (np.arange(output) + 0.5) / (scale or output / length) - 0.5
+    low = np.floor(position).astype(int)
+    matrix = np.zeros((output, length))
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(position - low - offset)
+        near = (1.25 * distance - 2.25) * distance**2 + 1
+        far = -0.75 * (((distance - 5) * distance + 8) * distance - 4)
+        sample = np.clip(low + offset, 0, length - 1)
+        np.add.at(matrix, (np.arange(output), sample), np.where(distance <= 1, near, far))
+    return matrix
 
 
 def _pooling_matrix(length: int, output: int) -> np.ndarray:

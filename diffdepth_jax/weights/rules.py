@@ -103,6 +103,17 @@ class Derived(Skip):
 
 
 @dataclass(frozen=True)
+class Constant(Skip):
+    """An entry that no leaf wants, but that its publication's strict loading asks for.
+
+    It is skipped when read, may be missing, and `export` writes `value()`. Its pattern is the
+    literal name, escaped.
+    """
+
+    value: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
 class Fresh:
     """Leaves that these weights may lack, and why: `convert` then leaves them out.
 
@@ -221,8 +232,10 @@ def export(
         WeightsError: if a name has no rule or several, points to no leaf, or a leaf has no name.
     """
     leaves = _flatten(variables)
+    names = tuple(names)
     targets, faults = _resolve(names, rules, writing=True)
-    state_dict: dict[str, np.ndarray] = {}
+    constants = {_literal(entry): entry for entry in rules if isinstance(entry, Constant)}
+    state_dict = {name: constants[name].value() for name in names if name in constants}
     for path, sources in targets.items():
         for key, rule in sources:
             if path in leaves:
@@ -256,6 +269,8 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
     found: list[str] = []
     claims: dict[tuple[str, tuple[int, int]], str] = {}
     for entry in rules:
+        if isinstance(entry, Constant):
+            found.append(_literal(entry))
         if not isinstance(entry, Rule | Derived):
             continue
         regex, template = _backwards(entry)
@@ -270,6 +285,10 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
             found.append(name)
     faults.raise_if_any("The table cannot be read backwards")
     return tuple(found)
+
+
+def _literal(entry: Constant) -> str:
+    return re.sub(r"\\(\W)", r"\1", entry.pattern)
 
 
 def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:

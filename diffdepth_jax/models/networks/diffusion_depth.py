@@ -48,6 +48,7 @@ INPUT = InputSpec()
 # The release's files are named by their users.
 FILES: Mapping[str, Mapping[str, Any]] = {}
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+TRANSFORMERS = None
 
 # A hundred times what is usual. Schedules are arrays of this length, and the number may come from a
 # file that somebody else wrote.

@@ -52,6 +52,27 @@ class NetworkConfig:
         return of(self).INPUT
 
 
+@dataclass(frozen=True)
+class TransformersLayout:
+    """How Hugging Face's transformers stores a network: names, `config.json`, preprocessing.
+
+    Attributes:
+        model_type: of `config.json`.
+        infer: names and shapes, and the content of `config.json` (empty where there is none), to
+            the config; None if the weights are not in this layout. ValueError for a
+            `config.json` that asks for what the network cannot be.
+        rules: the table of a config's names.
+        describe: a config to the content of `config.json`.
+        preprocessor: a config to the content of `preprocessor_config.json`.
+    """
+
+    model_type: str
+    infer: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Any]
+    rules: Callable[[Any], Rules]
+    describe: Callable[[Any], dict[str, Any]]
+    preprocessor: Callable[[Any], dict[str, Any]]
+
+
 @runtime_checkable
 class Network(Protocol):
     """What the file of a network offers.
@@ -62,6 +83,7 @@ class Network(Protocol):
         OUTPUT, INPUT: of a config that does not say otherwise, see `NetworkConfig`.
         FILES: patterns of published file names, without their ending, to the fields that such a
             file's weights do not tell.
+        TRANSFORMERS: how Hugging Face's transformers stores the network; None if it does not.
         UNTOLD: fields that weights do not tell and that have no safe default, to the values they
             can have. `load` wants them from the file's name or from the caller.
     """
@@ -72,6 +94,7 @@ class Network(Protocol):
     INPUT: InputSpec
     FILES: Mapping[str, Mapping[str, Any]]
     UNTOLD: Mapping[str, Sequence[Any]]
+    TRANSFORMERS: TransformersLayout | None
 
     def build(self, config: Any, dtype: Any = ..., frozen: tuple[str, ...] = ()) -> nn.Module:
         """The module: `config`, `init_variables(key)`, and a call with `(image, train=False)`.

@@ -29,6 +29,7 @@ OUTPUT = "metric_depth"
 INPUT = InputSpec()
 FILES: Mapping[str, Mapping[str, Any]] = {}
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+TRANSFORMERS = None
 
 
 @dataclass(frozen=True, kw_only=True)

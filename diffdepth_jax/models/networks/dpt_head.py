@@ -1,0 +1,291 @@
+"""The decoder of dense prediction transformers (Ranftl et al. 2021, arXiv:2103.13413, section 3).
+
+Four maps of an encoder are *reassembled* to strides of 4, 8, 16 and 32 pixels (about; a stride of
+14 gives 3.5, 7, 14 and 28), brought to one number of channels, and *fused* from coarse to fine by
+residual convolutions and upsampling. MiDaS v2.1 (arXiv:1907.01341), DPT, Depth Anything and
+ZoeDepth differ in the options of `DPTHeadConfig` alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffdepth_jax.models.layers import Conv, ConvTranspose, TransformerLinear, gelu
+from diffdepth_jax.models.tables import conv_rules, linear_rules
+from diffdepth_jax.ops.image import resize_bilinear
+from diffdepth_jax.weights.rules import Constant, Row, Rule, Rules, conv_transpose
+
+# How a level is resampled before its convolution: upsampled four- or twofold by a transposed
+# convolution, left as it is, or downsampled twofold by a convolution of stride 2.
+Factor = Literal["4", "2", "1", "1/2"]
+
+
+@dataclass(frozen=True)
+class DPTHeadConfig:
+    """The head.
+
+    Attributes:
+        project_features: by level, fine to coarse, channels of the 1x1 convolution before
+            resampling; None where a level goes without.
+        factors: by level, how it is then resampled.
+        readout: by level, whether the class token is concatenated to each patch token and projected
+            back ("project" in the paper).
+        level_features: channels of each level's 3x3 convolution.
+        narrowing: whether the fusion of a level gives the next finer level's channels, as MiDaS
+            v2.1 small does; otherwise every fused map has `features`.
+        fusion_projection: whether each fused map goes through a 1x1 convolution after upsampling.
+        rectified_shortcut: whether a residual unit adds the rectified input, as MiDaS v2.1 large
+            does (its ReLU is in place), in place of the input.
+        explicit_sizes: whether a fused map is upsampled to the size of the next finer level;
+            otherwise twofold.
+        output_features: hidden channels of the last two convolutions.
+        output_align_corners: of the last upsampling.
+        activation: after the last convolution: "relu", "sigmoid" (times the maximal depth, which is
+            the caller's business) or "identity".
+    """
+
+    project_features: tuple[int | None, ...]
+    factors: tuple[Factor, ...] = ("4", "2", "1", "1/2")
+    readout: tuple[bool, ...] = (False, False, False, False)
+    level_features: tuple[int, ...] = (256, 256, 256, 256)
+    narrowing: bool = False
+    fusion_projection: bool = True
+    rectified_shortcut: bool = False
+    explicit_sizes: bool = True
+    output_features: int = 32
+    output_align_corners: bool = True
+    activation: Literal["relu", "sigmoid", "identity"] = "relu"
+
+    def __post_init__(self):
+        lengths = {
+            len(each)
+            for each in (self.project_features, self.factors, self.readout, self.level_features)
+        }
+        if len(lengths) != 1:
+            raise ValueError(
+                "project_features, factors, readout and level_features must have one entry for "
+                f"each level: {self}"
+            )
+        if not self.narrowing and len(set(self.level_features)) != 1:
+            raise ValueError(
+                f"level_features {self.level_features} must be equal where the fusion does not "
+                "narrow"
+            )
+
+    @property
+    def fused_features(self) -> tuple[int, ...]:
+        """Channels of the fused maps, fine to coarse."""
+        return (self.level_features[0], *self.level_features[:-1])
+
+
+class Decoded(NamedTuple):
+    """The head's results on the way, which ZoeDepth's heads read.
+
+    Attributes:
+        output: [b, h, w, 1], after the activation.
+        hidden: [b, h, w, output_features], before the last convolution, rectified.
+        fused: the fused maps, fine to coarse.
+        coarsest: the coarsest level after its 3x3 convolution.
+    """
+
+    output: Array
+    hidden: Array
+    fused: tuple[Array, ...]
+    coarsest: Array
+
+
+class DPTHead(nn.Module):
+    """Maps of the encoder, and its class tokens, to one channel."""
+
+    config: DPTHeadConfig
+    dtype: Any = jnp.float32
+
+    def __call__(
+        self,
+        features: Sequence[Float[Array, "b _ _ _"]],
+        size: tuple[int, int],
+        class_tokens: Sequence[Float[Array, "b _"]] | None = None,
+    ) -> Float[Array, "b h w 1"]:
+        """See `decode`; its output alone."""
+        return self.decode(features, size, class_tokens).output
+
+    @nn.compact
+    def decode(
+        self,
+        features: Sequence[Float[Array, "b _ _ _"]],
+        size: tuple[int, int],
+        class_tokens: Sequence[Float[Array, "b _"]] | None = None,
+    ) -> Decoded:
+        """Maps to one channel, and what lies between.
+
+        Args:
+            features: by level, fine to coarse.
+            size: (height, width) of the result.
+            class_tokens: by level, wanted where the config has a readout.
+        """
+        config, dtype = self.config, self.dtype
+        levels = []
+        for level, features_in in enumerate(features):
+            hidden = features_in
+            if config.readout[level]:
+                if class_tokens is None:
+                    raise ValueError("the head's readout needs the encoder's class tokens")
+                readout = Readout(dtype, name=f"readout{level}")
+                hidden = readout(hidden, class_tokens[level])
+            if (channels := config.project_features[level]) is not None:
+                hidden = Conv(channels, 1, dtype=dtype, name=f"project{level}")(hidden)
+            hidden = self._resample(hidden, config.factors[level], f"resample{level}")
+            hidden = Conv(
+                config.level_features[level], 3, use_bias=False, dtype=dtype, name=f"level{level}"
+            )(hidden)
+            levels.append(hidden)
+
+        fused: list[Array] = []
+        previous = None
+        for level in reversed(range(len(levels))):
+            block = FusionBlock(config, config.fused_features[level], dtype, name=f"fusion{level}")
+            target = None
+            if level > 0 and config.explicit_sizes:
+                target = levels[level - 1].shape[1:3]
+            previous = block(levels[level], previous, target)
+            fused.insert(0, previous)
+
+        hidden = Conv(config.fused_features[0] // 2, 3, dtype=dtype, name="output1")(fused[0])
+        hidden = resize_bilinear(hidden, size, align_corners=config.output_align_corners)
+        hidden = Conv(config.output_features, 3, dtype=dtype, name="output2")(hidden)
+        hidden = jax.nn.relu(hidden)
+        output = Conv(1, 1, dtype=dtype, name="output3")(hidden).astype(jnp.float32)
+        if config.activation == "relu":
+            output = jax.nn.relu(output)
+        elif config.activation == "sigmoid":
+            output = jax.nn.sigmoid(output)
+        return Decoded(output, hidden, tuple(fused), levels[-1])
+
+    def _resample(self, features: Array, factor: Factor, name: str) -> Array:
+        channels = features.shape[-1]
+        if factor == "1":
+            return features
+        if factor == "1/2":
+            return Conv(channels, 3, 2, dtype=self.dtype, name=name)(features)
+        size = int(factor)
+        return ConvTranspose(channels, size, size, dtype=self.dtype, name=name)(features)
+
+
+class Readout(nn.Module):
+    """Patch tokens with the class token beside each, projected back to their channels, GELU."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, "b h w c"], class_token: Float[Array, "b c"]
+    ) -> Float[Array, "b h w c"]:
+        token = jnp.broadcast_to(class_token[:, None, None], features.shape)
+        both = jnp.concatenate([features, token], -1)
+        linear = TransformerLinear(features.shape[-1], dtype=self.dtype, name="project")
+        return gelu(linear(both))
+
+
+class ResidualUnit(nn.Module):
+    """ReLU, 3x3 convolution, twice, beside a shortcut."""
+
+    rectified_shortcut: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        rectified = jax.nn.relu(inputs)
+        hidden = Conv(inputs.shape[-1], 3, dtype=self.dtype, name="conv1")(rectified)
+        hidden = jax.nn.relu(hidden)
+        hidden = Conv(inputs.shape[-1], 3, dtype=self.dtype, name="conv2")(hidden)
+        return hidden + (rectified if self.rectified_shortcut else inputs)
+
+
+class FusionBlock(nn.Module):
+    """A level and the fused map of the coarser ones to a fused map that is upsampled."""
+
+    config: DPTHeadConfig
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        level: Float[Array, "b h w c"],
+        coarser: Float[Array, "b h w c"] | None,
+        size: tuple[int, int] | None,
+    ) -> Float[Array, "b h2 w2 o"]:
+        rectified = self.config.rectified_shortcut
+        if coarser is not None:
+            level = coarser + ResidualUnit(rectified, self.dtype, name="unit1")(level)
+        level = ResidualUnit(rectified, self.dtype, name="unit2")(level)
+        height, width = level.shape[1:3]
+        level = resize_bilinear(level, size or (2 * height, 2 * width))
+        if not self.config.fusion_projection:
+            return level
+        return Conv(self.features, 1, dtype=self.dtype, name="project")(level)
+
+
+def rules(config: DPTHeadConfig, outputs: tuple[str, str, str]) -> Rules:
+    """The table of the names below `scratch.`, which MiDaS, DPT and Depth Anything share.
+
+    Args:
+        config: of the head.
+        outputs: patterns of the names of the last three convolutions.
+
+    The names of projection and resampling, `reassemble_rules`, are the network's own.
+    """
+    rows: list[Row] = []
+    for index, name in enumerate(outputs, 1):
+        rows += conv_rules(name, f"output{index}")
+    last = len(config.level_features) - 1
+    for level, channels in enumerate(config.level_features):
+        block, here = rf"scratch\.refinenet{level + 1}", f"fusion{level}"
+        rows += conv_rules(rf"scratch\.layer{level + 1}_rn", f"level{level}")
+        rows += conv_rules(rf"{block}\.resConfUnit2\.(conv\d)", rf"{here}/unit2/\1")
+        if config.fusion_projection:
+            rows += conv_rules(rf"{block}\.out_conv", f"{here}/project")
+        if level < last:
+            rows += conv_rules(rf"{block}\.resConfUnit1\.(conv\d)", rf"{here}/unit1/\1")
+            continue
+        for conv in ("conv1", "conv2"):
+            name = rf"{block}\.resConfUnit1\.{conv}"
+            reason = "never runs: the coarsest level has nothing to be fused with"
+            kernel, bias = (channels, channels, 3, 3), (channels,)
+            rows.append(Constant(rf"{name}\.weight", reason, _zeros(kernel)))
+            rows.append(Constant(rf"{name}\.bias", reason, _zeros(bias)))
+    return tuple(rows)
+
+
+def reassemble_rules(config: DPTHeadConfig, readout: str, project: str, resample: str) -> Rules:
+    """The table of the levels' readout, projection and resampling.
+
+    Args:
+        config: of the head.
+        readout, project, resample: patterns of the names, with `{0}` for the level counted from 0
+            and `{1}` for the level counted from 1.
+    """
+    rows: list[Row] = []
+    for level, factor in enumerate(config.factors):
+        if config.readout[level]:
+            name = readout.format(level, level + 1)
+            rows += linear_rules(name, f"readout{level}/project")
+        if config.project_features[level] is not None:
+            rows += conv_rules(project.format(level, level + 1), f"project{level}")
+        name = resample.format(level, level + 1)
+        if factor == "1/2":
+            rows += conv_rules(name, f"resample{level}")
+        elif factor != "1":
+            rows.append(Rule(rf"{name}\.weight", f"params/resample{level}/kernel", conv_transpose))
+            rows.append(Rule(rf"{name}\.bias", f"params/resample{level}/bias"))
+    return tuple(rows)
+
+
+def _zeros(shape: tuple[int, ...]):
+    return lambda: np.zeros(shape, np.float32)
