@@ -40,6 +40,8 @@ install_import_hook(
     "beartype.beartype",
 )
 
+pytest_plugins = ["tests.layouts"]  # data sets that tests write
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 

@@ -2,55 +2,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from diffdepth_jax.data.sources import booster
 from diffdepth_jax.errors import DataError, MissingFileError
-
-SIZE = (12, 16)
-FX, BASELINE = 20.0, 0.0625  # pixels, metres
-
-# As OpenCV's FileStorage writes it; the numbers are made up.
-CALIBRATION = """<?xml version="1.0"?>
-<opencv_storage>
-<mtxL type_id="opencv-matrix"><rows>3</rows><cols>3</cols><dt>d</dt>
-  <data>1. 0. 0. 0. 1. 0. 0. 0. 1.</data></mtxL>
-<proj_matL type_id="opencv-matrix">
-  <rows>3</rows>
-  <cols>4</cols>
-  <dt>d</dt>
-  <data>
-    20. 0. 7.25 0. 0. 2.1e+01 5.5 0.
-    0. 0. 1. 0.</data></proj_matL>
-<baselineLR>6.25e+01</baselineLR>
-</opencv_storage>
-"""
-
-
-def scene(number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Disparity with unknown pixels, and classes."""
-    rng = np.random.default_rng(number)
-    disparity = rng.uniform(1, 40, SIZE).astype(np.float32)
-    disparity[0, :4] = [0, np.inf, np.nan, -1]
-    return disparity, rng.integers(0, 4, SIZE, dtype=np.uint8)
+from tests.layouts import BOOSTER_BASELINE as BASELINE
+from tests.layouts import BOOSTER_CALIBRATION as CALIBRATION
+from tests.layouts import BOOSTER_FX as FX
+from tests.layouts import BOOSTER_SIZE as SIZE
+from tests.layouts import booster_scene as scene
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """Two scenes in the official layout; the second has twelve images."""
-    for number, (name, count) in enumerate({"Bathroom": 2, "Vodka": 12}.items()):
-        folder = tmp_path / "train" / "balanced" / name
-        (folder / "camera_00").mkdir(parents=True)
-        (folder / "camera_02").mkdir()
-        disparity, classes = scene(number)
-        for index in range(count):
-            image = np.full((*SIZE, 3), 10 * index, np.uint8)
-            for camera in ("camera_00", "camera_02"):
-                Image.fromarray(image).save(folder / camera / f"im{index}.png")
-        np.save(folder / "disp_00.npy", disparity)
-        Image.fromarray(classes).save(folder / "mask_cat.png")
-        (folder / "calib_00-02.xml").write_text(CALIBRATION)
-    return tmp_path
+def root(booster_root: Path) -> Path:
+    return booster_root
 
 
 def test_frames(root: Path) -> None:

@@ -2,70 +2,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from diffdepth_jax.data.sources import cleargrasp
 from diffdepth_jax.errors import DataError, MissingFileError
+from tests.layouts import CLEARGRASP_CAMERA as CAMERA
+from tests.layouts import cleargrasp_frame as frame
 
-OpenEXR = pytest.importorskip("OpenEXR")
-
-SIZE = (10, 16)
-CAMERA = """# Camera Intrinsic Parameters
-camera_name: 'D435'
-xres: 16           # Image Width
-yres: 10           # Image Height
-fx: 21.5             # Focal length in pixels along width
-fy: 22
-cx: 7.5
-cy: 4.5
-"""
-
-
-def frame(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(number)
-    depth = rng.uniform(0.3, 1.5, SIZE).astype(np.float16)
-    depth[0, :2], depth[1, :3] = np.nan, 0
-    image = np.full((*SIZE, 3), rng.integers(0, 256, 3), np.uint8)  # survives JPEG
-    return image, depth, rng.integers(0, 2, SIZE, dtype=np.uint8) * 255
-
-
-def save(number: int, image_path: Path, depth_path: Path, mask_path: Path) -> None:
-    image, depth, mask = frame(number)
-    for path in (image_path, depth_path, mask_path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(image_path, quality=95)
-    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    with OpenEXR.File(header, {"RGB": np.stack([depth] * 3, -1)}) as file:
-        file.write(str(depth_path))
-    Image.fromarray(mask).save(mask_path)
-
-
-def save_real(folder: Path, number: int) -> None:
-    stem = f"{number:09d}"
-    names = ("transparent-rgb-img.jpg", "opaque-depth-img.exr", "mask.png")
-    save(number, *(folder / f"{stem}-{name}" for name in names))
-    (folder / "camera_intrinsics.yaml").write_text(CAMERA)
-    Image.new("RGB", SIZE[::-1]).save(folder / f"{stem}-opaque-rgb-img.jpg")  # not read
-
-
-def save_synthetic(folder: Path, number: int) -> None:
-    stem = f"{number:09d}"
-    save(
-        number,
-        folder / "rgb-imgs" / f"{stem}-rgb.jpg",
-        folder / "depth-imgs-rectified" / f"{stem}-depth-rectified.exr",
-        folder / "segmentation-masks" / f"{stem}-segmentation-mask.png",
-    )
+pytest.importorskip("OpenEXR")
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for folder, number in (("real-test/d415", 0), ("real-test/d435", 0), ("real-val/d435", 3)):
-        save_real(tmp_path / folder, number)
-    save_synthetic(tmp_path / "synthetic-val" / "cup-with-waves-val", 0)
-    save_synthetic(tmp_path / "synthetic-test" / "tree-bath-bomb-test", 1)
-    save_synthetic(tmp_path / "cup-with-waves-train", 2)
-    return tmp_path
+def root(cleargrasp_root: Path) -> Path:
+    return cleargrasp_root
 
 
 def test_splits(root: Path) -> None:

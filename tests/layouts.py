@@ -1,4 +1,7 @@
-"""Writers of tiny data sets in the official layouts, with values that the tests can predict."""
+"""Writers of tiny data sets in the official layouts, with values that the tests can predict.
+
+A plugin of pytest, see `conftest.py`: its fixtures are there for every test.
+"""
 
 import io
 import json
@@ -169,3 +172,115 @@ def write_tfds_nyu(tmp_path: Path) -> Callable[..., Path]:
 def make_frame() -> Callable[[int, tuple[int, int]], tuple[np.ndarray, np.ndarray]]:
     """The image and the stored depth that the writers give frame `number`."""
     return frame
+
+
+# ---- Booster -------------------------------------------------------------------------------------
+
+BOOSTER_SIZE = (12, 16)
+BOOSTER_FX, BOOSTER_BASELINE = 20.0, 0.0625  # pixels, metres
+
+# As OpenCV's FileStorage writes it; the numbers are made up.
+BOOSTER_CALIBRATION = """<?xml version="1.0"?>
+<opencv_storage>
+<mtxL type_id="opencv-matrix"><rows>3</rows><cols>3</cols><dt>d</dt>
+  <data>1. 0. 0. 0. 1. 0. 0. 0. 1.</data></mtxL>
+<proj_matL type_id="opencv-matrix">
+  <rows>3</rows>
+  <cols>4</cols>
+  <dt>d</dt>
+  <data>
+    20. 0. 7.25 0. 0. 2.1e+01 5.5 0.
+    0. 0. 1. 0.</data></proj_matL>
+<baselineLR>6.25e+01</baselineLR>
+</opencv_storage>
+"""
+
+
+def booster_scene(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Disparity with unknown pixels, and classes."""
+    rng = np.random.default_rng(number)
+    disparity = rng.uniform(1, 40, BOOSTER_SIZE).astype(np.float32)
+    disparity[0, :4] = [0, np.inf, np.nan, -1]
+    return disparity, rng.integers(0, 4, BOOSTER_SIZE, dtype=np.uint8)
+
+
+@pytest.fixture
+def booster_root(tmp_path: Path) -> Path:
+    """Two scenes in the official layout; the second has twelve images."""
+    for number, (name, count) in enumerate({"Bathroom": 2, "Vodka": 12}.items()):
+        folder = tmp_path / "train" / "balanced" / name
+        (folder / "camera_00").mkdir(parents=True)
+        (folder / "camera_02").mkdir()
+        disparity, classes = booster_scene(number)
+        for index in range(count):
+            image = np.full((*BOOSTER_SIZE, 3), 10 * index, np.uint8)
+            for camera in ("camera_00", "camera_02"):
+                Image.fromarray(image).save(folder / camera / f"im{index}.png")
+        np.save(folder / "disp_00.npy", disparity)
+        Image.fromarray(classes).save(folder / "mask_cat.png")
+        (folder / "calib_00-02.xml").write_text(BOOSTER_CALIBRATION)
+    return tmp_path
+
+
+# ---- ClearGrasp ----------------------------------------------------------------------------------
+
+CLEARGRASP_SIZE = (10, 16)
+CLEARGRASP_CAMERA = """# Camera Intrinsic Parameters
+camera_name: 'D435'
+xres: 16           # Image Width
+yres: 10           # Image Height
+fx: 21.5             # Focal length in pixels along width
+fy: 22
+cx: 7.5
+cy: 4.5
+"""
+
+
+def cleargrasp_frame(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(number)
+    depth = rng.uniform(0.3, 1.5, CLEARGRASP_SIZE).astype(np.float16)
+    depth[0, :2], depth[1, :3] = np.nan, 0
+    image = np.full((*CLEARGRASP_SIZE, 3), rng.integers(0, 256, 3), np.uint8)  # survives JPEG
+    return image, depth, rng.integers(0, 2, CLEARGRASP_SIZE, dtype=np.uint8) * 255
+
+
+def _save_cleargrasp(number: int, image_path: Path, depth_path: Path, mask_path: Path) -> None:
+    import OpenEXR  # Not everybody has it.
+
+    image, depth, mask = cleargrasp_frame(number)
+    for path in (image_path, depth_path, mask_path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(image_path, quality=95)
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    with OpenEXR.File(header, {"RGB": np.stack([depth] * 3, -1)}) as file:
+        file.write(str(depth_path))
+    Image.fromarray(mask).save(mask_path)
+
+
+def _save_real(folder: Path, number: int) -> None:
+    stem = f"{number:09d}"
+    names = ("transparent-rgb-img.jpg", "opaque-depth-img.exr", "mask.png")
+    _save_cleargrasp(number, *(folder / f"{stem}-{name}" for name in names))
+    (folder / "camera_intrinsics.yaml").write_text(CLEARGRASP_CAMERA)
+    Image.new("RGB", CLEARGRASP_SIZE[::-1]).save(folder / f"{stem}-opaque-rgb-img.jpg")  # not read
+
+
+def _save_synthetic(folder: Path, number: int) -> None:
+    stem = f"{number:09d}"
+    _save_cleargrasp(
+        number,
+        folder / "rgb-imgs" / f"{stem}-rgb.jpg",
+        folder / "depth-imgs-rectified" / f"{stem}-depth-rectified.exr",
+        folder / "segmentation-masks" / f"{stem}-segmentation-mask.png",
+    )
+
+
+@pytest.fixture
+def cleargrasp_root(tmp_path: Path) -> Path:
+    pytest.importorskip("OpenEXR")
+    for folder, number in (("real-test/d415", 0), ("real-test/d435", 0), ("real-val/d435", 3)):
+        _save_real(tmp_path / folder, number)
+    _save_synthetic(tmp_path / "synthetic-val" / "cup-with-waves-val", 0)
+    _save_synthetic(tmp_path / "synthetic-test" / "tree-bath-bomb-test", 1)
+    _save_synthetic(tmp_path / "cup-with-waves-train", 2)
+    return tmp_path
