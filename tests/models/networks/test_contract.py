@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -19,23 +20,34 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks import network
 from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.weights import rules
 
-SMALL = {
+# Of what DiffusionDepth is made of, and its control.
+DIFFUSION = {
     "encoder": {"name": "resnet", "depths": (1, 1), "widths": (4, 8)},
     "neck": {"features": 8},
     "codec": {"latent_channels": 4, "initial_depth": 8.0},
     "max_depth": 80.0,
 }
-MORE = {
+# A small config of each network. Where a prediction is rectified at the end, the fields have to be
+# such that it is not zero everywhere: `SEEDS` has other weights.
+SMALL = {
     "diffusion_depth": {
+        **DIFFUSION,
         "denoiser": {"hidden_features": 8},
         "diffusion": {"num_inference_steps": 2},
     },
-    "regression": {"hidden_features": 8},
+    "regression": {**DIFFUSION, "hidden_features": 8},
 }
+SEEDS: dict[str, int] = {}
 every_network = pytest.mark.parametrize("name", registry.names("network"))
+every_network_of_transformers = pytest.mark.parametrize(
+    "name",
+    [name for name in registry.names("network") if registry.module("network", name).TRANSFORMERS],
+)
 
 
 @functools.cache
@@ -43,11 +55,11 @@ def small(name, **options):
     """The network's file, a small module of it, and variables."""
     file = registry.module("network", name)
     config = config_lib.chosen(
-        "network", {"name": name, **SMALL, **MORE[name]}, resolve=registry.module, path="model"
+        "network", {"name": name, **SMALL[name]}, resolve=registry.module, path="model"
     )
     model = file.build(config, **options)
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(SEEDS.get(name, 0))
 
     def draw(path, leaf):
         scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.1
@@ -57,9 +69,18 @@ def small(name, **options):
     return file, model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def inputs(model, size=(16, 24)):
+def size_of_inputs(model):
+    """Small height and width that the network takes."""
+    spec = model.config.input_spec
+    if spec.size and not spec.keep_aspect:
+        return spec.size
+    units = -(-16 // spec.multiple)
+    return units * spec.multiple, (units + max(1, units // 2)) * spec.multiple
+
+
+def inputs(model):
     rng = np.random.default_rng(1)
-    image = jnp.asarray(rng.standard_normal((2, *size, 3)), jnp.float32)
+    image = jnp.asarray(rng.standard_normal((2, *size_of_inputs(model), 3)), jnp.float32)
     if not isinstance(model, network.Denoises):
         return (image,)
     return image, jnp.asarray(rng.standard_normal(model.latent_shape(image.shape)), jnp.float32)
@@ -82,10 +103,13 @@ def test_any_image_gets_depth_of_its_own_size(name):
     image = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
     depth = depth_model.predict(image)
     assert depth.shape == (17, 23) and depth.dtype == np.float32
-    assert 0 < depth.min() < depth.max() <= 80
+    assert (0 if model.config.output == "metric_depth" else -1e-9) < depth.min() < depth.max()
+    assert depth.max() <= (model.config.max_depth or np.inf)
     mirrored = depth_model.predict(image[:, ::-1].copy())[:, ::-1]
     averaged = depth_model.predict(image, flip_tta=True)
-    np.testing.assert_allclose(averaged, (depth + mirrored) / 2, rtol=1e-5)
+    # Where images are resized, small numbers are differences of large ones.
+    atol = 1e-5 * depth.max() if model.config.input_spec.size else 0
+    np.testing.assert_allclose(averaged, (depth + mirrored) / 2, rtol=1e-5, atol=atol)
     if not isinstance(model, network.Denoises):
         for sampling in ({"num_inference_steps": 5}, {"noise": np.zeros((9, 12, 4))}):
             with pytest.raises(ValueError, match=f"'{name}' does no denoising"):
@@ -126,14 +150,29 @@ def equations(jaxpr):
 
 @every_network
 def test_frozen_parts_work_as_in_inference(name):
-    _, model, variables = small(name, frozen=("encoder",))
-    run = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
-    _, updated = run(variables, *inputs(model))
-    changed = jax.tree.map(
-        lambda new, old: bool((new != old).any()), updated["batch_stats"], variables["batch_stats"]
-    )
-    assert set(jax.tree.leaves(changed["encoder"])) == {False}
-    assert set(jax.tree.leaves(changed["neck"])) == {True}
+    changed, results = {}, {}
+    for frozen in ((), ("encoder",)):
+        _, model, variables = small(name, frozen=frozen)
+        run = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+        results[frozen], updated = run(variables, *inputs(model))
+        changed[frozen] = {
+            part: {bool((new != old).any()) for new, old in zip(*pairs, strict=True)}
+            for part in variables.get("batch_stats", {})
+            if (
+                pairs := [
+                    jax.tree.leaves(tree["batch_stats"][part]) for tree in (updated, variables)
+                ]
+            )
+        }
+    if "batch_stats" not in variables:
+        inferred = jax.jit(model.apply)(variables, *inputs(model))
+        for trained in jax.tree.leaves(results):
+            np.testing.assert_allclose(trained, inferred, rtol=1e-5, atol=1e-5 * inferred.max())
+        return
+    assert changed[()] == {**changed[("encoder",)], "encoder": {True}}
+    assert changed[("encoder",)]["encoder"] == {False}
+    if hasattr(model.config, "neck"):
+        assert changed[("encoder",)]["neck"] == {True}
 
 
 # ---- what the files offer ------------------------------------------------------------------------
@@ -179,7 +218,7 @@ def test_the_module_has_the_capabilities_that_it_claims(name):
     assert model.config.name == name
     if isinstance(model.config, network.HasEncoder):
         encoder = registry.module("encoder", model.config.encoder.name)
-        image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+        image = jax.ShapeDtypeStruct((1, *size_of_inputs(model), 3), jnp.float32)
         alone = jax.eval_shape(encoder.Encoder(model.config.encoder).init, jax.random.key(0), image)
         inside = variables["params"]["encoder"]
         assert jax.tree.map(jnp.shape, inside) == jax.tree.map(jnp.shape, alone["params"])
@@ -212,6 +251,10 @@ def test_what_is_published_is_exported_and_the_rest_says_why_not(name, tmp_path)
         inference.export(depth_model, path)
         again = inference.load(path)
         assert jax.tree.all(jax.tree.map(np.array_equal, dict(again.variables), dict(variables)))
+        arguments = inputs(model)
+        np.testing.assert_array_equal(
+            *(jax.jit(each.apply)(variables, *arguments) for each in (again.model, model))
+        )
     else:
         assert not file.rules(model.config)
         with pytest.raises(ConfigError, match=rf"'{name}' is nobody's publication.*run directory"):
@@ -219,13 +262,62 @@ def test_what_is_published_is_exported_and_the_rest_says_why_not(name, tmp_path)
         assert not path.exists()
 
 
-def test_a_network_is_imported_without_the_encoders_that_nobody_asked_for():
+@every_network_of_transformers
+def test_the_layout_of_transformers_goes_both_ways(name):
+    file, model, variables = small(name)
+    layout = file.TRANSFORMERS
+    assert isinstance(layout, network.TransformersLayout)
+    table = layout.rules(model.config)
+    state_dict = rules.export(variables, table, rules.names(variables, table))
+    shapes = {key: value.shape for key, value in state_dict.items()}
+    described = json.loads(json.dumps(layout.describe(model.config)))
+    assert described["model_type"] == layout.model_type
+    assert json.loads(json.dumps(layout.preprocessor(model.config)))
+    assert layout.infer(shapes, described) == model.config
+    again = rules.convert(state_dict, table, expected_variables(model))
+    assert jax.tree.all(jax.tree.map(np.array_equal, dict(again), dict(variables)))
+    assert layout.infer({"nothing.weight": (1,)}, {}) is None
+    if isinstance(model.config, network.Published):  # each layout is told from the other
+        theirs = file.rules(model.config)
+        names = rules.names(variables, theirs)
+        published = rules.export(variables, theirs, names)
+        shapes = {key: value.shape for key, value in published.items()}
+        assert layout.infer(shapes, {}) is None and file.infer(shapes) is not None
+    assert file.infer({key: value.shape for key, value in state_dict.items()}) is None
+
+
+def encoders_imported_after(code):
     code = (
         "import sys\n"
-        "from diffdepth_jax import registry\n"
-        "for name in registry.names('network'):\n"
-        "    registry.module('network', name).VARIANTS['res18']\n"
+        "from diffdepth_jax import config, registry\n"
+        f"{code}\n"
         "print([name for name in sys.modules if name.startswith('diffdepth_jax.models.encoders.')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ast.literal_eval(done.stdout) == ["diffdepth_jax.models.encoders.resnet"]
+    return set(ast.literal_eval(done.stdout))
+
+
+def test_a_network_is_imported_without_the_encoders_that_nobody_asked_for():
+    """Of one variant of each network, no other encoders than those that it has."""
+    variants = {
+        name: next(iter(registry.module("network", name).VARIANTS))
+        for name in registry.names("network")
+    }
+    asked, used = [], set()
+    for name, variant in variants.items():
+        asked.append(f"registry.module('network', {name!r}).VARIANTS[{variant!r}]")
+        config = registry.module("network", name).VARIANTS[variant]
+        used |= {encoder.name for encoder in encoders_of(config)}
+    assert variants["diffusion_depth"] == "res18" and "resnet" in used
+    alone = [f"registry.module('encoder', {name!r})" for name in sorted(used)]
+    assert encoders_imported_after("\n".join(asked)) <= encoders_imported_after("\n".join(alone))
+
+
+def encoders_of(config):
+    """The configs of encoders within a network's, wherever they stand."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "encoder":
+            yield value
+        elif dataclasses.is_dataclass(value):
+            yield from encoders_of(value)
