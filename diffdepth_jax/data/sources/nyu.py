@@ -45,6 +45,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffdepth_jax.data import io, listing
+from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, MissingFileError
 
@@ -122,23 +123,27 @@ class Nyu:
     def __init__(self, config: Config):
         self._root = Path(config.root)
         listed = config.split.endswith(".txt")
-        self._frames = self._listed(Path(config.split)) if listed else self._scanned(config)
+        files = self._listed(Path(config.split)) if listed else self._scanned(config)
+        self.frames = [
+            Frame("_".join(Path(paths[0]).with_suffix("").parts[-2:]), *self._absolute(paths))
+            for paths in files
+        ]
         where = f"split {config.split!r} under {self._root}"
-        if not self._frames:
+        if not self.frames:
             raise DataError(f"no frames for {where}: the {config.layout!r} files have other names")
-        listing.require_unique(map(_id, self._frames), where)
+        listing.require_unique((frame.id for frame in self.frames), where)
         if config.check_files:
-            paths = [str(self._root / path) for frame in self._frames for path in frame]
+            paths = [path for frame in self.frames for path in frame.files]
             remedy = "complete the download or leave the frames out by a list file"
             listing.require_files(paths, where, remedy)
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self.frames)
 
     def __getitem__(self, index: int) -> Sample:
-        frame = self._frames[index]
-        paths = [self._root / path for path in frame]
-        if len(frame) == 1:
+        frame = self.frames[index]
+        paths = [Path(path) for path in frame.files]
+        if len(paths) == 1:
             image, depth = io.read_h5(paths[0], ("rgb", "depth"))
             if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8:
                 raise DataError(
@@ -147,7 +152,7 @@ class Nyu:
             image, depth = np.moveaxis(image, 0, -1), depth.astype(np.float32)
         else:
             image, depth = io.read_image(paths[0]), io.read_depth_png(paths[1], scale=1000.0)
-        sample = _sample(image, depth, _id(frame), paths)
+        sample = _sample(image, depth, frame.id, paths)
         camera = paths[0].with_name("intrinsics.txt")
         if camera.is_file():
             sample["intrinsics"] = io.read_numbers(camera, (3, 3)).astype(np.float32)
@@ -156,6 +161,9 @@ class Nyu:
             sample["condition"] = io.read_condition(condition)
         mask = paths[0].with_name(f"mask_cat_{paths[0].stem[4:]}.png")
         return listing.with_materials(sample, mask) if mask.is_file() else sample
+
+    def _absolute(self, paths: Sequence[str]) -> list[str]:
+        return [str(self._root / path) for path in paths]
 
     def _scanned(self, config: Config) -> list[tuple[str, ...]]:
         folder = self._root / _FOLDERS[config.layout, config.split]
@@ -254,10 +262,6 @@ class Tfds:
             ) from error
         depth = frame["depth"].astype(np.float32)
         return _sample(frame["image"], depth, f"{index:06d}", (self._folder,))
-
-
-def _id(frame: tuple[str, ...]) -> str:
-    return "_".join(Path(frame[0]).with_suffix("").parts[-2:])
 
 
 def _sample(image: np.ndarray, depth: np.ndarray, name: str, files: Sequence[Path]) -> Sample:

@@ -74,7 +74,7 @@ def _names(samples: Sequence[Mapping[str, Any]], index: int) -> list[str]:
 
 def _without_suffix(name: str) -> str:
     path = PurePath(name)
-    known = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".npy")
+    known = path.suffix.lower() in (".png", ".jpg", ".jpeg", ".npy", ".h5")
     return (path.with_suffix("") if known else path).as_posix()
 
 

@@ -30,6 +30,13 @@ def nyu_sync(request):
     return nyu.Config(root=str(root), layout="sync", split="test"), "nyu"
 
 
+def nyu_one_scene(request):
+    """`predict.py` writes no folder for it."""
+    write = request.getfixturevalue("write_nyu")
+    root = write([("attic", 0), ("attic", 7)], "official_splits/test", "sync", (480, 640))
+    return nyu.Config(root=str(root), layout="sync", split="test"), "nyu"
+
+
 def nyu_mat(request):
     write = request.getfixturevalue("write_labelled_nyu")
     root = write(4, train=[1, 3], test=[2, 4], size=(480, 640))
@@ -101,6 +108,7 @@ def test_predictions_are_found_by_the_frames_ids(layout, request, tmp_path):
     ("layout", "pattern"),
     [
         (nyu_sync, "rgb_*.png"),
+        (nyu_one_scene, "rgb_*.png"),
         (booster_train, "im*.png"),
         (cleargrasp_real, "*-rgb-img.jpg"),
         (cleargrasp_synthetic, "*-rgb.jpg"),
@@ -117,14 +125,7 @@ def test_predictions_are_found_in_the_folders_that_predict_writes(
     assert not files.predict_files(_FiveMetres(), images, predicted)
     common = os.path.commonpath([image.parent for image in images])
     for index, sample in enumerate(samples):
-        frame = samples.frame(index)
-        if frame is None:  # NYU's ids are the last two parts of the path.
-            (image,) = (
-                each for each in images if "_".join(each.parts[-2:]) == f"{sample['id']}.png"
-            )
-        else:
-            image = Path(frame.image)
-        image = image.relative_to(common)
+        image = Path(samples.frame(index).image).relative_to(common)
         assert (predicted / image).with_suffix(".npy").exists()
         save(predicted, str(image.with_suffix("")), sample["depth"])
     result = score(predicted, config, unaligned(protocol), tmp_path / "out")
