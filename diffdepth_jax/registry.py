@@ -71,6 +71,15 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# Patterns none of which may occur, for families whose names are a part of another's.
+ABSENT: dict[str, dict[str, tuple[str, ...]]] = {
+    "network": {},
+    "encoder": {
+        # Of DINOv2 and BEiT, and of the hybrid.
+        "vit": (r"blocks\.0\.(ls1\.gamma|gamma_1)", r"patch_embed\.backbone\..+"),
+    },
+}
+
 
 def names(kind: str) -> tuple[str, ...]:
     """The registered names of a kind ("network", "encoder", "source", "objective")."""
@@ -94,8 +103,12 @@ def module(kind: str, name: str) -> ModuleType:
 def matching(kind: str, keys: Iterable[str]) -> tuple[str, ...]:
     """The names of a kind ("network", "encoder") whose signature a state dict's keys carry."""
     keys = tuple(keys)
+
+    def occurs(pattern: str) -> bool:
+        return any(re.fullmatch(pattern, key) for key in keys)
+
     return tuple(
         name
         for name, patterns in SIGNATURES[kind].items()
-        if all(any(re.fullmatch(pattern, key) for key in keys) for pattern in patterns)
+        if all(map(occurs, patterns)) and not any(map(occurs, ABSENT[kind].get(name, ())))
     )

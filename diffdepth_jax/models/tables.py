@@ -5,11 +5,18 @@ modules, without the collection. Both may carry groups: `conv_rules(r"layer(\\d)
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffdepth_jax.weights.rules import Rule, Rules, Skip, conv, linear
+from diffdepth_jax.weights.rules import Rule, Rules, Skip, Transform, conv, linear
+
+# A class token [1, 1, c] to [c], and position embeddings [1, n, c] to [n, c].
+class_token = Transform(
+    lambda token: token.reshape(token.shape[-1:]), lambda token: token[None, None]
+)
+positions = Transform(lambda table: table.reshape(table.shape[-2:]), lambda table: table[None])
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,29 @@ def side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int = 0) -> int
     if axis >= len(shapes[name]):
         raise ValueError(f"{name!r} of shape {shapes[name]} should have more than {axis} axes")
     return shapes[name][axis]
+
+
+def width(shapes: Mapping[str, tuple[int, ...]], pattern: str, axis: int = 0) -> int | None:
+    """The most common length of an axis among the entries that match; None if there are none.
+
+    A single entry of a wrong shape is thus found out later, as just that, when the weights are
+    converted.
+    """
+    lengths = Counter(
+        shape[axis]
+        for name, shape in shapes.items()
+        if len(shape) > axis and re.fullmatch(pattern, name)
+    )
+    return lengths.most_common(1)[0][0] if lengths else None
+
+
+def below(shapes: Mapping[str, tuple[int, ...]], root: str) -> dict[str, tuple[int, ...]]:
+    """The entries whose names begin with `root`, without it."""
+    return {
+        name.removeprefix(root): tuple(shape)
+        for name, shape in shapes.items()
+        if name.startswith(root)
+    }
 
 
 def _kernel_rules(key: str, path: str, transform) -> tuple[Rule, ...]:

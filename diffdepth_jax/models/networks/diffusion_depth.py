@@ -5,9 +5,7 @@ DDIM; a small decoder turns the latent into depth in metres. All of the networks
 (github.com/duanyiqun/DiffusionDepth) are configurations of this one: see `VARIANTS`.
 """
 
-import re
 import reprlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -30,6 +28,7 @@ from diffdepth_jax.models.networks.network import (
     Variants,
     encoder_variant,
 )
+from diffdepth_jax.models.tables import below, width
 from diffdepth_jax.ops.conv import Gradient
 from diffdepth_jax.ops.diffusion import (
     BetaSchedule,
@@ -332,19 +331,19 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     on, so that a single entry of a wrong shape is found out later, as just that, when the weights
     are converted. Weights tell neither the schedule nor the number of steps: the release's.
     """
-    backbone = _below(shapes, "depth_backbone.")
-    head = _below(shapes, "depth_head.")
+    backbone = below(shapes, "depth_backbone.")
+    head = below(shapes, "depth_head.")
     encoder = None
     for name in registry.matching("encoder", backbone):
         encoder = encoder or registry.module("encoder", name).infer(backbone)
     factor = _codec_factor(head)
-    features = _width(head, r"conv_(lateral|up)\.\d\.1\.\w+")
-    latent_channels = _width(head, r"model\.pred\.[34]\.\w+")
-    hidden_features = _width(head, r"model\.(noise_embedding|pred)\.[01]\.\w+")
-    time_table = _width(head, r"model\.time_embedding\.weight")
+    features = width(head, r"conv_(lateral|up)\.\d\.1\.\w+")
+    latent_channels = width(head, r"model\.pred\.[34]\.\w+")
+    hidden_features = width(head, r"model\.(noise_embedding|pred)\.[01]\.\w+")
+    time_table = width(head, r"model\.time_embedding\.weight")
     if None in (encoder, factor, features, latent_channels, hidden_features, time_table):
         return None
-    hahi_features = _width(head, r"hahineck\.(trans_proj|conv_proj)\.\d\.bn\.\w+")
+    hahi_features = width(head, r"hahineck\.(trans_proj|conv_proj)\.\d\.bn\.\w+")
     neck = NeckConfig(features)
     if hahi_features is not None:
         neck = NeckConfig(features, hahi=True, hahi_features=hahi_features)
@@ -412,17 +411,3 @@ def _codec_factor(head: Mapping[str, tuple[int, ...]]) -> int | None:
         if f"depth_transform.conv_inv_transform.{place}" in head
     ]
     return found[0] if len(found) == 1 else None
-
-
-def _width(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int | None:
-    """The most common length of the first axis among the entries that match."""
-    lengths = Counter(
-        shape[0] for name, shape in shapes.items() if shape and re.fullmatch(pattern, name)
-    )
-    return lengths.most_common(1)[0][0] if lengths else None
-
-
-def _below(shapes: Mapping[str, tuple[int, ...]], root: str) -> dict[str, tuple[int, ...]]:
-    return {
-        name.removeprefix(root): tuple(s) for name, s in shapes.items() if name.startswith(root)
-    }
