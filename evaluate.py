@@ -51,7 +51,9 @@ OPTIONS = [
         "fill_zeros", None, "background: fill what was not predicted, as KITTI does."
     ),
     flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
-    flags.DEFINE_bool("flip_tta", None, "Average with the prediction of the mirrored image."),
+    flags.DEFINE_bool(
+        "flip_tta", None, "Average with the mirrored image's; if absent, as published."
+    ),
     flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
     flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),

@@ -21,7 +21,7 @@ flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; the checkpoi
 flags.DEFINE_integer("seed", 0, "Of the initial noise.")
 flags.DEFINE_integer("batch_size", 1, "Images of equal size that are predicted at once.")
 flags.DEFINE_bool("skip_existing", False, "Leave out images whose results are there.")
-flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrored image.")
+flags.DEFINE_bool("flip_tta", None, "Average with the mirrored image's; if absent, as published.")
 flags.mark_flags_as_required(["checkpoint", "input", "output"])
 
 

@@ -31,7 +31,7 @@ class InputSpec:
 
     The sizes are those of Depth Anything and MiDaS (`Resize` in their transforms): each side of the
     image is scaled towards the target and rounded to a multiple, so that the aspect ratio is kept
-    but for rounding.
+    but for rounding. Padding and flip are those of ZoeDepth (`DepthModel.infer`).
 
     Attributes:
         size: the target (height, width) in pixels; None for the image's own.
@@ -44,6 +44,11 @@ class InputSpec:
         mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
         output_interpolation, output_align_corners: the same for the way of the network's result
             back to the image's size.
+        padding: how far the image is first continued beyond its borders, by its mirror image
+            without the edge pixel: by int(padding * sqrt(side / 2)) pixels at both ends of an axis.
+            What the network says of them is cut off again.
+        flip_tta: whether the published prediction is the mean of that of the image and that of the
+            mirrored image.
     """
 
     size: tuple[int, int] | None = None
@@ -56,6 +61,8 @@ class InputSpec:
     std: tuple[float, float, float] = IMAGENET_STD
     output_interpolation: Literal["bicubic", "bilinear"] = "bilinear"
     output_align_corners: bool = False
+    padding: float = 0.0
+    flip_tta: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and min(self.size) < 1:
@@ -64,9 +71,22 @@ class InputSpec:
             raise ValueError(f"multiple is {self.multiple}; it must be at least 1")
         if not min(self.std) > 0:
             raise ValueError(f"std is {self.std}; it must be positive")
+        if not self.padding >= 0:
+            raise ValueError(f"padding is {self.padding}; it must not be negative")
+
+    def margins(self, height: int, width: int) -> tuple[int, int]:
+        """Rows above and below, and columns left and right, that an image is padded by."""
+        rows, columns = (int(math.sqrt(side / 2) * self.padding) for side in (height, width))
+        return rows, columns
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a padded image."""
+        rows, columns = self.margins(height, width)
+        return height + 2 * rows, width + 2 * columns
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of this size is resized to for the network."""
+        """Height and width that an image of this size is, once padded, resized to."""
+        height, width = self.padded_size(height, width)
         targets = self.size or (height, width)
         scales = [target / side for target, side in zip(targets, (height, width), strict=True)]
         if self.keep_aspect:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import flipping, preprocessing, recalibration
 from diffdepth_jax.inference.preprocessing import ImageLike, read_image
-from diffdepth_jax.models.networks.network import Denoises, NetworkConfig, Output
+from diffdepth_jax.models.networks.network import Denoises, JudgesBatch, NetworkConfig, Output
 from diffdepth_jax.ops import random
 from diffdepth_jax.typing import FlipAverage, InputSpec
 
@@ -62,7 +62,7 @@ class DepthModel:
         noise: Any = None,
         seed: int = 0,
         num_inference_steps: int | None = None,
-        flip_tta: bool = False,
+        flip_tta: bool | None = None,
         *,
         flip_average: FlipAverage = "depth",
         batch_size: int = 1,
@@ -81,9 +81,10 @@ class DepthModel:
             num_inference_steps: denoising steps; the checkpoint's own number when None. The decoder
               uses the batch statistics of that number; without any a warning is given.
             flip_tta: average the prediction, clipped as below, with that of the mirrored image,
-              from the same noise.
+              from the same noise; as the network's `input_spec` says when None.
             flip_average: how, see `flipping.average`.
-            batch_size: at most this many images of equal size are predicted in one call.
+            batch_size: at most this many images of equal size are predicted in one call; a network
+              that judges a batch as a whole is given single images all the same.
 
         Returns:
             float32 `[h, w]` for one image; a list of them for a list; `[b, h, w]` for one array. In
@@ -100,6 +101,10 @@ class DepthModel:
             known = " or ".join(typing.get_args(FlipAverage))
             raise ConfigError(f"flip_average is {flip_average!r}; it must be {known}")
         _check_seed(seed)
+        if flip_tta is None:
+            flip_tta = self.input_spec.flip_tta
+        if isinstance(self.model, JudgesBatch):
+            batch_size = 1
         options = _Options(noise is not None, seed, num_inference_steps, flip_tta, flip_average)
         variables = self.variables_at(num_inference_steps)
         stacked = isinstance(image_or_images, np.ndarray) and image_or_images.ndim == 4

@@ -36,17 +36,23 @@ def read_image(source: ImageLike) -> np.ndarray:
 
 
 def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Resizes and normalises uint8 RGB [h, w, 3] to float32 [h2, w2, 3] as a network is fed it."""
+    """Pads, resizes and normalises uint8 RGB [h, w, 3] to float32 [h2, w2, 3] for a network."""
+    rows, columns = spec.margins(*image.shape[:2])
     size = spec.input_size(*image.shape[:2])
+    if rows or columns:
+        image = np.pad(image, ((rows, rows), (columns, columns), (0, 0)), mode="reflect")
     if size != image.shape[:2]:
         image = resampling.resize(image, size, spec.interpolation, align_corners=spec.align_corners)
     return spec.normalise(image)
 
 
 def to_image_size(prediction: np.ndarray, size: tuple[int, int], spec: InputSpec) -> np.ndarray:
-    """Resizes a network's result [h2, w2] to its image's size, float32 [h, w]."""
-    if prediction.shape != size:
+    """Resizes a network's result [h2, w2] to its image's size, float32 [h, w]; undoes padding."""
+    (height, width), (rows, columns) = size, spec.margins(*size)
+    padded = spec.padded_size(*size)
+    if prediction.shape != padded:
         prediction = resampling.resize(
-            prediction, size, spec.output_interpolation, align_corners=spec.output_align_corners
+            prediction, padded, spec.output_interpolation, align_corners=spec.output_align_corners
         )
+    prediction = prediction[rows : rows + height, columns : columns + width]
     return np.asarray(prediction, np.float32)

@@ -1,13 +1,17 @@
 """What networks are fed and the way back, against recordings of the published transforms."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffdepth_jax.data import resampling
-from diffdepth_jax.inference import preprocessing
+from diffdepth_jax.inference import DepthModel, preprocessing
+from diffdepth_jax.models.networks.network import NetworkConfig
 from diffdepth_jax.typing import InputSpec
 
 RECORDED = Path(__file__).resolve().parents[1] / "golden" / "preprocessing.npz"
@@ -22,6 +26,20 @@ SPECS = {
     "swin2_384": InputSpec((384, 384), keep_aspect=False, multiple=32, mean=HALF, std=HALF),
     "swin2_256": InputSpec((256, 256), keep_aspect=False, multiple=32, mean=HALF, std=HALF),
     "levit_224": InputSpec((224, 224), keep_aspect=False, multiple=32, mean=HALF, std=HALF),
+}
+ZOEDEPTH = InputSpec(
+    multiple=32,
+    interpolation="bilinear",
+    align_corners=True,
+    mean=HALF,
+    std=HALF,
+    output_interpolation="bicubic",
+    padding=3.0,
+    flip_tta=True,
+)
+SPECS |= {
+    "zoe_n": dataclasses.replace(ZOEDEPTH, size=(384, 512)),
+    "zoe_k": dataclasses.replace(ZOEDEPTH, size=(384, 768)),
 }
 IMAGES = {(97, 143): 1001, (375, 1242): 1002, (480, 640): 1003}
 
@@ -57,9 +75,64 @@ def test_published_transforms_are_reproduced(recorded, family, size):
     assert fed.shape == (*facts["shape"][1:], 3) and fed.dtype == np.float32
     assert fed.mean() == pytest.approx(facts["mean"], abs=1e-5)
     assert fed.std() == pytest.approx(facts["std"], abs=1e-5)
+    fed = fed.transpose(2, 0, 1)
+    if family in ("zoe_n", "zoe_k"):
+        down, right = facts["stride"]
+        np.testing.assert_allclose(fed[:, ::down, ::right], recorded[name], atol=1e-4)
+        return
     top, left = facts["crop_at"]
-    window = fed[top : top + 8, left : left + 8].transpose(2, 0, 1)
+    window = fed[:, top : top + 8, left : left + 8]
     np.testing.assert_allclose(window, recorded[f"{name}_crop"], atol=1e-4)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recorded(NetworkConfig):
+    """Of the network that `zoe_*_out` were recorded with."""
+
+    name: str = "recorded"
+    family: str = "zoe_n"
+    output = "metric_depth"
+
+    @property
+    def input_spec(self):
+        return SPECS[self.family]
+
+
+class Network(nn.Module):
+    def __call__(self, image):
+        ramp = 0.3 * jnp.linspace(0, 1, image.shape[2])
+        return image.mean(-1, keepdims=True) + 2 + ramp[None, None, :, None]
+
+
+@pytest.mark.parametrize("size", IMAGES)
+@pytest.mark.parametrize("family", ["zoe_n", "zoe_k"])
+def test_a_prediction_with_padding_and_flip_is_reproduced(recorded, family, size):
+    name = f"{family}_{size[0]}x{size[1]}"
+    facts = json.loads(str(recorded["meta"]))["images"][name]
+    model = DepthModel(Network(), {}, Recorded(family=family))
+    image = picture(*size, IMAGES[size])
+    depth = model.predict(image)
+    assert depth.shape == size and depth.dtype == np.float32
+    down, right = facts["out_stride"]
+    np.testing.assert_allclose(depth[::down, ::right], recorded[f"{name}_out"], atol=1e-4)
+    assert depth.mean() == pytest.approx(facts["out_mean"], abs=1e-5)
+    assert depth.std() == pytest.approx(facts["out_std"], abs=1e-5)
+    assert abs(model.predict(image, flip_tta=False) - depth).max() > 1e-2
+
+
+def test_padding_mirrors_without_the_edge_and_is_cut_off_again():
+    spec = InputSpec(padding=2.0, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+    image = np.arange(8 * 18 * 3, dtype=np.uint8).reshape(8, 18, 3)
+    assert spec.margins(8, 18) == (4, 6) and spec.padded_size(8, 18) == (16, 30)
+    fed = preprocessing.to_input(image, spec)
+    np.testing.assert_array_equal(fed[4:-4, 6:-6], image)
+    np.testing.assert_array_equal(fed[:4, 6:-6], image[4:0:-1])
+    np.testing.assert_array_equal(fed[4:-4, -6:], image[:, -2:-8:-1])
+    np.testing.assert_array_equal(
+        preprocessing.to_image_size(fed[..., 0], (8, 18), spec), image[..., 0]
+    )
+    one = preprocessing.to_input(image[:1, :1], spec)
+    assert one.shape == (3, 3, 3) and (one == image[0, 0]).all()
 
 
 @pytest.mark.parametrize(
@@ -87,7 +160,9 @@ def test_an_image_of_the_right_size_is_only_normalised():
     assert InputSpec(multiple=14).input_size(5, 30) == (14, 28)
 
 
-@pytest.mark.parametrize("field", [{"size": (0, 4)}, {"multiple": 0}, {"std": (0.0, 1.0, 1.0)}])
+@pytest.mark.parametrize(
+    "field", [{"size": (0, 4)}, {"multiple": 0}, {"std": (0.0, 1.0, 1.0)}, {"padding": -1.0}]
+)
 def test_a_rule_that_cannot_be_is_refused(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         InputSpec(**field)

@@ -16,6 +16,7 @@ from diffdepth_jax.evaluation.report import page
 from diffdepth_jax.evaluation.run import baseline
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.dataset import Shard, score_dataset
+from diffdepth_jax.typing import InputSpec
 
 _PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a model's output
 
@@ -24,6 +25,7 @@ class Model(typing.Protocol):
     """What is asked of a model: `inference.DepthModel` has it."""
 
     output: str
+    input_spec: InputSpec
 
     def predict(self, images: list[np.ndarray], **options: Any) -> list[np.ndarray]: ...
 
@@ -87,7 +89,8 @@ def settings(
     predicts = config.predicts or _PREDICTS[model.output]
     protocols = tuple(each.with_options(predicts=predicts) for each in config.build_all())
     steps = config.num_inference_steps
-    predicting = {"flip_tta": config.flip_tta, "num_inference_steps": steps}
+    flip_tta = model.input_spec.flip_tta if config.flip_tta is None else config.flip_tta
+    predicting = {"flip_tta": flip_tta, "num_inference_steps": steps}
     stated = predicting | {"recalibrated": model.is_recalibrated(steps)}
     if config.flip_average != "depth":
         stated["flip_average"] = config.flip_average

@@ -19,7 +19,8 @@ class EvaluationConfig:
       resize_input, crop, crop_reference, min_depth, max_depth, clip_min, clip_max, predicts,
         alignment, fit_pixels, disparity_floor, metric_set: as in `protocols.Protocol`;
         max_depth=inf lifts a cap.
-      flip_tta: average each prediction with the one of the mirrored image.
+      flip_tta: average each prediction with the one of the mirrored image; as the network's
+        publication does when None.
       flip_average: of their `depth`, or of their `inverse_depth` with ramps at the borders, which
         is md4all's `_pp`; see `DepthModel.predict`.
       batch_size: images that are predicted at once; the results do not depend on it.
@@ -41,7 +42,7 @@ class EvaluationConfig:
     fit_pixels: str | None = None
     disparity_floor: float | None = None
     metric_set: str | None = None
-    flip_tta: bool = False
+    flip_tta: bool | None = None
     flip_average: str = "depth"
     batch_size: int = 1
     num_inference_steps: int | None = None

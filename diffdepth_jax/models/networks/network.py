@@ -6,6 +6,7 @@ networks can do is a class that their module or their config inherits from, and 
 
     Denoises      module   turns noise into a latent under a condition, in steps
     Recalibrates  module   its decoder's statistics belong to a number of denoising steps
+    JudgesBatch   module   an image's result depends on the others of its batch
     HasEncoder    config   has an encoder that pretrained weights can fill
     Published     config   has the names of a publication: its weights can be exported
 """
@@ -169,6 +170,11 @@ class Denoises:
 class Recalibrates(Denoises):
     """Capability of a module: the BatchNorm layers in `decode_latent` have running statistics that
     belong to one number of denoising steps (see `inference.recalibration`)."""
+
+
+class JudgesBatch:
+    """Capability of a module: it decides something for the batch as a whole, so that an image's
+    result depends on the others of its batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

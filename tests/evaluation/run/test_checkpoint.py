@@ -18,6 +18,7 @@ from diffdepth_jax.evaluation.run import checkpoint
 from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.source_predictions import score_source_predictions
+from diffdepth_jax.typing import InputSpec
 
 RELEASE = EvaluationConfig(protocol="release")
 
@@ -75,6 +76,7 @@ class Model:
     """As far as evaluation knows a `DepthModel`: 2 m more than the red channel says."""
 
     output = "metric_depth"
+    input_spec = InputSpec()
 
     def __init__(self, weights="1"):
         self.calls = []
@@ -134,6 +136,17 @@ def test_options_of_the_prediction_reach_the_model_and_the_result(data, tmp_path
     assert model.calls[0][1] == expected | {"batch_size": 2}
     stated = expected | {"recalibrated": True, "dataset": "random"}
     assert {name: result["options"][name] for name in stated} == stated
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_the_mirrored_image_counts_where_the_publication_says_so(data, tmp_path, published):
+    model = Model()
+    model.input_spec = InputSpec(flip_tta=published)
+    for name, chosen in (("by default", None), ("on", True), ("off", False)):
+        config = dataclasses.replace(RELEASE, flip_tta=chosen)
+        result = checkpoint.score_model(model, data, config, tmp_path / name)["release"]
+        expected = published if chosen is None else chosen
+        assert model.calls[-1][1]["flip_tta"] is result["options"]["flip_tta"] is expected
 
 
 def test_results_do_not_depend_on_the_batches(data, tmp_path):
