@@ -15,7 +15,7 @@ MODULES: dict[str, dict[str, str]] = {
     "network": {
         "diffusion_depth": "diffdepth_jax.models.networks.diffusion_depth",
         "regression": "diffdepth_jax.models.networks.regression",
-        # "depth_anything": "diffdepth_jax.models.networks.depth_anything",
+        "depth_anything": "diffdepth_jax.models.networks.depth_anything",
         # "dpt": "diffdepth_jax.models.networks.dpt",
         # "midas": "diffdepth_jax.models.networks.midas",
         # "zoedepth": "diffdepth_jax.models.networks.zoedepth",
@@ -26,7 +26,7 @@ MODULES: dict[str, dict[str, str]] = {
         "swin": "diffdepth_jax.models.encoders.swin",
         "mpvit": "diffdepth_jax.models.encoders.mpvit",
         "torchvision_resnet": "diffdepth_jax.models.encoders.torchvision_resnet",
-        # "dinov2": "diffdepth_jax.models.encoders.dinov2",
+        "dinov2": "diffdepth_jax.models.encoders.dinov2",
         # "vit": "diffdepth_jax.models.encoders.vit",
         # "hybrid_vit": "diffdepth_jax.models.encoders.hybrid_vit",
         # "beit": "diffdepth_jax.models.encoders.beit",
@@ -62,12 +62,17 @@ MODULES: dict[str, dict[str, str]] = {
 SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     "network": {
         "diffusion_depth": (r"depth_backbone\..+", r"depth_head\.model\.time_embedding\.weight"),
+        "depth_anything": (
+            r"pretrained\.blocks\.0\.ls1\.gamma|backbone\.encoder\.layer\.0\.layer_scale1\.lambda1",
+            r"depth_head\.scratch\.output_conv1\.weight|head\.conv1\.weight",
+        ),
     },
     "encoder": {
         "resnet": (r"layers\.0\.0\.downsample\.weight",),
         "swin": (r"stages\.0\.blocks\.0\.attn\.w_msa\.relative_position_bias_table",),
         "mpvit": (r"patch_embed_stages\.0\.patch_embeds\.0\.patch_conv\.dwconv\.weight",),
         "torchvision_resnet": (r"conv1\.weight", r"layer1\.0\.conv1\.weight"),
+        "dinov2": (r"blocks\.0\.ls1\.gamma", r"patch_embed\.proj\.weight"),
     },
 }
 

@@ -178,6 +178,23 @@ class Mlp(nn.Module):
         return TransformerLinear(inputs.shape[-1], dtype=self.dtype, name="fc2")(hidden)
 
 
+class SwiGLU(nn.Module):
+    """A transformer's feed-forward part with a gate (Shazeer 2020, arXiv:2002.05202, eq. 6).
+
+    The first dense layer has the gate's channels first and then those that it scales.
+    """
+
+    hidden_features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        both = TransformerLinear(2 * self.hidden_features, dtype=self.dtype, name="fc1")(inputs)
+        gate, hidden = jnp.split(both, 2, -1)
+        hidden = jax.nn.silu(gate) * hidden
+        return TransformerLinear(inputs.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+
+
 class BatchNorm(nn.Module):
     """Normalisation over all axes but the last as `torch.nn.BatchNorm2d`.
 

@@ -12,6 +12,7 @@ from diffdepth_jax.models.layers import (
     DropPath,
     LayerNorm,
     Mlp,
+    SwiGLU,
     TransformerLinear,
     transformer_init,
 )
@@ -64,6 +65,7 @@ class Block(nn.Module):
     Attributes:
         num_heads, key_bias: see `Attention`.
         hidden_features: of the feed-forward part.
+        gated: whether that is a `layers.SwiGLU`, not an `Mlp`.
         layer_scale: the initial factor of each branch's channels (Touvron et al. 2021,
             arXiv:2103.17239, section 2); without one, branches have no factors.
         eps: of the layer norms.
@@ -75,6 +77,7 @@ class Block(nn.Module):
     layer_scale: float | None = None
     eps: float = 1e-6
     key_bias: bool = True
+    gated: bool = False
     drop_path_rate: float = 0.0
     dtype: Any = jnp.float32
 
@@ -86,7 +89,8 @@ class Block(nn.Module):
         position_bias: Float[Array, "heads n n"] | None = None,
     ) -> Float[Array, "b n c"]:
         attention = Attention(self.num_heads, self.key_bias, self.dtype, name="attention")
-        mlp = Mlp(self.hidden_features, self.dtype, name="mlp")
+        feed_forward = SwiGLU if self.gated else Mlp
+        mlp = feed_forward(self.hidden_features, self.dtype, name="mlp")
         branch = attention(LayerNorm(self.eps, name="norm1")(tokens), position_bias)
         tokens += self._branch(branch, "scale1", train)
         branch = mlp(LayerNorm(self.eps, name="norm2")(tokens))

@@ -4,8 +4,6 @@ Both resamplings are linear and separable, so each axis is one small matrix, mad
 at trace time: the gradient is a matrix product too, where a gather would give a scatter.
 """
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -45,13 +43,13 @@ def resize_bicubic(
             PyTorch's do for `scale_factor=`; otherwise from the sizes.
 
     Returns:
-        [b, height, width, c]; `features` itself where the size is its own.
+        [b, height, width, c]; `features` itself where the size is its own and no scales are given.
     """
-    for axis, (output, scale) in enumerate(zip(size, scales or (None, None), strict=True), 1):
-        one = [features.shape[1], features.shape[2]]
-        one[axis - 1] = output
-        matrix = functools.partial(_bicubic_matrix, scale=scale)
-        features = _resample(features, (one[0], one[1]), matrix)
+    if scales is None:
+        return _resample(features, size, _bicubic_matrix)
+    # A factor near 1 moves the samples even where the size stays.
+    for axis, output, scale in zip((1, 2), size, scales, strict=True):
+        features = _along(features, axis, _bicubic_matrix(features.shape[axis], output, scale))
     return features
 
 
@@ -81,11 +79,15 @@ def pad_to_multiple(image: Float[Array, "b h w c"], multiple: int) -> Array:
 def _resample(features: Array, size: tuple[int, int], matrix) -> Array:
     for axis, output in zip((1, 2), size, strict=True):
         if features.shape[axis] != output:
-            weights = jnp.asarray(matrix(features.shape[axis], output), features.dtype)
-            # On accelerators a product at default precision would keep 8 to 11 bits.
-            subscripts = "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc"
-            features = jnp.einsum(subscripts, weights, features, precision=lax.Precision.HIGHEST)
+            features = _along(features, axis, matrix(features.shape[axis], output))
     return features
+
+
+def _along(features: Array, axis: int, matrix: np.ndarray) -> Array:
+    weights = jnp.asarray(matrix, features.dtype)
+    # On accelerators a product at default precision would keep 8 to 11 bits.
+    subscripts = "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc"
+    return jnp.einsum(subscripts, weights, features, precision=lax.Precision.HIGHEST)
 
 
 def _bilinear_matrix(length: int, output: int) -> np.ndarray:
@@ -99,7 +101,7 @@ def _half_pixel_bilinear_matrix(length: int, output: int) -> np.ndarray:
     return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(length)[None, :]))
 
 
-def _bicubic_matrix(length: int, output: int, scale: float | None) -> np.ndarray:
+def _bicubic_matrix(length: int, output: int, scale: float | None = None) -> np.ndarray:
     """Keys' kernel with a = -0.75; samples beyond the border are those at it."""
     position = (np.arange(output) + 0.5) / (scale or output / length) - 0.5
     low = np.floor(position).astype(int)

@@ -28,6 +28,7 @@ from diffdepth_jax.weights.text import shown
 _SHOWN_PER_KIND = 8
 _SHOWN_CHARACTERS = 400  # of a fault
 _GROUP = r"\(([^()?][^()]*)\)"  # in a pattern: one without further parentheses
+_ALTERNATIVES = r"\(\?:([^()|]*)\|[^()]*\)"
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Row, .
     def rerooted(entry: Row) -> Row:
         if isinstance(entry, Fresh):
             return replace(entry, pattern=below(entry.pattern))
-        alternatives = "|" in re.sub(_GROUP, "", entry.pattern)
+        alternatives = "|" in re.sub(r"\([^()]*\)", "", entry.pattern)
         inner = f"(?:{entry.pattern})" if alternatives else entry.pattern
         entry = replace(entry, pattern=re.escape(key_prefix) + inner)
         return replace(entry, path=below(entry.path)) if hasattr(entry, "path") else entry
@@ -256,7 +257,8 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
     """The PyTorch keys under which a table writes these leaves: the table read backwards.
 
     That is possible where patterns consist of literal text and of groups without further
-    parentheses which all occur in the path.
+    parentheses which all occur in the path. Of alternatives, `(?:one|another)`, the first is
+    written.
 
     Args:
         variables: nested mapping of collections; the leaves' values are not looked at.
@@ -293,8 +295,9 @@ def _literal(entry: Constant) -> str:
 
 def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
     """A pattern for paths and a template for names, of a row's pattern and path."""
-    groups = re.findall(_GROUP, entry.pattern)
-    text = re.sub(r"\\(\W)", r"\1", re.sub(_GROUP, "()", entry.pattern))
+    pattern = re.sub(_ALTERNATIVES, r"\1", entry.pattern)
+    groups = re.findall(_GROUP, pattern)
+    text = re.sub(r"\\(\W)", r"\1", re.sub(_GROUP, "()", pattern))
     parts = re.split(r"\\(\d+)", entry.path)  # literal, number of a group, literal, ...
     used = {int(number) for number in parts[1::2]}
     if "(?" in text or "\\" in text or used != set(range(1, len(groups) + 1)):

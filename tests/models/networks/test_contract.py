@@ -41,6 +41,14 @@ SMALL = {
         "diffusion": {"num_inference_steps": 2},
     },
     "regression": {**DIFFUSION, "hidden_features": 8},
+    "depth_anything": {
+        "encoder": {"name": "dinov2", "embed_dim": 8, "num_heads": 1, "hidden_features": 16}
+        | {"depth": 8, "taps": (1, 3, 5, 7), "grid": 3},
+        "project_features": (4, 6, 8, 10),
+        "fused_features": 8,
+        "output_features": 4,
+        "max_depth": 20.0,
+    },
 }
 SEEDS: dict[str, int] = {}
 every_network = pytest.mark.parametrize("name", registry.names("network"))

@@ -1,0 +1,323 @@
+"""DINOv2's vision transformer (Oquab et al. 2023, arXiv:2304.07193), the encoder of Depth Anything.
+
+All of its maps have one stride, that of a patch. They are taken after some of the blocks, the
+*taps*, and go through the norm that follows the last block. Position embeddings belong to the grid
+of the pretraining's images, 37 x 37 patches; for any other they are resized (bicubic). Meta's code,
+and Depth Anything's, asks for that by a factor of (patches + 0.1) / 37 and so moves the samples by
+a trifle, Hugging Face's transformers by the size: `position_offset`.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffdepth_jax import registry
+from diffdepth_jax.models.layers import Conv, LayerNorm, transformer_init
+from diffdepth_jax.models.tables import (
+    Layout,
+    class_token,
+    conv_rules,
+    count,
+    linear_rules,
+    norm_rules,
+    positions,
+    side,
+    width,
+)
+from diffdepth_jax.models.transformer import Block, add_class_token, resize_positions
+from diffdepth_jax.ops.image import pad_to_multiple, resize_bicubic
+from diffdepth_jax.ops.remat import POLICIES, Remat
+from diffdepth_jax.typing import Features
+from diffdepth_jax.weights.rules import Constant, Rule, Rules
+
+META_OFFSET, TRANSFORMERS_OFFSET = 0.1, 0.0
+_EPS = 1e-6  # of the layer norms
+_HEAD_FEATURES = 64  # of every published one
+
+
+@dataclass(frozen=True)
+class Config:
+    """A DINOv2 encoder.
+
+    Attributes:
+        embed_dim: channels.
+        depth: blocks.
+        num_heads: attention heads.
+        taps: blocks, counted from 0, after which the maps are taken; the last block is one.
+        gated: whether the feed-forward part is a SwiGLU.
+        hidden_features: of the feed-forward part.
+        patch_size: side of a patch, in pixels.
+        grid: side of the grid of position embeddings, in patches.
+        position_offset: added to the number of patches in the factor by which that grid is resized.
+        drop_path_rate: of all blocks.
+        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
+    """
+
+    name: Literal["dinov2"] = "dinov2"
+    embed_dim: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    taps: tuple[int, ...] = (2, 5, 8, 11)
+    gated: bool = False
+    hidden_features: int = 1536
+    patch_size: int = 14
+    grid: int = 37
+    position_offset: float = META_OFFSET
+    drop_path_rate: float = 0.0
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        sizes = ("embed_dim", "depth", "num_heads", "hidden_features", "patch_size", "grid")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads"
+            )
+        rising = all(a < b for a, b in zip((-1, *self.taps), self.taps, strict=False))
+        if not self.taps or not rising or self.taps[-1] != self.depth - 1:
+            raise ValueError(
+                f"taps are {self.taps}; they must rise, from 0 at least, to the last of the "
+                f"{self.depth} blocks, {self.depth - 1}"
+            )
+        if not 0 <= self.position_offset < 1:
+            raise ValueError(f"position_offset is {self.position_offset}; it must be in [0, 1)")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1)")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.embed_dim,) * len(self.taps)
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        return (self.patch_size,) * len(self.taps)
+
+
+def spread_taps(depth: int) -> tuple[int, ...]:
+    """The blocks that Depth Anything V2 takes its four maps after, for so many blocks."""
+    if depth == 24:
+        return 4, 11, 17, 23
+    return tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+
+
+def last_taps(depth: int) -> tuple[int, ...]:
+    """Those of Depth Anything V1."""
+    return tuple(range(depth - 4, depth))
+
+
+def _variant(embed_dim: int, depth: int, **fields: Any) -> Config:
+    fields = {"hidden_features": 4 * embed_dim, **fields}
+    heads, taps = embed_dim // _HEAD_FEATURES, spread_taps(depth)
+    return Config(embed_dim=embed_dim, depth=depth, num_heads=heads, taps=taps, **fields)
+
+
+VARIANTS = {
+    "small": _variant(384, 12),
+    "base": _variant(768, 12),
+    "large": _variant(1024, 24),
+    "giant": _variant(1536, 40, gated=True, hidden_features=4096),
+}
+
+
+class Encoder(nn.Module):
+    """Image to normalised features, all at the stride of a patch (sizes rounded up).
+
+    An image whose sides are no multiples of the patch gets its last row and column repeated.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
+        """The maps of `with_class_tokens`."""
+        return self.with_class_tokens(image, train)[0]
+
+    @nn.compact
+    def with_class_tokens(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
+        """For each tap, the patch tokens as a map and the class token, normalised."""
+        config = self.config
+        tokens = Conv(
+            config.embed_dim,
+            config.patch_size,
+            config.patch_size,
+            padding=0,
+            dtype=self.dtype,
+            kernel_init=transformer_init,
+            bias_init=nn.initializers.zeros_init(),
+            name="patch_embed",
+        )(pad_to_multiple(jnp.asarray(image), config.patch_size))
+        batch, *size, channels = tokens.shape
+        # Tokens are summed up in float32; only branches are of lower precision.
+        tokens = tokens.reshape(batch, -1, channels).astype(jnp.float32)
+        tokens = add_class_token(self, tokens)
+        shape = (1 + config.grid**2, channels)
+        table = self.param("positions", transformer_init, shape)
+        tokens += _fitted(table, (size[0], size[1]), config)[None]
+
+        block_class = Block
+        if config.remat != "none":
+            policy = POLICIES[config.remat]
+            block_class = nn.remat(Block, policy=policy, static_argnums=(2,))  # train
+        norm = LayerNorm(_EPS, name="norm")
+        features, class_tokens = [], []
+        for block in range(config.depth):
+            tokens = block_class(
+                config.num_heads,
+                config.hidden_features,
+                layer_scale=1e-5,
+                eps=_EPS,
+                gated=config.gated,
+                drop_path_rate=config.drop_path_rate,
+                dtype=self.dtype,
+                name=f"block{block}",
+            )(tokens, train)
+            if block in config.taps:
+                normalised = norm(tokens)
+                class_tokens.append(normalised[:, 0])
+                features.append(normalised[:, 1:].reshape(batch, *size, channels))
+        return tuple(features), tuple(class_tokens)
+
+
+def _fitted(
+    table: Float[Array, "n c"], size: tuple[int, int], config: Config
+) -> Float[Array, "m c"]:
+    """The position embeddings of a grid of patches of this size."""
+    grid, offset = config.grid, config.position_offset
+    if size == (grid, grid):
+        return table
+    scales = tuple((length + offset) / grid for length in size)
+    return resize_positions(table, size, functools.partial(resize_bicubic, scales=scales))
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+_MASK = "of masked-image pretraining"
+
+
+def rules(config: Config) -> Rules:
+    """The table of Meta's names, which Depth Anything has below `pretrained.`."""
+    block, here = r"blocks\.(\d+)", r"block\1"
+    feed_forward = ("w12", "w3") if config.gated else ("fc1", "fc2")
+    return (
+        Rule("cls_token", "params/class_token", class_token),
+        Rule("pos_embed", "params/positions", positions),
+        Constant("mask_token", _MASK, _mask_token(config)),
+        *conv_rules(r"patch_embed\.proj", "patch_embed"),
+        *norm_rules(rf"{block}\.(norm\d)", rf"{here}/\2"),
+        *linear_rules(rf"{block}\.attn\.qkv", f"{here}/attention/qkv"),
+        *linear_rules(rf"{block}\.attn\.proj", f"{here}/attention/projection"),
+        Rule(rf"{block}\.ls(\d)\.gamma", rf"params/{here}/scale\2"),
+        *linear_rules(rf"{block}\.mlp\.{feed_forward[0]}", f"{here}/mlp/fc1"),
+        *linear_rules(rf"{block}\.mlp\.{feed_forward[1]}", f"{here}/mlp/fc2"),
+        *norm_rules("norm", "norm"),
+    )
+
+
+def transformers_rules(config: Config) -> Rules:
+    """The table of Hugging Face's names, as in files or as modules are called since version 5."""
+    block, here = r"encoder\.layer\.(\d+)", r"block\1"
+    feed_forward = ("weights_in", "weights_out") if config.gated else ("fc1", "fc2")
+    attention = rf"{block}\.attention"
+    rows: list[Rule] = []
+    for index, name in enumerate(("query", "key", "value")):
+        names = rf"{attention}\.(?:attention\.{name}|{name[0]}_proj)"
+        for row in linear_rules(names, f"{here}/attention/qkv"):
+            rows.append(replace(row, part=(index, 3)))
+    return (
+        Rule(r"embeddings\.cls_token", "params/class_token", class_token),
+        Rule(r"embeddings\.position_embeddings", "params/positions", positions),
+        Constant(r"embeddings\.mask_token", _MASK, _mask_token(config)),
+        *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
+        *norm_rules(rf"{block}\.(norm\d)", rf"{here}/\2"),
+        *rows,
+        *linear_rules(rf"{attention}\.(?:output\.dense|o_proj)", f"{here}/attention/projection"),
+        Rule(rf"{block}\.layer_scale(\d)\.lambda1", rf"params/{here}/scale\2"),
+        *linear_rules(rf"{block}\.mlp\.{feed_forward[0]}", f"{here}/mlp/fc1"),
+        *linear_rules(rf"{block}\.mlp\.{feed_forward[1]}", f"{here}/mlp/fc2"),
+        *norm_rules("layernorm", "norm"),
+    )
+
+
+def _mask_token(config: Config):
+    return lambda: np.zeros((1, config.embed_dim), np.float32)
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights with these names and shapes; None if they are not of this family.
+
+    Of the taps they tell nothing: those of Depth Anything V2. Heads have 64 channels.
+
+    Raises:
+        ValueError: if they are, but an entry that tells the architecture is missing.
+    """
+    if "dinov2" not in registry.matching("encoder", shapes):
+        return None
+    gated = "blocks.0.mlp.w12.weight" in shapes
+    return _inferred(
+        shapes,
+        "patch_embed.proj.weight",
+        "pos_embed",
+        block=r"blocks\.(\d+)\.",
+        last=r"mlp\.w3\.weight" if gated else r"mlp\.fc2\.weight",
+        gated=gated,
+    )
+
+
+def infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """As `infer`, of Hugging Face's names; the arithmetic is transformers' too."""
+    if "encoder.layer.0.layer_scale1.lambda1" not in shapes:
+        return None
+    gated = "encoder.layer.0.mlp.weights_in.weight" in shapes
+    found = _inferred(
+        shapes,
+        "embeddings.patch_embeddings.projection.weight",
+        "embeddings.position_embeddings",
+        block=r"encoder\.layer\.(\d+)\.",
+        last=r"mlp\.weights_out\.weight" if gated else r"mlp\.fc2\.weight",
+        gated=gated,
+    )
+    return replace(found, position_offset=TRANSFORMERS_OFFSET)
+
+
+def _inferred(
+    shapes: Mapping[str, tuple[int, ...]],
+    patches: str,
+    positions: str,
+    *,
+    block: str,
+    last: str,
+    gated: bool,
+) -> Config:
+    """The config; `last` is the last dense layer of a block's feed-forward part."""
+    embed_dim = width(shapes, rf"{block}norm\d\.\w+")
+    hidden_features = width(shapes, rf"{block}{last}", 1)
+    if embed_dim is None or hidden_features is None:
+        raise ValueError(f"the weights of the blocks lack norms or {last!r}")
+    depth = count(shapes, block)
+    return Config(
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=max(1, embed_dim // _HEAD_FEATURES),
+        taps=spread_taps(depth),
+        gated=gated,
+        hidden_features=hidden_features,
+        patch_size=side(shapes, patches, 2),
+        grid=round((side(shapes, positions, 1) - 1) ** 0.5),
+    )
+
+
+_UNTOLD = ("num_heads", "taps", "position_offset", "drop_path_rate", "remat")
+LAYOUTS = {
+    "meta": Layout(infer, rules, _UNTOLD),
+    "transformers": Layout(infer_transformers, transformers_rules, _UNTOLD),
+}

@@ -1,0 +1,301 @@
+"""Depth Anything V1 and V2 (Yang et al. 2024, arXiv:2401.10891 and arXiv:2406.09414).
+
+DINOv2 under the head of DPT. The versions differ in the blocks whose maps the head gets, which V1
+takes from the end of the encoder, and in how results are resized to the image. V2 has metric models
+too: their last activation is a sigmoid, times the maximal depth. V1's metric models are ZoeDepth
+with this network as its core (`zoedepth`).
+
+Weights tell none of that: `version` and `max_depth` come from the name of the published file or
+from the caller.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.models.encoders import dinov2
+from diffdepth_jax.models.networks import dpt_head
+from diffdepth_jax.models.networks.dpt_head import Decoded, DPTHead, DPTHeadConfig
+from diffdepth_jax.models.networks.network import (
+    HasEncoder,
+    NetworkConfig,
+    Output,
+    Published,
+    TransformersLayout,
+    Variants,
+)
+from diffdepth_jax.models.tables import below, width
+from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.weights.rules import Rules, prefix
+
+OUTPUT = "relative_disparity"
+INPUT = InputSpec(
+    size=(518, 518),
+    keep_aspect=True,
+    bound="lower",
+    multiple=14,
+    interpolation="bicubic",
+    output_interpolation="bilinear",
+    output_align_corners=True,
+)
+_FORM = r"(_fp(16|32))?"  # of precision, in the names of copies
+FILES: Mapping[str, Mapping[str, Any]] = {
+    rf"depth_anything_vit[sbl]14{_FORM}": {"version": 1},
+    rf"depth_anything_v2_vit[sblg]{_FORM}": {"version": 2},
+    rf"depth_anything_v2_metric_hypersim_vit[sblg]{_FORM}": {"version": 2, "max_depth": 20.0},
+    rf"depth_anything_v2_metric_vkitti_vit[sblg]{_FORM}": {"version": 2, "max_depth": 80.0},
+}
+UNTOLD: Mapping[str, tuple[Any, ...]] = {"version": (1, 2)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(NetworkConfig, HasEncoder, Published):
+    """A Depth Anything network.
+
+    Attributes:
+        encoder: a `dinov2`; its taps and its `position_offset` follow from `version` and
+            `implementation`, whatever is given.
+        max_depth: metres, of a metric model of V2; None for a relative one.
+        version: 1 or 2.
+        implementation: whose: that of the authors, or transformers', which resizes position
+            embeddings, images and results in other ways.
+        project_features: channels of the maps that the head reassembles, fine to coarse.
+        fused_features: of the maps that it fuses.
+        output_features: hidden channels of its last two convolutions.
+    """
+
+    name: Literal["depth_anything"] = "depth_anything"
+    encoder: Any = field(
+        default_factory=lambda: dinov2.VARIANTS["small"], metadata={"kind": "encoder"}
+    )
+    version: Literal[1, 2] = 2
+    implementation: Literal["authors", "transformers"] = "authors"
+    project_features: tuple[int, int, int, int] = (48, 96, 192, 384)
+    fused_features: int = 64
+    output_features: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.encoder, dinov2.Config):
+            raise ValueError(f"encoder is {self.encoder.name!r}; it must be 'dinov2'")
+        if self.version == 1 and self.max_depth is not None:
+            raise ValueError(
+                f"max_depth is {self.max_depth}, but Depth Anything V1 is relative; its metric "
+                "models are of the network 'zoedepth', those of V2 have version 2"
+            )
+        if min(*self.project_features, self.fused_features // 2, self.output_features) < 1:
+            raise ValueError(
+                f"project_features {self.project_features} and output_features "
+                f"{self.output_features} must be positive, fused_features {self.fused_features} "
+                "at least 2"
+            )
+        if self.encoder.depth < 4:
+            raise ValueError(f"encoder.depth is {self.encoder.depth}; the head needs four maps")
+        taps = dinov2.last_taps if self.version == 1 else dinov2.spread_taps
+        authors = self.implementation == "authors"
+        encoder = replace(
+            self.encoder,
+            taps=taps(self.encoder.depth),
+            position_offset=dinov2.META_OFFSET if authors else dinov2.TRANSFORMERS_OFFSET,
+        )
+        object.__setattr__(self, "encoder", encoder)
+
+    @property
+    def head(self) -> DPTHeadConfig:
+        """Of the head."""
+        return DPTHeadConfig(
+            project_features=self.project_features,
+            level_features=(self.fused_features,) * 4,
+            output_features=self.output_features,
+            activation="relu" if self.max_depth is None else "sigmoid",
+        )
+
+    @property
+    def output(self) -> Output:
+        return "relative_disparity" if self.max_depth is None else "metric_depth"
+
+    @property
+    def input_spec(self) -> InputSpec:
+        patch = self.encoder.patch_size
+        return replace(INPUT, multiple=patch, output_align_corners=self.version == 2)
+
+
+def _variant(encoder: str, version: int, max_depth: float | None = None) -> Config:
+    heads = {
+        "small": ((48, 96, 192, 384), 64),
+        "base": ((96, 192, 384, 768), 128),
+        "large": ((256, 512, 1024, 1024), 256),
+        "giant": ((1536, 1536, 1536, 1536), 384),
+    }
+    project_features, fused_features = heads[encoder]
+    return Config(
+        encoder=dinov2.VARIANTS[encoder],
+        version=version,
+        max_depth=max_depth,
+        project_features=project_features,
+        fused_features=fused_features,
+    )
+
+
+VARIANTS = Variants(
+    {
+        "v1_small": lambda: _variant("small", 1),
+        "v1_base": lambda: _variant("base", 1),
+        "v1_large": lambda: _variant("large", 1),
+        "v2_small": lambda: _variant("small", 2),
+        "v2_base": lambda: _variant("base", 2),
+        "v2_large": lambda: _variant("large", 2),
+        "v2_giant": lambda: _variant("giant", 2),
+        "v2_small_indoor": lambda: _variant("small", 2, 20.0),
+        "v2_base_indoor": lambda: _variant("base", 2, 20.0),
+        "v2_large_indoor": lambda: _variant("large", 2, 20.0),
+        "v2_small_outdoor": lambda: _variant("small", 2, 80.0),
+        "v2_base_outdoor": lambda: _variant("base", 2, 80.0),
+        "v2_large_outdoor": lambda: _variant("large", 2, 80.0),
+    }
+)
+
+
+class DepthAnything(nn.Module):
+    """The network; images come normalised by `INPUT`, their sides multiples of the patch.
+
+    Attributes:
+        config: see there.
+        dtype: of the convolutions and matrix products; parameters, norms' statistics and the
+            result are float32.
+        frozen: parts ("encoder", "head") that are not trained: they work as in inference in
+            training too, without dropped paths.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+    frozen: tuple[str, ...] = ()
+
+    def setup(self):
+        self.encoder = dinov2.Encoder(self.config.encoder, dtype=self.dtype)
+        self.head = DPTHead(self.config.head, dtype=self.dtype)
+
+    def __call__(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> Float[Array, "b h w 1"]:
+        """Normalised image to relative disparity, or to depth in metres, of the same size.
+
+        Raises:
+            ValueError: for an image whose sides are no multiples of the patch.
+        """
+        output = self.decode(image, train).output
+        return output if self.config.max_depth is None else output * self.config.max_depth
+
+    def decode(self, image: Float[Array, "b h w 3"], train: bool = False) -> Decoded:
+        """The head's result, before `max_depth`, and what lies on the way; see `DPTHead`."""
+        height, width = image.shape[1:3]
+        patch = self.config.encoder.patch_size
+        if height % patch or width % patch:
+            raise ValueError(
+                f"an image of {height} x {width} pixels has sides that are no multiples of the "
+                f"patch of {patch} pixels: resize it as the network's input_spec says"
+            )
+        features = self.encoder(image, train and "encoder" not in self.frozen)
+        return self.head.decode(features, (height, width))
+
+    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Freshly initialised {"params"}; trace it for shapes alone."""
+        side = 2 * self.config.encoder.patch_size
+        return self.init(key, jnp.zeros((1, side, side, 3)))
+
+
+def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DepthAnything:
+    """The module of a config; see `DepthAnything` for `dtype` and `frozen`."""
+    return DepthAnything(config, dtype, frozen)
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def rules(config: Config) -> Rules:
+    """The table of the authors' names, which both versions share."""
+    outputs = (r"scratch\.output_conv1", r"scratch\.output_conv2\.0", r"scratch\.output_conv2\.2")
+    head = (
+        *dpt_head.reassemble_rules(config.head, "", r"projects\.{0}", r"resize_layers\.{0}"),
+        *dpt_head.rules(config.head, outputs),
+    )
+    return (
+        *prefix(dinov2.rules(config.encoder), "pretrained.", "encoder"),
+        *prefix(head, "depth_head.", "head"),
+    )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of a state dict with these names and shapes; None if it is of no known family.
+
+    What they do not tell is as in a relative model of V2.
+    """
+    encoder = dinov2.infer(below(shapes, "pretrained."))
+    head = below(shapes, "depth_head.")
+    if encoder is None or not head:
+        return None
+    return _inferred(
+        head,
+        encoder,
+        r"projects\.{}\.\w+",
+        fused=r"scratch\.refinenet\d\..+\.bias",
+        last=r"scratch\.output_conv2\.0\.\w+",
+    )
+
+
+def _inferred(
+    shapes: Mapping[str, tuple[int, ...]],
+    encoder: dinov2.Config,
+    project: str,
+    *,
+    fused: str,
+    last: str,
+    **fields: Any,
+) -> Config | None:
+    """The config; the patterns' entries tell widths, that of `project` has the level at `{}`."""
+    project_features = tuple(width(shapes, project.format(level)) for level in range(4))
+    fused_features, output_features = width(shapes, fused), width(shapes, last)
+    if None in (*project_features, fused_features, output_features):
+        return None
+    return Config(
+        encoder=encoder,
+        project_features=project_features,
+        fused_features=fused_features,
+        output_features=output_features,
+        **fields,
+    )
+
+
+def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
+    """The config with what `arguments` of such a network says; other arguments are left alone.
+
+    Raises:
+        WeightsError: if that is no version, no depth or no implementation.
+    """
+    names = ("version", "max_depth", "implementation")
+    found = {name: arguments[name] for name in names if arguments.get(name) is not None}
+    number = isinstance(found.get("max_depth", 1.0), int | float)
+    if (
+        found.get("version", 1) not in (1, 2)
+        or not number
+        or found.get("implementation", "authors") not in ("authors", "transformers")
+    ):
+        raise WeightsError(f"args of the checkpoint say {found}, which no such network has")
+    return replace(config, **found)
+
+
+def arguments(config: Config) -> dict[str, Any]:
+    """What `with_arguments` reads: of a config, the fields that weights do not tell."""
+    return {
+        "version": config.version,
+        "max_depth": config.max_depth,
+        "implementation": config.implementation,
+    }
+
+
+TRANSFORMERS: TransformersLayout | None = None
