@@ -4,10 +4,12 @@ The architecture comes from the checkpoint itself. Arrays are all that is read: 
 no data pipeline, no PyTorch.
 """
 
+import dataclasses
+import functools
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from flax import traverse_util
 from diffdepth_jax import atomic, registry
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError, naming_file
-from diffdepth_jax.inference import recalibration
+from diffdepth_jax.inference import nearest, recalibration
 from diffdepth_jax.inference.model import DepthModel
-from diffdepth_jax.models.networks.network import Network, NetworkConfig
-from diffdepth_jax.weights import files, orbax, rules, text
+from diffdepth_jax.models.networks.network import Network, NetworkConfig, TransformersLayout
+from diffdepth_jax.weights import hugging_face, orbax, rules, text
+from diffdepth_jax.weights.text import shown
 
 _RECALIBRATED = "recalibrated.json"  # in a checkpoint's directory, beside `state`
 
@@ -39,9 +42,10 @@ def load(
     """Rebuilds a model with its weights from what a checkpoint says.
 
     Args:
-        source: a run directory or checkpoint directory of ours; an official `.pt`/`.pth` file (read
-          without PyTorch, nothing in it is executed); a `.safetensors` file; or a state dict, names
-          to arrays in PyTorch's layout.
+        source: a run directory or checkpoint directory of ours; an official `.pt`, `.pth` or
+          `.ckpt` file (read without PyTorch, nothing in it is executed); a `.safetensors` file; a
+          directory as Hugging Face's transformers writes it; or a state dict, names to arrays in
+          PyTorch's layout. Names are the publication's or transformers'.
         network: the registered name of the network that the weights belong to. Needed only where
           several have the same names and shapes and the name of the file does not tell either.
         step: which of a run's checkpoints; the latest when None; "best" for the one that the
@@ -54,26 +58,62 @@ def load(
     Raises:
         FileError: if the file or directory does not exist (`MissingFileError`) or cannot be read.
         WeightsError: if the weights belong to no known network or to several, or do not fit it;
-            says which and why.
+            says which and why, and which known architecture comes nearest.
         ConfigError: for a network that does not exist, or fields that its config does not have.
     """
     if isinstance(source, Mapping):
-        return _from_state_dict(source, {}, "the given state dict", network, fields, dtype)
+        given = _Source("the given state dict", source)
+        return _from_state_dict(given, network, fields, dtype)
     path = Path(source).expanduser()
     with naming_file(path, "read"):
         if not path.exists():
             raise MissingFileError(
-                f"{path} does not exist; give a run directory, a .pt or a .safetensors file"
+                f"{path} does not exist; give a run directory, one of transformers, a .pt or a "
+                ".safetensors file"
             )
-        is_run = path.is_dir()
-    if is_run:
+        is_directory = path.is_dir()
+    file = path
+    if is_directory and (orbax.is_run(path) or not (file := hugging_face.weights_in(path))):
         return _from_run(path, step, network, fields, dtype)
     if step is not None:
-        raise ConfigError(f"step={step} was asked of the single file {path}; it has no steps")
-    contents = files.read(path)
-    return _from_state_dict(
-        contents.state_dict, contents.metadata, str(path), network, fields, dtype, path.stem
-    )
+        raise ConfigError(f"step={step} was asked of {file}, which has no steps")
+    contents = hugging_face.read(file)
+    stems = (path.name, *(() if is_directory else (_stem(path),)))
+    given = _Source(str(path), contents.state_dict, contents.metadata, stems, file)
+    return _from_state_dict(given, network, fields, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A state dict and what is known of it.
+
+    Attributes:
+        name: what errors call it.
+        state_dict: names to arrays in PyTorch's layout.
+        metadata: of its file.
+        stems: names under which it may have been published.
+        file: where it was read.
+    """
+
+    name: str
+    state_dict: Mapping[str, Any]
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stems: tuple[str, ...] = ()
+    file: Path | None = None
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {key: np.shape(value) for key, value in self.state_dict.items()}
+
+    @functools.cached_property
+    def described(self) -> Mapping[str, Any]:
+        """The content of transformers' `config.json` beside it."""
+        return hugging_face.config_beside(self.file) if self.file else {}
+
+
+def _stem(path: Path) -> str:
+    """A file's name without its ending, torch.hub's hash and a browser's number."""
+    return re.sub(r"(-[0-9a-f]{8}| ?\(\d+\))+$", "", path.stem)
 
 
 def _from_run(
@@ -122,87 +162,157 @@ def _from_run(
     return DepthModel(model, variables, config, recalibrated)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Recognised:
+    """A network that weights may belong to.
+
+    Attributes:
+        file: of the network.
+        config: as names and shapes tell it.
+        layout: whose names the weights have: transformers', or the publication's own (None).
+        named: fields that the name of the file stands for, if it is a published one, or that its
+            `config.json` tells.
+    """
+
+    file: Network
+    config: NetworkConfig
+    layout: TransformersLayout | None
+    named: Mapping[str, Any] | None
+
+    @property
+    def rules(self) -> rules.Rules:
+        return (self.layout or self.file).rules(self.config)
+
+
 def _from_state_dict(
-    state_dict: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    name: str,
-    network: str | None,
-    fields: Mapping[str, Any],
-    dtype: Any,
-    stem: str = "",
+    source: _Source, network: str | None, fields: Mapping[str, Any], dtype: Any
 ) -> DepthModel:
-    state_dict = {key: np.asarray(value) for key, value in state_dict.items()}
+    state_dict = {key: np.asarray(value) for key, value in source.state_dict.items()}
     try:
-        file, from_name = _recognised(state_dict, stem, network)
-        given = {**from_name, **fields}
-        config = _inferred(file, state_dict, _arguments(metadata, name))
-        config = _with_fields(config, given)
-        _check_untold(file, config, given)
-        model = file.build(config, dtype)
-        table, expected = file.rules(config), expected_variables(model)
-        variables = rules.convert(state_dict, table, expected, f"The weights in {name}")
-        found = recalibration.from_text(metadata.get("recalibrated", "{}"))
-        part = (*table, rules.Fresh(".*", "statistics of the decoder only"))
+        found = _recognised(source, network)
+        arguments = _arguments(source.metadata, source.name)
+        found = dataclasses.replace(found, config=_with_arguments(found, arguments, fields))
+        _check_untold(found, {*arguments, *fields})
+        model = found.file.build(found.config, dtype)
+        expected = expected_variables(model)
+        try:
+            variables = rules.convert(
+                state_dict, found.rules, expected, f"The weights in {source.name}"
+            )
+        except WeightsError as error:
+            raise WeightsError(f"taken for {_named(found)}: {error}") from error
+        statistics = recalibration.from_text(source.metadata.get("recalibrated", "{}"))
+        part = (*found.rules, rules.Fresh(".*", "statistics of the decoder only"))
         recalibrated = {
             steps: recalibration.pruned(rules.convert(arrays, part, expected)["batch_stats"])
-            for steps, arrays in found.items()
+            for steps, arrays in statistics.items()
         }
     except WeightsError as error:
-        raise WeightsError(f"{name} cannot be loaded: {error}") from error
+        raise WeightsError(f"{source.name} cannot be loaded: {error}") from error
     variables = jax.tree.map(jnp.asarray, variables)
-    return DepthModel(model, variables, config, recalibrated)
+    return DepthModel(model, variables, found.config, recalibrated)
 
 
-def _recognised(
-    state_dict: Mapping[str, Any], stem: str, network: str | None
-) -> tuple[Network, Mapping[str, Any]]:
-    """The file of the weights' network, and the fields that a published file name stands for."""
-    candidates = (network,) if network else registry.matching("network", state_dict)
-    named = {}
+def _recognised(source: _Source, network: str | None) -> _Recognised:
+    """The one network that weights belong to.
+
+    Raises:
+        WeightsError: if they belong to none, or to several of which nothing says which is meant.
+    """
+    candidates = (network,) if network else registry.matching("network", source.shapes)
+    found, reasons = {}, []
     for candidate in candidates:
-        for pattern, fields in registry.module("network", candidate).FILES.items():
-            if re.fullmatch(pattern, stem):
-                named.setdefault(candidate, fields)
-    if len(candidates) > 1 and len(named) == 1:
-        candidates = tuple(named)
-    if len(candidates) == 1:
-        (candidate,) = candidates
-        return registry.module("network", candidate), named.get(candidate, {})
-    sample = ", ".join(list(state_dict)[:4]) + (", ..." if len(state_dict) > 4 else "")
-    if candidates:
-        choices = " or ".join(f"network={candidate!r}" for candidate in candidates)
+        file = registry.module("network", candidate)
+        try:
+            if recognised := _inferred(file, source):
+                found[candidate] = recognised
+        except ValueError as error:  # A config of these shapes, or of these numbers, cannot be.
+            reasons.append(str(error))
+    if len(found) > 1:
+        named = {name: each for name, each in found.items() if each.named is not None}
+        found = named if len(named) == 1 else found
+    if len(found) == 1:
+        (recognised,) = found.values()
+        return recognised
+    sample = ", ".join(shown(key, 80) for key in list(source.shapes)[:4])
+    sample += ", ..." if len(source.shapes) > 4 else ""
+    if found:
+        choices = " or ".join(f"network={name!r}" for name in found)
         raise WeightsError(
             f"the weights ({sample}) fit several networks, and the name of the file does not say "
             f"which: load(..., {choices})"
         )
-    known = ", ".join(registry.SIGNATURES["network"])
+    if reasons:
+        raise WeightsError("; ".join(reasons))
+    near = nearest.describe(source.shapes, candidates or registry.names("network"))
+    near = f"\n{near}" if near else ""
+    if candidates:
+        of = " or ".join(map(repr, candidates))
+        raise WeightsError(
+            f"its names and shapes fit no architecture of this network ({of}).{near}"
+        )
     raise WeightsError(
-        f"these {len(state_dict)} weights ({sample}) belong to no network known here. Known "
-        f"networks: {known}. Give the whole network's state dict, not an encoder alone."
+        f"these {len(source.shapes)} weights ({sample}) belong to no network known here. Known "
+        f"networks: {', '.join(registry.SIGNATURES['network'])}. Give the whole network's state "
+        f"dict, not an encoder alone.{near}"
     )
 
 
-def _inferred(
-    file: Network, state_dict: Mapping[str, np.ndarray], arguments: Mapping[str, Any]
+def _inferred(file: Network, source: _Source) -> _Recognised | None:
+    """What a network's file makes of names and shapes; None if they are not of that network."""
+    if (config := file.infer(source.shapes)) is not None:
+        layout = None
+    else:
+        layout, described = file.TRANSFORMERS, source.described if file.TRANSFORMERS else {}
+        if not layout or described.get("model_type", layout.model_type) != layout.model_type:
+            return None
+        if (config := layout.infer(source.shapes, described)) is None:
+            return None
+        if described:
+            told = {field: getattr(config, field) for field in file.UNTOLD}
+            return _Recognised(file, config, layout, told)
+    named = (
+        fields
+        for stem in source.stems
+        for pattern, fields in file.FILES.items()
+        if re.fullmatch(pattern, stem)
+    )
+    return _Recognised(file, config, layout, next(named, None))
+
+
+def _with_arguments(
+    found: _Recognised, arguments: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> NetworkConfig:
-    """The config that follows from the weights and the training script's arguments."""
+    """The config by what says more and more: the file's name, its own entries, the caller."""
+    config = _with_fields(found.config, found.named or {})
     try:
-        config = file.infer({key: value.shape for key, value in state_dict.items()})
-        if config is not None:
-            return file.with_arguments(config, arguments)
-    except ValueError as error:  # A config of these shapes, or of these numbers, cannot be.
+        config = found.file.with_arguments(config, arguments)
+    except ValueError as error:
         raise WeightsError(str(error)) from error
-    raise WeightsError("its names and shapes fit no architecture of this network")
+    return _with_fields(config, fields)
 
 
-def _check_untold(file: Network, config: NetworkConfig, given: Mapping[str, Any]) -> None:
-    for field, values in file.UNTOLD.items():
-        if field not in given:
-            choices = " or ".join(f"{field}={value!r}" for value in values)
-            raise WeightsError(
-                f"neither the weights of the network {config.name!r} nor the name of the file "
-                f"tells its {field}: load(..., {choices})"
-            )
+def _named(found: _Recognised) -> str:
+    """The network, and which of its variants the weights are if they are one."""
+    config = found.config
+    for variant, other in found.file.VARIANTS.items():
+        if getattr(other, "encoder", other) == getattr(config, "encoder", config):
+            return f"the network {config.name!r} ({variant})"
+    return f"the network {config.name!r}"
+
+
+def _check_untold(found: _Recognised, told: Collection[str]) -> None:
+    told = {*told, *(found.named or {})}
+    untold = [field for field in found.file.UNTOLD if field not in told]
+    if untold:
+        choices = [
+            " or ".join(f"{field}={value!r}" for value in found.file.UNTOLD[field])
+            for field in untold
+        ]
+        raise WeightsError(
+            f"neither the weights of the network {found.config.name!r} nor the name of the file "
+            f"tells its {' and '.join(untold)}: load(..., {', '.join(choices)})"
+        )
 
 
 def _arguments(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -363,7 +363,8 @@ def _has_tensors(value: Any) -> bool:
 
 
 class _NotPlainError(Exception):
-    """A tensor among them, or too many or too deep, as shared or circular containers can be."""
+    """A tensor or a foreign object among them, or too many or too deep, as shared or circular
+    containers can be."""
 
 
 def _plain_entries(entries: Mapping[Any, Any]) -> dict[str, Any]:
@@ -396,6 +397,8 @@ def _plain(value: Any, budget: _Budget, depth: int = 0) -> Any:
         value = value.value
     budget.spend(1)
     match value:
+        case torch_pickle.Foreign():
+            raise _NotPlainError
         case None | bool() | float() | complex():
             return value
         case int() if value.bit_length() <= _MAX_BITS:

@@ -220,6 +220,16 @@ def steps(path: Path) -> dict[int, Path]:
         }
 
 
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory holds a complete checkpoint or is one.
+
+    Raises:
+        FileError: if it cannot be read.
+    """
+    with naming_file(path, "read"):
+        return _is_complete(Path(path)) or bool(steps(Path(path)))
+
+
 def _is_complete(directory: Path) -> bool:
     return (directory / "state" / "_METADATA").is_file() and (directory / "config").is_dir()
 

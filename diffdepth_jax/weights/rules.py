@@ -232,25 +232,43 @@ def export(
     Raises:
         WeightsError: if a name has no rule or several, points to no leaf, or a leaf has no name.
     """
-    leaves = _flatten(variables)
+    views = _views(_flatten(variables), rules, names)
+    return {name: np.ascontiguousarray(view).reshape(view.shape) for name, view in views.items()}
+
+
+def shapes(variables: Mapping[str, Any], rules: Rules) -> dict[str, tuple[int, ...]]:
+    """The names under which a table writes these leaves, to the shapes of their entries.
+
+    Args:
+        variables, rules: as for `names`; leaves need a `shape` and nothing else.
+
+    Raises:
+        WeightsError: as `names`.
+    """
+    leaves = {path: np.broadcast_to(0.0, leaf.shape) for path, leaf in _flatten(variables).items()}
+    views = _views(leaves, rules, names(variables, rules))
+    return {name: view.shape for name, view in views.items()}
+
+
+def _views(leaves: Mapping[str, Any], rules: Rules, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """What `export` returns, before it is laid out in memory."""
     names = tuple(names)
     targets, faults = _resolve(names, rules, writing=True)
     constants = {_literal(entry): entry for entry in rules if isinstance(entry, Constant)}
-    state_dict = {name: constants[name].value() for name in names if name in constants}
+    views = {name: constants[name].value() for name in names if name in constants}
     for path, sources in targets.items():
         for key, rule in sources:
             if path in leaves:
                 array = np.asarray(leaves[path])
                 if isinstance(rule, Rule) and rule.part[1] > 1:
                     array = np.split(array, rule.part[1], axis=-1)[rule.part[0]]
-                array = rule.transform.inverse(array)
-                state_dict[key] = np.ascontiguousarray(array).reshape(array.shape)
+                views[key] = rule.transform.inverse(array)
             else:
                 faults.add("names whose leaf the variables do not have", f"{key} -> {path}")
     for path in leaves.keys() - targets.keys():
         faults.add("leaves that no name asks for", path)
     faults.raise_if_any("The variables cannot be written under these names")
-    return state_dict
+    return views
 
 
 def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 Python's own unpickler imports and calls whatever a pickle names. This one walks the opcodes that
 `pickletools` decodes and knows a closed list of globals, each standing for a function of this file
-that returns tensors-to-be, containers or scalars; every other global is refused by its name, even
-if it is never called. Nothing is imported, no attribute is looked up by a name from the file, and
-nothing larger than the file is allocated on its word. What a small file could still ask for, by
-naming one thing many times, is bounded; see "limits".
+that returns tensors-to-be, containers or scalars. What the packages of `_FOREIGN` define, in which
+training scripts keep their configs, becomes a `Foreign`, which says nothing; every other global is
+refused by its name, even if it is never called. Nothing is imported, no attribute is looked up by a
+name from the file, and nothing larger than the file is allocated on its word. What a small file
+could still ask for, by naming one thing many times, is bounded; see "limits".
 
 Tensors come out as `Tensor`, a description of where in which storage they lie, so that a caller
 reads only the storages it needs (an optimiser's moments stay on the disk).
@@ -61,6 +62,10 @@ class Array:
 
 class Attributes(dict):
     """The attributes of an `argparse.Namespace`."""
+
+
+class Foreign(dict):
+    """An object of a package whose content is of no use here; a dict because some such are."""
 
 
 class Unpickled(NamedTuple):
@@ -131,6 +136,8 @@ class _Keys:
         self._numbers = 0
 
     def __call__(self, value: Any) -> Any:
+        if isinstance(value, _ForeignClass):  # as Lightning's callbacks once were
+            return value.name
         if isinstance(value, str | bytes):
             return value
         if isinstance(value, tuple):
@@ -159,6 +166,11 @@ class _Constructor:
 
     build: Callable[..., Any]
     keyed: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _ForeignClass:
+    name: str
 
 
 class _Dtype:
@@ -358,6 +370,14 @@ _GLOBALS: dict[str, Any] = {
     },
 }
 
+# Globals of these names, or in these packages, are no weights and do nothing here: configs,
+# callbacks and paths in the files of PyTorch Lightning and others.
+_FOREIGN = (
+    *("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics"),
+    *("yacs.config", "omegaconf", "easydict", "addict", "ml_collections", "mmengine", "mmcv"),
+    *("pathlib", "datetime", "typing.Any", "collections.deque", "torch.torch_version"),
+)
+
 _RENAMED = {"__builtin__.": "builtins.", "numpy.core.": "numpy._core."}  # by Python 2 and NumPy 1
 
 
@@ -414,7 +434,7 @@ class _Machine:
                 stack[-1] = self._construct(stack[-1], arguments)
             case "NEWOBJ_EX":
                 keywords, arguments = stack.pop(), stack.pop()
-                if keywords:
+                if keywords and not isinstance(stack[-1], _ForeignClass):
                     raise ValueError("a constructor with keywords")
                 self._count(*_of_type(arguments, tuple))
                 stack[-1] = self._construct(stack[-1], arguments)
@@ -446,10 +466,9 @@ class _Machine:
                 self._push(self._pop_mark())
             case "APPEND":
                 item = stack.pop()
-                _of_type(stack[-1], list).append(item)
+                self._append([item])
             case "APPENDS":
-                items = self._pop_mark()
-                _of_type(self.stack[-1], list).extend(items)
+                self._append(self._pop_mark())
             case "EMPTY_SET":
                 stack.append(set())
             case "ADDITEMS":
@@ -482,6 +501,8 @@ class _Machine:
             raise WeightsError(f"a pickle that copies one value over and over. {REMEDY}")
 
     def _construct(self, constructor: Any, arguments: Any) -> Any:
+        if isinstance(constructor, _ForeignClass):
+            return Foreign()
         if not isinstance(constructor, _Constructor):
             raise TypeError(f"a call of a {type(constructor).__name__}")
         keys = [self.keys] if constructor.keyed else []
@@ -492,6 +513,11 @@ class _Machine:
         target = _of_type(self.stack[-1], dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self.keys(key)] = value
+
+    def _append(self, items: list[Any]) -> None:
+        """Puts items at the end of the list on the stack."""
+        if not isinstance(self.stack[-1], Foreign):
+            _of_type(self.stack[-1], list).extend(items)
 
     def _push(self, value: Any) -> None:
         self.stack.append(value)
@@ -518,6 +544,8 @@ def _find_global(name: str) -> Any:
     for old, new in _RENAMED.items():
         if name.startswith(old):
             name = new + name.removeprefix(old)
+    if name.startswith(tuple(f"{package}." for package in _FOREIGN)) or name in _FOREIGN:
+        return _ForeignClass(name)
     if name not in _GLOBALS:
         raise WeightsError(
             f"the pickle asks for {name!r}, which is not a tensor, a container or a plain value; "

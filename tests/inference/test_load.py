@@ -14,8 +14,11 @@ import pytest
 import diffdepth_jax
 from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError, WeightsError
+from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.models.networks.network import TransformersLayout
 from diffdepth_jax.weights import files as weights
+from diffdepth_jax.weights import rules
 from tests.inference.small_model import CONFIG, STEP, image
 from tests.weights import torch_writer
 
@@ -205,6 +208,151 @@ def test_arguments_that_cannot_be_are_named(released_state_dict, tmp_path, argum
     )
     with pytest.raises(WeightsError, match=rf"model\.pt.*{named}"):
         diffdepth_jax.load(path)
+
+
+# ---- the layout of transformers ------------------------------------------------------------------
+
+
+@pytest.fixture
+def layout(monkeypatch):
+    """DiffusionDepth as transformers might have named it: everything below `model.`."""
+
+    def infer(shapes, config):
+        if not all(name.startswith("model.") for name in shapes):
+            return None
+        if config.get("max_depth", 1) < 0:
+            raise ValueError("max_depth is negative in config.json")
+        found = diffusion_depth.infer({name[6:]: shape for name, shape in shapes.items()})
+        return found and dataclasses.replace(found, max_depth=config.get("max_depth"))
+
+    layout = TransformersLayout(
+        model_type="diffusion_depth",
+        infer=infer,
+        rules=lambda config: rules.prefix(diffusion_depth.rules(config), "model."),
+        describe=lambda config: {"max_depth": config.max_depth},
+        preprocessor=lambda config: {},
+    )
+    monkeypatch.setattr(diffusion_depth, "TRANSFORMERS", layout)
+    monkeypatch.setattr(diffusion_depth, "UNTOLD", {"max_depth": (10.0, 80.0)})
+    signature = (r"(model\.)?depth_backbone\..+",)
+    monkeypatch.setitem(registry.SIGNATURES["network"], "diffusion_depth", signature)
+
+
+def test_a_directory_of_transformers_tells_all(released_state_dict, layout, tmp_path):
+    theirs = {f"model.{name}": array for name, array in released_state_dict.items()}
+    weights.write_safetensors(tmp_path / "model.safetensors", theirs)
+    want = diffdepth_jax.load(released_state_dict, max_depth=20.0)
+    with pytest.raises(WeightsError, match=r"max_depth=10\.0 or max_depth=80\.0"):
+        diffdepth_jax.load(tmp_path)
+    described = {"model_type": "diffusion_depth", "max_depth": 20.0}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    for source in (tmp_path, tmp_path / "model.safetensors"):
+        loaded = diffdepth_jax.load(source)
+        assert loaded.config == want.config
+        jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+    assert diffdepth_jax.load(tmp_path, max_depth=5.0).config.max_depth == 5.0
+    with pytest.raises(ConfigError, match=r"step=3 .*model\.safetensors"):
+        diffdepth_jax.load(tmp_path, step=3)
+    (tmp_path / "config.json").write_text(json.dumps(described | {"max_depth": -1}))
+    with pytest.raises(WeightsError, match=r"cannot be loaded: max_depth is negative in config"):
+        diffdepth_jax.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(described | {"model_type": "dpt"}))
+    with pytest.raises(WeightsError, match="fit no architecture"):
+        diffdepth_jax.load(tmp_path)
+
+
+def test_a_run_with_exported_weights_beside_it_is_a_run(run, tmp_path, released_state_dict):
+    shutil.copytree(run, tmp_path, dirs_exist_ok=True)
+    weights.write_safetensors(tmp_path / "model.safetensors", released_state_dict)
+    assert diffdepth_jax.load(tmp_path).config == CONFIG
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert diffdepth_jax.load(tmp_path).config != CONFIG
+
+
+# ---- what is almost a known network --------------------------------------------------------------
+
+
+def exported(variant):
+    """Zeros under the names and in the shapes of a variant."""
+    config = diffusion_depth.VARIANTS[variant]
+    expected = expected_variables(diffusion_depth.build(config))
+    shapes = rules.shapes(expected, diffusion_depth.rules(config))
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+def test_the_nearest_architecture_and_the_differing_names_are_told():
+    state_dict = exported("res18")
+    del state_dict["depth_head.model.time_embedding.weight"]  # the family is told by it
+    first = "depth_backbone.layers.0.0.conv1.weight"
+    state_dict[first] = np.zeros((7, 3, 3, 3), np.float32)
+    state_dict["depth_head.surprise.weight"] = np.zeros(3, np.float32)
+    with pytest.raises(WeightsError) as error:
+        diffdepth_jax.load(state_dict)
+    message = str(error.value)
+    count = len(state_dict)
+    assert f"'res18' of the network 'diffusion_depth', where {count - 2} of {count} " in message
+    assert f"of another shape (1): {first}: (7, 3, 3, 3), not (64, 3, 3, 3)" in message
+    assert "missing (1): depth_head.model.time_embedding.weight" in message
+    assert "unknown (1): depth_head.surprise.weight" in message
+
+
+def test_nothing_is_near_to_weights_of_another_kind():
+    with pytest.raises(WeightsError) as error:
+        diffdepth_jax.load({"transformer.wte.weight": np.zeros((2, 2))})
+    assert "nearest" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "stem", ["second_small", "second_small-0a1b2c3d", "second_small (1)", "second_small(2)"]
+)
+def test_a_file_name_with_a_hub_s_hash_or_a_browser_s_number(
+    released_state_dict, twins, tmp_path, stem
+):
+    weights.write_safetensors(tmp_path / f"{stem}.safetensors", released_state_dict)
+    assert diffdepth_jax.load(tmp_path / f"{stem}.safetensors").config.max_depth == 10.0
+
+
+@pytest.mark.parametrize("nested", ["model", "state_dict", "net"])
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_weights_nested_beside_an_optimizer(released_state_dict, tmp_path, nested, optimizer):
+    """As MiDaS, ZoeDepth and others save them, with the prefix of several devices."""
+    entries = {f"module.{name}": array for name, array in released_state_dict.items()}
+    tensors = {name: torch_writer.whole(name, array) for name, array in entries.items()}
+    moments = {"state": {0: {"step": 3, "exp_avg": next(iter(tensors.values()))}}}
+    value = {nested: tensors, "epoch": 3} | ({"optimizer": moments} if optimizer else {})
+    torch_writer.write_zip(tmp_path / "weights.pt", value, entries)
+    loaded, want = (
+        diffdepth_jax.load(source) for source in (tmp_path / "weights.pt", released_state_dict)
+    )
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+
+
+def test_a_file_of_lightning_is_read_without_its_classes(released_state_dict, tmp_path):
+    array = np.ones(2, np.float32)
+    entries = released_state_dict | {"~moment": array}
+    tensors = {name: torch_writer.whole(name, array) for name, array in entries.items()}
+    moment = tensors.pop("~moment")
+    node = torch_writer.name("yacs.config.CfgNode").opcodes + b")" + torch_writer.NEW
+    node += b"(" + torch_writer.dump("LR") + torch_writer.dump(0.1) + b"u"
+    node += torch_writer.dump({"__immutable__": True}) + b"b"
+    callback = torch_writer.name("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")
+    value = {
+        "epoch": 3,
+        "pytorch-lightning_version": "1.5.10",
+        "state_dict": tensors,
+        "callbacks": {"x": {"best_model_path": torch_writer.call("pathlib.PosixPath", "a", "b")}},
+        "optimizer_states": [{"state": {0: {"exp_avg": moment}}, "param_groups": [{"lr": 0.1}]}],
+        "hyper_parameters": {"cfg": torch_writer.Raw(node)},
+    }
+    opcodes = b"(" + callback.opcodes + torch_writer.dump({"best_model_score": moment}) + b"d"
+    value["old_callbacks"] = torch_writer.Raw(opcodes)
+    torch_writer.write_zip(tmp_path / "last.ckpt", value, entries)
+    contents = weights.read(tmp_path / "last.ckpt")
+    assert contents.metadata == {"epoch": 3, "pytorch-lightning_version": "1.5.10"}
+    loaded, want = (
+        diffdepth_jax.load(source) for source in (tmp_path / "last.ckpt", released_state_dict)
+    )
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
 
 
 @pytest.mark.parametrize("change, named", [({"name": "deep"}, "'deep'"), ({"wide": 3}, "wide")])

@@ -1,0 +1,107 @@
+"""Which known architecture a file of weights comes closest to, for the error that says it is none.
+
+Only names and shapes are compared; those of the known come from tracing each variant.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from diffdepth_jax import registry
+from diffdepth_jax.models.networks.network import NetworkConfig
+from diffdepth_jax.weights import rules
+from diffdepth_jax.weights.rules import Fresh, Rules, Skip
+from diffdepth_jax.weights.text import shown
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_ENOUGH = 0.1  # of the names have to be known for an architecture to be called near
+_SHOWN = 6  # names of each kind
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    network: str
+    variant: str
+    layout: str  # "", or whose names they are
+    config: NetworkConfig
+    table: Rules
+
+
+def describe(shapes: Shapes, networks: Sequence[str]) -> str:
+    """The nearest variant of these networks and where the weights differ from it; "" if none is.
+
+    Args:
+        shapes: of the weights, by name.
+        networks: registered names.
+    """
+    found = {}
+    for candidate in _candidates(networks):
+        patterns = [
+            re.compile(row.pattern) for row in candidate.table if not isinstance(row, Skip | Fresh)
+        ]
+        known = sum(any(pattern.fullmatch(name) for pattern in patterns) for name in shapes)
+        found.setdefault(known, []).append(candidate)
+    most = max(found, default=0)
+    if most < max(1, _ENOUGH * len(shapes)):
+        return ""
+    traced: dict[tuple[str, str], Any] = {}
+
+    def wanted(candidate: _Candidate) -> Shapes:
+        of = candidate.network, candidate.variant
+        if of not in traced:
+            module = registry.module("network", candidate.network).build(candidate.config)
+            traced[of] = jax.eval_shape(module.init_variables, jax.random.key(0))
+        return rules.shapes(traced[of], candidate.table)
+
+    compared = [(candidate, wanted(candidate)) for candidate in found[most]]
+    candidate, shapes_wanted = max(compared, key=lambda pair: _agreement(shapes, pair[1]))
+    return _difference(candidate, shapes, shapes_wanted)
+
+
+def _candidates(networks: Sequence[str]) -> Iterator[_Candidate]:
+    for network in networks:
+        file = registry.module("network", network)
+        for variant in file.VARIANTS:
+            config = file.VARIANTS[variant]
+            if table := file.rules(config):
+                yield _Candidate(network, variant, "", config, table)
+            if file.TRANSFORMERS is not None:
+                table = file.TRANSFORMERS.rules(config)
+                layout = " under the names of transformers"
+                yield _Candidate(network, variant, layout, config, table)
+
+
+def _agreement(shapes: Shapes, wanted: Shapes) -> float:
+    """Of all names of both, the fraction that has the same shape in both."""
+    same = sum(shapes.get(name) == shape for name, shape in wanted.items())
+    return same / len(shapes.keys() | wanted.keys())
+
+
+def _difference(candidate: _Candidate, shapes: Shapes, wanted: Shapes) -> str:
+    both = shapes.keys() & wanted.keys()
+    skipped = [re.compile(row.pattern) for row in candidate.table if isinstance(row, Skip)]
+
+    def optional(name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in skipped)
+
+    other = [f"{n}: {shapes[n]}, not {wanted[n]}" for n in both if shapes[n] != wanted[n]]
+    kinds = {
+        "of another shape": other,
+        "missing": [name for name in wanted.keys() - both if not optional(name)],
+        "unknown": [name for name in shapes.keys() - both if not optional(name)],
+    }
+    lines = [
+        f"The nearest known architecture is {candidate.variant!r} of the network "
+        f"{candidate.network!r}{candidate.layout}, where {len(both) - len(other)} of "
+        f"{len(wanted)} names have the same shape:"
+    ]
+    for kind, names in kinds.items():
+        if names:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            first = ", ".join(shown(name, 120) for name in sorted(names)[:_SHOWN])
+            lines.append(f"  {kind} ({len(names)}): {first}{more}")
+    return "\n".join(lines)

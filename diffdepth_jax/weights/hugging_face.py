@@ -1,0 +1,85 @@
+"""Directories as Hugging Face's transformers writes them: weights beside a `config.json`."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from diffdepth_jax.errors import ConfigError, WeightsError, naming_file
+from diffdepth_jax.weights import files
+from diffdepth_jax.weights.files import WeightsFile
+from diffdepth_jax.weights.text import parse_json, shown
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
+_INDEX = ".index.json"  # of weights in several files: {"weight_map": {name: file}}
+# In the order in which transformers itself looks for them.
+_WEIGHTS = (WEIGHTS, WEIGHTS + _INDEX, "pytorch_model.bin", "pytorch_model.bin" + _INDEX)
+_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+def weights_in(directory: str | os.PathLike[str]) -> Path | None:
+    """The file of a directory's weights, or of their index; None if it holds no weights.
+
+    Raises:
+        FileError: if the directory cannot be read.
+        ConfigError: if it holds several files of weights, none of them by transformers' names.
+    """
+    directory = Path(directory)
+    with naming_file(directory, "read"):
+        for name in _WEIGHTS:
+            if (directory / name).is_file():
+                return directory / name
+        others = sorted(path for path in directory.iterdir() if path.suffix in _ENDINGS)
+    if len(others) > 1:
+        names = ", ".join(shown(path.name, 80) for path in others[:8])
+        raise ConfigError(f"{directory} holds {len(others)} files of weights: give one ({names})")
+    return others[0] if others else None
+
+
+def read(path: str | os.PathLike[str]) -> WeightsFile:
+    """Reads a file of weights, or, if it is an index, all the files that it names.
+
+    Raises:
+        MissingFileError, FileError, WeightsError: as `files.read`; of an index also if it names a
+            file outside its directory, or an entry that its file does not hold.
+    """
+    path = Path(path)
+    if not path.name.endswith(_INDEX):
+        return files.read(path)
+    with naming_file(path, "read"):
+        content = path.read_text(errors="replace")
+    index = parse_json(content, str(path))
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(at, str) for at in places.values()):
+        raise WeightsError(f"{path} is no index of weights: it has no weight_map of names to files")
+    state_dict: dict[str, Any] = {}
+    for name in sorted(set(places.values())):
+        if not re.fullmatch(r"[^/\\]+", name) or name in (".", ".."):
+            raise WeightsError(f"{path} names the file {shown(name, 80)!r}, not one beside it")
+        part = files.read(path.parent / name).state_dict
+        missing = [key for key, at in places.items() if at == name and key not in part]
+        if missing:
+            raise WeightsError(
+                f"{path.parent / name} lacks {len(missing)} entries that {path.name} says it has, "
+                f"such as {shown(missing[0], 80)!r}; copy both again"
+            )
+        state_dict |= part
+    return WeightsFile(state_dict, {})
+
+
+def config_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `config.json` in the directory of a file of weights; empty if there is none of a model.
+
+    Raises:
+        FileError: if it cannot be read.
+        WeightsError: if it is no JSON.
+    """
+    file = Path(path).with_name(CONFIG)
+    with naming_file(file, "read"):
+        if not file.is_file():
+            return {}
+        content = file.read_text(errors="replace")
+    config = parse_json(content, str(file))
+    known = isinstance(config, dict) and isinstance(config.get("model_type"), str)
+    return config if known else {}
