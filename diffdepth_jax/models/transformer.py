@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,6 +15,7 @@ from diffdepth_jax.models.layers import (
     TransformerLinear,
     transformer_init,
 )
+from diffdepth_jax.ops.attention import attention
 
 
 class Attention(nn.Module):
@@ -50,12 +50,7 @@ class Attention(nn.Module):
         query, key, value = jnp.moveaxis(
             qkv.reshape(*tokens.shape[:2], 3, self.num_heads, -1), 2, 0
         )
-        query *= (channels // self.num_heads) ** -0.5
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
-        if position_bias is not None:
-            logits += position_bias[None]
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        tokens = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(tokens.shape)
+        tokens = attention(query, key, value, position_bias).reshape(tokens.shape)
         return TransformerLinear(channels, dtype=self.dtype, name="projection")(tokens)
 
 

@@ -1,12 +1,20 @@
 """Resampling against literal float64 loops of PyTorch's definitions."""
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffdepth_jax.ops.image import adaptive_average_pool, pad_to_multiple, resize_bilinear
+from diffdepth_jax.data import resampling
+from diffdepth_jax.ops.image import (
+    adaptive_average_pool,
+    pad_to_multiple,
+    resize_bicubic,
+    resize_bilinear,
+)
 
 SIZES = [
     ((6, 8), (6, 8)),
@@ -55,6 +63,62 @@ def test_resize_bilinear_aligns_corners(size, output):
     np.testing.assert_allclose(got[:, 0, 0], features[:, 0, 0], atol=1e-6)
     if min(output) > 1:
         np.testing.assert_allclose(got[:, -1, -1], features[:, -1, -1], atol=2e-6)
+
+
+@pytest.mark.parametrize(("size", "output"), [((150, 3), (300, 2)), ((5, 301), (4, 131))])
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_long_axes_are_resized_as_short_ones(size, output, align_corners):
+    """They are summed from samples: in float64, and as a linear map with its transpose."""
+    features = _features(size)
+    resize = functools.partial(resize_bilinear, size=output, align_corners=align_corners)
+    want = features
+    for axis, length in enumerate(output, 1):
+        want = np.moveaxis(want, axis, 0)
+        if align_corners:
+            position = np.linspace(0, len(want) - 1, length)
+        else:
+            position = (np.arange(length) + 0.5) * len(want) / length - 0.5
+            position = np.clip(position, 0, len(want) - 1)
+        low = np.minimum(position.astype(int), len(want) - 2)
+        part = (position - low).reshape(-1, 1, 1, 1)
+        want = np.moveaxis((1 - part) * want[low] + part * want[low + 1], 0, axis)
+    single = jnp.asarray(features, jnp.float32)
+    np.testing.assert_allclose(resize(single), want, atol=2e-6)
+    cotangent = np.random.default_rng(1).standard_normal(want.shape)
+    (gradient,) = jax.vjp(resize, single)[1](jnp.asarray(cotangent, jnp.float32))
+    np.testing.assert_allclose(
+        np.vdot(np.float64(gradient), features), np.vdot(cotangent, want), rtol=1e-5
+    )
+    np.testing.assert_array_equal(jax.vmap(resize)(single[None])[0], resize(single))
+
+
+@pytest.mark.parametrize("output", [(9, 4), (37, 20), (3, 300)])
+def test_resize_bicubic(output):
+    features = _features((37, 70))
+    want = [resampling.resize(each, output, "bicubic") for each in features]
+    got = resize_bicubic(jnp.asarray(features, jnp.float32), output)
+    np.testing.assert_allclose(got, want, atol=5e-6)
+
+
+def test_resize_bicubic_by_factors_that_are_not_the_sizes_ratio():
+    """As Depth Anything resizes its positions: a grid of 37 by (n + 0.1) / 37 to n."""
+
+    def kernel(distance, a=-0.75):
+        if distance <= 1:
+            return (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+        return a * distance**3 - 5 * a * distance**2 + 8 * a * distance - 4 * a
+
+    features = _features((37, 37))
+    for output in (5, 49):
+        want = np.zeros((2, output, 37, 3))
+        for target in range(output):
+            position = (target + 0.5) / ((output + 0.1) / 37) - 0.5
+            for source in range(math.floor(position) - 1, math.floor(position) + 3):
+                row = min(max(source, 0), 36)
+                want[:, target] += kernel(abs(position - source)) * features[:, row]
+        scales = ((output + 0.1) / 37, 1.0)
+        got = resize_bicubic(jnp.asarray(features, jnp.float32), (output, 37), scales=scales)
+        np.testing.assert_allclose(got, want, atol=5e-6)
 
 
 def test_resize_keeps_constants():
