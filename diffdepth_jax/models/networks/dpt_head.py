@@ -226,10 +226,10 @@ class FusionBlock(nn.Module):
             level = coarser + ResidualUnit(rectified, self.dtype, name="unit1")(level)
         level = ResidualUnit(rectified, self.dtype, name="unit2")(level)
         height, width = level.shape[1:3]
-        level = resize_bilinear(level, size or (2 * height, 2 * width))
-        if not self.config.fusion_projection:
-            return level
-        return Conv(self.features, 1, dtype=self.dtype, name="project")(level)
+        if self.config.fusion_projection:
+            # The papers project after upsampling. The two commute, and here are fewer pixels.
+            level = Conv(self.features, 1, dtype=self.dtype, name="project")(level)
+        return resize_bilinear(level, size or (2 * height, 2 * width))
 
 
 def rules(config: DPTHeadConfig, outputs: tuple[str, str, str]) -> Rules:
