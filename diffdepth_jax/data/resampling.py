@@ -1,11 +1,13 @@
 """Resampling of images and maps as OpenCV and PyTorch compute it, in float64 NumPy.
 
 Neither smooths what it makes smaller (no antialiasing), and edge pixels are repeated outside.
+Pillow's own way, of 8-bit images, is there too.
 """
 
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 _A = -0.75  # of the cubic kernel (Keys 1981), in OpenCV and PyTorch alike
 
@@ -13,7 +15,7 @@ _A = -0.75  # of the cubic kernel (Keys 1981), in OpenCV and PyTorch alike
 def resize(
     array: np.ndarray,
     size: tuple[int, int],
-    method: Literal["bilinear", "bicubic"],
+    method: Literal["bilinear", "bicubic", "pillow"],
     *,
     align_corners: bool = False,
 ) -> np.ndarray:
@@ -22,13 +24,17 @@ def resize(
     Args:
         array: [h, w] or [h, w, c].
         size: new height and width.
-        method: `bilinear` or `bicubic`; the latter overshoots at edges.
+        method: `bilinear`; `bicubic`, which overshoots at edges; or `pillow`, its bicubic, for
+          uint8 [h, w, 3].
         align_corners: whether corner pixels stay in the corners; otherwise the borders of the image
             stay its borders (half-pixel centres).
 
     Returns:
         float64 [*size, ...].
     """
+    if method == "pillow":
+        resized = Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+        return np.asarray(resized, np.float64)
     result = np.asarray(array, np.float64)
     for axis, length in enumerate(size):
         if length != result.shape[axis]:

@@ -37,7 +37,7 @@ from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Constant, Rule, Rules
 
 META_OFFSET, TRANSFORMERS_OFFSET = 0.1, 0.0
-_EPS = 1e-6  # of the layer norms
+EPS = 1e-6  # of the layer norms
 _HEAD_FEATURES = 64  # of every published one
 
 
@@ -168,14 +168,14 @@ class Encoder(nn.Module):
         if config.remat != "none":
             policy = POLICIES[config.remat]
             block_class = nn.remat(Block, policy=policy, static_argnums=(2,))  # train
-        norm = LayerNorm(_EPS, name="norm")
+        norm = LayerNorm(EPS, name="norm")
         features, class_tokens = [], []
         for block in range(config.depth):
             tokens = block_class(
                 config.num_heads,
                 config.hidden_features,
                 layer_scale=1e-5,
-                eps=_EPS,
+                eps=EPS,
                 gated=config.gated,
                 drop_path_rate=config.drop_path_rate,
                 dtype=self.dtype,

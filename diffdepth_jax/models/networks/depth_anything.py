@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.encoders import dinov2
 from diffdepth_jax.models.networks import dpt_head
 from diffdepth_jax.models.networks.dpt_head import Decoded, DPTHead, DPTHeadConfig
@@ -29,6 +29,7 @@ from diffdepth_jax.models.networks.network import (
     TransformersLayout,
     Variants,
 )
+from diffdepth_jax.models.networks.transformers_json import Described, dpt_preprocessor
 from diffdepth_jax.models.tables import below, width
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights.rules import Rules, prefix
@@ -121,8 +122,16 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     @property
     def input_spec(self) -> InputSpec:
-        patch = self.encoder.patch_size
-        return replace(INPUT, multiple=patch, output_align_corners=self.version == 2)
+        spec = replace(INPUT, multiple=self.encoder.patch_size)
+        if self.implementation == "transformers":
+            return replace(
+                spec,
+                bound="minimal",
+                interpolation="pillow",
+                output_interpolation="bicubic",
+                output_align_corners=False,
+            )
+        return replace(spec, output_align_corners=self.version == 2)
 
 
 def _variant(encoder: str, version: int, max_depth: float | None = None) -> Config:
@@ -298,4 +307,139 @@ def arguments(config: Config) -> dict[str, Any]:
     }
 
 
-TRANSFORMERS: TransformersLayout | None = None
+# ---- as transformers has it ----------------------------------------------------------------------
+
+_OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
+
+
+def _transformers_rules(config: Config) -> Rules:
+    reassemble = "neck.reassemble_stage.layers.{0}.".replace(".", r"\.")
+    outputs = (r"head\.conv1", r"head\.conv2", r"head\.conv3")
+    head = (
+        *dpt_head.reassemble_rules(
+            config.head, "", f"{reassemble}projection", f"{reassemble}resize"
+        ),
+        *dpt_head.rules(config.head, outputs, dpt_head.TRANSFORMERS),
+    )
+    return (
+        *prefix(dinov2.transformers_rules(config.encoder), "backbone.", "encoder"),
+        *prefix(head, "", "head"),
+    )
+
+
+def _infer_transformers(
+    shapes: Mapping[str, tuple[int, ...]], content: Mapping[str, Any]
+) -> Config | None:
+    encoder = dinov2.infer_transformers(below(shapes, "backbone."))
+    if encoder is None or "head.conv1.weight" not in shapes:
+        return None
+    described = Described(content)
+    backbone = described.part("backbone_config")
+    described.require(
+        depth_estimation_type=("relative", "metric"),
+        head_in_index=(-1, 3),
+        reassemble_factors=([4, 2, 1, 0.5],),
+        patch_size=(encoder.patch_size,),
+    )
+    backbone.require(
+        model_type=("dinov2",),
+        hidden_act=("gelu",),
+        layer_norm_eps=(1e-6,),
+        apply_layernorm=(True,),
+    )
+    fields: dict[str, Any] = {}
+    if content:
+        # Where config.json leaves it out, transformers' default for a DINOv2.
+        heads = backbone.value("num_attention_heads", int, 12 if backbone else 6)
+        encoder = replace(encoder, num_heads=heads)
+        fields["version"] = _version(backbone, encoder.depth)
+    if described.value("depth_estimation_type", str, "relative") == "metric":
+        fields["max_depth"] = float(described.value("max_depth", (int, float), 1.0))
+    own = described.part(_OWN)
+    own.require(implementation=("transformers", "authors"))
+    return _inferred(
+        shapes,
+        encoder,
+        r"neck\.reassemble_stage\.layers\.{}\.projection\.\w+",
+        fused=r"neck\.fusion_stage\.layers\.\d\..+\.bias",
+        last=r"head\.conv2\.\w+",
+        implementation=own.value("implementation", str, "transformers"),
+        **fields,
+    )
+
+
+def _version(backbone: Described, depth: int) -> int:
+    """By the blocks after which the maps are taken; transformers counts the input as the first."""
+    taps = {2: dinov2.spread_taps(depth), 1: dinov2.last_taps(depth)}
+    stages = backbone.value("out_features", list, [])
+    numbers = [str(stage).removeprefix("stage") for stage in stages]
+    named = tuple(int(number) for number in numbers if number.isdecimal())
+    indices = backbone.integers("out_indices", named or tuple(tap + 1 for tap in taps[1]))
+    found = tuple(index % (depth + 1) - 1 for index in indices)
+    for version, blocks in taps.items():
+        if found == blocks:
+            return version
+    known = ", ".join(
+        f"{[block + 1 for block in blocks]} (V{version})" for version, blocks in taps.items()
+    )
+    raise ValueError(
+        f"config.json: backbone_config.out_indices is {list(indices)}; of Depth Anything with "
+        f"{depth} blocks it is {known}"
+    )
+
+
+def _described(config: Config) -> dict[str, Any]:
+    encoder, depth = config.encoder, config.max_depth
+    if encoder.gated:
+        ratio = round(encoder.hidden_features * 1.5 / encoder.embed_dim)
+        hidden = (int(encoder.embed_dim * ratio * 2 / 3) + 7) // 8 * 8
+    else:
+        ratio = encoder.hidden_features // encoder.embed_dim
+        hidden = encoder.embed_dim * ratio
+    if hidden != encoder.hidden_features:
+        raise ConfigError(
+            f"transformers has no DINOv2 with embed_dim {encoder.embed_dim} and hidden_features "
+            f"{encoder.hidden_features}; the nearest has {hidden}"
+        )
+    if depth is not None and depth != round(depth):
+        raise ConfigError(f"max_depth is {depth}; transformers takes whole metres only")
+    content = {
+        "architectures": ["DepthAnythingForDepthEstimation"],
+        "model_type": "depth_anything",
+        "backbone_config": {
+            "architectures": ["Dinov2Model"],
+            "model_type": "dinov2",
+            "hidden_size": encoder.embed_dim,
+            "num_hidden_layers": encoder.depth,
+            "num_attention_heads": encoder.num_heads,
+            "mlp_ratio": ratio,
+            "use_swiglu_ffn": encoder.gated,
+            "layer_norm_eps": dinov2.EPS,
+            "image_size": encoder.grid * encoder.patch_size,
+            "patch_size": encoder.patch_size,
+            "out_indices": [tap + 1 for tap in encoder.taps],
+            "out_features": [f"stage{tap + 1}" for tap in encoder.taps],
+            "reshape_hidden_states": False,
+        },
+        "patch_size": encoder.patch_size,
+        "reassemble_hidden_size": encoder.embed_dim,
+        "reassemble_factors": [4, 2, 1, 0.5],
+        "neck_hidden_sizes": list(config.project_features),
+        "fusion_hidden_size": config.fused_features,
+        "head_in_index": -1,
+        "head_hidden_size": config.output_features,
+        "depth_estimation_type": "relative" if depth is None else "metric",
+        "max_depth": 1 if depth is None else round(depth),
+    }
+    if config.implementation == "authors":
+        content[_OWN] = {"implementation": "authors"}
+    return content
+
+
+def _preprocessor(config: Config) -> dict[str, Any]:
+    return dpt_preprocessor(config.input_spec)
+
+
+TRANSFORMERS = TransformersLayout(
+    "depth_anything", _infer_transformers, _transformers_rules, _described, _preprocessor
+)

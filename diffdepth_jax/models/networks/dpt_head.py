@@ -232,12 +232,41 @@ class FusionBlock(nn.Module):
         return resize_bilinear(level, size or (2 * height, 2 * width))
 
 
-def rules(config: DPTHeadConfig, outputs: tuple[str, str, str]) -> Rules:
-    """The table of the names below `scratch.`, which MiDaS, DPT and Depth Anything share.
+class Names(NamedTuple):
+    """How a publication names the fusion's modules: patterns.
+
+    Attributes:
+        level: of a level's 3x3 convolution, with `{0}` for the level counted from 0, `{1}` from 1
+            and `{2}` from 0 at the coarsest.
+        block: of a fusion block, the same.
+        unit, conv: below it, of a residual unit and its convolutions, without their numbers.
+        project: below it, of the 1x1 convolution.
+    """
+
+    level: str
+    block: str
+    unit: str
+    conv: str
+    project: str
+
+
+MIDAS = Names(r"scratch\.layer{1}_rn", r"scratch\.refinenet{1}", "resConfUnit", "conv", "out_conv")
+TRANSFORMERS = Names(
+    r"neck\.convs\.{0}",
+    r"neck\.fusion_stage\.layers\.{2}",
+    "residual_layer",
+    "convolution",
+    "projection",
+)
+
+
+def rules(config: DPTHeadConfig, outputs: tuple[str, str, str], names: Names = MIDAS) -> Rules:
+    """The table of the fusion and of the last three convolutions.
 
     Args:
         config: of the head.
         outputs: patterns of the names of the last three convolutions.
+        names: of the fusion, those that MiDaS, DPT and Depth Anything share, or transformers'.
 
     The names of projection and resampling, `reassemble_rules`, are the network's own.
     """
@@ -246,16 +275,18 @@ def rules(config: DPTHeadConfig, outputs: tuple[str, str, str]) -> Rules:
         rows += conv_rules(name, f"output{index}")
     last = len(config.level_features) - 1
     for level, channels in enumerate(config.level_features):
-        block, here = rf"scratch\.refinenet{level + 1}", f"fusion{level}"
-        rows += conv_rules(rf"scratch\.layer{level + 1}_rn", f"level{level}")
-        rows += conv_rules(rf"{block}\.resConfUnit2\.(conv\d)", rf"{here}/unit2/\1")
+        numbers = level, level + 1, last - level
+        block, here = names.block.format(*numbers), f"fusion{level}"
+        unit = rf"{block}\.{names.unit}"
+        rows += conv_rules(names.level.format(*numbers), f"level{level}")
+        rows += conv_rules(rf"{unit}2\.{names.conv}(\d)", rf"{here}/unit2/conv\1")
         if config.fusion_projection:
-            rows += conv_rules(rf"{block}\.out_conv", f"{here}/project")
+            rows += conv_rules(rf"{block}\.{names.project}", f"{here}/project")
         if level < last:
-            rows += conv_rules(rf"{block}\.resConfUnit1\.(conv\d)", rf"{here}/unit1/\1")
+            rows += conv_rules(rf"{unit}1\.{names.conv}(\d)", rf"{here}/unit1/conv\1")
             continue
-        for conv in ("conv1", "conv2"):
-            name = rf"{block}\.resConfUnit1\.{conv}"
+        for number in (1, 2):
+            name = rf"{unit}1\.{names.conv}{number}"
             reason = "never runs: the coarsest level has nothing to be fused with"
             kernel, bias = (channels, channels, 3, 3), (channels,)
             rows.append(Constant(rf"{name}\.weight", reason, _zeros(kernel)))

@@ -1,0 +1,99 @@
+"""The JSON files of Hugging Face's transformers beside weights: read strictly, and written."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from diffdepth_jax.typing import InputSpec
+
+T = TypeVar("T")
+_SHOWN = 100  # characters of a value in an error
+
+
+class Described:
+    """What a `config.json` says: entries of the type that is asked for, or an error names them.
+
+    Args:
+        content: what was parsed.
+        path: of that within the file, for errors.
+    """
+
+    def __init__(self, content: Mapping[str, Any], path: str = ""):
+        self._content, self._path = content, path
+
+    def __bool__(self) -> bool:
+        return bool(self._content)
+
+    def part(self, name: str) -> "Described":
+        """A nested mapping; empty where there is none.
+
+        Raises:
+            ValueError: for another thing than a mapping.
+        """
+        return Described(self.value(name, Mapping, {}), f"{self._path}{name}.")
+
+    def value(self, name: str, kind: type[T] | tuple[type[T], ...], default: T) -> T:
+        """An entry; `default` where there is none, or null.
+
+        Raises:
+            ValueError: for an entry that is not of this kind.
+        """
+        found = self._content.get(name)
+        if found is None:
+            return default
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+            raise ValueError(self._complaint(name, found))
+        return found
+
+    def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """An entry that is a list of integers, or a single one.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        found = self.value(name, (list, int), list(default))
+        found = found if isinstance(found, list) else [found]
+        if not all(isinstance(each, int) and not isinstance(each, bool) for each in found):
+            raise ValueError(self._complaint(name, found))
+        return tuple(found)
+
+    def require(self, **allowed: tuple[Any, ...]) -> None:
+        """Refuses entries, by name, that are none of the allowed values; the first of these is what
+        an absent entry stands for.
+
+        Raises:
+            ValueError: says which one, and what there can be.
+        """
+        for name, values in allowed.items():
+            found = self._content.get(name, values[0])
+            if found not in values:
+                known = " or ".join(repr(value) for value in values)
+                raise ValueError(f"{self._complaint(name, found)}; known here: {known}")
+
+    def _complaint(self, name: str, found: Any) -> str:
+        text = repr(found)
+        text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        return f"config.json: {self._path}{name} is {text}, which this network cannot have"
+
+
+def dpt_preprocessor(spec: InputSpec) -> dict[str, Any]:
+    """The `preprocessor_config.json` of transformers' `DPTImageProcessor`.
+
+    Args:
+        spec: with a size, without padding; what the processor cannot have is passed over.
+    """
+    height, width = spec.size
+    return {
+        "image_processor_type": "DPTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "keep_aspect_ratio": spec.keep_aspect,
+        "ensure_multiple_of": spec.multiple,
+        "resample": 2 if spec.interpolation == "bilinear" else 3,  # Pillow's numbers
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+        "do_pad": False,
+        "size_divisor": None,
+    }
