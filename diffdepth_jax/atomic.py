@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import socket
 import tempfile
 import zlib
@@ -52,6 +53,30 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
+def write_directory(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
+    """Fills a directory under a temporary name and renames it, so that it is whole or absent.
+
+    Args:
+        path: need not exist, but its folder must; if it does, it must be empty.
+        write: is given the temporary directory.
+
+    Raises:
+        FileError: if it cannot be written, or holds something (`MissingFileError`: its folder does
+            not exist). After that, or whatever `write` raises, `path` is as it was.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    with naming_file(path, "written"):
+        if not path.parent.is_dir():
+            raise MissingFileError(f"{path} cannot be written: there is no folder {path.parent}")
+        try:
+            temporary.mkdir()
+            write(temporary)
+            os.replace(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def directory(path: Path) -> Iterator[None]:
     """Makes a directory for the work inside; what is new of it and still empty then is removed.
@@ -74,7 +99,7 @@ def directory(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
-    """Removes the temporary files that killed processes of this machine have left.
+    """Removes the temporary files and directories that killed processes of this machine left.
 
     To be called before writing into a directory. Files of running processes stay, and so do those
     of other machines, which cannot be asked, and of a process whose number another one has got.
@@ -90,12 +115,13 @@ def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = Fal
     """
     removed = []
     for folder, folders, names in os.walk(directory):
-        for name in names:
+        for name in (*names, *folders):
             match = _TEMPORARY.fullmatch(name)
             if match and match[1] == _machine() and not _running(int(match[2])):
                 with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
-                    removed.append(Path(folder, name))
+                    path = Path(folder, name)
+                    shutil.rmtree(path) if name in folders else path.unlink()
+                    removed.append(path)
         if not recursive:
             folders.clear()
     return removed

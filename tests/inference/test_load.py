@@ -16,7 +16,6 @@ from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks import diffusion_depth
-from diffdepth_jax.models.networks.network import TransformersLayout
 from diffdepth_jax.weights import files as weights
 from diffdepth_jax.weights import rules
 from tests.inference.small_model import CONFIG, STEP, image
@@ -211,31 +210,6 @@ def test_arguments_that_cannot_be_are_named(released_state_dict, tmp_path, argum
 
 
 # ---- the layout of transformers ------------------------------------------------------------------
-
-
-@pytest.fixture
-def layout(monkeypatch):
-    """DiffusionDepth as transformers might have named it: everything below `model.`."""
-
-    def infer(shapes, config):
-        if not all(name.startswith("model.") for name in shapes):
-            return None
-        if config.get("max_depth", 1) < 0:
-            raise ValueError("max_depth is negative in config.json")
-        found = diffusion_depth.infer({name[6:]: shape for name, shape in shapes.items()})
-        return found and dataclasses.replace(found, max_depth=config.get("max_depth"))
-
-    layout = TransformersLayout(
-        model_type="diffusion_depth",
-        infer=infer,
-        rules=lambda config: rules.prefix(diffusion_depth.rules(config), "model."),
-        describe=lambda config: {"max_depth": config.max_depth},
-        preprocessor=lambda config: {},
-    )
-    monkeypatch.setattr(diffusion_depth, "TRANSFORMERS", layout)
-    monkeypatch.setattr(diffusion_depth, "UNTOLD", {"max_depth": (10.0, 80.0)})
-    signature = (r"(model\.)?depth_backbone\..+",)
-    monkeypatch.setitem(registry.SIGNATURES["network"], "diffusion_depth", signature)
 
 
 def test_a_directory_of_transformers_tells_all(released_state_dict, layout, tmp_path):

@@ -20,7 +20,6 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import DepthModel
-from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks import network
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights import rules
@@ -271,7 +270,7 @@ def test_what_is_published_is_exported_and_the_rest_says_why_not(name, tmp_path)
 
 
 @every_network_of_transformers
-def test_the_layout_of_transformers_goes_both_ways(name):
+def test_the_layout_of_transformers_goes_both_ways(name, tmp_path):
     file, model, variables = small(name)
     layout = file.TRANSFORMERS
     assert isinstance(layout, network.TransformersLayout)
@@ -282,8 +281,10 @@ def test_the_layout_of_transformers_goes_both_ways(name):
     assert described["model_type"] == layout.model_type
     assert json.loads(json.dumps(layout.preprocessor(model.config)))
     assert layout.infer(shapes, described) == model.config
-    again = rules.convert(state_dict, table, expected_variables(model))
-    assert jax.tree.all(jax.tree.map(np.array_equal, dict(again), dict(variables)))
+    untold = inference.export(DepthModel(model, variables, model.config), tmp_path, "transformers")
+    again = inference.load(tmp_path)
+    assert not untold and again.config == model.config
+    assert jax.tree.all(jax.tree.map(np.array_equal, dict(again.variables), dict(variables)))
     assert layout.infer({"nothing.weight": (1,)}, {}) is None
     if isinstance(model.config, network.Published):  # each layout is told from the other
         theirs = file.rules(model.config)
