@@ -16,7 +16,7 @@ MODULES: dict[str, dict[str, str]] = {
         "diffusion_depth": "diffdepth_jax.models.networks.diffusion_depth",
         "regression": "diffdepth_jax.models.networks.regression",
         "depth_anything": "diffdepth_jax.models.networks.depth_anything",
-        # "dpt": "diffdepth_jax.models.networks.dpt",
+        "dpt": "diffdepth_jax.models.networks.dpt",
         # "midas": "diffdepth_jax.models.networks.midas",
         # "zoedepth": "diffdepth_jax.models.networks.zoedepth",
         # "monodepth2": "diffdepth_jax.models.networks.monodepth2",
@@ -27,7 +27,7 @@ MODULES: dict[str, dict[str, str]] = {
         "mpvit": "diffdepth_jax.models.encoders.mpvit",
         "torchvision_resnet": "diffdepth_jax.models.encoders.torchvision_resnet",
         "dinov2": "diffdepth_jax.models.encoders.dinov2",
-        # "vit": "diffdepth_jax.models.encoders.vit",
+        "vit": "diffdepth_jax.models.encoders.vit",
         # "hybrid_vit": "diffdepth_jax.models.encoders.hybrid_vit",
         # "beit": "diffdepth_jax.models.encoders.beit",
         # "swin2": "diffdepth_jax.models.encoders.swin2",
@@ -66,6 +66,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
             r"pretrained\.blocks\.0\.ls1\.gamma|backbone\.encoder\.layer\.0\.layer_scale1\.lambda1",
             r"depth_head\.scratch\.output_conv1\.weight|head\.conv1\.weight",
         ),
+        "dpt": (r"pretrained\.model\..+", r"scratch\.output_conv\.4\.weight"),
     },
     "encoder": {
         "resnet": (r"layers\.0\.0\.downsample\.weight",),
@@ -73,6 +74,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         "mpvit": (r"patch_embed_stages\.0\.patch_embeds\.0\.patch_conv\.dwconv\.weight",),
         "torchvision_resnet": (r"conv1\.weight", r"layer1\.0\.conv1\.weight"),
         "dinov2": (r"blocks\.0\.ls1\.gamma", r"patch_embed\.proj\.weight"),
+        "vit": (r"pos_embed", r"blocks\.0\.attn\.qkv\.bias"),
     },
 }
 

@@ -1,6 +1,6 @@
 """What vision transformers share: attention over all tokens, blocks, position embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffdepth_jax.models.layers import (
+    Conv,
     DropPath,
     LayerNorm,
     Mlp,
@@ -16,6 +17,11 @@ from diffdepth_jax.models.layers import (
     transformer_init,
 )
 from diffdepth_jax.ops.attention import attention
+from diffdepth_jax.models.tables import linear_rules, norm_rules
+from diffdepth_jax.ops.image import pad_to_multiple
+from diffdepth_jax.ops.remat import POLICIES, Remat
+from diffdepth_jax.typing import Features
+from diffdepth_jax.weights.rules import Rules
 
 
 class Attention(nn.Module):
@@ -97,6 +103,87 @@ class Block(nn.Module):
             scale = self.param(name, init, branch.shape[-1:])
             branch = branch * scale[None, None].astype(branch.dtype)
         return DropPath(self.drop_path_rate)(branch, train)
+
+
+def recomputed(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """A class of blocks, called with (tokens, train), with what `remat` says recomputed."""
+    if remat == "none":
+        return block
+    return nn.remat(block, policy=POLICIES[remat], static_argnums=(2,))  # train
+
+
+def check_blocks(
+    embed_dim: int, depth: int, num_heads: int, taps: Sequence[int], drop_path_rate: float
+) -> None:
+    """Refuses fields of an encoder's config that no vision transformer can have.
+
+    Raises:
+        ValueError: says which one, and why.
+    """
+    if min(embed_dim, depth, num_heads) < 1 or embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim {embed_dim}, depth {depth} and num_heads {num_heads} must be positive, and "
+            "embed_dim a multiple of num_heads"
+        )
+    rising = all(a < b for a, b in zip((-1, *taps), taps, strict=False))
+    if not taps or not rising or taps[-1] != depth - 1:
+        raise ValueError(
+            f"taps are {tuple(taps)}; they must rise, from 0 at least, to the last of the {depth} "
+            f"blocks, {depth - 1}"
+        )
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """Indices of the last block of each quarter of the depth."""
+    return tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+
+
+def embed_patches(
+    image: Float[Array, "b h w 3"], embed_dim: int, patch_size: int, dtype: Any
+) -> Float[Array, "b h2 w2 c"]:
+    """Image to tokens, by the convolution `patch_embed`. Only within a compact method.
+
+    An image whose sides are no multiples of the patch gets its last row and column repeated.
+    """
+    convolution = Conv(
+        embed_dim,
+        patch_size,
+        patch_size,
+        padding=0,
+        dtype=dtype,
+        kernel_init=transformer_init,
+        bias_init=nn.initializers.zeros_init(),
+        name="patch_embed",
+    )
+    return convolution(pad_to_multiple(jnp.asarray(image), patch_size))
+
+
+def to_maps(
+    outputs: Sequence[Float[Array, "b n c"]], size: tuple[int, int]
+) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
+    """Tokens after several blocks to maps of (height, width) = size, and the class tokens."""
+    features = tuple(tokens[:, 1:].reshape(len(tokens), *size, -1) for tokens in outputs)
+    return features, tuple(tokens[:, 0] for tokens in outputs)
+
+
+def block_rules(block: str, path: str, key_bias: bool = True) -> Rules:
+    """Rows of a `Block` without its scales, in timm's names, which Meta's share.
+
+    Args:
+        block, path: pattern of the block's name and template of its path.
+        key_bias: whether the attention's bias is an entry beside its kernel.
+    """
+    qkv = linear_rules(rf"{block}\.attn\.qkv", f"{path}/attention/qkv")
+    return (
+        *norm_rules(rf"{block}\.norm1", f"{path}/norm1"),
+        *norm_rules(rf"{block}\.norm2", f"{path}/norm2"),
+        *(qkv if key_bias else qkv[:1]),
+        *linear_rules(rf"{block}\.attn\.proj", f"{path}/attention/projection"),
+        *linear_rules(rf"{block}\.mlp\.fc1", f"{path}/mlp/fc1"),
+        *linear_rules(rf"{block}\.mlp\.fc2", f"{path}/mlp/fc2"),
+    )
 
 
 def add_class_token(

@@ -50,3 +50,30 @@ class EncoderFile(Protocol):
 
     def infer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """The config of weights with these names and shapes, or None."""
+
+
+class ForImageSize:
+    """Capability of a config: the encoder was pretrained on square images of one size."""
+
+    @property
+    def image_size(self) -> int:
+        """Their side in pixels."""
+        raise NotImplementedError
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the encoder takes no other images."""
+        return False
+
+
+class HasClassTokens:
+    """Capability of a config: the encoder has class tokens.
+
+    Its module's method `with_class_tokens(image, train=False)` returns the features and, by level,
+    the class token [b, channels] or None.
+    """
+
+    @property
+    def class_levels(self) -> tuple[bool, ...]:
+        """Which levels have one, fine to coarse."""
+        raise NotImplementedError

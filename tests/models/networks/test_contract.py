@@ -48,8 +48,15 @@ SMALL = {
         "output_features": 4,
         "max_depth": 20.0,
     },
+    "dpt": {
+        "encoder": {"name": "vit", "embed_dim": 16, "depth": 4, "num_heads": 2, "grid": 2}
+        | {"hidden_features": 24, "taps": (0, 1, 2, 3)},
+        "project_features": (8, 8, 8, 8),
+        "fused_features": 8,
+        "output_features": 4,
+    },
 }
-SEEDS: dict[str, int] = {}
+SEEDS: dict[str, int] = {"dpt": 6}
 every_network = pytest.mark.parametrize("name", registry.names("network"))
 every_network_of_transformers = pytest.mark.parametrize(
     "name",

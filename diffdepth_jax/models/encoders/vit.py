@@ -1,0 +1,288 @@
+"""The vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) as DPT uses it.
+
+Patches become tokens, a class token and position embeddings are added, and blocks follow. The maps
+are the tokens after some of the blocks, without the norm that a classifier ends with. Positions of
+another grid than pretraining's are interpolated bilinearly (Ranftl et al. 2021, arXiv:2103.13413,
+section 3). Names and epsilon are timm's.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffdepth_jax import registry
+from diffdepth_jax.models import transformer
+from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
+from diffdepth_jax.models.layers import drop_path_rates, transformer_init
+from diffdepth_jax.models.tables import (
+    Layout,
+    class_token,
+    conv_rules,
+    count,
+    linear_rules,
+    norm_rules,
+    positions,
+    side,
+    width,
+)
+from diffdepth_jax.ops.image import resize_bilinear
+from diffdepth_jax.ops.remat import Remat
+from diffdepth_jax.typing import Features
+from diffdepth_jax.weights.rules import Constant, Rule, Rules, Skip
+
+
+def check(config: Any) -> None:
+    """Refuses a transformer that cannot be.
+
+    Raises:
+        ValueError: says which number is wrong, and why.
+    """
+    transformer.check_blocks(
+        config.embed_dim, config.depth, config.num_heads, config.taps, config.drop_path_rate
+    )
+    if min(config.hidden_features, config.grid) < 1:
+        raise ValueError(
+            f"hidden_features {config.hidden_features} and grid {config.grid} must be positive"
+        )
+
+
+@dataclass(frozen=True)
+class Config(ForImageSize, HasClassTokens):
+    """A vision transformer.
+
+    Attributes:
+        embed_dim: channels of the tokens.
+        depth: number of blocks.
+        num_heads: of the attention.
+        hidden_features: of the feed-forward part.
+        patch_size: side of a token in pixels.
+        grid: side of pretraining's square of tokens, for which there are position embeddings.
+        taps: blocks, counted from 0, after which the tokens are the features.
+        layer_norm_eps: of the layer norms.
+        drop_path_rate: of the last block; rates rise evenly from 0.
+        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
+    """
+
+    name: Literal["vit"] = "vit"
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    hidden_features: int = 3072
+    patch_size: int = 16
+    grid: int = 24
+    taps: tuple[int, ...] = (2, 5, 8, 11)
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float = 0.0
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        check(self)
+        if self.patch_size < 1:
+            raise ValueError(f"patch_size is {self.patch_size}; it must be positive")
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.embed_dim,) * len(self.taps)
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        return (self.patch_size,) * len(self.taps)
+
+    @property
+    def class_levels(self) -> tuple[bool, ...]:
+        return (True,) * len(self.taps)
+
+    @property
+    def image_size(self) -> int:
+        return self.grid * self.patch_size
+
+
+_BASE = Config()
+_LARGE = Config(embed_dim=1024, depth=24, num_heads=16, hidden_features=4096, taps=(5, 11, 17, 23))
+
+VARIANTS = {
+    "base": replace(_BASE, grid=14),
+    "large": replace(_LARGE, grid=14),
+    "base_384": _BASE,
+    "large_384": _LARGE,
+}
+
+
+class Encoder(nn.Module):
+    """Image to the tokens after each tapped block as maps, all at the stride of a patch.
+
+    An image whose sides are no multiples of the patch gets its last row and column repeated.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
+        """The features of `with_class_tokens` alone."""
+        return self.with_class_tokens(image, train)[0]
+
+    @nn.compact
+    def with_class_tokens(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
+        """The features, and the class token after each tapped block."""
+        config = self.config
+        patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
+        return transform(self, config, patches, train)
+
+
+def transform(
+    module: nn.Module, config: Any, patches: Float[Array, "b h w c"], train: bool
+) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
+    """Embedded patches to features and class tokens. Only within the module's compact method."""
+    size = patches.shape[1:3]
+    table = module.param("positions", transformer_init, (1 + config.grid**2, config.embed_dim))
+    # Tokens are summed up in float32; only branches are of lower precision.
+    tokens = patches.reshape(len(patches), -1, config.embed_dim).astype(jnp.float32)
+    tokens = transformer.add_class_token(module, tokens)
+    tokens += transformer.resize_positions(table, size, _bilinear)[None]
+    block_class = transformer.recomputed(transformer.Block, config.remat)
+    (rates,) = drop_path_rates(config.drop_path_rate, (config.depth,))
+    outputs = []
+    for index, rate in enumerate(rates):
+        tokens = block_class(
+            num_heads=config.num_heads,
+            hidden_features=config.hidden_features,
+            eps=config.layer_norm_eps,
+            drop_path_rate=rate,
+            dtype=module.dtype,
+            name=f"block{index}",
+        )(tokens, train)
+        if index in config.taps:
+            outputs.append(tokens)
+    return transformer.to_maps(outputs, size)
+
+
+def _bilinear(grid: Array, size: tuple[int, int]) -> Array:
+    return resize_bilinear(grid, size, align_corners=False)
+
+
+def rules(config: Config) -> Rules:
+    """The table of timm's names, those of its classifier among them."""
+    return (*conv_rules(r"patch_embed\.proj", "patch_embed"), *transformer_rules(config))
+
+
+def transformer_rules(config: Any) -> Rules:
+    """The rows of what follows the embedded patches."""
+    return (
+        Rule("cls_token", "params/class_token", class_token),
+        Rule("pos_embed", "params/positions", positions),
+        *transformer.block_rules(r"blocks\.(\d+)", r"block\1"),
+        *unused_norm_rules("norm", config.embed_dim),
+        *classifier_rules(config.embed_dim),
+    )
+
+
+def unused_norm_rules(name: str, channels: int) -> tuple[Constant, ...]:
+    """The rows of a norm that only a classifier applies."""
+    reason = "a classifier's: the features are taken before it"
+    return (
+        Constant(rf"{name}\.weight", reason, lambda: np.ones(channels, np.float32)),
+        Constant(rf"{name}\.bias", reason, lambda: np.zeros(channels, np.float32)),
+    )
+
+
+def classifier_rules(channels: int, classes: int = 1000) -> tuple[Constant, ...]:
+    """The rows of timm's classifier, of ImageNet's classes unless said otherwise."""
+    reason = "the classifier, which a decoder of depth does without"
+    return (
+        Constant(r"head\.weight", reason, lambda: np.zeros((classes, channels), np.float32)),
+        Constant(r"head\.bias", reason, lambda: np.zeros(classes, np.float32)),
+    )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights with these names and shapes; None if they are not of this family.
+
+    Weights tell neither the heads, of 64 channels here, nor the taps, one at the end of each
+    quarter of the blocks.
+
+    Raises:
+        ValueError: if they are, but what they tell cannot be.
+    """
+    if "vit" not in registry.matching("encoder", shapes):
+        return None
+    depth = count(shapes, r"blocks\.(\d+)\.")
+    return Config(
+        **inferred(shapes, r"blocks\.\d+\.norm\d", r"blocks\.\d+\.mlp\.fc1", "pos_embed"),
+        depth=depth,
+        patch_size=side(shapes, "patch_embed.proj.weight", 3),
+        taps=transformer.quarters(depth),
+    )
+
+
+def inferred(
+    shapes: Mapping[str, tuple[int, ...]], norm: str, hidden: str, table: str
+) -> dict[str, Any]:
+    """The fields of a transformer that its widths tell.
+
+    Args:
+        norm, hidden: patterns of the names of the blocks' norms and of their hidden layers.
+        table: name of the position embeddings.
+    """
+    embed_dim = width(shapes, rf"{norm}\.(weight|bias)") or 0
+    return {
+        "embed_dim": embed_dim,
+        "num_heads": max(embed_dim // 64, 1),
+        "grid": math.isqrt(side(shapes, table, 1) - 1),
+        "hidden_features": width(shapes, rf"{hidden}\.(weight|bias)") or 0,
+    }
+
+
+# ---- Hugging Face's transformers -----------------------------------------------------------------
+
+
+def transformers_block_rules(block: str, path: str, key_bias: bool = True) -> Rules:
+    """Rows of a `transformer.Block` without its scales in the names of ViT and its kin there."""
+    attention, rows = rf"{block}\.attention", []
+    for index, name in enumerate(("query", "key", "value")):
+        for row in linear_rules(rf"{attention}\.attention\.{name}", f"{path}/attention/qkv"):
+            rows.append(replace(row, part=(index, 3)))
+    del key_bias
+    return (
+        *norm_rules(rf"{block}\.layernorm_before", f"{path}/norm1"),
+        *norm_rules(rf"{block}\.layernorm_after", f"{path}/norm2"),
+        *rows,
+        *linear_rules(rf"{attention}\.output\.dense", f"{path}/attention/projection"),
+        *linear_rules(rf"{block}\.intermediate\.dense", f"{path}/mlp/fc1"),
+        *linear_rules(rf"{block}\.output\.dense", f"{path}/mlp/fc2"),
+    )
+
+
+def transformers_rules(config: Config) -> Rules:
+    """The table of transformers' names."""
+    return (
+        *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
+        *transformers_transformer_rules(config),
+    )
+
+
+def transformers_transformer_rules(config: Any) -> Rules:
+    """The rows of what follows the embedded patches."""
+    return (
+        Rule(r"embeddings\.cls_token", "params/class_token", class_token),
+        Rule(r"embeddings\.position_embeddings", "params/positions", positions),
+        *transformers_block_rules(r"encoder\.layer\.(\d+)", r"block\1"),
+        *unused_norm_rules("layernorm", config.embed_dim),
+        Skip(r"pooler\..+", "of a classifier"),
+        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
+    )
+
+
+def _infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    return None
+
+
+_UNTOLD = ("num_heads", "taps", "layer_norm_eps", "drop_path_rate", "remat")
+LAYOUTS = {"timm": Layout(infer, rules, _UNTOLD)}

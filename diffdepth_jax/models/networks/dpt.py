@@ -1,0 +1,255 @@
+"""DPT, dense prediction transformers (Ranftl et al. 2021, arXiv:2103.13413), as MiDaS trained them.
+
+Four maps of a backbone, and its class tokens where it has some, go through the head of `dpt_head`
+to relative disparity: larger is nearer, never negative, of unknown scale and shift. The head's
+options follow from the backbone: MiDaS 3 (ViT-L, hybrid) and 3.1 (BEiT, Swin; Birkl et al. 2023,
+arXiv:2307.14460) differ in nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry
+from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
+from diffdepth_jax.models.networks import dpt_head
+from diffdepth_jax.models.networks.dpt_head import Decoded, DPTHead, DPTHeadConfig, Factor
+from diffdepth_jax.models.networks.network import (
+    HasEncoder,
+    NetworkConfig,
+    Published,
+    Variants,
+    encoder_variant,
+)
+from diffdepth_jax.models.tables import below, width
+from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.weights.rules import Rules, prefix
+
+OUTPUT = "relative_disparity"
+INPUT = InputSpec(
+    size=(384, 384),
+    bound="minimal",
+    multiple=32,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    output_interpolation="bicubic",
+)
+FILES: Mapping[str, Mapping[str, Any]] = {
+    r"dpt_(large|hybrid|beit_large|beit_base|swin2_large|swin2_base|swin_large)_384": {},
+    r"dpt_beit_large_512": {},
+    r"dpt_swin2_tiny_256": {},
+    r"dpt_large-midas-\w+": {},
+    r"dpt_hybrid-midas-\w+": {},
+}
+UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+TRANSFORMERS = None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """An encoder that DPT has been published with.
+
+    Attributes:
+        layout: of the encoder's `LAYOUTS`, the one that the authors' files have.
+    """
+
+    layout: str = "timm"
+
+
+BACKBONES: Mapping[str, Backbone] = {"vit": Backbone()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(NetworkConfig, HasEncoder, Published):
+    """A DPT network.
+
+    Attributes:
+        encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
+        project_features: by level, channels that maps with a class token are projected to before
+            they are resampled; None for maps without one, which are taken as they are.
+        fused_features: channels of the fused maps.
+        output_features: channels before the last convolution.
+    """
+
+    name: Literal["dpt"] = "dpt"
+    project_features: tuple[int | None, ...] = (256, 512, 1024, 1024)
+    fused_features: int = 256
+    output_features: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        readout = tuple(features is not None for features in self.project_features)
+        if readout != self._class_levels:
+            raise ValueError(
+                f"project_features {self.project_features} must be numbers at the levels where the "
+                f"encoder {self.encoder.name!r} has a class token, and None elsewhere: "
+                f"{self._class_levels}"
+            )
+        sizes = (self.fused_features, self.output_features, *filter(None, self.project_features))
+        if min(sizes) < 1 or self.fused_features % 2 or 0 in self.project_features:
+            raise ValueError(
+                f"fused_features {self.fused_features}, output_features {self.output_features} and "
+                f"project_features {self.project_features} must be positive, fused_features even"
+            )
+        _ = self.head
+
+    @property
+    def head(self) -> DPTHeadConfig:
+        """The head for this encoder."""
+        return DPTHeadConfig(
+            project_features=self.project_features,
+            factors=tuple(map(_factor, self.encoder.reductions, (4, 8, 16, 32))),
+            readout=self._class_levels,
+            level_features=(self.fused_features,) * 4,
+            output_features=self.output_features,
+        )
+
+    @property
+    def _class_levels(self) -> tuple[bool, ...]:
+        if isinstance(self.encoder, HasClassTokens):
+            return self.encoder.class_levels
+        return (False,) * len(self.encoder.channels)
+
+    @property
+    def input_spec(self) -> InputSpec:
+        if not isinstance(self.encoder, ForImageSize):
+            return INPUT
+        side = self.encoder.image_size
+        return replace(INPUT, size=(side, side), keep_aspect=not self.encoder.fixed_size)
+
+
+def _factor(reduction: int, wanted: int) -> Factor:
+    """How a map of one stride becomes one of another."""
+    factors: dict[float, Factor] = {4: "4", 2: "2", 1: "1", 0.5: "1/2"}
+    if reduction / wanted not in factors:
+        raise ValueError(f"a map of stride {reduction} cannot be brought to a stride of {wanted}")
+    return factors[reduction / wanted]
+
+
+def _variant(encoder: str, variant: str, project_features: tuple[int | None, ...]) -> Config:
+    return Config(encoder=encoder_variant(encoder, variant), project_features=project_features)
+
+
+_LARGE = (256, 512, 1024, 1024)
+
+VARIANTS = Variants({"large_384": lambda: _variant("vit", "large_384", _LARGE)})
+
+
+class DPT(nn.Module):
+    """The network; images come normalised by the config's `input_spec`, disparity is relative.
+
+    Attributes:
+        config: see there.
+        dtype: of the convolutions and matrix products; parameters, norms' statistics and the result
+            are float32.
+        frozen: parts ("encoder", "head") that are not trained: they work as in inference in
+            training too, without dropped paths.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+    frozen: tuple[str, ...] = ()
+
+    def setup(self):
+        encoder = registry.module("encoder", self.config.encoder.name)
+        self.encoder = encoder.Encoder(self.config.encoder, dtype=self.dtype)
+        self.head = DPTHead(self.config.head, dtype=self.dtype)
+
+    def __call__(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> Float[Array, "b h w 1"]:
+        """Normalised image to disparity of the same size.
+
+        Raises:
+            ValueError: for an image whose sides are not multiples of the encoder's patch.
+        """
+        return self.decode(image, train).output
+
+    def decode(self, image: Float[Array, "b h w 3"], train: bool = False) -> Decoded:
+        """Normalised image to disparity, and what the head had on the way."""
+        image, train = jnp.asarray(image), train and "encoder" not in self.frozen
+        height, width = image.shape[1:3]
+        unit = max(self.config.encoder.reductions)
+        if not height or not width or height % unit or width % unit:
+            raise ValueError(
+                f"an image of {height} x {width} pixels has sides that are no multiples of the "
+                f"{unit} pixels of the coarsest map: resize it as the network's input_spec says"
+            )
+        if isinstance(self.config.encoder, HasClassTokens):
+            features, class_tokens = self.encoder.with_class_tokens(image, train)
+        else:
+            features, class_tokens = self.encoder(image, train), None
+        return self.head.decode(features, (height, width), class_tokens)
+
+    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Freshly initialised {"params"}; trace it for shapes alone."""
+        side = 2 * max(self.config.encoder.reductions)
+        if isinstance(self.config.encoder, ForImageSize) and self.config.encoder.fixed_size:
+            side = self.config.encoder.image_size
+        return self.init(key, jnp.zeros((1, side, side, 3)))
+
+
+def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DPT:
+    """The module of a config; see `DPT` for `dtype` and `frozen`."""
+    return DPT(config, dtype, frozen)
+
+
+def rules(config: Config) -> Rules:
+    """The table of the authors' names."""
+    file = registry.module("encoder", config.encoder.name)
+    backbone = BACKBONES.get(config.encoder.name)
+    encoder = file.LAYOUTS[backbone.layout].rules if backbone else file.rules
+    post = r"pretrained\.act_postprocess{1}"
+    outputs = (r"scratch\.output_conv\.0", r"scratch\.output_conv\.2", r"scratch\.output_conv\.4")
+    names = (rf"{post}\.0\.project\.0", rf"{post}\.3", rf"{post}\.4")
+    head = (
+        *dpt_head.reassemble_rules(config.head, *names),
+        *dpt_head.rules(config.head, outputs),
+    )
+    return (*prefix(encoder(config.encoder), _BACKBONE, "encoder"), *prefix(head, "", "head"))
+
+
+_BACKBONE = "pretrained.model."
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of a state dict with these names and shapes; None if it is of no known backbone.
+
+    Weights do not tell the taps: those of the releases.
+    """
+    if "dpt" not in registry.matching("network", shapes):
+        return None
+    names = below(shapes, _BACKBONE)
+    for name, backbone in BACKBONES.items():
+        encoder = registry.module("encoder", name).LAYOUTS[backbone.layout].infer(names)
+        if encoder is not None:
+            break
+    else:
+        return None
+    post = r"pretrained\.act_postprocess{}\.[34]\.(weight|bias)"
+    return Config(
+        encoder=encoder,
+        project_features=tuple(width(shapes, post.format(level)) for level in (1, 2, 3, 4)),
+        fused_features=width(shapes, r"scratch\.(layer\d_rn|refinenet\d\.out_conv)\.weight") or 0,
+        output_features=width(shapes, r"scratch\.output_conv\.2\.(weight|bias)") or 0,
+    )
+
+
+def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
+    """The config with the fields that our own files state and weights do not tell."""
+    return config_lib.updated(config, dict(arguments), resolve=registry.module, path="args")
+
+
+def arguments(config: Config) -> dict[str, Any]:
+    """What `with_arguments` reads: the encoder's fields that leave no trace in weights."""
+    backbone = BACKBONES.get(config.encoder.name)
+    if backbone is None:
+        return {}
+    file = registry.module("encoder", config.encoder.name)
+    untold = file.LAYOUTS[backbone.layout].untold
+    return {"encoder": {name: getattr(config.encoder, name) for name in untold}}
