@@ -1,6 +1,6 @@
 """Names to the files that implement them; a file is imported only when its name is asked for.
 
-To add a network, encoder, data source or objective, write its file and add a line here.
+To add a network, encoder, data source, objective or backend, write its file and add a line here.
 """
 
 import difflib
@@ -55,6 +55,10 @@ MODULES: dict[str, dict[str, str]] = {
         "ground_truth_diffusion": "diffdepth_jax.training.objectives.ground_truth_diffusion",
         "pixel": "diffdepth_jax.training.objectives.pixel",
     },
+    "backend": {
+        # "diffusers": "diffdepth_jax.adverse.backends.diffusers",
+        # "physical": "diffdepth_jax.adverse.backends.physical",
+    },
 }
 
 # Patterns of state-dict keys that must all occur in the weights of a network, or of an encoder as
@@ -89,7 +93,7 @@ ABSENT: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind ("network", "encoder", "source", "objective")."""
+    """The registered names of a kind ("network", "encoder", "source", "objective", "backend")."""
     return tuple(MODULES[kind])
 
 

@@ -1,0 +1,126 @@
+"""What makes the images: one file per backend, registered as kind "backend".
+
+A backend's file has `Config`, `CONDITIONS`, `title` and `open`, as `Backend` says. The runner opens
+it before anything else, hands it batches of `Item`s, and owns what is done and what is left.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One image to be made.
+
+    Attributes:
+      key: "<id>/<condition>/<variant>", unique within a run.
+      condition: as the prompt bank calls it; "scene" for a clean image made of a prompt alone.
+      seed: 0 to 2**63 - 1, from the config's seed, the frame's id, the condition and the variant.
+      prompt: what the image is to show.
+      negative_prompt: what it must not; perhaps empty.
+      image: the clean image, an RGB PNG of `size`; None for a scene, which is made from nothing.
+      control: float32 .npy [h, w], larger = nearer, of any scale: the inverse depth or disparity
+        that steers the generator. None for a scene.
+      depth: float32 .npy [h, w], the label: metres with 0 where unknown, or, by the config's word,
+        relative disparity. None for a scene.
+      intrinsics: the nine numbers of the camera matrix row by row; None where it is unknown.
+      output: the PNG to write, under a temporary name at first.
+      size: (height, width) of `output`, which is the clean image's.
+    """
+
+    key: str
+    condition: str
+    seed: int
+    prompt: str
+    negative_prompt: str
+    image: Path | None
+    control: Path | None
+    depth: Path | None
+    intrinsics: tuple[float, ...] | None
+    output: Path
+    size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of an item.
+
+    Attributes:
+      key: the item's.
+      error: why there is no image; None if `output` is there.
+      details: what the manifest is to say of the image, in JSON's types. `{"flagged": True}` is
+        known to the runner: the generator's own checker blacked the image.
+    """
+
+    key: str
+    error: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Session(Protocol):
+    """An open backend."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the pixels beside the items, in JSON's types.
+
+        Hashes of weights, versions, options. A workdir begun with another identity is refused.
+        """
+        ...
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuses items that cannot be made, before the first image: sizes, prompts.
+
+        The items' files exist by then. Called at least once before `generate`, with all items that
+        are given to it.
+
+        Raises:
+          UserError: says which item and what to do.
+        """
+        ...
+
+    def generate(self, batches: Sequence[Sequence[Item]]) -> Iterator[Outcome]:
+        """Makes the images; gives one outcome for each item, in any order, as soon as it is known.
+
+        The items of a batch have one size and go through the generator together; an item's pixels
+        may depend on its batch, never on other batches. A file that is there is replaced. Crashed
+        processes are started again; an item that keeps failing has an outcome with its `error`.
+
+        Raises:
+          UserError: for what is wrong with all of them, such as a full disk.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A backend's file.
+
+    Attributes:
+      Config: a frozen dataclass with `name` and `batch_size`, the images of a batch (1 where
+        batches mean nothing).
+      CONDITIONS: the conditions that it can make; None for whatever has prompts.
+    """
+
+    Config: type
+    CONDITIONS: tuple[str, ...] | None
+
+    def title(self, config: Any, condition: str) -> str:
+        """What manifests and tables call its images, as "diffusers-t2i_adapter"."""
+        ...
+
+    def open(
+        self, config: Any, *, python: str | None, workdir: Path
+    ) -> AbstractContextManager[Session]:
+        """Opens it, with all checks that need no items.
+
+        Args:
+          config: a `Config`.
+          python: the interpreter for a process of its own; None for the default one.
+          workdir: exists; logs go there.
+
+        Raises:
+          UserError: for weights, an interpreter and so on that cannot be used, with the remedy.
+        """
+        ...
