@@ -17,7 +17,7 @@ MODULES: dict[str, dict[str, str]] = {
         "regression": "diffdepth_jax.models.networks.regression",
         "depth_anything": "diffdepth_jax.models.networks.depth_anything",
         "dpt": "diffdepth_jax.models.networks.dpt",
-        # "midas": "diffdepth_jax.models.networks.midas",
+        "midas": "diffdepth_jax.models.networks.midas",
         # "zoedepth": "diffdepth_jax.models.networks.zoedepth",
         # "monodepth2": "diffdepth_jax.models.networks.monodepth2",
     },
@@ -31,7 +31,7 @@ MODULES: dict[str, dict[str, str]] = {
         # "hybrid_vit": "diffdepth_jax.models.encoders.hybrid_vit",
         # "beit": "diffdepth_jax.models.encoders.beit",
         # "swin2": "diffdepth_jax.models.encoders.swin2",
-        # "efficientnet_lite": "diffdepth_jax.models.encoders.efficientnet_lite",
+        "efficientnet_lite": "diffdepth_jax.models.encoders.efficientnet_lite",
     },
     "source": {
         "kitti": "diffdepth_jax.data.sources.kitti",
@@ -71,6 +71,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
             r"depth_head\.scratch\.output_conv1\.weight|head\.conv1\.weight",
         ),
         "dpt": (r"pretrained\.model\..+", r"scratch\.output_conv\.4\.weight"),
+        "midas": (r"pretrained\.layer1\.0\.weight", r"scratch\.layer1_rn\.weight"),
     },
     "encoder": {
         "resnet": (r"layers\.0\.0\.downsample\.weight",),
@@ -79,6 +80,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         "torchvision_resnet": (r"conv1\.weight", r"layer1\.0\.conv1\.weight"),
         "dinov2": (r"blocks\.0\.ls1\.gamma", r"patch_embed\.proj\.weight"),
         "vit": (r"pos_embed", r"blocks\.0\.attn\.qkv\.bias"),
+        "efficientnet_lite": (r"conv_stem\.weight", r"blocks\.1\.0\.conv_pwl\.weight"),
     },
 }
 

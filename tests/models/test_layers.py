@@ -20,7 +20,7 @@ def normal(*shape, seed=0):
 def correlate(inputs, kernel, stride, padding, groups):
     """Convolution by its definition."""
     size, _, fan_in, features = kernel.shape
-    padded = np.pad(inputs.astype(np.float64), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
+    padded = np.pad(inputs.astype(np.float64), ((0, 0), *padding, (0, 0)))
     rows, columns = ((side - size) // stride + 1 for side in padded.shape[1:3])
     outputs = np.zeros((len(inputs), rows, columns, features))
     for row, column, feature in np.ndindex(rows, columns, features):
@@ -50,16 +50,63 @@ def test_conv(size, stride, padding, groups, channels, features):
     kernel = normal(size, size, channels // groups, features)
     params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     border = size // 2 if padding is None else padding
-    expected = correlate(inputs, kernel, stride, border, groups) + bias[None, None, None]
+    borders = ((border, border), (border, border))
+    expected = correlate(inputs, kernel, stride, borders, groups) + bias[None, None, None]
     np.testing.assert_allclose(
         conv.apply({"params": params}, jnp.asarray(inputs)), expected, atol=1e-5
     )
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "groups", "borders"),
+    [
+        (3, 1, 1, ((1, 1), (1, 1))),
+        (3, 2, 1, ((0, 1), (1, 1))),
+        (3, 2, 4, ((0, 1), (1, 1))),
+        (5, 2, 4, ((1, 2), (2, 2))),
+        (2, 3, 1, ((0, 0), (0, 0))),  # the stride passes over the rest
+    ],
+)
+def test_same_padding_is_as_in_tensorflow(size, stride, groups, borders):
+    conv = layers.Conv(8, size, stride, "same", groups, use_bias=False)
+    inputs, kernel = normal(2, 8, 11, 4), normal(size, size, 4 // groups, 8)
+    params = {"kernel": jnp.asarray(kernel)}
+    found = conv.apply({"params": params}, jnp.asarray(inputs))
+    assert found.shape[1:3] == (-(-8 // stride), -(-11 // stride))
+    np.testing.assert_allclose(found, correlate(inputs, kernel, stride, borders, groups), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "groups", "stride"),
+    [(64, 64, 8, 1), (64, 32, 8, 2), (96, 96, 2, 1), (24, 12, 6, 1)],
+)
+def test_grouped_is_the_convolution_in_value_and_gradient(channels, features, groups, stride):
+    inputs = jnp.asarray(normal(2, 6, 7, channels))
+    kernel = jnp.asarray(normal(3, 3, channels // groups, features, seed=1)) / channels
+    arguments = (stride, ((1, 1), (1, 1)), groups)
+
+    def grouped(inputs, kernel):
+        return layers._grouped(inputs, kernel, *arguments, "auto")
+
+    def convolution(inputs, kernel):
+        return layers._xla_convolution(inputs, kernel, *arguments)
+
+    np.testing.assert_allclose(
+        grouped(inputs, kernel), convolution(inputs, kernel), rtol=1e-5, atol=1e-5
+    )
+
+    def gradient(function):
+        return jax.grad(lambda *operands: jnp.sin(function(*operands)).sum(), (0, 1))
+
+    found, expected = gradient(grouped)(inputs, kernel), gradient(convolution)(inputs, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 1)])
 def test_depthwise_is_the_convolution_in_value_and_gradient(size, stride):
     inputs, kernel = jnp.asarray(normal(2, 6, 7, 3)), jnp.asarray(normal(size, size, 1, 3, seed=1))
-    arguments = (stride, size // 2)
+    arguments = (stride, ((size // 2,) * 2,) * 2)
     np.testing.assert_allclose(
         layers._depthwise(inputs, kernel, *arguments),
         layers._xla_convolution(inputs, kernel, *arguments, 3),

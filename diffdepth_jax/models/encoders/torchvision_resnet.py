@@ -1,12 +1,13 @@
 """The ResNet of He et al. 2016 (arXiv:1512.03385) with its stem, as torchvision has it.
 
 A 7x7 convolution and a 3x3 maximum, both of stride 2, come before four stages of two- or
-three-layer blocks. In the latter the 3x3 convolution strides, not the first 1x1 of the paper.
-timm's plain ResNets have the same arithmetic and names. (DiffusionDepth's own, without a stem, is
+three-layer blocks. In the latter the 3x3 convolution strides, not the first 1x1 of the paper, and
+may be wider and fall into groups (ResNeXt, Xie et al. 2017, arXiv:1611.05431, section 3.1). timm's
+plain ResNets have the same arithmetic and names. (DiffusionDepth's own, without a stem, is
 `resnet`.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,13 +31,20 @@ class Config:
         block: "basic", two 3x3 convolutions, or "bottleneck", 1x1, 3x3 and 1x1 to four times the
             channels.
         depths: blocks of each stage.
-        widths: channels of each stage's 3x3 convolutions; the stem has the first's.
+        widths: nominal channels of each stage's 3x3 convolutions; the stem has the first's.
+        groups: of the 3x3 convolutions of bottleneck blocks.
+        width_per_group: channels of each of these groups in a stage of 64 nominal channels, and in
+            proportion in the others.
+        stem_features: whether the stem's map, of stride 2, comes before those of the stages.
     """
 
     name: Literal["torchvision_resnet"] = "torchvision_resnet"
     block: Literal["basic", "bottleneck"] = "basic"
     depths: tuple[int, ...] = (2, 2, 2, 2)
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    groups: int = 1
+    width_per_group: int = 64
+    stem_features: bool = False
 
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.widths):
@@ -45,14 +53,32 @@ class Config:
             )
         if min(*self.depths, *self.widths) < 1:
             raise ValueError(f"depths {self.depths} and widths {self.widths} must be positive")
+        if self.block == "basic" and (self.groups, self.width_per_group) != (1, 64):
+            raise ValueError(
+                f"groups {self.groups} and width_per_group {self.width_per_group} are for blocks "
+                "of three layers: block='bottleneck'"
+            )
+        if min(self.groups, self.width_per_group, *self.inner_widths) < 1:
+            raise ValueError(
+                f"groups {self.groups} and width_per_group {self.width_per_group} leave no "
+                f"channels in stages of widths {self.widths}"
+            )
+
+    @property
+    def inner_widths(self) -> tuple[int, ...]:
+        """Channels of each stage's 3x3 convolutions."""
+        return tuple(self.groups * (width * self.width_per_group // 64) for width in self.widths)
 
     @property
     def channels(self) -> tuple[int, ...]:
-        return tuple((4 if self.block == "bottleneck" else 1) * width for width in self.widths)
+        stem = self.widths[:1] if self.stem_features else ()
+        factor = 4 if self.block == "bottleneck" else 1
+        return (*stem, *(factor * width for width in self.widths))
 
     @property
     def reductions(self) -> tuple[int, ...]:
-        return tuple(2 ** (stage + 2) for stage in range(len(self.depths)))
+        stem = (2,) if self.stem_features else ()
+        return (*stem, *(2 ** (stage + 2) for stage in range(len(self.depths))))
 
 
 VARIANTS = {
@@ -61,11 +87,17 @@ VARIANTS = {
     "50": Config(block="bottleneck", depths=(3, 4, 6, 3)),
     "101": Config(block="bottleneck", depths=(3, 4, 23, 3)),
     "152": Config(block="bottleneck", depths=(3, 8, 36, 3)),
+    "resnext50_32x4d": Config(
+        block="bottleneck", depths=(3, 4, 6, 3), groups=32, width_per_group=4
+    ),
+    "resnext101_32x8d": Config(
+        block="bottleneck", depths=(3, 4, 23, 3), groups=32, width_per_group=8
+    ),
 }
 
 
 class Encoder(nn.Module):
-    """Image to features at strides 4, 8, 16, 32 (sizes rounded up)."""
+    """Image to features at strides 4, 8, 16, 32, or 2 to 32 (sizes rounded up)."""
 
     config: Config
     dtype: Any = jnp.float32
@@ -75,17 +107,14 @@ class Encoder(nn.Module):
         config, outputs = self.config, []
         features = _conv(config.widths[0], 7, 2, self.dtype, name="conv1")(image)
         features = jax.nn.relu(BatchNorm(train, name="bn1")(features))
+        if config.stem_features:
+            outputs.append(features)
         features = nn.max_pool(features, (3, 3), (2, 2), ((1, 1), (1, 1)))
-        for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+        for stage, depth in enumerate(config.depths):
             for block in range(depth):
                 stride = 2 if stage > 0 and block == 0 else 1
-                features = Block(
-                    width,
-                    stride,
-                    config.block == "bottleneck",
-                    self.dtype,
-                    name=f"layer{stage + 1}_block{block}",
-                )(features, train)
+                name = f"layer{stage + 1}_block{block}"
+                features = Block(config, stage, stride, self.dtype, name=name)(features, train)
             outputs.append(features)
         return tuple(outputs)
 
@@ -93,22 +122,25 @@ class Encoder(nn.Module):
 class Block(nn.Module):
     """Convolutions with BatchNorm, and a shortcut that has weights where the shape changes."""
 
-    width: int
+    config: Config
+    stage: int
     stride: int
-    bottleneck: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "b h w i"], train: bool) -> Float[Array, "b h2 w2 o"]:
-        width, stride = self.width, self.stride
+        config, stride = self.config, self.stride
+        width, inner = config.widths[self.stage], config.inner_widths[self.stage]
         layers = [(3, stride, width), (3, 1, width)]  # kernel size, stride, channels
-        if self.bottleneck:
-            layers = [(1, 1, width), (3, stride, width), (1, 1, 4 * width)]
+        if config.block == "bottleneck":
+            layers = [(1, 1, inner), (3, stride, inner), (1, 1, 4 * width)]
         features = layers[-1][-1]
         hidden = inputs
         for index, (size, step, channels) in enumerate(layers, 1):
             hidden = hidden if index == 1 else jax.nn.relu(hidden)
-            hidden = _conv(channels, size, step, self.dtype, name=f"conv{index}")(hidden)
+            groups = config.groups if size == 3 else 1
+            name = f"conv{index}"
+            hidden = _conv(channels, size, step, self.dtype, name, groups)(hidden)
             hidden = BatchNorm(train, name=f"bn{index}")(hidden)
         if stride != 1 or inputs.shape[-1] != features:
             inputs = _conv(features, 1, stride, self.dtype, name="shortcut_conv")(inputs)
@@ -116,24 +148,36 @@ class Block(nn.Module):
         return jax.nn.relu(hidden + inputs)
 
 
-def _conv(features: int, size: int, stride: int, dtype: Any, name: str) -> Conv:
+def _conv(features: int, size: int, stride: int, dtype: Any, name: str, groups: int = 1) -> Conv:
     """Without bias, drawn as torchvision does: Kaiming-normal over the outputs."""
     init = normal((2.0 / (size * size * features)) ** 0.5)
-    return Conv(features, size, stride, use_bias=False, dtype=dtype, kernel_init=init, name=name)
+    return Conv(
+        features,
+        size,
+        stride,
+        groups=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=init,
+        name=name,
+    )
 
 
 def rules(config: Config) -> Rules:
-    """The table of torchvision's names; the same for every config."""
-    del config
-    block, here = r"layer(\d+)\.(\d+)", r"layer\1_block\2"
-    return (
-        *conv_rules("conv1", "conv1"),
-        *batch_norm_rules("bn1", "bn1"),
-        *conv_rules(rf"{block}\.(conv\d)", rf"{here}/\3"),
-        *batch_norm_rules(rf"{block}\.(bn\d)", rf"{here}/\3"),
-        *conv_rules(rf"{block}\.downsample\.0", f"{here}/shortcut_conv"),
-        *batch_norm_rules(rf"{block}\.downsample\.1", f"{here}/shortcut_bn"),
-    )
+    """The table of torchvision's names."""
+    return rules_named("conv1", "bn1", [f"layer{stage + 1}" for stage in range(len(config.depths))])
+
+
+def rules_named(conv: str, norm: str, stages: Sequence[str]) -> Rules:
+    """The table where the stem's two layers and the stages have these names (patterns)."""
+    rows = [*conv_rules(conv, "conv1"), *batch_norm_rules(norm, "bn1")]
+    for stage, name in enumerate(stages, 1):
+        block, here = rf"{name}\.(\d+)", rf"layer{stage}_block\1"
+        rows += conv_rules(rf"{block}\.(conv\d)", rf"{here}/\2")
+        rows += batch_norm_rules(rf"{block}\.(bn\d)", rf"{here}/\2")
+        rows += conv_rules(rf"{block}\.downsample\.0", f"{here}/shortcut_conv")
+        rows += batch_norm_rules(rf"{block}\.downsample\.1", f"{here}/shortcut_bn")
+    return tuple(rows)
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
@@ -145,10 +189,20 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     if "torchvision_resnet" not in registry.matching("encoder", shapes):
         return None
     stages = range(1, count(shapes, r"layer(\d+)\.\d+\.conv1\.") + 1)
+    depths = tuple(count(shapes, rf"layer{stage}\.(\d+)\.conv1\.") for stage in stages)
+    if "layer1.0.conv3.weight" not in shapes:
+        widths = tuple(side(shapes, f"layer{stage}.0.conv1.weight") for stage in stages)
+        return Config(depths=depths, widths=widths)
+    widths = tuple(max(side(shapes, f"layer{stage}.0.conv3.weight") // 4, 1) for stage in stages)
+    inner = side(shapes, "layer1.0.conv2.weight")
+    groups = max(inner // max(side(shapes, "layer1.0.conv2.weight", 1), 1), 1)
     return Config(
-        block="bottleneck" if "layer1.0.conv3.weight" in shapes else "basic",
-        depths=tuple(count(shapes, rf"layer{stage}\.(\d+)\.conv1\.") for stage in stages),
-        widths=tuple(side(shapes, f"layer{stage}.0.conv1.weight") for stage in stages),
+        block="bottleneck",
+        depths=depths,
+        widths=widths,
+        groups=groups,
+        # Rounded up: what `inner_widths` rounds down.
+        width_per_group=-(-64 * inner // (groups * widths[0])),
     )
 
 
@@ -156,4 +210,4 @@ def _classifier_rules(config: Config) -> Rules:
     return (*rules(config), Skip(r"fc\..+", "the classifier, which an encoder ends before"))
 
 
-LAYOUTS = {"torchvision": Layout(infer, _classifier_rules)}
+LAYOUTS = {"torchvision": Layout(infer, _classifier_rules, ("stem_features",))}

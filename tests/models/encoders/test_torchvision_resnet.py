@@ -27,11 +27,15 @@ def torchvision_shapes(config: torchvision_resnet.Config) -> dict[str, tuple[int
         outputs = width * (4 if config.block == "bottleneck" else 1)
         for block in range(depth):
             here = f"layer{stage + 1}.{block}"
-            sizes = {"basic": (3, 3), "bottleneck": (1, 3, 1)}[config.block]
-            features = (*[width] * (len(sizes) - 1), outputs)
+            sizes, inner = (3, 3), width
+            if config.block == "bottleneck":
+                sizes = (1, 3, 1)
+                inner = int(width * (config.width_per_group / 64.0)) * config.groups
+            features = (*[inner] * (len(sizes) - 1), outputs)
             fan_in = inputs
             for index, (size, after) in enumerate(zip(sizes, features, strict=True), 1):
-                add(f"{here}.conv{index}", f"{here}.bn{index}", after, fan_in, size)
+                groups = config.groups if size == 3 else 1
+                add(f"{here}.conv{index}", f"{here}.bn{index}", after, fan_in // groups, size)
                 fan_in = after
             if block == 0 and (stage > 0 or inputs != outputs):
                 add(f"{here}.downsample.0", f"{here}.downsample.1", outputs, inputs, 1)
@@ -42,8 +46,9 @@ def torchvision_shapes(config: torchvision_resnet.Config) -> dict[str, tuple[int
 def test_published_parameter_counts():
     """Against torchvision's documented counts, which include a classifier of 1000 classes."""
     published = {"18": 11689512, "34": 21797672, "50": 25557032, "101": 44549160, "152": 60192808}
+    published |= {"resnext50_32x4d": 25028904, "resnext101_32x8d": 88791336}
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    for variant in ("18", "50"):
+    for variant in ("18", "50", "resnext50_32x4d"):
         config = torchvision_resnet.VARIANTS[variant]
         encoder = torchvision_resnet.Encoder(config)
         params = jax.eval_shape(encoder.init, jax.random.key(0), image)["params"]
@@ -63,9 +68,18 @@ def test_every_variant_is_inferred(variant):
     assert from_mapping(torchvision_resnet.Config, json.loads(json.dumps(to_mapping(config))))
 
 
-@pytest.mark.parametrize("block", ["basic", "bottleneck"])
-def test_weights_fill_the_encoder_and_come_back(block, round_trip):
-    config = dataclasses.replace(TINY, block=block)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"block": "basic"},
+        {},
+        {"groups": 2, "width_per_group": 32},
+        {"groups": 3, "width_per_group": 16, "widths": (12, 8)},
+        {"width_per_group": 128},  # "wide"
+    ],
+)
+def test_weights_fill_the_encoder_and_come_back(fields, round_trip):
+    config = dataclasses.replace(TINY, **fields)
     shapes = torchvision_shapes(config)
     assert torchvision_resnet.infer(shapes) == config
     round_trip(torchvision_resnet, config, shapes)
@@ -79,6 +93,31 @@ def test_feature_sizes_and_types():
     assert (TINY.channels, TINY.reductions) == ((16, 24), (4, 8))
     assert {array.dtype for array in features} == {jnp.dtype(jnp.bfloat16)}
     assert {array.dtype for array in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_the_stem_is_the_first_of_the_features_where_it_is_asked_for():
+    config = dataclasses.replace(TINY, stem_features=True)
+    image = jax.random.normal(jax.random.key(0), (1, 37, 50, 3))
+    variables = torchvision_resnet.Encoder(config).init(jax.random.key(1), image)
+    stem, *rest = torchvision_resnet.Encoder(config).apply(variables, image)
+    assert (stem.shape, config.channels, config.reductions) == (
+        (1, 19, 25, 4),
+        (4, 16, 24),
+        (2, 4, 8),
+    )
+    assert float(stem.min()) == 0 < float(stem.max())
+    for with_stem, without in zip(
+        rest, torchvision_resnet.Encoder(TINY).apply(variables, image), strict=True
+    ):
+        np.testing.assert_array_equal(with_stem, without)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"block": "basic", "groups": 2}, {"groups": 0}, {"width_per_group": 8}]
+)
+def test_groups_that_cannot_be_are_refused(fields):
+    with pytest.raises(ValueError, match="groups"):
+        dataclasses.replace(TINY, **fields)
 
 
 def test_training_uses_and_records_the_batch(random_variables):

@@ -55,6 +55,19 @@ SMALL = {
         "fused_features": 8,
         "output_features": 4,
     },
+    "midas": {
+        "encoder": {"name": "efficientnet_lite", "stem": 4, "depths": (1,) * 7, "widths": (4,) * 7},
+        "head": {
+            "project_features": (None,) * 4,
+            "factors": ("1",) * 4,
+            "level_features": (4, 8, 16, 32),
+            "narrowing": True,
+            "explicit_sizes": False,
+            "output_features": 4,
+            "output_align_corners": False,
+        },
+        "input_size": 256,
+    },
 }
 SEEDS: dict[str, int] = {"dpt": 6}
 every_network = pytest.mark.parametrize("name", registry.names("network"))
