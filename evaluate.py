@@ -20,7 +20,7 @@ from diffdepth_jax import cli
 
 CONFIG = cli.define_config(required=False)
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
+cli.define_checkpoint()
 flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.")
 flags.DEFINE_string("ground_truth", None, "Folder or pattern of measured depth maps.")
 flags.DEFINE_float("png_scale", None, "PNG value per metre; 256 if absent.")
@@ -69,7 +69,7 @@ OF_PREDICTIONS = ("prediction_frame", "resize_prediction", "fill_zeros")
 for name in ("png_scale", *OF_PREDICTIONS):
     cli.require_with(name, "predictions")
 of_models = ("shard", "resize_input", "flip_tta", "flip_average", "batch_size")
-for name in (*of_models, "num_inference_steps"):
+for name in (*of_models, "num_inference_steps", "network", "field"):
     cli.require_with(name, "checkpoint")
 
 
@@ -124,7 +124,7 @@ def _of_config(options, compare):
     shard = None if FLAGS.shard is None else parse_shard(FLAGS.shard)
     workdir = FLAGS.workdir or checkpoint.run_directory(Path(FLAGS.checkpoint).expanduser())
     return checkpoint.score_checkpoint(
-        inference.load(FLAGS.checkpoint),
+        inference.load(FLAGS.checkpoint, **cli.model_options()),
         exp.data,
         exp.evaluation,
         Path(workdir).expanduser(),

@@ -2,9 +2,12 @@
 
     python predict.py --checkpoint=runs/demo --input=IMAGE|DIR|GLOB --output=DIR
 
-Writes, for each image, `STEM.png` (16 bits, metres x 256, as KITTI does), `STEM.npy` (float32,
-metres) and `STEM_colour.png`. An unreadable image is reported and skipped; the exit status is
-then 1. After an interruption the same command with --skip_existing does the other images.
+Says first whether the model predicts metres or relative disparity, and writes, for each image,
+`STEM.npy` (float32), `STEM.png` (16 bits: metres x 256, as KITTI does, or relative disparity from 0
+to 65535, larger is nearer, as MiDaS does) and `STEM_colour.png`. What a file of weights does not
+tell, as whether Depth Anything is of version 1 or 2, can be said by --network and --field. An
+unreadable image is reported and skipped; the exit status is then 1. After an interruption the same
+command with --skip_existing does the other images.
 """
 
 import sys
@@ -14,7 +17,7 @@ from absl import flags
 from diffdepth_jax import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
+cli.define_checkpoint()
 flags.DEFINE_string("input", None, "An image, a directory of images, or a glob pattern.")
 OUTPUT = cli.define_directory("output", "Where the depth maps go.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; the checkpoint's if absent.")
@@ -31,8 +34,10 @@ def main(_: list[str]) -> None:
         from diffdepth_jax.inference import files
 
     paths = files.find_images(FLAGS.input)
+    model = inference.load(FLAGS.checkpoint, **cli.model_options())
+    print(f"{FLAGS.checkpoint} predicts {files.WHAT[model.output]}", flush=True)
     failures = files.predict_files(
-        inference.load(FLAGS.checkpoint),
+        model,
         paths,
         OUTPUT.value,
         batch_size=FLAGS.batch_size,

@@ -151,7 +151,7 @@ def require_with(name: str, *others: str) -> None:
     goes_with = ", ".join(f"--{other}" for other in others)
     flags.register_multi_flags_validator(
         [name, *others],
-        lambda values: values[name] is None or None not in values.values(),
+        lambda values: values[name] in (None, []) or None not in values.values(),
         f"--{name} goes with {goes_with}",
     )
 
@@ -210,6 +210,32 @@ def fields(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{word!r} is no field of the source: write --field=value")
         values[name] = _LiteralParser().parse(text)
     return values
+
+
+def define_checkpoint() -> None:
+    """Defines --checkpoint, and the flags that `model_options` reads."""
+    flags.DEFINE_string(
+        "checkpoint", None, "A run directory, one of transformers, a .pt, or a .safetensors."
+    )
+    flags.DEFINE_string("network", None, "Whose weights they are, where they do not tell.")
+    flags.DEFINE_multi_string(
+        "field", [], "NAME=VALUE of the model's config over what the checkpoint says: version=2."
+    )
+
+
+def model_options() -> dict[str, Any]:
+    """What `inference.load` is given beside the checkpoint.
+
+    Raises:
+      ConfigError: if a --field is no NAME=VALUE.
+    """
+    values = {}
+    for word in flags.FLAGS.field:
+        name, equals, text = word.partition("=")
+        if not name.isidentifier() or not equals:
+            raise ConfigError(f"--field={word} is no field of a model: write --field=NAME=VALUE")
+        values[name] = _LiteralParser().parse(text)
+    return {"network": flags.FLAGS.network, **values}
 
 
 def run(main: Callable[[list[str]], Any]) -> None:

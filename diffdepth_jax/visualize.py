@@ -44,6 +44,19 @@ def colour_depth(
     return _paint(position, valid, colour_map)
 
 
+def colour_disparity(
+    disparity: Float[np.ndarray, "h w"], colour_map: str = "magma"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Paints relative disparity: near (large) is bright, far is dark, on a linear scale.
+
+    The scale goes from the 2nd to the 98th percentile. Pixels that are not finite are painted grey.
+    """
+    valid = np.isfinite(disparity)
+    low, high = np.percentile(disparity[valid], (2, 98)) if valid.any() else (0.0, 0.0)
+    span = max(float(high - low), np.finfo(np.float32).tiny)
+    return _paint((np.where(valid, disparity, low) - low) / span, valid, colour_map)
+
+
 def colour_error(
     prediction: Float[np.ndarray, "h w"],
     target: Float[np.ndarray, "h w"],

@@ -32,6 +32,17 @@ def test_a_map_without_depth_is_grey():
     assert (visualize.colour_depth(np.zeros((2, 3), np.float32)) == GREY).all()
 
 
+def test_large_disparity_is_bright_and_scale_and_shift_do_not_matter():
+    disparity = np.array([[0.0, 1.0, 2.0, 4.0, np.nan, np.inf]], np.float32)
+    colours = visualize.colour_disparity(disparity)
+    assert (np.diff(luminance(colours[0, :4])) > 0).all()
+    assert (colours[0, 4:] == GREY).all()
+    np.testing.assert_array_equal(visualize.colour_disparity(8 * disparity - 4), colours)
+    assert (visualize.colour_disparity(np.full((2, 2), np.nan, np.float32)) == GREY).all()
+    constant = visualize.colour_disparity(np.full((2, 2), 3, np.float32))
+    assert (constant == constant[0, 0]).all() and (constant != GREY).any()
+
+
 def test_error_is_white_where_right_red_where_wrong_grey_where_unknown():
     target = np.array([[10.0, 10.0, 0.0]], np.float32)
     colours = visualize.colour_error(

@@ -33,7 +33,7 @@ from absl import flags
 from diffdepth_jax import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
+cli.define_checkpoint()
 flags.DEFINE_string("output", None, "The .safetensors file or the directory to write.")
 flags.DEFINE_enum("layout", "authors", ["authors", "transformers"], "Whose names and files.")
 flags.mark_flags_as_required(["checkpoint", "output"])
@@ -46,7 +46,8 @@ def main(_: list[str]) -> None:
     is_file = FLAGS.layout == "authors"
     output = (cli.output_file if is_file else cli.directory)("--output", FLAGS.output)
     check_target(output, FLAGS.checkpoint, FLAGS.layout)
-    for line in inference.export(inference.load(FLAGS.checkpoint), output, FLAGS.layout):
+    model = inference.load(FLAGS.checkpoint, **cli.model_options())
+    for line in inference.export(model, output, FLAGS.layout):
         print(f"not told by the file: {line}")
 
 

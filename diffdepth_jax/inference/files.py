@@ -25,6 +25,13 @@ from diffdepth_jax.errors import (
 )
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.inference.preprocessing import read_image
+from diffdepth_jax.models.networks.network import Output
+
+# By a model's output: what its numbers are.
+WHAT: dict[Output, str] = {
+    "metric_depth": "depth in metres",
+    "relative_disparity": "relative disparity (larger is nearer; scale and shift are unknown)",
+}
 
 _ENDINGS = (".png", ".npy", "_colour.png")
 _THREADS = 2  # that read and write while the model computes
@@ -63,14 +70,17 @@ def predict_files(
 ) -> list[str]:
     """Predicts depth for image files and writes it as 16-bit PNG, `.npy` and a colour picture.
 
-    Files are read and written by threads of their own while the model computes.
+    `STEM.npy` has the numbers as they are: float32, metres or relative disparity, as the model's
+    `output` says. `STEM.png` has 16 bits: metres x 256 (at most 255.99), or relative disparity
+    with its smallest and largest value brought to 0 and 65535, as MiDaS writes it, so that larger
+    is nearer. In `STEM_colour.png` near is bright. Files are read and written by threads of their
+    own while the model computes.
 
     Args:
         model: what `load` returned.
         paths: image files, as `find_images` returns them.
-        output: directory, made if needed; gets `STEM.png` (metres x 256; at most 255.99),
-          `STEM.npy` (float32, metres) and `STEM_colour.png` for each image, in the folders that
-          the images have below the one that is common to all.
+        output: directory, made if needed; gets the three results of each image in the folders
+          that the images have below the one that is common to all.
         batch_size: at most this many images of equal size are predicted in one call.
         skip_existing: leave out images whose three results are there.
         **options: as for `DepthModel.predict`.
@@ -120,7 +130,7 @@ def predict_files(
         for batch in _batches(pool, todo, batch_size, ahead, skip):
             depths = model.predict(list(batch.values()), batch_size=batch_size, **options)
             for path, depth in zip(batch, depths, strict=True):
-                writing.append((path, pool.submit(_write, depth, targets[path])))
+                writing.append((path, pool.submit(_write, depth, model.output, targets[path])))
             while len(writing) > ahead:
                 finish(*writing.popleft())
         while writing:
@@ -164,17 +174,35 @@ def _batches(
     yield from waiting.values()
 
 
-def _write(depth: np.ndarray, targets: Sequence[Path]) -> None:
+def _write(prediction: np.ndarray, output: Output, targets: Sequence[Path]) -> None:
     png, npy, picture = targets
-    # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
-    known = np.clip(np.rint(depth * 256), 1, 65535)
-    steps = Image.fromarray(np.where(np.isnan(depth), 0, known).astype(np.uint16))
-    colour = Image.fromarray(visualize.colour_depth(depth))
+    if output == "metric_depth":
+        steps, colours = _depth_steps(prediction), visualize.colour_depth(prediction)
+    else:
+        steps, colours = _disparity_steps(prediction), visualize.colour_disparity(prediction)
     with naming_file(png.parent, "created"):
         png.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(png, lambda file: steps.save(file, "png"))
-    atomic.write(npy, lambda file: np.save(file, depth))
-    atomic.write(picture, lambda file: colour.save(file, "png"))
+    atomic.write(png, lambda file: Image.fromarray(steps).save(file, "png"))
+    atomic.write(npy, lambda file: np.save(file, prediction))
+    atomic.write(picture, lambda file: Image.fromarray(colours).save(file, "png"))
+
+
+def _depth_steps(depth: np.ndarray) -> np.ndarray:
+    """Metres as KITTI stores them, uint16; 0 where depth is unknown."""
+    # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
+    known = np.clip(np.rint(depth * 256), 1, 65535)
+    return np.where(np.isnan(depth), 0, known).astype(np.uint16)
+
+
+def _disparity_steps(disparity: np.ndarray) -> np.ndarray:
+    """Relative disparity as MiDaS's `write_depth` stores it, uint16; all 0 where it is constant."""
+    finite = np.isfinite(disparity)
+    known = disparity[finite]
+    low, high = (known.min(), known.max()) if known.size else (np.float32(0), np.float32(0))
+    if not high - low > np.finfo(np.float32).eps:
+        return np.zeros(disparity.shape, np.uint16)
+    # In float32 and cut off, not rounded, as there.
+    return (65535 * (np.where(finite, disparity, low) - low) / (high - low)).astype(np.uint16)
 
 
 def _is_bad_name(error: Exception) -> bool:

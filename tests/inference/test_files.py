@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffdepth_jax.errors import FileError
 from diffdepth_jax.inference import DepthModel, files
+from diffdepth_jax.models.networks import diffusion_depth
 from tests.inference.small_model import image
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
     assert done.returncode == 1, done.stderr
     assert f"skipped {images / 'b.png'}" in done.stderr
     assert "1 of 3 images" in done.stderr
+    assert done.stdout == f"{run} predicts depth in metres\n"
     assert sorted(path.name for path in output.iterdir()) == [
         f"{stem}{ending}" for stem in "ac" for ending in (".npy", ".png", "_colour.png")
     ]
@@ -53,6 +55,52 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
     np.testing.assert_allclose(stored / 256, np.clip(depth, 1 / 256, None), atol=1 / 512 + 1e-6)
     with Image.open(output / "c_colour.png") as picture:
         assert picture.size == (30, 20)
+
+
+def midas_write_depth(disparity):
+    """As MiDaS's utils.write_depth makes 16 bits of finite disparities."""
+    low, high = disparity.min(), disparity.max()
+    return ((2**16 - 1) * (disparity - low) / (high - low)).astype("uint16")
+
+
+def test_relative_disparity_is_written_as_midas_does(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion_depth, "OUTPUT", "relative_disparity")
+    Image.fromarray(image(16, 24)).save(tmp_path / "a.png")
+    assert files.predict_files(model, [tmp_path / "a.png"], tmp_path / "out") == []
+    disparity = np.load(tmp_path / "out" / "a.npy")
+    np.testing.assert_array_equal(disparity, model.predict(image(16, 24)))
+    stored, colours = (
+        np.asarray(Image.open(tmp_path / "out" / f"a{e}")) for e in files._ENDINGS[::2]
+    )
+    assert stored.dtype == np.uint16
+    np.testing.assert_array_equal(stored, midas_write_depth(disparity))
+    assert (stored.min(), stored.max()) == (0, 65535)
+    order = disparity.ravel().argsort()
+    brightness = colours.sum(-1, dtype=int).ravel()[order]
+    assert brightness[-10:].mean() > brightness[:10].mean() + 200  # near is bright
+    assert "larger is nearer" in files.WHAT[model.output]
+
+
+@pytest.mark.parametrize(
+    "disparity, want",
+    [
+        ([[1.0, 2.0], [np.nan, 3.0]], [[0, 32767], [0, 65535]]),
+        ([[np.inf, 5.0], [-np.inf, 6.0]], [[0, 0], [0, 65535]]),
+        ([[4.0, 4.0], [4.0, 4.0]], [[0, 0], [0, 0]]),
+        ([[np.nan, np.nan], [np.nan, np.nan]], [[0, 0], [0, 0]]),
+        ([[4.0]], [[0]]),
+    ],
+)
+def test_disparities_that_have_no_scale_or_no_number(tmp_path, disparity, want):
+    disparity = np.array(disparity, np.float32)
+    targets = [tmp_path / f"a{ending}" for ending in files._ENDINGS]
+    files._write(disparity, "relative_disparity", targets)
+    with Image.open(targets[0]) as picture:
+        np.testing.assert_array_equal(np.asarray(picture), np.array(want, np.uint16))
+    np.testing.assert_array_equal(np.load(targets[1]), disparity)
+    with Image.open(targets[2]) as picture:
+        grey = (np.asarray(picture) == 128).all(-1)
+    np.testing.assert_array_equal(grey, ~np.isfinite(disparity))
 
 
 def test_images_are_found_by_path_directory_or_pattern(tmp_path):
@@ -203,6 +251,8 @@ def test_a_full_disk_names_the_file_and_the_cause(model, tmp_path, monkeypatch):
 
 def test_where_no_depth_is_known_the_png_says_so(tmp_path):
     class Blind:
+        output = "metric_depth"
+
         def predict(self, images, **_):
             return [np.array([[np.nan, 1.0]], np.float32) for _ in images]
 

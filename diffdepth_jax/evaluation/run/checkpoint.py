@@ -85,9 +85,23 @@ def settings(
     Returns:
       The protocols, for what the model predicts; the options for `Model.predict`; and what to state
       of them beside a result.
+
+    Raises:
+      ConfigError: for relative predictions under a protocol that takes them for metres.
     """
-    predicts = config.predicts or _PREDICTS[model.output]
+    predicts = _PREDICTS[model.output]
+    if config.predicts not in (None, predicts):
+        raise ConfigError(
+            f"predicts is {config.predicts!r}, but the model predicts {predicts}: leave it out"
+        )
     protocols = tuple(each.with_options(predicts=predicts) for each in config.build_all())
+    for protocol in protocols:
+        if model.output == "relative_disparity" and protocol.alignment == "none":
+            raise ConfigError(
+                f"the model predicts relative disparity, which protocol {protocol.name} would take "
+                "for 1/metres, as it aligns nothing: evaluation.alignment=lsq_disparity fits scale "
+                "and shift to each image's ground truth (--alignment=lsq_disparity)"
+            )
     steps = config.num_inference_steps
     flip_tta = model.input_spec.flip_tta if config.flip_tta is None else config.flip_tta
     predicting = {"flip_tta": flip_tta, "num_inference_steps": steps}

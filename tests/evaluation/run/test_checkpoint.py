@@ -169,6 +169,24 @@ def test_a_disparity_is_taken_for_one(data, tmp_path):
     assert result["options"]["predicts"] == "disparity"
 
 
+@pytest.mark.parametrize(
+    "protocol, options, said",
+    [
+        ("release", {}, r"protocol release .*--alignment=lsq_disparity"),
+        ("release,booster", {}, r"protocol release "),
+        ("release", {"predicts": "depth"}, "predicts is 'depth', but the model predicts disparity"),
+    ],
+)
+def test_relative_disparity_is_not_taken_for_metres(data, tmp_path, protocol, options, said):
+    model = Model()
+    model.output = "relative_disparity"
+    with pytest.raises(ConfigError, match=said):
+        checkpoint.score_model(
+            model, data, EvaluationConfig(protocol=protocol, **options), tmp_path
+        )
+    assert not model.calls and not list(tmp_path.iterdir())
+
+
 def test_without_the_training_data_there_is_no_baseline(
     data, source, tmp_path, monkeypatch, caplog
 ):

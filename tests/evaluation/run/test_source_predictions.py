@@ -145,6 +145,8 @@ def test_scenes_that_were_put_into_one_folder_are_not_mixed_up(request, tmp_path
 
 
 class _FiveMetres:
+    output = "metric_depth"
+
     def predict(self, images, batch_size):
         del batch_size
         return [np.full(image.shape[:2], 5.0, np.float32) for image in images]
