@@ -18,6 +18,10 @@ Batch = Mapping[str, Any]
 # What an encoder returns: arrays [b, h / reduction, w / reduction, channels], fine to coarse.
 Features = tuple[Any, ...]
 
+# What a network's numbers, or a label's, mean: metres along the optical axis, or inverse depth up
+# to an unknown scale and shift (larger is nearer).
+Output = Literal["metric_depth", "relative_disparity"]
+
 # Of what a prediction and that of the mirrored image are averaged, see `inference.flipping`.
 FlipAverage = Literal["depth", "inverse_depth"]
 

@@ -1,7 +1,8 @@
 """What makes the images: one file per backend, registered as kind "backend".
 
-A backend's file has `Config`, `CONDITIONS`, `title` and `open`, as `Backend` says. The runner opens
-it before anything else, hands it batches of `Item`s, and owns what is done and what is left.
+A backend's file has `Config`, `CONDITIONS`, `USES_PROMPTS`, `title` and `open`; see `Backend`. The
+runner opens it before anything else, hands it batches of `Item`s, and owns what is done and what is
+left.
 """
 
 import dataclasses
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
+
+from diffdepth_jax.typing import Output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +27,13 @@ class Item:
       image: the clean image, an RGB PNG of `size`; None for a scene, which is made from nothing.
       control: float32 .npy [h, w], larger = nearer, of any scale: the inverse depth or disparity
         that steers the generator. None for a scene.
-      depth: float32 .npy [h, w], the label: metres with 0 where unknown, or, by the config's word,
-        relative disparity. None for a scene.
+      depth: float32 .npy [h, w], dense depth of the clean image, as `depth_is` says; 0 metres where
+        unknown, such as the sky of a rendered scene. None for a scene.
       intrinsics: the nine numbers of the camera matrix row by row; None where it is unknown.
-      output: the PNG to write, under a temporary name at first.
+      output: the PNG to write, in a folder that exists; under a temporary name at first, one that
+        `atomic.remove_leftovers` knows.
       size: (height, width) of `output`, which is the clean image's.
+      depth_is: what `depth` holds.
     """
 
     key: str
@@ -42,6 +47,7 @@ class Item:
     intrinsics: tuple[float, ...] | None
     output: Path
     size: tuple[int, int]
+    depth_is: Output = "metric_depth"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,10 +107,12 @@ class Backend(Protocol):
       Config: a frozen dataclass with `name` and `batch_size`, the images of a batch (1 where
         batches mean nothing).
       CONDITIONS: the conditions that it can make; None for whatever has prompts.
+      USES_PROMPTS: whether prompts decide the images; if not, they are left empty.
     """
 
     Config: type
     CONDITIONS: tuple[str, ...] | None
+    USES_PROMPTS: bool
 
     def title(self, config: Any, condition: str) -> str:
         """What manifests and tables call its images, as "diffusers-t2i_adapter"."""

@@ -13,17 +13,14 @@ networks can do is a class that their module or their config inherits from, and 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
-from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.typing import InputSpec, Output
 from diffdepth_jax.weights.rules import Rules
-
-# Metres, or inverse depth up to an unknown scale and shift (larger is nearer).
-Output = Literal["metric_depth", "relative_disparity"]
 
 
 @dataclass(frozen=True, kw_only=True)
