@@ -9,6 +9,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
@@ -221,20 +222,17 @@ def define_checkpoint() -> None:
     flags.DEFINE_multi_string(
         "field", [], "NAME=VALUE of the model's config over what the checkpoint says: version=2."
     )
+    flags.register_validator(
+        "field",
+        lambda words: all(re.match(r"[a-z]\w*=", word) for word in words),
+        "is no field of a model: write --field=NAME=VALUE",
+    )
 
 
 def model_options() -> dict[str, Any]:
-    """What `inference.load` is given beside the checkpoint.
-
-    Raises:
-      ConfigError: if a --field is no NAME=VALUE.
-    """
-    values = {}
-    for word in flags.FLAGS.field:
-        name, equals, text = word.partition("=")
-        if not name.isidentifier() or not equals:
-            raise ConfigError(f"--field={word} is no field of a model: write --field=NAME=VALUE")
-        values[name] = _LiteralParser().parse(text)
+    """What `inference.load` is given beside the checkpoint, by the flags of `define_checkpoint`."""
+    words = (word.split("=", 1) for word in flags.FLAGS.field)
+    values = {name: _LiteralParser().parse(text) for name, text in words}
     return {"network": flags.FLAGS.network, **values}
 
 
