@@ -289,10 +289,11 @@ class LayerNorm(nn.Module):
     """Normalisation over the last axis as `torch.nn.LayerNorm`."""
 
     eps: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones_init()
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        scale = self.param("scale", nn.initializers.ones_init(), inputs.shape[-1:])
+        scale = self.param("scale", self.scale_init, inputs.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), inputs.shape[-1:])
         values = inputs.astype(jnp.float32)
         mean = values.mean(-1, keepdims=True)

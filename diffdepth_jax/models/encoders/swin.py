@@ -8,12 +8,18 @@ That version (mmcv layout) is the one DiffusionDepth was trained with. It takes 
   the shift's mask (-100) keeps windows that wrap around the border apart;
 - a map smaller than one window is padded and shifted all the same.
 
+Microsoft's version, timm's and Hugging Face's are made for images of one size. `image_size` gives
+their windows: a stage whose map of that size fits into one window has a window of the map's size,
+and no shift. Images of other sizes are padded as above. MiDaS has such a Swin, and reads what the
+stages give without norms (`output_norms`).
+
 Patch merging has one layout here, Microsoft's: the 4 C channels are the neighbours (row, column)
 (0, 0), (1, 0), (0, 1), (1, 1) one after the other, C channels each. timm and Hugging Face share it.
 mmcv's `unfold` interleaves instead: channel c of neighbour k, counted row by row, is c * 4 + k;
 `MERGE_NORM` and `MERGE_REDUCTION` carry its weights over.
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -38,7 +44,7 @@ from diffdepth_jax.models.layers import (
 from diffdepth_jax.models.tables import Layout, conv_rules, count, linear_rules, norm_rules, side
 from diffdepth_jax.ops.remat import POLICIES, Remat
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Derived, Fresh, Rule, Rules, Skip, Transform
+from diffdepth_jax.weights.rules import Constant, Derived, Fresh, Rule, Rules, Skip, Transform
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,9 @@ class Config:
         mlp_ratio: hidden channels of the feed-forward part over its channels.
         drop_path_rate: of the last block; rates rise evenly from 0.
         remat: what of a block is recomputed in the backward pass, see `ops.remat`.
+        image_size: side of the square images, in pixels, to whose maps the windows are cut; None
+            where all stages have whole windows.
+        output_norms: whether each stage's output is normalised.
     """
 
     name: Literal["swin"] = "swin"
@@ -65,6 +74,8 @@ class Config:
     mlp_ratio: float = 4.0
     drop_path_rate: float = 0.1
     remat: Remat = "none"
+    image_size: int | None = None
+    output_norms: bool = True
 
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.num_heads):
@@ -83,6 +94,13 @@ class Config:
             raise ValueError(f"window_size is {self.window_size}; it must be at least 2")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1)")
+        if self.image_size is not None:
+            coarsest = self.reductions[-1]
+            if self.image_size < 1 or self.image_size % coarsest:
+                raise ValueError(
+                    f"image_size is {self.image_size}; it must be a multiple of the coarsest "
+                    f"map's stride, {coarsest}"
+                )
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -91,6 +109,18 @@ class Config:
     @property
     def reductions(self) -> tuple[int, ...]:
         return tuple(self.patch_size * 2**stage for stage in range(len(self.depths)))
+
+    def windows(self, stage: int) -> tuple[int, int]:
+        """Side of a stage's windows, and by how much every second block shifts them, in tokens."""
+        if self.image_size is not None:
+            side = self.image_size // self.reductions[stage]
+            if side <= self.window_size:
+                return side, 0
+        return self.window_size, self.window_size // 2
+
+    def shift(self, stage: int, block: int) -> int:
+        """Of a block's windows: that of its stage in every second one."""
+        return self.windows(stage)[1] if block % 2 else 0
 
 
 _BASE = Config(embed_dim=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32))
@@ -107,7 +137,7 @@ VARIANTS = {
 
 
 class Encoder(nn.Module):
-    """Image to normalised features at strides 4, 8, 16, 32 (sizes rounded up)."""
+    """Image to features at strides 4, 8, 16, 32 (sizes rounded up), normalised by default."""
 
     config: Config
     dtype: Any = jnp.float32
@@ -115,6 +145,10 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
         config, dtype = self.config, self.dtype
+        block_class, merging_class = self._classes()
+        if config.remat != "none":
+            policy = POLICIES[config.remat]
+            block_class = nn.remat(block_class, policy=policy, static_argnums=(2,))  # train
         tokens = Conv(
             config.embed_dim,
             config.patch_size,
@@ -122,29 +156,37 @@ class Encoder(nn.Module):
             padding=0,
             dtype=dtype,
             name="patch_embed",
-        )(_pad_to_multiple(image, config.patch_size))
+        )(pad_with_zeros(image, config.patch_size))
         tokens = LayerNorm(name="patch_norm")(tokens)
-        block_class = Block
-        if config.remat != "none":
-            policy = POLICIES[config.remat]
-            block_class = nn.remat(Block, policy=policy, static_argnums=(2,))  # train
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         outputs = []
         for stage, heads in enumerate(config.num_heads):
             if stage > 0:
-                tokens = PatchMerging(dtype, name=f"stage{stage - 1}_merge")(tokens)
+                tokens = merging_class(dtype, name=f"stage{stage - 1}_merge")(tokens)
             for block, rate in enumerate(rates[stage]):
                 tokens = block_class(
                     num_heads=heads,
-                    window_size=config.window_size,
-                    shift=config.window_size // 2 if block % 2 else 0,
+                    window_size=config.windows(stage)[0],
+                    shift=config.shift(stage, block),
                     hidden_features=int(config.mlp_ratio * config.channels[stage]),
                     drop_path_rate=rate,
                     dtype=dtype,
                     name=f"stage{stage}_block{block}",
+                    **self._block_options(stage),
                 )(tokens, train)
-            outputs.append(LayerNorm(name=f"norm{stage}")(tokens))
+            outputs.append(
+                LayerNorm(name=f"norm{stage}")(tokens) if config.output_norms else tokens
+            )
         return tuple(outputs)
+
+    def _classes(self) -> tuple[type[nn.Module], type[nn.Module]]:
+        """Of the blocks and of the merging between stages."""
+        return Block, PatchMerging
+
+    def _block_options(self, stage: int) -> dict[str, Any]:
+        """What a stage's blocks have beside what all Swin Transformers' blocks have."""
+        del stage
+        return {}
 
 
 class Block(nn.Module):
@@ -178,17 +220,11 @@ class WindowAttention(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        height, width, channels = tokens.shape[1:]
-        size = self.window_size
+        channels, size = tokens.shape[-1], self.window_size
         table = self.param(
             "relative_position_bias", transformer_init, ((2 * size - 1) ** 2, self.num_heads)
         )
-        tokens = _pad_to_multiple(tokens, size)
-        padded = tokens.shape[1:3]
-        if self.shift:
-            tokens = jnp.roll(tokens, (-self.shift, -self.shift), (1, 2))
-        windows = _to_windows(tokens, size)
-
+        windows, apart = to_windows(tokens, size, self.shift)
         qkv = TransformerLinear(3 * channels, dtype=self.dtype, name="qkv")(windows)
         query, key, value = jnp.moveaxis(
             qkv.reshape(*windows.shape[:3], 3, self.num_heads, -1), 3, 0
@@ -196,17 +232,12 @@ class WindowAttention(nn.Module):
         query *= (channels // self.num_heads) ** -0.5
         logits = jnp.einsum("bwqhd,bwkhd->bwhqk", query, key).astype(jnp.float32)
         logits += jnp.moveaxis(table[relative_position_index(size)], 2, 0)[None, None]
-        if self.shift:
-            apart = shift_mask(padded, size, self.shift)
+        if apart is not None:
             logits -= jnp.where(apart, 100.0, 0.0)[None, :, None]
         weights = jax.nn.softmax(logits).astype(self.dtype)
         windows = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(windows.shape)
         windows = TransformerLinear(channels, dtype=self.dtype, name="projection")(windows)
-
-        tokens = _from_windows(windows, padded)
-        if self.shift:
-            tokens = jnp.roll(tokens, (self.shift, self.shift), (1, 2))
-        return tokens[:, :height, :width]
+        return from_windows(windows, tokens.shape[1:3], self.shift)
 
 
 class PatchMerging(nn.Module):
@@ -216,19 +247,55 @@ class PatchMerging(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 2*c"]:
-        tokens = _pad_to_multiple(tokens, 2)
-        batch, height, width, channels = tokens.shape
-        merged = (
-            tokens.reshape(batch, height // 2, 2, width // 2, 2, channels)
-            .transpose(0, 1, 3, 4, 2, 5)
-            .reshape(batch, height // 2, width // 2, 4 * channels)
-        )
-        merged = LayerNorm(name="norm")(merged)
-        return TransformerLinear(2 * channels, use_bias=False, dtype=self.dtype, name="reduction")(
+        features = 2 * tokens.shape[-1]
+        merged = LayerNorm(name="norm")(merge_neighbours(tokens))
+        return TransformerLinear(features, use_bias=False, dtype=self.dtype, name="reduction")(
             merged
         )
 
 
+def merge_neighbours(tokens: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4*c"]:
+    """The channels of every 2x2 tokens side by side; the layout is the file's docstring's."""
+    tokens = pad_with_zeros(tokens, 2)
+    batch, height, width, channels = tokens.shape
+    return (
+        tokens.reshape(batch, height // 2, 2, width // 2, 2, channels)
+        .transpose(0, 1, 3, 4, 2, 5)
+        .reshape(batch, height // 2, width // 2, 4 * channels)
+    )
+
+
+def to_windows(
+    tokens: Float[Array, "b h w c"], window_size: int, shift: int
+) -> tuple[Float[Array, "b windows n c"], Bool[np.ndarray, "windows n n"] | None]:
+    """A map, padded to whole windows and rolled up and left by `shift` tokens, cut into windows.
+
+    Returns:
+        Windows of n = window_size ** 2 tokens, and the pairs of them that must not see each other,
+        `shift_mask`; None where there is no shift.
+    """
+    tokens = pad_with_zeros(tokens, window_size)
+    if not shift:
+        return _split(tokens, window_size), None
+    apart = shift_mask(tokens.shape[1:3], window_size, shift)
+    return _split(jnp.roll(tokens, (-shift, -shift), (1, 2)), window_size), apart
+
+
+def from_windows(
+    windows: Float[Array, "b windows n c"], size: tuple[int, int], shift: int
+) -> Float[Array, "b h w c"]:
+    """The inverse of `to_windows`, for a map of (height, width) = size."""
+    batch, _, area, channels = windows.shape
+    side = math.isqrt(area)
+    height, width = (-(-length // side) * side for length in size)
+    windows = windows.reshape(batch, height // side, width // side, side, side, channels)
+    tokens = windows.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+    if shift:
+        tokens = jnp.roll(tokens, (shift, shift), (1, 2))
+    return tokens[:, : size[0], : size[1]]
+
+
+@functools.cache  # one constant for all blocks with such windows
 def relative_position_index(window_size: int) -> Int[np.ndarray, "n n"]:
     """Row of the bias table for each query and key of a window, n = window_size ** 2.
 
@@ -237,7 +304,9 @@ def relative_position_index(window_size: int) -> Int[np.ndarray, "n n"]:
     y, x = np.divmod(np.arange(window_size**2), window_size)
     rows = y[:, None] - y[None, :] + window_size - 1
     columns = x[:, None] - x[None, :] + window_size - 1
-    return rows * (2 * window_size - 1) + columns
+    index = rows * (2 * window_size - 1) + columns
+    index.setflags(write=False)
+    return index
 
 
 def shift_mask(
@@ -253,29 +322,21 @@ def shift_mask(
         return np.digitize(np.arange(side), (side - window_size, side - shift))
 
     regions = 3 * region(size[0])[:, None] + region(size[1])[None, :]
-    regions = _to_windows(regions[None, :, :, None], window_size)[0, :, :, 0]
+    regions = _split(regions[None, :, :, None], window_size)[0, :, :, 0]
     return regions[:, :, None] != regions[:, None, :]
 
 
-def _pad_to_multiple(tokens: Array, multiple: int) -> Array:
+def pad_with_zeros(tokens: Array, multiple: int) -> Array:
     """Zeros at the bottom and right up to the next multiples."""
     bottom, right = (-side % multiple for side in tokens.shape[1:3])
     return jnp.pad(tokens, ((0, 0), (0, bottom), (0, right), (0, 0)))
 
 
-def _to_windows(tokens, size: int):
+def _split(tokens, size: int):
     """[b, h, w, c] to [b, windows, size * size, c]; NumPy or JAX."""
     batch, height, width, channels = tokens.shape
     tokens = tokens.reshape(batch, height // size, size, width // size, size, channels)
     return tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size, channels)
-
-
-def _from_windows(windows: Array, size: tuple[int, int]) -> Array:
-    """The inverse of `_to_windows`, for a map of (height, width) = size."""
-    batch, _, area, channels = windows.shape
-    side, (height, width) = math.isqrt(area), size
-    windows = windows.reshape(batch, height // side, width // side, side, side, channels)
-    return windows.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
 
 
 _ROW_TO_COLUMN_MAJOR = [0, 2, 1, 3]  # of 2x2 neighbours, and back
@@ -391,34 +452,143 @@ def _infer(
 
 _NORMS = Fresh(r"params/norm\d+/(scale|bias)", "a classifier has no norms of the stages' outputs")
 _FINAL_NORM, _CLASSIFIER = "the norm before the classifier", "the classifier"
+_MASK = "the shift's mask, computed from the map's size"
+_TIMM_NAMES = "patch_embed.proj", "layers", "attn.relative_position_bias_table", "mlp.fc1"
+TIMM_BLOCK, BLOCK = r"layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
 
 
-def _microsoft_rules(config: Config, first_merge: int = 0) -> Rules:
-    """microsoft/Swin-Transformer, and timm before 0.9: a stage merges at its end."""
-    block, here = r"layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
+def timm_rows(config: Config, first_merge: int) -> Rules:
+    """What Swin and Swin V2 both have, in timm's and Microsoft's names.
+
+    Args:
+        config: of either.
+        first_merge: the number of the stage that the first merging belongs to.
+    """
     return (
         *conv_rules(r"patch_embed\.proj", "patch_embed"),
         *norm_rules(r"patch_embed\.norm", "patch_norm"),
-        *norm_rules(rf"{block}\.(norm\d)", rf"{here}/\3"),
-        *linear_rules(rf"{block}\.attn\.qkv", f"{here}/attention/qkv"),
-        *linear_rules(rf"{block}\.attn\.proj", f"{here}/attention/projection"),
-        Rule(
-            rf"{block}\.attn\.relative_position_bias_table",
-            f"params/{here}/attention/relative_position_bias",
-        ),
-        Skip(rf"{block}\.attn\.relative_position_index", _INDEX),
-        Skip(rf"{block}\.attn_mask", "the shift's mask, computed from the map's size"),
-        *linear_rules(rf"{block}\.mlp\.(fc\d)", rf"{here}/mlp/\3"),
-        *_merge_rules(config, "layers", first_merge),
+        *norm_rules(rf"{TIMM_BLOCK}\.(norm\d)", rf"{BLOCK}/\3"),
+        *linear_rules(rf"{TIMM_BLOCK}\.attn\.proj", f"{BLOCK}/attention/projection"),
+        *linear_rules(rf"{TIMM_BLOCK}\.mlp\.(fc\d)", rf"{BLOCK}/mlp/\3"),
+        *merge_rules(config, "layers", first_merge),
+    )
+
+
+def classifier_skips() -> Rules:
+    """What a classifier in timm's or Microsoft's names has beside the weights of an encoder."""
+    return (
+        Skip(rf"{TIMM_BLOCK}\.attn\.relative_(position_index|coords_table)", _INDEX),
+        Skip(rf"{TIMM_BLOCK}\.attn_mask", _MASK),
         Skip(r"norm\..+", _FINAL_NORM),
         Skip(r"head\..+", _CLASSIFIER),
         _NORMS,
     )
 
 
+def classifier_constants(config: Config) -> Rules:
+    """What MiDaS's strict loading wants beside the weights: the shifts' masks, the last norm and
+    the head of timm's classifier, of which nothing is read."""
+    rows = [
+        Constant(
+            rf"layers\.{stage}\.blocks\.{block}\.attn_mask",
+            _MASK,
+            functools.partial(_attention_mask, config, stage),
+        )
+        for stage, depth in enumerate(config.depths)
+        for block in range(depth)
+        if config.shift(stage, block)
+    ]
+    channels = config.channels[-1]
+    for name, shape, value, reason in (
+        ("norm.weight", (channels,), 1.0, _FINAL_NORM),
+        ("norm.bias", (channels,), 0.0, _FINAL_NORM),
+        ("head.weight", (_CLASSES, channels), 0.0, _CLASSIFIER),
+        ("head.bias", (_CLASSES,), 0.0, _CLASSIFIER),
+    ):
+        filled = functools.partial(np.full, shape, value, np.float32)
+        rows.append(Constant(re.escape(name), reason, filled))
+    return tuple(rows)
+
+
+_CLASSES = 1000  # of ImageNet
+
+
+def _attention_mask(config: Config, stage: int) -> np.ndarray:
+    """As timm stores it: float32 [windows, n, n], 0 and -100."""
+    if config.image_size is None:
+        raise ValueError("the shifts' masks are of a map whose size the config does not tell")
+    size, shift = config.windows(stage)
+    side = -(-config.image_size // config.reductions[stage] // size) * size
+    return np.where(shift_mask((side, side), size, shift), np.float32(-100), np.float32(0))
+
+
+def midas_rules(config: Config) -> Rules:
+    """The table of the names in MiDaS's files: all of those that timm's Swin had before 0.9.
+
+    The config has an `image_size` and no `output_norms`.
+    """
+    return (
+        *_weight_rules(config, first_merge=0),
+        Derived(
+            rf"{TIMM_BLOCK}\.attn\.relative_position_index",
+            _INDEX,
+            f"params/{BLOCK}/attention/relative_position_bias",
+            POSITION_INDEX,
+        ),
+        *classifier_constants(config),
+    )
+
+
+def infer_midas(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights that `midas_rules` names; None if they are not of this family.
+
+    Where no mask of a shift tells the image's size, it is the one for which the coarsest map is one
+    window, as in all published weights.
+
+    Raises:
+        ValueError: if they are, but an entry that tells the architecture is missing or odd.
+    """
+    config = _infer_microsoft(shapes)
+    if config is None:
+        return None
+    _, image_size = sizes_of_masks(shapes, config.patch_size) or (
+        config.window_size,
+        config.window_size * config.reductions[-1],
+    )
+    return replace(config, image_size=image_size, output_norms=False)
+
+
+def sizes_of_masks(
+    shapes: Mapping[str, tuple[int, ...]], patch_size: int
+) -> tuple[int, int] | None:
+    """Side of the windows, in tokens, and of the image, in pixels, that the stored masks of the
+    shifts are for; None where there are none."""
+    for name, shape in shapes.items():
+        if (match := re.fullmatch(rf"{TIMM_BLOCK}\.attn_mask", name)) and len(shape) == 3:
+            window, windows = math.isqrt(shape[1]), math.isqrt(shape[0])
+            return window, window * windows * patch_size * 2 ** int(match[1])
+    return None
+
+
+def _weight_rules(config: Config, first_merge: int) -> Rules:
+    return (
+        *timm_rows(config, first_merge),
+        *linear_rules(rf"{TIMM_BLOCK}\.attn\.qkv", f"{BLOCK}/attention/qkv"),
+        Rule(
+            rf"{TIMM_BLOCK}\.attn\.relative_position_bias_table",
+            f"params/{BLOCK}/attention/relative_position_bias",
+        ),
+    )
+
+
+def _microsoft_rules(config: Config) -> Rules:
+    """microsoft/Swin-Transformer, and timm before 0.9: a stage merges at its end."""
+    return (*_weight_rules(config, first_merge=0), *classifier_skips())
+
+
 def _timm_rules(config: Config) -> Rules:
     """timm since 0.9: a stage merges at its beginning."""
-    return _microsoft_rules(config, first_merge=1)
+    return (*_weight_rules(config, first_merge=1), *classifier_skips())
 
 
 def _transformers_rules(config: Config) -> Rules:
@@ -446,7 +616,7 @@ def _transformers_rules(config: Config) -> Rules:
         Skip(rf"{attention}\.(?:self|relative_position_bias)\.relative_position_index", _INDEX),
         *linear_rules(rf"{block}\.(?:intermediate\.dense|mlp\.fc1)", f"{here}/mlp/fc1"),
         *linear_rules(rf"{block}\.(?:output\.dense|mlp\.fc2)", f"{here}/mlp/fc2"),
-        *_merge_rules(config, r"encoder\.layers", 0),
+        *merge_rules(config, r"encoder\.layers", 0),
         Skip(r"layernorm\..+", _FINAL_NORM),
         _NORMS,
     )
@@ -458,8 +628,8 @@ def _mmpretrain_rules(config: Config) -> Rules:
     return (*rules(config), replace(_NORMS, pattern=rf"params/norm(?!{last}/)\d+/(scale|bias)"))
 
 
-def _merge_rules(config: Config, stages: str, first: int) -> Rules:
-    """Patch merging in our own channel order; `first` is the place of the first one."""
+def merge_rules(config: Config, stages: str, first: int) -> Rules:
+    """Patch merging in our own channel order; `first` is the stage that the first belongs to."""
     rows: tuple = ()
     for stage in range(len(config.depths) - 1):
         merge, there = rf"{stages}\.{stage + first}\.downsample", f"stage{stage}_merge"
@@ -469,16 +639,15 @@ def _merge_rules(config: Config, stages: str, first: int) -> Rules:
 
 
 def _infer_microsoft(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    names = "patch_embed.proj", "layers", "attn.relative_position_bias_table", "mlp.fc1"
-    return None if _merges_first(shapes) else _infer(shapes, *names)
+    return None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
 
 
 def _infer_timm(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    names = "patch_embed.proj", "layers", "attn.relative_position_bias_table", "mlp.fc1"
-    return _infer(shapes, *names) if _merges_first(shapes) else None
+    return _infer(shapes, *_TIMM_NAMES) if merges_first(shapes) else None
 
 
-def _merges_first(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def merges_first(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a stage merges at its beginning, as timm has it since 0.9."""
     merges = [f"layers.{stage}.downsample.reduction.weight" in shapes for stage in (0, 1)]
     return merges == [False, True]
 
@@ -499,7 +668,7 @@ def _infer_mmpretrain(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     return infer(shapes) if "norm0.weight" not in shapes else None
 
 
-_UNTOLD = ("drop_path_rate", "remat")
+_UNTOLD = ("drop_path_rate", "remat", "image_size", "output_norms")
 LAYOUTS = {
     "microsoft": Layout(_infer_microsoft, _microsoft_rules, _UNTOLD),
     "timm": Layout(_infer_timm, _timm_rules, _UNTOLD),
