@@ -30,7 +30,7 @@ MODULES: dict[str, dict[str, str]] = {
         "vit": "diffdepth_jax.models.encoders.vit",
         # "hybrid_vit": "diffdepth_jax.models.encoders.hybrid_vit",
         # "beit": "diffdepth_jax.models.encoders.beit",
-        # "swin2": "diffdepth_jax.models.encoders.swin2",
+        "swin2": "diffdepth_jax.models.encoders.swin2",
         "efficientnet_lite": "diffdepth_jax.models.encoders.efficientnet_lite",
     },
     "source": {
@@ -76,6 +76,7 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     "encoder": {
         "resnet": (r"layers\.0\.0\.downsample\.weight",),
         "swin": (r"stages\.0\.blocks\.0\.attn\.w_msa\.relative_position_bias_table",),
+        "swin2": (r"layers\.0\.blocks\.0\.attn\.cpb_mlp\.0\.weight",),
         "mpvit": (r"patch_embed_stages\.0\.patch_embeds\.0\.patch_conv\.dwconv\.weight",),
         "torchvision_resnet": (r"conv1\.weight", r"layer1\.0\.conv1\.weight"),
         "dinov2": (r"blocks\.0\.ls1\.gamma", r"patch_embed\.proj\.weight"),

@@ -50,9 +50,7 @@ class Attention(nn.Module):
             tokens
         )
         if not self.key_bias:
-            bias = self.param("qkv_bias", nn.initializers.zeros_init(), (2 * channels,))
-            bias = jnp.concatenate([bias[:channels], jnp.zeros(channels), bias[channels:]])
-            qkv += bias[None, None].astype(self.dtype)
+            qkv += keyless_bias(self, channels)[None, None].astype(self.dtype)
         query, key, value = jnp.moveaxis(
             qkv.reshape(*tokens.shape[:2], 3, self.num_heads, -1), 2, 0
         )
@@ -103,6 +101,16 @@ class Block(nn.Module):
             scale = self.param(name, init, branch.shape[-1:])
             branch = branch * scale[None, None].astype(branch.dtype)
         return DropPath(self.drop_path_rate)(branch, train)
+
+
+def keyless_bias(module: nn.Module, channels: int) -> Float[Array, " n"]:
+    """The module's learnt bias of queries and values, the parameter `qkv_bias` [2 channels], with
+    zeros for the keys between: [3 channels].
+
+    Only within the module's compact method.
+    """
+    bias = module.param("qkv_bias", nn.initializers.zeros_init(), (2 * channels,))
+    return jnp.concatenate([bias[:channels], jnp.zeros(channels), bias[channels:]])
 
 
 def recomputed(block: type[nn.Module], remat: Remat) -> type[nn.Module]:

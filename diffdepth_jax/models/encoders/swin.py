@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models.layers import (
     Conv,
     DropPath,
@@ -44,7 +45,7 @@ from diffdepth_jax.models.layers import (
 from diffdepth_jax.models.tables import Layout, conv_rules, count, linear_rules, norm_rules, side
 from diffdepth_jax.ops.remat import POLICIES, Remat
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Constant, Derived, Fresh, Rule, Rules, Skip, Transform
+from diffdepth_jax.weights.rules import Constant, Derived, Fresh, Row, Rule, Rules, Skip, Transform
 
 
 @dataclass(frozen=True)
@@ -408,7 +409,7 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
-    The fields of `_UNTOLD` leave no trace in weights: the defaults.
+    The fields of `UNTOLD` leave no trace in weights: the defaults.
 
     Raises:
         ValueError: if they are, but an entry that tells the architecture is missing or odd.
@@ -426,31 +427,60 @@ def _infer(
     shapes: Mapping[str, tuple[int, ...]], patch_embed: str, stages: str, table: str, hidden: str
 ) -> Config | None:
     """`infer` for a layout that has these names, the latter two below each block's."""
-    first = f"{stages}.{{}}.blocks.0"
-    if f"{first.format(0)}.{table}" not in shapes:
+    found = structure(shapes, patch_embed, stages, (table, 1), hidden)
+    if found is None:
+        return None
+    return Config(**found, window_size=_window_size(shapes[f"{stages}.0.blocks.0.{table}"]))
+
+
+def structure(
+    shapes: Mapping[str, tuple[int, ...]],
+    patch_embed: str,
+    stages: str,
+    by_head: tuple[str, int],
+    hidden: str,
+) -> dict[str, Any] | None:
+    """The fields of a config, of Swin or Swin V2, that shapes tell whatever the windows are.
+
+    Args:
+        shapes: of the weights.
+        patch_embed: name of the convolution.
+        stages: what comes before the number of a stage.
+        by_head: below each block's name, an entry with an axis as long as the heads are many, and
+            which one.
+        hidden: below each block's name, the first layer of the feed-forward part.
+
+    Returns:
+        None if the first block has no entry `by_head`.
+
+    Raises:
+        ValueError: if it has, but another entry is missing or odd.
+    """
+    first, (entry, axis) = f"{stages}.{{}}.blocks.0", by_head
+    if f"{first.format(0)}.{entry}" not in shapes:
         return None
     numbers = range(count(shapes, rf"{re.escape(stages)}\.(\d+)\.blocks\."))
-    tables = [f"{first.format(stage)}.{table}" for stage in numbers]
     embed_dim = side(shapes, f"{patch_embed}.weight")
-    return Config(
-        embed_dim=embed_dim,
-        depths=tuple(
+    return {
+        "embed_dim": embed_dim,
+        "depths": tuple(
             count(shapes, rf"{re.escape(stages)}\.{stage}\.blocks\.(\d+)\.") for stage in numbers
         ),
-        num_heads=tuple(side(shapes, name, 1) for name in tables),
-        window_size=_window_size(shapes[tables[0]]),
-        patch_size=side(shapes, f"{patch_embed}.weight", 3),
-        mlp_ratio=side(shapes, f"{first.format(0)}.{hidden}.weight") / embed_dim,
-    )
+        "num_heads": tuple(
+            side(shapes, f"{first.format(stage)}.{entry}", axis) for stage in numbers
+        ),
+        "patch_size": side(shapes, f"{patch_embed}.weight", 3),
+        "mlp_ratio": side(shapes, f"{first.format(0)}.{hidden}.weight") / embed_dim,
+    }
 
 
 # ---- other sources of weights --------------------------------------------------------------------
 #
 # All of them are classifiers with one norm, after the last stage, in place of ours after each.
 # Their arithmetic is ours on maps of whole windows. Elsewhere timm rolls a map before it pads it,
-# and transformers and timm shrink a window that is larger than the map.
+# and transformers and timm shrink a window that is larger than the map, as `image_size` does.
 
-_NORMS = Fresh(r"params/norm\d+/(scale|bias)", "a classifier has no norms of the stages' outputs")
+NO_NORMS = Fresh(r"params/norm\d+/(scale|bias)", "a classifier has no norms of the stages' outputs")
 _FINAL_NORM, _CLASSIFIER = "the norm before the classifier", "the classifier"
 _MASK = "the shift's mask, computed from the map's size"
 _TIMM_NAMES = "patch_embed.proj", "layers", "attn.relative_position_bias_table", "mlp.fc1"
@@ -475,87 +505,53 @@ def timm_rows(config: Config, first_merge: int) -> Rules:
 
 
 def classifier_skips() -> Rules:
-    """What a classifier in timm's or Microsoft's names has beside the weights of an encoder."""
+    """What a classifier in timm's names, since 0.9, has beside the weights of an encoder."""
     return (
         Skip(rf"{TIMM_BLOCK}\.attn\.relative_(position_index|coords_table)", _INDEX),
         Skip(rf"{TIMM_BLOCK}\.attn_mask", _MASK),
         Skip(r"norm\..+", _FINAL_NORM),
         Skip(r"head\..+", _CLASSIFIER),
-        _NORMS,
+        NO_NORMS,
     )
 
 
 def classifier_constants(config: Config) -> Rules:
-    """What MiDaS's strict loading wants beside the weights: the shifts' masks, the last norm and
-    the head of timm's classifier, of which nothing is read."""
-    rows = [
-        Constant(
-            rf"layers\.{stage}\.blocks\.{block}\.attn_mask",
-            _MASK,
-            functools.partial(_attention_mask, config, stage),
-        )
-        for stage, depth in enumerate(config.depths)
-        for block in range(depth)
-        if config.shift(stage, block)
-    ]
-    channels = config.channels[-1]
+    """What a classifier in Microsoft's names has beside the weights of an encoder.
+
+    MiDaS's strict loading wants all of it, so that it is written: the shifts' masks, and timm's
+    last norm and head for ImageNet, of which nothing is read.
+    """
+    rows: list[Row] = [NO_NORMS]
+    for stage, depth in enumerate(config.depths):
+        for block in range(depth):
+            name = rf"layers\.{stage}\.blocks\.{block}\.attn_mask"
+            if config.shift(stage, block):
+                mask = functools.partial(_attention_mask, config, stage)
+                rows.append(Constant(name, _MASK, mask))
+            else:  # of weights that were trained with other windows
+                rows.append(Skip(name, _MASK))
+    channels, classes = config.channels[-1], 1000
     for name, shape, value, reason in (
         ("norm.weight", (channels,), 1.0, _FINAL_NORM),
         ("norm.bias", (channels,), 0.0, _FINAL_NORM),
-        ("head.weight", (_CLASSES, channels), 0.0, _CLASSIFIER),
-        ("head.bias", (_CLASSES,), 0.0, _CLASSIFIER),
+        ("head.weight", (classes, channels), 0.0, _CLASSIFIER),
+        ("head.bias", (classes,), 0.0, _CLASSIFIER),
     ):
         filled = functools.partial(np.full, shape, value, np.float32)
         rows.append(Constant(re.escape(name), reason, filled))
     return tuple(rows)
 
 
-_CLASSES = 1000  # of ImageNet
-
-
 def _attention_mask(config: Config, stage: int) -> np.ndarray:
     """As timm stores it: float32 [windows, n, n], 0 and -100."""
     if config.image_size is None:
-        raise ValueError("the shifts' masks are of a map whose size the config does not tell")
+        raise WeightsError(
+            "the masks of the shifts, which these names include, are of a map's size, and the "
+            "encoder's image_size is None: give it one"
+        )
     size, shift = config.windows(stage)
     side = -(-config.image_size // config.reductions[stage] // size) * size
     return np.where(shift_mask((side, side), size, shift), np.float32(-100), np.float32(0))
-
-
-def midas_rules(config: Config) -> Rules:
-    """The table of the names in MiDaS's files: all of those that timm's Swin had before 0.9.
-
-    The config has an `image_size` and no `output_norms`.
-    """
-    return (
-        *_weight_rules(config, first_merge=0),
-        Derived(
-            rf"{TIMM_BLOCK}\.attn\.relative_position_index",
-            _INDEX,
-            f"params/{BLOCK}/attention/relative_position_bias",
-            POSITION_INDEX,
-        ),
-        *classifier_constants(config),
-    )
-
-
-def infer_midas(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights that `midas_rules` names; None if they are not of this family.
-
-    Where no mask of a shift tells the image's size, it is the one for which the coarsest map is one
-    window, as in all published weights.
-
-    Raises:
-        ValueError: if they are, but an entry that tells the architecture is missing or odd.
-    """
-    config = _infer_microsoft(shapes)
-    if config is None:
-        return None
-    _, image_size = sizes_of_masks(shapes, config.patch_size) or (
-        config.window_size,
-        config.window_size * config.reductions[-1],
-    )
-    return replace(config, image_size=image_size, output_norms=False)
 
 
 def sizes_of_masks(
@@ -570,6 +566,29 @@ def sizes_of_masks(
     return None
 
 
+def _microsoft_rules(config: Config) -> Rules:
+    """microsoft/Swin-Transformer, and timm before 0.9: a stage merges at its end.
+
+    With norms of the stages' outputs, where there are some, in mmcv's names.
+    """
+    return (
+        *_weight_rules(config, first_merge=0),
+        Derived(
+            rf"{TIMM_BLOCK}\.attn\.relative_position_index",
+            _INDEX,
+            f"params/{BLOCK}/attention/relative_position_bias",
+            POSITION_INDEX,
+        ),
+        *classifier_constants(config),
+        *norm_rules(r"norm(\d+)", r"norm\1"),
+    )
+
+
+def _timm_rules(config: Config) -> Rules:
+    """timm since 0.9: a stage merges at its beginning."""
+    return (*_weight_rules(config, first_merge=1), *classifier_skips())
+
+
 def _weight_rules(config: Config, first_merge: int) -> Rules:
     return (
         *timm_rows(config, first_merge),
@@ -579,16 +598,6 @@ def _weight_rules(config: Config, first_merge: int) -> Rules:
             f"params/{BLOCK}/attention/relative_position_bias",
         ),
     )
-
-
-def _microsoft_rules(config: Config) -> Rules:
-    """microsoft/Swin-Transformer, and timm before 0.9: a stage merges at its end."""
-    return (*_weight_rules(config, first_merge=0), *classifier_skips())
-
-
-def _timm_rules(config: Config) -> Rules:
-    """timm since 0.9: a stage merges at its beginning."""
-    return (*_weight_rules(config, first_merge=1), *classifier_skips())
 
 
 def _transformers_rules(config: Config) -> Rules:
@@ -618,14 +627,14 @@ def _transformers_rules(config: Config) -> Rules:
         *linear_rules(rf"{block}\.(?:output\.dense|mlp\.fc2)", f"{here}/mlp/fc2"),
         *merge_rules(config, r"encoder\.layers", 0),
         Skip(r"layernorm\..+", _FINAL_NORM),
-        _NORMS,
+        NO_NORMS,
     )
 
 
 def _mmpretrain_rules(config: Config) -> Rules:
     """mmcv's layout as a classifier has it: with the norm of the last stage's output only."""
     last = len(config.depths) - 1
-    return (*rules(config), replace(_NORMS, pattern=rf"params/norm(?!{last}/)\d+/(scale|bias)"))
+    return (*rules(config), replace(NO_NORMS, pattern=rf"params/norm(?!{last}/)\d+/(scale|bias)"))
 
 
 def merge_rules(config: Config, stages: str, first: int) -> Rules:
@@ -639,7 +648,14 @@ def merge_rules(config: Config, stages: str, first: int) -> Rules:
 
 
 def _infer_microsoft(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    return None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
+    """Where no mask of a shift tells the image's size, it is the one for which the coarsest map is
+    one window, as in all that was published."""
+    config = None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
+    if config is None:
+        return None
+    sizes = sizes_of_masks(shapes, config.patch_size)
+    image_size = sizes[1] if sizes else config.window_size * config.reductions[-1]
+    return replace(config, image_size=image_size, output_norms="norm0.weight" in shapes)
 
 
 def _infer_timm(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
@@ -668,11 +684,11 @@ def _infer_mmpretrain(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     return infer(shapes) if "norm0.weight" not in shapes else None
 
 
-_UNTOLD = ("drop_path_rate", "remat", "image_size", "output_norms")
+UNTOLD = ("drop_path_rate", "remat", "image_size", "output_norms")
 LAYOUTS = {
-    "microsoft": Layout(_infer_microsoft, _microsoft_rules, _UNTOLD),
-    "timm": Layout(_infer_timm, _timm_rules, _UNTOLD),
-    "transformers": Layout(_infer_transformers, _transformers_rules, _UNTOLD),
-    "mmcv": Layout(_infer_mmcv, rules, _UNTOLD),
-    "mmpretrain": Layout(_infer_mmpretrain, _mmpretrain_rules, _UNTOLD),
+    "microsoft": Layout(_infer_microsoft, _microsoft_rules, UNTOLD),
+    "timm": Layout(_infer_timm, _timm_rules, UNTOLD),
+    "transformers": Layout(_infer_transformers, _transformers_rules, UNTOLD),
+    "mmcv": Layout(_infer_mmcv, rules, UNTOLD),
+    "mmpretrain": Layout(_infer_mmpretrain, _mmpretrain_rules, UNTOLD),
 }

@@ -1,0 +1,410 @@
+"""Swin Transformer V2 (Liu et al. 2022, arXiv:2111.09883), as timm and Microsoft compute it.
+
+What differs from `swin`:
+
+- attention compares directions (section 3.3): logits are cosines of queries and keys times a learnt
+  factor of at most 100, and keys have no bias;
+- the position bias is 16 sigmoid of a small network's output, a function of the log-spaced offset
+  of key and query (section 3.4). It works for windows of any size: offsets are measured in those
+  of the pretraining (`pretraining_windows`);
+- norms come last (section 3.2): after attention, after the feed-forward part, and after the linear
+  map that merges neighbours. Those of the blocks begin at 0, so that each block begins as the
+  identity.
+
+The windows are those of a square image of `image_size`: a stage whose map fits into one window has
+a window of the map's size, and no shift. An image of another size is padded as in `swin`. Features
+are not normalised by default.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.models.encoders import swin
+from diffdepth_jax.models.encoders.swin import (
+    BLOCK,
+    TIMM_BLOCK,
+    classifier_constants,
+    classifier_skips,
+    from_windows,
+    merge_neighbours,
+    merge_rules,
+    merges_first,
+    relative_position_index,
+    sizes_of_masks,
+    structure,
+    timm_rows,
+    to_windows,
+)
+from diffdepth_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, TransformerLinear
+from diffdepth_jax.models.layers import transformer_init as init
+from diffdepth_jax.models.tables import Layout, conv_rules, linear_rules, norm_rules
+from diffdepth_jax.models.transformer import keyless_bias
+from diffdepth_jax.weights.rules import Rule, Rules, Skip, Transform, linear
+
+
+@dataclass(frozen=True)
+class Config(swin.Config):
+    """A Swin Transformer V2.
+
+    Attributes:
+        window_size: side of the attention windows, in tokens, where the map does not fit into one.
+        pretraining_windows: by stage, the side of the windows in which offsets are measured; 0 for
+            the stage's own. Empty: all their own.
+        image_size: side of the square images, in pixels, that the windows are for.
+    """
+
+    name: Literal["swin2"] = "swin2"
+    window_size: int = 16
+    image_size: int = 256
+    output_norms: bool = False
+    pretraining_windows: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        windows = self.pretraining_windows
+        if windows and len(windows) != len(self.depths):
+            raise ValueError(
+                f"pretraining_windows {windows} must have one entry for each of the "
+                f"{len(self.depths)} stages, or none"
+            )
+        if any(window < 0 or window == 1 for window in windows):
+            raise ValueError(
+                f"pretraining_windows {windows} must be 0, the stage's own, or at least 2"
+            )
+
+    def largest_offset(self, stage: int) -> int:
+        """The offset, in tokens, of a stage's blocks that the position bias takes as 8."""
+        pretraining = self.pretraining_windows[stage] if self.pretraining_windows else 0
+        return max((pretraining or self.windows(stage)[0]) - 1, 1)
+
+
+def _variant(
+    size: str, window_size: int, image_size: int, pretraining_windows: tuple[int, ...] = ()
+) -> Config:
+    """As published: of a size of the paper, for windows and images of these sizes."""
+    embed_dim, depths, num_heads = _SIZES[size]
+    return Config(
+        embed_dim=embed_dim,
+        depths=depths,
+        num_heads=num_heads,
+        window_size=window_size,
+        image_size=image_size,
+        pretraining_windows=pretraining_windows,
+    )
+
+
+_SIZES = {
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+_WINDOW12 = (12, 12, 12, 6)  # of images of 192 pixels, whose coarsest map is 6 tokens wide
+
+VARIANTS = {
+    "tiny_window8": _variant("tiny", 8, 256),
+    "tiny_window16": _variant("tiny", 16, 256),
+    "small_window8": _variant("small", 8, 256),
+    "small_window16": _variant("small", 16, 256),
+    "base_window8": _variant("base", 8, 256),
+    "base_window16": _variant("base", 16, 256),
+    "base_window12": _variant("base", 12, 192),
+    "large_window12": _variant("large", 12, 192),
+    "base_window12to16": _variant("base", 16, 256, _WINDOW12),
+    "large_window12to16": _variant("large", 16, 256, _WINDOW12),
+    "base_window12to24": _variant("base", 24, 384, _WINDOW12),
+    "large_window12to24": _variant("large", 24, 384, _WINDOW12),
+}
+# Of their sizes, those that MiDaS has.
+_MIDAS = ("tiny_window16", "base_window12to24", "large_window12to24")
+
+
+class Encoder(swin.Encoder):
+    """Image to features at strides 4, 8, 16, 32 (sizes rounded up)."""
+
+    config: Config
+
+    def _classes(self) -> tuple[type[nn.Module], type[nn.Module]]:
+        return Block, PatchMerging
+
+    def _block_options(self, stage: int) -> dict[str, Any]:
+        return {"largest_offset": self.config.largest_offset(stage)}
+
+
+class Block(nn.Module):
+    """Window attention and a feed-forward part, each before its norm and beside a shortcut."""
+
+    num_heads: int
+    window_size: int
+    shift: int
+    hidden_features: int
+    drop_path_rate: float
+    largest_offset: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+        drop_path = DropPath(self.drop_path_rate)
+        attention = WindowAttention(
+            self.num_heads,
+            self.window_size,
+            self.shift,
+            self.largest_offset,
+            self.dtype,
+            name="attention",
+        )
+        mlp = Mlp(self.hidden_features, self.dtype, name="mlp")
+        tokens += drop_path(_norm("norm1")(attention(tokens)), train)
+        return tokens + drop_path(_norm("norm2")(mlp(tokens)), train)
+
+
+def _norm(name: str) -> LayerNorm:
+    return LayerNorm(scale_init=nn.initializers.zeros_init(), name=name)
+
+
+class WindowAttention(nn.Module):
+    """Cosine attention inside windows, of the map rolled up and left by `shift` tokens."""
+
+    num_heads: int
+    window_size: int
+    shift: int
+    largest_offset: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = tokens.shape[-1]
+        windows, apart = to_windows(tokens, self.window_size, self.shift)
+        qkv = TransformerLinear(3 * channels, use_bias=False, dtype=self.dtype, name="qkv")(windows)
+        qkv += keyless_bias(self, channels)[None, None, None].astype(self.dtype)
+        query, key, value = jnp.moveaxis(
+            qkv.reshape(*windows.shape[:3], 3, self.num_heads, -1), 3, 0
+        )
+        cosines = jnp.einsum(
+            "bwqhd,bwkhd->bwhqk",
+            _direction(query),
+            _direction(key),
+            preferred_element_type=jnp.float32,
+        )
+        scale = self.param(
+            "logit_scale", nn.initializers.constant(math.log(10.0)), (self.num_heads,)
+        )
+        scale = jnp.exp(jnp.minimum(scale, math.log(100.0)))
+        bias = PositionBias(self.num_heads, self.window_size, self.largest_offset, name="position")
+        logits = cosines * scale[None, None, :, None, None] + bias()[None, None]
+        if apart is not None:
+            logits -= jnp.where(apart, 100.0, 0.0)[None, :, None]
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        windows = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(windows.shape)
+        windows = TransformerLinear(channels, dtype=self.dtype, name="projection")(windows)
+        return from_windows(windows, tokens.shape[1:3], self.shift)
+
+
+class PositionBias(nn.Module):
+    """A bias for each query and key of a window, by the offset between them, float32."""
+
+    num_heads: int
+    window_size: int
+    largest_offset: int
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "heads n n"]:
+        offsets = log_spaced_offsets(self.window_size, self.largest_offset)
+        hidden = jax.nn.relu(Linear(512, kernel_init=init, name="fc1")(jnp.asarray(offsets)))
+        table = Linear(self.num_heads, use_bias=False, kernel_init=init, name="fc2")(hidden)
+        table = 16.0 * jax.nn.sigmoid(table)
+        return jnp.moveaxis(table[relative_position_index(self.window_size)], 2, 0)
+
+
+def log_spaced_offsets(window_size: int, largest_offset: int) -> Float[np.ndarray, "n 2"]:
+    """Offsets (dy, dx) = query - key in the order of `swin.relative_position_index`, log-spaced.
+
+    An offset is first scaled, so that `largest_offset` becomes 8, then o = sign(o) log2(1 + |o|),
+    divided by log2(8) (equation 4 of the paper, and its code).
+    """
+    offsets = np.arange(1 - window_size, window_size) * (8.0 / largest_offset)
+    offsets = np.sign(offsets) * np.log2(1.0 + np.abs(offsets)) / np.log2(8.0)
+    grid = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), -1)
+    return grid.reshape(-1, 2).astype(np.float32)
+
+
+class PatchMerging(nn.Module):
+    """Every 2x2 tokens become one of twice the channels, normalised last."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 2*c"]:
+        features = 2 * tokens.shape[-1]
+        merged = TransformerLinear(features, use_bias=False, dtype=self.dtype, name="reduction")(
+            merge_neighbours(tokens)
+        )
+        return LayerNorm(name="norm")(merged)
+
+
+def _direction(vectors: Array) -> Array:
+    """Divided by their length, over the last axis; vectors shorter than 1e-12 by that."""
+    values = vectors.astype(jnp.float32)
+    squared = jnp.square(values).sum(-1, keepdims=True)
+    return (values * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))).astype(vectors.dtype)
+
+
+_BY_HEAD = Transform(lambda scale: scale.reshape(-1), lambda scale: scale.reshape(-1, 1, 1))
+
+
+def rules(config: Config) -> Rules:
+    """The table of the names of microsoft/Swin-Transformer, timm before 0.9, and MiDaS.
+
+    With norms of the stages' outputs, where there are some, in the names that `swin` has for them.
+    """
+    return (
+        *_weight_rules(config, first_merge=0),
+        Skip(rf"{TIMM_BLOCK}\.attn\.relative_(position_index|coords_table)", "of the windows"),
+        *classifier_constants(config),
+        *norm_rules(r"norm(\d+)", r"norm\1"),
+    )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights that `rules` names; None if they are not of this family.
+
+    No weight's shape follows from the size of windows and images. The masks of the shifts tell
+    both. Where they are not stored, a published variant's size stands for its windows. So it does
+    for `pretraining_windows`, which nothing else tells; other configs get none.
+
+    Raises:
+        ValueError: if an entry that tells the architecture is missing or odd.
+        WeightsError: if masks are missing beside weights of a size that was not published.
+    """
+    config = None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
+    if config is None:
+        return None
+    config = replace(config, output_norms="norm0.weight" in shapes)
+    sizes = sizes_of_masks(shapes, config.patch_size)
+    for name in VARIANTS if sizes else _MIDAS:
+        variant = VARIANTS[name]
+        windows = {
+            "window_size": variant.window_size,
+            "image_size": variant.image_size,
+            "pretraining_windows": variant.pretraining_windows,
+        }
+        found = replace(config, **windows)
+        if replace(found, output_norms=False) == variant and sizes in (
+            None,
+            (variant.window_size, variant.image_size),
+        ):
+            return found
+    if sizes is not None:
+        return replace(config, window_size=sizes[0], image_size=sizes[1])
+    raise WeightsError(
+        f"a Swin V2 of embed_dim {config.embed_dim} and depths {config.depths} was not published, "
+        "and the weights lack the masks of the shifts (layers.0.blocks.1.attn_mask and others), "
+        "which would tell the size of its windows"
+    )
+
+
+def _weight_rules(config: Config, first_merge: int) -> Rules:
+    attention = rf"{TIMM_BLOCK}\.attn"
+    return (
+        *timm_rows(config, first_merge),
+        *linear_rules(rf"{attention}\.qkv", f"{BLOCK}/attention/qkv"),
+        Rule(rf"{attention}\.q_bias", f"params/{BLOCK}/attention/qkv_bias", part=(0, 2)),
+        Rule(rf"{attention}\.v_bias", f"params/{BLOCK}/attention/qkv_bias", part=(1, 2)),
+        *_position_rules(attention, "cpb_mlp"),
+    )
+
+
+def _position_rules(attention: str, network: str) -> Rules:
+    """Of the attention's factor and position bias."""
+    return (
+        Rule(rf"{attention}\.logit_scale", f"params/{BLOCK}/attention/logit_scale", _BY_HEAD),
+        *linear_rules(rf"{attention}\.{network}\.0", f"{BLOCK}/attention/position/fc1"),
+        *linear_rules(rf"{attention}\.{network}\.2", f"{BLOCK}/attention/position/fc2"),
+    )
+
+
+# ---- other sources of weights --------------------------------------------------------------------
+
+
+def _timm_rules(config: Config) -> Rules:
+    """timm since 0.9: a stage merges at its beginning."""
+    return (*_weight_rules(config, first_merge=1), *classifier_skips())
+
+
+def transformers_rules(config: Config) -> Rules:
+    """Hugging Face's transformers, the weights of `Swinv2Backbone`."""
+    block = r"encoder\.layers\.(\d+)\.blocks\.(\d+)"
+    attention = rf"{block}\.attention\.self"
+    kernel, bias = (f"params/{BLOCK}/attention/{name}" for name in ("qkv/kernel", "qkv_bias"))
+    return (
+        *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
+        *norm_rules(r"embeddings\.norm", "patch_norm"),
+        Rule(rf"{attention}\.query\.weight", kernel, linear, (0, 3)),
+        Rule(rf"{attention}\.key\.weight", kernel, linear, (1, 3)),
+        Rule(rf"{attention}\.value\.weight", kernel, linear, (2, 3)),
+        Rule(rf"{attention}\.query\.bias", bias, part=(0, 2)),
+        Rule(rf"{attention}\.value\.bias", bias, part=(1, 2)),
+        *_position_rules(attention, "continuous_position_bias_mlp"),
+        *linear_rules(rf"{block}\.attention\.output\.dense", f"{BLOCK}/attention/projection"),
+        *norm_rules(rf"{block}\.layernorm_before", f"{BLOCK}/norm1"),
+        *norm_rules(rf"{block}\.layernorm_after", f"{BLOCK}/norm2"),
+        *linear_rules(rf"{block}\.intermediate\.dense", f"{BLOCK}/mlp/fc1"),
+        *linear_rules(rf"{block}\.output\.dense", f"{BLOCK}/mlp/fc2"),
+        *merge_rules(config, r"encoder\.layers", 0),
+    )
+
+
+def infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights that `transformers_rules` names, but for its windows."""
+    return _infer(
+        shapes,
+        "embeddings.patch_embeddings.projection",
+        "encoder.layers",
+        "attention.self.logit_scale",
+        "intermediate.dense",
+    )
+
+
+def _classifier_rules(config: Config) -> Rules:
+    """transformers' `Swinv2Model`, with what it has beside its backbone."""
+    attention = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.attention\.self"
+    return (
+        *transformers_rules(config),
+        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
+        Skip(rf"{attention}\.relative_(position_index|coords_table)", "of the windows"),
+        Skip(r"layernorm\..+", "the norm before the classifier"),
+        swin.NO_NORMS,
+    )
+
+
+def _infer_timm(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    return _infer(shapes, *_TIMM_NAMES) if merges_first(shapes) else None
+
+
+_TIMM_NAMES = "patch_embed.proj", "layers", "attn.logit_scale", "mlp.fc1"
+
+
+def _infer(
+    shapes: Mapping[str, tuple[int, ...]], patch_embed: str, stages: str, scale: str, hidden: str
+) -> Config | None:
+    """For a layout that has these names, the latter two below each block's."""
+    found = structure(shapes, patch_embed, stages, (scale, 0), hidden)
+    return None if found is None else Config(**found)
+
+
+_UNTOLD = (*swin.UNTOLD, "window_size", "pretraining_windows")
+LAYOUTS = {
+    "microsoft": Layout(infer, rules, _UNTOLD),
+    "timm": Layout(_infer_timm, _timm_rules, _UNTOLD),
+    "transformers": Layout(infer_transformers, _classifier_rules, _UNTOLD),
+}
