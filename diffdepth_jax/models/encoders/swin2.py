@@ -292,18 +292,11 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     config = replace(config, output_norms="norm0.weight" in shapes)
     sizes = sizes_of_masks(shapes, config.patch_size)
     for name in VARIANTS if sizes else _MIDAS:
-        variant = VARIANTS[name]
-        windows = {
-            "window_size": variant.window_size,
-            "image_size": variant.image_size,
-            "pretraining_windows": variant.pretraining_windows,
-        }
-        found = replace(config, **windows)
-        if replace(found, output_norms=False) == variant and sizes in (
-            None,
-            (variant.window_size, variant.image_size),
-        ):
-            return found
+        variant = replace(VARIANTS[name], output_norms=config.output_norms)
+        untold = ("window_size", "image_size", "pretraining_windows")
+        default = replace(variant, **{field: getattr(config, field) for field in untold})
+        if default == config and sizes in (None, (variant.window_size, variant.image_size)):
+            return variant
     if sizes is not None:
         return replace(config, window_size=sizes[0], image_size=sizes[1])
     raise WeightsError(

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.config import from_mapping, to_mapping
+from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models.encoders import swin
+from diffdepth_jax.weights.rules import convert, export, names
 
 TINY = swin.Config(embed_dim=8, depths=(2, 2), num_heads=(2, 4), window_size=4, mlp_ratio=2.0)
 
@@ -61,6 +63,70 @@ def test_every_variant_is_inferred_and_filled(variant, round_trip):
     index = written["stages.1.blocks.0.attn.w_msa.relative_position_index"]
     np.testing.assert_array_equal(index, swin.relative_position_index(config.window_size))
     assert from_mapping(swin.Config, json.loads(json.dumps(to_mapping(config)))) == config
+
+
+def test_windows_are_cut_to_the_maps_of_images_of_one_size():
+    config = swin.Config(window_size=12, image_size=288)
+    assert [config.windows(stage) for stage in range(4)] == [(12, 6), (12, 6), (12, 6), (9, 0)]
+    assert [config.shift(2, block) for block in range(3)] == [0, 6, 0]
+    fitting = dataclasses.replace(config, image_size=384)
+    assert [fitting.windows(stage) for stage in (2, 3)] == [(12, 6), (12, 0)]
+    assert dataclasses.replace(config, image_size=None).windows(3) == (12, 6)
+
+
+def test_a_stage_of_one_window_attends_to_the_whole_map(random_variables):
+    """The same as a window of the map's size that is not shifted."""
+    config = dataclasses.replace(TINY, depths=(2,), num_heads=(2,), window_size=7, image_size=20)
+    image = jax.random.normal(jax.random.key(1), (2, 20, 20, 3))
+    encoder = swin.Encoder(config)
+    variables = random_variables(encoder, image)
+    shape = variables["params"]["stage0_block1"]["attention"]["relative_position_bias"].shape
+    assert shape == (81, 2)
+    tokens = swin.Encoder(dataclasses.replace(config, depths=(1,))).apply(variables, image)[0]
+    block = swin.Block(2, 5, 0, 16, 0.0, jnp.float32)
+    without = dataclasses.replace(config, output_norms=False, depths=(1,))
+    (raw,) = swin.Encoder(without).apply(variables, image)
+    (norm,) = (variables["params"]["norm0"],)
+    np.testing.assert_allclose(
+        tokens, swin.LayerNorm().apply({"params": norm}, raw), rtol=1e-5, atol=1e-5
+    )
+    whole = block.apply({"params": variables["params"]["stage0_block1"]}, raw, False)
+    (expected,) = swin.Encoder(dataclasses.replace(config, output_norms=False)).apply(
+        variables, image
+    )
+    np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_microsofts_names_are_written_with_what_strict_loading_wants():
+    layout = swin.LAYOUTS["microsoft"]
+    config = dataclasses.replace(
+        TINY, depths=(2, 2, 1), num_heads=(2, 4, 4), image_size=64, output_norms=False
+    )
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = jax.eval_shape(swin.Encoder(config).init, jax.random.key(0), image)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    table = layout.rules(config)
+    written = export(variables, table, names(variables, table))
+    masks = {name: array for name, array in written.items() if name.endswith("attn_mask")}
+    assert {name: array.shape for name, array in masks.items()} == {
+        "layers.0.blocks.1.attn_mask": (16, 16, 16),
+        "layers.1.blocks.1.attn_mask": (4, 16, 16),
+    }
+    assert all(set(np.unique(array)) == {0.0, -100.0} for array in masks.values())
+    index = written["layers.2.blocks.0.attn.relative_position_index"]
+    np.testing.assert_array_equal(index, swin.relative_position_index(4))
+    assert written["norm.weight"].shape == (32,) and written["head.weight"].shape == (1000, 32)
+    assert layout.infer({name: array.shape for name, array in written.items()}) == config
+    for left in (written, {n: a for n, a in written.items() if n not in masks}):
+        again = convert(left, table, shapes)
+        jax.tree.map(np.testing.assert_array_equal, again, variables)
+    # Without masks: the coarsest map is one window.
+    left = {name: array.shape for name, array in written.items() if name not in masks}
+    assert layout.infer(left) == config
+    sizeless = dataclasses.replace(config, image_size=None)
+    with pytest.raises(WeightsError, match="image_size is None"):
+        export(variables, layout.rules(sizeless), written)
 
 
 def test_any_shape_is_inferred():
@@ -226,6 +292,7 @@ def test_recomputing_changes_no_gradient(random_variables):
         ({"embed_dim": 0}, "positive"),
         ({"window_size": 1}, "window_size is 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),
+        ({"image_size": 100}, "image_size is 100.*stride, 32"),
     ],
 )
 def test_bad_configs_are_refused(options, message):
