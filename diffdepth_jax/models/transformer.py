@@ -16,8 +16,8 @@ from diffdepth_jax.models.layers import (
     TransformerLinear,
     transformer_init,
 )
-from diffdepth_jax.ops.attention import attention
 from diffdepth_jax.models.tables import linear_rules, norm_rules
+from diffdepth_jax.ops.attention import attention
 from diffdepth_jax.ops.image import pad_to_multiple
 from diffdepth_jax.ops.remat import POLICIES, Remat
 from diffdepth_jax.typing import Features

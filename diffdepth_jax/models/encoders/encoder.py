@@ -56,13 +56,13 @@ class ForImageSize:
     """Capability of a config: the encoder was pretrained on square images of one size."""
 
     @property
-    def image_size(self) -> int:
-        """Their side in pixels."""
+    def image_size(self) -> int | None:
+        """Their side in pixels; None where a field says that there is none."""
         raise NotImplementedError
 
     @property
     def fixed_size(self) -> bool:
-        """Whether the encoder takes no other images."""
+        """Whether the encoder was made for no other images."""
         return False
 
 

@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.models.encoders.encoder import ForImageSize
 from diffdepth_jax.models.layers import (
     Conv,
     DropPath,
@@ -43,13 +44,14 @@ from diffdepth_jax.models.layers import (
     transformer_init,
 )
 from diffdepth_jax.models.tables import Layout, conv_rules, count, linear_rules, norm_rules, side
-from diffdepth_jax.ops.remat import POLICIES, Remat
+from diffdepth_jax.models.transformer import recomputed
+from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Constant, Derived, Fresh, Row, Rule, Rules, Skip, Transform
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(ForImageSize):
     """A Swin Transformer.
 
     Attributes:
@@ -111,6 +113,10 @@ class Config:
     def reductions(self) -> tuple[int, ...]:
         return tuple(self.patch_size * 2**stage for stage in range(len(self.depths)))
 
+    @property
+    def fixed_size(self) -> bool:
+        return self.image_size is not None
+
     def windows(self, stage: int) -> tuple[int, int]:
         """Side of a stage's windows, and by how much every second block shifts them, in tokens."""
         if self.image_size is not None:
@@ -134,6 +140,8 @@ VARIANTS = {
     "large": _LARGE,
     "base_window12": replace(_BASE, window_size=12),
     "large_window12": replace(_LARGE, window_size=12),
+    # As MiDaS has it.
+    "large_384": replace(_LARGE, window_size=12, image_size=384, output_norms=False),
 }
 
 
@@ -147,9 +155,7 @@ class Encoder(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
         config, dtype = self.config, self.dtype
         block_class, merging_class = self._classes()
-        if config.remat != "none":
-            policy = POLICIES[config.remat]
-            block_class = nn.remat(block_class, policy=policy, static_argnums=(2,))  # train
+        block_class = recomputed(block_class, config.remat)
         tokens = Conv(
             config.embed_dim,
             config.patch_size,

@@ -61,7 +61,11 @@ class Backbone:
     layout: str = "timm"
 
 
-BACKBONES: Mapping[str, Backbone] = {"vit": Backbone()}
+BACKBONES: Mapping[str, Backbone] = {
+    "vit": Backbone(),
+    "swin2": Backbone("microsoft"),
+    "swin": Backbone("microsoft"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +121,9 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     @property
     def input_spec(self) -> InputSpec:
-        if not isinstance(self.encoder, ForImageSize):
+        side = self.encoder.image_size if isinstance(self.encoder, ForImageSize) else None
+        if side is None:
             return INPUT
-        side = self.encoder.image_size
         return replace(INPUT, size=(side, side), keep_aspect=not self.encoder.fixed_size)
 
 
@@ -131,13 +135,23 @@ def _factor(reduction: int, wanted: int) -> Factor:
     return factors[reduction / wanted]
 
 
-def _variant(encoder: str, variant: str, project_features: tuple[int | None, ...]) -> Config:
+def _variant(
+    encoder: str, variant: str, project_features: tuple[int | None, ...] = (None,) * 4
+) -> Config:
     return Config(encoder=encoder_variant(encoder, variant), project_features=project_features)
 
 
 _LARGE = (256, 512, 1024, 1024)
 
-VARIANTS = Variants({"large_384": lambda: _variant("vit", "large_384", _LARGE)})
+VARIANTS = Variants(
+    {
+        "large_384": lambda: _variant("vit", "large_384", _LARGE),
+        "swin2_large_384": lambda: _variant("swin2", "large_window12to24"),
+        "swin2_base_384": lambda: _variant("swin2", "base_window12to24"),
+        "swin2_tiny_256": lambda: _variant("swin2", "tiny_window16"),
+        "swin_large_384": lambda: _variant("swin", "large_384"),
+    }
+)
 
 
 class DPT(nn.Module):

