@@ -62,6 +62,8 @@ def load(
         ConfigError: for a network that does not exist, or fields that its config does not have.
     """
     if isinstance(source, Mapping):
+        if odd := [key for key in source if not isinstance(key, str)]:
+            raise WeightsError(f"the given state dict has the key {odd[0]!r}, which is not text")
         given = _Source("the given state dict", source)
         return _from_state_dict(given, network, fields, dtype)
     path = Path(source).expanduser()
@@ -187,6 +189,7 @@ class _Recognised:
 def _from_state_dict(
     source: _Source, network: str | None, fields: Mapping[str, Any], dtype: Any
 ) -> DepthModel:
+    source = dataclasses.replace(source, state_dict=_unwrapped(source.state_dict))
     state_dict = {key: np.asarray(value) for key, value in source.state_dict.items()}
     try:
         found = _recognised(source, network)
@@ -211,6 +214,18 @@ def _from_state_dict(
         raise WeightsError(f"{source.name} cannot be loaded: {error}") from error
     variables = jax.tree.map(jnp.asarray, variables)
     return DepthModel(model, variables, found.config, recalibrated)
+
+
+def _unwrapped(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The entries without what a wrapper, such as Lightning or `torch.compile`, put before all
+    names; as they are if no known network comes out."""
+    names = {name: name for name in state_dict}
+    while names and not registry.matching("network", names.values()):
+        (first, *others) = {name.partition(".")[0] for name in names.values()}
+        if others or first in names.values():
+            return state_dict
+        names = {key: name.partition(".")[2] for key, name in names.items()}
+    return {names[key]: value for key, value in state_dict.items()}
 
 
 def _recognised(source: _Source, network: str | None) -> _Recognised:
@@ -251,10 +266,13 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
         raise WeightsError(
             f"its names and shapes fit no architecture of this network ({of}).{near}"
         )
+    encoders = " or ".join(map(repr, registry.matching("encoder", source.shapes)))
+    alone = f", which an encoder ({encoders}; config.init.encoder takes it) alone is not"
+    alone = alone if encoders else ""
     raise WeightsError(
         f"these {len(source.shapes)} weights ({sample}) belong to no network known here. Known "
         f"networks: {', '.join(registry.SIGNATURES['network'])}. Give the whole network's state "
-        f"dict, not an encoder alone.{near}"
+        f"dict{alone}.{near}"
     )
 
 
@@ -309,9 +327,15 @@ def _check_untold(found: _Recognised, told: Collection[str]) -> None:
             " or ".join(f"{field}={value!r}" for value in found.file.UNTOLD[field])
             for field in untold
         ]
+        published = dict.fromkeys(
+            ", ".join(f"{field}={value!r}" for field, value in fields.items())
+            for fields in found.file.FILES.values()
+            if fields
+        )
+        published = f". Published files have {'; '.join(published)}" if published else ""
         raise WeightsError(
             f"neither the weights of the network {found.config.name!r} nor the name of the file "
-            f"tells its {' and '.join(untold)}: load(..., {', '.join(choices)})"
+            f"tells its {' and '.join(untold)}: load(..., {', '.join(choices)}){published}"
         )
 
 

@@ -210,9 +210,15 @@ def convert(
                 arrays[path] = array.astype(leaves[path].dtype, order="C")
             keys[path] = ", ".join(key for key, _ in sources)
     fresh = [re.compile(entry.pattern) for entry in rules if isinstance(entry, Fresh)]
-    for path in leaves.keys() - targets.keys():
-        if not any(pattern.fullmatch(path) for pattern in fresh):
-            faults.add("leaves that no key fills", f"{path} {tuple(leaves[path].shape)}")
+    unfilled = [
+        path
+        for path in leaves.keys() - targets.keys()
+        if not any(pattern.fullmatch(path) for pattern in fresh)
+    ]
+    keys_of = _keys_of(expected, rules) if unfilled else {}
+    for path in unfilled:
+        missing = f": no {keys_of[path]}" if path in keys_of else ""
+        faults.add("leaves that no key fills", f"{path} {tuple(leaves[path].shape)}{missing}")
     faults.raise_if_any("The weights do not fit the model")
     warn_if_not_finite({keys[path]: array for path, array in arrays.items()}, what)
     return _unflatten_like(expected, arrays)
@@ -305,6 +311,15 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
             found.append(name)
     faults.raise_if_any("The table cannot be read backwards")
     return tuple(found)
+
+
+def _keys_of(variables: Mapping[str, Any], rules: Rules) -> dict[str, str]:
+    """The key, or the keys, that a table fills each leaf from; none if it cannot be read backwards."""
+    try:
+        targets, _ = _resolve(names(variables, rules), rules)
+    except WeightsError:
+        return {}
+    return {path: ", ".join(key for key, _ in sources) for path, sources in targets.items()}
 
 
 def _literal(entry: Constant) -> str:

@@ -88,8 +88,11 @@ def test_a_missing_and_an_unknown_key_are_named_together(released_state_dict):
     wrong = dict(released_state_dict)
     del wrong["depth_head.conv_lateral.1.0.weight"]
     wrong["depth_head.surprise.weight"] = np.zeros(3, np.float32)
-    with pytest.raises(WeightsError, match=r"(?s)surprise.*conv|conv.*surprise"):
+    with pytest.raises(WeightsError) as error:
         diffdepth_jax.load(wrong)
+    message = str(error.value)
+    assert "taken for the network 'diffusion_depth': " in message
+    assert "surprise" in message and ": no depth_head.conv_lateral.1.0.weight" in message
 
 
 @pytest.mark.torch
@@ -139,7 +142,8 @@ def test_the_caller_says_which_of_two_networks_is_meant(released_state_dict, twi
     with pytest.raises(WeightsError, match=r"network='first' or network='second'"):
         diffdepth_jax.load(released_state_dict)
     assert diffdepth_jax.load(released_state_dict, network="first").config.max_depth is None
-    with pytest.raises(WeightsError, match=r"max_depth.*max_depth=10 or max_depth=80"):
+    said = r"max_depth.*max_depth=10 or max_depth=80\). Published files have max_depth=10.0$"
+    with pytest.raises(WeightsError, match=said):
         diffdepth_jax.load(released_state_dict, network="second")
     model = diffdepth_jax.load(released_state_dict, "second", max_depth=80.0)
     assert model.config.max_depth == 80.0
@@ -268,6 +272,27 @@ def test_the_nearest_architecture_and_the_differing_names_are_told():
     assert f"of another shape (1): {first}: (7, 3, 3, 3), not (64, 3, 3, 3)" in message
     assert "missing (1): depth_head.model.time_embedding.weight" in message
     assert "unknown (1): depth_head.surprise.weight" in message
+
+
+def test_what_a_wrapper_puts_before_all_names_does_not_matter(released_state_dict):
+    want = diffdepth_jax.load(released_state_dict)
+    for prefix in ("model.", "_orig_mod.", "module.depth_model._orig_mod."):
+        wrapped = {f"{prefix}{name}": array for name, array in released_state_dict.items()}
+        loaded = diffdepth_jax.load(wrapped)
+        jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
+    with pytest.raises(WeightsError, match=r"1 weights \(a\.b\.c\) belong to no network"):
+        diffdepth_jax.load({"a.b.c": np.zeros(2)})
+    with pytest.raises(WeightsError, match=r"these 0 weights .* belong to no network"):
+        diffdepth_jax.load({})
+    with pytest.raises(WeightsError, match="the key 7, which is not text"):
+        diffdepth_jax.load({7: np.zeros(2)})
+
+
+def test_an_encoder_alone_is_told(released_state_dict):
+    root = "depth_backbone."
+    encoder = {name[len(root) :]: a for name, a in released_state_dict.items() if root in name}
+    with pytest.raises(WeightsError, match=r"which an encoder \('resnet'; config\.init"):
+        diffdepth_jax.load(encoder)
 
 
 def test_nothing_is_near_to_weights_of_another_kind():
