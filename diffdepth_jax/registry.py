@@ -19,7 +19,7 @@ MODULES: dict[str, dict[str, str]] = {
         "dpt": "diffdepth_jax.models.networks.dpt",
         "midas": "diffdepth_jax.models.networks.midas",
         # "zoedepth": "diffdepth_jax.models.networks.zoedepth",
-        # "monodepth2": "diffdepth_jax.models.networks.monodepth2",
+        "monodepth2": "diffdepth_jax.models.networks.monodepth2",
     },
     "encoder": {
         "resnet": "diffdepth_jax.models.encoders.resnet",
@@ -72,6 +72,10 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "dpt": (r"pretrained\.model\..+", r"scratch\.output_conv\.4\.weight"),
         "midas": (r"pretrained\.layer1\.0\.weight", r"scratch\.layer1_rn\.weight"),
+        "monodepth2": (
+            r"(depth_model\.)?(encoder\.)?encoder\.conv1\.weight",
+            r"(depth_model\.)?(decoder\.)?decoder\.0\.conv\.conv\.weight",
+        ),
     },
     "encoder": {
         "resnet": (r"layers\.0\.0\.downsample\.weight",),

@@ -43,9 +43,9 @@ class InputSpec:
         bound: of the two sides' scales, take the larger ("lower": no side ends below its target),
             the smaller ("upper": none ends above it), or the one closer to 1 ("minimal").
         multiple: both sides of the network's input are multiples of this many pixels.
-        interpolation: "bicubic" (OpenCV's: a = -0.75, no antialiasing), "bilinear", or "pillow"
+        interpolation: "bicubic" (OpenCV's: a = -0.75, no antialiasing), "bilinear", "pillow"
             (Pillow's bicubic, which transformers uses: a = -0.5, smoothed where an image becomes
-            smaller, rounded to 8 bits).
+            smaller, rounded to 8 bits), or "lanczos" (Pillow's too, of three lobes).
         align_corners: whether corner pixels stay in the corners when the image is resized.
         mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
         output_interpolation, output_align_corners: the same for the way of the network's result
@@ -61,7 +61,7 @@ class InputSpec:
     keep_aspect: bool = True
     bound: Literal["lower", "upper", "minimal"] = "minimal"
     multiple: int = 1
-    interpolation: Literal["bicubic", "bilinear", "pillow"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear", "pillow", "lanczos"] = "bicubic"
     align_corners: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD

@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 _A = -0.75  # of the cubic kernel (Keys 1981), in OpenCV and PyTorch alike
+_PILLOW = {"pillow": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
 def resize(
     array: np.ndarray,
     size: tuple[int, int],
-    method: Literal["bilinear", "bicubic", "pillow"],
+    method: Literal["bilinear", "bicubic", "pillow", "lanczos"],
     *,
     align_corners: bool = False,
 ) -> np.ndarray:
@@ -24,16 +25,16 @@ def resize(
     Args:
         array: [h, w] or [h, w, c].
         size: new height and width.
-        method: `bilinear`; `bicubic`, which overshoots at edges; or `pillow`, its bicubic, for
-          uint8 [h, w, 3].
+        method: `bilinear`; `bicubic`, which overshoots at edges; or `pillow`, its bicubic, or
+          `lanczos`, Pillow's too, for uint8 [h, w, 3].
         align_corners: whether corner pixels stay in the corners; otherwise the borders of the image
             stay its borders (half-pixel centres).
 
     Returns:
         float64 [*size, ...].
     """
-    if method == "pillow":
-        resized = Image.fromarray(array).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    if method in _PILLOW:
+        resized = Image.fromarray(array).resize((size[1], size[0]), _PILLOW[method])
         return np.asarray(resized, np.float64)
     result = np.asarray(array, np.float64)
     for axis, length in enumerate(size):

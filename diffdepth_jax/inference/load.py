@@ -25,10 +25,12 @@ from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError, na
 from diffdepth_jax.inference import nearest, recalibration
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.models.networks.network import Network, NetworkConfig, TransformersLayout
-from diffdepth_jax.weights import hugging_face, orbax, rules, text
+from diffdepth_jax.weights import files, hugging_face, orbax, rules, text
+from diffdepth_jax.weights.files import WeightsFile
 from diffdepth_jax.weights.text import shown
 
 _RECALIBRATED = "recalibrated.json"  # in a checkpoint's directory, beside `state`
+_PARTS = ("encoder.pth", "depth.pth")  # of monodepth2's release
 
 
 def load(
@@ -44,8 +46,8 @@ def load(
     Args:
         source: a run directory or checkpoint directory of ours; an official `.pt`, `.pth` or
           `.ckpt` file (read without PyTorch, nothing in it is executed); a `.safetensors` file; a
-          directory as Hugging Face's transformers writes it; or a state dict, names to arrays in
-          PyTorch's layout. Names are the publication's or transformers'.
+          directory as Hugging Face's transformers writes it, or monodepth2's release; or a state
+          dict, names to arrays in PyTorch's layout. Names are the publication's or transformers'.
         network: the registered name of the network that the weights belong to. Needed only where
           several have the same names and shapes and the name of the file does not tell either.
         step: which of a run's checkpoints; the latest when None; "best" for the one that the
@@ -75,6 +77,10 @@ def load(
             )
         is_directory = path.is_dir()
     file = path
+    if is_directory and all((path / part).is_file() for part in _PARTS):
+        contents = _read_parts(path)
+        given = _Source(str(path), contents.state_dict, contents.metadata, (path.name,))
+        return _from_state_dict(given, network, fields, dtype)
     if is_directory and (orbax.is_run(path) or not (file := hugging_face.weights_in(path))):
         return _from_run(path, step, network, fields, dtype)
     if step is not None:
@@ -83,6 +89,12 @@ def load(
     stems = (path.name, *(() if is_directory else (_stem(path),)))
     given = _Source(str(path), contents.state_dict, contents.metadata, stems, file)
     return _from_state_dict(given, network, fields, dtype)
+
+
+def _read_parts(directory: Path) -> WeightsFile:
+    """The two files of a network that monodepth2 keeps apart; the first tells its images' size."""
+    encoder, decoder = (files.read(directory / part) for part in _PARTS)
+    return WeightsFile(encoder.state_dict | decoder.state_dict, {"args": encoder.metadata})
 
 
 @dataclasses.dataclass(frozen=True)

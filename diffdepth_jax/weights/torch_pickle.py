@@ -374,7 +374,17 @@ _GLOBALS: dict[str, Any] = {
 # callbacks and paths in the files of PyTorch Lightning and others.
 _FOREIGN = (
     *("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics"),
-    *("yacs.config", "omegaconf", "easydict", "addict", "ml_collections", "mmengine", "mmcv"),
+    *(
+        "yacs.config",
+        "fvcore.common.config",
+        "config.config.CfgNode",
+        "omegaconf",
+        "easydict",
+        "addict",
+        "ml_collections",
+        "mmengine",
+        "mmcv",
+    ),
     *("pathlib", "datetime", "typing.Any", "collections.deque", "torch.torch_version"),
 )
 

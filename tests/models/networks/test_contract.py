@@ -55,6 +55,12 @@ SMALL = {
         "fused_features": 8,
         "output_features": 4,
     },
+    "monodepth2": {
+        "encoder": {"name": "torchvision_resnet", "depths": (1,) * 4, "widths": (4,) * 4}
+        | {"stem_features": True},
+        "decoder_features": (4,) * 5,
+        "input_size": (32, 64),
+    },
     "midas": {
         "encoder": {"name": "efficientnet_lite", "stem": 4, "depths": (1,) * 7, "widths": (4,) * 7},
         "head": {
