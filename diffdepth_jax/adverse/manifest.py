@@ -1,0 +1,395 @@
+"""What a workdir holds, and the files that say so.
+
+    run.json               what the run was begun with; another config is refused
+    journal/IofN.jsonl     what is done, a line as soon as it is; a file for each shard
+    clean/ID.png           the clean images
+    labels/ID.npy          their labels, float32: metres with 0 where unknown, or relative disparity
+    control/ID.npy         what steers the generator, float32, larger = nearer
+    depth/ID.npy           dense depth of the clean image, where the label is sparse
+    images/CONDITION/ID_VARIANT.png
+    manifest.jsonl         a line an image, in the order of the frames, when all are done
+    summary.csv gallery.html contact_sheet.png
+
+The manifest is a function of the journals' contents: an interrupted run that was finished later has
+the same one.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from diffdepth_jax import atomic
+from diffdepth_jax import config as configs
+from diffdepth_jax.errors import ConfigError, DataError, MissingFileError, naming_file
+from diffdepth_jax.typing import Output
+
+MANIFEST_FILE = "manifest.jsonl"
+_RUN_FILE = "run.json"
+_JOURNALS = "journal"
+
+Status = Literal["ok", "failed", "rejected"]
+Shard = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A clean image and what belongs to it; or why it could not be prepared.
+
+    Attributes:
+      index: in the source.
+      id: the source's name of it; unique, a file name.
+      size: (height, width).
+      intrinsics: nine numbers, row by row; None where unknown.
+      weather: the source's `condition`.
+      label_is, depth_is: what the numbers of the label and of the dense depth mean.
+      depth: the file of the dense depth, relative to the workdir; the label's unless that is
+        sparse.
+      error: why there is none of this; tried again by a rerun.
+      flagged: the clean image was generated, and the generator's checker blacked it: it is not
+        tried again.
+    """
+
+    index: int
+    id: str
+    size: tuple[int, int] = (0, 0)
+    intrinsics: tuple[float, ...] | None = None
+    weather: str = ""
+    label_is: Output = "metric_depth"
+    depth_is: Output = "metric_depth"
+    depth: str = ""
+    error: str | None = None
+    flagged: bool = False
+
+    @property
+    def clean(self) -> str:
+        return f"clean/{self.id}.png"
+
+    @property
+    def label(self) -> str:
+        return f"labels/{self.id}.npy"
+
+    @property
+    def control(self) -> str:
+        return f"control/{self.id}.npy"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What there is of a frame without error."""
+        return tuple(dict.fromkeys((self.clean, self.label, self.control, self.depth)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What became of an image.
+
+    Attributes:
+      key: "<id>/<condition>/<variant>".
+      error: why there is none; tried again by a rerun.
+      details: what the backend says of it.
+      scored: whether the structure was looked at.
+      abs_rel, edge_agreement: see `structure`; None where they could not be had.
+    """
+
+    key: str
+    error: str | None = None
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    scored: bool = False
+    abs_rel: float | None = None
+    edge_agreement: float | None = None
+
+    @property
+    def flagged(self) -> bool:
+        return bool(self.details.get("flagged"))
+
+
+def key(frame: str, condition: str, variant: int) -> str:
+    return f"{frame}/{condition}/{variant}"
+
+
+def image_path(frame: str, condition: str, variant: int) -> str:
+    """Where an image lies, relative to the workdir."""
+    return f"images/{condition}/{frame}_{variant}.png"
+
+
+class RunFile:
+    """`run.json`: what a workdir was begun with."""
+
+    def __init__(self, workdir: Path):
+        self.path = workdir / _RUN_FILE
+        self._contents: dict[str, Any] = {}
+        if self.path.exists():
+            with naming_file(self.path, "read"):
+                text = self.path.read_bytes()
+            try:
+                self._contents = dict(json.loads(text))
+            except (ValueError, TypeError, RecursionError) as error:
+                raise DataError(
+                    f"{self.path} is damaged: begin another workdir, or remove this one"
+                ) from error
+
+    def get(self, part: str) -> Any:
+        return self._contents.get(part)
+
+    def says(self, part: str, value: Any) -> bool:
+        """Whether a part has been noted with this value."""
+        return part in self._contents and self._contents[part] == _as_json(value)
+
+    def require(self, part: str, value: Any) -> None:
+        """Notes a part, or refuses another value than the noted one.
+
+        Raises:
+          ConfigError: says in what they differ.
+        """
+        value = _as_json(value)
+        if part not in self._contents:
+            self.set(part, value)
+            return
+        if lines := configs.differences(self._contents[part], value, part):
+            raise ConfigError(
+                f"{self.path.parent} was begun otherwise ({'; '.join(lines)}): go on with the "
+                "same, or name another workdir"
+            )
+
+    def set(self, part: str, value: Any) -> None:
+        """Notes a part, whatever it was."""
+        value = _as_json(value)
+        if self._contents.get(part) != value:
+            self._contents[part] = value
+            text = json.dumps(self._contents, indent=1)
+            atomic.write_text(self.path, text + "\n")
+
+    def fingerprint(self) -> str:
+        """A hash of the config that the workdir was begun with, for its journals."""
+        text = json.dumps([self.get("config"), self.get("prompts")], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> Any:
+    """The value as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(value))
+
+
+@dataclasses.dataclass
+class State:
+    """What the journals of a workdir say.
+
+    Attributes:
+      frames: by index.
+      images: by key; the last entry of each.
+      scenes: what became of the clean images that were generated, by key.
+      makers: which shards say of an image that it is there.
+      runs: the fingerprints of the configs, by the shards that noted them.
+      shards: those that have a journal.
+    """
+
+    frames: dict[int, Frame] = dataclasses.field(default_factory=dict)
+    images: dict[str, Made] = dataclasses.field(default_factory=dict)
+    scenes: dict[str, Made] = dataclasses.field(default_factory=dict)
+    makers: dict[str, set[Shard]] = dataclasses.field(default_factory=dict)
+    runs: dict[Shard, set[str]] = dataclasses.field(default_factory=dict)
+    shards: list[Shard] = dataclasses.field(default_factory=list)
+
+    def take(self, line: Mapping[str, Any], shard: Shard) -> None:
+        if "run" in line:
+            self.runs.setdefault(shard, set()).add(line["run"])
+        elif "frame" in line:
+            values = dict(line["frame"])
+            intrinsics = values.get("intrinsics")
+            values["size"] = tuple(values["size"])
+            values["intrinsics"] = None if intrinsics is None else tuple(intrinsics)
+            frame = Frame(**values)
+            self.frames[frame.index] = frame
+        elif "scene" in line:
+            made = Made(**line["scene"])
+            self.scenes[made.key] = made
+        else:
+            made = Made(**line["image"])
+            self.images[made.key] = made
+            if made.error is None:
+                self.makers.setdefault(made.key, set()).add(shard)
+
+
+class Journal:
+    """The journal of a process; it reads those of all."""
+
+    def __init__(self, workdir: Path, shard: Shard):
+        self._directory = workdir / _JOURNALS
+        self._shard = shard
+        self.path = self._directory / f"{shard[0]:05d}of{shard[1]:05d}.jsonl"
+        self.state = State()
+        for path in sorted(self._directory.glob("*of*.jsonl")):
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            shard = tuple(int(part) for part in path.stem.split("of"))
+        except ValueError:
+            return
+        self.state.shards.append(shard)
+        with naming_file(path, "read"):
+            lines = path.read_bytes().splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith(b"\n"):  # The process ended within its last line.
+                continue
+            # After a power failure there may be anything: what is not noted is done again.
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                self.state.take(json.loads(line), shard)
+
+    @contextlib.contextmanager
+    def open(self, fingerprint: str) -> Iterator[None]:
+        """Opens the process's own file for `note`."""
+        with naming_file(self.path, "written"):
+            self._directory.mkdir(exist_ok=True)
+            if self.path.exists():
+                whole = self.path.read_bytes().rpartition(b"\n")
+                os.truncate(self.path, len(whole[0]) + len(whole[1]))
+            self._file = open(self.path, "a", encoding="utf-8")
+        try:
+            if fingerprint not in self.state.runs.get(self._shard, ()):
+                self._write({"run": fingerprint})
+            yield
+        finally:
+            with naming_file(self.path, "written"):
+                self._file.close()
+
+    def note(self, entry: Frame | Made, kind: Literal["frame", "image", "scene"]) -> None:
+        """Writes an entry down, and takes it up into `state`."""
+        self._write({kind: dataclasses.asdict(entry)})
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        text = json.dumps(line, allow_nan=False)
+        with naming_file(self.path, "written"):
+            self._file.write(text + "\n")
+            self._file.flush()
+        self.state.take(json.loads(text), self._shard)
+
+
+def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
+    """Refuses journals that do not make a whole.
+
+    Args:
+      state: of a workdir.
+      keys: all images that there must be.
+      fingerprint: of the workdir's config.
+
+    Raises:
+      DataError: for journals of another config, images that two shards made, or that are missing.
+    """
+    others = [shard for shard, runs in state.runs.items() if runs != {fingerprint}]
+    if others:
+        raise DataError(
+            f"the journals of the shards {_listed(others)} belong to another config than run.json: "
+            "run these shards again in a workdir of this config"
+        )
+    doubled = [key for key in keys if sum(n > 1 for _, n in state.makers.get(key, ())) > 1]
+    if doubled:
+        raise DataError(
+            f"{len(doubled)} images were made by several shards, the first is {doubled[0]} by "
+            f"{_listed(state.makers[doubled[0]])}: these divisions overlap; remove the journals of "
+            "one of them"
+        )
+    missing = [key for key in keys if key not in state.images]
+    if missing:
+        counts = {count for _, count in state.shards if count > 1}
+        absent = [
+            (index, count)
+            for count in sorted(counts)
+            for index in range(count)
+            if (index, count) not in state.shards
+        ]
+        told = f" (no journal of the shards {_listed(absent)})" if absent else ""
+        raise DataError(
+            f"{len(missing)} of {len(keys)} images are missing, the first is {missing[0]}{told}: "
+            "run these shards, or the command without --shard and --merge, which does what is left"
+        )
+
+
+def _listed(shards: Iterable[Shard]) -> str:
+    texts = [f"{index}/{count}" for index, count in sorted(shards)]
+    return ", ".join(texts[:5]) + (f" and {len(texts) - 5} more" if len(texts) > 5 else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A line of the manifest: an image, what it was made of, and what became of it.
+
+    Attributes:
+      id, condition, variant: which image; `condition` is a word of the prompt bank.
+      status: `rejected` where the structure is lost or the generator's checker blacked it: training
+        leaves it out. `failed` where there is none.
+      reason: of what is not `ok`.
+      image, label, clean: files, relative to the workdir; None where there are none.
+      label_is: "metric_depth" or "relative_disparity".
+      intrinsics: nine numbers, row by row; None where unknown.
+      weather: the source's word for the clean image.
+      prompt, negative_prompt, seed: what the image was made from.
+      backend: what made it, such as "diffusers-t2i_adapter" or "physical-fog".
+      structure: {"abs_rel", "edge_agreement"}; None where it was not looked at.
+      details: what the backend says of it.
+    """
+
+    id: str
+    condition: str
+    variant: int
+    status: Status
+    reason: str | None
+    image: str | None
+    label: str | None
+    clean: str | None
+    label_is: Output
+    intrinsics: tuple[float, ...] | None
+    weather: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    backend: str
+    structure: Mapping[str, float | None] | None
+    details: Mapping[str, Any]
+
+
+def write(workdir: Path, records: Sequence[Record]) -> None:
+    """Writes the manifest, whole or not at all."""
+    atomic.write_text(workdir / MANIFEST_FILE, as_text(records))
+
+
+def as_text(records: Sequence[Record]) -> str:
+    return "".join(
+        json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n" for record in records
+    )
+
+
+def read(workdir: Path) -> list[Record]:
+    """The manifest of a finished workdir.
+
+    Raises:
+      MissingFileError: if there is none.
+      DataError: if it is damaged.
+    """
+    path = workdir / MANIFEST_FILE
+    if not path.exists():
+        raise MissingFileError(
+            f"{path} does not exist: name the workdir of a generate_adverse.py that has finished"
+        )
+    with naming_file(path, "read"):
+        lines = path.read_bytes().splitlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(Record(**json.loads(line)))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is no record: {error}") from error
+    return records
+
+
+def counts(records: Sequence[Record]) -> dict[str, Counter[str]]:
+    """How many images of each status, by condition."""
+    found: dict[str, Counter[str]] = {}
+    for record in records:
+        found.setdefault(record.condition, Counter())[record.status] += 1
+    return found

@@ -1,0 +1,588 @@
+"""A run: clean images x conditions x variants through a backend, each made once.
+
+Frames are first read and labelled, then images are made and, as they come, looked at by the teacher.
+Whatever is finished is noted in the workdir's journal at once (`manifest`), so a run that was
+killed goes on where it was, and several processes can share one (`shard`).
+
+Images go through the generator in batches whose composition follows from the frames alone: a batch
+size's worth of consecutive frames is a block, its images in their order are cut into batches of one
+size. A batch of which anything is missing is made again as a whole, as an image's pixels can depend
+on its neighbours in the batch. Shards take whole blocks, so they do not change batches either.
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from diffdepth_jax import atomic, locking, registry
+from diffdepth_jax import config as configs
+from diffdepth_jax.adverse import gallery, labels, manifest, prompts, structure, summary
+from diffdepth_jax.adverse.backends import Item, Outcome, Session
+from diffdepth_jax.adverse.config import AdverseConfig
+from diffdepth_jax.adverse.manifest import Frame, Journal, Made, Record, RunFile, Shard
+from diffdepth_jax.data import io, listing, pipeline
+from diffdepth_jax.errors import ConfigError, DataError, FileError, naming_file
+
+T = TypeVar("T")
+
+# What may change between two starts in one workdir. The backend says itself what may
+# (`Session.identity`), and another place of the same files is no other source.
+_FREE = ("structure", "gallery", "cache", "on_error", "backend")
+_FREE_OF_NETWORKS = ("batch_size",)
+_FREE_OF_SOURCES = ("root", "check_files")  # names, or ends of names
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run has come to.
+
+    Attributes:
+      records: all images, in the order of the manifest; of a shard, those of its frames.
+      complete: whether the manifest was written, which a shard does not do.
+    """
+
+    records: Sequence[Record]
+    complete: bool
+
+    @property
+    def num_failed(self) -> int:
+        return sum(record.status == "failed" for record in self.records)
+
+
+def run(
+    config: AdverseConfig,
+    workdir: str | os.PathLike[str],
+    *,
+    python: str | None = None,
+    shard: Shard | None = None,
+    merge: bool = False,
+    progress: bool = True,
+) -> Result:
+    """Makes every image of a config that is not there yet, and the manifest.
+
+    Args:
+      config: what to make.
+      workdir: made if missing; see `manifest` for what it holds. A finished one is left as it is.
+      python: the interpreter of the backend's own process, where it has one.
+      shard: (index, count): do only every count-th block of frames, and write no manifest; that is
+        for `merge`, or for the same call without a shard.
+      merge: make nothing; check that the shards make a whole, and write the manifest.
+      progress: show progress bars.
+
+    Returns:
+      All images with what became of them. Failed ones are tried again by the same call.
+
+    Raises:
+      ConfigError: for a config that cannot be used, or a workdir that was begun with another one.
+      DataError: with `merge`, for shards that do not make a whole; for frames with the same id.
+      FileError: for files that cannot be read or written.
+      WeightsError: for weights of the teacher or the backend that cannot be used.
+      KeyboardInterrupt: with a message that says how to go on.
+    """
+    directory = Path(workdir).expanduser()
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise ValueError(f"shard is {shard}; it must be (index, count) with 0 <= index < count")
+    if merge and not (directory / "run.json").exists():
+        raise ConfigError(f"{directory} holds no run: name the workdir of the shards")
+    lock = "generation" if shard is None else f"generation-{shard[0]}of{shard[1]}"
+    with atomic.directory(directory), locking.hold(directory, lock):
+        return _Run(config, directory, python, shard, progress).run(merge)
+
+
+class _Run:
+    """One start in a workdir."""
+
+    def __init__(
+        self,
+        config: AdverseConfig,
+        workdir: Path,
+        python: str | None,
+        shard: Shard | None,
+        progress: bool,
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.python = python
+        self.shard = shard
+        self.progress = progress
+        self.backend: ModuleType = registry.module("backend", config.backend.name)
+        self.batch_size: int = config.backend.batch_size
+        self.bank = prompts.read(config.prompts.files)
+        source = None if config.source is None else config.source.name
+        default = "tabletop" if config.scenes is not None else None
+        self.scene = self.bank.scene_of(source, config.prompts.scene or default)
+        if self.backend.USES_PROMPTS:
+            with_scene = [prompts.SCENE] if config.scenes is not None else []
+            self.bank.check([*config.conditions, *with_scene], self.scene)
+        if prompts.SCENE in config.conditions:
+            raise ConfigError(
+                "config.conditions has 'scene', which is the clean image of scenes: leave it out"
+            )
+        self.run_file = RunFile(workdir)
+        self.journal = Journal(workdir, shard or (0, 1))
+        self.teacher = labels.network(config.teacher)
+        self.steering = labels.network(config.steering)
+
+    @property
+    def state(self) -> manifest.State:
+        return self.journal.state
+
+    def run(self, merge: bool) -> Result:
+        self.run_file.require("config", _fixed(self.config))
+        self.run_file.require("prompts", [self.bank.fingerprint(), self.scene])
+        if not merge and not self._is_finished():
+            with _how_to_go_on(self):
+                self._work()
+        elif merge:
+            self._check_merge()
+        indices = self._indices(self.run_file.get("frames"))
+        records = self._records([self.state.frames[index] for index in indices])
+        if self.shard is None:
+            self._report(records)
+        return Result(records, self.shard is None)
+
+    def _is_finished(self) -> bool:
+        """Whether all is there, as far as can be told without opening source, network or backend."""
+        count = self.run_file.get("frames")
+        backend = configs.to_mapping(self.config.backend)
+        if count is None or not self.run_file.says("backend_config", backend):
+            return False
+        frames = [self.state.frames.get(index) for index in self._indices(count)]
+        return all(
+            frame is not None and self._frame_is_done(frame) and not self._missing(frame)
+            for frame in frames
+        )
+
+    def _check_merge(self) -> None:
+        count = self.run_file.get("frames")
+        frames = [self.state.frames.get(index) for index in range(count or 0)]
+        if not count or None in frames:
+            absent = sum(frame is None for frame in frames)
+            raise DataError(
+                f"{self.workdir}: {absent} of {count or 0} frames have not been prepared: run the "
+                "missing shards, or the command without --shard and --merge, which does what is left"
+            )
+        keys = [key for frame in frames for key, *_ in self._images(frame)]
+        # A frame that cannot be read has no images; the manifest says so.
+        wanted = [key for frame in frames for key, *_ in self._images(frame) if not frame.error]
+        manifest.check_shards(self.state, wanted, self.run_file.fingerprint())
+        listing.require_unique(keys, str(self.workdir))
+
+    # What there is to do.
+
+    def _indices(self, count: int) -> list[int]:
+        """The frames of this shard: whole blocks."""
+        part, parts = self.shard or (0, 1)
+        return [index for index in range(count) if index // self.batch_size % parts == part]
+
+    def _images(self, frame: Frame) -> Iterator[tuple[str, str, int]]:
+        """(key, condition, variant) of a frame's images."""
+        for condition in self.config.conditions:
+            for variant in range(self.config.variants):
+                yield manifest.key(frame.id, condition, variant), condition, variant
+
+    def _frame_is_done(self, frame: Frame) -> bool:
+        if frame.flagged:
+            return True
+        return frame.error is None and all((self.workdir / file).exists() for file in frame.files)
+
+    def _is_there(self, key: str, output: Path) -> bool:
+        made = self.state.images.get(key)
+        return made is not None and made.error is None and output.exists()
+
+    def _output(self, frame: str, condition: str, variant: int) -> Path:
+        return self.workdir / manifest.image_path(frame, condition, variant)
+
+    def _missing(self, frame: Frame) -> list[str]:
+        """The keys of a frame's images that are not made, or not looked at."""
+        if frame.error is not None:
+            return []
+        return [
+            key
+            for key, condition, variant in self._images(frame)
+            if not self._is_there(key, self._output(frame.id, condition, variant))
+            or not self.state.images[key].scored
+        ]
+
+    def _item(self, frame: Frame, condition: str, variant: int) -> Item:
+        prompt = self._prompt(frame.id, condition, variant)
+        return Item(
+            key=manifest.key(frame.id, condition, variant),
+            condition=condition,
+            seed=prompts.noise_seed(self.config.seed, frame.id, condition, variant),
+            prompt=prompt.text,
+            negative_prompt=prompt.negative,
+            image=self.workdir / frame.clean,
+            control=self.workdir / frame.control,
+            depth=self.workdir / frame.depth,
+            intrinsics=frame.intrinsics,
+            output=self._output(frame.id, condition, variant),
+            size=frame.size,
+            depth_is=frame.depth_is,
+        )
+
+    def _prompt(self, frame: str, condition: str, variant: int) -> prompts.Prompt:
+        if not self.backend.USES_PROMPTS:
+            return prompts.Prompt("", "")
+        return self.bank.draw(self.config.seed, frame, condition, variant, self.scene)
+
+    # Doing it.
+
+    def _work(self) -> None:
+        config, workdir = self.config, self.workdir
+        atomic.remove_leftovers(workdir, recursive=True)
+        source = None
+        if config.source is not None:
+            source = pipeline.evaluation_samples(config.source, config.limit, config.on_error)
+            ids = _ids(source)
+            self.run_file.require("frames", len(source))
+            if ids is not None:
+                listing.require_unique(ids, f"the source {config.source.name!r}")
+        else:
+            self.run_file.require("frames", config.scenes.count)
+        indices = self._indices(self.run_file.get("frames"))
+        with (
+            self.backend.open(config.backend, python=self.python, workdir=workdir) as session,
+            self.journal.open(self.run_file.fingerprint()),
+        ):
+            self.run_file.require("backend", session.identity())
+            self.run_file.set("backend_config", configs.to_mapping(config.backend))
+            for part, network in (("teacher", self.teacher), ("steering", self.steering)):
+                self.run_file.require(part, network.fingerprint if network else None)
+            if source is None:
+                self._make_scenes(session, indices)
+            self._prepare(indices, source)
+            frames = [self.state.frames[index] for index in indices]
+            listing.require_unique((frame.id for frame in frames), str(workdir))
+            self._make_images(session, frames)
+
+    def _make_scenes(self, session: Session, indices: Sequence[int]) -> None:
+        """Makes the clean images that are made of prompts."""
+        items = {index: self._scene_item(index) for index in indices}
+        missing = {
+            index
+            for index, item in items.items()
+            if item.key not in self.state.scenes
+            or self.state.scenes[item.key].error is not None
+            or not item.output.exists()
+        }
+        batches = [
+            [items[index] for index in block]
+            for block in _blocks(indices, self.batch_size)
+            if not missing.isdisjoint(block)
+        ]
+        if not batches:
+            return
+        wanted = {items[index].key for index in missing}
+        self._make_folders(batches)
+        session.check([item for batch in batches for item in batch])
+        with self._bar("scenes", len(items), len(items) - len(missing)) as bar:
+            for item, outcome in _outcomes(session, batches):
+                if item.key in wanted:
+                    self.journal.note(_made(item, outcome), "scene")
+                    bar.update()
+
+    def _scene_item(self, index: int) -> Item:
+        name = f"scene_{index:06d}"
+        prompt = self._prompt(name, prompts.SCENE, 0)
+        return Item(
+            key=manifest.key(name, prompts.SCENE, 0),
+            condition=prompts.SCENE,
+            seed=prompts.noise_seed(self.config.seed, name, prompts.SCENE, 0),
+            prompt=prompt.text,
+            negative_prompt=prompt.negative,
+            image=None,
+            control=None,
+            depth=None,
+            intrinsics=None,
+            output=self._output(name, prompts.SCENE, 0),
+            size=self.config.scenes.size,
+        )
+
+    def _read_scene(self, index: int) -> Mapping[str, Any]:
+        item = self._scene_item(index)
+        name, made = item.output.stem.rpartition("_")[0], self.state.scenes[item.key]
+        if made.error is not None:
+            return {"id": name, "error": f"its clean image could not be made: {made.error}"}
+        image = io.read_image(item.output)
+        return {
+            "id": name,
+            "image": image,
+            "depth": listing.unmeasured(image.shape[:2]),
+            "intrinsics": listing.UNKNOWN,
+            "condition": "indoor",
+        }
+
+    def _prepare(self, indices: Sequence[int], source: Sequence[Mapping[str, Any]] | None) -> None:
+        """Reads and labels the frames that are not prepared yet."""
+        todo = [
+            index
+            for index in indices
+            if index not in self.state.frames or not self._frame_is_done(self.state.frames[index])
+        ]
+        if not todo:
+            return
+        if source is None:
+            for index in list(todo):
+                item = self._scene_item(index)
+                if self.state.scenes[item.key].flagged:
+                    why = "the generator's checker blacked its clean image"
+                    name = item.output.stem.rpartition("_")[0]
+                    self.journal.note(Frame(index, name, error=why, flagged=True), "frame")
+                    todo.remove(index)
+        read = self._read_scene if source is None else source.__getitem__
+        labeller = labels.Labeller(self.config, self.teacher, self.steering, self.workdir)
+        with self._bar("labels", len(indices), len(indices) - len(todo)) as bar:
+            for frame in labeller.prepare(todo, _checking_names(read)):
+                self.journal.note(frame, "frame")
+                bar.update()
+
+    def _make_images(self, session: Session, frames: Sequence[Frame]) -> None:
+        """Makes and judges the images that are missing."""
+        by_key = {key: frame for frame in frames for key, *_ in self._images(frame)}
+        judge = _Judge(self)
+        wanted = [key for frame in frames for key in self._missing(frame)]
+        with self._bar("images", len(by_key), len(by_key) - len(wanted)) as bar:
+            # Made before a run was killed, but not looked at.
+            items = {item.key: item for batch in self._batches(frames) for item in batch}
+            unseen = [key for key in wanted if self._is_there(key, items[key].output)]
+            for key in unseen:
+                bar.update(judge.add(by_key[key], items[key], self.state.images[key]))
+            missing = set(wanted).difference(unseen)
+            batches = [
+                batch
+                for batch in self._batches(frames)
+                if not missing.isdisjoint(item.key for item in batch)
+            ]
+            if batches:
+                self._make_folders(batches)
+                session.check([item for batch in batches for item in batch])
+            num_failed = 0
+            for item, outcome in _outcomes(session, batches):
+                made = _made(item, outcome)
+                if item.key not in missing:  # made again beside one that was
+                    continue
+                self.journal.note(made, "image")
+                if made.error is None:
+                    bar.update(judge.add(by_key[item.key], item, made))
+                else:
+                    num_failed += 1
+                    bar.set_postfix(failed=num_failed)
+                    bar.update()
+            bar.update(judge.finish())
+
+    def _batches(self, frames: Sequence[Frame]) -> Iterator[list[Item]]:
+        blocks: dict[int, list[Frame]] = {}
+        for frame in frames:
+            if frame.error is None:
+                blocks.setdefault(frame.index // self.batch_size, []).append(frame)
+        for block in blocks.values():
+            by_size: dict[tuple[int, int], list[Item]] = {}
+            for frame in block:
+                for _, condition, variant in self._images(frame):
+                    item = self._item(frame, condition, variant)
+                    by_size.setdefault(frame.size, []).append(item)
+            for items in by_size.values():
+                yield from _blocks(items, self.batch_size)
+
+    def _make_folders(self, batches: Sequence[Sequence[Item]]) -> None:
+        for folder in {item.output.parent for batch in batches for item in batch}:
+            with naming_file(folder, "created"):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    def _bar(self, name: str, total: int, initial: int) -> tqdm:
+        return tqdm(
+            desc=name,
+            total=total,
+            initial=initial,
+            unit=" images",
+            disable=not self.progress,
+            dynamic_ncols=True,
+        )
+
+    # Telling of it.
+
+    def _records(self, frames: Sequence[Frame]) -> list[Record]:
+        records = [self._record(frame, *image) for frame in frames for image in self._images(frame)]
+        return summary.reject(records, self.config.structure)
+
+    def _record(self, frame: Frame, key: str, condition: str, variant: int) -> Record:
+        prompt = self._prompt(frame.id, condition, variant)
+        made = self.state.images.get(key) or Made(key, error="not made yet")
+        if frame.error is not None:
+            made = Made(key, error=frame.error)
+        there = made.error is None
+        scores = {"abs_rel": made.abs_rel, "edge_agreement": made.edge_agreement}
+        rejected = made.flagged or frame.flagged
+        reason = "the generator's checker blacked the image" if made.flagged else made.error
+        return Record(
+            id=frame.id,
+            condition=condition,
+            variant=variant,
+            status="rejected" if rejected else "ok" if there else "failed",
+            reason=reason,
+            image=manifest.image_path(frame.id, condition, variant) if there else None,
+            label=frame.label if frame.error is None else None,
+            clean=frame.clean if frame.error is None else None,
+            label_is=frame.label_is,
+            intrinsics=frame.intrinsics,
+            weather=frame.weather,
+            prompt=prompt.text,
+            negative_prompt=prompt.negative,
+            seed=prompts.noise_seed(self.config.seed, frame.id, condition, variant),
+            backend=self.backend.title(self.config.backend, condition),
+            structure=scores if there and made.abs_rel is not None else None,
+            details=made.details,
+        )
+
+    def _report(self, records: Sequence[Record]) -> None:
+        """Writes the manifest and what is drawn of it, unless it is there."""
+        text = manifest.as_text(records)
+        path = self.workdir / manifest.MANIFEST_FILE
+        shown = configs.to_mapping(self.config.gallery)
+        files = [path, *(self.workdir / name for name in (*gallery.FILES, summary.FILE))]
+        if all(file.exists() for file in files) and self.run_file.says("gallery", shown):
+            with naming_file(path, "read"):
+                if path.read_text() == text:
+                    return
+        summary.write(self.workdir, records)
+        gallery.write(self.workdir, records, self.config.gallery)
+        self.run_file.set("gallery", shown)
+        manifest.write(self.workdir, records)  # the last, as it says that all is done
+
+
+class _Judge:
+    """Looks at images, in batches of the teacher, and notes them."""
+
+    def __init__(self, run: _Run):
+        self._run = run
+        self._waiting: list[tuple[Frame, Item, Made]] = []
+        self._size = run.teacher.config.batch_size if run.teacher else 1
+
+    def add(self, frame: Frame, item: Item, made: Made) -> int:
+        """Takes an image that is there; returns how many have been noted as looked at."""
+        self._waiting.append((frame, item, made))
+        return self.finish() if len(self._waiting) >= self._size else 0
+
+    def finish(self) -> int:
+        """Looks at those that wait; returns how many."""
+        waiting, self._waiting = self._waiting, []
+        teacher = self._run.teacher
+        seen = [each for each in waiting if not each[2].flagged] if teacher else []
+        found = {}
+        if seen:
+            depths = teacher.predict([io.read_image(item.output) for _, item, _ in seen])
+            for (frame, item, _), depth in zip(seen, depths, strict=True):
+                found[item.key] = structure.compare(
+                    depth,
+                    io.read_npy(self._run.workdir / frame.label),
+                    prediction_is=teacher.output,
+                    label_is=frame.label_is,
+                )
+        for _, item, made in waiting:
+            scores = found.get(item.key)
+            values = {} if scores is None else dataclasses.asdict(scores)
+            self._run.journal.note(dataclasses.replace(made, scored=True, **values), "image")
+        return len(waiting)
+
+
+def _outcomes(
+    session: Session, batches: Sequence[Sequence[Item]]
+) -> Iterator[tuple[Item, Outcome]]:
+    """What becomes of every item, once; a file that is not what was asked for is an error."""
+    waiting = {item.key: item for batch in batches for item in batch}
+    for outcome in session.generate(batches):
+        item = waiting.pop(outcome.key, None)
+        if item is None:
+            raise RuntimeError(f"the backend made {outcome.key!r}, which nobody asked it for now")
+        yield item, outcome if outcome.error is not None else _looked_at(item, outcome)
+    for key, item in waiting.items():
+        yield item, Outcome(key, error="the backend ended without a word of it")
+
+
+def _looked_at(item: Item, outcome: Outcome) -> Outcome:
+    try:
+        image = io.read_image(item.output)
+    except (DataError, FileError) as error:
+        return Outcome(item.key, error=f"the backend wrote no image: {error}")
+    if image.shape[:2] != item.size:
+        return Outcome(
+            item.key,
+            error=f"the backend wrote an image of size {image.shape[:2]} instead of {item.size}",
+        )
+    if not image.any():
+        return dataclasses.replace(outcome, details={**outcome.details, "flagged": True})
+    return outcome
+
+
+def _made(item: Item, outcome: Outcome) -> Made:
+    return Made(item.key, outcome.error, dict(outcome.details))
+
+
+def _blocks(items: Sequence[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])
+
+
+def _ids(source: Any) -> list[str] | None:
+    """The ids of a source's frames, where it lists them; nothing is read."""
+    frames = [source.frame(index) for index in range(len(source))]
+    return None if None in frames else [frame.id for frame in frames]
+
+
+def _checking_names(
+    read: Callable[[int], Mapping[str, Any]],
+) -> Callable[[int], Mapping[str, Any]]:
+    """Refuses ids that are no file names: results would go to other folders."""
+
+    def checked(index: int) -> Mapping[str, Any]:
+        sample = read(index)
+        name = sample["id"]
+        if not name or Path(name).name != name or name.startswith("."):
+            raise DataError(
+                f"frame {index} has the id {name!r}, which cannot be a file's name: sources give "
+                "ids without / that do not start with a dot"
+            )
+        return sample
+
+    return checked
+
+
+def _fixed(config: AdverseConfig) -> dict[str, Any]:
+    """What must stay the same in a workdir, of the config."""
+    values = {
+        name: value for name, value in configs.to_mapping(config).items() if name not in _FREE
+    }
+    values["backend"] = {"name": config.backend.name}
+    for name in ("teacher", "steering"):
+        values[name] = {
+            field: value for field, value in values[name].items() if field not in _FREE_OF_NETWORKS
+        }
+        # Its weights have a fingerprint, which is compared.
+        values[name]["checkpoint"] = values[name]["checkpoint"] is not None
+    if values["source"] is not None:
+        values["source"] = {
+            field: value
+            for field, value in values["source"].items()
+            if not field.endswith(_FREE_OF_SOURCES)
+        }
+    return values
+
+
+@contextlib.contextmanager
+def _how_to_go_on(run: _Run) -> Iterator[None]:
+    """Says after Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        num_made = sum(made.error is None for made in run.state.images.values())
+        raise KeyboardInterrupt(
+            f"interrupted; {num_made} images are done and kept in {run.workdir}: the same command "
+            "goes on from there"
+        ) from interrupt
