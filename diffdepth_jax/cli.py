@@ -147,6 +147,31 @@ def mapping(
     return config | {"evaluation": options | given}
 
 
+def chosen_mapping(
+    holder: flags.FlagHolder, *groups: str, flag_values: flags.FlagValues = flags.FLAGS
+) -> dict[str, Any]:
+    """The config as nested dicts.
+
+    Where the command line gives a group another `name` than the file, the file's other fields of
+    the group are left out: those of one data set say nothing about another.
+
+    Args:
+      holder: what `define_config` returned.
+      groups: whose `name` decides what fields they have, as `source`.
+    """
+    config = holder.value.to_dict()
+    overrides = config_flags.get_override_values(flag_values[holder.name])
+    for group in groups:
+        fields = config.get(group)
+        if fields is None or f"{group}.name" not in overrides:
+            continue
+        # The flag's default is what the file says.
+        if flag_values[f"{holder.name}.{group}.name"].default != fields["name"]:
+            given = (name for name in fields if f"{group}.{name}" in overrides)
+            config[group] = {name: fields[name] for name in given}
+    return config
+
+
 def require_with(name: str, *others: str) -> None:
     """Refuses `--name` unless all the other flags are given too."""
     goes_with = ", ".join(f"--{other}" for other in others)

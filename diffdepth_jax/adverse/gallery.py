@@ -117,11 +117,9 @@ def _made(workdir: Path, record: Record, width: int) -> Image.Image:
 
 def _depth(workdir: Path, record: Record, width: int) -> Image.Image:
     label = data_io.read_npy(workdir / record.label)
-    if record.label_is == "relative_disparity":
-        low, high = float(label.min()), float(label.max())
-        share = (label - low) / (high - low) if high > low else np.ones_like(label)
-        label = 1 / (0.1 + 0.9 * share)
-    return _small(visualize.colour_depth(label), width)
+    relative = record.label_is == "relative_disparity"
+    colour = visualize.colour_disparity if relative else visualize.colour_depth
+    return _small(colour(label), width)
 
 
 def _small(image: np.ndarray, width: int) -> Image.Image:

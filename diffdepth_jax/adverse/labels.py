@@ -23,7 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _THREADS = 2  # that read while the network computes
-_DENSE = 0.5  # the least share of known pixels of a depth map that can steer
+_DENSE = 0.25  # the least share of known pixels of a depth map that can steer
 _FOLDERS = ("clean", "labels", "control", "depth")
 
 

@@ -249,7 +249,7 @@ class Journal:
             if self.path.exists():
                 whole = self.path.read_bytes().rpartition(b"\n")
                 os.truncate(self.path, len(whole[0]) + len(whole[1]))
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = self.path.open("a", encoding="utf-8")
         try:
             if fingerprint not in self.state.runs.get(self._shard, ()):
                 self._write({"run": fingerprint})

@@ -1,8 +1,8 @@
 """A run: clean images x conditions x variants through a backend, each made once.
 
-Frames are first read and labelled, then images are made and, as they come, looked at by the teacher.
-Whatever is finished is noted in the workdir's journal at once (`manifest`), so a run that was
-killed goes on where it was, and several processes can share one (`shard`).
+Frames are first read and labelled, then images are made and, as they come, looked at by the
+teacher. Whatever is finished is noted in the workdir's journal at once (`manifest`), so a run that
+was killed goes on where it was, and several processes can share one (`shard`).
 
 Images go through the generator in batches whose composition follows from the frames alone: a batch
 size's worth of consecutive frames is a block, its images in their order are cut into batches of one
@@ -51,8 +51,8 @@ class Result:
     complete: bool
 
     @property
-    def num_failed(self) -> int:
-        return sum(record.status == "failed" for record in self.records)
+    def failed(self) -> list[Record]:
+        return [record for record in self.records if record.status == "failed"]
 
 
 def run(
@@ -148,7 +148,7 @@ class _Run:
         return Result(records, self.shard is None)
 
     def _is_finished(self) -> bool:
-        """Whether all is there, as far as can be told without opening source, network or backend."""
+        """Whether all is there, as far as is known without opening source, network or backend."""
         count = self.run_file.get("frames")
         backend = configs.to_mapping(self.config.backend)
         if count is None or not self.run_file.says("backend_config", backend):
@@ -166,7 +166,8 @@ class _Run:
             absent = sum(frame is None for frame in frames)
             raise DataError(
                 f"{self.workdir}: {absent} of {count or 0} frames have not been prepared: run the "
-                "missing shards, or the command without --shard and --merge, which does what is left"
+                "missing shards, or the command without --shard and --merge, which does what is "
+                "left"
             )
         keys = [key for frame in frames for key, *_ in self._images(frame)]
         # A frame that cannot be read has no images; the manifest says so.
@@ -560,6 +561,7 @@ def _fixed(config: AdverseConfig) -> dict[str, Any]:
         name: value for name, value in configs.to_mapping(config).items() if name not in _FREE
     }
     values["backend"] = {"name": config.backend.name}
+    values["prompts"] = {"scene": config.prompts.scene}  # The files' content is compared.
     for name in ("teacher", "steering"):
         values[name] = {
             field: value for field, value in values[name].items() if field not in _FREE_OF_NETWORKS

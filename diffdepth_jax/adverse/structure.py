@@ -27,7 +27,7 @@ from diffdepth_jax.typing import Output
 
 _EDGE_SHARE = 0.05  # of the pixels
 _TOLERANCE = 0.005  # of the diagonal
-_DENSE = 0.5  # share of pixels that a label must have for its edges to be looked for
+_DENSE = 0.25  # share of pixels that a label must have for its edges to be looked for
 _FARTHEST = 0.1  # disparity of the farthest pixel of a relative label; the nearest has 1
 
 
