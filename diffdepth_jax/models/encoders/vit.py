@@ -46,9 +46,10 @@ def check(config: Any) -> None:
     transformer.check_blocks(
         config.embed_dim, config.depth, config.num_heads, config.taps, config.drop_path_rate
     )
-    if min(config.hidden_features, config.grid) < 1:
+    if min(config.hidden_features, config.patch_size, config.grid) < 1:
         raise ValueError(
-            f"hidden_features {config.hidden_features} and grid {config.grid} must be positive"
+            f"hidden_features {config.hidden_features}, patch_size {config.patch_size} and grid "
+            f"{config.grid} must be positive"
         )
 
 
@@ -83,8 +84,6 @@ class Config(ForImageSize, HasClassTokens):
 
     def __post_init__(self):
         check(self)
-        if self.patch_size < 1:
-            raise ValueError(f"patch_size is {self.patch_size}; it must be positive")
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -63,6 +63,7 @@ class Backbone:
 
 BACKBONES: Mapping[str, Backbone] = {
     "vit": Backbone(),
+    "beit": Backbone(),
     "swin2": Backbone("microsoft"),
     "swin": Backbone("microsoft"),
 }
@@ -141,11 +142,14 @@ def _variant(
     return Config(encoder=encoder_variant(encoder, variant), project_features=project_features)
 
 
-_LARGE = (256, 512, 1024, 1024)
+_BASE, _LARGE = (96, 192, 384, 768), (256, 512, 1024, 1024)
 
 VARIANTS = Variants(
     {
         "large_384": lambda: _variant("vit", "large_384", _LARGE),
+        "beit_base_384": lambda: _variant("beit", "base_384", _BASE),
+        "beit_large_384": lambda: _variant("beit", "large_384", _LARGE),
+        "beit_large_512": lambda: _variant("beit", "large_512", _LARGE),
         "swin2_large_384": lambda: _variant("swin2", "large_window12to24"),
         "swin2_base_384": lambda: _variant("swin2", "base_window12to24"),
         "swin2_tiny_256": lambda: _variant("swin2", "tiny_window16"),

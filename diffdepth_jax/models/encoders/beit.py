@@ -1,0 +1,265 @@
+"""BEiT's vision transformer (Bao et al. 2021, arXiv:2106.08254) as MiDaS 3.1 uses it.
+
+There are no position embeddings. Instead each block adds to its logits a bias for every offset
+between two tokens, from a table of pretraining's grid. For another grid the table is resized
+bilinearly (Birkl et al. 2023, arXiv:2307.14460, section 3.3), larger or smaller alike. Three more
+rows are for the pairs with the class token. Keys have no bias, and every branch has a LayerScale.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from diffdepth_jax import registry
+from diffdepth_jax.models import transformer
+from diffdepth_jax.models.encoders import vit
+from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
+from diffdepth_jax.models.layers import drop_path_rates, transformer_init
+from diffdepth_jax.models.tables import Layout, class_token, conv_rules, count, side, width
+from diffdepth_jax.ops.image import resize_bilinear
+from diffdepth_jax.ops.remat import Remat
+from diffdepth_jax.typing import Features
+from diffdepth_jax.weights.rules import Derived, Rule, Rules, Transform
+
+
+@dataclass(frozen=True)
+class Config(ForImageSize, HasClassTokens):
+    """A BEiT encoder.
+
+    Attributes:
+        embed_dim: channels of the tokens.
+        depth: number of blocks.
+        num_heads: of the attention.
+        hidden_features: of the feed-forward part.
+        patch_size: side of a token in pixels.
+        grid: side of pretraining's square of tokens, for which there are position biases.
+        taps: blocks, counted from 0, after which the tokens are the features.
+        layer_norm_eps: of the layer norms.
+        drop_path_rate: of the last block; rates rise evenly from 0.
+        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
+    """
+
+    name: Literal["beit"] = "beit"
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    hidden_features: int = 3072
+    patch_size: int = 16
+    grid: int = 24
+    taps: tuple[int, ...] = (2, 5, 8, 11)
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float = 0.0
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        vit.check(self)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.embed_dim,) * len(self.taps)
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        return (self.patch_size,) * len(self.taps)
+
+    @property
+    def class_levels(self) -> tuple[bool, ...]:
+        return (True,) * len(self.taps)
+
+    @property
+    def image_size(self) -> int:
+        return self.grid * self.patch_size
+
+
+_LARGE = Config(embed_dim=1024, depth=24, num_heads=16, hidden_features=4096, taps=(5, 11, 17, 23))
+
+VARIANTS = {
+    "base_384": Config(),
+    "large_384": _LARGE,
+    "large_512": replace(_LARGE, grid=32),
+}
+
+
+class Encoder(nn.Module):
+    """Image to the tokens after each tapped block as maps, all at the stride of a patch.
+
+    An image whose sides are no multiples of the patch gets its last row and column repeated.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
+        """The features of `with_class_tokens` alone."""
+        return self.with_class_tokens(image, train)[0]
+
+    @nn.compact
+    def with_class_tokens(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
+        """The features, and the class token after each tapped block."""
+        config = self.config
+        patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
+        size = patches.shape[1:3]
+        # Tokens are summed up in float32; only branches are of lower precision.
+        tokens = patches.reshape(len(patches), -1, config.embed_dim).astype(jnp.float32)
+        tokens = transformer.add_class_token(self, tokens)
+        block_class = transformer.recomputed(Block, config.remat)
+        (rates,) = drop_path_rates(config.drop_path_rate, (config.depth,))
+        outputs = []
+        for index, rate in enumerate(rates):
+            tokens = block_class(
+                num_heads=config.num_heads,
+                hidden_features=config.hidden_features,
+                layer_scale=_LAYER_SCALE,
+                eps=config.layer_norm_eps,
+                key_bias=False,
+                drop_path_rate=rate,
+                dtype=self.dtype,
+                grid=config.grid,
+                size=size,
+                name=f"block{index}",
+            )(tokens, train)
+            if index in config.taps:
+                outputs.append(tokens)
+        return transformer.to_maps(outputs, size)
+
+
+class Block(transformer.Block):
+    """A transformer's block with position biases of its own.
+
+    They are made here, so that they are recomputed with the block.
+
+    Attributes:
+        grid: side of the table's grid.
+        size: (height, width) of the tokens' grid.
+    """
+
+    grid: int = 24
+    size: tuple[int, int] = (24, 24)
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b n c"], train: bool) -> Float[Array, "b n c"]:
+        shape = ((2 * self.grid - 1) ** 2 + 3, self.num_heads)
+        table = self.param("position_bias", transformer_init, shape)
+        return super().__call__(tokens, train, position_bias(table, self.size))
+
+
+_LAYER_SCALE = 1e-5  # before training
+
+
+def position_bias(
+    table: Float[Array, "rows heads"], size: tuple[int, int]
+) -> Float[Array, "heads n n"]:
+    """The bias of each query (second axis) and key (third) of a grid, the class token's first.
+
+    Args:
+        table: of a square grid of side g. (2g - 1)^2 rows are a square map of the offsets query -
+            key, the smallest first; three are for class token to token, token to class token, and
+            the class token to itself.
+        size: (height, width) of the grid.
+    """
+    (height, width), heads = size, table.shape[1]
+    side = math.isqrt(len(table) - 3)
+    offsets = table[:-3].reshape(1, side, side, heads)
+    offsets = resize_bilinear(offsets, (2 * height - 1, 2 * width - 1), align_corners=False)
+    # [heads, columns, rows] to [heads, columns, query y, key y], and then the columns likewise.
+    pairs = _pairs(jnp.transpose(offsets[0], (2, 1, 0)))
+    pairs = _pairs(jnp.moveaxis(pairs, 1, -1))
+    count = height * width
+    pairs = pairs.transpose(0, 1, 3, 2, 4).reshape(heads, count, count)
+    from_class, to_class, class_to_class = (row[:, None, None] for row in table[-3:])
+    column = jnp.broadcast_to(to_class, (heads, count, 1))
+    row = jnp.broadcast_to(from_class, (heads, 1, count))
+    first = jnp.concatenate([class_to_class, row], 2)
+    return jnp.concatenate([first, jnp.concatenate([column, pairs], 2)], 1)
+
+
+def _pairs(offsets: Float[Array, "*b m"]) -> Float[Array, "*b n n"]:
+    """Values by offset, from -(n - 1) to n - 1, to those of each query and key on a line of n.
+
+    A gather would do, but it needs a table of all pairs, and its gradient is slow. Here the offsets
+    stand in a ring of 2 n, which is walked through n times with a step of 2 n - 1 for each query.
+    """
+    count = (offsets.shape[-1] + 1) // 2
+    gap = jnp.zeros_like(offsets[..., :1])
+    ring = [jnp.flip(offsets[..., :count], -1), gap, jnp.flip(offsets[..., count:], -1)]
+    walk = jnp.tile(jnp.concatenate(ring, -1), count)[..., : count * (2 * count - 1)]
+    return walk.reshape(*offsets.shape[:-1], count, 2 * count - 1)[..., :count]
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def position_index(grid: int) -> Int[np.ndarray, "n n"]:
+    """Row of the bias table for each query and key of a square grid, the class token's first."""
+    y, x = np.divmod(np.arange(grid**2), grid)
+    side = 2 * grid - 1
+    rows, columns = (axis[:, None] - axis[None, :] + grid - 1 for axis in (y, x))
+    index = np.full((1 + grid**2, 1 + grid**2), side**2, np.int64)
+    index[1:, 0] = side**2 + 1
+    index[0, 0] = side**2 + 2
+    index[1:, 1:] = rows * side + columns
+    return index
+
+
+def _grid(rows: int) -> int:
+    """Of a table of so many rows."""
+    return (math.isqrt(max(rows - 3, 0)) + 1) // 2
+
+
+_INDEX = Transform(lambda index: index, lambda table: position_index(_grid(len(table))))
+
+
+def rules(config: Config) -> Rules:
+    """The table of timm's names, those of its classifier among them."""
+    block, here = r"blocks\.(\d+)", r"block\1"
+    return (
+        Rule("cls_token", "params/class_token", class_token),
+        *conv_rules(r"patch_embed\.proj", "patch_embed"),
+        *transformer.block_rules(block, here, key_bias=False),
+        Rule(rf"{block}\.attn\.q_bias", f"params/{here}/attention/qkv_bias", part=(0, 2)),
+        Rule(rf"{block}\.attn\.v_bias", f"params/{here}/attention/qkv_bias", part=(1, 2)),
+        Rule(rf"{block}\.gamma_(\d)", rf"params/{here}/scale\2"),
+        Rule(rf"{block}\.attn\.relative_position_bias_table", f"params/{here}/position_bias"),
+        Derived(
+            rf"{block}\.attn\.relative_position_index",
+            "computed from the table's length",
+            f"params/{here}/position_bias",
+            _INDEX,
+        ),
+        *vit.unused_norm_rules("fc_norm", config.embed_dim),
+        *vit.classifier_rules(config.embed_dim),
+    )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights with these names and shapes; None if they are not of this family.
+
+    Of the taps weights tell nothing: one at the end of each quarter of the blocks.
+
+    Raises:
+        ValueError: if they are, but what they tell cannot be.
+    """
+    if "beit" not in registry.matching("encoder", shapes):
+        return None
+    depth, table = count(shapes, r"blocks\.(\d+)\."), r".+\.relative_position_bias_table"
+    return Config(
+        embed_dim=width(shapes, r"blocks\.\d+\.(norm\d\.\w+|gamma_\d)") or 0,
+        depth=depth,
+        num_heads=width(shapes, table, 1) or 0,
+        hidden_features=width(shapes, r"blocks\.\d+\.mlp\.fc1\.\w+") or 0,
+        patch_size=side(shapes, "patch_embed.proj.weight", 3),
+        grid=_grid(width(shapes, table) or 0),
+        taps=transformer.quarters(depth),
+    )
+
+
+_UNTOLD = ("taps", "layer_norm_eps", "drop_path_rate", "remat")
+LAYOUTS = {"timm": Layout(infer, rules, _UNTOLD)}
