@@ -1,14 +1,15 @@
-# make setup       the environment .venv (CPU build of JAX unless an NVIDIA driver is found)
-# make demo        train, evaluate and draw pictures on the committed sample: runs/demo
-# make test        lint and tests, without PyTorch
-# make test-torch  comparisons with a live PyTorch, in .venv-torch
-# make sample      render the committed sample anew (four minutes on two CPU cores)
+# make setup         the environment .venv (CPU build of JAX unless an NVIDIA driver is found)
+# make demo          train, evaluate and draw pictures on the committed sample: runs/demo
+# make adverse-demo  night, rain, fog, ... of the sample, with labels and gallery: runs/adverse_demo
+# make test          lint and tests, without PyTorch
+# make test-torch    comparisons with a live PyTorch, in .venv-torch
+# make sample        render the committed sample anew (four minutes on two CPU cores)
 
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup demo test test-torch sample clean
+.PHONY: setup demo adverse-demo test test-torch sample clean
 
 setup: .venv/installed
 
@@ -28,6 +29,19 @@ setup: .venv/installed
 
 demo: setup
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
+
+# A checkpoint of the demo is the teacher; without one, the regression control after a minute.
+adverse-demo: setup
+	set -e; teacher=runs/adverse_demo_teacher; \
+	for run in runs/demo_regression runs/demo; do \
+	  if [ -e $$run/metrics.json ]; then teacher=$$run; fi; \
+	done; \
+	if [ ! -e $$teacher/metrics.json ]; then \
+	  $(BIN)/python train.py --config=configs/demo_regression.py --workdir=$$teacher \
+	    --config.num_steps=300; \
+	fi; \
+	$(BIN)/python generate_adverse.py --config=configs/adverse_demo.py --workdir=runs/adverse_demo \
+	  --config.teacher.checkpoint=$$teacher
 
 test: setup
 	$(BIN)/ruff format --check .

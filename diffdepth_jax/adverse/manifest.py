@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from diffdepth_jax import atomic
 from diffdepth_jax import config as configs
+from diffdepth_jax.data import io
 from diffdepth_jax.errors import ConfigError, DataError, MissingFileError, naming_file
 from diffdepth_jax.typing import Output
 
@@ -376,13 +377,11 @@ def read(workdir: Path) -> list[Record]:
         raise MissingFileError(
             f"{path} does not exist: name the workdir of a generate_adverse.py that has finished"
         )
-    with naming_file(path, "read"):
-        lines = path.read_bytes().splitlines()
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, row in enumerate(io.read_json_lines(path), start=1):
         try:
-            records.append(Record(**json.loads(line)))
-        except (ValueError, TypeError, RecursionError) as error:
+            records.append(Record(**row))
+        except TypeError as error:
             raise DataError(f"{path}, line {number} is no record: {error}") from error
     return records
 

@@ -120,6 +120,27 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_bytes())
 
 
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a file with one JSON object a line.
+
+    Raises:
+      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+      DataError: if a line is none; names it.
+    """
+    with naming_file(path, "read"):
+        lines = Path(path).read_bytes().splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number} is no JSON object but {str(row)[:200]}")
+        rows.append(row)
+    return rows
+
+
 def read_condition(path: str | Path) -> str:
     """The weather and light that a rendered scene's `condition.json` names.
 

@@ -2,10 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import time
-from pathlib import Path
 from typing import Literal
 
 import numpy as np

@@ -1,8 +1,14 @@
 """Generated images of difficult conditions, each with the clean image that it was generated from.
 
-The published data set of "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging
-Conditions" (Tosi et al., 2024; huggingface.co/datasets/fabiotosi92/Diffusion4RobustDepth) has a
-folder `challenging` for each of its parts. `root` is the folder of one part as its archive unpacks:
+`root` is a workdir of `generate_adverse.py`, whose `manifest.jsonl` says what belongs together:
+
+    root/manifest.jsonl      a line an image; those whose `status` is not `ok` are left out
+    root/images/CONDITION/ID_VARIANT.png, root/clean/ID.png, root/labels/ID.npy
+
+Or it is a part of a data set that others generated. The published one of "Diffusion Models for
+Monocular Depth Estimation: Overcoming Challenging Conditions" (Tosi et al., 2024;
+huggingface.co/datasets/fabiotosi92/Diffusion4RobustDepth) has a folder `challenging` for each of
+its parts. `root` is the folder of one part as its archive unpacks:
 
     root/challenging/night/samples/CAM_FRONT/NAME.jpg            nuscenes (night and rain)
     root/challenging/NAME.jpg                                    robotcar
@@ -21,18 +27,21 @@ Labels, depth maps that a teacher made of the clean images, are found in the sam
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from diffdepth_jax.data import io, listing
+from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.data.sources.folder import read_depth
-from diffdepth_jax.errors import DataError, MissingFileError
+from diffdepth_jax.errors import ConfigError, DataError, MissingFileError
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
+MANIFEST_FILE = "manifest.jsonl"
 _CONDITIONS = {"night": "night-clear", "rain": "day-rain"}  # nuScenes's folders
 _IMAGES = (".jpg", ".jpeg", ".png")
 _DEPTHS = (".png", ".npy", ".exr")
@@ -43,11 +52,16 @@ class Config:
     """Which images, and what belongs to them.
 
     Attributes:
-      root: the folder of one part of the layout above, or one below its `challenging`.
+      root: a workdir; or the folder of one part of the layout above, or one below its
+        `challenging`.
       split: `all`; the data set has no splits.
       clean_root: the folder of the clean images; None for `easy` beside `challenging`.
       depth_root: the folder of the labels; None if there are none: depth is then 0 everywhere.
       depth_scale: stored units per metre of the labels; PNG must have it declared.
+      conditions: of a workdir: only these; None for all.
+      relative: what to do where a workdir's labels are relative disparity, of a teacher that knows
+        no metres. `inverse` gives 1 / disparity as depth, for losses that ignore scale and shift of
+        the inverse depth; 0 where the disparity is not positive.
       check_files: look for missing files at once; otherwise each is missed when it is read.
     """
 
@@ -57,6 +71,8 @@ class Config:
     clean_root: str | None = None
     depth_root: str | None = None
     depth_scale: float | None = None
+    conditions: tuple[str, ...] | None = None
+    relative: Literal["refuse", "inverse"] = "refuse"
     check_files: bool = True
 
     def __post_init__(self) -> None:
@@ -73,9 +89,94 @@ def build(config: Config) -> Source:
 
     Raises:
       MissingFileError: if a folder, a clean image or a label is missing.
-      DataError: if there are no images.
+      DataError: if there are no images, or a manifest is damaged.
+      ConfigError: for options that belong to the other layout.
     """
-    return Adverse(config)
+    root = listing.require_folder(Path(config.root), "set root to the folder of one data set")
+    if not (root / MANIFEST_FILE).exists():
+        if config.conditions is not None:
+            raise ConfigError(
+                f"source.conditions chooses from a workdir, but {root} has no {MANIFEST_FILE}: "
+                "leave it out, or name a workdir of generate_adverse.py that has finished"
+            )
+        return Adverse(config)
+    for field in ("clean_root", "depth_root", "depth_scale"):
+        if getattr(config, field) is not None:
+            raise ConfigError(
+                f"source.{field} is set, but {root / MANIFEST_FILE} says which files belong "
+                "together: leave it out"
+            )
+    return Generated(config)
+
+
+class Generated(listing.FrameSource):
+    """The images of a workdir that are `ok`, with `clean_image`; depth is the label."""
+
+    def __init__(self, config: Config):
+        root = Path(config.root)
+        path = root / MANIFEST_FILE
+        rows = io.read_json_lines(path)
+        try:
+            known = dict.fromkeys(row["condition"] for row in rows)
+            for condition in config.conditions or ():
+                if condition not in known:
+                    raise ConfigError(
+                        f"source.conditions has {condition!r}; {path} has {', '.join(known)}"
+                    )
+            rows = [
+                row
+                for row in rows
+                if row["status"] == "ok" and row["condition"] in (config.conditions or known)
+            ]
+            frames = [_frame(root, row) for row in rows]
+            self._inverse = {row["label_is"] == "relative_disparity" for row in rows} == {True}
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise DataError(
+                f"{path} is no manifest of generate_adverse.py ({type(error).__name__}: {error})"
+            ) from error
+        if self._inverse and config.relative == "refuse":
+            raise ConfigError(
+                f"the labels of {path} are relative disparity, not metres: set "
+                "source.relative='inverse' for a loss that ignores scale and shift, or generate "
+                "with a metric teacher"
+            )
+        super().__init__(
+            frames,
+            self._read_label,
+            where=str(path),
+            remedy="run generate_adverse.py with this workdir again, which makes what is missing",
+            check_files=config.check_files,
+        )
+
+    def __getitem__(self, index: int) -> Sample:
+        clean = io.read_image(self.frames[index].others[0])
+        return {**super().__getitem__(index), "clean_image": clean}
+
+    def _read_label(self, frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        del size
+        depth = read_depth(frame.depth, None)
+        if self._inverse:
+            known = depth > 0
+            depth = np.where(known, 1 / np.where(known, depth, 1), 0).astype(np.float32)
+        return depth, frame.intrinsics
+
+
+def _frame(root: Path, row: Mapping[str, Any]) -> Frame:
+    intrinsics = row["intrinsics"]
+    return Frame(
+        id=f"{row['id']}_{row['condition']}_{int(row['variant'])}",
+        image=str(root / row["image"]),
+        depth=str(root / row["label"]),
+        intrinsics=(
+            listing.UNKNOWN
+            if intrinsics is None
+            else np.array(intrinsics, np.float32).reshape(3, 3)
+        ),
+        condition=row["condition"],
+        others=(str(root / row["clean"]),),
+    )
 
 
 class Adverse:

@@ -1,0 +1,70 @@
+"""A workdir's images in the layout of the published data set; see `tools/export_adverse.py`."""
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from diffdepth_jax import atomic
+from diffdepth_jax.adverse import manifest
+from diffdepth_jax.adverse.manifest import Record
+from diffdepth_jax.errors import ConfigError, FileError, naming_file
+
+
+def export(
+    workdir: str | os.PathLike[str], output: str | os.PathLike[str], part: str
+) -> dict[str, int]:
+    """Copies the images that are `ok`, with their clean images and labels.
+
+    Args:
+      workdir: of a run that has finished.
+      output: made if needed.
+      part: `driving/NAME` or `ToM`.
+
+    Returns:
+      How many images there are of each condition.
+
+    Raises:
+      ConfigError: for another part.
+      FileError: if a file cannot be read or written, or another one has its name already.
+    """
+    if part != "ToM" and not re.fullmatch(r"driving/[\w-]+", part):
+        raise ConfigError(f"part is {part!r}; it must be driving/NAME, as driving/kitti, or ToM")
+    workdir, folder = Path(workdir).expanduser(), Path(output).expanduser() / part
+    counts: Counter[str] = Counter()
+    for record in manifest.read(workdir):
+        if record.status != "ok":
+            continue
+        for file, target in _targets(record, part):
+            _copy(workdir / file, folder / target)
+        counts[record.condition] += 1
+    return dict(counts)
+
+
+def _targets(record: Record, part: str) -> list[tuple[str, str]]:
+    """The files of an image, and where they go below the part's folder."""
+    condition = f"{record.condition}_{record.variant}" if record.variant else record.condition
+    if part == "ToM":  # a folder an object, with its own clean images
+        image, others, clean = f"{condition}/challenging", f"{condition}/", "easy"
+    else:
+        image, others, clean = f"challenging/{condition}", "", "clean"
+    return [
+        (record.image, f"{image}/{record.id}.png"),
+        (record.clean, f"{others}{clean}/{record.id}.png"),
+        (record.label, f"{others}depth/{record.id}.npy"),
+    ]
+
+
+def _copy(file: Path, target: Path) -> None:
+    with naming_file(file, "read"):
+        content = file.read_bytes()
+    with naming_file(target, "written"):
+        if target.exists():
+            if target.read_bytes() != content:
+                raise FileError(
+                    f"{target} is another file than {file}: export into another folder, or under "
+                    "another part"
+                )
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write(target, lambda out: out.write(content))

@@ -1,0 +1,40 @@
+"""A workdir of generate_adverse.py in the layout of the data set Diffusion4RobustDepth.
+
+    python tools/export_adverse.py --workdir=OUT --part=driving/kitti --output=DIR
+    python tools/export_adverse.py --workdir=OUT --part=ToM --output=DIR
+
+    DIR/driving/kitti/challenging/CONDITION/ID.png     the generated images
+    DIR/driving/kitti/{clean,depth}/ID.{png,npy}       what they belong to, which that data set lacks
+    DIR/ToM/CONDITION/challenging/ID.png, DIR/ToM/CONDITION/{easy,depth}/ID.{png,npy}
+
+With several variants, a variant is a condition of its own (`night_1`) beyond the first. Images that
+are rejected or failed are left out. The source `adverse` reads the result too, with
+`clean_root=DIR/driving/kitti/clean` and `depth_root=DIR/driving/kitti/depth`. Several workdirs may
+go into one DIR; what is there already is kept, and a file of the same name that differs is refused.
+"""
+
+import sys
+
+from absl import flags
+
+from diffdepth_jax import cli
+
+FLAGS = flags.FLAGS
+WORKDIR = cli.define_directory("workdir", "Of a generate_adverse.py that has finished.")
+OUTPUT = cli.define_directory("output", "Where the layout goes.")
+flags.DEFINE_string("part", None, "driving/NAME, or ToM.")
+flags.mark_flags_as_required(["workdir", "output", "part"])
+
+
+def main(_: list[str]) -> None:
+    from diffdepth_jax.adverse import export
+
+    counts = export.export(WORKDIR.value, OUTPUT.value, FLAGS.part)
+    for condition, count in counts.items():
+        print(f"{condition}: {count} images")
+    if not counts:
+        sys.exit("error: no image of the workdir is ok, so there is nothing to export")
+
+
+if __name__ == "__main__":
+    cli.run(main)
