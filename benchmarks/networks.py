@@ -78,7 +78,6 @@ def torch_model(case: str, attention: str) -> Any:
         reassemble_hidden_size=width,
         neck_hidden_sizes=[features * 3 // 4 * factor for factor in (1, 2, 4, 8)],
         fusion_hidden_size=features,
-        attn_implementation=attention,
     )
     return transformers.DepthAnythingForDepthEstimation(config)
 
@@ -254,8 +253,8 @@ def measure(case: str, attention: str, rounds: int) -> dict[str, Any]:
                 [sys.executable, __file__, *options, "--attention", attention],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
                 text=True,
+                env=os.environ | {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"},
             )
             results[framework] = json.loads(workers[framework].stdout.readline()) | {"seconds": []}
         for _ in range(rounds):
