@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 import diffdepth_jax
+from diffdepth_jax.inference.export import export
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
-from diffdepth_jax.models.encoders import resnet
+from diffdepth_jax.models.encoders import dinov2, resnet
 from diffdepth_jax.models.necks import NeckConfig
-from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.models.networks import depth_anything, diffusion_depth
 from diffdepth_jax.visualize import colour_depth
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -69,8 +70,8 @@ for cell in json.load(open(sys.argv[1]))["cells"]:
 """
 
 
-def random_variables():
-    module, rng = diffusion_depth.build(CONFIG), np.random.default_rng(0)
+def random_variables(module=None):
+    module, rng = module or diffusion_depth.build(CONFIG), np.random.default_rng(0)
     shapes = jax.eval_shape(module.init_variables, jax.random.key(0))
     return jax.tree.map(
         lambda leaf: (
@@ -107,6 +108,37 @@ def test_predict_with_what_eight_devices_wrote_on_one(tmp_path):
     assert np.abs(found - np.concatenate([image, colour_depth(depth)])).max() <= 2
     assert "1 cpu device(s)" in printed and "after 9 updates" in printed
     assert f"40 x 24 pixels, {depth.min():.1f} to {depth.max():.1f} m" in printed
+
+
+def test_networks_with_a_small_one_under_a_published_name(tmp_path):
+    config = depth_anything.Config(
+        encoder=dinov2.Config(
+            embed_dim=16, num_heads=2, hidden_features=32, depth=8, taps=(1, 3, 5, 7), grid=5
+        ),
+        version=2,
+        project_features=(8, 8, 8, 8),
+        fused_features=8,
+        output_features=4,
+        max_depth=80.0,
+    )
+    module = depth_anything.build(config)
+    model = diffdepth_jax.DepthModel(module, random_variables(module), config)
+    weights = tmp_path / "depth_anything_v2_metric_vkitti_vits.safetensors"
+    export(model, weights)
+    image = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    names = {"WEIGHTS": weights, "IMAGE": tmp_path / "image.png", "PLY": tmp_path / "points.ply"}
+    names = {name: str(path) for name, path in names.items()}
+    arguments = EXAMPLES / "networks.ipynb", tmp_path / "picture.png"
+    printed = python(EXECUTE, 1, *arguments, cwd=EXAMPLES, **names)
+
+    depth = model.predict(image)
+    assert "depth_anything: metric_depth" in printed
+    assert f"960 points, {depth.min():.1f} to {depth.max():.1f} m away" in printed
+    header, points = (tmp_path / "points.ply").read_bytes().split(b"end_header\n", 1)
+    assert b"element vertex 960" in header and len(points) == 960 * 15
+    losses = [float(word) for word in printed.split("loss")[1].split() if word != "->"]
+    assert len(losses) == 3 and losses[2] < losses[1] < losses[0]
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
