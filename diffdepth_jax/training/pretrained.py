@@ -135,7 +135,7 @@ def _matches(shapes: Shapes, encoder: str) -> list[_Match]:
     roots = {""}
     for name in shapes:
         parts = name.split(".")
-        roots |= {".".join(parts[:depth]) + "." for depth in (1, 2) if len(parts) > depth}
+        roots |= {".".join(parts[:depth]) + "." for depth in (1, 2, 3) if len(parts) > depth}
     layouts: dict[str, Layout] = registry.module("encoder", encoder).LAYOUTS
     found = []
     for root in sorted(roots):

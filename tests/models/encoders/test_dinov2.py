@@ -1,0 +1,136 @@
+"""DINOv2: positions, padding, its feed-forward parts, what is recomputed, what its names tell."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffdepth_jax.models.encoders import dinov2
+from diffdepth_jax.models.encoders.dinov2 import Config, Encoder
+from diffdepth_jax.models.layers import SwiGLU
+from diffdepth_jax.training import pretrained
+from diffdepth_jax.weights import files, rules
+
+TINY = Config(embed_dim=64, depth=2, num_heads=1, taps=(0, 1), hidden_features=32, grid=3)
+MODEL = dataclasses.replace(TINY, depth=4, taps=(0, 1, 2, 3))
+
+
+def variables_of(config):
+    shapes = jax.eval_shape(Encoder(config).init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32), shapes
+    )
+
+
+def image_of(size):
+    image = np.random.default_rng(1).standard_normal((2, *size, 3))
+    return jnp.asarray(image, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("size", "fields", "moved"),
+    [
+        ((42, 42), {"position_offset": 0.0}, False),  # the grid of pretraining
+        ((42, 56), {"position_offset": 0.0}, True),
+        ((56, 42), {"position_offset": 0.0}, True),
+    ],
+)
+def test_positions_are_left_alone_on_the_grid_of_pretraining_only(size, fields, moved):
+    """On any other, the offset moves them along both axes, that of the same length too."""
+    variables, image = variables_of(TINY), image_of(size)
+    ours, other = (
+        jax.jit(Encoder(config).apply)(variables, image)[0]
+        for config in (TINY, dataclasses.replace(TINY, **fields))
+    )
+    if not moved:
+        np.testing.assert_array_equal(ours, other)
+        return
+    # Of the rows (or columns) whose number is that of pretraining, all are others.
+    axis = 1 if size[0] == 42 else 2
+    difference = np.abs(np.asarray(ours - other)).max((0, 3 - axis, 3))
+    assert difference.shape == (3,) and difference.min() > 1e-3
+
+
+def test_an_image_that_does_not_divide_into_patches_is_continued_by_its_border():
+    variables, image = variables_of(TINY), image_of((30, 45))
+    features = jax.jit(Encoder(TINY).apply)(variables, image)
+    assert [array.shape for array in features] == [(2, 3, 4, 64)] * 2
+    padded = jnp.pad(image, ((0, 0), (0, 12), (0, 11), (0, 0)), mode="edge")
+    for one, other in zip(features, jax.jit(Encoder(TINY).apply)(variables, padded), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_gated_feed_forward_part():
+    tokens = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 8)), jnp.float32)
+    module = SwiGLU(6)
+    params = module.init(jax.random.key(0), tokens)["params"]
+    params = jax.tree.map(lambda leaf: leaf + 0.3, params)
+    fc1, fc2 = params["fc1"], params["fc2"]
+    both = tokens @ fc1["kernel"] + fc1["bias"][None, None]
+    gate, hidden = both[..., :6], both[..., 6:]
+    wanted = (gate / (1 + jnp.exp(-gate)) * hidden) @ fc2["kernel"] + fc2["bias"][None, None]
+    got = module.apply({"params": params}, tokens)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_recomputing_blocks_changes_no_gradient():
+    variables, image, grads = variables_of(TINY), image_of((28, 42)), []
+    for remat in ("none", "full"):
+        encoder = Encoder(dataclasses.replace(TINY, remat=remat, drop_path_rate=0.3))
+
+        def scalar(variables, encoder=encoder):
+            rngs = {"drop_path": jax.random.key(1)}
+            features = encoder.apply(variables, image, train=True, rngs=rngs)
+            return sum(jnp.sin(array).sum() for array in features)
+
+        grads.append(jax.jit(jax.grad(scalar))(variables))
+    jax.tree.map(
+        lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4), *grads
+    )
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("layout", dinov2.LAYOUTS)
+@pytest.mark.parametrize("root", ["", "pretrained.", "core.core.pretrained."])
+def test_files_of_either_layout_fill_the_encoder(layout, gated, root, tmp_path):
+    """Below a network's root too, as in Depth Anything's files and its metric ones."""
+    config = dataclasses.replace(MODEL, gated=gated)
+    variables, table = variables_of(config), dinov2.LAYOUTS[layout].rules(config)
+    state_dict = rules.export(variables, table, rules.names(variables, table))
+    state_dict = {root + name: array for name, array in state_dict.items()}
+    if root:
+        state_dict["depth_head.projects.0.weight"] = np.ones((2, 2), np.float32)
+    files.write_safetensors(tmp_path / "weights.safetensors", state_dict, {})
+    found = pretrained.load_encoder(tmp_path / "weights.safetensors", config)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, dict(variables)))
+
+
+@pytest.mark.parametrize("name", dinov2.VARIANTS)
+def test_every_variant_is_read_off_its_weights(name):
+    config = dinov2.VARIANTS[name]
+    image = jnp.zeros((1, 28, 28, 3))
+    expected = jax.eval_shape(Encoder(config).init, jax.random.key(0), image)
+    for layout in dinov2.LAYOUTS.values():
+        found = layout.infer(rules.shapes(expected, layout.rules(config)))
+        untold = {field: getattr(config, field) for field in layout.untold}
+        assert dataclasses.replace(found, **untold) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"taps": (0,)}, r"taps are \(0,\).*the last of the 2 blocks, 1"),
+        ({"taps": (1, 0)}, "must rise"),
+        ({"taps": ()}, "must rise"),
+        ({"num_heads": 3}, "64 does not divide into 3 heads"),
+        ({"grid": 0}, "grid is 0"),
+        ({"position_offset": 1.0}, "position_offset is 1.0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(fields, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        dataclasses.replace(TINY, **fields)
