@@ -38,7 +38,7 @@ adverse-demo: setup
 	done; \
 	if [ ! -e $$teacher/metrics.json ]; then \
 	  $(BIN)/python train.py --config=configs/demo_regression.py --workdir=$$teacher \
-	    --config.num_steps=300; \
+	    --config.num_steps=200; \
 	fi; \
 	$(BIN)/python generate_adverse.py --config=configs/adverse_demo.py --workdir=runs/adverse_demo \
 	  --config.teacher.checkpoint=$$teacher

@@ -22,7 +22,11 @@ from diffdepth_jax.training import experiment
 from diffdepth_jax.training.objectives import self_diffusion
 
 PROJECT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((PROJECT / "configs").glob("*.py"))
+CONFIGS = [
+    path
+    for path in sorted((PROJECT / "configs").glob("*.py"))
+    if not path.stem.startswith("adverse_")  # of `generate_adverse.py`
+]
 
 # Widths at which everything of a model still happens.
 SMALL = (

@@ -3,14 +3,16 @@
     python tools/export_adverse.py --workdir=OUT --part=driving/kitti --output=DIR
     python tools/export_adverse.py --workdir=OUT --part=ToM --output=DIR
 
-    DIR/driving/kitti/challenging/CONDITION/ID.png     the generated images
-    DIR/driving/kitti/{clean,depth}/ID.{png,npy}       what they belong to, which that data set lacks
-    DIR/ToM/CONDITION/challenging/ID.png, DIR/ToM/CONDITION/{easy,depth}/ID.{png,npy}
+    DIR/driving/kitti/challenging/CONDITION/ID.png  the generated images
+    DIR/driving/kitti/clean/ID.png                  the clean ones, which that data set lacks
+    DIR/driving/kitti/depth/ID.npy                  the labels, which it lacks too
+    DIR/ToM/CONDITION/challenging/ID.png, DIR/ToM/CONDITION/easy/ID.png, DIR/ToM/depth/ID.npy
 
 With several variants, a variant is a condition of its own (`night_1`) beyond the first. Images that
 are rejected or failed are left out. The source `adverse` reads the result too, with
-`clean_root=DIR/driving/kitti/clean` and `depth_root=DIR/driving/kitti/depth`. Several workdirs may
-go into one DIR; what is there already is kept, and a file of the same name that differs is refused.
+`clean_root=DIR/driving/kitti/clean` and `depth_root=DIR/driving/kitti/depth` (of ToM, `depth_root`
+alone). Several workdirs may go into one DIR; what is there already is kept, and a file of the same
+name that differs is refused.
 """
 
 import sys

@@ -45,13 +45,13 @@ def _targets(record: Record, part: str) -> list[tuple[str, str]]:
     """The files of an image, and where they go below the part's folder."""
     condition = f"{record.condition}_{record.variant}" if record.variant else record.condition
     if part == "ToM":  # a folder an object, with its own clean images
-        image, others, clean = f"{condition}/challenging", f"{condition}/", "easy"
+        image, clean = f"{condition}/challenging", f"{condition}/easy"
     else:
-        image, others, clean = f"challenging/{condition}", "", "clean"
+        image, clean = f"challenging/{condition}", "clean"
     return [
         (record.image, f"{image}/{record.id}.png"),
-        (record.clean, f"{others}{clean}/{record.id}.png"),
-        (record.label, f"{others}depth/{record.id}.npy"),
+        (record.clean, f"{clean}/{record.id}.png"),
+        (record.label, f"depth/{record.id}.npy"),
     ]
 
 

@@ -92,6 +92,7 @@ def run(
         raise ConfigError(f"{directory} holds no run: name the workdir of the shards")
     lock = "generation" if shard is None else f"generation-{shard[0]}of{shard[1]}"
     with atomic.directory(directory), locking.hold(directory, lock):
+        atomic.remove_leftovers(directory)
         return _Run(config, directory, python, shard, progress).run(merge)
 
 
