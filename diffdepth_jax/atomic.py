@@ -32,7 +32,7 @@ def write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> Non
             and the temporary file is gone.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     with naming_file(path, "written"):
         if not path.parent.is_dir():
             raise MissingFileError(f"{path} cannot be written: there is no folder {path.parent}")
@@ -65,7 +65,7 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], Any]) 
             not exist). After that, or whatever `write` raises, `path` is as it was.
     """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     with naming_file(path, "written"):
         if not path.parent.is_dir():
             raise MissingFileError(f"{path} cannot be written: there is no folder {path.parent}")

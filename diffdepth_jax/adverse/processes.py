@@ -1,0 +1,381 @@
+"""Worker processes: started, spoken to in JSON lines, timed, and started again when they fail.
+
+The protocol is described in `worker.py`. Here is the host's side, which knows nothing of PyTorch.
+"""
+
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from diffdepth_jax.adverse.backends import Item, Outcome
+from diffdepth_jax.errors import (
+    ConfigError,
+    FileError,
+    MissingPackageError,
+    UserError,
+    WeightsError,
+    naming_file,
+)
+from diffdepth_jax.weights.text import shown
+
+PROTOCOL = 1
+
+_REFUSALS = {"package": MissingPackageError, "weights": WeightsError}
+_STARTS = 3  # attempts to start a process that is killed meanwhile
+_CULPRITS = 3  # images in a row that end the process, after which it is not the images
+_CLOSING = 10.0  # seconds
+_TAIL = 4000  # bytes of a log that may hold the cause
+
+
+class WorkerFailure(Exception):
+    """A process that died, hung or answered nonsense; the message completes "the worker ..."."""
+
+    def __init__(self, message: str, *, killed: bool = False):
+        super().__init__(message)
+        self.killed = killed  # from outside, by a signal
+
+
+class Process:
+    """A running worker.
+
+    Args:
+      command: the interpreter and its arguments.
+      log: where its standard error goes; appended to.
+      environment: variables beside this process's.
+      timeout: seconds without a sign of life after which it counts as hanging.
+
+    Raises:
+      FileError: if it cannot be started, or the log not written.
+    """
+
+    def __init__(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], timeout: float
+    ):
+        self.log, self._timeout = log, timeout
+        self.handshake: Mapping[str, Any] = {}  # for whoever has opened it
+        with naming_file(log, "written"):
+            self._log: IO[bytes] = log.open("ab")
+            self._log_start = self._log.seek(0, os.SEEK_END)
+        try:
+            with naming_file(command[0], "started"):
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._log,
+                    env={**os.environ, **environment},
+                    start_new_session=True,  # Ctrl-C is this process's to handle
+                )
+        except UserError:
+            self._log.close()
+            raise
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in iter(self._process.stdout.readline, b""):
+            self._lines.put(line)
+        self._lines.put(b"")  # its end
+
+    def send(self, **request: Any) -> None:
+        """Sends a request.
+
+        Raises:
+          WorkerFailure: if the process is gone.
+        """
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise self._gone() from error
+
+    def receive(self) -> dict[str, Any]:
+        """The next reply that is no mere sign of life.
+
+        Raises:
+          WorkerFailure: if the process dies, is silent for too long, or answers anything else.
+          UserError: if it refuses the request; says why.
+        """
+        while True:
+            try:
+                line = self._lines.get(timeout=self._timeout)
+            except queue.Empty:
+                self.kill()
+                raise WorkerFailure(f"gave no sign of life for {self._timeout:g} seconds") from None
+            if not line.endswith(b"\n"):
+                raise self._gone()
+            try:
+                reply = json.loads(line)
+            except (ValueError, RecursionError):
+                reply = None
+            if not isinstance(reply, dict):
+                self.kill()
+                text = shown(line.decode(errors="replace").strip(), 100)
+                raise WorkerFailure(f"answered {text!r}, which is no reply of a worker")
+            if "progress" in reply:
+                continue
+            if "kind" in reply:
+                raise _REFUSALS.get(reply["kind"], ConfigError)(str(reply.get("error")))
+            return reply
+
+    def close(self) -> None:
+        """Ends the process: asks it, and kills it if it does not obey."""
+        try:
+            self.send(close=True)
+            self._process.stdin.close()
+            self._process.wait(_CLOSING)
+        except (WorkerFailure, OSError, subprocess.TimeoutExpired):
+            pass
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends the process at once; does nothing if it has ended."""
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def _gone(self) -> WorkerFailure:
+        try:  # It may have closed its output only.
+            code = self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            code = None
+        if code is None:
+            return WorkerFailure("closed its output" + self._last_words())
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else -code
+            hint = ", as systems do where memory runs out" if -code == signal.SIGKILL else ""
+            return WorkerFailure(
+                f"was ended by the signal {name}{hint}{self._last_words()}", killed=True
+            )
+        return WorkerFailure(f"ended with exit status {code}{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """The last line of what it has printed, and where the rest is."""
+        try:
+            with self.log.open("rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(self._log_start, end - _TAIL))
+                lines = file.read().decode(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        words = [line.strip() for line in lines if line.strip()]
+        return f" ({shown(words[-1], 300)}; see {self.log})" if words else ""
+
+
+def unusable(interpreter: str, failure: WorkerFailure) -> FileError:
+    """The error of a worker that has never worked."""
+    return FileError(
+        f"the worker that {interpreter} was to run {failure}: run `make torch`, or name by "
+        "--python an interpreter that has PyTorch and diffusers"
+    )
+
+
+def started(start: Callable[[], Process], interpreter: str) -> Process:
+    """The first worker, open.
+
+    Raises:
+      FileError: if it does not come to work.
+      UserError: as `start`.
+    """
+    for attempt in range(_STARTS):
+        try:
+            return start()
+        except WorkerFailure as failure:
+            if not failure.killed or attempt + 1 == _STARTS:
+                raise unusable(interpreter, failure) from failure
+    raise AssertionError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Items of one size that go through the generator together.
+
+    Attributes:
+      items: in order.
+      messages: what the worker is told of each.
+    """
+
+    items: tuple[Item, ...]
+    messages: tuple[Mapping[str, Any], ...]
+
+
+class Pool:
+    """Several workers that take tasks from one list.
+
+    A task whose worker fails is sent once more as it is. If that fails too, its images go through
+    one by one, and the one at which the worker fails again is given up.
+
+    Args:
+      start: (index) -> a process that has been opened. Raises `WorkerFailure` or `UserError`.
+      first: the process of index 0, open already.
+      count: how many workers.
+    """
+
+    def __init__(self, start: Callable[[int], Process], first: Process, count: int):
+        self._start, self._count = start, count
+        self._processes: list[Process | None] = [first, *[None] * (count - 1)]
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """The first worker's reply to a request."""
+        for attempt in range(_STARTS):
+            try:
+                process = self._process(0)
+                process.send(**request)
+                return process.receive()
+            except WorkerFailure as failure:
+                self._drop(0)
+                if attempt + 1 == _STARTS:
+                    raise FileError(f"the worker {failure}") from failure
+        raise AssertionError
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """One outcome for each item of each task, as soon as it is known.
+
+        Raises:
+          UserError: if workers fail that have not made an image, or the disk is full.
+        """
+        waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+        for task in tasks:
+            waiting.put(task)
+        results: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()
+        stop = threading.Event()
+        threads = [
+            threading.Thread(target=self._serve, args=(i, waiting, results, stop), daemon=True)
+            for i in range(min(self._count, len(tasks)))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            running = len(threads)
+            while running:
+                result = results.get()
+                if result is None:
+                    running -= 1
+                elif isinstance(result, Outcome):
+                    yield result
+                else:
+                    raise result
+        except BaseException:
+            # Processes that are in the middle of something have no ear for a request.
+            stop.set()
+            self.kill()
+            for thread in threads:
+                thread.join()
+            raise
+
+    def close(self) -> None:
+        """Ends all workers."""
+        self._closed = True
+        for index, process in enumerate(self._processes):
+            if process is not None:
+                process.close()
+                self._processes[index] = None
+
+    def kill(self) -> None:
+        """Ends all workers at once."""
+        with self._lock:
+            for process in self._processes:
+                if process is not None:
+                    process.kill()
+
+    def _serve(
+        self,
+        index: int,
+        waiting: "queue.SimpleQueue[Task]",
+        results: "queue.SimpleQueue[Outcome | Exception | None]",
+        stop: threading.Event,
+    ) -> None:
+        culprits = 0  # in a row
+        try:
+            while not stop.is_set():
+                try:
+                    task = waiting.get_nowait()
+                except queue.Empty:
+                    break
+                for outcome, failure in self._outcomes(index, task, stop):
+                    results.put(outcome)
+                    culprits = culprits + 1 if failure is not None else 0
+                    if culprits == _CULPRITS:
+                        raise FileError(
+                            f"{culprits} images in a row have failed, as the worker {failure}: "
+                            "the rest would too"
+                        )
+        except Exception as error:
+            results.put(error)
+        finally:
+            results.put(None)
+
+    def _outcomes(
+        self, index: int, task: Task, stop: threading.Event
+    ) -> Iterator[tuple[Outcome, WorkerFailure | None]]:
+        """Outcomes of a task; with the failure where an item has ended its worker."""
+        pending = {item.key: item for item in task.items}
+        failures = 0
+        while pending and not stop.is_set():
+            messages = task.messages
+            if alone := failures > 1 or (failures == 1 and len(task.items) == 1):
+                # One by one; of a single image this is the second try as well.
+                messages = tuple(each for each in messages if each["key"] in pending)
+            try:
+                process = self._process(index)
+                process.send(batch=messages, at_most=1 if alone else None)
+                answered: set[str] = set()
+                while len(answered) < len(messages):
+                    reply = process.receive()
+                    key = reply.get("key")
+                    if key not in {each["key"] for each in messages} - answered:
+                        process.kill()
+                        raise WorkerFailure(f"answered {shown(str(reply), 100)} to a batch")
+                    answered.add(key)
+                    if reply.get("fatal"):
+                        raise FileError(str(reply["error"]))
+                    if pending.pop(key, None) is not None:
+                        yield _outcome(reply), None
+            except WorkerFailure as failure:
+                self._drop(index)
+                if stop.is_set():
+                    return
+                failures += 1
+                if alone and pending:
+                    key = next(iter(pending))
+                    del pending[key]
+                    yield Outcome(key, f"the worker {failure}, and so it did before"), failure
+
+    def _process(self, index: int) -> Process:
+        """The open process of an index, started if there is none."""
+        for attempt in range(_STARTS):
+            with self._lock:
+                process = self._processes[index]
+            if process is not None:
+                return process
+            try:
+                process = self._start(index)
+            except WorkerFailure as failure:
+                if attempt + 1 == _STARTS:
+                    raise FileError(f"the worker cannot be started: it {failure}") from failure
+                continue
+            with self._lock:
+                self._processes[index] = process
+        return process
+
+    def _drop(self, index: int) -> None:
+        with self._lock:
+            process, self._processes[index] = self._processes[index], None
+        if process is not None:
+            process.kill()
+
+
+def _outcome(reply: Mapping[str, Any]) -> Outcome:
+    details = {name: reply[name] for name in ("flagged", "reduced_batch") if reply.get(name)}
+    error = reply.get("error")
+    return Outcome(str(reply["key"]), None if error is None else str(error), details)

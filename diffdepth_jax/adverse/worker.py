@@ -1,0 +1,736 @@
+"""The process that drives PyTorch, and the only file with it: `INTERPRETER worker.py`.
+
+It imports neither JAX nor this package, so any interpreter that has PyTorch and diffusers will do.
+Requests come on standard input and replies go to what was standard output, JSON a line; whatever
+libraries print goes to standard error. The requests:
+
+    {"fetch": {NAME: {"repository", "kind"}}}  downloads from the hub -> {"fetched": {NAME: FOLDER}}
+    {"protocol": 1, "open": {...}}             loads the pipeline     -> {"protocol", "versions", ...}
+    {"check": [{"key", "prompts"}]}            counts prompts' tokens -> {"checked": {KEY: FAULT}}
+    {"batch": [ITEM], "at_most": N}            makes images           -> {"key", ...} for each item
+    {"close": true}                            ends the process
+
+`{"progress": ...}` comes in between as a sign of life. A request that cannot be served at all is
+answered by {"error", "kind"}. When standard input ends the process does too, at once: nobody is
+left to want its images.
+"""
+
+import functools
+import gc
+import json
+import os
+import queue
+import sys
+import threading
+
+PROTOCOL = 1
+REMEDY = (
+    "run `make torch`, or name by --python an interpreter that has the packages of "
+    "requirements-torch.txt"
+)
+# `dtype=` of from_pretrained, and the fields of replies, are those of these versions.
+_MINIMA = {"torch": (2, 4), "diffusers": (0, 36), "transformers": (4, 50)}
+_SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm_solver": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
+}
+_PIPELINES = {
+    ("t2i_adapter", "sd"): "StableDiffusionAdapterPipeline",
+    ("t2i_adapter", "sdxl"): "StableDiffusionXLAdapterPipeline",
+    ("controlnet", "sd"): "StableDiffusionControlNetPipeline",
+    ("controlnet", "sdxl"): "StableDiffusionXLControlNetPipeline",
+    ("controlnet_img2img", "sd"): "StableDiffusionControlNetImg2ImgPipeline",
+    ("controlnet_img2img", "sdxl"): "StableDiffusionXLControlNetImg2ImgPipeline",
+    ("text_to_image", "sd"): "StableDiffusionPipeline",
+    ("text_to_image", "sdxl"): "StableDiffusionXLPipeline",
+}
+_PROGRESS = 10.0  # seconds between signs of life while something is downloaded
+
+
+class RequestError(Exception):
+    """A request that cannot be served: "package", "weights" or "config"."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind = kind
+
+
+class ItemError(Exception):
+    """Why there is no image of an item."""
+
+
+def main():
+    # Libraries print; a line of theirs among the replies would break the protocol.
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    # This file's folder has modules of common names, such as `config`.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
+
+    def send(**reply):
+        try:
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+        except OSError:
+            os._exit(3)  # The reader is gone.
+
+    generator = None
+    for request in _requests(sys.stdin.buffer):
+        try:
+            if "fetch" in request:
+                send(fetched=fetch(request["fetch"], send))
+            elif "open" in request:
+                if request.get("protocol") != PROTOCOL:
+                    theirs = request.get("protocol")
+                    raise RequestError("config", f"protocol {theirs} asked for, {PROTOCOL} spoken")
+                generator = Generator(request["open"], send)
+                send(protocol=PROTOCOL, **generator.description())
+            elif "check" in request:
+                send(checked=generator.check(request["check"]))
+            elif "batch" in request:
+                generator.batch(request["batch"], request.get("at_most"))
+            else:
+                raise RequestError("config", f"unknown request {sorted(request)}")
+        except RequestError as error:
+            send(protocol=PROTOCOL, error=str(error), kind=error.kind)
+    return 0
+
+
+def _requests(stream):
+    """The requests until "close"; the end of the stream ends the process, whatever it is doing."""
+    pending = queue.SimpleQueue()
+
+    def read():
+        for line in iter(stream.readline, b""):
+            request = json.loads(line)
+            pending.put(request)
+            if "close" in request:
+                return
+        os._exit(3)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        request = pending.get()
+        if "close" in request:
+            return
+        yield request
+
+
+# ---- images and files ----------------------------------------------------------------------------
+
+
+def control_image(inverse_depth, normalization):
+    """The 8-bit picture of depth that steers the generator, nearest = brightest.
+
+    Args:
+      inverse_depth: float [h, w], larger = nearer, of any scale and shift.
+      normalization: "minimum_maximum": minus the minimum, divided by the maximum (MiDaS; what depth
+        adapters and ControlNets are trained on). "percentiles": depth, the inverse, from its 2nd
+        percentile (white) to its 85th (black), as ZoeDepth's adapters are trained on; what is
+        further than a thousand times the nearest counts as that far.
+
+    Returns:
+      uint8 [h, w, 3], three equal channels.
+
+    Raises:
+      ItemError: if it is no such map, or constant.
+    """
+    import numpy as np
+
+    values = np.asarray(inverse_depth)
+    if values.ndim != 2 or values.dtype.kind != "f":
+        raise ItemError(
+            f"the control map is {values.dtype} of shape {values.shape}; it must be a map of "
+            "inverse depth, floating-point [h, w], and no picture"
+        )
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ItemError("the control map has values that are not finite")
+    if normalization == "percentiles":
+        if values.max() <= 0:
+            raise ItemError("the control map has no positive inverse depth")
+        depth = 1 / np.maximum(values, values.max() / 1000)
+        near, far = np.percentile(depth, (2, 85))
+        values, spread = far - depth, far - near
+    else:
+        values = values - values.min()
+        spread = values.max()
+    if not spread > 0:
+        raise ItemError("the control map is constant: there is no depth in it to steer by")
+    levels = (np.clip(values / spread, 0, 1) * 255).round().astype(np.uint8)
+    return np.repeat(levels[:, :, None], 3, axis=2)
+
+
+def read_control(path, size, normalization):
+    """A control map's picture as an image of Pillow; `size` is what it must have, (h, w)."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ItemError(f"{path} cannot be read: {error}") from error
+    if array.ndim == 2 and array.shape != tuple(size):
+        raise ItemError(f"{path} has the shape {array.shape}, its image {tuple(size)}")
+    return Image.fromarray(control_image(array, normalization))
+
+
+def read_image(path, size):
+    """A clean image in RGB; `size` is what it must have, (h, w)."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            mode = file.mode
+            # Pillow's conversion of more than 8 bits clips at 255.
+            if mode.startswith("I") or mode == "F":
+                raise ItemError(f"{path} has more than 8 bits per channel (Pillow mode {mode!r})")
+            image = file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ItemError(f"{path} cannot be read: {error}") from error
+    if image.size != (size[1], size[0]):
+        raise ItemError(f"{path} has {image.size[1]}x{image.size[0]} pixels, not {tuple(size)}")
+    return image
+
+
+def resized(image, size):
+    """An image of Pillow at (h, w), by Lanczos."""
+    from PIL import Image
+
+    size = (size[1], size[0])
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def save(image, temporary, output):
+    """Writes a PNG under a temporary name and renames it."""
+    try:
+        with open(temporary, "wb") as file:
+            image.save(file, format="PNG")
+        os.replace(temporary, output)
+    except BaseException:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise
+
+
+# ---- the generator -------------------------------------------------------------------------------
+
+
+class Generator:
+    """A loaded pipeline.
+
+    Args:
+      options: what the host sends with "open"; see `backends/diffusers.py`.
+      send: sends a reply.
+    """
+
+    def __init__(self, options, send):
+        self._options, self._send = options, send
+        # Of OpenMP, and whatever else reads them when it is first imported.
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = str(options["threads"])
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        self._versions = _import_packages()
+        import torch
+
+        torch.set_num_threads(options["threads"])
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+        self._device, self._devices = _device(torch, options["device"], options["index"])
+        self._dtype = _dtype(torch, options["dtype"], self._device.type)
+        components = _load(options, self._dtype, self._progress)
+        steps = components["scheduler"].config.num_train_timesteps
+        if options["num_inference_steps"] > steps:
+            raise RequestError(
+                "config",
+                f"num_inference_steps is {options['num_inference_steps']}; the model has {steps}",
+            )
+        self._tokenizers = [components[name] for name in components if "tokenizer" in name]
+        self._controlled = None
+        if options["control"] is not None:
+            self._controlled = self._pipeline(options["pipeline"], components)
+        scene = {name: part for name, part in components.items() if name not in _CONTROLS}
+        self._scenes = self._pipeline("text_to_image", scene)
+        # Every step of a batch is a sign of life.
+        components["unet"].register_forward_pre_hook(self._progress)
+
+    def description(self):
+        """What the handshake tells."""
+        return {
+            "versions": self._versions,
+            "device": self._device.type,
+            "devices": self._devices,
+            "dtype": str(self._dtype).removeprefix("torch."),
+            "threads": self._options["threads"],
+        }
+
+    def check(self, items):
+        """Prompts that the text encoder would cut off, in silence."""
+        faults = {}
+        for item in items:
+            for prompt in item["prompts"]:
+                for tokenizer in self._tokenizers:
+                    limit, count = tokenizer.model_max_length, self._tokens(tokenizer, prompt)
+                    if count > limit:
+                        faults[item["key"]] = (
+                            f"the prompt has {count} tokens and the text encoder reads {limit}: "
+                            f"shorten {prompt!r}"
+                        )
+        return faults
+
+    @staticmethod
+    @functools.lru_cache(maxsize=100_000)
+    def _tokens(tokenizer, prompt):
+        # With what marks the beginning and the end.
+        return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
+
+    def batch(self, items, at_most=None):
+        """Makes the images of items of one size, and replies for each of them.
+
+        Args:
+          items: see `backends/diffusers.py`.
+          at_most: so many go through the pipeline together.
+        """
+        ready = []
+        for item in items:
+            try:
+                ready.append((item, self._inputs(item)))
+            except ItemError as error:
+                self._send(key=item["key"], error=str(error))
+        size = at_most or len(ready) or 1
+        for start in range(0, len(ready), size):
+            self._generate(ready[start : start + size], reduced=size < len(ready))
+
+    def _progress(self, *_):
+        self._send(progress=True)
+
+    def _pipeline(self, name, components):
+        import diffusers
+
+        family = self._options["family"]
+        if family == "sd":
+            components = {
+                "safety_checker": None,
+                "feature_extractor": None,
+                "requires_safety_checker": components.get("safety_checker") is not None,
+                **components,
+            }
+        elif name != "t2i_adapter":
+            # Otherwise there is one if a package for it happens to be installed.
+            components = {"add_watermarker": False, **components}
+        pipeline = getattr(diffusers, _PIPELINES[name, family])(**components)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline.to(self._device)
+
+    def _inputs(self, item):
+        """The arguments of the pipeline for one item."""
+        import torch
+
+        generated = item["generated"]
+        inputs = {
+            "prompt": item["prompt"],
+            "negative_prompt": item["negative_prompt"],
+            # On the CPU, so that its numbers are those of any device; anew for each try.
+            "generator": torch.Generator("cpu").manual_seed(item["seed"]),
+        }
+        if item["control"] is None:
+            return inputs
+        control = read_control(item["control"], item["size"], self._options["normalization"])
+        control = resized(control, generated)
+        if self._options["pipeline"] == "controlnet_img2img":
+            inputs["image"] = resized(read_image(item["image"], item["size"]), generated)
+            inputs["control_image"] = control
+        else:
+            inputs["image"] = control
+        return inputs
+
+    def _generate(self, ready, reduced):
+        """Runs items through the pipeline, by halves where memory runs out."""
+        try:
+            failure = None
+            images, flags = self._call(ready)
+        except Exception as error:
+            if not _out_of_memory(error):
+                _print_traceback()
+            failure, memory = f"{type(error).__name__}: {error}", _out_of_memory(error)
+        # Here, outside of the handler, the tensors of the failed try are gone.
+        if failure is not None and memory:
+            self._free()
+            if len(ready) > 1:
+                half = (len(ready) + 1) // 2
+                self._generate(ready[:half], reduced=True)
+                self._generate(ready[half:], reduced=True)
+                return
+            failure = f"out of memory with one image: set area lower ({failure})"
+        if failure is not None:
+            for item, _ in ready:
+                self._send(key=item["key"], error=failure)
+            return
+        for (item, _), image, flagged in zip(ready, images, flags):  # noqa: B905 (Python 3.9)
+            reply = {"key": item["key"]}
+            if reduced:
+                reply["reduced_batch"] = len(ready)
+            if flagged:
+                reply.update(flagged=True, error="the model's safety checker blacked the image")
+            else:
+                try:
+                    self._finish(image, item)
+                except ItemError as error:
+                    reply["error"] = str(error)
+                except OSError as error:
+                    path = item["output"]
+                    reply["error"] = f"{path} cannot be written: {error.strerror or error}"
+                    reply["fatal"] = True
+            self._send(**reply)
+
+    def _call(self, ready):
+        import torch
+
+        options, generated = self._options, ready[0][0]["generated"]
+        scene = ready[0][0]["control"] is None
+        arguments = {name: [inputs[name] for _, inputs in ready] for name in ready[0][1]}
+        if not any(arguments["negative_prompt"]):
+            # SDXL knows none, which is not the empty text.
+            arguments["negative_prompt"] = None
+        arguments.update(
+            height=generated[0],
+            width=generated[1],
+            num_inference_steps=options["num_inference_steps"],
+            guidance_scale=options["guidance_scale"],
+            output_type="np",
+        )
+        pipeline = self._scenes if scene else self._controlled
+        if not scene and options["pipeline"] == "t2i_adapter":
+            arguments["adapter_conditioning_scale"] = options["control_scale"]
+        elif not scene:
+            arguments["controlnet_conditioning_scale"] = options["control_scale"]
+        if not scene and options["pipeline"] == "controlnet_img2img":
+            arguments["strength"] = options["strength"]
+        with torch.inference_mode():
+            output = pipeline(**arguments)
+        self._progress()
+        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(ready)
+        return output.images, flags
+
+    def _finish(self, image, item):
+        """Checks the generated image [h, w, 3] in [0, 1] and writes it at the wanted size."""
+        import numpy as np
+        from PIL import Image
+
+        if image.shape != (*item["generated"], 3):
+            raise ItemError(f"the pipeline gave {image.shape}, not {(*item['generated'], 3)}")
+        if not np.isfinite(image).all() or not image.any():
+            raise ItemError(
+                f"the image is black or not finite: numbers overflow in {self._dtype}; set dtype "
+                "to 'bfloat16' or 'float32'"
+            )
+        levels = (image * 255).round().astype(np.uint8)
+        picture = resized(Image.fromarray(levels), item["size"])
+        save(picture, item["temporary"], item["output"])
+
+    def _free(self):
+        import torch
+
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error):
+    import torch
+
+    # The CPU's allocator raises a plain RuntimeError.
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+def _print_traceback():
+    import traceback
+
+    traceback.print_exc()
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+_CONTROLS = ("adapter", "controlnet")
+
+
+def _import_packages():
+    """Imports what is needed; the versions by name."""
+    import importlib
+
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("torch", "transformers", "accelerate", "diffusers"):
+        try:
+            module = importlib.import_module(package)
+        except Exception as error:  # A broken installation fails in many ways.
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise RequestError(
+                "package", f"{sys.executable} cannot import {package} ({problem}): {REMEDY}"
+            ) from error
+        versions[package] = module.__version__
+        minimum = _MINIMA.get(package, (0,))
+        if _numbers(module.__version__) < minimum:
+            raise RequestError(
+                "package",
+                f"{sys.executable} has {package} {module.__version__}; at least "
+                f"{'.'.join(map(str, minimum))} is needed: {REMEDY}",
+            )
+    for package in ("diffusers", "transformers"):
+        logging = importlib.import_module(f"{package}.utils.logging")
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    return versions
+
+
+def _numbers(version):
+    import re
+
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def _device(torch, wanted, index):
+    """A device of PyTorch, and how many of its kind there are."""
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if wanted == "auto":
+        wanted = "cuda" if cuda else "mps" if mps else "cpu"
+    if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
+        raise RequestError(
+            "config",
+            f"device is {wanted!r}, but the PyTorch {torch.__version__} of {sys.executable} finds "
+            "none: set device to 'auto', or install a PyTorch for it",
+        )
+    if wanted == "cuda":
+        return torch.device("cuda", index % cuda), cuda
+    return torch.device(wanted), 1
+
+
+def _dtype(torch, wanted, device):
+    if wanted == "auto":
+        wanted = "float16" if device == "cuda" else "float32"
+    if wanted == "float16" and device == "cpu":
+        raise RequestError(
+            "config", "dtype is 'float16', which CPUs lack: set it to 'float32' or 'bfloat16'"
+        )
+    return getattr(torch, wanted)
+
+
+def _load(options, dtype, progress):
+    """The pipeline's components by name.
+
+    Each by its own class, so that no folder decides what is run, and strictly: diffusers and
+    transformers fill what a file lacks with random numbers and go on.
+    """
+    import diffusers
+    import transformers
+
+    base, xl = options["base"], options["family"] == "sdxl"
+    folder = base["folder"]
+    local = {"local_files_only": True}
+
+    def model(cls, place, part, **more):
+        progress()
+        where = os.path.join(place, part) if part else place
+        with _loading(where):
+            loaded, info = cls.from_pretrained(
+                where, dtype=dtype, use_safetensors=True, output_loading_info=True, **local, **more
+            )
+        _require_complete(loaded, info, where)
+        return loaded
+
+    if base["file"] is None:
+        components = {
+            "unet": model(diffusers.UNet2DConditionModel, folder, "unet"),
+            "vae": model(diffusers.AutoencoderKL, folder, "vae"),
+            "text_encoder": model(transformers.CLIPTextModel, folder, "text_encoder"),
+        }
+        if xl:
+            second = transformers.CLIPTextModelWithProjection
+            components["text_encoder_2"] = model(second, folder, "text_encoder_2")
+    else:
+        components = _load_single_file(base["file"], folder, xl, dtype)
+    for name in ("tokenizer", "tokenizer_2")[: 1 + xl]:
+        with _loading(os.path.join(folder, name)):
+            components[name] = transformers.CLIPTokenizer.from_pretrained(
+                os.path.join(folder, name), **local
+            )
+        if components[name].model_max_length > 10_000:  # transformers' "unknown"
+            components[name].model_max_length = components["text_encoder"].config.max_position_embeddings
+    if base["safety_checker"]:
+        from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+
+        components["safety_checker"] = model(StableDiffusionSafetyChecker, folder, "safety_checker")
+        with _loading(os.path.join(folder, "feature_extractor")):
+            components["feature_extractor"] = transformers.CLIPImageProcessor.from_pretrained(
+                os.path.join(folder, "feature_extractor"), **local
+            )
+    with _loading(os.path.join(folder, "scheduler")):
+        components["scheduler"] = _scheduler(folder, options["scheduler"])
+    if options["control"] is not None:
+        components |= _load_control(options, components, dtype, model)
+    for component in components.values():
+        if hasattr(component, "eval"):
+            component.eval()
+    return components
+
+
+def _scheduler(folder, name):
+    import diffusers
+
+    folder = os.path.join(folder, "scheduler")
+    with open(os.path.join(folder, "scheduler_config.json"), encoding="utf-8") as file:
+        saved = getattr(diffusers, json.load(file)["_class_name"])
+    if not issubclass(saved, diffusers.SchedulerMixin):
+        raise ValueError(f"{saved.__name__} is no scheduler")
+    scheduler = saved.from_pretrained(folder, local_files_only=True)
+    if name == "saved":
+        return scheduler
+    return getattr(diffusers, _SCHEDULERS[name]).from_config(scheduler.config)
+
+
+def _load_single_file(path, folder, xl, dtype):
+    """Components out of a file in the layout of the original code."""
+    import diffusers
+
+    cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+    with _loading(path):
+        pipeline = cls.from_single_file(
+            path, config=folder, dtype=dtype, local_files_only=True, safety_checker=None
+        )
+    names = ["unet", "vae", "text_encoder"] + ["text_encoder_2"] * xl
+    components = {name: getattr(pipeline, name) for name in names}
+    for component in components.values():
+        _require_complete(component, {}, path)
+    return components
+
+
+def _load_control(options, components, dtype, model):
+    import diffusers
+
+    control = options["control"]
+    if options["pipeline"] == "t2i_adapter":
+        return {"adapter": model(diffusers.T2IAdapter, control["folder"], "")}
+    if control["file"] is None:
+        return {"controlnet": model(diffusers.ControlNetModel, control["folder"], "")}
+    import tempfile
+
+    # It is a copy of the U-Net's encoder, and so is its config.
+    like = diffusers.ControlNetModel.from_unet(components["unet"], load_weights_from_unet=False)
+    with tempfile.TemporaryDirectory() as folder, _loading(control["file"]):
+        like.save_config(folder)
+        network = diffusers.ControlNetModel.from_single_file(
+            control["file"], config=folder, dtype=dtype, local_files_only=True
+        )
+    _require_complete(network, {}, control["file"])
+    return {"controlnet": network}
+
+
+class _loading:
+    """Turns whatever libraries raise of a file into one kind of error that names it."""
+
+    def __init__(self, path):
+        self._path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, Exception) and not isinstance(error, RequestError):
+            _print_traceback_of(error)
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise RequestError("weights", f"{self._path} cannot be loaded: {text[:1000]}") from error
+
+
+def _print_traceback_of(error):
+    import traceback
+
+    traceback.print_exception(type(error), error, error.__traceback__)
+
+
+def _require_complete(model, info, path):
+    missing = list(info.get("missing_keys") or ())
+    missing += [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    mismatched = [str(entry) for entry in info.get("mismatched_keys") or ()]
+    if missing or mismatched:
+        wrong = [f"{len(missing)} weights are missing, such as {missing[0]}"] if missing else []
+        wrong += [f"{len(mismatched)} have other shapes: {mismatched[0]}"] if mismatched else []
+        raise RequestError(
+            "weights",
+            f"{path} does not fit {type(model).__name__}: {'; '.join(wrong)}. Copy it again, and "
+            "see that weights and config belong together",
+        )
+
+
+# ---- downloads -----------------------------------------------------------------------------------
+
+_TEXT = ["*.json", "*.txt", "*.model"]
+_OTHER = ["*.fp16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "*.msgpack"]
+
+
+def fetch(wanted, send):
+    """Downloads snapshots of the hub, as files only: nothing of them is run.
+
+    Args:
+      wanted: names to {"repository": "owner/name", "kind": "base" | "control" | "config"}.
+      send: sends a reply.
+
+    Returns:
+      names to folders.
+    """
+    stop = threading.Event()
+
+    def live():
+        while not stop.wait(_PROGRESS):
+            send(progress=True)
+
+    try:
+        from huggingface_hub import snapshot_download
+    except Exception as error:
+        raise RequestError(
+            "package", f"{sys.executable} cannot import huggingface_hub: {REMEDY}"
+        ) from error
+    threading.Thread(target=live, daemon=True).start()
+    folders = {}
+    try:
+        for name, each in wanted.items():
+            below = "*/" if each["kind"] == "base" else ""
+            get = functools.partial(snapshot_download, each["repository"], ignore_patterns=_OTHER)
+            try:
+                folder = get(allow_patterns=_TEXT + [f"{below}*.safetensors"] * _has(each))
+                if _has(each) and not _complete(folder, each["kind"]):
+                    # Pickles: the host reads them without running them.
+                    folder = get(allow_patterns=[*_TEXT, f"{below}*.bin"])
+            except Exception as error:
+                problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                raise RequestError(
+                    "weights",
+                    f"there is no file or folder {each['repository']!r}, and Hugging Face's hub did "
+                    f"not give such a repository ({problem}): download it and name its folder",
+                ) from error
+            folders[name] = folder
+    finally:
+        stop.set()
+    return folders
+
+
+def _has(wanted):
+    return wanted["kind"] != "config"
+
+
+def _complete(folder, kind):
+    """Whether a snapshot has safetensors wherever it needs weights."""
+    parts = ("unet", "vae", "text_encoder") if kind == "base" else ("",)
+    return all(
+        any(name.endswith(".safetensors") for name in os.listdir(os.path.join(folder, part)))
+        for part in parts
+        if os.path.isdir(os.path.join(folder, part))
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
