@@ -138,7 +138,7 @@ class _Writer(io.BufferedWriter):
         raise io.UnsupportedOperation("fileno")
 
 
-def _temporary(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """`.NAME.MACHINE-PROCESS.part` beside the file; NAME is shortened where that is too long.
 
     Hidden and of another suffix, so that no search for results finds a half-written file.

@@ -56,7 +56,7 @@ MODULES: dict[str, dict[str, str]] = {
         "pixel": "diffdepth_jax.training.objectives.pixel",
     },
     "backend": {
-        # "diffusers": "diffdepth_jax.adverse.backends.diffusers",
+        "diffusers": "diffdepth_jax.adverse.backends.diffusers",
         # "physical": "diffdepth_jax.adverse.backends.physical",
     },
 }

@@ -59,7 +59,7 @@ WRITERS = {
 @pytest.mark.parametrize("kind", WRITERS)
 def test_a_full_disk_names_file_and_cause(tmp_path, kind):
     path = tmp_path / "depth.out"
-    atomic._temporary(path).symlink_to("/dev/full")
+    atomic.temporary_path(path).symlink_to("/dev/full")
     with pytest.raises(FileError, match=r"depth\.out.*No space left on device"):
         atomic.write(path, WRITERS[kind])
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +90,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_name_as_long_as_the_system_allows(tmp_path, letter):
     length = 255 // len(letter.encode())
     paths = [tmp_path / f"{letter * (length - 1)}{last}" for last in "bc"]
-    assert atomic._temporary(paths[0]) != atomic._temporary(paths[1])
+    assert atomic.temporary_path(paths[0]) != atomic.temporary_path(paths[1])
     for path in paths:
         atomic.write_text(path, path.name)
         assert path.read_text() == path.name
@@ -128,7 +128,7 @@ def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
         command = [sys.executable, "-c", KILLED, folder / ("a" * 250)]
         subprocess.run(command, cwd=PROJECT, check=False)
     (left,), (left_below,) = tmp_path.glob(".*.part"), below.glob(".*.part")
-    ours = atomic._temporary(tmp_path / "ours")
+    ours = atomic.temporary_path(tmp_path / "ours")
     gone = left.name.rpartition("-")[2]
     another = tmp_path / f".b.00000000-{gone}"
     for path in (ours, another, tmp_path / ".c.part", tmp_path / f"d.{gone}"):

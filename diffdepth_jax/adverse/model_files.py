@@ -41,7 +41,10 @@ _PARTS: dict[str, str | None] = {
 }
 _REQUIRED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _SECOND = ("text_encoder_2", "tokenizer_2")
-_CONFIG_FILES = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
+_CONFIG_FILES = {
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
+}
 _TEXT = (".json", ".txt", ".model")
 _SAMPLE = 1 << 16  # bytes
 _SAMPLES = 256
@@ -132,7 +135,9 @@ def prepare_base(
     elif path.is_dir():
         if (path / "config.json").is_file():
             kind = _json(path / "config.json").get("_class_name", "a single network")
-            raise ConfigError(f"base is {name!r}, which is {shown(str(kind))} and no whole pipeline")
+            raise ConfigError(
+                f"base is {name!r}, which is {shown(str(kind))} and no whole pipeline"
+            )
         raise MissingFileError(
             f"base is {name!r}, which has no {INDEX} and no folder `unet`: name a folder that "
             "diffusers' save_pretrained has written"
@@ -321,9 +326,9 @@ def _require_file_fits(control: Control, names: Mapping[str, tuple[int, ...]], b
     wanted = base.unet.get("cross_attention_dim", 1280)
     if widths and widths != {wanted}:
         raise ConfigError(
-            f"control {control.name!r} does not fit base {base.name!r}: it attends to text of width "
-            f"{', '.join(map(str, sorted(widths)))}, the base to {wanted}. Both must be of one "
-            "family (1.x, 2.x or XL)"
+            f"control {control.name!r} does not fit base {base.name!r}: it attends to text of "
+            f"width {', '.join(map(str, sorted(widths)))}, the base to {wanted}. Both must be of "
+            "one family (1.x, 2.x or XL)"
         )
 
 
@@ -470,6 +475,8 @@ def _link(path: Path, target: Path) -> None:
     with naming_file(target, "written"):
         try:
             os.symlink(path.resolve(), _parent_made(target))
+        except FileExistsError:
+            raise
         except (OSError, NotImplementedError):  # a file system without links
             shutil.copyfile(path, target)
 

@@ -3,6 +3,7 @@
 The protocol is described in `worker.py`. Here is the host's side, which knows nothing of PyTorch.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,7 +11,7 @@ import queue
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,6 +32,7 @@ _REFUSALS = {"package": MissingPackageError, "weights": WeightsError}
 _STARTS = 3  # attempts to start a process that is killed meanwhile
 _CULPRITS = 3  # images in a row that end the process, after which it is not the images
 _CLOSING = 10.0  # seconds
+_JOIN = 1.0  # seconds
 _TAIL = 4000  # bytes of a log that may hold the cause
 
 
@@ -59,6 +61,7 @@ class Process:
         self, command: Sequence[str], log: Path, environment: Mapping[str, str], timeout: float
     ):
         self.log, self._timeout = log, timeout
+        self._in_order = True  # nothing has gone wrong so far
         self.handshake: Mapping[str, Any] = {}  # for whoever has opened it
         with naming_file(log, "written"):
             self._log: IO[bytes] = log.open("ab")
@@ -77,7 +80,8 @@ class Process:
             self._log.close()
             raise
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         for line in iter(self._process.stdout.readline, b""):
@@ -93,7 +97,7 @@ class Process:
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: killed here, and the pipe closed
             raise self._gone() from error
 
     def receive(self) -> dict[str, Any]:
@@ -121,29 +125,40 @@ class Process:
                 raise WorkerFailure(f"answered {text!r}, which is no reply of a worker")
             if "progress" in reply:
                 continue
+            self._in_order &= "error" not in reply
             if "kind" in reply:
                 raise _REFUSALS.get(reply["kind"], ConfigError)(str(reply.get("error")))
             return reply
 
     def close(self) -> None:
-        """Ends the process: asks it, and kills it if it does not obey."""
+        """Ends the process: asks it, and kills it if it does not obey.
+
+        Its log is removed if there was nothing but order.
+        """
         try:
             self.send(close=True)
             self._process.stdin.close()
-            self._process.wait(_CLOSING)
+            self._in_order &= self._process.wait(_CLOSING) == 0
         except (WorkerFailure, OSError, subprocess.TimeoutExpired):
-            pass
+            self._in_order = False
         self.kill()
+        if self._in_order:
+            self.log.unlink(missing_ok=True)
 
     def kill(self) -> None:
         """Ends the process at once; does nothing if it has ended."""
         self._process.kill()
         self._process.wait()
+        with contextlib.suppress(OSError):  # what it has not read
+            self._process.stdin.close()
+        self._reader.join(1.0)
+        if not self._reader.is_alive():  # unless a child of it lives on
+            self._process.stdout.close()
         self._log.close()
 
     def _gone(self) -> WorkerFailure:
         try:  # It may have closed its output only.
-            code = self._process.wait(1.0)
+            code = self._process.wait(_CLOSING)
         except subprocess.TimeoutExpired:
             self.kill()
             code = None
@@ -207,6 +222,17 @@ class Task:
     messages: tuple[Mapping[str, Any], ...]
 
 
+class _Shared:
+    """An iterable that several threads take from."""
+
+    def __init__(self, tasks: Iterable[Task]):
+        self._tasks, self._lock = iter(tasks), threading.Lock()
+
+    def next(self) -> Task | None:
+        with self._lock:
+            return next(self._tasks, None)
+
+
 class Pool:
     """Several workers that take tasks from one list.
 
@@ -223,7 +249,6 @@ class Pool:
         self._start, self._count = start, count
         self._processes: list[Process | None] = [first, *[None] * (count - 1)]
         self._lock = threading.Lock()
-        self._closed = False
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """The first worker's reply to a request."""
@@ -238,20 +263,20 @@ class Pool:
                     raise FileError(f"the worker {failure}") from failure
         raise AssertionError
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """One outcome for each item of each task, as soon as it is known.
+
+        Tasks are asked for when there is a worker for them.
 
         Raises:
           UserError: if workers fail that have not made an image, or the disk is full.
         """
-        waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        for task in tasks:
-            waiting.put(task)
+        waiting = _Shared(tasks)
         results: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()
         stop = threading.Event()
         threads = [
             threading.Thread(target=self._serve, args=(i, waiting, results, stop), daemon=True)
-            for i in range(min(self._count, len(tasks)))
+            for i in range(self._count)
         ]
         for thread in threads:
             thread.start()
@@ -266,16 +291,17 @@ class Pool:
                 else:
                     raise result
         except BaseException:
-            # Processes that are in the middle of something have no ear for a request.
-            stop.set()
+            # Processes that are in the middle of something have no ear for a request. One that is
+            # being started is ended by the thread that does it.
+            with self._lock:
+                stop.set()
             self.kill()
             for thread in threads:
-                thread.join()
+                thread.join(_JOIN)
             raise
 
     def close(self) -> None:
         """Ends all workers."""
-        self._closed = True
         for index, process in enumerate(self._processes):
             if process is not None:
                 process.close()
@@ -283,25 +309,19 @@ class Pool:
 
     def kill(self) -> None:
         """Ends all workers at once."""
-        with self._lock:
-            for process in self._processes:
-                if process is not None:
-                    process.kill()
+        for index in range(self._count):
+            self._drop(index)
 
     def _serve(
         self,
         index: int,
-        waiting: "queue.SimpleQueue[Task]",
+        waiting: "_Shared",
         results: "queue.SimpleQueue[Outcome | Exception | None]",
         stop: threading.Event,
     ) -> None:
         culprits = 0  # in a row
         try:
-            while not stop.is_set():
-                try:
-                    task = waiting.get_nowait()
-                except queue.Empty:
-                    break
+            while not stop.is_set() and (task := waiting.next()) is not None:
                 for outcome, failure in self._outcomes(index, task, stop):
                     results.put(outcome)
                     culprits = culprits + 1 if failure is not None else 0
@@ -327,7 +347,7 @@ class Pool:
                 # One by one; of a single image this is the second try as well.
                 messages = tuple(each for each in messages if each["key"] in pending)
             try:
-                process = self._process(index)
+                process = self._process(index, stop)
                 process.send(batch=messages, at_most=1 if alone else None)
                 answered: set[str] = set()
                 while len(answered) < len(messages):
@@ -343,6 +363,8 @@ class Pool:
                         yield _outcome(reply), None
             except WorkerFailure as failure:
                 self._drop(index)
+                for each in task.messages:  # what it was about to write
+                    Path(each["temporary"]).unlink(missing_ok=True)
                 if stop.is_set():
                     return
                 failures += 1
@@ -351,7 +373,7 @@ class Pool:
                     del pending[key]
                     yield Outcome(key, f"the worker {failure}, and so it did before"), failure
 
-    def _process(self, index: int) -> Process:
+    def _process(self, index: int, stop: threading.Event | None = None) -> Process:
         """The open process of an index, started if there is none."""
         for attempt in range(_STARTS):
             with self._lock:
@@ -365,8 +387,12 @@ class Pool:
                     raise FileError(f"the worker cannot be started: it {failure}") from failure
                 continue
             with self._lock:
-                self._processes[index] = process
-        return process
+                if stop is None or not stop.is_set():
+                    self._processes[index] = process
+                    return process
+            process.kill()
+            raise WorkerFailure("is not wanted any more")
+        raise AssertionError
 
     def _drop(self, index: int) -> None:
         with self._lock:

@@ -4,10 +4,10 @@ It imports neither JAX nor this package, so any interpreter that has PyTorch and
 Requests come on standard input and replies go to what was standard output, JSON a line; whatever
 libraries print goes to standard error. The requests:
 
-    {"fetch": {NAME: {"repository", "kind"}}}  downloads from the hub -> {"fetched": {NAME: FOLDER}}
-    {"protocol": 1, "open": {...}}             loads the pipeline     -> {"protocol", "versions", ...}
-    {"check": [{"key", "prompts"}]}            counts prompts' tokens -> {"checked": {KEY: FAULT}}
-    {"batch": [ITEM], "at_most": N}            makes images           -> {"key", ...} for each item
+    {"fetch": {NAME: {"repository", "kind"}}}  downloads     {"fetched": {NAME: FOLDER}}
+    {"protocol": 1, "open": {...}}             loads         {"protocol", "versions", "device", ...}
+    {"check": [{"key", "prompts"}]}            counts tokens {"checked": {KEY: FAULT}}
+    {"batch": [ITEM], "at_most": N}            makes images  {"key", "ok" or "error"} for each item
     {"close": true}                            ends the process
 
 `{"progress": ...}` comes in between as a sign of life. A request that cannot be served at all is
@@ -15,6 +15,7 @@ answered by {"error", "kind"}. When standard input ends the process does too, at
 left to want its images.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -210,10 +211,8 @@ def save(image, temporary, output):
             image.save(file, format="PNG")
         os.replace(temporary, output)
     except BaseException:
-        try:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
-        except OSError:
-            pass
         raise
 
 
@@ -374,17 +373,17 @@ class Generator:
             reply = {"key": item["key"]}
             if reduced:
                 reply["reduced_batch"] = len(ready)
-            if flagged:
-                reply.update(flagged=True, error="the model's safety checker blacked the image")
-            else:
-                try:
-                    self._finish(image, item)
-                except ItemError as error:
-                    reply["error"] = str(error)
-                except OSError as error:
-                    path = item["output"]
-                    reply["error"] = f"{path} cannot be written: {error.strerror or error}"
-                    reply["fatal"] = True
+            if flagged:  # by the model's safety checker, which has blacked it
+                reply["flagged"] = True
+            try:
+                self._finish(image, item, flagged)
+                reply["ok"] = True
+            except ItemError as error:
+                reply["error"] = str(error)
+            except OSError as error:
+                path = item["output"]
+                reply["error"] = f"{path} cannot be written: {error.strerror or error}"
+                reply["fatal"] = True
             self._send(**reply)
 
     def _call(self, ready):
@@ -416,14 +415,14 @@ class Generator:
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(ready)
         return output.images, flags
 
-    def _finish(self, image, item):
+    def _finish(self, image, item, flagged):
         """Checks the generated image [h, w, 3] in [0, 1] and writes it at the wanted size."""
         import numpy as np
         from PIL import Image
 
         if image.shape != (*item["generated"], 3):
             raise ItemError(f"the pipeline gave {image.shape}, not {(*item['generated'], 3)}")
-        if not np.isfinite(image).all() or not image.any():
+        if not np.isfinite(image).all() or not (image.any() or flagged):
             raise ItemError(
                 f"the image is black or not finite: numbers overflow in {self._dtype}; set dtype "
                 "to 'bfloat16' or 'float32'"
@@ -560,7 +559,9 @@ def _load(options, dtype, progress):
                 os.path.join(folder, name), **local
             )
         if components[name].model_max_length > 10_000:  # transformers' "unknown"
-            components[name].model_max_length = components["text_encoder"].config.max_position_embeddings
+            components[name].model_max_length = components[
+                "text_encoder"
+            ].config.max_position_embeddings
     if base["safety_checker"]:
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
@@ -643,7 +644,9 @@ class _loading:
         if isinstance(error, Exception) and not isinstance(error, RequestError):
             _print_traceback_of(error)
             text = " ".join(f"{type(error).__name__}: {error}".split())
-            raise RequestError("weights", f"{self._path} cannot be loaded: {text[:1000]}") from error
+            raise RequestError(
+                "weights", f"{self._path} cannot be loaded: {text[:1000]}"
+            ) from error
 
 
 def _print_traceback_of(error):
@@ -709,8 +712,8 @@ def fetch(wanted, send):
                 problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                 raise RequestError(
                     "weights",
-                    f"there is no file or folder {each['repository']!r}, and Hugging Face's hub did "
-                    f"not give such a repository ({problem}): download it and name its folder",
+                    f"there is no file or folder {each['repository']!r}, and Hugging Face's hub "
+                    f"gave no such repository ({problem}): download it and name its folder",
                 ) from error
             folders[name] = folder
     finally:
@@ -733,4 +736,11 @@ def _complete(folder, kind):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = 1
+    try:
+        status = main()
+    except BaseException:
+        _print_traceback()
+    sys.stderr.flush()
+    # At once: Python would wait for, or trip over, the thread that reads.
+    os._exit(status)

@@ -30,6 +30,7 @@ from diffdepth_jax.adverse.backends import Item, Outcome
 from diffdepth_jax.errors import ConfigError, MissingFileError, naming_file
 
 CONDITIONS = None  # whatever has prompts
+USES_PROMPTS = True
 WORKER = Path(__file__).parents[1] / "worker.py"
 
 _GUIDANCE = {"sd": 7.5, "sdxl": 5.0}
@@ -145,8 +146,6 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     logs = workdir / "logs"
     with naming_file(logs, "written"):
         logs.mkdir(exist_ok=True)
-        for old in logs.glob("worker-*.log"):
-            old.unlink()
     with contextlib.ExitStack() as stack:
         # Links, and what was no safetensors: as large as those files.
         folder = Path(stack.enter_context(_temporary_folder()))
@@ -169,7 +168,7 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
         def start(index: int) -> processes.Process:
             process = processes.Process(
                 command,
-                logs / f"worker-{index}.log",
+                _log(logs, index),
                 _ENVIRONMENT | _OFFLINE,
                 config.timeout,
             )
@@ -261,7 +260,7 @@ class Session:
 
     def generate(self, batches: Sequence[Sequence[Item]]) -> Iterator[Outcome]:
         """Makes the images; see `backends.Session`."""
-        return self._pool.run([task for batch in batches for task in self._tasks(batch)])
+        return self._pool.run(task for batch in batches for task in self._tasks(batch))
 
     def _tasks(self, batch: Sequence[Item]) -> list[processes.Task]:
         """A batch in parts that have one size, and all a control or none, and so with negatives.
@@ -341,10 +340,11 @@ def _options(
     config: Config, base: model_files.Base, control: model_files.Control | None
 ) -> dict[str, Any]:
     """What the worker is told with "open"."""
-    name = "" if control is None else control.name + str(control.config.get("_name_or_path", ""))
     normalization = config.normalization
     if normalization == "auto":
-        normalization = "percentiles" if "zoe" in name.lower() else "minimum_maximum"
+        names = [] if control is None else [control.name, control.config.get("_name_or_path", "")]
+        zoe = any("zoe" in Path(str(name)).name.lower() for name in names)
+        normalization = "percentiles" if zoe else "minimum_maximum"
     if config.pipeline == "t2i_adapter" and control is not None:
         factor = control.config.get("downscale_factor", 8)
         if config.multiple % factor:
@@ -390,12 +390,10 @@ def _paths(config: Config, command: Sequence[str], logs: Path) -> dict[str, Path
         if model_files.is_repository(name)
     }
     paths = {
-        field: model_files.find(field, name)
-        for field, name in given.items()
-        if field not in wanted
+        field: model_files.find(field, name) for field, name in given.items() if field not in wanted
     }
     if wanted:
-        process = processes.Process(command, logs / "worker-0.log", _ENVIRONMENT, config.timeout)
+        process = processes.Process(command, _log(logs, 0), _ENVIRONMENT, config.timeout)
         try:
             process.send(fetch=wanted)
             fetched = process.receive()["fetched"]
@@ -405,6 +403,11 @@ def _paths(config: Config, command: Sequence[str], logs: Path) -> dict[str, Path
             process.close()
         paths |= {field: Path(folder) for field, folder in fetched.items()}
     return paths
+
+
+def _log(folder: Path, index: int) -> Path:
+    """Where a worker's standard error goes; several runs can share a workdir."""
+    return folder / f"worker-{os.getpid()}-{index}.log"
 
 
 def _handshake(reply: Mapping[str, Any]) -> Mapping[str, Any]:

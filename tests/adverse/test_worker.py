@@ -1,0 +1,112 @@
+"""What the worker does without PyTorch: control images, reading and writing."""
+
+import ast
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.adverse import worker
+
+
+def test_the_worker_imports_nothing_but_the_standard_library_at_first():
+    """It must be able to say that a package is missing, and runs beside any JAX."""
+    tree = ast.parse(Path(worker.__file__).read_text())
+    imported = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        (node.module or "").split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+    }
+    allowed = {"numpy", "PIL", "torch", "diffusers", "transformers", "huggingface_hub"}
+    assert imported - set(sys.stdlib_module_names) <= allowed
+    top = [name for node in tree.body if isinstance(node, ast.Import) for name in node.names]
+    assert {name.name for name in top} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("scale, shift", [(1, 0), (300, 0), (-0.5 + 1, -40), (1e-3, 7)])
+def test_control_is_minus_minimum_over_maximum_whatever_the_scale(scale, shift):
+    inverse_depth = np.array([[0.0, 1.0], [2.0, 4.0]], np.float32)
+    image = worker.control_image(inverse_depth * scale + shift, "minimum_maximum")
+    assert image.dtype == np.uint8
+    assert image.shape == (2, 2, 3)
+    np.testing.assert_allclose(image[..., 0], [[0, 64], [128, 255]], atol=1)
+    assert (image == image[..., :1]).all()
+
+
+def test_control_of_zoedepth_is_depth_between_percentiles():
+    depth = np.linspace(2, 80, 10_000).reshape(100, 100)
+    image = worker.control_image((1 / depth).astype(np.float32), "percentiles")[..., 0]
+    near, far = np.percentile(depth, (2, 85))
+    expected = 255 * np.clip((far - depth) / (far - near), 0, 1)
+    np.testing.assert_allclose(image, expected, atol=1)
+    sky = np.ones((4, 4), np.float32)
+    sky[0] = 0  # at infinity
+    sky[3] = 2
+    image = worker.control_image(sky, "percentiles")[..., 0]
+    assert (image[0] == 0).all() and (image[3] == 255).all()
+
+
+@pytest.mark.parametrize("normalization", ["minimum_maximum", "percentiles"])
+@pytest.mark.parametrize(
+    "values, complaint",
+    [
+        (np.zeros((4, 4, 3), np.uint8), "no picture"),  # the colour picture in place of depth
+        (np.zeros((4, 4), np.uint8), "no picture"),
+        (np.ones((4, 4), np.float32), "constant"),
+        (np.full((4, 4), np.nan, np.float32), "finite"),
+        (np.full((4, 4), np.inf, np.float32), "finite"),
+    ],
+)
+def test_what_cannot_steer_is_refused(values, complaint, normalization):
+    with pytest.raises(worker.ItemError, match=complaint):
+        worker.control_image(values, normalization)
+
+
+def test_control_maps_are_of_their_images_size_and_no_pickles(tmp_path):
+    path = tmp_path / "control.npy"
+    np.save(path, np.random.default_rng(0).random((6, 4), np.float32))
+    assert worker.read_control(path, (6, 4), "minimum_maximum").size == (4, 6)
+    with pytest.raises(worker.ItemError, match=r"\(6, 4\), its image \(4, 6\)"):
+        worker.read_control(path, (4, 6), "minimum_maximum")
+    np.save(path, np.array([object()]), allow_pickle=True)
+    with pytest.raises(worker.ItemError, match="cannot be read"):
+        worker.read_control(path, (6, 4), "minimum_maximum")
+    with pytest.raises(worker.ItemError, match="cannot be read"):
+        worker.read_control(tmp_path / "none.npy", (6, 4), "minimum_maximum")
+
+
+def test_clean_images_are_of_eight_bits_and_of_their_size(tmp_path):
+    """Pillow would clip 16 bits at 255."""
+    path = tmp_path / "clean.png"
+    Image.fromarray(np.full((4, 6), 3000, np.uint16)).save(path)
+    with pytest.raises(worker.ItemError, match="8 bits"):
+        worker.read_image(path, (4, 6))
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(path)
+    assert worker.read_image(path, (4, 6)).mode == "RGB"
+    with pytest.raises(worker.ItemError, match="4x6 pixels, not"):
+        worker.read_image(path, (6, 4))
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(worker.ItemError, match="cannot be read"):
+        worker.read_image(path, (4, 6))
+
+
+def test_an_image_is_written_whole_or_not_at_all(tmp_path):
+    output, temporary = tmp_path / "out.png", tmp_path / ".out.part"
+    output.write_text("before")
+    image = Image.new("RGB", (4, 4))
+    with pytest.raises(OSError, match=r"No such file|Is a directory|Not a directory"):
+        worker.save(image, tmp_path / "missing" / "part", output)
+    assert output.read_text() == "before"
+    image.save = None  # fails in the middle
+    with pytest.raises(TypeError):
+        worker.save(image, temporary, output)
+    assert output.read_text() == "before" and not temporary.exists()
+    worker.save(Image.new("RGB", (4, 4)), temporary, output)
+    assert worker.read_image(output, (4, 4)).size == (4, 4) and not temporary.exists()
