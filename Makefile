@@ -2,6 +2,7 @@
 # make demo          train, evaluate and draw pictures on the committed sample: runs/demo
 # make adverse-demo  night, rain, fog, ... of the sample, with labels and gallery: runs/adverse_demo
 # make test          lint and tests, without PyTorch
+# make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
 # make sample        render the committed sample anew (four minutes on two CPU cores)
 
@@ -9,7 +10,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup demo adverse-demo test test-torch sample clean
+.PHONY: setup demo adverse-demo test torch test-torch sample clean
 
 setup: .venv/installed
 
@@ -49,8 +50,11 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 -m "not torch"
 
-# PyTorch's CPU build is enough, and plain `torch` on Linux would download gigabytes of CUDA.
-test-torch: .venv-torch/installed
+# Plain `torch` on Linux downloads gigabytes of CUDA. For tests, and where there is no GPU, its CPU
+# build will do: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+torch: .venv-torch/installed
+
+test-torch: torch
 	.venv-torch/bin/python -m pytest -m torch
 
 .venv-torch/installed: requirements.txt requirements-dev.txt requirements-torch.txt pyproject.toml

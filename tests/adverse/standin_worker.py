@@ -112,6 +112,7 @@ def _make(behaviour: dict, item: dict, send) -> None:
         time.sleep(1000)
     if key in behaviour.get("rubbish_at", ()):
         send_rubbish(send)
+        time.sleep(1000)
     if key in behaviour.get("fail_at", ()):
         send(key=key, error="the clean image cannot be read")
         return
