@@ -12,9 +12,10 @@ its range is mapped to disparities from 0.1 to 1, and errors are those of the de
 these are (a convention of ours).
 
 `edge_agreement`: the share of depth edges that the two have in common, 0 to 1 (F1 of precision and
-recall, with a tolerance of 0.5% of the diagonal). Edges are the 5% of the pixels where the
-logarithm of depth jumps most: a fixed share needs no threshold that would depend on how sharp a
-teacher is. Two unrelated maps agree by chance too; 0 is not what to expect of them.
+recall, with a tolerance of 0.5% of the diagonal, by which both are smoothed first). Edges are the
+5% of the pixels where the logarithm of depth jumps most: a fixed share needs no threshold that
+would depend on how sharp a teacher is. Unrelated maps agree by chance too: the exact depth of two
+frames of the committed sample by 0.16, in the median over pairs.
 """
 
 import dataclasses
@@ -84,9 +85,9 @@ def _edge_agreement(prediction: np.ndarray, label: np.ndarray, valid: np.ndarray
     if valid.mean() < _DENSE:
         return None
     radius = max(1.0, _TOLERANCE * float(np.hypot(*label.shape)))
-    # One mask of pixels for both, or the edges of the unknown part would count.
-    usable = ndimage.binary_erosion(valid & np.isfinite(prediction))
-    found, wanted = (_edges(depth, usable) for depth in (prediction, label))
+    # One mask of pixels for both, or the edges of the unknown part, and of the image, would count.
+    usable = ndimage.binary_erosion(valid & np.isfinite(prediction), iterations=round(2 * radius))
+    found, wanted = (_edges(depth, usable, radius) for depth in (prediction, label))
     if not found.any() or not wanted.any():
         return float(found.any() == wanted.any())
     precision = (ndimage.distance_transform_edt(~wanted)[found] <= radius).mean()
@@ -95,12 +96,15 @@ def _edge_agreement(prediction: np.ndarray, label: np.ndarray, valid: np.ndarray
     return float(2 * precision * recall / total) if total else 0.0
 
 
-def _edges(depth: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """The pixels where log depth jumps most."""
+def _edges(depth: np.ndarray, usable: np.ndarray, radius: float) -> np.ndarray:
+    """The pixels where log depth jumps most, once it is smoothed."""
     positive = depth[usable & (depth > 0)]
     if not positive.size:
         return np.zeros(depth.shape, bool)
     logarithm = np.log(np.where(usable, np.maximum(depth, positive.min()), 1.0))
+    # Networks leave patterns of their own, from pixel to pixel, which are the same in all images.
+    weight = ndimage.gaussian_filter(usable.astype(np.float64), radius)
+    logarithm = ndimage.gaussian_filter(logarithm, radius) / np.maximum(weight, 1e-6)
     rows, columns = np.gradient(logarithm)
     jump = np.where(usable, np.hypot(rows, columns), 0.0)
     # A flat map has no edges, whatever noise of the arithmetic is its largest.

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.data.sources import adverse
-from diffdepth_jax.errors import DataError, MissingFileError
+from diffdepth_jax.errors import ConfigError, DataError, MissingFileError
 
 SIZE = (8, 12)
 
@@ -81,3 +82,65 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"challenging.*empty"):
         adverse.source("all", tmp_path / "empty")
+
+
+def write_workdir(root: Path, **changes: object) -> None:
+    """A workdir of three images of one frame, of which the second is rejected."""
+    save(root / "clean/a.png", 90)
+    (root / "labels").mkdir()
+    np.save(root / "labels/a.npy", np.full(SIZE, 4, np.float32))
+    rows = []
+    for number, condition in enumerate(("night", "rain", "fog")):
+        save(root / f"images/{condition}/a_0.png", 20 + number)
+        row = {"id": "a", "condition": condition, "variant": 0, "status": "ok"}
+        row |= {"image": f"images/{condition}/a_0.png", "label": "labels/a.npy"}
+        row |= {"clean": "clean/a.png", "label_is": "metric_depth", "intrinsics": None}
+        rows.append(row | changes)
+    rows[0]["intrinsics"] = [100.0, 0, 6, 0, 100, 4, 0, 0, 1]
+    rows[1]["status"] = "rejected"
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (root / "manifest.jsonl").write_text(text)
+
+
+def test_a_workdir(tmp_path: Path) -> None:
+    write_workdir(tmp_path)
+    frames = adverse.source("all", tmp_path)
+    assert values(frames) == [("a_night_0", "night", 20, 90), ("a_fog_0", "fog", 22, 90)]
+    assert (frames[0]["depth"] == 4).all() and frames[0]["depth"].dtype == np.float32
+    assert frames[0]["intrinsics"].tolist() == [[100, 0, 6], [0, 100, 4], [0, 0, 1]]
+    assert np.isnan(frames[1]["intrinsics"]).all()
+    only = adverse.source("all", tmp_path, conditions=("fog",))
+    assert [sample["id"] for sample in only] == ["a_fog_0"]
+
+
+def test_a_workdir_of_disparity(tmp_path: Path) -> None:
+    write_workdir(tmp_path, label_is="relative_disparity")
+    disparity = np.full(SIZE, 4, np.float32)
+    disparity[0] = 0
+    np.save(tmp_path / "labels/a.npy", disparity)
+    with pytest.raises(ConfigError, match=r"relative disparity.*relative='inverse'"):
+        adverse.source("all", tmp_path)
+    sample = adverse.source("all", tmp_path, relative="inverse")[0]
+    assert (sample["depth"][0] == 0).all() and (sample["depth"][1:] == 0.25).all()
+
+
+def test_what_is_wrong_with_a_workdir(tmp_path: Path) -> None:
+    write_workdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"conditions has 'snow'.*has night, rain, fog"):
+        adverse.source("all", tmp_path, conditions=("snow",))
+    with pytest.raises(ConfigError, match="depth_root is set"):
+        adverse.source("all", tmp_path, depth_root=str(tmp_path))
+    with pytest.raises(DataError, match=r"no frames in .*manifest\.jsonl"):
+        adverse.source("all", tmp_path, conditions=("rain",))
+    (tmp_path / "images/fog/a_0.png").unlink()
+    with pytest.raises(MissingFileError, match=r"1 of 6 files.*a_0\.png.*again"):
+        adverse.source("all", tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a", "condition": "night"}\n')
+    with pytest.raises(DataError, match=r"no manifest of generate_adverse.*status"):
+        adverse.source("all", tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a"\n')
+    with pytest.raises(DataError, match="line 1 is no JSON"):
+        adverse.source("all", tmp_path)
+    (tmp_path / "manifest.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"has no manifest\.jsonl"):
+        adverse.source("all", tmp_path, conditions=("fog",))
