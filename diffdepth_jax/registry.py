@@ -18,7 +18,7 @@ MODULES: dict[str, dict[str, str]] = {
         "depth_anything": "diffdepth_jax.models.networks.depth_anything",
         "dpt": "diffdepth_jax.models.networks.dpt",
         "midas": "diffdepth_jax.models.networks.midas",
-        # "zoedepth": "diffdepth_jax.models.networks.zoedepth",
+        "zoedepth": "diffdepth_jax.models.networks.zoedepth",
         "monodepth2": "diffdepth_jax.models.networks.monodepth2",
     },
     "encoder": {
@@ -75,6 +75,10 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
         "monodepth2": (
             r"(depth_model\.)?(encoder\.)?encoder\.conv1\.weight",
             r"(depth_model\.)?(decoder\.)?decoder\.0\.conv\.conv\.weight",
+        ),
+        "zoedepth": (
+            r"core\.core\..+|metric_head\..+",
+            r"(metric_head\.)?projectors\.\d+\.(_net\.0|conv1)\.(weight|bias)",
         ),
     },
     "encoder": {

@@ -74,6 +74,18 @@ SMALL = {
         },
         "input_size": 256,
     },
+    "zoedepth": {
+        "core": {
+            "name": "dpt",
+            "encoder": {"name": "beit", "embed_dim": 8, "depth": 4, "num_heads": 2, "grid": 2}
+            | {"hidden_features": 16, "taps": (0, 1, 2, 3)},
+            "project_features": (4, 6, 8, 10),
+            "fused_features": 8,
+            "output_features": 4,
+        },
+        "heads": {"num_bins": 6, "embedding_features": 8, "seed_features": 10}
+        | {"projector_features": 12, "distribution_features": 14, "attractors": (4, 3, 2, 1)},
+    },
 }
 SEEDS: dict[str, int] = {"dpt": 6}
 every_network = pytest.mark.parametrize("name", registry.names("network"))

@@ -1,0 +1,272 @@
+"""ZoeDepth (Bhat et al. 2023, arXiv:2302.12288): metres from a relative network.
+
+A relative network, the *core*, is trained on many data sets; `zoedepth_heads` then turn its maps
+into metric depth. Published are N (trained on NYU), K (on KITTI) and NK (on both, with a router),
+all with DPT and BEiT-L as the core. The metric models of Depth Anything V1 are N's heads on Depth
+Anything.
+
+K's bins share out a range of depth, 1 mm to 80 m. Its hub entry builds it for 10 m, and so predicts
+an eighth of the depth that it was trained for: here that takes `max_depth=10.0`. The bins of the
+others have no range.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry
+from diffdepth_jax.config import choice
+from diffdepth_jax.errors import ConfigError, WeightsError
+from diffdepth_jax.models.networks import zoedepth_heads
+from diffdepth_jax.models.networks.network import (
+    JudgesBatch,
+    NetworkConfig,
+    Published,
+    TransformersLayout,
+    Variants,
+)
+from diffdepth_jax.models.networks.zoedepth_heads import HeadsConfig, MetricHeads
+from diffdepth_jax.models.tables import below
+from diffdepth_jax.typing import InputSpec
+from diffdepth_jax.weights.rules import Rules, prefix
+
+OUTPUT = "metric_depth"
+INPUT = InputSpec(
+    size=(384, 512),
+    bound="minimal",
+    multiple=32,
+    interpolation="bilinear",
+    align_corners=True,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    output_interpolation="bicubic",
+    padding=3.0,
+    flip_tta=True,
+)
+KITTI_DEPTH = 80.0  # metres
+FILES: Mapping[str, Mapping[str, Any]] = {
+    r"ZoeD_M12_(N|NK)": {},
+    r"ZoeD_M12_K": {"max_depth": KITTI_DEPTH},
+    r"depth_anything_metric_depth_(indoor|outdoor)": {},
+}
+UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+
+# The networks that can be a core, and the fields that weights do not tell of them.
+CORES: Mapping[str, Mapping[str, Any]] = {"dpt": {}, "depth_anything": {"version": 1}}
+_DEPTH_ANYTHING_SIZE = (392, 518)
+_NORMED_SIZE = (384, 768)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(NetworkConfig, Published):
+    """A ZoeDepth network.
+
+    Attributes:
+        core: the relative network, a `dpt` or a `depth_anything` of version 1.
+        heads: see there.
+        max_depth: metres; the far end of the range of normed bins, which cannot do without.
+        min_depth: metres; the near end.
+        input_size: height and width that images are resized towards; the publication's when None.
+        keep_aspect: whether images keep their aspect ratio. The authors' evaluation does not.
+        padding: see `InputSpec`. The authors' evaluation has none.
+    """
+
+    name: Literal["zoedepth"] = "zoedepth"
+    core: Any = choice("network")
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    min_depth: float = 1e-3
+    input_size: tuple[int, int] | None = None
+    keep_aspect: bool = True
+    padding: float = INPUT.padding
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.core.name not in CORES:
+            raise ValueError(f"core is {self.core.name!r}; it must be {' or '.join(CORES)}")
+        if self.core.output != "relative_disparity":
+            raise ValueError(f"core predicts {self.core.output}; it must be a relative network")
+        wrong = {
+            name: value
+            for name, value in CORES[self.core.name].items()
+            if getattr(self.core, name) != value
+        }
+        if wrong:
+            wanted = ", ".join(f"core.{name}={value!r}" for name, value in wrong.items())
+            raise ValueError(f"a core of the network {self.core.name!r} must have {wanted}")
+        if not self.core.input_spec.keep_aspect:
+            raise ValueError("core takes images of one size only, and those here are of any")
+        levels = len(self.core.head.level_features)
+        if len(self.heads.attractors) != levels:
+            raise ValueError(
+                f"heads.attractors {self.heads.attractors} must be {levels}: the core has so many "
+                "levels"
+            )
+        if self.heads.bins == "normed" and self.max_depth is None:
+            raise ValueError("max_depth is None, but normed bins share out a range of depth")
+        if not 0 < self.min_depth < (self.max_depth or float("inf")):
+            raise ValueError(
+                f"min_depth is {self.min_depth}; it must lie between 0 and max_depth "
+                f"{self.max_depth}"
+            )
+        _ = self.input_spec
+
+    @property
+    def depth_range(self) -> tuple[float, float] | None:
+        """Metres, of normed bins; others have none."""
+        return (self.min_depth, self.max_depth) if self.heads.bins == "normed" else None
+
+    @property
+    def input_spec(self) -> InputSpec:
+        core = self.core.input_spec
+        size = INPUT.size
+        if self.core.name == "depth_anything":
+            size = _DEPTH_ANYTHING_SIZE
+        elif self.heads.bins == "normed":
+            size = _NORMED_SIZE
+        return replace(
+            INPUT,
+            size=self.input_size or size,
+            keep_aspect=self.keep_aspect,
+            multiple=core.multiple,
+            mean=core.mean,
+            std=core.std,
+            padding=self.padding,
+        )
+
+
+def _variant(core: str, variant: str, max_depth: float | None = None, **heads: Any) -> Config:
+    network = registry.module("network", core).VARIANTS[variant]
+    return Config(core=network, heads=HeadsConfig(**heads), max_depth=max_depth)
+
+
+_BEIT = ("dpt", "beit_large_384")
+_DEPTH_ANYTHING = ("depth_anything", "v1_large")
+VARIANTS = Variants(
+    {
+        "n": lambda: _variant(*_BEIT),
+        "k": lambda: _variant(*_BEIT, KITTI_DEPTH, bins="normed"),
+        "nk": lambda: _variant(
+            *_BEIT,
+            domains=zoedepth_heads.PUBLISHED_DOMAINS,
+            attractors=(zoedepth_heads.DOMAIN_ATTRACTORS,) * 4,
+            seed_features=64,
+            projector_features=64,
+            distribution_features=40,
+        ),
+        "depth_anything_indoor": lambda: _variant(*_DEPTH_ANYTHING),
+        "depth_anything_outdoor": lambda: _variant(*_DEPTH_ANYTHING),
+    }
+)
+
+
+class ZoeDepth(nn.Module):
+    """The network; images come normalised by the config's `input_spec`, depth is in metres.
+
+    Attributes:
+        config: see there.
+        dtype: of the convolutions and matrix products; parameters, norms' statistics, bins and the
+            result are float32.
+        frozen: parts ("core", "heads") that are not trained: they work as in inference in training
+            too, without dropped paths.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+    frozen: tuple[str, ...] = ()
+
+    def setup(self):
+        config = self.config
+        core = registry.module("network", config.core.name)
+        self.core = core.build(config.core, self.dtype)
+        self.heads = MetricHeads(config.heads, config.depth_range, self.dtype)
+
+    def __call__(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> Float[Array, "b h w 1"]:
+        """Normalised image to depth of the same size, not clipped.
+
+        Raises:
+            ValueError: for an image whose sides are no multiples of the core's patch.
+        """
+        return self.heads(self.core.decode(image, train and "core" not in self.frozen))
+
+    def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Freshly initialised {"params"}; trace it for shapes alone."""
+        side = 2 * self.config.input_spec.multiple
+        return self.init(key, jnp.zeros((1, side, side, 3)))
+
+
+class RoutedZoeDepth(ZoeDepth, JudgesBatch):
+    """With domains, of which the router chooses one for the whole batch."""
+
+
+def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> ZoeDepth:
+    """The module of a config; see `ZoeDepth` for `dtype` and `frozen`."""
+    return (RoutedZoeDepth if config.heads.domains else ZoeDepth)(config, dtype, frozen)
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+_CORE = "core.core."
+
+
+def rules(config: Config) -> Rules:
+    """The table of the authors' names."""
+    core = registry.module("network", config.core.name).rules(config.core)
+    heads = zoedepth_heads.rules(config.heads, zoedepth_heads.AUTHORS)
+    return (*prefix(core, _CORE, "core"), *prefix(heads, "", "heads"))
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of a state dict with these names and shapes; None if it is of no known core.
+
+    The range of normed bins, which weights do not tell, is K's.
+    """
+    names = below(shapes, _CORE)
+    core = None
+    for name in set(CORES) & set(registry.matching("network", names)):
+        core = registry.module("network", name).infer(names)
+    heads = zoedepth_heads.infer(shapes, zoedepth_heads.AUTHORS)
+    if core is None or heads is None:
+        return None
+    core = replace(core, **CORES[core.name])
+    return Config(core=core, heads=heads, max_depth=_default_depth(heads))
+
+
+def _default_depth(heads: HeadsConfig) -> float | None:
+    return KITTI_DEPTH if heads.bins == "normed" else None
+
+
+def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
+    """The config with the fields that our own files state and weights do not tell.
+
+    Raises:
+        WeightsError: if they cannot be those of such a network.
+    """
+    known = {name: value for name, value in arguments.items() if name in (*_UNTOLD, "heads")}
+    try:
+        config = config_lib.updated(config, known, resolve=registry.module, path="args")
+    except ConfigError as error:
+        raise WeightsError(str(error)) from error
+    core = arguments.get("core", {})
+    if not isinstance(core, Mapping):
+        raise WeightsError(f"args.core of the checkpoint is {core!r}; it must be a mapping")
+    file = registry.module("network", config.core.name)
+    return replace(config, core=file.with_arguments(config.core, core))
+
+
+def arguments(config: Config) -> dict[str, Any]:
+    """What `with_arguments` reads: the fields that weights do not tell."""
+    core = registry.module("network", config.core.name).arguments(config.core)
+    heads = {name: getattr(config.heads, name) for name in _UNTOLD_HEADS}
+    return {name: getattr(config, name) for name in _UNTOLD} | {"core": core, "heads": heads}
+
+
+_UNTOLD = ("max_depth", "min_depth", "input_size", "keep_aspect", "padding")
+_UNTOLD_HEADS = ("temperatures", "router_heads")
+TRANSFORMERS: TransformersLayout | None = None
