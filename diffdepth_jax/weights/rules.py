@@ -314,7 +314,7 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
 
 
 def _keys_of(variables: Mapping[str, Any], rules: Rules) -> dict[str, str]:
-    """The key, or the keys, that a table fills each leaf from; none if it cannot be read backwards."""
+    """The key, or keys, that a table fills each leaf from; none if it cannot be read backwards."""
     try:
         targets, _ = _resolve(names(variables, rules), rules)
     except WeightsError:
