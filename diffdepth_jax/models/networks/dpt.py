@@ -63,6 +63,7 @@ class Backbone:
 
 BACKBONES: Mapping[str, Backbone] = {
     "vit": Backbone(),
+    "hybrid_vit": Backbone(),
     "beit": Backbone(),
     "swin2": Backbone("microsoft"),
     "swin": Backbone("microsoft"),
@@ -147,6 +148,7 @@ _BASE, _LARGE = (96, 192, 384, 768), (256, 512, 1024, 1024)
 VARIANTS = Variants(
     {
         "large_384": lambda: _variant("vit", "large_384", _LARGE),
+        "hybrid_384": lambda: _variant("hybrid_vit", "base_resnet50_384", (None, None, 768, 768)),
         "beit_base_384": lambda: _variant("beit", "base_384", _BASE),
         "beit_large_384": lambda: _variant("beit", "large_384", _LARGE),
         "beit_large_512": lambda: _variant("beit", "large_512", _LARGE),

@@ -1,0 +1,287 @@
+"""The hybrid of Dosovitskiy et al. 2021 (arXiv:2010.11929, section 3.1) as DPT uses it.
+
+The patches of a vision transformer are embedded by a ResNet: bottleneck blocks with convolutions of
+standardised weights (Qiao et al. 2019, arXiv:1903.10520) and group norms. Convolutions and the
+maximum are padded as TensorFlow does: where an odd number of rows or columns is to be added, the
+last one goes to the bottom or the right. The features are the maps of all the ResNet's stages but
+the last, and the tokens after some of the blocks. Names and epsilons are timm's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from diffdepth_jax import registry
+from diffdepth_jax.models.encoders import vit
+from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
+from diffdepth_jax.models.layers import Conv, GroupNorm, normal, transformer_init
+from diffdepth_jax.models.tables import Layout, conv_rules, count, norm_rules, width
+from diffdepth_jax.models.transformer import quarters
+from diffdepth_jax.ops.conv import conv3x3
+from diffdepth_jax.ops.image import pad_to_multiple
+from diffdepth_jax.ops.remat import Remat
+from diffdepth_jax.typing import Features
+from diffdepth_jax.weights.rules import Rule, Rules, conv
+
+
+@dataclass(frozen=True)
+class Config(ForImageSize, HasClassTokens):
+    """A ResNet and the vision transformer on it.
+
+    Attributes:
+        stem_features: channels of the ResNet's first convolution.
+        depths: blocks of each of its stages.
+        widths: channels of each stage, four times those of its 3x3 convolutions.
+        num_groups: of the group norms.
+        embed_dim: channels of the tokens, each of which is a pixel of the last stage's map.
+        depth: number of the transformer's blocks.
+        num_heads: of the attention.
+        hidden_features: of the feed-forward part.
+        grid: side of pretraining's square of tokens, for which there are position embeddings.
+        taps: blocks, counted from 0, after which the tokens are features.
+        layer_norm_eps: of the layer norms.
+        drop_path_rate: of the last block; rates rise evenly from 0.
+        remat: what of a transformer's block is recomputed in the backward pass, see `ops.remat`.
+    """
+
+    name: Literal["hybrid_vit"] = "hybrid_vit"
+    stem_features: int = 64
+    depths: tuple[int, ...] = (3, 4, 9)
+    widths: tuple[int, ...] = (256, 512, 1024)
+    num_groups: int = 32
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    hidden_features: int = 3072
+    grid: int = 24
+    taps: tuple[int, ...] = (8, 11)
+    layer_norm_eps: float = 1e-6
+    drop_path_rate: float = 0.0
+    remat: Remat = "none"
+
+    def __post_init__(self):
+        if not self.depths or len(self.depths) != len(self.widths) or min(self.depths) < 1:
+            raise ValueError(
+                f"depths {self.depths} and widths {self.widths} must have one positive entry for "
+                "each stage"
+            )
+        groups = self.num_groups
+        hidden = tuple(features // 4 for features in self.widths)
+        if groups < 1 or any(
+            features < 1 or features % groups
+            for features in (self.stem_features, *self.widths, *hidden)
+        ):
+            raise ValueError(
+                f"stem_features {self.stem_features}, widths {self.widths} and their quarters must "
+                f"form num_groups {groups} equal groups"
+            )
+        vit.check(self)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a token in pixels."""
+        return 2 ** (len(self.depths) + 1)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (*self.widths[:-1], *[self.embed_dim] * len(self.taps))
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        stages = tuple(2 ** (stage + 2) for stage in range(len(self.depths) - 1))
+        return (*stages, *[self.patch_size] * len(self.taps))
+
+    @property
+    def class_levels(self) -> tuple[bool, ...]:
+        return (*[False] * (len(self.depths) - 1), *[True] * len(self.taps))
+
+    @property
+    def image_size(self) -> int:
+        return self.grid * self.patch_size
+
+
+VARIANTS = {"base_resnet50_384": Config()}
+
+
+class Encoder(nn.Module):
+    """Image to the maps of the ResNet's stages and to the tokens after each tapped block.
+
+    An image whose sides are no multiples of a token's gets its last row and column repeated.
+    """
+
+    config: Config
+    dtype: Any = jnp.float32
+
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
+        """The features of `with_class_tokens` alone."""
+        return self.with_class_tokens(image, train)[0]
+
+    @nn.compact
+    def with_class_tokens(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> tuple[Features, tuple[Float[Array, "b c"] | None, ...]]:
+        """The features, and the class token after each tapped block; None for the stages."""
+        config = self.config
+        features = pad_to_multiple(jnp.asarray(image), config.patch_size)
+        features = StandardisedConv(config.stem_features, 7, 2, self.dtype, name="stem_conv")(
+            features
+        )
+        features = jax.nn.relu(GroupNorm(config.num_groups, name="stem_norm")(features))
+        features = nn.max_pool(features, (3, 3), (2, 2), "SAME")
+        maps = []
+        for stage, (depth, channels) in enumerate(zip(config.depths, config.widths, strict=True)):
+            for block in range(depth):
+                features = Block(
+                    channels,
+                    2 if stage > 0 and block == 0 else 1,
+                    config.num_groups,
+                    has_shortcut=block == 0,
+                    dtype=self.dtype,
+                    name=f"stage{stage}_block{block}",
+                )(features)
+            maps.append(features)
+        patches = Conv(
+            config.embed_dim,
+            1,
+            dtype=self.dtype,
+            kernel_init=transformer_init,
+            bias_init=nn.initializers.zeros_init(),
+            name="patch_embed",
+        )(maps.pop())
+        tokens, class_tokens = vit.transform(self, config, patches, train)
+        return (*maps, *tokens), (*[None] * len(maps), *class_tokens)
+
+
+class Block(nn.Module):
+    """Three convolutions with norms, of which the second strides, beside a shortcut.
+
+    The shortcut has weights in the first block of each stage.
+    """
+
+    features: int
+    stride: int
+    num_groups: int
+    has_shortcut: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        hidden, quarter = inputs, self.features // 4
+        layers = ((1, 1, quarter), (3, self.stride, quarter), (1, 1, self.features))
+        for index, (size, stride, features) in enumerate(layers, 1):
+            hidden = hidden if index == 1 else jax.nn.relu(hidden)
+            hidden = self._layer(hidden, features, size, stride, f"conv{index}", f"norm{index}")
+        if self.has_shortcut:
+            names = "shortcut_conv", "shortcut_norm"
+            inputs = self._layer(inputs, self.features, 1, self.stride, *names)
+        return jax.nn.relu(hidden + inputs)
+
+    def _layer(
+        self, inputs: Array, features: int, size: int, stride: int, conv: str, norm: str
+    ) -> Array:
+        outputs = StandardisedConv(features, size, stride, self.dtype, name=conv)(inputs)
+        return GroupNorm(self.num_groups, name=norm)(outputs)
+
+
+class StandardisedConv(nn.Module):
+    """2-D convolution without bias whose kernel has mean 0 and variance 1 for each output channel.
+
+    The variance is the biased one. The kernel is standardised in float32. Padding is TensorFlow's
+    "SAME", of zeros.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+    dtype: Any
+    eps: float = 1e-8
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        size = self.kernel_size
+        init = normal((2.0 / (size * size * self.features)) ** 0.5)
+        kernel = self.param("kernel", init, (size, size, inputs.shape[-1], self.features))
+        kernel = kernel - kernel.mean((0, 1, 2), keepdims=True)
+        variance = jnp.square(kernel).mean((0, 1, 2), keepdims=True)
+        kernel = (kernel * lax.rsqrt(variance + self.eps)).astype(self.dtype)
+        inputs = inputs.astype(self.dtype)
+        if (size, self.stride) == (3, 1):
+            return conv3x3(inputs, kernel)
+        strides = (self.stride, self.stride)
+        layout = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(inputs, kernel, strides, "SAME", dimension_numbers=layout)
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def rules(config: Config) -> Rules:
+    """The table of timm's names, those of its classifier among them."""
+    root = r"patch_embed\.backbone"
+    return (
+        *_resnet_rules(
+            rf"{root}\.stem\.conv", rf"{root}\.stem\.norm", rf"{root}\.stages", "blocks"
+        ),
+        *conv_rules(r"patch_embed\.proj", "patch_embed"),
+        *vit.transformer_rules(config),
+    )
+
+
+def _resnet_rules(stem_conv: str, stem_norm: str, stages: str, blocks: str) -> Rules:
+    """The rows of the ResNet, for patterns of its parts' names."""
+    block, here = rf"{stages}\.(\d+)\.{blocks}\.(\d+)", r"stage\1_block\2"
+    return (
+        *conv_rules(stem_conv, "stem_conv")[:1],
+        *norm_rules(stem_norm, "stem_norm"),
+        Rule(rf"{block}\.(conv\d)\.weight", rf"params/{here}/\3/kernel", conv),
+        *norm_rules(rf"{block}\.(norm\d)", rf"{here}/\3"),
+        *conv_rules(rf"{block}\.downsample\.conv", f"{here}/shortcut_conv")[:1],
+        *norm_rules(rf"{block}\.downsample\.norm", f"{here}/shortcut_norm"),
+    )
+
+
+def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
+    """The config of weights with these names and shapes; None if they are not of this family.
+
+    Weights tell neither the heads, of 64 channels here, nor the groups, 32, nor the taps, at the
+    end of the third quarter of the blocks and of the last.
+
+    Raises:
+        ValueError: if they are, but what they tell cannot be.
+    """
+    if "hybrid_vit" not in registry.matching("encoder", shapes):
+        return None
+    root, depth = r"patch_embed\.backbone", count(shapes, r"blocks\.(\d+)\.")
+    return Config(
+        **_inferred_resnet(shapes, rf"{root}\.stem\..+", rf"{root}\.stages", "blocks"),
+        **vit.inferred(shapes, r"blocks\.\d+\.norm\d", r"blocks\.\d+\.mlp\.fc1", "pos_embed"),
+        depth=depth,
+        taps=quarters(depth)[2:],
+    )
+
+
+def _inferred_resnet(
+    shapes: Mapping[str, tuple[int, ...]], stem: str, stages: str, blocks: str
+) -> dict[str, Any]:
+    """The fields of the ResNet, for patterns of its parts' names."""
+    numbers = range(count(shapes, rf"{stages}\.(\d+)\."))
+    return {
+        "stem_features": width(shapes, stem) or 0,
+        "depths": tuple(
+            count(shapes, rf"{stages}\.{stage}\.{blocks}\.(\d+)\.") for stage in numbers
+        ),
+        "widths": tuple(
+            width(shapes, rf"{stages}\.{stage}\.{blocks}\.\d+\.(conv3|norm3)\.\w+") or 0
+            for stage in numbers
+        ),
+    }
+
+
+_UNTOLD = ("num_groups", "num_heads", "taps", "layer_norm_eps", "drop_path_rate", "remat")
+LAYOUTS = {"timm": Layout(infer, rules, _UNTOLD)}
