@@ -11,13 +11,12 @@ from diffdepth_jax.errors import ConfigError, FileError, MissingFileError
 
 
 def samples(source):
-    return {
-        (re.search(r"f\d", sample["id"])[0], sample["image"].tobytes()): (
-            sample["clean_image"].tobytes(),
-            sample["depth"].tobytes(),
-        )
+    """What a source holds, in an order that its ids do not decide."""
+    arrays = ("image", "clean_image", "depth")
+    return sorted(
+        (re.search(r"f\d", sample["id"])[0], *(sample[name].tobytes() for name in arrays))
         for sample in source
-    }
+    )
 
 
 @pytest.fixture

@@ -2,30 +2,37 @@
 
 import itertools
 import multiprocessing
+import os
 import random
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from diffdepth_jax import registry
 from diffdepth_jax.adverse import config, runner
-from tests.adverse import stand_in
+from diffdepth_jax.errors import FileError
+from tests.adverse import model_folders, stand_in
 
 KILLS = 50
 
 
-def generate(mapping, workdir, shard=None):
+def generate(mapping, workdir, python=None):
     """One start, in a process of its own."""
     registry.MODULES["backend"]["stand_in"] = stand_in.__name__
-    runner.run(config.from_mapping(mapping), workdir, shard=shard, progress=False)
+    try:
+        runner.run(config.from_mapping(mapping), workdir, python=python, progress=False)
+    except FileError as error:  # A worker that is killed again and again ends the run.
+        sys.exit(f"{error}")
 
 
 def contents(workdir: Path) -> dict[str, bytes]:
-    """Everything in a workdir but journals and what says who holds it."""
+    """Everything in a workdir but journals and the workers' logs."""
     return {
         str(path.relative_to(workdir)): path.read_bytes()
         for path in workdir.rglob("*")
-        if path.is_file() and "journal" not in path.parts
+        if path.is_file() and not {"journal", "logs"} & set(path.parts)
     }
 
 
@@ -62,3 +69,48 @@ def test_fifty_kills_at_any_moment(mapping, processes, tmp_path):
         if kills >= KILLS:
             break
     assert number < kills / 2  # or they were hardly killed at work
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    try:
+        return [
+            int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        ]
+    except FileNotFoundError:
+        return []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up in /proc")
+def test_fifty_kills_of_runner_or_worker_at_any_moment(mapping, processes, tmp_path):
+    base = model_folders.write_base(tmp_path / "base")
+    adapter = model_folders.write_adapter(tmp_path / "adapter")
+    backend = {"name": "diffusers", "base": str(base), "control": str(adapter)}
+    settings = mapping(variants=5, backend=backend | {"batch_size": 2, "threads": 1})
+    log = tmp_path / "log"
+    python = str(model_folders.write_interpreter(tmp_path / "python", delay=0.005, log=str(log)))
+    generate(settings, tmp_path / "whole", python)
+    assert len(log.read_text().splitlines()) == 50
+
+    rng = random.Random(1)
+    kills = {"runner": 0, "worker": 0}
+    for number in itertools.count():
+        workdir, exit_code = tmp_path / f"killed_{number}", None
+        while exit_code != 0:
+            process = processes.Process(target=generate, args=(settings, workdir, python))
+            process.start()
+            victim = ""
+            while process.exitcode is None and victim != "runner":
+                process.join(rng.uniform(0.1, 0.9))
+                workers = children(process.pid)
+                victim = "worker" if workers and rng.random() < 0.5 else "runner"
+                if process.exitcode is None:
+                    kills[victim] += 1
+                    os.kill(workers[0] if victim == "worker" else process.pid, signal.SIGKILL)
+            process.join()
+            exit_code = process.exitcode
+        assert contents(workdir) == contents(tmp_path / "whole")
+        if sum(kills.values()) >= KILLS:
+            break
+    assert min(kills.values()) > KILLS / 5 and number < KILLS / 2
