@@ -57,7 +57,7 @@ MODULES: dict[str, dict[str, str]] = {
     },
     "backend": {
         "diffusers": "diffdepth_jax.adverse.backends.diffusers",
-        # "physical": "diffdepth_jax.adverse.backends.physical",
+        "physical": "diffdepth_jax.adverse.backends.physical",
     },
 }
 
