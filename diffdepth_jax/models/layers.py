@@ -178,6 +178,25 @@ class Linear(nn.Module):
         return outputs
 
 
+# How DPT resamples a map: up four- or twofold by a transposed convolution, not at all, or down
+# twofold by a convolution of stride 2.
+Factor = Literal["4", "2", "1", "1/2"]
+FACTORS: tuple[Factor, ...] = ("4", "2", "1", "1/2")  # of its four levels, fine to coarse
+
+
+def resampled(
+    features: Float[Array, "b h w c"], factor: Factor, dtype: Any, name: str
+) -> Float[Array, "b h2 w2 c"]:
+    """The map resampled, by a layer of this name. Only within a compact method."""
+    channels = features.shape[-1]
+    if factor == "1":
+        return features
+    if factor == "1/2":
+        return Conv(channels, 3, 2, dtype=dtype, name=name)(features)
+    size = int(factor)
+    return ConvTranspose(channels, size, size, dtype=dtype, name=name)(features)
+
+
 # Vision transformers draw their dense layers from a normal of deviation 0.02, "truncated" at +-2,
 # that is at a hundred deviations: not at all.
 transformer_init = normal(0.02)

@@ -3,8 +3,15 @@
 A feature pyramid sums the levels from coarse to fine. HAHI (Li et al. 2022, arXiv:2203.14211) may
 come before it, as the release uses it: with both of its attentions switched off, so that what is
 left are projections and fusions within each level.
+
+A plain vision transformer has no pyramid: its maps all have the stride of a patch, 14 pixels, too
+coarse a condition for a latent of stride 2. Its four maps are first reassembled, as DPT does
+(Ranftl et al. 2021, arXiv:2103.13413, section 3), at a quarter, a half, one and two of that stride.
+Depth Anything trained DINOv2 with such a reassembly of the same four maps; ViTDet's pyramid
+(Li et al. 2022, arXiv:2203.16527) would leave out all but the last of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffdepth_jax.models.layers import BatchNorm, Conv, ConvTranspose
+from diffdepth_jax.models.layers import FACTORS, BatchNorm, Conv, ConvTranspose, resampled
 from diffdepth_jax.models.tables import batch_norm_rules, conv_rules
 from diffdepth_jax.ops.image import adaptive_average_pool
 from diffdepth_jax.typing import Features
@@ -28,11 +35,14 @@ class NeckConfig:
         features: channels of the pyramid and of the condition.
         hahi: whether HAHI comes before the pyramid.
         hahi_features: channels of HAHI's projections.
+        reassemble: channels, fine to coarse, of the four maps of an encoder without a pyramid once
+            they are reassembled as one; empty for an encoder that has a pyramid.
     """
 
     features: int = 256
     hahi: bool = False
     hahi_features: int = 512
+    reassemble: tuple[int, ...] = ()
 
     def __post_init__(self):
         if min(self.features, self.hahi_features) < 1:
@@ -40,6 +50,47 @@ class NeckConfig:
                 f"features ({self.features}) and hahi_features ({self.hahi_features}) must be "
                 "positive"
             )
+        if self.reassemble and (len(self.reassemble) != 4 or min(self.reassemble) < 1):
+            raise ValueError(
+                f"reassemble is {self.reassemble}; it must be empty, or have four numbers of "
+                "channels"
+            )
+
+
+def check(config: NeckConfig, reductions: Sequence[int]) -> None:
+    """Refuses a neck that does not suit an encoder with maps of these strides.
+
+    Raises:
+        ValueError: says what to change.
+    """
+    alike = len(reductions) > 1 and len(set(reductions)) == 1
+    if alike and not config.reassemble:
+        raise ValueError(
+            f"the encoder's maps all have a stride of {reductions[0]} pixels: give neck.reassemble "
+            "four numbers of channels, such as Depth Anything's (48, 96, 192, 384) for its small "
+            "encoder or (256, 512, 1024, 1024) for its large one"
+        )
+    if config.reassemble and not (alike and len(reductions) == 4):
+        raise ValueError(
+            f"neck.reassemble is for four maps of one stride, not for strides {tuple(reductions)}: "
+            "leave it empty"
+        )
+
+
+def within_image(
+    condition: Float[Array, "b h w c"],
+    config: NeckConfig,
+    reductions: Sequence[int],
+    size: tuple[int, int],
+) -> Float[Array, "b h2 w2 c"]:
+    """The part of the condition that belongs to an image of (height, width) = size, rounded up.
+
+    There is more where the encoder continues an image that does not divide into patches.
+    """
+    # A quarter of a patch's stride may be a fraction.
+    quarters = reductions[0] if config.reassemble else 4 * reductions[0]
+    height, width = (-(-4 * side // quarters) for side in size)
+    return condition[:, :height, :width]
 
 
 class Neck(nn.Module):
@@ -50,6 +101,8 @@ class Neck(nn.Module):
 
     @nn.compact
     def __call__(self, features: Features, train: bool = False) -> Float[Array, "b h w c"]:
+        if self.config.reassemble:
+            features = Reassemble(self.config.reassemble, self.dtype, name="reassemble")(features)
         if self.config.hahi:
             features = HAHI(self.config.hahi_features, self.dtype, name="hahi")(features, train)
         condition = None
@@ -65,6 +118,21 @@ class Neck(nn.Module):
                 lateral += adaptive_average_pool(coarse, lateral.shape[1:3])
             condition = lateral
         return condition
+
+
+class Reassemble(nn.Module):
+    """Four maps of one stride to maps of a quarter, a half, one and two of it."""
+
+    features: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Features) -> Features:
+        outputs = []
+        for level, (inputs, factor) in enumerate(zip(features, FACTORS, strict=True)):
+            hidden = Conv(self.features[level], 1, dtype=self.dtype, name=f"project{level}")(inputs)
+            outputs.append(resampled(hidden, factor, self.dtype, f"resample{level}"))
+        return tuple(outputs)
 
 
 class HAHI(nn.Module):

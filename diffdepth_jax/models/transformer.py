@@ -176,21 +176,28 @@ def to_maps(
     return features, tuple(tokens[:, 0] for tokens in outputs)
 
 
-def block_rules(block: str, path: str, key_bias: bool = True) -> Rules:
+def block_rules(
+    block: str,
+    path: str,
+    key_bias: bool = True,
+    feed_forward: tuple[str, str] = ("fc1", "fc2"),
+) -> Rules:
     """Rows of a `Block` without its scales, in timm's names, which Meta's share.
 
     Args:
         block, path: pattern of the block's name and template of its path.
         key_bias: whether the attention's bias is an entry beside its kernel.
+        feed_forward: names of the feed-forward part's dense layers.
     """
+    first, last = feed_forward
     qkv = linear_rules(rf"{block}\.attn\.qkv", f"{path}/attention/qkv")
     return (
         *norm_rules(rf"{block}\.norm1", f"{path}/norm1"),
         *norm_rules(rf"{block}\.norm2", f"{path}/norm2"),
         *(qkv if key_bias else qkv[:1]),
         *linear_rules(rf"{block}\.attn\.proj", f"{path}/attention/projection"),
-        *linear_rules(rf"{block}\.mlp\.fc1", f"{path}/mlp/fc1"),
-        *linear_rules(rf"{block}\.mlp\.fc2", f"{path}/mlp/fc2"),
+        *linear_rules(rf"{block}\.mlp\.{first}", f"{path}/mlp/fc1"),
+        *linear_rules(rf"{block}\.mlp\.{last}", f"{path}/mlp/fc2"),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.errors import WeightsError
-from diffdepth_jax.models.necks import Neck, NeckConfig, rules
+from diffdepth_jax.models.necks import Neck, NeckConfig, check, rules, within_image
 from diffdepth_jax.ops.image import adaptive_average_pool
 from diffdepth_jax.weights.rules import convert
 
@@ -115,3 +115,45 @@ def test_hahi_weights_do_not_fit_a_plain_neck():
 def test_impossible_widths_are_refused():
     with pytest.raises(ValueError, match=r"features \(0\)"):
         NeckConfig(features=0)
+
+
+def test_maps_of_one_stride_are_reassembled_before_the_pyramid():
+    """At a quarter, a half, one and two of their stride; odd sides are rounded up."""
+    rng = np.random.default_rng(0)
+    maps = tuple(jnp.asarray(rng.standard_normal((2, 3, 5, 6)), jnp.float32) for _ in range(4))
+    neck = Neck(NeckConfig(8, reassemble=(2, 3, 4, 5)))
+    condition, variables = neck.init_with_output(jax.random.key(0), maps)
+    assert condition.shape == (2, 12, 20, 8)
+    kernels = {
+        name: leaf["conv"]["kernel"].shape
+        for name, leaf in variables["params"].items()
+        if name.startswith("lateral")
+    }
+    assert kernels == {f"lateral{level}": (3, 3, level + 2, 8) for level in range(4)}
+    # Every map counts.
+    for level in range(4):
+        other = tuple(array + (at == level) for at, array in enumerate(maps))
+        assert jnp.abs(neck.apply(variables, other) - condition).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("fields", "reductions", "complaint"),
+    [
+        ({}, (14,) * 4, r"all have a stride of 14 pixels: give neck\.reassemble"),
+        ({"reassemble": (8,) * 4}, (4, 8, 16, 32), "leave it empty"),
+        ({"reassemble": (8,) * 4}, (14,) * 3, "leave it empty"),
+    ],
+)
+def test_a_neck_that_does_not_suit_the_encoder_is_refused(fields, reductions, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        check(NeckConfig(**fields), reductions)
+    with pytest.raises(ValueError, match="four numbers of channels"):
+        NeckConfig(reassemble=(8, 8))
+
+
+def test_the_condition_keeps_what_belongs_to_the_image():
+    whole = jnp.zeros((1, 104, 260, 1))  # of 364 x 910 pixels, in patches of 14
+    one = within_image(whole, NeckConfig(reassemble=(8,) * 4), (14,) * 4, (352, 906))
+    assert one.shape == (1, 101, 259, 1)
+    pyramid = within_image(jnp.zeros((1, 88, 227, 1)), NeckConfig(), (4, 8, 16, 32), (352, 906))
+    assert pyramid.shape == (1, 88, 227, 1)

@@ -13,9 +13,9 @@ from diffdepth_jax.config import to_mapping
 from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
-from diffdepth_jax.models.encoders import mpvit, resnet, swin, torchvision_resnet
+from diffdepth_jax.models.encoders import dinov2, mpvit, resnet, swin, torchvision_resnet
 from diffdepth_jax.models.necks import NeckConfig
-from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.models.networks import depth_anything, diffusion_depth
 from diffdepth_jax.training import experiment, loop, pretrained
 from diffdepth_jax.training.pretrained import InitConfig
 from diffdepth_jax.weights import files
@@ -258,10 +258,10 @@ def test_every_encoder_has_layouts_with_reasons():
             assert all(row.reason for row in rows if isinstance(row, Skip | Fresh))
 
 
-def experiment_of(encoder, path, tiny, **denoiser) -> dict:
+def experiment_of(encoder, path, tiny, neck=None, **denoiser) -> dict:
     network = diffusion_depth.Config(
         encoder=encoder,
-        neck=NeckConfig(8),
+        neck=neck or NeckConfig(8),
         codec=CodecConfig(latent_channels=4),
         denoiser=DenoiserConfig(hidden_features=8, **denoiser),
         diffusion=diffusion_depth.DiffusionConfig(num_inference_steps=2),
@@ -315,3 +315,45 @@ def test_mistakes_are_told_by_field(tiny, write):
     with pytest.raises(ConfigError, match=r"^config\.init\.encoder: .*no layout known"):
         pretrained.load(InitConfig(str(write(microsoft()[1]))), network)
     assert pretrained.load(InitConfig(), network) == {}
+
+
+DINOV2 = dinov2.Config(
+    embed_dim=64, depth=4, num_heads=1, taps=(0, 1, 2, 3), hidden_features=16, grid=3
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [0.0, 0.1], ids=["frozen", "trained"])
+def test_a_run_on_the_encoder_of_a_depth_anything_file(rate, tiny, tmp_path, write):
+    teacher = depth_anything.Config(
+        encoder=DINOV2, project_features=(4, 4, 4, 4), fused_features=4, output_features=4
+    )
+    variables = depth_anything.build(teacher).init_variables(jax.random.key(0))
+    table = depth_anything.rules(teacher)
+    path = write(export(variables, table, names(variables, table)))
+    tiny["data"]["train"]["augmentation"] = {"crop": (42, 56), "scale": (4.0, 4.0)}
+    tiny["optimizer"] = {"learning_rate": 1e-3, "multipliers": {"encoder": rate}}
+    neck = NeckConfig(8, reassemble=(4, 6, 8, 10))
+    mapping = experiment_of(DINOV2, path, tiny, neck) | {"num_steps": 2}
+    exp = experiment.from_mapping(mapping)
+    start = diffusion_depth.build(exp.model).init_variables(jax.random.key(exp.seed))
+    loop.train(exp, tmp_path / "run")
+    model = inference.load(tmp_path / "run")
+    mapping["model"]["neck"] = {"features": 8}
+    with pytest.raises(ConfigError, match=r"all have a stride of 14 pixels: give neck\.reassemble"):
+        experiment.from_mapping(mapping)
+    assert model.config.neck == neck
+    encoder = [tree["params"]["encoder"] for tree in (model.variables, variables)]
+    moved = jax.tree.map(lambda one, two: float(np.abs(one - two).max()), *encoder)
+    assert (max(jax.tree.leaves(moved)) > 1e-6) == (rate > 0)
+    assert max(jax.tree.leaves(moved)) < 1e-3
+    neck = [tree["params"]["neck"]["reassemble"] for tree in (model.variables, start)]
+    moved = jax.tree.map(lambda one, two: bool((one != two).any()), *neck)
+    assert all(jax.tree.leaves(moved)), moved
+    # Any image: resized to multiples of the patch, and back.
+    assert model.input_spec.multiple == 14
+    assert model.predict(np.zeros((37, 50, 3), np.uint8)).shape == (37, 50)
+    # The module itself takes any size too.
+    image = jnp.zeros((1, 30, 45, 3))
+    condition = model.model.apply(model.variables, image, method="encode_image")
+    assert condition.shape == (1, 9, 13, 8)  # of 3.5 pixels each, rounded up

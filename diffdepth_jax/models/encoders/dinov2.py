@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffdepth_jax import registry
-from diffdepth_jax.models.layers import Conv, LayerNorm, transformer_init
+from diffdepth_jax.models import transformer
+from diffdepth_jax.models.encoders.encoder import HasClassTokens, OfPatches
+from diffdepth_jax.models.layers import LayerNorm, transformer_init
 from diffdepth_jax.models.tables import (
     Layout,
     class_token,
@@ -30,9 +32,8 @@ from diffdepth_jax.models.tables import (
     side,
     width,
 )
-from diffdepth_jax.models.transformer import Block, add_class_token, resize_positions
-from diffdepth_jax.ops.image import pad_to_multiple, resize_bicubic
-from diffdepth_jax.ops.remat import POLICIES, Remat
+from diffdepth_jax.ops.image import resize_bicubic
+from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Constant, Rule, Rules
 
@@ -42,7 +43,7 @@ _HEAD_FEATURES = 64  # of every published one
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(HasClassTokens, OfPatches):
     """A DINOv2 encoder.
 
     Attributes:
@@ -73,24 +74,14 @@ class Config:
     remat: Remat = "none"
 
     def __post_init__(self):
-        sizes = ("embed_dim", "depth", "num_heads", "hidden_features", "patch_size", "grid")
-        for name in sizes:
+        transformer.check_blocks(
+            self.embed_dim, self.depth, self.num_heads, self.taps, self.drop_path_rate
+        )
+        for name in ("hidden_features", "patch_size", "grid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"embed_dim {self.embed_dim} does not divide into {self.num_heads} heads"
-            )
-        rising = all(a < b for a, b in zip((-1, *self.taps), self.taps, strict=False))
-        if not self.taps or not rising or self.taps[-1] != self.depth - 1:
-            raise ValueError(
-                f"taps are {self.taps}; they must rise, from 0 at least, to the last of the "
-                f"{self.depth} blocks, {self.depth - 1}"
-            )
         if not 0 <= self.position_offset < 1:
             raise ValueError(f"position_offset is {self.position_offset}; it must be in [0, 1)")
-        if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"drop_path_rate is {self.drop_path_rate}; it must be in [0, 1)")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -100,12 +91,14 @@ class Config:
     def reductions(self) -> tuple[int, ...]:
         return (self.patch_size,) * len(self.taps)
 
+    @property
+    def class_levels(self) -> tuple[bool, ...]:
+        return (True,) * len(self.taps)
+
 
 def spread_taps(depth: int) -> tuple[int, ...]:
     """The blocks that Depth Anything V2 takes its four maps after, for so many blocks."""
-    if depth == 24:
-        return 4, 11, 17, 23
-    return tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+    return (4, 11, 17, 23) if depth == 24 else transformer.quarters(depth)
 
 
 def last_taps(depth: int) -> tuple[int, ...]:
@@ -146,30 +139,16 @@ class Encoder(nn.Module):
     ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
         """For each tap, the patch tokens as a map and the class token, normalised."""
         config = self.config
-        tokens = Conv(
-            config.embed_dim,
-            config.patch_size,
-            config.patch_size,
-            padding=0,
-            dtype=self.dtype,
-            kernel_init=transformer_init,
-            bias_init=nn.initializers.zeros_init(),
-            name="patch_embed",
-        )(pad_to_multiple(jnp.asarray(image), config.patch_size))
-        batch, *size, channels = tokens.shape
+        patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
+        size = patches.shape[1:3]
         # Tokens are summed up in float32; only branches are of lower precision.
-        tokens = tokens.reshape(batch, -1, channels).astype(jnp.float32)
-        tokens = add_class_token(self, tokens)
-        shape = (1 + config.grid**2, channels)
-        table = self.param("positions", transformer_init, shape)
-        tokens += _fitted(table, (size[0], size[1]), config)[None]
-
-        block_class = Block
-        if config.remat != "none":
-            policy = POLICIES[config.remat]
-            block_class = nn.remat(Block, policy=policy, static_argnums=(2,))  # train
+        tokens = patches.reshape(len(patches), -1, config.embed_dim).astype(jnp.float32)
+        tokens = transformer.add_class_token(self, tokens)
+        table = self.param("positions", transformer_init, (1 + config.grid**2, config.embed_dim))
+        tokens += _fitted(table, size, config)[None]
+        block_class = transformer.recomputed(transformer.Block, config.remat)
         norm = LayerNorm(EPS, name="norm")
-        features, class_tokens = [], []
+        outputs = []
         for block in range(config.depth):
             tokens = block_class(
                 config.num_heads,
@@ -182,10 +161,8 @@ class Encoder(nn.Module):
                 name=f"block{block}",
             )(tokens, train)
             if block in config.taps:
-                normalised = norm(tokens)
-                class_tokens.append(normalised[:, 0])
-                features.append(normalised[:, 1:].reshape(batch, *size, channels))
-        return tuple(features), tuple(class_tokens)
+                outputs.append(norm(tokens))
+        return transformer.to_maps(outputs, size)
 
 
 def _fitted(
@@ -196,7 +173,9 @@ def _fitted(
     if size == (grid, grid):
         return table
     scales = tuple((length + offset) / grid for length in size)
-    return resize_positions(table, size, functools.partial(resize_bicubic, scales=scales))
+    return transformer.resize_positions(
+        table, size, functools.partial(resize_bicubic, scales=scales)
+    )
 
 
 # ---- weights -------------------------------------------------------------------------------------
@@ -213,12 +192,8 @@ def rules(config: Config) -> Rules:
         Rule("pos_embed", "params/positions", positions),
         Constant("mask_token", _MASK, _mask_token(config)),
         *conv_rules(r"patch_embed\.proj", "patch_embed"),
-        *norm_rules(rf"{block}\.(norm\d)", rf"{here}/\2"),
-        *linear_rules(rf"{block}\.attn\.qkv", f"{here}/attention/qkv"),
-        *linear_rules(rf"{block}\.attn\.proj", f"{here}/attention/projection"),
+        *transformer.block_rules(block, here, feed_forward=feed_forward),
         Rule(rf"{block}\.ls(\d)\.gamma", rf"params/{here}/scale\2"),
-        *linear_rules(rf"{block}\.mlp\.{feed_forward[0]}", f"{here}/mlp/fc1"),
-        *linear_rules(rf"{block}\.mlp\.{feed_forward[1]}", f"{here}/mlp/fc2"),
         *norm_rules("norm", "norm"),
     )
 

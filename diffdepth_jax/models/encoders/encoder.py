@@ -77,3 +77,18 @@ class HasClassTokens:
     def class_levels(self) -> tuple[bool, ...]:
         """Which levels have one, fine to coarse."""
         raise NotImplementedError
+
+
+class OfPatches:
+    """Capability of a config: an image is cut into patches, whose stride all maps have.
+
+    Attributes:
+        patch_size: side of a patch in pixels. Images whose sides are multiples of it are best.
+    """
+
+    patch_size: int
+
+
+def multiple(config: EncoderConfig) -> int:
+    """Of how many pixels the sides of images are best multiples."""
+    return config.patch_size if isinstance(config, OfPatches) else 1

@@ -19,6 +19,7 @@ from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models import codec, denoiser, necks
 from diffdepth_jax.models.codec import Codec, CodecConfig
 from diffdepth_jax.models.denoiser import Denoiser, DenoiserConfig
+from diffdepth_jax.models.encoders.encoder import multiple
 from diffdepth_jax.models.necks import Neck, NeckConfig
 from diffdepth_jax.models.networks.network import (
     HasEncoder,
@@ -105,6 +106,7 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     def __post_init__(self):
         super().__post_init__()
+        necks.check(self.neck, self.encoder.reductions)
         if isinstance(self.remat, bool):
             object.__setattr__(self, "remat", "full" if self.remat else "none")
         if self.neck.features % self.denoiser.num_groups:
@@ -128,6 +130,10 @@ class Config(NetworkConfig, HasEncoder, Published):
                 f"diffusion.num_train_timesteps {self.diffusion.num_train_timesteps} exceed "
                 f"denoiser.time_table {self.denoiser.time_table}"
             )
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return replace(INPUT, multiple=multiple(self.encoder))
 
 
 def _variant(encoder: str, variant: str, *, hahi: bool = False, fuse: bool = False) -> Config:
@@ -210,9 +216,11 @@ class DiffusionDepth(nn.Module, Recalibrates):
     def encode_image(
         self, image: Float[Array, "b h w 3"], train: bool = False
     ) -> Float[Array, "b h2 w2 c"]:
-        """Normalised image to condition, at the stride of the encoder's finest features."""
+        """Normalised image to condition, at the stride of the neck's finest features."""
         features = self.encoder(jnp.asarray(image), self._trains("encoder", train))
-        return self.neck(features, self._trains("neck", train)).astype(jnp.float32)
+        condition = self.neck(features, self._trains("neck", train)).astype(jnp.float32)
+        reductions = self.config.encoder.reductions
+        return necks.within_image(condition, self.config.neck, reductions, image.shape[1:3])
 
     def sample(
         self,

@@ -16,14 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffdepth_jax.models.layers import Conv, ConvTranspose, TransformerLinear, gelu
+from diffdepth_jax.models.layers import FACTORS, Conv, Factor, TransformerLinear, gelu, resampled
 from diffdepth_jax.models.tables import conv_rules, linear_rules
 from diffdepth_jax.ops.image import resize_bilinear
 from diffdepth_jax.weights.rules import Constant, Row, Rule, Rules, conv_transpose
-
-# How a level is resampled before its convolution: upsampled four- or twofold by a transposed
-# convolution, left as it is, or downsampled twofold by a convolution of stride 2.
-Factor = Literal["4", "2", "1", "1/2"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class DPTHeadConfig:
     """
 
     project_features: tuple[int | None, ...]
-    factors: tuple[Factor, ...] = ("4", "2", "1", "1/2")
+    factors: tuple[Factor, ...] = FACTORS
     readout: tuple[bool, ...] = (False, False, False, False)
     level_features: tuple[int, ...] = (256, 256, 256, 256)
     narrowing: bool = False
@@ -140,7 +136,7 @@ class DPTHead(nn.Module):
                 hidden = readout(hidden, class_tokens[level])
             if (channels := config.project_features[level]) is not None:
                 hidden = Conv(channels, 1, dtype=dtype, name=f"project{level}")(hidden)
-            hidden = self._resample(hidden, config.factors[level], f"resample{level}")
+            hidden = resampled(hidden, config.factors[level], dtype, f"resample{level}")
             hidden = Conv(
                 config.level_features[level], 3, use_bias=False, dtype=dtype, name=f"level{level}"
             )(hidden)
@@ -166,15 +162,6 @@ class DPTHead(nn.Module):
         elif config.activation == "sigmoid":
             output = jax.nn.sigmoid(output)
         return Decoded(output, hidden, tuple(fused), levels[-1])
-
-    def _resample(self, features: Array, factor: Factor, name: str) -> Array:
-        channels = features.shape[-1]
-        if factor == "1":
-            return features
-        if factor == "1/2":
-            return Conv(channels, 3, 2, dtype=self.dtype, name=name)(features)
-        size = int(factor)
-        return ConvTranspose(channels, size, size, dtype=self.dtype, name=name)(features)
 
 
 class Readout(nn.Module):

@@ -7,7 +7,7 @@ the diffusion has to beat. It is nobody's publication, so its weights have no Py
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffdepth_jax import registry
+from diffdepth_jax.models import necks
 from diffdepth_jax.models.codec import Codec, CodecConfig
+from diffdepth_jax.models.encoders.encoder import multiple
 from diffdepth_jax.models.layers import Conv, GroupNorm
 from diffdepth_jax.models.necks import Neck, NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
@@ -51,11 +53,16 @@ class Config(NetworkConfig, HasEncoder):
 
     def __post_init__(self):
         super().__post_init__()
+        necks.check(self.neck, self.encoder.reductions)
         if min(self.hidden_features, self.num_groups) < 1 or self.hidden_features % self.num_groups:
             raise ValueError(
                 f"hidden_features {self.hidden_features} do not form num_groups {self.num_groups} "
                 "equal groups"
             )
+
+    @property
+    def input_spec(self) -> InputSpec:
+        return replace(INPUT, multiple=multiple(self.encoder))
 
 
 def _beside(method: diffusion_depth.Config) -> Config:
@@ -112,6 +119,8 @@ class Regression(nn.Module):
         # As in the method: where the codec halves an odd side, its decoder returns a pixel more.
         image = pad_to_multiple(jnp.asarray(image), self.config.codec.factor)
         condition = self.neck(self.encoder(image, encoder), neck)
+        reductions = self.config.encoder.reductions
+        condition = necks.within_image(condition, self.config.neck, reductions, image.shape[1:3])
         latent = self.project(condition, self.config.codec.latent_size(height, width))
         return self.codec.decode(latent, codec)[:, :height, :width]
 
