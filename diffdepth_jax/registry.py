@@ -70,7 +70,10 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
             r"pretrained\.blocks\.0\.ls1\.gamma|backbone\.encoder\.layer\.0\.layer_scale1\.lambda1",
             r"depth_head\.scratch\.output_conv1\.weight|head\.conv1\.weight",
         ),
-        "dpt": (r"pretrained\.model\..+", r"scratch\.output_conv\.4\.weight"),
+        "dpt": (
+            r"pretrained\.model\..+|neck\.fusion_stage\..+",
+            r"scratch\.output_conv\.4\.weight|head\.head\.4\.weight",
+        ),
         "midas": (r"pretrained\.layer1\.0\.weight", r"scratch\.layer1_rn\.weight"),
         "monodepth2": (
             r"(depth_model\.)?(encoder\.)?encoder\.conv1\.weight",

@@ -17,7 +17,7 @@ are not normalised by default.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -291,12 +291,11 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
         return None
     config = replace(config, output_norms="norm0.weight" in shapes)
     sizes = sizes_of_masks(shapes, config.patch_size)
-    for name in VARIANTS if sizes else _MIDAS:
-        variant = replace(VARIANTS[name], output_norms=config.output_norms)
-        untold = ("window_size", "image_size", "pretraining_windows")
-        default = replace(variant, **{field: getattr(config, field) for field in untold})
-        if default == config and sizes in (None, (variant.window_size, variant.image_size)):
-            return variant
+    variants = [VARIANTS[name] for name in (VARIANTS if sizes else _MIDAS)]
+    if sizes is not None:
+        variants = [each for each in variants if (each.window_size, each.image_size) == sizes]
+    if (found := _of_the_size_of(config, variants)) is not None:
+        return found
     if sizes is not None:
         return replace(config, window_size=sizes[0], image_size=sizes[1])
     raise WeightsError(
@@ -304,6 +303,17 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
         "and the weights lack the masks of the shifts (layers.0.blocks.1.attn_mask and others), "
         "which would tell the size of its windows"
     )
+
+
+def _of_the_size_of(config: Config, variants: Iterable[Config]) -> Config | None:
+    """The config with the windows of the first variant that it equals but for them."""
+    untold = ("window_size", "image_size", "pretraining_windows")
+    default = {field: getattr(config, field) for field in untold}
+    for variant in variants:
+        variant = replace(variant, output_norms=config.output_norms)
+        if replace(variant, **default) == config:
+            return variant
+    return None
 
 
 def _weight_rules(config: Config, first_merge: int) -> Rules:
@@ -357,15 +367,64 @@ def transformers_rules(config: Config) -> Rules:
     )
 
 
-def infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights that `transformers_rules` names, but for its windows."""
-    return _infer(
+def infer_transformers(
+    shapes: Mapping[str, tuple[int, ...]], described: Any = None
+) -> Config | None:
+    """The config of weights that `transformers_rules` names; None if they are not of this family.
+
+    Args:
+        shapes: of the weights.
+        described: what a `config.json` says, a `transformers_json.Described`. Without one, the
+            windows are those that MiDaS has with an encoder of this size, or the default.
+
+    Raises:
+        ValueError: if an entry that tells the architecture is missing or odd.
+    """
+    config = _infer(
         shapes,
         "embeddings.patch_embeddings.projection",
         "encoder.layers",
         "attention.self.logit_scale",
         "intermediate.dense",
     )
+    if config is None:
+        return None
+    if not described:
+        return _of_the_size_of(config, map(VARIANTS.__getitem__, _MIDAS)) or config
+    described.require(
+        model_type=("swinv2",),
+        hidden_act=("gelu",),
+        layer_norm_eps=(1e-5,),
+        qkv_bias=(True,),
+        use_absolute_embeddings=(False,),
+    )
+    windows = described.integers("pretrained_window_sizes", (0,))
+    return replace(
+        config,
+        window_size=described.value("window_size", int, 7),
+        image_size=described.value("image_size", int, 224),
+        pretraining_windows=windows if any(windows) else (),
+    )
+
+
+def described(config: Config) -> dict[str, Any]:
+    """The content of transformers' `config.json` for the encoder, all of whose stages are read."""
+    stages = range(1, len(config.depths) + 1)
+    return {
+        "architectures": ["Swinv2Model"],
+        "model_type": "swinv2",
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "embed_dim": config.embed_dim,
+        "depths": list(config.depths),
+        "num_heads": list(config.num_heads),
+        "window_size": config.window_size,
+        "pretrained_window_sizes": list(config.pretraining_windows or (0,) * len(config.depths)),
+        "mlp_ratio": config.mlp_ratio,
+        "drop_path_rate": config.drop_path_rate,
+        "out_features": [f"stage{stage}" for stage in stages],
+        "out_indices": list(stages),
+    }
 
 
 def _classifier_rules(config: Config) -> Rules:

@@ -279,8 +279,58 @@ def transformers_transformer_rules(config: Any) -> Rules:
     )
 
 
-def _infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    return None
+def infer_transformers(
+    shapes: Mapping[str, tuple[int, ...]], described: Any = None
+) -> Config | None:
+    """The config of weights that `transformers_rules` names; None if they are not of this family.
+
+    Args:
+        shapes: of the weights.
+        described: what a `config.json` says, a `transformers_json.Described`. Without one, heads
+            and taps as in `infer`.
+
+    Raises:
+        ValueError: if they are, but what they tell cannot be.
+    """
+    embedding, block = "embeddings.patch_embeddings.projection.weight", r"encoder\.layer"
+    if embedding not in shapes or "encoder.layer.0.layernorm_before.weight" not in shapes:
+        return None
+    depth = count(shapes, rf"{block}\.(\d+)\.")
+    config = Config(
+        **inferred(
+            shapes,
+            rf"{block}\.\d+\.layernorm_(before|after)",
+            rf"{block}\.\d+\.intermediate\.dense",
+            "embeddings.position_embeddings",
+        ),
+        depth=depth,
+        patch_size=side(shapes, embedding, 3),
+        taps=transformer.quarters(depth),
+    )
+    if not described:
+        return config
+    described.require(hidden_act=("gelu",), qkv_bias=(True,))
+    return replace(
+        config,
+        num_heads=described.value("num_attention_heads", int, 12),
+        taps=described.integers("backbone_out_indices", (2, 5, 8, 11)),
+        layer_norm_eps=described.value("layer_norm_eps", float, 1e-12),
+    )
+
+
+def described(config: Config) -> dict[str, Any]:
+    """The content of transformers' `config.json` for the encoder."""
+    return {
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.hidden_features,
+        "layer_norm_eps": config.layer_norm_eps,
+        "image_size": config.grid * config.patch_size,
+        "patch_size": config.patch_size,
+        "qkv_bias": True,
+        "backbone_out_indices": list(config.taps),
+    }
 
 
 _UNTOLD = ("num_heads", "taps", "layer_norm_eps", "drop_path_rate", "remat")

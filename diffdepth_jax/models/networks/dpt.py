@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
 from diffdepth_jax.models.networks import dpt_head
 from diffdepth_jax.models.networks.dpt_head import Decoded, DPTHead, DPTHeadConfig, Factor
@@ -23,9 +24,11 @@ from diffdepth_jax.models.networks.network import (
     HasEncoder,
     NetworkConfig,
     Published,
+    TransformersLayout,
     Variants,
     encoder_variant,
 )
+from diffdepth_jax.models.networks.transformers_json import Described, dpt_preprocessor
 from diffdepth_jax.models.tables import below, width
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights.rules import Rules, prefix
@@ -47,7 +50,6 @@ FILES: Mapping[str, Mapping[str, Any]] = {
     r"dpt_hybrid-midas-\w+": {},
 }
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
-TRANSFORMERS = None
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,15 @@ class Config(NetworkConfig, HasEncoder, Published):
             they are resampled; None for maps without one, which are taken as they are.
         fused_features: channels of the fused maps.
         output_features: channels before the last convolution.
+        implementation: whose: that of the authors, or transformers', which resizes images in
+            another way.
     """
 
     name: Literal["dpt"] = "dpt"
     project_features: tuple[int | None, ...] = (256, 512, 1024, 1024)
     fused_features: int = 256
     output_features: int = 32
+    implementation: Literal["authors", "transformers"] = "authors"
 
     def __post_init__(self):
         super().__post_init__()
@@ -123,10 +128,13 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     @property
     def input_spec(self) -> InputSpec:
+        spec = INPUT
+        if self.implementation == "transformers":
+            spec = replace(spec, interpolation="pillow")
         side = self.encoder.image_size if isinstance(self.encoder, ForImageSize) else None
         if side is None:
-            return INPUT
-        return replace(INPUT, size=(side, side), keep_aspect=not self.encoder.fixed_size)
+            return spec
+        return replace(spec, size=(side, side), keep_aspect=not self.encoder.fixed_size)
 
 
 def _factor(reduction: int, wanted: int) -> Factor:
@@ -266,10 +274,106 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """What `with_arguments` reads: the encoder's fields that leave no trace in weights."""
-    backbone = BACKBONES.get(config.encoder.name)
-    if backbone is None:
-        return {}
-    file = registry.module("encoder", config.encoder.name)
-    untold = file.LAYOUTS[backbone.layout].untold
-    return {"encoder": {name: getattr(config.encoder, name) for name in untold}}
+    """What `with_arguments` reads: fields, and the encoder's, that leave no trace in weights."""
+    found: dict[str, Any] = {"implementation": config.implementation}
+    if (backbone := BACKBONES.get(config.encoder.name)) is not None:
+        file = registry.module("encoder", config.encoder.name)
+        untold = file.LAYOUTS[backbone.layout].untold
+        found["encoder"] = {name: getattr(config.encoder, name) for name in untold}
+    return found
+
+
+# ---- as transformers has it ----------------------------------------------------------------------
+
+_OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
+# Where the backbone is: a ViT is a part of the network there, others are models of their own.
+_ROOTS = {"vit": "dpt.", "swin2": "backbone."}
+
+
+def _transformers_rules(config: Config) -> Rules:
+    name = config.encoder.name
+    if name not in _ROOTS:
+        raise ConfigError(f"transformers has no DPT on the encoder {name!r}")
+    encoder = registry.module("encoder", name).transformers_rules(config.encoder)
+    stage = r"neck\.reassemble_stage"
+    names = (
+        rf"{stage}\.readout_projects\.{{0}}\.0",
+        rf"{stage}\.layers\.{{0}}\.projection",
+        rf"{stage}\.layers\.{{0}}\.resize",
+    )
+    outputs = (r"head\.head\.0", r"head\.head\.2", r"head\.head\.4")
+    head = (
+        *dpt_head.reassemble_rules(config.head, *names),
+        *dpt_head.rules(config.head, outputs, dpt_head.TRANSFORMERS),
+    )
+    return (*prefix(encoder, _ROOTS[name], "encoder"), *prefix(head, "", "head"))
+
+
+def _infer_transformers(
+    shapes: Mapping[str, tuple[int, ...]], content: Mapping[str, Any]
+) -> Config | None:
+    if "head.head.0.weight" not in shapes:
+        return None
+    described = Described(content)
+    described.require(
+        is_hybrid=(False, True),
+        readout_type=("project",),
+        add_projection=(False,),
+        use_batch_norm_in_fusion_residual=(False,),
+        head_in_index=(-1, 3),
+    )
+    own = described.part(_OWN)
+    own.require(implementation=("transformers", "authors"))
+    backbone = described.part("backbone_config")
+    for name, root in _ROOTS.items():
+        names = below(shapes, root)
+        file = registry.module("encoder", name)
+        encoder = file.infer_transformers(names, backbone if root == "backbone." else described)
+        if encoder is not None:
+            break
+    else:
+        return None
+    project = r"neck\.reassemble_stage\.layers\.{}\.projection\.\w+"
+    return Config(
+        encoder=encoder,
+        project_features=tuple(width(shapes, project.format(level)) for level in range(4)),
+        fused_features=width(shapes, r"neck\.fusion_stage\.layers\.\d\..+\.bias") or 0,
+        output_features=width(shapes, r"head\.head\.2\.(weight|bias)") or 0,
+        implementation=own.value("implementation", str, "transformers"),
+    )
+
+
+def _described(config: Config) -> dict[str, Any]:
+    if config.output_features != 32:
+        raise ConfigError(
+            f"output_features is {config.output_features}; transformers has 32 only, fixed"
+        )
+    name = config.encoder.name
+    if name not in _ROOTS:
+        raise ConfigError(f"transformers has no DPT on the encoder {name!r}")
+    projected = zip(config.project_features, config.encoder.channels, strict=True)
+    content = {
+        "architectures": ["DPTForDepthEstimation"],
+        "model_type": "dpt",
+        "is_hybrid": False,
+        "readout_type": "project",
+        "neck_hidden_sizes": [features or channels for features, channels in projected],
+        "fusion_hidden_size": config.fused_features,
+        "head_in_index": -1,
+        "add_projection": False,
+        "use_batch_norm_in_fusion_residual": False,
+    }
+    encoder = registry.module("encoder", name).described(config.encoder)
+    content |= {"backbone_config": encoder} if _ROOTS[name] == "backbone." else encoder
+    if config.implementation == "authors":
+        content[_OWN] = {"implementation": "authors"}
+    return content
+
+
+def _preprocessor(config: Config) -> dict[str, Any]:
+    return dpt_preprocessor(config.input_spec)
+
+
+TRANSFORMERS = TransformersLayout(
+    "dpt", _infer_transformers, _transformers_rules, _described, _preprocessor
+)
