@@ -2,9 +2,10 @@
 
 import collections
 import errno
+import functools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from diffdepth_jax.errors import (
     printable,
 )
 from diffdepth_jax.inference.model import DepthModel
-from diffdepth_jax.inference.preprocessing import read_image
+from diffdepth_jax.inference.preprocessing import check_size, read_image
 from diffdepth_jax.models.networks.network import Output
+from diffdepth_jax.typing import InputSpec
 
 # By a model's output: what its numbers are.
 WHAT: dict[Output, str] = {
@@ -127,7 +129,8 @@ def predict_files(
     pool = ThreadPoolExecutor(_THREADS)
     writing: collections.deque[tuple[Path, Future]] = collections.deque()
     try:
-        for batch in _batches(pool, todo, batch_size, ahead, skip):
+        read = functools.partial(_read, spec=model.input_spec)
+        for batch in _batches(pool, todo, read, batch_size, ahead, skip):
             depths = model.predict(list(batch.values()), batch_size=batch_size, **options)
             for path, depth in zip(batch, depths, strict=True):
                 writing.append((path, pool.submit(_write, depth, model.output, targets[path])))
@@ -148,8 +151,19 @@ def predict_files(
     return failures
 
 
+def _read(path: Path, spec: InputSpec) -> np.ndarray:
+    image = read_image(path)
+    check_size(*image.shape[:2], spec)
+    return image
+
+
 def _batches(
-    pool: ThreadPoolExecutor, paths: Sequence[Path], batch_size: int, ahead: int, skip: Any
+    pool: ThreadPoolExecutor,
+    paths: Sequence[Path],
+    read: Callable[[Path], np.ndarray],
+    batch_size: int,
+    ahead: int,
+    skip: Any,
 ) -> Iterator[dict[Path, np.ndarray]]:
     """Images of equal size, read ahead of their use; all that wait are given out when too many."""
     left = iter(paths)
@@ -157,7 +171,7 @@ def _batches(
     waiting: dict[tuple[int, ...], dict[Path, np.ndarray]] = {}
     while True:
         while len(reading) < ahead and (path := next(left, None)) is not None:
-            reading.append((path, pool.submit(read_image, path)))
+            reading.append((path, pool.submit(read, path)))
         if not reading:
             break
         path, future = reading.popleft()

@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +215,11 @@ def _from_state_dict(
                 state_dict, found.rules, expected, f"The weights in {source.name}"
             )
         except WeightsError as error:
-            raise WeightsError(f"taken for {_named(found)}: {error}") from error
+            variant = _variant(found)
+            named = f"the network {found.config.name!r}" + (f" ({variant})" if variant else "")
+            # An odd entry may have been taken for the width of all.
+            near = "" if variant else _near(source, [found.config.name], agreement=0.5)
+            raise WeightsError(f"taken for {named}: {error}{near}") from error
         statistics = recalibration.from_text(source.metadata.get("recalibrated", "{}"))
         part = (*found.rules, rules.Fresh(".*", "statistics of the decoder only"))
         recalibrated = {
@@ -269,10 +273,9 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
             f"the weights ({sample}) fit several networks, and the name of the file does not say "
             f"which: load(..., {choices})"
         )
+    near = _near(source, candidates or registry.names("network"))
     if reasons:
-        raise WeightsError("; ".join(reasons))
-    near = nearest.describe(source.shapes, candidates or registry.names("network"))
-    near = f"\n{near}" if near else ""
+        raise WeightsError("; ".join(reasons) + near)
     if candidates:
         of = " or ".join(map(repr, candidates))
         raise WeightsError(
@@ -322,13 +325,16 @@ def _with_arguments(
     return _with_fields(config, fields)
 
 
-def _named(found: _Recognised) -> str:
-    """The network, and which of its variants the weights are if they are one."""
-    config = found.config
-    for variant, other in found.file.VARIANTS.items():
-        if getattr(other, "encoder", other) == getattr(config, "encoder", config):
-            return f"the network {config.name!r} ({variant})"
-    return f"the network {config.name!r}"
+def _variant(found: _Recognised) -> str | None:
+    """Which of a network's variants the weights are."""
+    variants = found.file.VARIANTS
+    same = (name for name in variants if nearest.have_same_weights(found.config, variants[name]))
+    return next(same, None)
+
+
+def _near(source: _Source, networks: Sequence[str], **options: Any) -> str:
+    near = nearest.describe(source.shapes, networks, **options)
+    return f"\n{near}" if near else ""
 
 
 def _check_untold(found: _Recognised, told: Collection[str]) -> None:

@@ -93,6 +93,7 @@ class DepthModel:
 
         Raises:
             ConfigError: for an option that cannot be used, such as a negative seed.
+            DataError: for an image that is none, or too narrow for the network.
             ValueError: for noise, or an array, of a wrong shape.
         """
         if batch_size < 1:
@@ -241,6 +242,7 @@ class DepthModel:
     ) -> list[np.ndarray]:
         """Predictions of images of one size."""
         size, limit = images[0].shape[:2], self.config.max_depth
+        preprocessing.check_size(*size, self.input_spec)
         fed = np.stack([preprocessing.to_input(image, self.input_spec) for image in images])
         sampling = self._sampling(fed.shape, noises, size, options)
         maps = np.asarray(

@@ -3,15 +3,16 @@
 Only names and shapes are compared; those of the known come from tracing each variant.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from diffdepth_jax import registry
-from diffdepth_jax.models.networks.network import NetworkConfig
+from diffdepth_jax.models.networks import network
+from diffdepth_jax.models.networks.network import Network, NetworkConfig
 from diffdepth_jax.weights import rules
 from diffdepth_jax.weights.rules import Fresh, Rules, Skip
 from diffdepth_jax.weights.text import shown
@@ -22,7 +23,7 @@ _ENOUGH = 0.1  # of the names have to be known for an architecture to be called 
 _SHOWN = 6  # names of each kind
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Candidate:
     network: str
     variant: str
@@ -31,12 +32,13 @@ class _Candidate:
     table: Rules
 
 
-def describe(shapes: Shapes, networks: Sequence[str]) -> str:
+def describe(shapes: Shapes, networks: Sequence[str], agreement: float = 0.0) -> str:
     """The nearest variant of these networks and where the weights differ from it; "" if none is.
 
     Args:
         shapes: of the weights, by name.
         networks: registered names.
+        agreement: the least fraction of the names of both that must have one shape in both.
     """
     found = {}
     for candidate in _candidates(networks):
@@ -59,20 +61,41 @@ def describe(shapes: Shapes, networks: Sequence[str]) -> str:
 
     compared = [(candidate, wanted(candidate)) for candidate in found[most]]
     candidate, shapes_wanted = max(compared, key=lambda pair: _agreement(shapes, pair[1]))
+    if _agreement(shapes, shapes_wanted) < agreement:
+        return ""
     return _difference(candidate, shapes, shapes_wanted)
 
 
 def _candidates(networks: Sequence[str]) -> Iterator[_Candidate]:
-    for network in networks:
-        file = registry.module("network", network)
-        for variant in file.VARIANTS:
-            config = file.VARIANTS[variant]
+    for name in networks:
+        file = registry.module("network", name)
+        for variant, config in _told_apart(file).items():
             if table := file.rules(config):
-                yield _Candidate(network, variant, "", config, table)
+                yield _Candidate(name, variant, "", config, table)
             if file.TRANSFORMERS is not None:
                 table = file.TRANSFORMERS.rules(config)
                 layout = " under the names of transformers"
-                yield _Candidate(network, variant, layout, config, table)
+                yield _Candidate(name, variant, layout, config, table)
+
+
+def _told_apart(file: Network) -> dict[str, NetworkConfig]:
+    """A network's variants, of those that weights do not tell apart the first."""
+    found: dict[str, NetworkConfig] = {}
+    for variant in file.VARIANTS:
+        config = file.VARIANTS[variant]
+        if not any(have_same_weights(config, other) for other in found.values()):
+            found[variant] = config
+    return found
+
+
+def have_same_weights(config: NetworkConfig, other: NetworkConfig) -> bool:
+    """Whether two configs of one network differ in nothing but what weights do not tell."""
+    untold = (*network.of(config).UNTOLD, "max_depth")
+    try:
+        same = dataclasses.replace(other, **{name: getattr(config, name) for name in untold})
+    except ValueError:  # one field rules out the other
+        return False
+    return same == config
 
 
 def _agreement(shapes: Shapes, wanted: Shapes) -> float:

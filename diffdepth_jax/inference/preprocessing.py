@@ -1,5 +1,6 @@
 """From an image to what a network is fed, and from its result back to the image's size."""
 
+import math
 import os
 from pathlib import Path
 
@@ -7,7 +8,10 @@ import numpy as np
 from PIL import Image
 
 from diffdepth_jax.data import io, resampling
+from diffdepth_jax.errors import DataError
 from diffdepth_jax.typing import InputSpec
+
+_MOST_PIXELS = 32  # of an input, as a multiple of those of the size that a network asks for
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike
 
@@ -33,6 +37,22 @@ def read_image(source: ImageLike) -> np.ndarray:
             f"an image must be an array, a Pillow image or a path, not {type(source).__name__}"
         )
     return io.read_image(Path(source).expanduser(), upright=True)
+
+
+def check_size(height: int, width: int, spec: InputSpec) -> None:
+    """Refuses an image that would be enlarged beyond all memory, as a line of pixels would.
+
+    Raises:
+        DataError: says what it would be resized to.
+    """
+    if spec.size is None:
+        return
+    size = spec.input_size(height, width)
+    if math.prod(size) > _MOST_PIXELS * math.prod(spec.size):
+        raise DataError(
+            f"an image of {height} x {width} pixels is too narrow for this network, which would be "
+            f"fed {size[0]} x {size[1]}: crop or pad it"
+        )
 
 
 def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:

@@ -15,6 +15,7 @@ from PIL import Image
 from diffdepth_jax.errors import FileError
 from diffdepth_jax.inference import DepthModel, files
 from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.typing import InputSpec
 from tests.inference.small_model import image
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,16 @@ def test_disparities_that_have_no_scale_or_no_number(tmp_path, disparity, want):
     with Image.open(targets[2]) as picture:
         grey = (np.asarray(picture) == 128).all(-1)
     np.testing.assert_array_equal(grey, ~np.isfinite(disparity))
+
+
+def test_an_image_too_narrow_for_a_network_is_skipped(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion_depth, "INPUT", InputSpec(size=(16, 16), bound="lower"))
+    paths = [tmp_path / name for name in ("line.png", "whole.png")]
+    for path, size in zip(paths, ((1, 40), (16, 24)), strict=True):
+        Image.fromarray(image(*size)).save(path)
+    (line,) = files.predict_files(model, paths, tmp_path / "out")
+    assert "line.png" in line and "1 x 40 pixels is too narrow" in line and "16 x 640" in line
+    assert (tmp_path / "out" / "whole.npy").exists()
 
 
 def test_images_are_found_by_path_directory_or_pattern(tmp_path):
@@ -252,6 +263,7 @@ def test_a_full_disk_names_the_file_and_the_cause(model, tmp_path, monkeypatch):
 def test_where_no_depth_is_known_the_png_says_so(tmp_path):
     class Blind:
         output = "metric_depth"
+        input_spec = InputSpec()
 
         def predict(self, images, **_):
             return [np.array([[np.nan, 1.0]], np.float32) for _ in images]

@@ -14,6 +14,7 @@ from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.run.source_predictions import score_source_predictions
 from diffdepth_jax.inference import files
+from diffdepth_jax.typing import InputSpec
 
 
 def nyu_h5(request):
@@ -146,6 +147,7 @@ def test_scenes_that_were_put_into_one_folder_are_not_mixed_up(request, tmp_path
 
 class _FiveMetres:
     output = "metric_depth"
+    input_spec = InputSpec()
 
     def predict(self, images, batch_size):
         del batch_size

@@ -1,0 +1,134 @@
+"""Weights and images that are not what they should be, for every published network."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax import inference, registry
+from diffdepth_jax.errors import DataError, WeightsError
+from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.models.networks.network import Published
+from diffdepth_jax.weights import rules
+from tests.models.networks.test_contract import small
+
+PUBLISHED = [
+    name
+    for name in registry.names("network")
+    if issubclass(registry.module("network", name).Config, Published)
+]
+every_published_network = pytest.mark.parametrize("name", PUBLISHED)
+every_network = pytest.mark.parametrize("name", registry.names("network"))
+EXAMPLES = 4  # entries that are made wrong, one after the other
+
+
+@pytest.fixture
+def weights(name, monkeypatch):
+    """A small network's state dict, and the fields that it does not tell."""
+    file, model, variables = small(name)
+    # The architectures to compare with: those of the publication take seconds to trace.
+    monkeypatch.setattr(file, "VARIANTS", {"tiny": model.config})
+    table = file.rules(model.config)
+    state_dict = rules.export(variables, table, rules.names(variables, table))
+    return state_dict, {field: getattr(model.config, field) for field in file.UNTOLD}
+
+
+def examples(name, state_dict):
+    """Some entries that a leaf wants, from the first to the last."""
+    file, model, _ = small(name)
+    read = rules.rows_of(state_dict, file.rules(model.config))
+    names = [key for key, row in read.items() if isinstance(row, rules.Rule)]
+    return names[:: max(1, (len(names) - 1) // (EXAMPLES - 1))]
+
+
+@every_published_network
+def test_a_missing_entry_is_named(name, weights):
+    state_dict, fields = weights
+    for key in examples(name, state_dict):
+        rest = {other: array for other, array in state_dict.items() if other != key}
+        with pytest.raises(WeightsError, match=rf"(no|missing \(1\):) {key}\b"):
+            inference.load(rest, **fields)
+
+
+@every_published_network
+def test_a_wrong_shape_is_named(name, weights):
+    state_dict, fields = weights
+    for key in examples(name, state_dict):
+        shape = (state_dict[key].shape[0] + 1, *state_dict[key].shape[1:])
+        for wrong in (shape, (*state_dict[key].shape, 2), (0,), ()):
+            with pytest.raises(WeightsError) as error:
+                inference.load(state_dict | {key: np.ones(wrong, np.float32)}, **fields)
+            assert key in str(error.value), (key, wrong)
+
+
+@every_published_network
+def test_an_entry_too_many_is_named(name, weights):
+    state_dict, fields = weights
+    for key in ("surprise", "depth_head.surprise.weight", f"{next(iter(state_dict))}.surprise"):
+        with pytest.raises(WeightsError, match=rf"keys that no rule knows \(1\):\n +{key}$"):
+            inference.load(state_dict | {key: np.ones(2, np.float32)}, **fields)
+
+
+@every_published_network
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_weights_of_another_precision_are_taken(name, weights, dtype):
+    state_dict, fields = weights
+    other = {
+        key: array.astype(dtype) if array.dtype == np.float32 else array
+        for key, array in state_dict.items()
+    }
+    model = inference.load(other, **fields)
+    file = registry.module("network", name)
+    found = rules.export(model.variables, file.rules(model.config), state_dict)
+    for key in examples(name, state_dict):
+        assert found[key].dtype == np.float32
+        np.testing.assert_array_equal(found[key], other[key].astype(np.float32))
+
+
+@every_published_network
+def test_whole_numbers_are_no_weights(name, weights):
+    state_dict, fields = weights
+    key = examples(name, state_dict)[-1]
+    with pytest.raises(WeightsError, match=rf"another kind \(1\):\n +{key}: int32"):
+        inference.load(state_dict | {key: state_dict[key].astype(np.int32)}, **fields)
+
+
+@every_published_network
+def test_numbers_that_are_none_are_warned_of(name, weights):
+    state_dict, fields = weights
+    first, *_, last = examples(name, state_dict)
+    bad = {key: state_dict[key].copy() for key in (first, last)}
+    bad[first].flat[-1], bad[last].flat[0] = np.nan, np.inf
+    with pytest.warns(UserWarning, match=rf"NaN or infinity in 2 .*: ({first}|{last}), ") as found:
+        inference.load(state_dict | bad, **fields)
+    assert len(found) == 1 and first in str(found[0].message) and last in str(found[0].message)
+
+
+@every_network
+def test_an_image_of_any_kind_gets_the_depth_of_its_colours(name):
+    _, module, variables = small(name)
+    model = DepthModel(module, variables, module.config)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8))
+    want = model.predict(picture)
+    assert np.isfinite(want).all() and want.shape == (24, 36)
+    for mode in ("L", "LA", "RGBA", "CMYK", "P", "1"):
+        image = picture.convert(mode)
+        depth = model.predict(image)
+        np.testing.assert_array_equal(depth, model.predict(np.asarray(image.convert("RGB"))))
+    transparent = picture.copy()
+    transparent.putalpha(0)
+    np.testing.assert_array_equal(model.predict(transparent), want)
+    with pytest.raises(DataError, match="more than 8 bits per pixel"):
+        model.predict(Image.fromarray(np.ones((24, 36), np.uint16)))
+    for array in (np.ones((24, 36), np.uint8), np.ones((24, 36, 4), np.uint8)):
+        with pytest.raises(ValueError, match="must be uint8 RGB"):
+            model.predict(array)
+
+
+@every_network
+@pytest.mark.parametrize("size", [(1, 1), (2, 1)])
+def test_images_of_a_few_pixels_get_depth(name, size):
+    _, module, variables = small(name)
+    model = DepthModel(module, variables, module.config)
+    depth = model.predict(np.full((*size, 3), 200, np.uint8))
+    assert depth.shape == size and np.isfinite(depth).all()
