@@ -218,7 +218,10 @@ def _from_state_dict(
             variant = _variant(found)
             named = f"the network {found.config.name!r}" + (f" ({variant})" if variant else "")
             # An odd entry may have been taken for the width of all.
-            near = "" if variant else _near(source, [found.config.name], agreement=0.5)
+            near = ""
+            if not variant:
+                tried = rules.shapes(expected, found.rules)
+                near = _near(source, [found.config.name], agreement=0.5, besides=tried)
             raise WeightsError(f"taken for {named}: {error}{near}") from error
         statistics = recalibration.from_text(source.metadata.get("recalibrated", "{}"))
         part = (*found.rules, rules.Fresh(".*", "statistics of the decoder only"))

@@ -32,13 +32,16 @@ class _Candidate:
     table: Rules
 
 
-def describe(shapes: Shapes, networks: Sequence[str], agreement: float = 0.0) -> str:
+def describe(
+    shapes: Shapes, networks: Sequence[str], agreement: float = 0.0, besides: Shapes | None = None
+) -> str:
     """The nearest variant of these networks and where the weights differ from it; "" if none is.
 
     Args:
         shapes: of the weights, by name.
         networks: registered names.
         agreement: the least fraction of the names of both that must have one shape in both.
+        besides: names and shapes that the weights have been compared with already.
     """
     found = {}
     for candidate in _candidates(networks):
@@ -61,7 +64,7 @@ def describe(shapes: Shapes, networks: Sequence[str], agreement: float = 0.0) ->
 
     compared = [(candidate, wanted(candidate)) for candidate in found[most]]
     candidate, shapes_wanted = max(compared, key=lambda pair: _agreement(shapes, pair[1]))
-    if _agreement(shapes, shapes_wanted) < agreement:
+    if _agreement(shapes, shapes_wanted) < agreement or shapes_wanted == besides:
         return ""
     return _difference(candidate, shapes, shapes_wanted)
 

@@ -178,7 +178,7 @@ def test_many_sizes_do_not_pile_up_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "read_image", lambda path: read.append(path) or original(path))
     given = []
     with ThreadPoolExecutor(2) as pool:
-        for batch in files._batches(pool, paths, batch_size=4, ahead=8, skip=None):
+        for batch in files._batches(pool, paths, files.read_image, 4, ahead=8, skip=None):
             given += batch
             assert len(read) - len(given) <= 3 * 8  # 2 * ahead wait for others, ahead are read
     assert sorted(given) == sorted(paths)
