@@ -16,6 +16,7 @@ the same one.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -31,7 +32,7 @@ from diffdepth_jax.errors import ConfigError, DataError, MissingFileError, namin
 from diffdepth_jax.typing import Output
 
 MANIFEST_FILE = "manifest.jsonl"
-_RUN_FILE = "run.json"
+RUN_FILE = "run.json"
 _JOURNALS = "journal"
 
 Status = Literal["ok", "failed", "rejected"]
@@ -119,10 +120,10 @@ def image_path(frame: str, condition: str, variant: int) -> str:
 
 
 class RunFile:
-    """`run.json`: what a workdir was begun with."""
+    """A JSON file of named parts, as `run.json`, which says what a workdir was begun with."""
 
-    def __init__(self, workdir: Path):
-        self.path = workdir / _RUN_FILE
+    def __init__(self, path: Path):
+        self.path = path
         self._contents: dict[str, Any] = {}
         if self.path.exists():
             with naming_file(self.path, "read"):
@@ -131,7 +132,7 @@ class RunFile:
                 self._contents = dict(json.loads(text))
             except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(
-                    f"{self.path} is damaged: begin another workdir, or remove this one"
+                    f"{self.path} is damaged: remove this workdir, or begin another one"
                 ) from error
 
     def get(self, part: str) -> Any:
@@ -223,16 +224,29 @@ class Journal:
         self._directory = workdir / _JOURNALS
         self._shard = shard
         self.path = self._directory / f"{shard[0]:05d}of{shard[1]:05d}.jsonl"
-        self.state = State()
-        for path in sorted(self._directory.glob("*of*.jsonl")):
-            self._read(path)
 
-    def _read(self, path: Path) -> None:
+    @functools.cached_property
+    def state(self) -> State:
+        """What all journals say, and what has been noted since."""
+        state = State()
+        for path in self._paths():
+            self._read(path, state)
+        return state
+
+    def sizes(self) -> dict[str, int]:
+        """How long all journals are: they only grow."""
+        with naming_file(self._directory, "read"):
+            return {path.name: path.stat().st_size for path in self._paths()}
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._directory.glob("*of*.jsonl"))
+
+    def _read(self, path: Path, state: State) -> None:
         try:
             shard = tuple(int(part) for part in path.stem.split("of"))
         except ValueError:
             return
-        self.state.shards.append(shard)
+        state.shards.append(shard)
         with naming_file(path, "read"):
             lines = path.read_bytes().splitlines(keepends=True)
         for line in lines:
@@ -240,7 +254,7 @@ class Journal:
                 continue
             # After a power failure there may be anything: what is not noted is done again.
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                self.state.take(json.loads(line), shard)
+                state.take(json.loads(line), shard)
 
     @contextlib.contextmanager
     def open(self, fingerprint: str) -> Iterator[None]:
@@ -261,7 +275,7 @@ class Journal:
 
     def note(self, entry: Frame | Made, kind: Literal["frame", "image", "scene"]) -> None:
         """Writes an entry down, and takes it up into `state`."""
-        self._write({kind: dataclasses.asdict(entry)})
+        self._write({kind: vars(entry)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         text = json.dumps(line, allow_nan=False)
@@ -360,9 +374,7 @@ def write(workdir: Path, records: Sequence[Record]) -> None:
 
 
 def as_text(records: Sequence[Record]) -> str:
-    return "".join(
-        json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n" for record in records
-    )
+    return "".join(json.dumps(vars(record), allow_nan=False) + "\n" for record in records)
 
 
 def read(workdir: Path) -> list[Record]:
@@ -380,9 +392,12 @@ def read(workdir: Path) -> list[Record]:
     records = []
     for number, row in enumerate(io.read_json_lines(path), start=1):
         try:
-            records.append(Record(**row))
+            record = Record(**row)
         except TypeError as error:
             raise DataError(f"{path}, line {number} is no record: {error}") from error
+        if record.intrinsics is not None:
+            record = dataclasses.replace(record, intrinsics=tuple(record.intrinsics))
+        records.append(record)
     return records
 
 

@@ -88,7 +88,7 @@ def run(
     directory = Path(workdir).expanduser()
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard is {shard}; it must be (index, count) with 0 <= index < count")
-    if merge and not (directory / "run.json").exists():
+    if merge and not (directory / manifest.RUN_FILE).exists():
         raise ConfigError(f"{directory} holds no run: name the workdir of the shards")
     lock = "generation" if shard is None else f"generation-{shard[0]}of{shard[1]}"
     with atomic.directory(directory), locking.hold(directory, lock):
@@ -125,8 +125,9 @@ class _Run:
             raise ConfigError(
                 "config.conditions has 'scene', which is the clean image of scenes: leave it out"
             )
-        self.run_file = RunFile(workdir)
+        self.run_file = RunFile(workdir / manifest.RUN_FILE)
         self.journal = Journal(workdir, shard or (0, 1))
+        self.report_file = RunFile(self.journal.path.with_name("report.json"))
         self.teacher = labels.network(config.teacher)
         self.steering = labels.network(config.steering)
 
@@ -137,6 +138,8 @@ class _Run:
     def run(self, merge: bool) -> Result:
         self.run_file.require("config", _fixed(self.config))
         self.run_file.require("prompts", [self.bank.fingerprint(), self.scene])
+        if not merge and (records := self._reported()) is not None:
+            return Result(records, True)
         if not merge and not self._is_finished():
             with _how_to_go_on(self):
                 self._work()
@@ -147,6 +150,37 @@ class _Run:
         if self.shard is None:
             self._report(records)
         return Result(records, self.shard is None)
+
+    def _reported(self) -> list[Record] | None:
+        """The manifest, if it is of this very config, nothing has failed and all files are there.
+
+        The journals, which would say the same, are not read: they can have 100 MB.
+        """
+        same = self.run_file.says("backend_config", configs.to_mapping(self.config.backend))
+        if self.shard is not None or not same or not self.report_file.says("of", self._shown()):
+            return None
+        if not all(path.exists() for path in self._reports()):
+            return None
+        try:
+            records = manifest.read(self.workdir)
+        except DataError:  # of another version
+            return None
+        files = {file for each in records for file in (each.image, each.clean, each.label) if file}
+        folders = {
+            folder: _names(self.workdir / folder) for folder in set(map(os.path.dirname, files))
+        }
+        whole = all(os.path.basename(file) in folders[os.path.dirname(file)] for file in files)
+        failed = any(record.status == "failed" for record in records)
+        return records if whole and not failed else None
+
+    def _reports(self) -> list[Path]:
+        names = (manifest.MANIFEST_FILE, *gallery.FILES, summary.FILE)
+        return [self.workdir / name for name in names]
+
+    def _shown(self) -> dict[str, Any]:
+        """What the manifest and its pictures depend on beside what cannot change."""
+        shown = {name: vars(getattr(self.config, name)) for name in ("structure", "gallery")}
+        return {**shown, "journals": self.journal.sizes()}
 
     def _is_finished(self) -> bool:
         """Whether all is there, as far as is known without opening source, network or backend."""
@@ -445,18 +479,19 @@ class _Run:
 
     def _report(self, records: Sequence[Record]) -> None:
         """Writes the manifest and what is drawn of it, unless it is there."""
-        text = manifest.as_text(records)
-        path = self.workdir / manifest.MANIFEST_FILE
-        shown = configs.to_mapping(self.config.gallery)
-        files = [path, *(self.workdir / name for name in (*gallery.FILES, summary.FILE))]
-        if all(file.exists() for file in files) and self.run_file.says("gallery", shown):
-            with naming_file(path, "read"):
-                if path.read_text() == text:
-                    return
-        summary.write(self.workdir, records)
-        gallery.write(self.workdir, records, self.config.gallery)
-        self.run_file.set("gallery", shown)
-        manifest.write(self.workdir, records)  # the last, as it says that all is done
+        path, text = self.workdir / manifest.MANIFEST_FILE, manifest.as_text(records)
+        pictures = vars(self.config.gallery)
+        drawn = self.report_file.says("gallery", pictures) and all(
+            each.exists() for each in self._reports()
+        )
+        with naming_file(path, "read"):
+            same = drawn and path.read_text() == text
+        if not same:
+            summary.write(self.workdir, records)
+            gallery.write(self.workdir, records, self.config.gallery)
+            self.report_file.set("gallery", pictures)
+            manifest.write(self.workdir, records)  # the last, as it says that all is done
+        self.report_file.set("of", self._shown())
 
 
 class _Judge:
@@ -521,6 +556,12 @@ def _looked_at(item: Item, outcome: Outcome) -> Outcome:
     if not image.any():
         return dataclasses.replace(outcome, details={**outcome.details, "flagged": True})
     return outcome
+
+
+def _names(folder: Path) -> set[str]:
+    """What a folder holds; nothing if there is none."""
+    with naming_file(folder, "read"):
+        return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
 def _made(item: Item, outcome: Outcome) -> Made:
