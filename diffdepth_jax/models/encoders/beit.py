@@ -25,7 +25,7 @@ from diffdepth_jax.models.tables import Layout, class_token, conv_rules, count, 
 from diffdepth_jax.ops.image import resize_bilinear
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Derived, Rule, Rules, Transform
+from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform
 
 
 @dataclass(frozen=True)
@@ -261,5 +261,102 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     )
 
 
+# ---- Hugging Face's transformers -----------------------------------------------------------------
+
+_EPS = 1e-12  # of the layer norms there, where `config.json` does not say otherwise
+
+
+def transformers_rules(config: Config) -> Rules:
+    """The table of transformers' names."""
+    block, here = r"encoder\.layer\.(\d+)", r"block\1"
+    attention, table = rf"{block}\.attention\.attention", "relative_position_bias"
+    bias = f"params/{here}/attention/qkv_bias"
+    return (
+        Rule(r"embeddings\.cls_token", "params/class_token", class_token),
+        *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
+        *vit.transformers_block_rules(block, here, qkv_bias=False),
+        Rule(rf"{attention}\.query\.bias", bias, part=(0, 2)),
+        Rule(rf"{attention}\.value\.bias", bias, part=(1, 2)),
+        Rule(rf"{block}\.lambda_(\d)", rf"params/{here}/scale\2"),
+        Rule(rf"{attention}\.{table}\.{table}_table", f"params/{here}/position_bias"),
+        Skip(r"encoder\.layer\..+\.relative_position_index", "computed from the table's length"),
+        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
+        Skip(r"(pooler\.)?layernorm\..+", "a classifier's: the features are taken before it"),
+    )
+
+
+def infer_transformers(
+    shapes: Mapping[str, tuple[int, ...]], described: Any = None
+) -> Config | None:
+    """The config of weights that `transformers_rules` names; None if they are not of this family.
+
+    Args:
+        shapes: of the weights.
+        described: what a `config.json` says, a `transformers_json.Described`. Without one, the taps
+            are as in `infer`.
+
+    Raises:
+        ValueError: if they are, but what they or `described` tell cannot be.
+    """
+    block = r"encoder\.layer\.(\d+)"
+    if "encoder.layer.0.lambda_1" not in shapes:
+        return None
+    depth, table = count(shapes, rf"{block}\."), r".+\.relative_position_bias_table"
+    config = Config(
+        embed_dim=width(shapes, rf"{block}\.(layernorm_\w+\.\w+|lambda_\d)") or 0,
+        depth=depth,
+        num_heads=width(shapes, table, 1) or 0,
+        hidden_features=width(shapes, rf"{block}\.intermediate\.dense\.\w+") or 0,
+        patch_size=side(shapes, "embeddings.patch_embeddings.projection.weight", 3),
+        grid=_grid(width(shapes, table) or 0),
+        taps=transformer.quarters(depth),
+        layer_norm_eps=_EPS,
+    )
+    if not described:
+        return config
+    described.require(
+        model_type=("beit",),
+        hidden_act=("gelu",),
+        use_relative_position_bias=(True,),
+        use_shared_relative_position_bias=(False,),
+        use_absolute_position_embeddings=(False,),
+        add_fpn=(False,),
+    )
+    names = described.value("out_features", list, [])
+    numbers = tuple(int(name) for each in names if (name := str(each)[5:]).isdecimal())
+    stages = described.integers("out_indices", numbers or tuple(tap + 1 for tap in config.taps))
+    return replace(
+        config,
+        # transformers counts the embedded patches as the first stage.
+        taps=tuple(stage % (depth + 1) - 1 for stage in stages),
+        layer_norm_eps=described.value("layer_norm_eps", float, _EPS),
+    )
+
+
+def described(config: Config) -> dict[str, Any]:
+    """The content of transformers' `config.json` for the encoder."""
+    return {
+        "architectures": ["BeitBackbone"],
+        "model_type": "beit",
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "intermediate_size": config.hidden_features,
+        "layer_norm_eps": config.layer_norm_eps,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "use_relative_position_bias": True,
+        "use_mask_token": False,
+        "layer_scale_init_value": 0.1,
+        "drop_path_rate": config.drop_path_rate,
+        "out_indices": [tap + 1 for tap in config.taps],
+        "out_features": [f"stage{tap + 1}" for tap in config.taps],
+        "reshape_hidden_states": False,
+    }
+
+
 _UNTOLD = ("taps", "layer_norm_eps", "drop_path_rate", "remat")
-LAYOUTS = {"timm": Layout(infer, rules, _UNTOLD)}
+LAYOUTS = {
+    "timm": Layout(infer, rules, _UNTOLD),
+    "transformers": Layout(infer_transformers, transformers_rules, _UNTOLD),
+}

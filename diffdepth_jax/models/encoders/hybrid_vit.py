@@ -283,5 +283,105 @@ def _inferred_resnet(
     }
 
 
+# ---- Hugging Face's transformers -----------------------------------------------------------------
+
+
+def transformers_rules(config: Config) -> Rules:
+    """The table of the names that transformers has in its DPT."""
+    root = r"embeddings\.backbone\.bit"
+    stem = rf"{root}\.embedder"
+    return (
+        *_resnet_rules(
+            rf"{stem}\.convolution", rf"{stem}\.norm", rf"{root}\.encoder\.stages", "layers"
+        ),
+        *conv_rules(r"embeddings\.projection", "patch_embed"),
+        *vit.transformers_transformer_rules(config),
+    )
+
+
+def infer_transformers(
+    shapes: Mapping[str, tuple[int, ...]], described: Any = None
+) -> Config | None:
+    """The config of weights that `transformers_rules` names; None if they are not of this family.
+
+    Args:
+        shapes: of the weights.
+        described: what a DPT's `config.json` says, a `transformers_json.Described`. Without one,
+            heads, groups and taps are as in `infer`.
+
+    Raises:
+        ValueError: if they are, but what they or `described` tell cannot be.
+    """
+    root, block = r"embeddings\.backbone\.bit", r"encoder\.layer"
+    if "embeddings.backbone.bit.embedder.convolution.weight" not in shapes:
+        return None
+    depth = count(shapes, rf"{block}\.(\d+)\.")
+    fields = {
+        **_inferred_resnet(shapes, rf"{root}\.embedder\..+", rf"{root}\.encoder\.stages", "layers"),
+        **vit.inferred(
+            shapes,
+            rf"{block}\.\d+\.layernorm_(before|after)",
+            rf"{block}\.\d+\.intermediate\.dense",
+            "embeddings.position_embeddings",
+        ),
+    }
+    taps, eps = quarters(depth)[2:], 1e-12
+    if described:
+        resnet = described.part("backbone_config")
+        resnet.require(
+            model_type=("bit",),
+            layer_type=("bottleneck",),
+            global_padding=("SAME", "same"),
+            embedding_dynamic_padding=(True,),
+            hidden_act=("relu",),
+            width_factor=(1,),
+            output_stride=(32,),
+        )
+        described.require(
+            hidden_act=("gelu",), qkv_bias=(True,), neck_ignore_stages=([0, 1],), patch_size=(16,)
+        )
+        fields["num_groups"] = resnet.value("num_groups", int, 32)
+        fields["num_heads"] = described.value("num_attention_heads", int, 12)
+        taps = described.integers("backbone_out_indices", (2, 5, 8, 11))[2:]
+        eps = described.value("layer_norm_eps", float, eps)
+    return Config(**fields, depth=depth, taps=taps, layer_norm_eps=eps)
+
+
+def described(config: Config) -> dict[str, Any]:
+    """The content of transformers' `config.json` of a DPT for the encoder.
+
+    Raises:
+        ValueError: for another number of stages or of taps than transformers can have.
+    """
+    if len(config.depths) != 3 or len(config.taps) != 2:
+        raise ValueError(
+            f"transformers' hybrid has three stages and two taps, not depths {config.depths} and "
+            f"taps {config.taps}"
+        )
+    resnet = {
+        "architectures": ["BitBackbone"],
+        "model_type": "bit",
+        "layer_type": "bottleneck",
+        "global_padding": "SAME",
+        "embedding_dynamic_padding": True,
+        "embedding_size": config.stem_features,
+        "hidden_sizes": list(config.widths),
+        "depths": list(config.depths),
+        "num_groups": config.num_groups,
+        "out_features": ["stage1", "stage2", "stage3"],
+    }
+    return {
+        **vit.described(config),
+        "is_hybrid": True,
+        "backbone_config": resnet,
+        "backbone_featmap_shape": [1, config.widths[-1], config.grid, config.grid],
+        "backbone_out_indices": [0, 1, *config.taps],
+        "neck_ignore_stages": [0, 1],
+    }
+
+
 _UNTOLD = ("num_groups", "num_heads", "taps", "layer_norm_eps", "drop_path_rate", "remat")
-LAYOUTS = {"timm": Layout(infer, rules, _UNTOLD)}
+LAYOUTS = {
+    "timm": Layout(infer, rules, _UNTOLD),
+    "transformers": Layout(infer_transformers, transformers_rules, _UNTOLD),
+}

@@ -242,13 +242,18 @@ def inferred(
 # ---- Hugging Face's transformers -----------------------------------------------------------------
 
 
-def transformers_block_rules(block: str, path: str, key_bias: bool = True) -> Rules:
-    """Rows of a `transformer.Block` without its scales in the names of ViT and its kin there."""
+def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Rules:
+    """Rows of a `transformer.Block` without its scales in the names of ViT and its kin there.
+
+    Args:
+        block, path: pattern of the block's name and template of its path.
+        qkv_bias: whether queries, keys and values have a bias beside their kernel in one leaf.
+    """
     attention, rows = rf"{block}\.attention", []
     for index, name in enumerate(("query", "key", "value")):
-        for row in linear_rules(rf"{attention}\.attention\.{name}", f"{path}/attention/qkv"):
+        found = linear_rules(rf"{attention}\.attention\.{name}", f"{path}/attention/qkv")
+        for row in found if qkv_bias else found[:1]:
             rows.append(replace(row, part=(index, 3)))
-    del key_bias
     return (
         *norm_rules(rf"{block}\.layernorm_before", f"{path}/norm1"),
         *norm_rules(rf"{block}\.layernorm_after", f"{path}/norm2"),
