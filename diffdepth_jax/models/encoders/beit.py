@@ -263,8 +263,6 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 # ---- Hugging Face's transformers -----------------------------------------------------------------
 
-_EPS = 1e-12  # of the layer norms there, where `config.json` does not say otherwise
-
 
 def transformers_rules(config: Config) -> Rules:
     """The table of transformers' names."""
@@ -310,7 +308,7 @@ def infer_transformers(
         patch_size=side(shapes, "embeddings.patch_embeddings.projection.weight", 3),
         grid=_grid(width(shapes, table) or 0),
         taps=transformer.quarters(depth),
-        layer_norm_eps=_EPS,
+        layer_norm_eps=vit.EPS_OF_TRANSFORMERS,
     )
     if not described:
         return config
@@ -329,7 +327,7 @@ def infer_transformers(
         config,
         # transformers counts the embedded patches as the first stage.
         taps=tuple(stage % (depth + 1) - 1 for stage in stages),
-        layer_norm_eps=described.value("layer_norm_eps", float, _EPS),
+        layer_norm_eps=described.value("layer_norm_eps", float, vit.EPS_OF_TRANSFORMERS),
     )
 
 

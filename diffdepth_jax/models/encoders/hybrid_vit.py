@@ -325,7 +325,7 @@ def infer_transformers(
             "embeddings.position_embeddings",
         ),
     }
-    taps, eps = quarters(depth)[2:], 1e-12
+    taps, eps = quarters(depth)[2:], vit.EPS_OF_TRANSFORMERS
     if described:
         resnet = described.part("backbone_config")
         resnet.require(

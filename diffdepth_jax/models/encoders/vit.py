@@ -242,6 +242,9 @@ def inferred(
 # ---- Hugging Face's transformers -----------------------------------------------------------------
 
 
+EPS_OF_TRANSFORMERS = 1e-12  # of the layer norms, where `config.json` does not say otherwise
+
+
 def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Rules:
     """Rows of a `transformer.Block` without its scales in the names of ViT and its kin there.
 
@@ -311,6 +314,7 @@ def infer_transformers(
         depth=depth,
         patch_size=side(shapes, embedding, 3),
         taps=transformer.quarters(depth),
+        layer_norm_eps=EPS_OF_TRANSFORMERS,
     )
     if not described:
         return config
@@ -319,7 +323,7 @@ def infer_transformers(
         config,
         num_heads=described.value("num_attention_heads", int, 12),
         taps=described.integers("backbone_out_indices", (2, 5, 8, 11)),
-        layer_norm_eps=described.value("layer_norm_eps", float, 1e-12),
+        layer_norm_eps=described.value("layer_norm_eps", float, EPS_OF_TRANSFORMERS),
     )
 
 
@@ -339,4 +343,7 @@ def described(config: Config) -> dict[str, Any]:
 
 
 _UNTOLD = ("num_heads", "taps", "layer_norm_eps", "drop_path_rate", "remat")
-LAYOUTS = {"timm": Layout(infer, rules, _UNTOLD)}
+LAYOUTS = {
+    "timm": Layout(infer, rules, _UNTOLD),
+    "transformers": Layout(infer_transformers, transformers_rules, _UNTOLD),
+}

@@ -58,17 +58,22 @@ class Backbone:
 
     Attributes:
         layout: of the encoder's `LAYOUTS`, the one that the authors' files have.
+        root: of its names in transformers, where a ViT is a part of the network and others are
+            models of their own; None where transformers has no such DPT.
+        square: whether transformers takes no other than square images.
     """
 
-    layout: str = "timm"
+    layout: str
+    root: str | None
+    square: bool
 
 
 BACKBONES: Mapping[str, Backbone] = {
-    "vit": Backbone(),
-    "hybrid_vit": Backbone(),
-    "beit": Backbone(),
-    "swin2": Backbone("microsoft"),
-    "swin": Backbone("microsoft"),
+    "vit": Backbone("timm", "dpt.", True),
+    "hybrid_vit": Backbone("timm", "dpt.", True),
+    "beit": Backbone("timm", "backbone.", False),
+    "swin2": Backbone("microsoft", "backbone.", True),
+    "swin": Backbone("microsoft", None, True),
 }
 
 
@@ -128,13 +133,14 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     @property
     def input_spec(self) -> InputSpec:
-        spec = INPUT
-        if self.implementation == "transformers":
-            spec = replace(spec, interpolation="pillow")
+        spec, backbone = INPUT, BACKBONES.get(self.encoder.name)
         side = self.encoder.image_size if isinstance(self.encoder, ForImageSize) else None
-        if side is None:
-            return spec
-        return replace(spec, size=(side, side), keep_aspect=not self.encoder.fixed_size)
+        if side is not None:
+            spec = replace(spec, size=(side, side), keep_aspect=not self.encoder.fixed_size)
+        if self.implementation == "transformers":
+            keep_aspect = spec.keep_aspect and not (backbone and backbone.square)
+            spec = replace(spec, interpolation="pillow", keep_aspect=keep_aspect)
+        return spec
 
 
 def _factor(reduction: int, wanted: int) -> Factor:
@@ -286,15 +292,18 @@ def arguments(config: Config) -> dict[str, Any]:
 # ---- as transformers has it ----------------------------------------------------------------------
 
 _OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
-# Where the backbone is: a ViT is a part of the network there, others are models of their own.
-_ROOTS = {"vit": "dpt.", "swin2": "backbone."}
+
+
+def _root(config: Config) -> str:
+    backbone = BACKBONES.get(config.encoder.name)
+    if backbone is None or backbone.root is None:
+        raise ConfigError(f"transformers has no DPT on the encoder {config.encoder.name!r}")
+    return backbone.root
 
 
 def _transformers_rules(config: Config) -> Rules:
-    name = config.encoder.name
-    if name not in _ROOTS:
-        raise ConfigError(f"transformers has no DPT on the encoder {name!r}")
-    encoder = registry.module("encoder", name).transformers_rules(config.encoder)
+    root = _root(config)
+    encoder = registry.module("encoder", config.encoder.name).transformers_rules(config.encoder)
     stage = r"neck\.reassemble_stage"
     names = (
         rf"{stage}\.readout_projects\.{{0}}\.0",
@@ -306,7 +315,7 @@ def _transformers_rules(config: Config) -> Rules:
         *dpt_head.reassemble_rules(config.head, *names),
         *dpt_head.rules(config.head, outputs, dpt_head.TRANSFORMERS),
     )
-    return (*prefix(encoder, _ROOTS[name], "encoder"), *prefix(head, "", "head"))
+    return (*prefix(encoder, root, "encoder"), *prefix(head, "", "head"))
 
 
 def _infer_transformers(
@@ -319,16 +328,21 @@ def _infer_transformers(
         is_hybrid=(False, True),
         readout_type=("project",),
         add_projection=(False,),
-        use_batch_norm_in_fusion_residual=(False,),
+        use_batch_norm_in_fusion_residual=(False, None),
+        use_bias_in_fusion_residual=(None, True),
+        reassemble_factors=([4, 2, 1, 0.5],),
         head_in_index=(-1, 3),
     )
     own = described.part(_OWN)
     own.require(implementation=("transformers", "authors"))
     backbone = described.part("backbone_config")
-    for name, root in _ROOTS.items():
-        names = below(shapes, root)
-        file = registry.module("encoder", name)
-        encoder = file.infer_transformers(names, backbone if root == "backbone." else described)
+    for name, each in BACKBONES.items():
+        if each.root is None:
+            continue
+        file, its = registry.module("encoder", name), backbone
+        if each.root == "dpt.":
+            its = described
+        encoder = file.infer_transformers(below(shapes, each.root), its)
         if encoder is not None:
             break
     else:
@@ -348,23 +362,22 @@ def _described(config: Config) -> dict[str, Any]:
         raise ConfigError(
             f"output_features is {config.output_features}; transformers has 32 only, fixed"
         )
-    name = config.encoder.name
-    if name not in _ROOTS:
-        raise ConfigError(f"transformers has no DPT on the encoder {name!r}")
+    root = _root(config)
     projected = zip(config.project_features, config.encoder.channels, strict=True)
     content = {
         "architectures": ["DPTForDepthEstimation"],
         "model_type": "dpt",
         "is_hybrid": False,
         "readout_type": "project",
+        "reassemble_factors": [4, 2, 1, 0.5],
         "neck_hidden_sizes": [features or channels for features, channels in projected],
         "fusion_hidden_size": config.fused_features,
         "head_in_index": -1,
         "add_projection": False,
         "use_batch_norm_in_fusion_residual": False,
     }
-    encoder = registry.module("encoder", name).described(config.encoder)
-    content |= {"backbone_config": encoder} if _ROOTS[name] == "backbone." else encoder
+    encoder = registry.module("encoder", config.encoder.name).described(config.encoder)
+    content |= encoder if root == "dpt." else {"backbone_config": encoder}
     if config.implementation == "authors":
         content[_OWN] = {"implementation": "authors"}
     return content

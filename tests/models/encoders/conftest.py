@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffdepth_jax.weights.rules import Derived, Rules, convert, export, names
+from diffdepth_jax.weights.rules import Constant, Derived, Rules, convert, export, names
 
 PREFIX = "depth_backbone."
 
@@ -61,7 +61,7 @@ def encoder_case(golden):
 def round_trip():
     """Checks that a table carries exactly these weights to an encoder's variables and back.
 
-    Returns the written ones, among them the derived, which need not be what was read.
+    Returns the written ones, among them the derived and constant, which need not be what was read.
     """
 
     def check(module: ModuleType, config: Any, shapes: dict[str, tuple[int, ...]]) -> dict:
@@ -74,7 +74,7 @@ def round_trip():
         table = module.rules(config)
         variables = convert(state_dict, table, expected)
         written = export(variables, table, state_dict)
-        derived = [row.pattern for row in table if isinstance(row, Derived)]
+        derived = [row.pattern for row in table if isinstance(row, Derived | Constant)]
         for name, array in written.items():
             if any(re.fullmatch(pattern, name) for pattern in derived):
                 assert array.shape == shapes[name]
