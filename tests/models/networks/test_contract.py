@@ -21,6 +21,8 @@ from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.models.networks import network
+from diffdepth_jax.training.checkpoint import Checkpointer
+from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights import rules
 
@@ -331,6 +333,31 @@ def test_the_layout_of_transformers_goes_both_ways(name, tmp_path):
         shapes = {key: value.shape for key, value in published.items()}
         assert layout.infer(shapes, {}) is None and file.infer(shapes) is not None
     assert file.infer({key: value.shape for key, value in state_dict.items()}) is None
+
+
+@every_network
+def test_a_run_of_it_is_loaded(name, tmp_path):
+    _, model, variables = small(name)
+    state = TrainState(
+        step=jnp.int32(3),
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state={},
+        ema_params={},
+    )
+    with Checkpointer(tmp_path, keep=1) as checkpointer:
+        checkpointer.save(3, state, {"model": config_lib.to_mapping(model.config)}, b"{}", {})
+    again = inference.load(tmp_path)
+    assert again.config == model.config
+    for (path, leaf), (_, want) in zip(
+        jax.tree.leaves_with_path(again.variables),
+        jax.tree.leaves_with_path(variables),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(leaf, want, err_msg=jax.tree_util.keystr(path))
+    arguments = inputs(model)
+    shape = jax.eval_shape(again.model.apply, again.variables, *arguments).shape
+    assert shape == (*arguments[0].shape[:3], 1)
 
 
 def encoders_imported_after(code):
