@@ -86,7 +86,7 @@ def load(
     if step is not None:
         raise ConfigError(f"step={step} was asked of {file}, which has no steps")
     contents = hugging_face.read(file)
-    stems = (path.name, *(() if is_directory else (_stem(path),)))
+    stems = (path.name,) if is_directory else (path.stem, _without_suffixes(path.stem))
     given = _Source(str(path), contents.state_dict, contents.metadata, stems, file)
     return _from_state_dict(given, network, fields, dtype)
 
@@ -125,9 +125,9 @@ class _Source:
         return hugging_face.config_beside(self.file) if self.file else {}
 
 
-def _stem(path: Path) -> str:
-    """A file's name without its ending, torch.hub's hash and a browser's number."""
-    return re.sub(r"(-[0-9a-f]{8}| ?\(\d+\))+$", "", path.stem)
+def _without_suffixes(stem: str) -> str:
+    """A file's name without torch.hub's hash and a browser's number."""
+    return re.sub(r"(-[0-9a-f]{8}| ?\(\d+\))+$", "", stem)
 
 
 def _from_run(

@@ -313,17 +313,6 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
     return tuple(found)
 
 
-def rows_of(keys: Iterable[str], rules: Rules) -> dict[str, Row]:
-    """The row of a table that claims each key; without those that none or several claim."""
-    compiled = [(re.compile(row.pattern), row) for row in rules if not isinstance(row, Fresh)]
-    found = {}
-    for key in keys:
-        claims = [row for pattern, row in compiled if pattern.fullmatch(key)]
-        if len(claims) == 1:
-            found[key] = claims[0]
-    return found
-
-
 def _keys_of(variables: Mapping[str, Any], rules: Rules) -> dict[str, str]:
     """By leaf, the key or keys that fill it; empty for a table that cannot be read backwards."""
     try:
