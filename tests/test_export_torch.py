@@ -18,7 +18,7 @@ from diffdepth_jax.config import to_mapping
 from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
-from diffdepth_jax.models.encoders import mpvit, resnet, swin, torchvision_resnet
+from diffdepth_jax.models.encoders import mpvit, resnet, swin, swin2, torchvision_resnet
 from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.training.checkpoint import Checkpointer
@@ -30,6 +30,12 @@ HAHI = {"neck": NeckConfig(8, hahi=True, hahi_features=12)}
 ENCODERS = {
     "resnet": (resnet.Config(depths=(1, 2), widths=(4, 6)), {"neck": NeckConfig(8)}),
     "swin": (swin.Config(embed_dim=8, depths=(1, 2), num_heads=(2, 4), window_size=3), HAHI),
+    "swin2": (
+        swin2.Config(
+            embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=4, output_norms=True
+        ),
+        HAHI,
+    ),
     "mpvit": (
         mpvit.Config(
             embed_dims=(16, 24), num_layers=(1, 2), num_paths=(1, 2), mlp_ratios=(2.0, 1.5)

@@ -13,7 +13,7 @@ from diffdepth_jax.config import to_mapping
 from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
-from diffdepth_jax.models.encoders import dinov2, mpvit, resnet, swin, torchvision_resnet
+from diffdepth_jax.models.encoders import dinov2, mpvit, resnet, swin, swin2, torchvision_resnet
 from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import depth_anything, diffusion_depth
 from diffdepth_jax.training import experiment, loop, pretrained
@@ -29,6 +29,7 @@ from diffdepth_jax.weights.rules import (
 )
 
 SWIN = swin.Config(embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=4, mlp_ratio=2.0)
+SWIN2 = swin2.Config(embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=4, image_size=64)
 RESNET = torchvision_resnet.Config(block="bottleneck", depths=(1, 1), widths=(4, 6))
 MPVIT = mpvit.Config(
     embed_dims=(16, 24), num_layers=(1, 2), num_paths=(1, 2), mlp_ratios=(2.0,) * 2
@@ -141,6 +142,25 @@ def mmcv(*, norms: bool = True) -> tuple[dict, dict]:
     }
 
 
+def swin2_of_timm() -> tuple[dict, dict]:
+    """As timm has it since 0.9: without masks, and merging at the beginning of a stage."""
+    variables, state_dict = weights_of(swin2, SWIN2)
+    state_dict = renamed(
+        state_dict, (r"layers\.0\.downsample", "layers.1.downsample"), (r"^head", "head.fc")
+    )
+    return variables, {name: a for name, a in state_dict.items() if "attn_mask" not in name}
+
+
+def swin2_of_microsoft() -> tuple[dict, dict]:
+    variables, state_dict = weights_of(swin2, SWIN2)
+    tables = {
+        f"layers.{stage}.blocks.0.attn.relative_{name}": np.ones(shape, np.float32)
+        for stage in (0, 1)
+        for name, shape in {"coords_table": (1, 7, 7, 2), "position_index": (16, 16)}.items()
+    }
+    return variables, state_dict | tables
+
+
 def published_mpvit() -> tuple[dict, dict]:
     variables, state_dict = weights_of(mpvit, MPVIT)
     return variables, state_dict | {"cls_head.cls.bias": np.ones(3, np.float32)}
@@ -158,6 +178,8 @@ CASES = {
     "transformers modules": (SWIN, lambda: transformers(modules=True)),
     "mmcv": (SWIN, mmcv),
     "mmpretrain": (SWIN, lambda: mmcv(norms=False)),
+    "swin2 of timm": (SWIN2, swin2_of_timm),
+    "swin2 of microsoft": (SWIN2, swin2_of_microsoft),
     "mpvit": (MPVIT, published_mpvit),
     "torchvision": (RESNET, torchvision),
 }
