@@ -656,8 +656,8 @@ def _print_traceback_of(error):
 
 
 def _require_complete(model, info, path):
-    missing = list(info.get("missing_keys") or ())
-    missing += [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    missing = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    missing = sorted(missing.union(info.get("missing_keys") or ()))
     mismatched = [str(entry) for entry in info.get("mismatched_keys") or ()]
     if missing or mismatched:
         wrong = [f"{len(missing)} weights are missing, such as {missing[0]}"] if missing else []

@@ -54,7 +54,7 @@ def write_base(folder: Path, family: str, seed: int = 0, *, safety_checker: bool
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
             if xl
             else ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            cross_attention_dim=64 if xl else 32,
+            cross_attention_dim=32 + 48 if xl else 32,
             attention_head_dim=(2, 2, 4) if xl else 4,
             transformer_layers_per_block=(1, 1, 2) if xl else 1,
             use_linear_projection=xl,
@@ -108,8 +108,10 @@ def write_base(folder: Path, family: str, seed: int = 0, *, safety_checker: bool
             if isinstance(part, torch.nn.Module):
                 part.eval()
         if xl:
+            # Told apart from the first by its width, as in single files of SDXL.
+            wider = CLIPTextConfig(**{**text.to_dict(), "hidden_size": 48})
             parts |= {
-                "text_encoder_2": CLIPTextModelWithProjection(text).eval(),
+                "text_encoder_2": CLIPTextModelWithProjection(wider).eval(),
                 "tokenizer_2": tokenizer,
             }
             pipeline = StableDiffusionXLPipeline(**parts)
@@ -178,8 +180,10 @@ def write_controlnet(folder: Path, base: Path, seed: int = 2) -> Path:
         unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
         network = ControlNetModel.from_unet(unet)
     with torch.no_grad():
-        for parameter in network.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.1)
+        for name, parameter in network.named_parameters():
+            if "cond_embedding" in name and parameter.ndim > 1:
+                parameter.normal_(std=2 * parameter[0].numel() ** -0.5)
+            elif not parameter.any():
+                parameter.normal_(std=0.5)
     network.save_pretrained(folder)
     return folder

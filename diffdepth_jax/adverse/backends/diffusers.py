@@ -70,8 +70,8 @@ class Config:
         and started again.
     """
 
-    base: str
     name: Literal["diffusers"] = "diffusers"
+    base: str | None = None
     pipeline: Literal["t2i_adapter", "controlnet", "controlnet_img2img"] = "t2i_adapter"
     control: str | None = None
     base_config: str | None = None
@@ -92,6 +92,11 @@ class Config:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
+        if self.base is None:
+            raise ValueError(
+                "base is missing: name a Stable Diffusion model, as a folder of diffusers, a "
+                "single file, or a repository of Hugging Face's hub"
+            )
         for field in ("num_inference_steps", "batch_size", "processes", "threads", "area"):
             value = getattr(self, field)
             if value is not None and value < 1:

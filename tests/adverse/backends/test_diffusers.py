@@ -358,6 +358,7 @@ def test_adapters_for_sdxl_need_multiples_of_16(opened, config, tmp_path):
         ({"guidance_scale": -1.0}, "guidance_scale"),
         ({"control_scale": math.inf}, "control_scale"),
         ({"base": " "}, "base is empty"),
+        ({"base": None}, "base is missing"),
         ({"scheduler": "ddimm"}, "did you mean 'ddim'"),
         ({"pipeline": "controlnets"}, "did you mean 'controlnet'"),
         ({"clip_skip": 1}, "clip_skip does not exist"),
