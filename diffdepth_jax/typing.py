@@ -22,6 +22,9 @@ Features = tuple[Any, ...]
 # to an unknown scale and shift (larger is nearer).
 Output = Literal["metric_depth", "relative_disparity"]
 
+# What to do with a frame that cannot be read.
+OnError = Literal["raise", "skip"]
+
 # Of what a prediction and that of the mirrored image are averaged, see `inference.flipping`.
 FlipAverage = Literal["depth", "inverse_depth"]
 

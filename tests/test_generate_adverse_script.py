@@ -51,6 +51,7 @@ def test_every_config_is_whole_and_survives_json(path):
     assert config.from_mapping(mapping) == settings
 
 
+@pytest.mark.slow
 def test_a_run_a_second_one_and_shards(tmp_path):
     done = generate("adverse_demo", tmp_path / "out", *SMALL)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from diffdepth_jax import config as configs
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
-from diffdepth_jax.data.pipeline import OnError
+from diffdepth_jax.typing import OnError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffdepth_jax import atomic, visualize
+from diffdepth_jax import atomic
 from diffdepth_jax.adverse import summary
 from diffdepth_jax.adverse.config import GalleryConfig
 from diffdepth_jax.adverse.manifest import Record
@@ -116,6 +116,8 @@ def _made(workdir: Path, record: Record, width: int) -> Image.Image:
 
 
 def _depth(workdir: Path, record: Record, width: int) -> Image.Image:
+    from diffdepth_jax import visualize  # Matplotlib; a finished run draws nothing
+
     label = data_io.read_npy(workdir / record.label)
     relative = record.label_is == "relative_disparity"
     colour = visualize.colour_disparity if relative else visualize.colour_depth

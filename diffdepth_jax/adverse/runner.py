@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from diffdepth_jax import atomic, locking, registry
 from diffdepth_jax import config as configs
-from diffdepth_jax.adverse import gallery, labels, manifest, prompts, structure, summary
+from diffdepth_jax.adverse import gallery, labels, manifest, prompts, summary
 from diffdepth_jax.adverse.backends import Item, Outcome, Session
 from diffdepth_jax.adverse.config import AdverseConfig
 from diffdepth_jax.adverse.manifest import Frame, Journal, Made, Record, RunFile, Shard
-from diffdepth_jax.data import io, listing, pipeline
+from diffdepth_jax.data import io, listing
 from diffdepth_jax.errors import ConfigError, DataError, FileError, naming_file
 
 T = TypeVar("T")
@@ -275,6 +275,8 @@ class _Run:
         atomic.remove_leftovers(workdir, recursive=True)
         source = None
         if config.source is not None:
+            from diffdepth_jax.data import pipeline  # JAX; a finished run needs none of it
+
             source = pipeline.evaluation_samples(config.source, config.limit, config.on_error)
             ids = _ids(source)
             self.run_file.require("frames", len(source))
@@ -514,6 +516,8 @@ class _Judge:
         seen = [each for each in waiting if not each[2].flagged] if teacher else []
         found = {}
         if seen:
+            from diffdepth_jax.adverse import structure  # SciPy, likewise
+
             depths = teacher.predict([io.read_image(item.output) for _, item, _ in seen])
             for (frame, item, _), depth in zip(seen, depths, strict=True):
                 found[item.key] = structure.compare(

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import numpy as np
@@ -22,12 +22,10 @@ from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.data.transforms import Augmentation, augment
 from diffdepth_jax.errors import ConfigError, DataError, FileError
-from diffdepth_jax.typing import Batch, InputSpec
+from diffdepth_jax.typing import Batch, InputSpec, OnError
 
 _LOG = logging.getLogger(__name__)
 
-# What to do with a frame that cannot be read.
-OnError = Literal["raise", "skip"]
 _UNREADABLE = (DataError, FileError)  # what sources raise of broken and missing files
 
 

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.adverse import config, manifest, runner, summary
+from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError, DataError, FileError
 
 
@@ -411,7 +412,7 @@ def test_ids_that_are_no_file_names_are_refused(mapping, monkeypatch, tmp_path):
             depth = np.ones((8, 8), np.float32)
             return {"id": "../a", "image": image, "depth": depth, "intrinsics": np.eye(3)}
 
-    monkeypatch.setattr(runner.pipeline, "build_source", lambda *_: Source())
+    monkeypatch.setattr(pipeline, "build_source", lambda *_: Source())
     with pytest.raises(DataError, match=r"'\.\./a'.*cannot be a file's name"):
         run(mapping(), tmp_path / "out")
 
