@@ -296,9 +296,7 @@ class _Run:
             if source is None:
                 self._make_scenes(session, indices)
             self._prepare(indices, source)
-            frames = [self.state.frames[index] for index in indices]
-            listing.require_unique((frame.id for frame in frames), str(workdir))
-            self._make_images(session, frames)
+            self._make_images(session, [self.state.frames[index] for index in indices])
 
     def _make_scenes(self, session: Session, indices: Sequence[int]) -> None:
         """Makes the clean images that are made of prompts."""
@@ -377,7 +375,9 @@ class _Run:
         read = self._read_scene if source is None else source.__getitem__
         labeller = labels.Labeller(self.config, self.teacher, self.steering, self.workdir)
         with self._bar("labels", len(indices), len(indices) - len(todo)) as bar:
-            for frame in labeller.prepare(todo, _checking_names(read)):
+            done = set(indices).difference(todo)
+            names = {self.state.frames[index].id: index for index in done}
+            for frame in labeller.prepare(todo, _checking_names(read, names)):
                 self.journal.note(frame, "frame")
                 bar.update()
 
@@ -388,20 +388,20 @@ class _Run:
         wanted = [key for frame in frames for key in self._missing(frame)]
         with self._bar("images", len(by_key), len(by_key) - len(wanted)) as bar:
             # Made before a run was killed, but not looked at.
-            items = {item.key: item for batch in self._batches(frames) for item in batch}
+            all_batches = list(self._batches(frames))
+            items = {item.key: item for batch in all_batches for item in batch}
             unseen = [key for key in wanted if self._is_there(key, items[key].output)]
             for key in unseen:
                 bar.update(judge.add(by_key[key], items[key], self.state.images[key]))
             missing = set(wanted).difference(unseen)
             batches = [
-                batch
-                for batch in self._batches(frames)
-                if not missing.isdisjoint(item.key for item in batch)
+                batch for batch in all_batches if not missing.isdisjoint(item.key for item in batch)
             ]
             if batches:
                 self._make_folders(batches)
                 session.check([item for batch in batches for item in batch])
             num_failed = 0
+            bar.set_postfix(failed=num_failed)
             for item, outcome in _outcomes(session, batches):
                 made = _made(item, outcome)
                 if item.key not in missing:  # made again beside one that was
@@ -584,9 +584,14 @@ def _ids(source: Any) -> list[str] | None:
 
 
 def _checking_names(
-    read: Callable[[int], Mapping[str, Any]],
+    read: Callable[[int], Mapping[str, Any]], names: dict[str, int]
 ) -> Callable[[int], Mapping[str, Any]]:
-    """Refuses ids that are no file names: results would go to other folders."""
+    """Refuses ids that are no file names, or another frame's: results would go astray.
+
+    Args:
+      read: a frame's sample.
+      names: the frames that are known, by id; further ones are added.
+    """
 
     def checked(index: int) -> Mapping[str, Any]:
         sample = read(index)
@@ -595,6 +600,11 @@ def _checking_names(
             raise DataError(
                 f"frame {index} has the id {name!r}, which cannot be a file's name: sources give "
                 "ids without / that do not start with a dot"
+            )
+        if names.setdefault(name, index) != index:
+            raise DataError(
+                f"the frames {names[name]} and {index} of the source have the same id {name!r}: "
+                "list each frame once"
             )
         return sample
 

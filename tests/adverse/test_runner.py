@@ -402,18 +402,26 @@ def test_two_runs_in_one_workdir_are_kept_apart(mapping, backend, monkeypatch, t
         run(mapping(), tmp_path / "out")
 
 
-def test_ids_that_are_no_file_names_are_refused(mapping, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        (["../a"], r"'\.\./a'.*cannot be a file's name"),
+        ([".a"], "cannot be a file's name"),
+        (["a", "b", "a"], "frames 0 and 2 of the source have the same id 'a'"),
+    ],
+)
+def test_ids_that_cannot_be_files_names_are_refused(mapping, monkeypatch, tmp_path, names, told):
     class Source:
         def __len__(self):
-            return 1
+            return len(names)
 
         def __getitem__(self, index):
             image = np.full((8, 8, 3), 90, np.uint8)
             depth = np.ones((8, 8), np.float32)
-            return {"id": "../a", "image": image, "depth": depth, "intrinsics": np.eye(3)}
+            return {"id": names[index], "image": image, "depth": depth, "intrinsics": np.eye(3)}
 
     monkeypatch.setattr(pipeline, "build_source", lambda *_: Source())
-    with pytest.raises(DataError, match=r"'\.\./a'.*cannot be a file's name"):
+    with pytest.raises(DataError, match=told):
         run(mapping(), tmp_path / "out")
 
 
