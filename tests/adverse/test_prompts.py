@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -24,7 +25,9 @@ def test_a_condition_has_many_prompts_in_every_scene(bank, condition):
         drawn = {bank.draw(0, f"frame {n}", condition, 0, scene).text for n in range(200)}
         assert len(drawn) >= 40
         assert not any("{" in text or "  " in text for text in drawn)
-        assert max(map(len, drawn)) < 200  # CLIP reads 77 tokens
+        # CLIP reads 77 tokens; a word is one or two.
+        negative = bank.draw(0, "", condition, 0, scene).negative
+        assert max(len(re.findall(r"\w+|,", text)) for text in (*drawn, negative)) < 50
         assert bank.count(condition, scene) >= len(drawn)
 
 
