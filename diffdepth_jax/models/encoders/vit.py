@@ -327,7 +327,7 @@ def infer_transformers(
     )
 
 
-def described(config: Config) -> dict[str, Any]:
+def described(config: Any) -> dict[str, Any]:
     """The content of transformers' `config.json` for the encoder."""
     return {
         "hidden_size": config.embed_dim,

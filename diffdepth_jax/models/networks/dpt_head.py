@@ -106,7 +106,7 @@ class DPTHead(nn.Module):
         self,
         features: Sequence[Float[Array, "b _ _ _"]],
         size: tuple[int, int],
-        class_tokens: Sequence[Float[Array, "b _"]] | None = None,
+        class_tokens: Sequence[Float[Array, "b _"] | None] | None = None,
     ) -> Float[Array, "b h w 1"]:
         """See `decode`; its output alone."""
         return self.decode(features, size, class_tokens).output
@@ -116,14 +116,14 @@ class DPTHead(nn.Module):
         self,
         features: Sequence[Float[Array, "b _ _ _"]],
         size: tuple[int, int],
-        class_tokens: Sequence[Float[Array, "b _"]] | None = None,
+        class_tokens: Sequence[Float[Array, "b _"] | None] | None = None,
     ) -> Decoded:
         """Maps to one channel, and what lies between.
 
         Args:
             features: by level, fine to coarse.
             size: (height, width) of the result.
-            class_tokens: by level, wanted where the config has a readout.
+            class_tokens: by level, wanted where the config has a readout, else None.
         """
         config, dtype = self.config, self.dtype
         levels = []
