@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from diffdepth_jax import registry
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks import network
 from diffdepth_jax.models.networks.network import Network, NetworkConfig
 from diffdepth_jax.weights import rules
@@ -75,10 +76,13 @@ def _candidates(networks: Sequence[str]) -> Iterator[_Candidate]:
         for variant, config in _told_apart(file).items():
             if table := file.rules(config):
                 yield _Candidate(name, variant, "", config, table)
-            if file.TRANSFORMERS is not None:
+            if file.TRANSFORMERS is None:
+                continue
+            try:
                 table = file.TRANSFORMERS.rules(config)
-                layout = " under the names of transformers"
-                yield _Candidate(name, variant, layout, config, table)
+            except ConfigError:  # transformers has no such variant
+                continue
+            yield _Candidate(name, variant, " under the names of transformers", config, table)
 
 
 def _told_apart(file: Network) -> dict[str, NetworkConfig]:

@@ -7,6 +7,7 @@ last one goes to the bottom or the right. The features are the maps of all the R
 the last, and the tokens after some of the blocks. Names and epsilons are timm's.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -271,15 +272,19 @@ def _inferred_resnet(
 ) -> dict[str, Any]:
     """The fields of the ResNet, for patterns of its parts' names."""
     numbers = range(count(shapes, rf"{stages}\.(\d+)\."))
+    stem_features = width(shapes, stem) or 0
+    widths = tuple(
+        width(shapes, rf"{stages}\.{stage}\.{blocks}\.\d+\.(conv3|norm3)\.\w+") or 0
+        for stage in numbers
+    )
     return {
-        "stem_features": width(shapes, stem) or 0,
+        "stem_features": stem_features,
         "depths": tuple(
             count(shapes, rf"{stages}\.{stage}\.{blocks}\.(\d+)\.") for stage in numbers
         ),
-        "widths": tuple(
-            width(shapes, rf"{stages}\.{stage}\.{blocks}\.\d+\.(conv3|norm3)\.\w+") or 0
-            for stage in numbers
-        ),
+        "widths": widths,
+        # As many as published, or as there can be.
+        "num_groups": math.gcd(32, stem_features, *(features // 4 for features in widths)),
     }
 
 
