@@ -115,6 +115,21 @@ def test_the_authors_positions_are_others_than_transformers(tmp_path):
     assert error(applied(ours, image), theirs(model, image)) <= 1e-5
 
 
+@pytest.mark.parametrize("grid", [(37, 49), (37, 123), (49, 37), (5, 7), (41, 37)])
+def test_positions_are_those_of_the_authors(grid):
+    """Resized by a factor, which their code hands to PyTorch, where one side stays as well."""
+    config = dinov2.Config(embed_dim=64, num_heads=1)
+    table = np.random.default_rng(0).standard_normal((1370, 64)).astype(np.float32)
+    fitted = dinov2._fitted(jnp.asarray(table), grid, config)
+    square = torch.from_numpy(table[1:].reshape(1, 37, 37, 64).transpose(0, 3, 1, 2))
+    factors = tuple((side + 0.1) / 37 for side in grid)
+    wanted = torch.nn.functional.interpolate(square, scale_factor=factors, mode="bicubic")
+    assert wanted.shape[2:] == grid
+    wanted = wanted.numpy().transpose(0, 2, 3, 1).reshape(-1, 64)
+    np.testing.assert_array_equal(fitted[0], table[0])
+    assert error(fitted[1:], wanted) <= 3e-6
+
+
 @pytest.mark.parametrize("kind", ["v1", "indoor"])
 def test_a_picture_goes_through_predict_as_through_processor_and_post_processing(kind, tmp_path):
     model = their_model(kind)
