@@ -112,16 +112,17 @@ def _agreement(shapes: Shapes, wanted: Shapes) -> float:
 
 
 def _difference(candidate: _Candidate, shapes: Shapes, wanted: Shapes) -> str:
-    both = shapes.keys() & wanted.keys()
     skipped = [re.compile(row.pattern) for row in candidate.table if isinstance(row, Skip)]
 
     def optional(name: str) -> bool:
         return any(pattern.fullmatch(name) for pattern in skipped)
 
+    wanted = {name: shape for name, shape in wanted.items() if not optional(name)}
+    both = shapes.keys() & wanted.keys()
     other = [f"{n}: {shapes[n]}, not {wanted[n]}" for n in both if shapes[n] != wanted[n]]
     kinds = {
         "of another shape": other,
-        "missing": [name for name in wanted.keys() - both if not optional(name)],
+        "missing": sorted(wanted.keys() - both),
         "unknown": [name for name in shapes.keys() - both if not optional(name)],
     }
     lines = [

@@ -11,6 +11,7 @@ import pytest
 import diffdepth_jax
 from diffdepth_jax import registry
 from diffdepth_jax.config import to_mapping
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.models.networks.network import TransformersLayout
 from diffdepth_jax.training.checkpoint import Checkpointer
@@ -62,6 +63,11 @@ def layout(monkeypatch):
         found = diffusion_depth.infer({name[6:]: shape for name, shape in shapes.items()})
         return found and dataclasses.replace(found, max_depth=config.get("max_depth"))
 
+    def theirs(config):
+        if config.encoder.name == "swin":
+            raise ConfigError("transformers has none on swin")
+        return rules.prefix(diffusion_depth.rules(config), "model.")
+
     def describe(config):
         if config.codec.latent_channels > 9:
             raise ValueError("latent_channels are more than 9")
@@ -70,7 +76,7 @@ def layout(monkeypatch):
     layout = TransformersLayout(
         model_type="diffusion_depth",
         infer=infer,
-        rules=lambda config: rules.prefix(diffusion_depth.rules(config), "model."),
+        rules=theirs,
         describe=describe,
         preprocessor=lambda config: {"size": None},
     )

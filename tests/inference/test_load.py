@@ -274,6 +274,17 @@ def test_the_nearest_architecture_and_the_differing_names_are_told():
     assert "unknown (1): depth_head.surprise.weight" in message
 
 
+def test_the_nearest_can_be_as_transformers_names_it(layout):
+    state_dict = {f"model.{name}": array for name, array in exported("res18").items()}
+    first = "model.depth_backbone.layers.0.0.conv1.weight"
+    del state_dict[first]
+    with pytest.raises(WeightsError) as error:
+        diffdepth_jax.load(state_dict | {"surprise": np.zeros(2)})
+    message = str(error.value)
+    assert "'res18' of the network 'diffusion_depth' under the names of transformers" in message
+    assert f"missing (1): {first}" in message and "unknown (1): surprise" in message
+
+
 def test_what_a_wrapper_puts_before_all_names_does_not_matter(released_state_dict):
     want = diffdepth_jax.load(released_state_dict)
     for prefix in ("model.", "_orig_mod.", "module.depth_model._orig_mod."):
