@@ -126,7 +126,8 @@ def mapping(
     """The config as nested dicts.
 
     Where the command line names another protocol than the file, the file's options of its own
-    protocol are left out: a crop of KITTI's says nothing about NYU.
+    protocol are left out: a crop of KITTI's says nothing about NYU. So are the fields of a source
+    where it names another one, see `chosen_mapping`.
 
     Args:
       holder: what `define_config` returned.
@@ -134,7 +135,7 @@ def mapping(
     """
     from diffdepth_jax.evaluation import protocols
 
-    config = holder.value.to_dict()
+    config = chosen_mapping(holder, "data.train.source", "data.evaluation", flag_values=flag_values)
     options = config.get("evaluation", {})
     overrides = config_flags.get_override_values(flag_values[holder.name])
     given = {name: options[name] for name in options if f"evaluation.{name}" in overrides}
@@ -157,18 +158,22 @@ def chosen_mapping(
 
     Args:
       holder: what `define_config` returned.
-      groups: whose `name` decides what fields they have, as `source`.
+      groups: whose `name` decides what fields they have, as `data.train.source`.
     """
     config = holder.value.to_dict()
     overrides = config_flags.get_override_values(flag_values[holder.name])
     for group in groups:
-        fields = config.get(group)
-        if fields is None or f"{group}.name" not in overrides:
+        *path, last = group.split(".")
+        parent: Any = config
+        for part in path:
+            parent = parent.get(part) or {}
+        fields = parent.get(last)
+        if not isinstance(fields, Mapping) or f"{group}.name" not in overrides:
             continue
         # The flag's default is what the file says.
         if flag_values[f"{holder.name}.{group}.name"].default != fields["name"]:
             given = (name for name in fields if f"{group}.{name}" in overrides)
-            config[group] = {name: fields[name] for name in given}
+            parent[last] = {name: fields[name] for name in given}
     return config
 
 

@@ -58,6 +58,42 @@ def test_another_protocol_drops_the_files_options(tmp_path, arguments, given, ex
     assert mapping == {"seed": 3, "evaluation": expected}
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections's
+@pytest.mark.parametrize(
+    "arguments, source",
+    [
+        ([], {"name": "kitti", "root": "a", "depth": "dense"}),
+        (["source.root=b"], {"name": "kitti", "root": "b", "depth": "dense"}),
+        (["source.name=kitti"], {"name": "kitti", "root": "a", "depth": "dense"}),
+        (["source.name=folder"], {"name": "folder"}),
+        (["source.root=b", "source.name=folder"], {"name": "folder", "root": "b"}),
+        (["source.name=folder", "source.new=1"], {"name": "folder", "new": 1}),
+    ],
+)
+def test_another_source_drops_the_files_fields(tmp_path, arguments, source):
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    source = {'name': 'kitti', 'root': 'a', 'depth': 'dense'}\n"
+        "    return ConfigDict({'source': source, 'data': {'train': {'source': source}}})\n"
+    )
+    values = flags.FlagValues()
+    arguments = [
+        f"--config.{group}{argument}" for argument in arguments for group in ("", "data.train.")
+    ]
+    arguments = ["prog", f"--config={tmp_path / 'config.py'}", *arguments]
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        lock_config=False,
+        accept_new_attributes=True,
+        flag_values=values,
+        sys_argv=arguments,
+    )
+    values(arguments)
+    assert cli.chosen_mapping(holder, "source", "gone", flag_values=values)["source"] == source
+    assert cli.mapping(holder, flag_values=values)["data"]["train"]["source"] == source
+
+
 ENV = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 SCRIPT = """
 import os, signal, sys

@@ -22,6 +22,7 @@ def test_every_registered_file_offers_what_its_kind_promises(kind):
         "encoder": (),  # see tests/models/encoders/test_contract.py
         "source": ("source", "DEPTH_RANGE"),
         "objective": ("Config", "build"),
+        "backend": ("Config", "CONDITIONS", "USES_PROMPTS", "title", "open"),
     }[kind]
     for name in registry.names(kind):
         module = registry.module(kind, name)

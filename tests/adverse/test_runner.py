@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from diffdepth_jax.adverse import config, manifest, runner, summary
-from diffdepth_jax.data import pipeline
+from diffdepth_jax.data import pipeline, transforms
+from diffdepth_jax.data.sources import adverse
 from diffdepth_jax.errors import ConfigError, DataError, FileError
+from diffdepth_jax.typing import InputSpec
 
 
 def run(mapping, workdir, **options):
@@ -400,6 +402,23 @@ def test_two_runs_in_one_workdir_are_kept_apart(mapping, backend, monkeypatch, t
     monkeypatch.setattr(backend.Session, "generate", generate)
     with pytest.raises(FileError, match="in use for generation"):
         run(mapping(), tmp_path / "out")
+
+
+def test_a_workdir_is_trained_on(mapping, frames, tmp_path):
+    run(mapping(), tmp_path / "out")
+    still = {"flip": 0.0, "rotation": 0.0, "jitter": 0.0, "scale": (1.0, 1.0)}
+    crop = transforms.Augmentation(crop=(16, 40), **still)
+    source = adverse.Config(root=str(tmp_path / "out"))
+    data = pipeline.DataConfig(source=source, augmentation=crop)
+    spec = InputSpec(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    batch = next(pipeline.train_iterator(data, 10, 0, spec))
+    assert sorted(batch["id"]) == sorted(
+        f"f{number}_{condition}_0" for number in range(5) for condition in ("night", "fog")
+    )
+    assert batch["image"].shape == (10, 16, 40, 3) and batch["valid_mask"].all()
+    for name, depth in zip(batch["id"], batch["depth"], strict=True):
+        label = np.load(frames / f"depth/{name[:2]}.npy")
+        assert np.isin(depth, label).all()
 
 
 @pytest.mark.parametrize(
