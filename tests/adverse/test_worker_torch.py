@@ -1,10 +1,12 @@
 """The worker with the real pipelines of diffusers, on tiny models with random weights."""
 
 import dataclasses
+import io
 import json
+import multiprocessing
+import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,7 +23,7 @@ torch = pytest.importorskip("torch")
 hub = pytest.importorskip("diffusers")
 pytest.importorskip("accelerate")
 
-from tests.adverse import original_files, tiny_models  # noqa: E402 (they need torch)
+from tests.adverse import original_files, test_kill, tiny_models  # noqa: E402 (they need torch)
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -447,39 +449,47 @@ def test_single_files_that_lack_weights_are_refused(models, tmp_path, prefix):
     assert raised.value.kind == "weights"
 
 
-def test_three_kills_of_the_process_cost_no_image(models, workdir):
-    """Once among its first images, once while it starts again, and once later."""
-    config = make_config(models, num_inference_steps=12)
-    items = make_items(workdir, 6)
-    batches = [items[start : start + 2] for start in range(0, 6, 2)]
-    with diffusers.open(config, python=sys.executable, workdir=workdir) as session:
-        session.check(items)
-        assert not any(outcome.error for outcome in session.generate(batches))
-        expected = read_all(items)
-        for item in items:
-            item.output.unlink()
-        killed = []
+def test_three_kills_of_runner_and_worker_cost_no_image(models, mapping, tmp_path):
+    """The whole run: the same manifest and images as without them."""
+    base = str(tiny_models.write_base(tmp_path / "base", "sd", tokens=400))
+    config = make_config(models, base=base, num_inference_steps=25, batch_size=2)
+    settings = mapping(backend=dataclasses.asdict(config))
+    test_kill.generate(settings, tmp_path / "whole", sys.executable)
+    expected = test_kill.contents(tmp_path / "whole")
+    assert len([name for name in expected if name.startswith("images/")]) == 10
 
-        def kill():
-            process = session._pool._processes[0]
-            time.sleep(0.1)
-            killed.append(process._process.pid)
-            process._process.send_signal(signal.SIGKILL)
+    context = multiprocessing.get_context("forkserver")
+    killed = tmp_path / "killed"
+    victims = ["runner", "worker", "runner"]
+    made = lambda: len(list((killed / "images").rglob("[!.]*.png")))  # noqa: E731
+    while victims:
+        run = context.Process(target=test_kill.generate, args=(settings, killed, sys.executable))
+        run.start()
+        victim = ""
+        while victims and victim != "runner":
+            wanted = 8 - 2 * len(victims)
+            while made() < wanted:
+                assert run.exitcode is None
+                time.sleep(0.01)
+            victim = victims.pop(0)
+            pid = run.pid if victim == "runner" else test_kill.children(run.pid)[0]
+            os.kill(pid, signal.SIGKILL)
+        run.join()
+        assert run.exitcode == -signal.SIGKILL
+    assert made() < 10
+    test_kill.generate(settings, killed, sys.executable)
 
-        outcomes = []
-        killer = threading.Thread(target=kill)
-        killer.start()
-        for outcome in session.generate(batches):
-            outcomes.append(outcome)
-            killer.join()
-            if len(killed) < 3 and len(outcomes) in (1, 3):
-                killer = threading.Thread(target=kill)
-                killer.start()
-    assert len(set(killed)) == 3
-    assert [outcome.key for outcome in outcomes] == [item.key for item in items]
-    assert not any(outcome.error or outcome.details for outcome in outcomes)
-    assert_same_pixels(read_all(items), expected)
-    assert len(list((workdir / "images").iterdir())) == 6
+    contents = test_kill.contents(killed)
+    assert contents.keys() == expected.keys()
+    pictures = {name for name in expected if name.endswith(".png")}
+    for name in contents:
+        if name not in pictures:
+            assert contents[name] == expected[name], name
+    for name in pictures - {"contact_sheet.png"}:
+        one, other = (
+            np.asarray(Image.open(io.BytesIO(each[name]))) for each in (contents, expected)
+        )
+        assert_same_pixels(one, other)
 
 
 def test_repositories_of_the_hub_are_taken_from_the_cache_too(

@@ -39,11 +39,21 @@ def quiet():
         yield
 
 
-def write_base(folder: Path, family: str, seed: int = 0, *, safety_checker: bool = False) -> Path:
-    """A base model of Stable Diffusion 1.x ("sd") or XL ("sdxl")."""
+def write_base(
+    folder: Path,
+    family: str,
+    seed: int = 0,
+    *,
+    safety_checker: bool = False,
+    tokens: int = 77,
+) -> Path:
+    """A base model of Stable Diffusion 1.x ("sd") or XL ("sdxl").
+
+    `tokens` is how many its text encoder reads; there is one for each letter.
+    """
     torch.manual_seed(seed)
     xl = family == "sdxl"
-    tokenizer = write_tokenizer(folder.parent / f".{folder.name}-tokenizer")
+    tokenizer = write_tokenizer(folder.parent / f".{folder.name}-tokenizer", tokens)
     with quiet():
         unet = UNet2DConditionModel(
             block_out_channels=WIDTHS[family],
@@ -84,7 +94,7 @@ def write_base(folder: Path, family: str, seed: int = 0, *, safety_checker: bool
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
-            max_position_embeddings=77,
+            max_position_embeddings=tokens,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -144,7 +154,7 @@ def _checker() -> tuple[StableDiffusionSafetyChecker, CLIPImageProcessor]:
     return checker.eval(), CLIPImageProcessor(size=size, crop_size=size)
 
 
-def write_tokenizer(folder: Path) -> CLIPTokenizer:
+def write_tokenizer(folder: Path, tokens: int) -> CLIPTokenizer:
     """One that knows single bytes, without merges."""
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     symbols = [chr(code) for code in visible]
@@ -155,7 +165,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({"model_max_length": 77, "tokenizer_class": "CLIPTokenizer"})
+        json.dumps({"model_max_length": tokens, "tokenizer_class": "CLIPTokenizer"})
     )
     return CLIPTokenizer.from_pretrained(folder)
 
