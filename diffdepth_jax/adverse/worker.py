@@ -205,10 +205,13 @@ def resized(image, size):
 
 
 def save(image, temporary, output):
-    """Writes a PNG under a temporary name and renames it."""
+    """Writes a PNG under a temporary name and renames it.
+
+    The default compression takes three times as long and saves a tenth of the size.
+    """
     try:
         with open(temporary, "wb") as file:
-            image.save(file, format="PNG")
+            image.save(file, format="PNG", compress_level=3)
         os.replace(temporary, output)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -1,0 +1,164 @@
+"""Seconds an image of generate_adverse.py's run, beside a plain loop around diffusers.
+
+    .venv-torch/bin/python benchmarks/adverse.py [--images=12] [--steps=50] >> results/adverse.csv
+
+Both make the same images at the same time, in a process with one thread each, so that other work on
+the machine meets both: frames of KITTI's size through a Stable Diffusion with a T2I-Adapter whose
+networks are tiny, at the usual size and number of steps. An image takes them some seconds, about as
+long as real networks take on a GPU. The plain loop reads depth, makes the control image, calls the
+pipeline, resizes the result and writes it as PNG, and nothing else. Seconds are the median time
+between one finished image and the next; what is done before the first one does not count.
+"""
+
+import argparse
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(PROJECT)]
+SIZE, GENERATED = (375, 1242), (256, 832)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--loop", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.loop is not None:
+        plain_loop(options.loop, options.steps)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_models(folder)
+        write_frames(folder / "frames", options.images)
+        loop = subprocess.Popen(
+            [sys.executable, __file__, f"--loop={folder}", f"--steps={options.steps}"],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        loop.stdout.readline()  # It is ready.
+        run(folder, options.steps)
+        if loop.wait() != 0:
+            raise SystemExit("the plain loop has failed")
+        plain, ours = (seconds_an_image(folder / each) for each in ("loop", "run/images/night"))
+    from importlib.metadata import version
+
+    versions = " ".join(f"{each} {version(each)}" for each in ("torch", "diffusers", "jax"))
+    csv.writer(sys.stdout, lineterminator="\n").writerow(
+        [
+            "t2i_adapter, tiny networks, 1 thread",
+            "x".join(map(str, SIZE)),
+            "x".join(map(str, GENERATED)),
+            options.steps,
+            options.images,
+            f"{plain:.3f}",
+            f"{ours:.3f}",
+            f"{ours / plain:.3f}",
+            commit(),
+            f"{os.cpu_count()} CPU cores (load {os.getloadavg()[0]:.1f})",
+            versions,
+        ]
+    )
+
+
+def write_models(folder: Path) -> None:
+    from tests.adverse import tiny_models
+
+    with open(os.devnull, "w") as nowhere:
+        stderr, sys.stderr = sys.stderr, nowhere
+        tiny_models.write_base(folder / "base", "sd", tokens=400)
+        tiny_models.write_adapter(folder / "adapter", "sd")
+        sys.stderr = stderr
+
+
+def write_frames(folder: Path, count: int) -> None:
+    rng = np.random.default_rng(0)
+    for part in ("image", "depth"):
+        (folder / part).mkdir(parents=True)
+    for index in range(count):
+        image = Image.fromarray(rng.integers(0, 256, (24, 78, 3), dtype=np.uint8))
+        image.resize(SIZE[::-1], Image.Resampling.BICUBIC).save(folder / "image" / f"{index}.png")
+        depth = Image.fromarray(rng.uniform(4, 60, (12, 40)).astype(np.float32))
+        depth = np.asarray(depth.resize(SIZE[::-1], Image.Resampling.BILINEAR))
+        np.save(folder / "depth" / f"{index}.npy", depth)
+
+
+def plain_loop(folder: Path, steps: int) -> None:
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionAdapterPipeline, T2IAdapter
+
+    torch.set_num_threads(1)
+    pipeline = StableDiffusionAdapterPipeline.from_pretrained(
+        folder / "base",
+        adapter=T2IAdapter.from_pretrained(folder / "adapter"),
+        safety_checker=None,
+    )
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    (folder / "loop").mkdir()
+    print("ready", flush=True)
+    while not (folder / "run" / "images").exists():
+        time.sleep(0.01)
+    for index, path in enumerate(sorted((folder / "frames" / "depth").iterdir())):
+        inverse = 1 / np.load(path)
+        inverse -= inverse.min()
+        levels = np.repeat((255 * inverse / inverse.max()).astype(np.uint8)[..., None], 3, axis=2)
+        control = Image.fromarray(levels).resize(GENERATED[::-1], Image.Resampling.LANCZOS)
+        (image,) = pipeline(
+            prompt=["a street at night"],
+            negative_prompt=["daylight"],
+            image=[control],
+            height=GENERATED[0],
+            width=GENERATED[1],
+            num_inference_steps=steps,
+            generator=torch.Generator("cpu").manual_seed(index),
+        ).images
+        image.resize(SIZE[::-1], Image.Resampling.LANCZOS).save(folder / "loop" / f"{index}.png")
+
+
+def run(folder: Path, steps: int) -> None:
+    from diffdepth_jax.adverse import config, runner
+
+    runner.run(
+        config.from_mapping(
+            {
+                "source": {"name": "folder", "root": str(folder / "frames")},
+                "labels": "source",
+                "conditions": ("night",),
+                "backend": {
+                    "name": "diffusers",
+                    "base": str(folder / "base"),
+                    "control": str(folder / "adapter"),
+                    "num_inference_steps": steps,
+                    "threads": 1,
+                },
+            }
+        ),
+        folder / "run",
+        python=sys.executable,
+        progress=False,
+    )
+
+
+def seconds_an_image(folder: Path) -> float:
+    times = sorted(path.stat().st_mtime for path in folder.glob("*.png"))
+    return statistics.median(np.diff(times))
+
+
+def commit() -> str:
+    command = ["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
