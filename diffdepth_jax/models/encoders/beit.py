@@ -7,6 +7,7 @@ rows are for the pairs with the class token. Keys have no bias, and every branch
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -21,11 +22,20 @@ from diffdepth_jax.models import transformer
 from diffdepth_jax.models.encoders import vit
 from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
 from diffdepth_jax.models.layers import drop_path_rates, transformer_init
-from diffdepth_jax.models.tables import Layout, class_token, conv_rules, count, side, width
+from diffdepth_jax.models.tables import (
+    Layout,
+    class_token,
+    conv_rules,
+    count,
+    linear_rules,
+    norm_rules,
+    side,
+    width,
+)
 from diffdepth_jax.ops.image import resize_bilinear
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform
+from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform, linear
 
 
 @dataclass(frozen=True)
@@ -265,21 +275,41 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of transformers' names."""
-    block, here = r"encoder\.layer\.(\d+)", r"block\1"
-    attention, table = rf"{block}\.attention\.attention", "relative_position_bias"
-    bias = f"params/{here}/attention/qkv_bias"
+    """The table of transformers' names, as in files or as modules are called since version 5."""
+    del config
+    root = r"(?:|beit\.)"
+    block, here = rf"{root}(?:encoder\.layer|layers)\.(\d+)", r"block\1"
+    table = r"relative_position_bias\.relative_position"
+    kernel, bias = (f"params/{here}/attention/{name}" for name in ("qkv/kernel", "qkv_bias"))
+
+    def attention(name: str) -> str:
+        return rf"{block}\.attention\.(?:attention\.{name}|{name[0]}_proj)"
+
     return (
-        Rule(r"embeddings\.cls_token", "params/class_token", class_token),
-        *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
-        *vit.transformers_block_rules(block, here, qkv_bias=False),
-        Rule(rf"{attention}\.query\.bias", bias, part=(0, 2)),
-        Rule(rf"{attention}\.value\.bias", bias, part=(1, 2)),
+        Rule(rf"{root}embeddings\.cls_token", "params/class_token", class_token),
+        *conv_rules(rf"{root}embeddings\.patch_embeddings\.projection", "patch_embed"),
+        *(
+            Rule(rf"{attention(name)}\.weight", kernel, linear, (index, 3))
+            for index, name in enumerate(("query", "key", "value"))
+        ),
+        Rule(rf"{attention('query')}\.bias", bias, part=(0, 2)),
+        Rule(rf"{attention('value')}\.bias", bias, part=(1, 2)),
+        *linear_rules(
+            rf"{block}\.attention\.(?:output\.dense|o_proj)", f"{here}/attention/projection"
+        ),
+        *norm_rules(rf"{block}\.layernorm_before", f"{here}/norm1"),
+        *norm_rules(rf"{block}\.layernorm_after", f"{here}/norm2"),
+        *linear_rules(rf"{block}\.(?:intermediate\.dense|mlp\.fc1)", f"{here}/mlp/fc1"),
+        *linear_rules(rf"{block}\.(?:output\.dense|mlp\.fc2)", f"{here}/mlp/fc2"),
         Rule(rf"{block}\.lambda_(\d)", rf"params/{here}/scale\2"),
-        Rule(rf"{attention}\.{table}\.{table}_table", f"params/{here}/position_bias"),
-        Skip(r"encoder\.layer\..+\.relative_position_index", "computed from the table's length"),
-        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
-        Skip(r"(pooler\.)?layernorm\..+", "a classifier's: the features are taken before it"),
+        Rule(
+            rf"{block}\.(?:attention\.attention\.|){table}_bias_table",
+            f"params/{here}/position_bias",
+        ),
+        Skip(rf"{block}\.(?:attention\.attention\.|){table}_index", "of the table's length"),
+        Skip(rf"{root}layernorm\..+", "the norm after the last block, which the taps are before"),
+        Skip(rf"{root}embeddings\.mask_token", "of masked-image pretraining"),
+        Skip(r"(beit\.)?pooler\..+|classifier\..+|lm_head\..+", "of other tasks"),
     )
 
 
@@ -290,22 +320,24 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: what a `config.json` says, a `transformers_json.Described`. Without one, the taps
-            are as in `infer`.
+        described: what a `config.json` says, a `transformers_json.Described`. Without one, taps as
+            in `infer`, and transformers' default norms.
 
     Raises:
-        ValueError: if they are, but what they or `described` tell cannot be.
+        ValueError: if they are, but what they tell cannot be.
     """
-    block = r"encoder\.layer\.(\d+)"
-    if "encoder.layer.0.lambda_1" not in shapes:
+    table = r".+\.relative_position_bias_table"
+    block = r"(?:beit\.)?(?:encoder\.layer|layers)\.(\d+)"
+    if not any(re.fullmatch(rf"{block}\.lambda_1", name) for name in shapes):
         return None
-    depth, table = count(shapes, rf"{block}\."), r".+\.relative_position_bias_table"
+    patches = "embeddings.patch_embeddings.projection.weight"
+    depth = count(shapes, rf"{block}\.")
     config = Config(
-        embed_dim=width(shapes, rf"{block}\.(layernorm_\w+\.\w+|lambda_\d)") or 0,
+        embed_dim=width(shapes, r".+\.(layernorm_(before|after)\.\w+|lambda_\d)") or 0,
         depth=depth,
         num_heads=width(shapes, table, 1) or 0,
-        hidden_features=width(shapes, rf"{block}\.intermediate\.dense\.\w+") or 0,
-        patch_size=side(shapes, "embeddings.patch_embeddings.projection.weight", 3),
+        hidden_features=width(shapes, r".+\.(intermediate\.dense|mlp\.fc1)\.\w+") or 0,
+        patch_size=side(shapes, patches if patches in shapes else f"beit.{patches}", 3),
         grid=_grid(width(shapes, table) or 0),
         taps=transformer.quarters(depth),
         layer_norm_eps=vit.EPS_OF_TRANSFORMERS,
@@ -315,24 +347,21 @@ def infer_transformers(
     described.require(
         model_type=("beit",),
         hidden_act=("gelu",),
+        use_absolute_position_embeddings=(False,),
         use_relative_position_bias=(True,),
         use_shared_relative_position_bias=(False,),
-        use_absolute_position_embeddings=(False,),
         add_fpn=(False,),
     )
-    names = described.value("out_features", list, [])
-    numbers = tuple(int(name) for each in names if (name := str(each)[5:]).isdecimal())
-    stages = described.integers("out_indices", numbers or tuple(tap + 1 for tap in config.taps))
     return replace(
         config,
-        # transformers counts the embedded patches as the first stage.
-        taps=tuple(stage % (depth + 1) - 1 for stage in stages),
+        taps=described.taps(depth, config.taps),
         layer_norm_eps=described.value("layer_norm_eps", float, vit.EPS_OF_TRANSFORMERS),
+        drop_path_rate=described.value("drop_path_rate", float, 0.0),
     )
 
 
 def described(config: Config) -> dict[str, Any]:
-    """The content of transformers' `config.json` for the encoder."""
+    """The content of transformers' `config.json` for the encoder as a backbone of DPT."""
     return {
         "architectures": ["BeitBackbone"],
         "model_type": "beit",
@@ -341,12 +370,13 @@ def described(config: Config) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "intermediate_size": config.hidden_features,
         "layer_norm_eps": config.layer_norm_eps,
+        "drop_path_rate": config.drop_path_rate,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
+        "use_absolute_position_embeddings": False,
         "use_relative_position_bias": True,
         "use_mask_token": False,
         "layer_scale_init_value": 0.1,
-        "drop_path_rate": config.drop_path_rate,
         "out_indices": [tap + 1 for tap in config.taps],
         "out_features": [f"stage{tap + 1}" for tap in config.taps],
         "reshape_hidden_states": False,

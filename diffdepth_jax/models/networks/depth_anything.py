@@ -313,14 +313,8 @@ _OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
 
 
 def _transformers_rules(config: Config) -> Rules:
-    reassemble = "neck.reassemble_stage.layers.{0}.".replace(".", r"\.")
     outputs = (r"head\.conv1", r"head\.conv2", r"head\.conv3")
-    head = (
-        *dpt_head.reassemble_rules(
-            config.head, "", f"{reassemble}projection", f"{reassemble}resize"
-        ),
-        *dpt_head.rules(config.head, outputs, dpt_head.TRANSFORMERS),
-    )
+    head = dpt_head.transformers_rules(config.head, outputs)
     return (
         *prefix(dinov2.transformers_rules(config.encoder), "backbone.", "encoder"),
         *prefix(head, "", "head"),
@@ -371,20 +365,15 @@ def _infer_transformers(
 def _version(backbone: Described, depth: int) -> int:
     """By the blocks after which the maps are taken; transformers counts the input as the first."""
     taps = {2: dinov2.spread_taps(depth), 1: dinov2.last_taps(depth)}
-    stages = backbone.value("out_features", list, [])
-    numbers = [str(stage).removeprefix("stage") for stage in stages]
-    named = tuple(int(number) for number in numbers if number.isdecimal())
-    indices = backbone.integers("out_indices", named or tuple(tap + 1 for tap in taps[1]))
-    found = tuple(index % (depth + 1) - 1 for index in indices)
+    found = backbone.taps(depth, taps[1])
     for version, blocks in taps.items():
         if found == blocks:
             return version
-    known = ", ".join(
-        f"{[block + 1 for block in blocks]} (V{version})" for version, blocks in taps.items()
-    )
+    indices = {version: [block + 1 for block in blocks] for version, blocks in taps.items()}
+    known = ", ".join(f"{blocks} (V{version})" for version, blocks in indices.items())
     raise ValueError(
-        f"config.json: backbone_config.out_indices is {list(indices)}; of Depth Anything with "
-        f"{depth} blocks it is {known}"
+        f"config.json: backbone_config.out_indices is {[block + 1 for block in found]}; of Depth "
+        f"Anything with {depth} blocks it is {known}"
     )
 
 

@@ -304,17 +304,8 @@ def _root(config: Config) -> str:
 def _transformers_rules(config: Config) -> Rules:
     root = _root(config)
     encoder = registry.module("encoder", config.encoder.name).transformers_rules(config.encoder)
-    stage = r"neck\.reassemble_stage"
-    names = (
-        rf"{stage}\.readout_projects\.{{0}}\.0",
-        rf"{stage}\.layers\.{{0}}\.projection",
-        rf"{stage}\.layers\.{{0}}\.resize",
-    )
     outputs = (r"head\.head\.0", r"head\.head\.2", r"head\.head\.4")
-    head = (
-        *dpt_head.reassemble_rules(config.head, *names),
-        *dpt_head.rules(config.head, outputs, dpt_head.TRANSFORMERS),
-    )
+    head = dpt_head.transformers_rules(config.head, outputs)
     return (*prefix(encoder, root, "encoder"), *prefix(head, "", "head"))
 
 

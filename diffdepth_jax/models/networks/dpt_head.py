@@ -305,5 +305,21 @@ def reassemble_rules(config: DPTHeadConfig, readout: str, project: str, resample
     return tuple(rows)
 
 
+def transformers_rules(config: DPTHeadConfig, outputs: tuple[str, str, str]) -> Rules:
+    """The whole table of the names that transformers has for DPT, Depth Anything and ZoeDepth.
+
+    Args:
+        config: of the head.
+        outputs: see `rules`.
+    """
+    stage = r"neck\.reassemble_stage"
+    names = (
+        rf"{stage}\.readout_projects\.{{0}}\.0",
+        rf"{stage}\.layers\.{{0}}\.projection",
+        rf"{stage}\.layers\.{{0}}\.resize",
+    )
+    return (*reassemble_rules(config, *names), *rules(config, outputs, TRANSFORMERS))
+
+
 def _zeros(shape: tuple[int, ...]):
     return lambda: np.zeros(shape, np.float32)

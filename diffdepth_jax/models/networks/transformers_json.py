@@ -56,6 +56,36 @@ class Described:
             raise ValueError(self._complaint(name, found))
         return tuple(found)
 
+    def mappings(self, name: str) -> list[Mapping[str, Any]]:
+        """An entry that is a list of mappings; empty where there is none.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        found = self.value(name, list, [])
+        if not all(isinstance(each, Mapping) for each in found):
+            raise ValueError(self._complaint(name, found))
+        return found
+
+    def taps(self, depth: int, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Blocks, counted from 0, after which a backbone gives its maps.
+
+        transformers has them as `out_indices` or as `out_features`, and counts the input as the
+        first.
+
+        Args:
+            depth: blocks of the backbone.
+            default: where neither entry is there.
+
+        Raises:
+            ValueError: for entries that are no such lists.
+        """
+        stages = self.value("out_features", list, [])
+        numbers = [str(stage).removeprefix("stage") for stage in stages]
+        named = tuple(int(number) for number in numbers if number.isdecimal())
+        indices = self.integers("out_indices", named or tuple(tap + 1 for tap in default))
+        return tuple(index % (depth + 1) - 1 for index in indices)
+
     def require(self, **allowed: tuple[Any, ...]) -> None:
         """Refuses entries, by name, that are none of the allowed values; the first of these is what
         an absent entry stands for.

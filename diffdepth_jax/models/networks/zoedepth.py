@@ -22,7 +22,8 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
 from diffdepth_jax.errors import ConfigError, WeightsError
-from diffdepth_jax.models.networks import zoedepth_heads
+from diffdepth_jax.models.encoders import beit
+from diffdepth_jax.models.networks import dpt, dpt_head, zoedepth_heads
 from diffdepth_jax.models.networks.network import (
     JudgesBatch,
     NetworkConfig,
@@ -30,8 +31,9 @@ from diffdepth_jax.models.networks.network import (
     TransformersLayout,
     Variants,
 )
+from diffdepth_jax.models.networks.transformers_json import Described, dpt_preprocessor
 from diffdepth_jax.models.networks.zoedepth_heads import HeadsConfig, MetricHeads
-from diffdepth_jax.models.tables import below
+from diffdepth_jax.models.tables import below, width
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights.rules import Rules, prefix
 
@@ -269,4 +271,170 @@ def arguments(config: Config) -> dict[str, Any]:
 
 _UNTOLD = ("max_depth", "min_depth", "input_size", "keep_aspect", "padding")
 _UNTOLD_HEADS = ("temperatures", "router_heads")
-TRANSFORMERS: TransformersLayout | None = None
+
+
+# ---- as transformers has it ----------------------------------------------------------------------
+
+_OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
+_ROUTER_FEATURES, _ROUTER_DEPTH = 128, 4  # fixed there
+_SEED_FEATURES, _PROJECTOR_FEATURES = 256, 128  # fixed there without domains
+
+
+def _transformers_rules(config: Config) -> Rules:
+    core = config.core
+    if core.name != "dpt" or core.encoder.name != "beit":
+        raise ConfigError(
+            f"transformers has ZoeDepth on DPT with BEiT only, not on {core.name} with "
+            f"{core.encoder.name}"
+        )
+    outputs = tuple(rf"relative_head\.conv{number}" for number in (1, 2, 3))
+    return (
+        *prefix(beit.transformers_rules(core.encoder), "backbone.", "core/encoder"),
+        *prefix(dpt_head.transformers_rules(core.head, outputs), "", "core/head"),
+        *prefix(
+            zoedepth_heads.rules(config.heads, zoedepth_heads.TRANSFORMERS), "metric_head.", "heads"
+        ),
+    )
+
+
+def _infer_transformers(
+    shapes: Mapping[str, tuple[int, ...]], content: Mapping[str, Any]
+) -> Config | None:
+    metric = below(shapes, "metric_head.")
+    if not metric or "relative_head.conv1.weight" not in shapes:
+        return None
+    described = Described(content)
+    described.require(
+        readout_type=("project",),
+        reassemble_factors=([4, 2, 1, 0.5],),
+        head_in_index=(-1, 3),
+        hidden_act=("gelu",),
+        use_batch_norm_in_fusion_residual=(False,),
+        use_bias_in_fusion_residual=(None, True),
+        add_projection=(False,),
+        attractor_kind=("mean",),
+        bin_centers_type=("softplus", "normed"),
+    )
+    encoder = beit.infer_transformers(below(shapes, "backbone."), described.part("backbone_config"))
+    parts = [Described(each) for each in described.mappings("bin_configurations")]
+    domains = bins = None
+    if content:
+        domains = tuple(each.value("name", str, "") for each in parts) if len(parts) > 1 else ()
+        bins = described.value("bin_centers_type", str, "softplus")
+    heads = zoedepth_heads.infer(metric, zoedepth_heads.TRANSFORMERS, domains, bins)
+    if encoder is None or heads is None:
+        return None
+    low, high = HeadsConfig.temperatures
+    number = (int, float)
+    heads = replace(
+        heads,
+        temperatures=(
+            float(described.value("min_temp", number, low)),
+            float(described.value("max_temp", number, high)),
+        ),
+        router_heads=described.value(
+            "patch_transformer_num_attention_heads", int, HeadsConfig.router_heads
+        ),
+    )
+    fields: dict[str, Any] = {}
+    if heads.bins == "normed":
+        range_ = parts[0] if parts else Described({})
+        fields = {
+            "min_depth": float(range_.value("min_depth", number, Config.min_depth)),
+            "max_depth": float(range_.value("max_depth", number, KITTI_DEPTH)),
+        }
+    project = r"neck\.reassemble_stage\.layers\.{}\.projection\.\w+"
+    core = dpt.Config(
+        encoder=encoder,
+        project_features=tuple(width(shapes, project.format(level)) for level in range(4)),
+        fused_features=width(shapes, r"neck\.fusion_stage\.layers\.\d\..+\.bias") or 0,
+        output_features=width(shapes, r"relative_head\.conv2\.\w+") or 0,
+    )
+    config = Config(core=core, heads=heads, **fields)
+    return with_arguments(config, described.value(_OWN, Mapping, {}))
+
+
+def _described(config: Config) -> dict[str, Any]:
+    core, heads = config.core, config.heads
+    _check_transformers_has(config)
+    low, high = heads.temperatures
+    depths = {"nyu": 10.0, "kitti": KITTI_DEPTH}  # unused by bins without a range
+    domains = [{"name": name} for name in heads.domains] or [{}]
+    content = {
+        "architectures": ["ZoeDepthForDepthEstimation"],
+        "model_type": "zoedepth",
+        "backbone_config": beit.described(core.encoder),
+        "readout_type": "project",
+        "reassemble_factors": [4, 2, 1, 0.5],
+        "neck_hidden_sizes": list(core.project_features),
+        "fusion_hidden_size": core.fused_features,
+        "head_in_index": -1,
+        "num_relative_features": core.output_features,
+        "add_projection": False,
+        "bottleneck_features": core.fused_features,
+        "num_attractors": list(heads.attractors),
+        "bin_embedding_dim": heads.embedding_features,
+        "attractor_kind": "mean",
+        "min_temp": low,
+        "max_temp": high,
+        "bin_centers_type": heads.bins,
+        "bin_configurations": [
+            {
+                **domain,
+                "n_bins": heads.num_bins,
+                "min_depth": config.min_depth,
+                "max_depth": config.max_depth or depths.get(domain.get("name", ""), 10.0),
+            }
+            for domain in domains
+        ],
+        _OWN: arguments(config),
+    }
+    if heads.domains:
+        content |= {
+            "num_patch_transformer_layers": heads.router_depth,
+            "patch_transformer_hidden_size": heads.router_features,
+            "patch_transformer_intermediate_size": heads.router_hidden_features,
+            "patch_transformer_num_attention_heads": heads.router_heads,
+        }
+    return content
+
+
+def _check_transformers_has(config: Config) -> None:
+    """Refuses widths that follow from others there, or are fixed."""
+    core, heads = config.core, config.heads
+    embedding, hidden = heads.embedding_features, core.output_features
+    wanted = {
+        "seed_features": _SEED_FEATURES,
+        "projector_features": _PROJECTOR_FEATURES,
+        "distribution_features": (hidden + 1 + embedding) // 2,
+    }
+    if heads.domains:
+        wanted = {
+            "seed_features": embedding // 2,
+            "projector_features": embedding // 2,
+            "distribution_features": (hidden + embedding) // 4,
+            "attractors": (zoedepth_heads.DOMAIN_ATTRACTORS,) * 4,
+            "router_features": _ROUTER_FEATURES,
+            "router_depth": _ROUTER_DEPTH,
+        }
+    wrong = [
+        f"heads.{name} is {getattr(heads, name)}, there {value}"
+        for name, value in wanted.items()
+        if getattr(heads, name) != value
+    ]
+    if wrong:
+        raise ConfigError(f"transformers has no such ZoeDepth: {'; '.join(wrong)}")
+
+
+def _preprocessor(config: Config) -> dict[str, Any]:
+    if config.padding not in (0.0, INPUT.padding):
+        raise ConfigError(f"padding is {config.padding}; transformers has {INPUT.padding} or none")
+    return dpt_preprocessor(config.input_spec) | {
+        "image_processor_type": "ZoeDepthImageProcessor",
+        "do_pad": config.padding > 0,
+    }
+
+
+TRANSFORMERS = TransformersLayout(
+    "zoedepth", _infer_transformers, _transformers_rules, _described, _preprocessor
+)

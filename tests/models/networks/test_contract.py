@@ -85,8 +85,8 @@ SMALL = {
             "fused_features": 8,
             "output_features": 4,
         },
-        "heads": {"num_bins": 6, "embedding_features": 8, "seed_features": 10}
-        | {"projector_features": 12, "distribution_features": 14, "attractors": (4, 3, 2, 1)},
+        "heads": {"num_bins": 6, "embedding_features": 8, "seed_features": 256}
+        | {"projector_features": 128, "distribution_features": 6, "attractors": (4, 3, 2, 1)},
     },
 }
 SEEDS: dict[str, int] = {"dpt": 10}
