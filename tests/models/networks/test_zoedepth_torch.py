@@ -38,7 +38,7 @@ SIZES = [(64, 96), (96, 64), (32, 160)]
 
 
 def their_model(kind: str, seed: int = 0, heads: float = 1.5):
-    """A small ZoeDepth of transformers'; the kernels of its metric heads are larger with `heads`."""
+    """A small ZoeDepth of transformers'; `heads` scales the kernels of the metric heads."""
     backbone = transformers.BeitConfig(
         hidden_size=32,
         num_hidden_layers=5,
