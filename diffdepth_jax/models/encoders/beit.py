@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from diffdepth_jax import registry
 from diffdepth_jax.models import transformer
 from diffdepth_jax.models.encoders import vit
-from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
+from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens, OfPatches
 from diffdepth_jax.models.layers import drop_path_rates, transformer_init
 from diffdepth_jax.models.tables import (
     Layout,
@@ -39,7 +39,7 @@ from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform, l
 
 
 @dataclass(frozen=True)
-class Config(ForImageSize, HasClassTokens):
+class Config(ForImageSize, HasClassTokens, OfPatches):
     """A BEiT encoder.
 
     Attributes:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from diffdepth_jax import registry
 from diffdepth_jax.models import transformer
-from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens
+from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens, OfPatches
 from diffdepth_jax.models.layers import drop_path_rates, transformer_init
 from diffdepth_jax.models.tables import (
     Layout,
@@ -54,7 +54,7 @@ def check(config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Config(ForImageSize, HasClassTokens):
+class Config(ForImageSize, HasClassTokens, OfPatches):
     """A vision transformer.
 
     Attributes:

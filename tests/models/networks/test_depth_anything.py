@@ -162,7 +162,7 @@ def test_the_way_back_to_the_image_is_the_versions():
         ({"out_indices": [1, 2, 3, 8]}, r"out_indices is \[1, 2, 3, 8\].*\[2, 4, 6, 8\] \(V2\)"),
         ({"out_indices": "all"}, "out_indices is 'all'"),
         ({"model_type": "dinov3"}, "backbone_config.model_type is 'dinov3'.*'dinov2'"),
-        ({"num_attention_heads": 3}, "3 heads"),
+        ({"num_attention_heads": 3}, "num_heads 3"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05"),
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),

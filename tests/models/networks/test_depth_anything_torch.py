@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import diffdepth_jax
+from diffdepth_jax import inference
 from diffdepth_jax.models.encoders import dinov2
 from diffdepth_jax.models.networks import depth_anything
 from diffdepth_jax.training import pretrained
@@ -155,20 +155,14 @@ def test_weights_go_out_to_transformers_and_back(kind, tmp_path):
     model = their_model(kind)
     model.save_pretrained(tmp_path / "theirs")
     ours = diffdepth_jax.load(tmp_path / "theirs")
-    layout = depth_anything.TRANSFORMERS
-    table = layout.rules(ours.config)
-    written = rules.export(ours.variables, table, rules.names(ours.variables, table))
-    config = transformers.DepthAnythingConfig.from_dict(layout.describe(ours.config))
-    again = transformers.DepthAnythingForDepthEstimation(config)
-    config.save_pretrained(tmp_path)
-    safetensors.numpy.save_file(written, tmp_path / "model.safetensors", {"format": "pt"})
+    assert inference.export(ours, tmp_path / "ours", layout="transformers") == []
     again, found = transformers.DepthAnythingForDepthEstimation.from_pretrained(
-        tmp_path, output_loading_info=True
+        tmp_path / "ours", output_loading_info=True
     )
     assert not any(found.values()), found
     image = images((42, 98))
     np.testing.assert_array_equal(theirs(again.eval(), image), theirs(model, image))
-    assert diffdepth_jax.load(tmp_path).config == ours.config
+    assert diffdepth_jax.load(tmp_path / "ours").config == ours.config
 
 
 def test_weights_as_modules_are_called_in_version_5_are_read_too():
