@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax import inference
-from diffdepth_jax.errors import WeightsError
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.models.encoders import swin, swin2
 from diffdepth_jax.models.networks import dpt
 from diffdepth_jax.weights import files, rules
@@ -103,3 +103,10 @@ def test_windows_that_are_measured_otherwise_predict_otherwise(random_network):
         for config in (model.config.encoder, own)
     ]
     assert not np.allclose(*features, atol=1e-3)
+
+
+def test_transformers_has_no_dpt_on_the_first_swin():
+    config = config_of("swin")
+    for ask in (dpt.TRANSFORMERS.describe, dpt.TRANSFORMERS.rules):
+        with pytest.raises(ConfigError, match="'swin'"):
+            ask(dataclasses.replace(config, output_features=32))
