@@ -6,17 +6,18 @@ Both make the same images at the same time, in a process with one thread each, s
 the machine meets both: frames of KITTI's size through a Stable Diffusion with a T2I-Adapter whose
 networks are tiny, at the usual size and number of steps. An image takes them some seconds, about as
 long as real networks take on a GPU. The plain loop reads depth, makes the control image, calls the
-pipeline, resizes the result and writes it as PNG, and nothing else. Seconds are the median time
-between one finished image and the next; what is done before the first one does not count.
+pipeline, resizes the result and writes it as PNG, and nothing else. Seconds are processor time from
+the first finished image to the last, of all processes (Linux only), so that a busy machine does not
+matter much; what is done before the first image does not count.
 """
 
 import argparse
 import csv
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -48,10 +49,10 @@ def main() -> None:
             stderr=subprocess.DEVNULL,
         )
         loop.stdout.readline()  # It is ready.
-        run(folder, options.steps)
+        ours = run(folder, options)
+        plain = float(loop.stdout.readline() or "nan")
         if loop.wait() != 0:
             raise SystemExit("the plain loop has failed")
-        plain, ours = (seconds_an_image(folder / each) for each in ("loop", "run/images/night"))
     from importlib.metadata import version
 
     versions = " ".join(f"{each} {version(each)}" for each in ("torch", "diffusers", "jax"))
@@ -109,7 +110,8 @@ def plain_loop(folder: Path, steps: int) -> None:
     print("ready", flush=True)
     while not (folder / "run" / "images").exists():
         time.sleep(0.01)
-    for index, path in enumerate(sorted((folder / "frames" / "depth").iterdir())):
+    paths = sorted((folder / "frames" / "depth").iterdir())
+    for index, path in enumerate(paths):
         inverse = 1 / np.load(path)
         inverse -= inverse.min()
         levels = np.repeat((255 * inverse / inverse.max()).astype(np.uint8)[..., None], 3, axis=2)
@@ -124,11 +126,25 @@ def plain_loop(folder: Path, steps: int) -> None:
             generator=torch.Generator("cpu").manual_seed(index),
         ).images
         image.resize(SIZE[::-1], Image.Resampling.LANCZOS).save(folder / "loop" / f"{index}.png")
+        if index == 0:
+            start = time.process_time()
+    print((time.process_time() - start) / (len(paths) - 1), flush=True)
 
 
-def run(folder: Path, steps: int) -> None:
+def run(folder: Path, options: argparse.Namespace) -> float:
+    """Processor seconds of an image, of this process and the worker."""
     from diffdepth_jax.adverse import config, runner
 
+    seconds: list[float] = []
+
+    def watch() -> None:
+        for count in (1, options.images):
+            while len(list((folder / "run" / "images" / "night").glob("*.png"))) < count:
+                time.sleep(0.02)
+            seconds.append(time.process_time() + children_seconds())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     runner.run(
         config.from_mapping(
             {
@@ -139,7 +155,7 @@ def run(folder: Path, steps: int) -> None:
                     "name": "diffusers",
                     "base": str(folder / "base"),
                     "control": str(folder / "adapter"),
-                    "num_inference_steps": steps,
+                    "num_inference_steps": options.steps,
                     "threads": 1,
                 },
             }
@@ -148,11 +164,19 @@ def run(folder: Path, steps: int) -> None:
         python=sys.executable,
         progress=False,
     )
+    watcher.join()
+    return (seconds[1] - seconds[0]) / (options.images - 1)
 
 
-def seconds_an_image(folder: Path) -> float:
-    times = sorted(path.stat().st_mtime for path in folder.glob("*.png"))
-    return statistics.median(np.diff(times))
+def children_seconds() -> float:
+    """Processor seconds of this process's running children, the worker among them."""
+    ticks = 0
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text().split():
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            if "--loop=" not in Path(f"/proc/{child}/cmdline").read_text():
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def commit() -> str:

@@ -29,8 +29,8 @@ REMEDY = (
     "run `make torch`, or name by --python an interpreter that has the packages of "
     "requirements-torch.txt"
 )
-# `dtype=` of from_pretrained, and the fields of replies, are those of these versions.
-_MINIMA = {"torch": (2, 4), "diffusers": (0, 36), "transformers": (4, 50)}
+# Older ones do not know `dtype=` of from_pretrained, and say nothing.
+_MINIMA = {"torch": (2, 4), "diffusers": (0, 42), "transformers": (4, 56)}
 _SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
@@ -543,6 +543,8 @@ def _load(options, dtype, progress):
                 where, dtype=dtype, use_safetensors=True, output_loading_info=True, **local, **more
             )
         _require_complete(loaded, info, where)
+        if loaded.dtype != dtype:  # The pipelines' parts must have one type.
+            raise RequestError("weights", f"{where} was loaded as {loaded.dtype}, not {dtype}")
         return loaded
 
     if base["file"] is None:
@@ -676,13 +678,15 @@ def _require_complete(model, info, path):
 
 _TEXT = ["*.json", "*.txt", "*.model"]
 _OTHER = ["*.fp16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "*.msgpack"]
+_WEIGHTS = ["*.safetensors", "*.fp16.safetensors", "*.bin"]  # in this order
 
 
 def fetch(wanted, send):
     """Downloads snapshots of the hub, as files only: nothing of them is run.
 
     Args:
-      wanted: names to {"repository": "owner/name", "kind": "base" | "control" | "config"}.
+      wanted: names to {"repository": "owner/name", "kind": "base" | "control" | "config",
+        "without": [PATTERN]}.
       send: sends a reply.
 
     Returns:
@@ -705,12 +709,16 @@ def fetch(wanted, send):
     try:
         for name, each in wanted.items():
             below = "*/" if each["kind"] == "base" else ""
-            get = functools.partial(snapshot_download, each["repository"], ignore_patterns=_OTHER)
+            get = functools.partial(snapshot_download, each["repository"])
+            ignored = _OTHER + each.get("without", [])
             try:
-                folder = get(allow_patterns=_TEXT + [f"{below}*.safetensors"] * _has(each))
-                if _has(each) and not _complete(folder, each["kind"]):
-                    # Pickles: the host reads them without running them.
-                    folder = get(allow_patterns=[*_TEXT, f"{below}*.bin"])
+                folder = get(allow_patterns=_TEXT, ignore_patterns=ignored)
+                # Pickles if there is nothing else: the host reads them without running them.
+                for ending in _WEIGHTS:
+                    if _complete(folder, each["kind"]):
+                        break
+                    others = [other for other in ignored if other.strip("*") not in ending]
+                    folder = get(allow_patterns=[f"{below}{ending}"], ignore_patterns=others)
             except Exception as error:
                 problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                 raise RequestError(
@@ -724,17 +732,13 @@ def fetch(wanted, send):
     return folders
 
 
-def _has(wanted):
-    return wanted["kind"] != "config"
-
-
 def _complete(folder, kind):
-    """Whether a snapshot has safetensors wherever it needs weights."""
-    parts = ("unet", "vae", "text_encoder") if kind == "base" else ("",)
+    """Whether a snapshot has weights wherever it needs them."""
+    parts = {"base": ("unet", "vae", "text_encoder"), "control": ("",), "config": ()}[kind]
     return all(
-        any(name.endswith(".safetensors") for name in os.listdir(os.path.join(folder, part)))
-        for part in parts
-        if os.path.isdir(os.path.join(folder, part))
+        any(name.endswith((".safetensors", ".bin")) for name in os.listdir(place))
+        for place in (os.path.join(folder, part) for part in parts)
+        if os.path.isdir(place)
     )
 
 

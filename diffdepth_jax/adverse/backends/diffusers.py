@@ -237,7 +237,6 @@ class Session:
 
         Raises:
           ConfigError: if a prompt is too long, or what the pipeline needs is not there.
-          DataError: if a size cannot be generated.
         """
         for item in items:
             if item.control is not None and self._control is None:
@@ -389,11 +388,13 @@ def _paths(config: Config, command: Sequence[str], logs: Path) -> dict[str, Path
     """Where the models are; what is a repository of the hub is downloaded by the worker."""
     given = {"base": config.base, "control": config.control, "base_config": config.base_config}
     given = {field: name for field, name in given.items() if name is not None}
-    wanted = {
+    wanted: dict[str, dict[str, Any]] = {
         field: {"repository": name, "kind": "config" if field == "base_config" else field}
         for field, name in given.items()
         if model_files.is_repository(name)
     }
+    if "base" in wanted and not config.safety_checker:  # a gigabyte
+        wanted["base"]["without"] = ["safety_checker/*"]
     paths = {
         field: model_files.find(field, name) for field, name in given.items() if field not in wanted
     }
