@@ -27,15 +27,13 @@ from diffdepth_jax.models.tables import (
     class_token,
     conv_rules,
     count,
-    linear_rules,
-    norm_rules,
     side,
     width,
 )
 from diffdepth_jax.ops.image import resize_bilinear
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform, linear
+from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform
 
 
 @dataclass(frozen=True)
@@ -278,29 +276,16 @@ def transformers_rules(config: Config) -> Rules:
     """The table of transformers' names, as in files or as modules are called since version 5."""
     del config
     root = r"(?:|beit\.)"
-    block, here = rf"{root}(?:encoder\.layer|layers)\.(\d+)", r"block\1"
+    block, here = rf"{root}{vit.TRANSFORMERS_BLOCK}", r"block\1"
     table = r"relative_position_bias\.relative_position"
-    kernel, bias = (f"params/{here}/attention/{name}" for name in ("qkv/kernel", "qkv_bias"))
-
-    def attention(name: str) -> str:
-        return rf"{block}\.attention\.(?:attention\.{name}|{name[0]}_proj)"
-
+    bias = f"params/{here}/attention/qkv_bias"
+    attention = rf"{block}\.attention"
     return (
         Rule(rf"{root}embeddings\.cls_token", "params/class_token", class_token),
         *conv_rules(rf"{root}embeddings\.patch_embeddings\.projection", "patch_embed"),
-        *(
-            Rule(rf"{attention(name)}\.weight", kernel, linear, (index, 3))
-            for index, name in enumerate(("query", "key", "value"))
-        ),
-        Rule(rf"{attention('query')}\.bias", bias, part=(0, 2)),
-        Rule(rf"{attention('value')}\.bias", bias, part=(1, 2)),
-        *linear_rules(
-            rf"{block}\.attention\.(?:output\.dense|o_proj)", f"{here}/attention/projection"
-        ),
-        *norm_rules(rf"{block}\.layernorm_before", f"{here}/norm1"),
-        *norm_rules(rf"{block}\.layernorm_after", f"{here}/norm2"),
-        *linear_rules(rf"{block}\.(?:intermediate\.dense|mlp\.fc1)", f"{here}/mlp/fc1"),
-        *linear_rules(rf"{block}\.(?:output\.dense|mlp\.fc2)", f"{here}/mlp/fc2"),
+        *vit.transformers_block_rules(block, here, qkv_bias=False),
+        Rule(rf"{attention}\.(?:attention\.query|q_proj)\.bias", bias, part=(0, 2)),
+        Rule(rf"{attention}\.(?:attention\.value|v_proj)\.bias", bias, part=(1, 2)),
         Rule(rf"{block}\.lambda_(\d)", rf"params/{here}/scale\2"),
         Rule(
             rf"{block}\.(?:attention\.attention\.|){table}_bias_table",
@@ -327,7 +312,7 @@ def infer_transformers(
         ValueError: if they are, but what they tell cannot be.
     """
     table = r".+\.relative_position_bias_table"
-    block = r"(?:beit\.)?(?:encoder\.layer|layers)\.(\d+)"
+    block = rf"(?:beit\.)?{vit.TRANSFORMERS_BLOCK}"
     if not any(re.fullmatch(rf"{block}\.lambda_1", name) for name in shapes):
         return None
     patches = "embeddings.patch_embeddings.projection.weight"
@@ -356,7 +341,7 @@ def infer_transformers(
         config,
         taps=described.taps(depth, config.taps),
         layer_norm_eps=described.value("layer_norm_eps", float, vit.EPS_OF_TRANSFORMERS),
-        drop_path_rate=described.value("drop_path_rate", float, 0.0),
+        drop_path_rate=float(described.value("drop_path_rate", (int, float), 0.0)),
     )
 
 

@@ -317,19 +317,12 @@ def infer_transformers(
     Raises:
         ValueError: if they are, but what they or `described` tell cannot be.
     """
-    root, block = r"embeddings\.backbone\.bit", r"encoder\.layer"
-    if "embeddings.backbone.bit.embedder.convolution.weight" not in shapes:
+    root, found = r"embeddings\.backbone\.bit", vit.inferred_transformers(shapes)
+    if found is None or "embeddings.backbone.bit.embedder.convolution.weight" not in shapes:
         return None
-    depth = count(shapes, rf"{block}\.(\d+)\.")
-    fields = {
-        **_inferred_resnet(shapes, rf"{root}\.embedder\..+", rf"{root}\.encoder\.stages", "layers"),
-        **vit.inferred(
-            shapes,
-            rf"{block}\.\d+\.layernorm_(before|after)",
-            rf"{block}\.\d+\.intermediate\.dense",
-            "embeddings.position_embeddings",
-        ),
-    }
+    stem, stages = rf"{root}\.embedder\..+", rf"{root}\.encoder\.stages"
+    fields = {**_inferred_resnet(shapes, stem, stages, "layers"), **found}
+    depth = fields["depth"]
     taps, eps = quarters(depth)[2:], vit.EPS_OF_TRANSFORMERS
     if described:
         resnet = described.part("backbone_config")
@@ -349,7 +342,7 @@ def infer_transformers(
         fields["num_heads"] = described.value("num_attention_heads", int, 12)
         taps = described.integers("backbone_out_indices", (2, 5, 8, 11))[2:]
         eps = described.value("layer_norm_eps", float, eps)
-    return Config(**fields, depth=depth, taps=taps, layer_norm_eps=eps)
+    return Config(**fields, taps=taps, layer_norm_eps=eps)
 
 
 def described(config: Config) -> dict[str, Any]:

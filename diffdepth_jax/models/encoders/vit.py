@@ -245,8 +245,13 @@ def inferred(
 EPS_OF_TRANSFORMERS = 1e-12  # of the layer norms, where `config.json` does not say otherwise
 
 
+TRANSFORMERS_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)"
+
+
 def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Rules:
     """Rows of a `transformer.Block` without its scales in the names of ViT and its kin there.
+
+    Those are names as in files, or as modules are called since version 5.
 
     Args:
         block, path: pattern of the block's name and template of its path.
@@ -254,21 +259,22 @@ def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Ru
     """
     attention, rows = rf"{block}\.attention", []
     for index, name in enumerate(("query", "key", "value")):
-        found = linear_rules(rf"{attention}\.attention\.{name}", f"{path}/attention/qkv")
+        names = rf"{attention}\.(?:attention\.{name}|{name[0]}_proj)"
+        found = linear_rules(names, f"{path}/attention/qkv")
         for row in found if qkv_bias else found[:1]:
             rows.append(replace(row, part=(index, 3)))
     return (
         *norm_rules(rf"{block}\.layernorm_before", f"{path}/norm1"),
         *norm_rules(rf"{block}\.layernorm_after", f"{path}/norm2"),
         *rows,
-        *linear_rules(rf"{attention}\.output\.dense", f"{path}/attention/projection"),
-        *linear_rules(rf"{block}\.intermediate\.dense", f"{path}/mlp/fc1"),
-        *linear_rules(rf"{block}\.output\.dense", f"{path}/mlp/fc2"),
+        *linear_rules(rf"{attention}\.(?:output\.dense|o_proj)", f"{path}/attention/projection"),
+        *linear_rules(rf"{block}\.(?:intermediate\.dense|mlp\.fc1)", f"{path}/mlp/fc1"),
+        *linear_rules(rf"{block}\.(?:output\.dense|mlp\.fc2)", f"{path}/mlp/fc2"),
     )
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of transformers' names."""
+    """The table of transformers' names, as in files or as modules are called since version 5."""
     return (
         *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
         *transformers_transformer_rules(config),
@@ -280,11 +286,22 @@ def transformers_transformer_rules(config: Any) -> Rules:
     return (
         Rule(r"embeddings\.cls_token", "params/class_token", class_token),
         Rule(r"embeddings\.position_embeddings", "params/positions", positions),
-        *transformers_block_rules(r"encoder\.layer\.(\d+)", r"block\1"),
+        *transformers_block_rules(TRANSFORMERS_BLOCK, r"block\1"),
         *unused_norm_rules("layernorm", config.embed_dim),
         Skip(r"pooler\..+", "of a classifier"),
         Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
     )
+
+
+def inferred_transformers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The fields of a transformer that its names and widths tell; None if it is none of these."""
+    table, block = "embeddings.position_embeddings", TRANSFORMERS_BLOCK
+    depth = count(shapes, rf"{block}\.layernorm_before\.")
+    if table not in shapes or not depth:
+        return None
+    hidden = rf"{block}\.(intermediate\.dense|mlp\.fc1)"
+    found = inferred(shapes, rf"{block}\.layernorm_(before|after)", hidden, table)
+    return {**found, "depth": depth}
 
 
 def infer_transformers(
@@ -300,18 +317,13 @@ def infer_transformers(
     Raises:
         ValueError: if they are, but what they tell cannot be.
     """
-    embedding, block = "embeddings.patch_embeddings.projection.weight", r"encoder\.layer"
-    if embedding not in shapes or "encoder.layer.0.layernorm_before.weight" not in shapes:
+    embedding = "embeddings.patch_embeddings.projection.weight"
+    found = inferred_transformers(shapes)
+    if found is None or embedding not in shapes:
         return None
-    depth = count(shapes, rf"{block}\.(\d+)\.")
+    depth = found["depth"]
     config = Config(
-        **inferred(
-            shapes,
-            rf"{block}\.\d+\.layernorm_(before|after)",
-            rf"{block}\.\d+\.intermediate\.dense",
-            "embeddings.position_embeddings",
-        ),
-        depth=depth,
+        **found,
         patch_size=side(shapes, embedding, 3),
         taps=transformer.quarters(depth),
         layer_norm_eps=EPS_OF_TRANSFORMERS,
