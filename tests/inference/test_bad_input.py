@@ -27,9 +27,11 @@ EXAMPLES = 4  # entries that are made wrong, one after the other
 @pytest.fixture
 def weights(name, monkeypatch):
     """A small network's state dict, and the fields that it does not tell."""
+    # The architectures to compare with: those of the publications take seconds to trace.
+    tiny = {other: small(other)[1].config for other in registry.names("network")}
+    for other, config in tiny.items():
+        monkeypatch.setattr(registry.module("network", other), "VARIANTS", {"tiny": config})
     file, model, variables = small(name)
-    # The architectures to compare with: those of the publication take seconds to trace.
-    monkeypatch.setattr(file, "VARIANTS", {"tiny": model.config})
     table = file.rules(model.config)
     state_dict = rules.export(variables, table, rules.names(variables, table))
     return state_dict, {field: getattr(model.config, field) for field in file.UNTOLD}
