@@ -87,8 +87,10 @@ class Config(NetworkConfig, HasEncoder, Published):
             they are resampled; None for maps without one, which are taken as they are.
         fused_features: channels of the fused maps.
         output_features: channels before the last convolution.
-        implementation: whose: that of the authors, or transformers', which resizes images in
-            another way.
+        implementation: whose: that of the authors, or transformers', which resizes images by
+            Pillow's bicubic, and to squares for a ViT. (Its epsilon of the layer norms is the
+            encoder's `layer_norm_eps`. Its fusion resizes in another order where a side is an odd
+            number of patches, which is not followed: `input_spec` has multiples of two.)
     """
 
     name: Literal["dpt"] = "dpt"
@@ -275,8 +277,17 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with the fields that our own files state and weights do not tell."""
-    return config_lib.updated(config, dict(arguments), resolve=registry.module, path="args")
+    """The config with what `arguments` of such a network says; other arguments are left alone.
+
+    Raises:
+        ConfigError: if that is nothing that a config can have.
+    """
+    found = {}
+    if isinstance(arguments.get("implementation"), str):
+        found["implementation"] = arguments["implementation"]
+    if isinstance(arguments.get("encoder"), Mapping):
+        found["encoder"] = arguments["encoder"]
+    return config_lib.updated(config, found, resolve=registry.module, path="args")
 
 
 def arguments(config: Config) -> dict[str, Any]:

@@ -156,6 +156,13 @@ def test_what_weights_do_not_tell_is_written_beside_them(tmp_path):
     assert not written["scratch.refinenet4.resConfUnit1.conv1.weight"].any()
 
 
+def test_arguments_of_other_programs_are_left_alone():
+    arguments = {"encoder": "vitl", "batch_size": 4, "implementation": None}
+    assert dpt.with_arguments(TINY, arguments) == TINY
+    with pytest.raises(ConfigError, match="args.implementation"):
+        dpt.with_arguments(TINY, {"implementation": "mine"})
+
+
 @every_backbone
 def test_disparity_has_the_images_size_and_is_never_negative(config):
     model = dpt.build(config)
