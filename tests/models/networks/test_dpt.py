@@ -159,7 +159,7 @@ def test_what_weights_do_not_tell_is_written_beside_them(tmp_path):
 def test_arguments_of_other_programs_are_left_alone():
     arguments = {"encoder": "vitl", "batch_size": 4, "implementation": None}
     assert dpt.with_arguments(TINY, arguments) == TINY
-    with pytest.raises(ConfigError, match="args.implementation"):
+    with pytest.raises(ConfigError, match=r"args\.implementation"):
         dpt.with_arguments(TINY, {"implementation": "mine"})
 
 
