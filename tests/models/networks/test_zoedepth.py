@@ -1,6 +1,7 @@
 """ZoeDepth as a whole: its core, its variants, what files and callers tell."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +48,17 @@ SMALL = {
 every_kind = pytest.mark.parametrize("kind", SMALL)
 
 
-def small(kind, seed=0, **fields):
-    """A small model with random weights."""
+def config_of(kind, **fields):
     mapping = {**SMALL[kind], **fields}
-    config = config_lib.from_mapping(zoedepth.Config, mapping, resolve=registry.module)
+    return config_lib.from_mapping(zoedepth.Config, mapping, resolve=registry.module)
+
+
+@functools.cache
+def small(kind):
+    """A small model with random weights."""
+    config = config_of(kind)
     model = zoedepth.build(config)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.1
@@ -61,6 +67,12 @@ def small(kind, seed=0, **fields):
 
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     return DepthModel(model, jax.tree_util.tree_map_with_path(draw, shapes), config)
+
+
+def reconfigured(model, **fields):
+    """The same weights with other fields that they do not tell."""
+    config = dataclasses.replace(model.config, **fields)
+    return DepthModel(zoedepth.build(config), model.variables, config)
 
 
 def state_dict_of(model):
@@ -77,14 +89,13 @@ def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@every_kind
-def test_depth_is_what_the_heads_make_of_the_core(kind):
-    depth_model = small(kind)
+def test_depth_is_what_the_heads_make_of_the_core():
+    depth_model = small("depth_anything")
     model, params = depth_model.model, depth_model.variables["params"]
     side = depth_model.input_spec.multiple
     image = noise(2 * side, 3 * side, 2)
     core = registry.module("network", model.config.core.name).build(model.config.core)
-    heads = MetricHeads(model.config.heads, (1e-3, 80.0) if kind == "k" else None)
+    heads = MetricHeads(model.config.heads)
 
     @jax.jit
     def expected(image):
@@ -114,8 +125,11 @@ def test_weights_are_recognised(kind, tmp_path):
     path = tmp_path / f"{name}.safetensors"
     save_file(weights, path)
     assert inference.load(path).config == model.config
-    leaf = next(key for key in weights if key.endswith("out_conv.weight"))
-    del weights[leaf]
+
+
+def test_a_missing_entry_of_the_core_is_named():
+    weights = state_dict_of(small("n"))
+    del weights["core.core.scratch.refinenet2.out_conv.weight"]
     with pytest.raises(WeightsError, match="core/head/fusion"):
         inference.load(weights, network="zoedepth")
 
@@ -132,12 +146,13 @@ def test_the_range_of_normed_bins_is_80_m_unless_the_caller_says_otherwise():
 
 
 def test_predictions_from_other_bins_are_only_clipped():
-    weights = state_dict_of(small("n", input_size=(32, 64)))
-    unbounded = inference.load(weights, input_size=(32, 64))
-    assert unbounded.config.max_depth is unbounded.config.depth_range is None
+    limited = inference.load(state_dict_of(small("n")), max_depth=2.0).config
+    assert limited.max_depth == 2.0 and limited.depth_range is small("n").config.depth_range is None
+    unbounded = reconfigured(small("n"), input_size=(32, 64))
     depth = unbounded.predict(picture(30, 50), flip_tta=False)
     limit = float(np.median(depth))
-    limited = inference.load(weights, input_size=(32, 64), max_depth=limit)
+    config = dataclasses.replace(unbounded.config, max_depth=limit)
+    limited = dataclasses.replace(unbounded, config=config)
     clipped = limited.predict(picture(30, 50), flip_tta=False)
     np.testing.assert_array_equal(clipped, np.minimum(depth, np.float32(limit)))
 
@@ -164,33 +179,23 @@ def test_images_are_prepared_as_published():
     variants = {name: zoedepth.VARIANTS[name].input_spec for name in zoedepth.VARIANTS}
     assert variants["k"].size == (384, 768) and variants["nk"].size == (384, 512)
     assert variants["depth_anything_outdoor"].size == (392, 518)
-    authors_evaluation = small("n", keep_aspect=False, padding=0.0, input_size=(64, 96))
+    authors_evaluation = config_of("n", keep_aspect=False, padding=0.0, input_size=(64, 96))
     assert authors_evaluation.input_spec.input_size(480, 640) == (64, 96)
 
 
 @every_kind
 def test_what_weights_do_not_tell_is_exported_beside_them(kind, tmp_path):
-    told = {"input_size": (64, 96), "keep_aspect": False, "padding": 1.0}
-    model = small(kind, **told)
-    core = model.config.core
-    encoder = dataclasses.replace(core.encoder, **({"num_heads": 2} if kind[0] == "d" else {}))
-    config = dataclasses.replace(
-        model.config,
-        core=dataclasses.replace(core, encoder=encoder),
-        heads=dataclasses.replace(model.config.heads, temperatures=(0.1, 20.0)),
-        max_depth=70.0 if kind == "k" else None,
-        min_depth=0.5,
-    )
-    model = DepthModel(zoedepth.build(model.config), model.variables, config)
-    inference.export(model, tmp_path / "weights.safetensors")
-    again = inference.load(tmp_path / "weights.safetensors").config
-    assert again.heads == config.heads and again.input_spec == config.input_spec
-    assert (again.max_depth, again.min_depth) == (config.max_depth, 0.5)
+    model = small(kind)
+    heads = dataclasses.replace(model.config.heads, temperatures=(0.1, 20.0))
+    told = {"input_size": (64, 96), "keep_aspect": False, "padding": 1.0, "min_depth": 0.5}
+    model = reconfigured(model, heads=heads, max_depth=70.0, **told)
+    assert not inference.export(model, tmp_path / "weights.safetensors")
+    assert inference.load(tmp_path / "weights.safetensors").config == model.config
 
 
 def test_an_image_is_judged_by_itself_however_many_are_predicted_at_once():
-    model = small("nk", input_size=(32, 64))
-    images = [picture(30, 50, seed) for seed in range(6)]
+    model = reconfigured(small("nk"), input_size=(32, 64))
+    images = [picture(30, 50, seed) for seed in range(4)]
     alone = [model.predict(image) for image in images]
     together = model.predict(images, batch_size=3)
     for one, other in zip(alone, together, strict=True):
@@ -212,7 +217,7 @@ def test_an_image_is_judged_by_itself_however_many_are_predicted_at_once():
 )
 def test_a_network_that_cannot_be_is_refused(kind, fields, message):
     with pytest.raises(ConfigError, match=message):
-        small(kind, **fields)
+        config_of(kind, **fields)
 
 
 @pytest.mark.parametrize(
