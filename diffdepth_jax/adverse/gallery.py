@@ -6,7 +6,7 @@ The page is one file that a browser opens anywhere; what it looks like stands in
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,6 @@ def _frames(records: Sequence[Record], number: int) -> dict[str, list[Record]]:
 
 def _shown(workdir: Path, record: Record, width: int) -> dict[str, Any]:
     structure = record.structure or {}
-    details = ", ".join(f"{name} {_text(value)}" for name, value in record.details.items())
     return {
         "id": record.id,
         "condition": record.condition,
@@ -95,7 +94,7 @@ def _shown(workdir: Path, record: Record, width: int) -> dict[str, Any]:
         "status": record.status,
         "reason": record.reason or "",
         "prompt": record.prompt,
-        "details": details,
+        "details": _text(record.details),
         "backend": record.backend,
         "abs_rel": structure.get("abs_rel"),
         "edge_agreement": structure.get("edge_agreement"),
@@ -104,6 +103,12 @@ def _shown(workdir: Path, record: Record, width: int) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    """What a backend says of an image, for people."""
+    if isinstance(value, Mapping):
+        return ", ".join(
+            _text(each) if isinstance(each, Mapping) else f"{name} {_text(each)}"
+            for name, each in value.items()
+        )
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -19,7 +19,9 @@ def written(mapping, checkpoint, tmp_path):
     settings = mapping(teacher={"checkpoint": checkpoint(), "batch_size": 2})
     settings["backend"] = {"name": "stand_in", "fails": "f1/night", "black": "f2/fog"}
     result = runner.run(config.from_mapping(settings), tmp_path / "out", progress=False)
-    records = [dataclasses.replace(result.records[0], prompt=EVIL), *result.records[1:]]
+    details = {"strengths": {"amount": 0.12345, "kind": "a"}, "number": 3}
+    changed = dataclasses.replace(result.records[0], prompt=EVIL, details=details)
+    records = [changed, *result.records[1:]]
     gallery.write(tmp_path / "out", records, config.GalleryConfig(frames=5, width=40))
     return tmp_path / "out", records
 
@@ -39,6 +41,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(written):
         (record.id, record.condition) for record in records
     ]
     assert data["images"][0]["prompt"] == EVIL
+    assert data["images"][0]["details"] == "amount 0.123, kind a, number 3"
     assert {image["status"] for image in data["images"]} == {"ok", "failed", "rejected"}
     assert set(data["frames"]) == {f"f{n}" for n in range(5)}
     sources = [image["image"] for image in data["images"]]

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,24 +41,34 @@ def contents(workdir: Path) -> dict[str, bytes]:
 def processes():
     """Processes that are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "diffdepth_jax.adverse.runner"])
+    late = ("adverse.structure", "data.pipeline", "visualize")  # imported when they are needed
+    context.set_forkserver_preload([__name__, *(f"diffdepth_jax.{name}" for name in late)])
     return context
+
+
+def timed(processes, settings, folder: Path, python=None) -> float:
+    """The seconds that a run takes; the first one also waits for the imports."""
+    for name in ("first", "second"):
+        started = time.monotonic()
+        process = processes.Process(target=generate, args=(settings, folder / name, python))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    return time.monotonic() - started
 
 
 @pytest.mark.slow
 def test_fifty_kills_at_any_moment(mapping, processes, tmp_path):
     settings = mapping(variants=6, backend={"name": "stand_in", "batch_size": 2, "seconds": 0.005})
     generate(settings, tmp_path / "whole")
-    warm = processes.Process(target=generate, args=(settings, tmp_path / "warm"))
-    warm.start()  # The first one waits for the imports.
-    warm.join()
+    length = timed(processes, settings, tmp_path)
     rng, kills = random.Random(0), 0
     for number in itertools.count():  # as a run is over after a few lives
         workdir, lives = tmp_path / f"killed_{number}", 0
         while True:
             process = processes.Process(target=generate, args=(settings, workdir))
             process.start()
-            process.join(rng.uniform(0, 0.4))
+            process.join(rng.uniform(0, length * (0.5 + 0.25 * lives)))
             process.kill()
             process.join()
             lives += 1
@@ -68,7 +79,7 @@ def test_fifty_kills_at_any_moment(mapping, processes, tmp_path):
         kills += lives - 1
         if kills >= KILLS:
             break
-    assert number < kills / 2  # or they were hardly killed at work
+    assert number < kills  # or they were hardly killed at work
 
 
 def children(process: int) -> list[int]:
@@ -93,16 +104,17 @@ def test_fifty_kills_of_runner_or_worker_at_any_moment(mapping, processes, tmp_p
     generate(settings, tmp_path / "whole", python)
     assert len(log.read_text().splitlines()) == 50
 
+    length = timed(processes, settings, tmp_path, python)
     rng = random.Random(1)
     kills = {"runner": 0, "worker": 0}
     for number in itertools.count():
-        workdir, exit_code = tmp_path / f"killed_{number}", None
+        workdir, exit_code, lives = tmp_path / f"killed_{number}", None, 0
         while exit_code != 0:
             process = processes.Process(target=generate, args=(settings, workdir, python))
             process.start()
-            victim = ""
+            victim, lives = "", lives + 1
             while process.exitcode is None and victim != "runner":
-                process.join(rng.uniform(0.1, 0.9))
+                process.join(rng.uniform(0, length * (0.5 + 0.25 * lives)))
                 workers = children(process.pid)
                 victim = "worker" if workers and rng.random() < 0.5 else "runner"
                 if process.exitcode is None:
@@ -113,4 +125,4 @@ def test_fifty_kills_of_runner_or_worker_at_any_moment(mapping, processes, tmp_p
         assert contents(workdir) == contents(tmp_path / "whole")
         if sum(kills.values()) >= KILLS:
             break
-    assert min(kills.values()) > KILLS / 5 and number < KILLS / 2
+    assert min(kills.values()) > KILLS / 5 and number < KILLS
