@@ -2,8 +2,8 @@
 
 Published models of image formation, on linear radiance:
 
-- fog and haze: Koschmieder (1924), with extinction = ln 20 / sight (WMO, guide no. 8), uneven as in
-  Zdunkowski and Bott's turbulence only in kind: a smooth random field;
+- fog and haze: Koschmieder (1924), with extinction = ln 20 / sight (WMO, guide no. 8), varied over
+  the picture by a smooth random field;
 - night: the day's albedo under weak bluish light, headlights that fall off with the square of the
   distance, lamps with the halo of air and lens, photons' and the amplifier's noise (Foi et al.
   2008, "Practical Poissonian-Gaussian noise modeling");
