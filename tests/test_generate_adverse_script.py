@@ -100,7 +100,7 @@ def test_failed_images_are_told_by_the_exit_status(tmp_path):
         (["--config.teacher.checkpoint=nowhere"], "nowhere"),
         (["--config.source.root=nowhere"], "nowhere"),
         (["--config.backend.name=phisical"], "did you mean 'physical'"),
-        (["--config.backend.name=diffusers"], "config.backend.base"),
+        (["--config.backend.name=diffusers"], "base is missing"),
         (["--config.variants=many"], "--config.variants=many"),
         (["--shard=3/2"], "shard is '3/2'"),
         (["--merge"], "holds no run"),
