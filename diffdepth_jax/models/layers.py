@@ -383,6 +383,7 @@ def _xla_convolution(inputs, kernel, stride, paddings, groups) -> Array:
 _BLOCK = 32  # channels, the fastest of 16 to 128 for each stage of a ResNeXt-101 32x8d
 
 
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))  # outside of `jit`, too, compiled once
 def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
     """Grouped convolution as a loop of dense ones, for the CPU.
 

@@ -31,7 +31,15 @@ def attention(
         weights = jax.nn.softmax(logits).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
-    def one_head(arrays: tuple[Array, ...]) -> Array:
+    heads = [jnp.moveaxis(each, 2, 0) for each in (query, key, value)]
+    return jnp.moveaxis(_head_by_head(*heads, *([] if bias is None else [bias])), 0, 2)
+
+
+@jax.jit  # called outside of `jit`, too, it is compiled once for equal shapes
+def _head_by_head(*arrays: Array) -> Array:
+    """Queries (scaled), keys, values [heads, b, n, d] and perhaps biases [heads, n, m]."""
+
+    def attend(arrays: tuple[Array, ...]) -> Array:
         query, key, value, *bias = arrays
         logits = jnp.einsum("bqd,bkd->bqk", query, key).astype(jnp.float32)
         if bias:
@@ -41,6 +49,4 @@ def attention(
         result = jnp.einsum("bqk,bkd->bqd", weights.astype(value.dtype), value)
         return result / weights.sum(-1, keepdims=True).astype(value.dtype)
 
-    heads = [jnp.moveaxis(each, 2, 0) for each in (query, key, value)]
-    result = lax.map(one_head, (*heads, *([] if bias is None else [bias])))
-    return jnp.moveaxis(result, 0, 2)
+    return lax.map(attend, arrays)

@@ -4,6 +4,8 @@ All resamplings are linear and separable, so each axis is one matrix, made in Nu
 time. Its transpose is the gradient.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,16 +98,37 @@ def _along(features: Array, axis: int, matrix: np.ndarray) -> Array:
     """
     if matrix.size < _SHORT or max(_width(matrix), _width(matrix.T)) > _MAX_TAPS:
         return _product(features, axis, matrix)
+    return _resampled(features, axis, _Matrix(matrix))
 
-    @jax.custom_vjp
-    def resample(features: Array) -> Array:
-        return _taps(features, axis, matrix)
 
-    def backward(_: None, cotangent: Array) -> tuple[Array]:
-        return (_along(cotangent, axis, matrix.T),)
+class _Matrix:
+    """An array that is equal to others by its values, as what is compiled with it has to be."""
 
-    resample.defvjp(lambda features: (resample(features), None), backward)
-    return resample(features)
+    def __init__(self, array: np.ndarray):
+        self.array = array
+        self._key = (array.shape, array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Matrix) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _resampled(features: Array, axis: int, matrix: _Matrix) -> Array:
+    return _taps(features, axis, matrix)
+
+
+def _resampled_forward(features: Array, axis: int, matrix: _Matrix) -> tuple[Array, None]:
+    return _resampled(features, axis, matrix), None
+
+
+def _resampled_backward(axis: int, matrix: _Matrix, _: None, cotangent: Array) -> tuple[Array]:
+    return (_resampled(cotangent, axis, _Matrix(np.ascontiguousarray(matrix.array.T))),)
+
+
+_resampled.defvjp(_resampled_forward, _resampled_backward)
 
 
 def _product(features: Array, axis: int, matrix: np.ndarray) -> Array:
@@ -115,7 +138,9 @@ def _product(features: Array, axis: int, matrix: np.ndarray) -> Array:
     return jnp.einsum(subscripts, weights, features, precision=lax.Precision.HIGHEST)
 
 
-def _taps(features: Array, axis: int, matrix: np.ndarray) -> Array:
+@functools.partial(jax.jit, static_argnums=(1, 2))  # outside of `jit`, too, compiled once
+def _taps(features: Array, axis: int, resampling: _Matrix) -> Array:
+    matrix = resampling.array
     width = _width(matrix)
     first = np.minimum((matrix != 0).argmax(1), matrix.shape[1] - width)
     shape = [1, 1, 1, 1]
