@@ -99,6 +99,7 @@ MODULES = {
         OUTPUT="metric_depth",
         FILES={},
         UNTOLD={},
+        TRANSFORMERS=None,
         build=lambda config, dtype=None, frozen=(): Network(config),
         rules=lambda config: (),
         infer=lambda shapes: None,

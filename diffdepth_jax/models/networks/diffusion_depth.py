@@ -5,6 +5,7 @@ DDIM; a small decoder turns the latent into depth in metres. All of the networks
 (github.com/duanyiqun/DiffusionDepth) are configurations of this one: see `VARIANTS`.
 """
 
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -133,7 +134,7 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     @property
     def input_spec(self) -> InputSpec:
-        return replace(INPUT, multiple=multiple(self.encoder))
+        return replace(INPUT, multiple=math.lcm(INPUT.multiple, multiple(self.encoder)))
 
 
 def _variant(encoder: str, variant: str, *, hahi: bool = False, fuse: bool = False) -> Config:

@@ -6,6 +6,7 @@ the diffusion has to beat. It is nobody's publication, so its weights have no Py
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -62,7 +63,7 @@ class Config(NetworkConfig, HasEncoder):
 
     @property
     def input_spec(self) -> InputSpec:
-        return replace(INPUT, multiple=multiple(self.encoder))
+        return replace(INPUT, multiple=math.lcm(INPUT.multiple, multiple(self.encoder)))
 
 
 def _beside(method: diffusion_depth.Config) -> Config:
