@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
+from diffdepth_jax.data import resampling
 from diffdepth_jax.scenes.weather import LUMINANCE, hazy
 
 Numbers = dict[str, float]  # what was drawn, by name
@@ -244,7 +245,7 @@ def _haze(
     uneven = 1 + 0.33 * (2 * _field(rng, scene.size, 0.35) - 1)
     clarity = np.exp(-extinction * uneven * scene.distance)
     # What is scattered forwards arrives too, blurred.
-    blurred = ndimage.gaussian_filter(radiance, (0.008 * scene.size[0],) * 2 + (0,))
+    blurred = _blurred(radiance, 0.008 * scene.size[0])
     share = 0.5 * (1 - clarity)[..., None]
     return hazy(radiance * (1 - share) + blurred * share, clarity, airlight)
 
@@ -255,7 +256,7 @@ def _streaks(
     """Rain drops in layers of distance: 0.8 m to 16 m. Behind what is nearer they are not seen."""
     height, width = scene.size
     slant = rng.uniform(-0.2, 0.2)
-    light = 1.1 * ndimage.gaussian_filter(radiance, (0.08 * height, 0.08 * height, 0)) + 0.02
+    light = 1.1 * _blurred(radiance, 0.08 * height) + 0.02
     light += 0.35 * np.quantile(radiance @ LUMINANCE, 0.95)
     for distance, nearer in zip(_LAYERS, (0.5, *_LAYERS), strict=False):
         length = max(scene.focal * _FALL / distance, 1.5)
@@ -310,9 +311,9 @@ def _night_light(
     headlights = rng.uniform(0.5, 1.3)
     moonlight = np.array([0.75, 0.85, 1.15])
     # The day's light is taken off by its own smooth part, so that what remains is near albedo.
-    albedo = radiance / (
-        0.25 + ndimage.gaussian_filter(radiance @ LUMINANCE, 0.12 * scene.size[0])
-    )[..., None].clip(0.15)
+    albedo = radiance / (0.25 + _blurred(radiance @ LUMINANCE, 0.12 * scene.size[0]))[
+        ..., None
+    ].clip(0.15)
     dark = albedo * moonlight * ambient
     beam = _headlights(scene) * headlights
     warm = np.array([1.0, 0.93, 0.78])
@@ -368,7 +369,7 @@ def _overcast(
 ) -> np.ndarray:
     """Light from a grey sky: less contrast of light and shade, less colour, a cloudy sky."""
     luminance = radiance @ LUMINANCE
-    smooth = ndimage.gaussian_filter(luminance, 0.1 * scene.size[0])
+    smooth = _blurred(luminance, 0.1 * scene.size[0])
     even = np.median(luminance[~scene.sky]) if (~scene.sky).any() else luminance.mean()
     gain = ((even + 0.05) / (smooth + 0.05)) ** 0.5
     radiance = radiance * gain[..., None] * brightness
@@ -478,11 +479,23 @@ def _linear(image: np.ndarray) -> np.ndarray:
     return table[image]
 
 
+def _blurred(array: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of [h, w] or [h, w, c]; a wide one is computed on a coarser grid."""
+    height, width = array.shape[:2]
+    step = max(min(int(sigma / 4), height // 8, width // 8), 1)
+    more = [(0, 0)] * (array.ndim - 2)
+    padded = np.pad(array, [(0, -height % step), (0, -width % step), *more], mode="edge")
+    rows, columns = padded.shape[0] // step, padded.shape[1] // step
+    coarse = padded.reshape(rows, step, columns, step, *array.shape[2:]).mean((1, 3))
+    coarse = ndimage.gaussian_filter(coarse, (sigma / step,) * 2 + (0,) * (array.ndim - 2))
+    return resampling.resize(coarse, padded.shape[:2], "bilinear")[:height, :width]
+
+
 def _field(rng: np.random.Generator, size: tuple[int, int], scale: float) -> np.ndarray:
     """A smooth random field [h, w], uniform in [0, 1]; `scale` is its grain over the height."""
     sigma = max(scale * size[0], 1.0)
-    field = ndimage.gaussian_filter(rng.normal(size=size), sigma, mode="reflect")
-    field += 0.5 * ndimage.gaussian_filter(rng.normal(size=size), sigma / 3, mode="reflect") / 3
+    field = _blurred(rng.normal(size=size), sigma)
+    field += 0.5 * _blurred(rng.normal(size=size), sigma / 3) / 3
     ranks = field.ravel().argsort().argsort().reshape(size)
     return ranks / max(ranks.size - 1, 1)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from diffdepth_jax.adverse import image_formation
 from diffdepth_jax.scenes.weather import LUMINANCE
@@ -161,3 +162,11 @@ def test_a_relative_disparity_keeps_its_order():
     assert depth.min() == pytest.approx(4) and depth.max() == pytest.approx(80)
     assert (np.argsort(depth, None) == np.argsort(-disparity, None)).all()
     assert np.isfinite(image_formation.relative_depth(np.ones(SIZE))).all()
+
+
+@pytest.mark.parametrize("size", [(200, 90), (7, 300)])
+def test_a_wide_blur_on_a_coarser_grid_is_the_same(size):
+    array = np.random.default_rng(0).normal(size=(*size, 3)).cumsum(0).cumsum(1)
+    want = ndimage.gaussian_filter(array, (15, 15, 0))
+    got = image_formation._blurred(array, 15.0)
+    assert np.abs(got - want).max() < 0.02 * np.ptp(want)
