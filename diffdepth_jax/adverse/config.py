@@ -123,7 +123,9 @@ class AdverseConfig:
       labels: `teacher`, its depth of the clean image; or `source`, the source's own depth.
       teacher: the network that labels, and judges the images' structure.
       steering: the network whose depth steers the generator; the teacher where it has none.
-      prompts, structure, gallery: see there.
+      prompts: see `PromptConfig`.
+      structure: see `StructureConfig`.
+      gallery: see `GalleryConfig`.
       cache: the folder of predicted depth, which several workdirs may share; None for one in the
         workdir.
       backend: `name` and the fields of that backend's `Config`.

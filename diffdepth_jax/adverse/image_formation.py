@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, UInt8
 from scipy import ndimage
 
 from diffdepth_jax.data import resampling
-from diffdepth_jax.scenes.weather import LUMINANCE, hazy
+from diffdepth_jax.scenes.weather import LUMINANCE, encoded, hazy
 
 Numbers = dict[str, float]  # what was drawn, by name
 
@@ -465,11 +465,7 @@ def _developed(radiance: np.ndarray) -> np.ndarray:
     """A soft shoulder, and sRGB bytes. What is below 0.6 stays as it is."""
     over = (radiance - 0.6).clip(0)
     toned = np.minimum(radiance, 0.6) + 0.4 * over / (0.4 + over)
-    toned = toned.clip(0, 1)
-    srgb = np.where(
-        toned <= 0.0031308, 12.92 * toned, 1.055 * toned.clip(1e-8) ** (1 / 2.4) - 0.055
-    )
-    return (srgb * 255 + 0.5).astype(np.uint8)
+    return encoded(toned.clip(0))
 
 
 def _linear(image: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 What the process with PyTorch is given is a folder of links, made here, to the JSON and text files
 of a model and to its safetensors. Weights in other formats (`.bin`, `.ckpt`, `.pth`) are read by
-`weights.files`, which executes nothing, and written anew. Code that lies in a model's folder is
-never linked; nor do the names in its `model_index.json` decide which classes are made.
+`weights.files`, which executes nothing, and written as safetensors. Code that lies in a model's
+folder is never linked; nor do the names in its `model_index.json` decide which classes are made.
 """
 
 import dataclasses

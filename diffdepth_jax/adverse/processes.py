@@ -215,7 +215,7 @@ class Task:
 
     Attributes:
       items: in order.
-      messages: what the worker is told of each.
+      messages: for each item, what the worker gets.
     """
 
     items: tuple[Item, ...]

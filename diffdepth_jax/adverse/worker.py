@@ -336,7 +336,7 @@ class Generator:
         inputs = {
             "prompt": item["prompt"],
             "negative_prompt": item["negative_prompt"],
-            # On the CPU, so that its numbers are those of any device; anew for each try.
+            # On the CPU, so that its numbers are those of any device; a new one for each try.
             "generator": torch.Generator("cpu").manual_seed(item["seed"]),
         }
         if item["control"] is None:

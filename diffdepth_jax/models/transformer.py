@@ -201,16 +201,16 @@ def block_rules(
     )
 
 
-def add_class_token(
-    module: nn.Module, tokens: Float[Array, "b n c"], name: str = "class_token"
-) -> Float[Array, "b m c"]:
-    """Puts the module's learnt class token, the parameter `name` [c], before each image's tokens.
+def add_class_token(module: nn.Module, patches: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
+    """Embedded patches to tokens: the module's learnt `class_token` [c], then the patches by row.
 
-    Only within the module's compact method.
+    Tokens are summed up in float32; only branches are of lower precision. Only within the module's
+    compact method.
     """
-    token = module.param(name, transformer_init, tokens.shape[-1:])
-    token = jnp.broadcast_to(token, (len(tokens), 1, tokens.shape[-1])).astype(tokens.dtype)
-    return jnp.concatenate([token, tokens], 1)
+    batch, channels = len(patches), patches.shape[-1]
+    tokens = patches.reshape(batch, -1, channels).astype(jnp.float32)
+    token = module.param("class_token", transformer_init, (channels,))
+    return jnp.concatenate([jnp.broadcast_to(token, (batch, 1, channels)), tokens], 1)
 
 
 def resize_positions(

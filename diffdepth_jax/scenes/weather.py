@@ -67,8 +67,13 @@ def developed(
         deviation = np.sqrt(weather.noise**2 + weather.noise * 0.06 * exposed.clip(0, 2))
         exposed = (exposed + deviation * rng.normal(size=exposed.shape)).clip(0)
     toned = exposed * (1 + exposed / 9.0) / (1 + exposed)
+    return encoded(toned)
+
+
+def encoded(radiance: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Linear radiance, 1 for white, to sRGB bytes (IEC 61966-2-1)."""
     srgb = np.where(
-        toned <= 0.0031308, 12.92 * toned, 1.055 * toned.clip(1e-8) ** (1 / 2.4) - 0.055
+        radiance <= 0.0031308, 12.92 * radiance, 1.055 * radiance.clip(1e-8) ** (1 / 2.4) - 0.055
     )
     return (srgb.clip(0, 1) * 255 + 0.5).astype(np.uint8)
 

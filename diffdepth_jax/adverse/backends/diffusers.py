@@ -281,7 +281,7 @@ class Session:
         ]
 
     def _message(self, item: Item) -> dict[str, Any]:
-        """What the worker is told of an item."""
+        """An item as the worker gets it."""
         return {
             "key": item.key,
             "seed": item.seed,
@@ -343,7 +343,7 @@ def interpreter(python: str | None) -> str:
 def _options(
     config: Config, base: model_files.Base, control: model_files.Control | None
 ) -> dict[str, Any]:
-    """What the worker is told with "open"."""
+    """The content of the request "open"."""
     normalization = config.normalization
     if normalization == "auto":
         names = [] if control is None else [control.name, control.config.get("_name_or_path", "")]

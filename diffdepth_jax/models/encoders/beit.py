@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from diffdepth_jax import registry
 from diffdepth_jax.models import transformer
 from diffdepth_jax.models.encoders import vit
-from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens, OfPatches
+from diffdepth_jax.models.encoders.encoder import ForImageSize, OfPatches
 from diffdepth_jax.models.layers import drop_path_rates, transformer_init
 from diffdepth_jax.models.tables import (
     Layout,
@@ -37,7 +37,7 @@ from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform
 
 
 @dataclass(frozen=True)
-class Config(ForImageSize, HasClassTokens, OfPatches):
+class Config(ForImageSize, OfPatches):
     """A BEiT encoder.
 
     Attributes:
@@ -67,18 +67,6 @@ class Config(ForImageSize, HasClassTokens, OfPatches):
 
     def __post_init__(self):
         vit.check(self)
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        return (self.embed_dim,) * len(self.taps)
-
-    @property
-    def reductions(self) -> tuple[int, ...]:
-        return (self.patch_size,) * len(self.taps)
-
-    @property
-    def class_levels(self) -> tuple[bool, ...]:
-        return (True,) * len(self.taps)
 
     @property
     def image_size(self) -> int:
@@ -115,9 +103,7 @@ class Encoder(nn.Module):
         config = self.config
         patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
         size = patches.shape[1:3]
-        # Tokens are summed up in float32; only branches are of lower precision.
-        tokens = patches.reshape(len(patches), -1, config.embed_dim).astype(jnp.float32)
-        tokens = transformer.add_class_token(self, tokens)
+        tokens = transformer.add_class_token(self, patches)
         block_class = transformer.recomputed(Block, config.remat)
         (rates,) = drop_path_rates(config.drop_path_rate, (config.depth,))
         outputs = []

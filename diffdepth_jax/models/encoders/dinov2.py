@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from diffdepth_jax import registry
 from diffdepth_jax.models import transformer
-from diffdepth_jax.models.encoders.encoder import HasClassTokens, OfPatches
+from diffdepth_jax.models.encoders.encoder import OfPatches
 from diffdepth_jax.models.layers import LayerNorm, transformer_init
 from diffdepth_jax.models.tables import (
     Layout,
@@ -43,7 +43,7 @@ _HEAD_FEATURES = 64  # of every published one
 
 
 @dataclass(frozen=True)
-class Config(HasClassTokens, OfPatches):
+class Config(OfPatches):
     """A DINOv2 encoder.
 
     Attributes:
@@ -82,18 +82,6 @@ class Config(HasClassTokens, OfPatches):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if not 0 <= self.position_offset < 1:
             raise ValueError(f"position_offset is {self.position_offset}; it must be in [0, 1)")
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        return (self.embed_dim,) * len(self.taps)
-
-    @property
-    def reductions(self) -> tuple[int, ...]:
-        return (self.patch_size,) * len(self.taps)
-
-    @property
-    def class_levels(self) -> tuple[bool, ...]:
-        return (True,) * len(self.taps)
 
 
 def spread_taps(depth: int) -> tuple[int, ...]:
@@ -141,9 +129,7 @@ class Encoder(nn.Module):
         config = self.config
         patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
         size = patches.shape[1:3]
-        # Tokens are summed up in float32; only branches are of lower precision.
-        tokens = patches.reshape(len(patches), -1, config.embed_dim).astype(jnp.float32)
-        tokens = transformer.add_class_token(self, tokens)
+        tokens = transformer.add_class_token(self, patches)
         table = self.param("positions", transformer_init, (1 + config.grid**2, config.embed_dim))
         tokens += _fitted(table, size, config)[None]
         block_class = transformer.recomputed(transformer.Block, config.remat)

@@ -79,14 +79,32 @@ class HasClassTokens:
         raise NotImplementedError
 
 
-class OfPatches:
-    """Capability of a config: an image is cut into patches, whose stride all maps have.
+class OfPatches(HasClassTokens):
+    """Capability of a config: an image is cut into patches, each a token in every block.
+
+    All maps have the stride of a patch, and a class token each.
 
     Attributes:
         patch_size: side of a patch in pixels. Images whose sides are multiples of it are best.
+        embed_dim: channels of the tokens.
+        taps: blocks after which the tokens are the features.
     """
 
     patch_size: int
+    embed_dim: int
+    taps: tuple[int, ...]
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return (self.embed_dim,) * len(self.taps)
+
+    @property
+    def reductions(self) -> tuple[int, ...]:
+        return (self.patch_size,) * len(self.taps)
+
+    @property
+    def class_levels(self) -> tuple[bool, ...]:
+        return (True,) * len(self.taps)
 
 
 def multiple(config: EncoderConfig) -> int:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from diffdepth_jax import registry
 from diffdepth_jax.models import transformer
-from diffdepth_jax.models.encoders.encoder import ForImageSize, HasClassTokens, OfPatches
+from diffdepth_jax.models.encoders.encoder import ForImageSize, OfPatches
 from diffdepth_jax.models.layers import drop_path_rates, transformer_init
 from diffdepth_jax.models.tables import (
     Layout,
@@ -54,7 +54,7 @@ def check(config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Config(ForImageSize, HasClassTokens, OfPatches):
+class Config(ForImageSize, OfPatches):
     """A vision transformer.
 
     Attributes:
@@ -84,18 +84,6 @@ class Config(ForImageSize, HasClassTokens, OfPatches):
 
     def __post_init__(self):
         check(self)
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        return (self.embed_dim,) * len(self.taps)
-
-    @property
-    def reductions(self) -> tuple[int, ...]:
-        return (self.patch_size,) * len(self.taps)
-
-    @property
-    def class_levels(self) -> tuple[bool, ...]:
-        return (True,) * len(self.taps)
 
     @property
     def image_size(self) -> int:
@@ -142,9 +130,7 @@ def transform(
     """Embedded patches to features and class tokens. Only within the module's compact method."""
     size = patches.shape[1:3]
     table = module.param("positions", transformer_init, (1 + config.grid**2, config.embed_dim))
-    # Tokens are summed up in float32; only branches are of lower precision.
-    tokens = patches.reshape(len(patches), -1, config.embed_dim).astype(jnp.float32)
-    tokens = transformer.add_class_token(module, tokens)
+    tokens = transformer.add_class_token(module, patches)
     tokens += transformer.resize_positions(table, size, _bilinear)[None]
     block_class = transformer.recomputed(transformer.Block, config.remat)
     (rates,) = drop_path_rates(config.drop_path_rate, (config.depth,))

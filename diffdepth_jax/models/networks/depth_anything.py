@@ -174,7 +174,7 @@ class DepthAnything(nn.Module):
     """The network; images come normalised by `INPUT`, their sides multiples of the patch.
 
     Attributes:
-        config: see there.
+        config: of the network.
         dtype: of the convolutions and matrix products; parameters, norms' statistics and the
             result are float32.
         frozen: parts ("encoder", "head") that are not trained: they work as in inference in

@@ -180,7 +180,7 @@ class DPT(nn.Module):
     """The network; images come normalised by the config's `input_spec`, disparity is relative.
 
     Attributes:
-        config: see there.
+        config: of the network.
         dtype: of the convolutions and matrix products; parameters, norms' statistics and the result
             are float32.
         frozen: parts ("encoder", "head") that are not trained: they work as in inference in

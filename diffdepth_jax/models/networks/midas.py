@@ -117,7 +117,7 @@ class MiDaS(nn.Module):
     """The network; images come normalised by `INPUT`, disparity is relative, float32.
 
     Attributes:
-        config: see there.
+        config: of the network.
         dtype: of the convolutions; parameters, norms' statistics and the result are float32.
         frozen: parts ("encoder", "head") that are not trained: they work as in inference in
             training too.

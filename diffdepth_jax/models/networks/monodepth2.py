@@ -128,7 +128,7 @@ class Monodepth2(nn.Module):
     """The network; images come normalised by the config's `input_spec`, depth is float32.
 
     Attributes:
-        config: see there.
+        config: of the network.
         dtype: of the convolutions; parameters, norms' statistics and the result are float32.
         frozen: parts ("encoder", "decoder") that are not trained: they work as in inference in
             training too.

@@ -70,7 +70,7 @@ class Config(NetworkConfig, Published):
 
     Attributes:
         core: the relative network, a `dpt` or a `depth_anything` of version 1.
-        heads: see there.
+        heads: see `HeadsConfig`.
         max_depth: metres; the far end of the range of normed bins, which cannot do without.
         min_depth: metres; the near end.
         input_size: height and width that images are resized towards; the publication's when None.
@@ -170,7 +170,7 @@ class ZoeDepth(nn.Module):
     """The network; images come normalised by the config's `input_spec`, depth is in metres.
 
     Attributes:
-        config: see there.
+        config: of the network.
         dtype: of the convolutions and matrix products; parameters, norms' statistics, bins and the
             result are float32.
         frozen: parts ("core", "heads") that are not trained: they work as in inference in training

@@ -119,7 +119,7 @@ class MetricHeads(nn.Module):
     """What a relative network's head found to depth in metres.
 
     Attributes:
-        config: see there.
+        config: of the heads.
         depth_range: metres, of normed bins; others have none.
         dtype: of the convolutions and matrix products.
     """
