@@ -1,4 +1,4 @@
-"""Depth metrics of one image, in float64.
+"""Depth metrics of one image, in float64 (edges: `boundary`; spread of samples: `uncertainty`).
 
 The conventions are the field's (Eigen et al. 2014; the KITTI depth devkit; Marigold's and BTS's
 public evaluation code): every metric is a mean over the valid pixels of one image, and a data

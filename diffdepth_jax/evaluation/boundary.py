@@ -1,0 +1,173 @@
+"""Sharpness of depth edges: precision, recall and F-score of occluding contours.
+
+A contour at a ratio t lies between two neighbouring pixels of which one is more than t times as far
+away as the other. Contours of a prediction count as found where the truth has one between the same
+two pixels, the same one being nearer. Ratios of depth know no scale, so nothing needs aligning for
+a scale alone. After Bochkovskii et al. 2024 (Depth Pro, arXiv:2410.02073, section 3.2), here with a
+mask of the pixels that count.
+
+The truth has to be exact and dense: between the points of a laser scanner there are no neighbours.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+# Depth Pro's, over which F-scores are averaged with weights proportional to the ratio.
+AVERAGED_RATIOS = tuple(np.linspace(1.05, 1.25, 10).tolist())
+# That are reported one by one.
+RATIOS = (1.05, 1.10, 1.15, 1.20, 1.25)
+KINDS = ("f1", "precision", "recall")
+
+METRICS = (
+    *(f"boundary_{kind}" for kind in KINDS),
+    *(f"boundary_{kind}_{ratio:.2f}" for ratio in RATIOS for kind in KINDS),
+)
+
+# Of the pixels that count, how many must have a neighbour that counts, for a truth to be dense.
+_DENSE = 0.75
+
+Pooling = Literal["pairs", "directions"]
+
+
+class Boundary(NamedTuple):
+    """How well contours at one ratio, or over several, are found; shares from 0 to 1."""
+
+    f1: float
+    precision: float
+    recall: float
+
+
+def at_ratio(
+    prediction: Float[np.ndarray, "h w"],
+    target: Float[np.ndarray, "h w"],
+    valid_mask: Bool[np.ndarray, "h w"],
+    ratio: float,
+    pooling: Pooling = "pairs",
+) -> Boundary | None:
+    """Contours of a prediction against those of the truth, between pixels that both count.
+
+    Args:
+      prediction, target: metres, up to a common factor each; positive and finite where valid.
+      valid_mask: the pixels that count.
+      ratio: how many times as far the farther pixel must be, more than 1.
+      pooling: "pairs" pools all pairs of neighbours, as the paper's equations do. "directions" is
+        the mean of the precisions, and of the recalls, of the four directions in which the nearer
+        pixel can lie, 0 where there is no contour of a direction, as the authors' code does: even
+        a perfect prediction then has less than 1 where the truth lacks a direction.
+
+    Returns:
+      None where the truth has no contour: nothing can be found, and whether an image counts does
+      not depend on the prediction. A prediction without any contour has precision 0.
+
+    Raises:
+      ValueError: for a ratio that is not more than 1.
+    """
+    return _scores(prediction, target, valid_mask, [ratio], pooling)[0]
+
+
+def average(scores: Sequence[Boundary | None], ratios: Sequence[float]) -> Boundary | None:
+    """The mean over ratios, weighted by the ratio; over those at which the truth has contours."""
+    known = [(score, ratio) for score, ratio in zip(scores, ratios, strict=True) if score]
+    if not known:
+        return None
+    total = math.fsum(ratio for _, ratio in known)
+    return Boundary(
+        *(math.fsum(score[kind] * ratio for score, ratio in known) / total for kind in range(3))
+    )
+
+
+def compute(
+    prediction: Float[np.ndarray, "h w"],
+    target: Float[np.ndarray, "h w"],
+    valid_mask: Bool[np.ndarray, "h w"],
+) -> dict[str, float]:
+    """The metrics of one image.
+
+    `boundary_f1`, `boundary_precision` and `boundary_recall` are averages over `AVERAGED_RATIOS`;
+    with `_1.05` and so on they are those at one of `RATIOS`. Pooled over pairs.
+
+    Args:
+      prediction, target, valid_mask: as for `at_ratio`.
+
+    Returns:
+      By the names of `METRICS`; without those at ratios at which the truth has no contour.
+
+    Raises:
+      ValueError: for a valid pixel whose depth is not positive and finite.
+    """
+    ratios = (*AVERAGED_RATIOS, *RATIOS)
+    scores = _scores(prediction, target, valid_mask, ratios, "pairs")
+    number = len(AVERAGED_RATIOS)
+    found = {"boundary_{}": average(scores[:number], AVERAGED_RATIOS)}
+    for ratio, score in zip(RATIOS, scores[number:], strict=True):
+        found[f"boundary_{{}}_{ratio:.2f}"] = score
+    return {
+        name.format(kind): getattr(score, kind)
+        for name, score in found.items()
+        if score is not None
+        for kind in KINDS
+    }
+
+
+def is_dense(valid_mask: Bool[np.ndarray, "h w"]) -> bool:
+    """Whether nearly every pixel that counts has a neighbour beside it that counts.
+
+    A dense map with a sky of any size without depth is dense; a laser scan is not.
+    """
+    padded = np.pad(valid_mask, ((0, 0), (1, 1)))
+    beside = valid_mask & (padded[:, :-2] | padded[:, 2:])
+    return bool(beside.sum() >= _DENSE * valid_mask.sum())
+
+
+def _scores(
+    prediction: np.ndarray,
+    target: np.ndarray,
+    valid_mask: np.ndarray,
+    ratios: Sequence[float],
+    pooling: Pooling,
+) -> list[Boundary | None]:
+    if not all(ratio > 1 for ratio in ratios):
+        raise ValueError(f"ratios are {ratios}; each must be more than 1")
+    for name, depth in (("prediction", prediction), ("target", target)):
+        if not ((depth > 0) & np.isfinite(depth) | ~valid_mask).all():
+            raise ValueError(f"the {name} is not positive and finite at every valid pixel")
+    predicted, true = (_steps(depth, valid_mask) for depth in (prediction, target))
+    found = []
+    for ratio in ratios:
+        # [direction]: contours in both, in the prediction, in the truth
+        counts = np.array(
+            [
+                (np.sum((ours > ratio) & (its > ratio)), np.sum(ours > ratio), np.sum(its > ratio))
+                for ours, its in zip(predicted, true, strict=True)
+            ]
+        )
+        found.append(_score(counts if pooling == "directions" else counts.sum(0, keepdims=True)))
+    return found
+
+
+def _score(counts: np.ndarray) -> Boundary | None:
+    both, predicted, true = counts.T
+    if not true.any():
+        return None
+    precision, recall = (float(np.mean(both / np.maximum(n, 1))) for n in (predicted, true))
+    total = precision + recall
+    return Boundary(2 * precision * recall / total if total else 0.0, precision, recall)
+
+
+def _steps(depth: np.ndarray, valid_mask: np.ndarray) -> list[np.ndarray]:
+    """Of all pairs of neighbours that count, how many times as far the one is as the other; an
+    array for each direction in which the nearer one can lie."""
+    depth = np.where(valid_mask, depth, 1).astype(np.float64)
+    steps = []
+    for first, second in (
+        (np.s_[:, :-1], np.s_[:, 1:]),
+        (np.s_[:-1], np.s_[1:]),
+    ):
+        both = valid_mask[first] & valid_mask[second]
+        one, other = depth[first][both], depth[second][both]
+        steps += [one / other, other / one]
+    return steps
