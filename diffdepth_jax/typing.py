@@ -13,6 +13,12 @@ import numpy as np
 #   valid_mask  bool    [b, h, w, 1]
 #   intrinsics  float32 [b, 3, 3]     pixels; NaN where the data set has no calibration
 #   id          list of str           stays on the host
+# where labels are relative (a teacher's that knows no metres):
+#   relative_disparity  float32 [b, h, w, 1]  larger is nearer, 0 where unknown; `valid_mask` is
+#                                             where it is known, `depth` its inverse, in no unit
+# where clean images are asked for (`data.pipeline.train_iterator`):
+#   clean_image float32 [b, h, w, 3]  what `image` was generated from, normalised alike
+#   inside      bool    [b, h, w, 1]  False where augmentation brought in what is outside the frame
 Batch = Mapping[str, Any]
 
 # What an encoder returns: arrays [b, h / reduction, w / reduction, channels], fine to coarse.

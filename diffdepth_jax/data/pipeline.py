@@ -6,8 +6,10 @@ seed and n. Neither the number of threads, workers or processes nor an interrupt
 """
 
 import dataclasses
+import fractions
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -26,6 +28,8 @@ from diffdepth_jax.typing import Batch, InputSpec, OnError
 
 _LOG = logging.getLogger(__name__)
 
+# Of a sample; the rest is not augmented.
+_IN_BATCHES = ("image", "depth", "intrinsics", "id", "skipped", "relative_disparity")
 _UNREADABLE = (DataError, FileError)  # what sources raise of broken and missing files
 
 
@@ -37,7 +41,10 @@ class DataConfig:
       source: `name` (kitti, nyu) and the fields of that source's `Config`.
       augmentation: see `transforms.Augmentation`; its `crop` is the size of the batches.
       depth_range: metres (low, high); `valid_mask` is depth > 0 and, where this is given, strictly
-        between them.
+        between them. For metric labels only.
+      clean_share: of a source with clean images, the share of the stream's images that are the
+        clean one in place of the generated one, spread evenly: wherever batch_size * clean_share is
+        whole, so many in every batch.
       cache: keep decoded frames in memory (of each process) after their first use; for small data
         sets.
       num_workers: processes that prepare batches; 0 prepares them in threads of this process.
@@ -47,6 +54,7 @@ class DataConfig:
     source: Any = choice("source")
     augmentation: Augmentation = Augmentation()
     depth_range: tuple[float, float] | None = None
+    clean_share: float = 0.0
     cache: bool = False
     num_workers: int = 0
     num_threads: int = 2
@@ -54,6 +62,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.depth_range is not None and not 0 <= self.depth_range[0] < self.depth_range[1]:
             raise ValueError(f"depth_range is {self.depth_range}; it must be (low, high) metres")
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"clean_share is {self.clean_share}; it must be 0 to 1")
         if self.num_workers < 0 or self.num_threads < 1:
             raise ValueError(
                 f"num_workers is {self.num_workers} and num_threads {self.num_threads}; at least 0 "
@@ -106,6 +116,7 @@ def train_iterator(
     input_spec: InputSpec,
     shard: tuple[int, int] = (0, 1),
     on_error: OnError = "raise",
+    clean_images: bool = False,
 ) -> "TrainIterator":
     """The endless stream of training batches (see `typing.Batch`) as NumPy arrays.
 
@@ -120,9 +131,12 @@ def train_iterator(
       on_error: `skip` gives in the place of a frame that cannot be read the next one of the source
         that can; the stream is then still a function of the seed (and of which frames are broken).
         See `TrainIterator.skipped`.
+      clean_images: whether batches have `clean_image` and `inside`, for a teacher that is asked
+        during training.
 
     Raises:
-      ConfigError: if the processes cannot share the batch evenly.
+      ConfigError: if the processes cannot share the batch evenly; if clean images are asked for,
+        here or by `clean_share`, of a source that has none; for a `depth_range` of relative labels.
       FileError, DataError: as the source raises; also while iterating. With `skip`,
         DataError if more than a tenth of the source (and more than ten frames) cannot be read.
     """
@@ -137,11 +151,15 @@ def train_iterator(
         source = _Cached(source)
     if on_error == "skip":
         source = _Replacing(source)
-    prepare = _Prepare(config, input_spec)
+    prepare = _Prepare(config, input_spec, clean_images)
     # One frame now: what is wrong with all of them is told before anything is compiled.
-    prepare(source[0], np.random.default_rng(seed))
-    samples = grain.MapDataset.source(source)
-    samples = samples.seed(seed).shuffle().repeat().random_map(prepare)
+    first = source[0]
+    _check_labels(config, clean_images, first)
+    prepare(first, np.random.default_rng(seed))
+    samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    if config.clean_share:
+        samples = samples.map_with_index(_CleanShare(config.clean_share))
+    samples = samples.random_map(prepare)
     batches = samples[index::count].batch(batch_size // count, drop_remainder=True)
     return TrainIterator(batches, batch_size, len(source), config.num_workers, config.num_threads)
 
@@ -227,25 +245,65 @@ class TrainIterator(Iterator[Batch]):
         return iter(dataset)
 
 
+def _check_labels(config: DataConfig, clean_images: bool, sample: Sample) -> None:
+    """Refuses what the samples of a source, of which this is one, cannot give."""
+    if (clean_images or config.clean_share) and "clean_image" not in sample:
+        why = "a teacher is to look at" if clean_images else f"clean_share={config.clean_share} of"
+        raise ConfigError(
+            f"the source {config.source.name!r} has no clean images, {why} them: name one that has "
+            "pairs, such as 'adverse'"
+        )
+    if config.depth_range and "relative_disparity" in sample:
+        raise ConfigError(
+            f"depth_range is {config.depth_range} metres, but the labels of the source "
+            f"{config.source.name!r} are relative disparity: leave it out"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _CleanShare:
+    """Puts clean images in the places of others, as grain's `map_with_index` calls it."""
+
+    share: float
+
+    def __call__(self, index: int, sample: Sample) -> Sample:
+        share = fractions.Fraction(self.share).limit_denominator(10_000)
+        # Of n images so many, rounded down: evenly spread, and exact in whole batches.
+        if math.floor((index + 1) * share) == math.floor(index * share):
+            return sample
+        return {**sample, "image": sample["clean_image"]}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
     """Augments and normalises a sample, as grain's `random_map` calls it."""
 
     config: DataConfig
     input_spec: InputSpec
+    clean_images: bool
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
-        sample = augment(sample, self.config.augmentation, rng)
+        names = (*_IN_BATCHES, "clean_image") if self.clean_images else _IN_BATCHES
+        sample = {name: sample[name] for name in names if name in sample}
+        sample = augment(sample, self.config.augmentation, rng, inside=self.clean_images)
         depth = sample["depth"][:, :, None]
         low, high = self.config.depth_range or (0.0, np.inf)
-        skipped = {"skipped": sample["skipped"]} if "skipped" in sample else {}
-        return skipped | {
+        batch = {"skipped": sample["skipped"]} if "skipped" in sample else {}
+        batch |= {
             "image": self.input_spec.normalise(sample["image"]),
             "depth": depth,
             "valid_mask": (depth > low) & (depth < high),
             "intrinsics": sample["intrinsics"],
             "id": sample["id"],
         }
+        if "relative_disparity" in sample:
+            label = sample["relative_disparity"][:, :, None]
+            batch["valid_mask"] = np.isfinite(label)
+            batch["relative_disparity"] = np.where(batch["valid_mask"], label, np.float32(0))
+        if self.clean_images:
+            batch["clean_image"] = self.input_spec.normalise(sample["clean_image"])
+            batch["inside"] = sample["inside"][:, :, None]
+        return batch
 
 
 class _Selection(Sequence[Mapping[str, Any]]):

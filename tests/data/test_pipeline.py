@@ -1,9 +1,12 @@
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffdepth_jax import registry
 from diffdepth_jax.config import from_mapping, to_mapping
@@ -15,7 +18,7 @@ from diffdepth_jax.data.pipeline import (
     readable,
     train_iterator,
 )
-from diffdepth_jax.data.sources import kitti, nyu
+from diffdepth_jax.data.sources import adverse, kitti, nyu
 from diffdepth_jax.data.transforms import Augmentation
 from diffdepth_jax.errors import ConfigError, DataError
 from diffdepth_jax.typing import InputSpec
@@ -24,6 +27,10 @@ DRIVE = "2011_09_26_drive_0002_sync"
 SPEC = InputSpec(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 STILL = Augmentation(crop=(24, 60), flip=0.0, rotation=0.0, jitter=0.0, scale=(1.0, 1.0))
 NUM_FRAMES = 5
+STREAM = [
+    ("kitti", (20, 40), "a06601c45dd72391"),
+    ("nyu", (228, 304), "d3abfb5c5e64346e"),
+]  # with the pinned versions
 
 
 @pytest.fixture
@@ -97,6 +104,20 @@ def test_epochs_are_whole_and_differ(root: str) -> None:
     looks = [b["image"][i] for b in batches for i in range(2) if b["id"][i] == first]
     assert len(looks) == 4
     assert len({look.tobytes() for look in looks}) == 4
+
+
+def test_batches_stay_what_they_were(root: str) -> None:
+    """Digests of the first release's stream: no new option may change what others have drawn."""
+    for name, crop, expected in STREAM:
+        augmentation = Augmentation(name=name, crop=crop)
+        digest = hashlib.sha256()
+        for batch in take(train_iterator(config(root, augmentation=augmentation), 3, 7, SPEC), 3):
+            image = batch["image"] * np.float32(SPEC.std) + np.float32(SPEC.mean)
+            digest.update("".join(batch["id"]).encode())
+            digest.update(np.rint(image * 255).astype(np.uint8).tobytes())
+            digest.update(np.rint(batch["depth"] * 64).astype(np.int32).tobytes())
+            digest.update(np.rint(batch["intrinsics"] * 64).astype(np.int32).tobytes())
+        assert digest.hexdigest()[:16] == expected, name
 
 
 def test_the_seed_decides_everything(root: str) -> None:
@@ -230,6 +251,7 @@ def test_from_a_mapping(root: str) -> None:
     ("options", "message"),
     [
         (dict(depth_range=(5.0, 1.0)), "depth_range is"),
+        (dict(clean_share=1.5), "clean_share is 1.5"),
         (dict(num_workers=-1), "num_workers is -1"),
         (dict(num_threads=0), "num_threads 0"),
     ],
@@ -237,6 +259,95 @@ def test_from_a_mapping(root: str) -> None:
 def test_values_are_checked(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config("anywhere", **options)
+
+
+@pytest.fixture
+def write_pairs(tmp_path: Path) -> Callable[..., adverse.Config]:
+    """A workdir of frames whose generated image is black and whose clean one is bright."""
+
+    def write(count: int = 5, label_is: str = "metric_depth") -> adverse.Config:
+        rows = []
+        for folder in ("images", "clean", "labels"):
+            (tmp_path / folder).mkdir()
+        for number in range(count):
+            row = {"id": f"f{number}", "condition": "night", "variant": 0, "status": "ok"}
+            row |= {"image": f"images/{number}.png", "clean": f"clean/{number}.png"}
+            row |= {"label": f"labels/{number}.npy", "label_is": label_is, "intrinsics": None}
+            rows.append(row)
+            Image.new("RGB", (60, 24)).save(tmp_path / row["image"])
+            clean = np.random.default_rng(number).integers(100, 200, (24, 60, 3), np.uint8)
+            Image.fromarray(clean).save(tmp_path / row["clean"])
+            zero = 150 if label_is == "relative_disparity" else 0
+            np.save(tmp_path / row["label"], clean[..., 0].astype(np.float32) - zero)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "manifest.jsonl").write_text(text)
+        return adverse.Config(root=str(tmp_path), relative="inverse")
+
+    return write
+
+
+def test_clean_images_and_relative_labels(write_pairs: Callable[..., adverse.Config]) -> None:
+    pairs = write_pairs(label_is="relative_disparity")
+    turned = Augmentation(crop=(20, 40), jitter=0.0, rotation=30.0)
+    data = config("", source=pairs, augmentation=turned)
+    (plain,) = take(train_iterator(data, 5, 0, SPEC), 1)
+    (batch,) = take(train_iterator(data, 5, 0, SPEC, clean_images=True), 1)
+    assert batch.keys() == plain.keys() | {"clean_image", "inside"}
+    for key, values in plain.items():
+        np.testing.assert_array_equal(batch[key], values)
+    label, known = batch["relative_disparity"], batch["valid_mask"]
+    assert label.shape == batch["inside"].shape == (5, 20, 40, 1) and label.dtype == np.float32
+    assert batch["clean_image"].dtype == np.float32 and batch["inside"].dtype == bool
+    assert (label < 0)[known].mean() > 0.3 and not label[~known].any() and not known.all()
+    # The clean image is cut and turned as its label is.
+    red = (batch["clean_image"][..., :1] * SPEC.std[0] + SPEC.mean[0]) * 255 - 150
+    inside = batch["inside"]
+    assert 0.5 < inside.mean() < 1 and known[inside].all()
+    assert np.corrcoef(red[inside], label[inside])[0, 1] > 0.7  # bicubic against nearest
+    # Depth is the inverse of what is positive, divided by s.
+    positive = label > 0
+    scaled = batch["depth"][0][positive[0]] * label[0][positive[0]]
+    np.testing.assert_allclose(scaled, scaled[0], rtol=1e-5)
+    assert (batch["depth"][~positive] == 0).all()
+
+
+@pytest.mark.parametrize(("share", "batch_size"), [(0.25, 4), (0.3, 10), (2 / 3, 3), (1.0, 2)])
+def test_clean_share(
+    write_pairs: Callable[..., adverse.Config], share: float, batch_size: int
+) -> None:
+    pairs = write_pairs()
+    data = config("", source=pairs, augmentation=STILL, clean_share=share)
+    batches = take(train_iterator(data, batch_size, 0, SPEC), 6)
+    clean = [[image.max() > 0 for image in batch["image"]] for batch in batches]
+    assert [sum(each) for each in clean] == [round(share * batch_size)] * 6
+    # Two processes together see the same, and so does a later start.
+    for index in range(2 if batch_size % 2 == 0 else 0):
+        part = train_iterator(data, batch_size, 0, SPEC, (index, 2))
+        part.set_state(json.dumps({"samples": batch_size}).encode())
+        for one, whole in zip(take(part, 2), batches[1:3], strict=True):
+            np.testing.assert_array_equal(one["image"], whole["image"][index::2])
+    # Which frames these are changes from epoch to epoch.
+    if share < 1:
+        names = np.concatenate([batch["id"] for batch in batches])[np.concatenate(clean)]
+        assert len(set(names)) > 2
+
+
+def test_clean_share_that_no_batch_divides(write_pairs: Callable[..., adverse.Config]) -> None:
+    data = config("", source=write_pairs(), augmentation=STILL, clean_share=0.3)
+    batches = take(train_iterator(data, 4, 0, SPEC), 5)
+    counts = [sum(image.max() > 0 for image in batch["image"]) for batch in batches]
+    assert sum(counts) == 6 and set(counts) == {1, 2}
+
+
+def test_what_pairs_are_needed_for(root: str, write_pairs: Callable[..., adverse.Config]) -> None:
+    with pytest.raises(ConfigError, match="'kitti' has no clean images, a teacher"):
+        train_iterator(config(root), 2, 0, SPEC, clean_images=True)
+    with pytest.raises(ConfigError, match=r"no clean images, clean_share=0\.5 of"):
+        train_iterator(config(root, clean_share=0.5), 2, 0, SPEC)
+    pairs = write_pairs(label_is="relative_disparity")
+    data = config("", source=pairs, augmentation=STILL, depth_range=(1.0, 80.0))
+    with pytest.raises(ConfigError, match=r"depth_range .*relative disparity: leave it out"):
+        train_iterator(data, 2, 0, SPEC)
 
 
 def test_real_frames(shared: Path) -> None:

@@ -15,13 +15,20 @@ class Sample(TypedDict):
     id: unique within the source, usable as a file name.
     condition: weather and light, e.g. "day-clear", "night", "day-rain", "indoor".
 
-    What only some data sets have (`transforms.augment` leaves the arrays of it out):
+    What only some data sets have:
 
     disparity: float32 [h w], pixels at the image's size, 0 where unknown.
     baseline: metres between the two cameras; depth = baseline * intrinsics[0, 0] / disparity.
     categories: uint8 [h w], Booster's classes of materials, 0 the easiest and 3 the hardest.
     tom_mask: bool [h w], the transparent or mirroring surfaces, which are classes 2 and 3.
     clean_image: uint8 [h w 3], RGB, the image that `image` was generated from.
+    relative_disparity: float32 [h w], the label of a teacher that knows no metres, as it gave it:
+      larger is nearer, of unknown scale and shift, NaN where unknown. Depth is then its inverse,
+      0 where it is not positive.
+
+    What `transforms.augment` adds where it is asked for it:
+
+    inside: bool [h w], False where something from outside the frame has come into the image.
     """
 
     image: np.ndarray
@@ -34,6 +41,8 @@ class Sample(TypedDict):
     categories: NotRequired[np.ndarray]
     tom_mask: NotRequired[np.ndarray]
     clean_image: NotRequired[np.ndarray]
+    relative_disparity: NotRequired[np.ndarray]
+    inside: NotRequired[np.ndarray]
 
 
 class Source(Protocol):

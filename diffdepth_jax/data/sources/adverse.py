@@ -26,7 +26,9 @@ Labels, depth maps that a teacher made of the clean images, are found in the sam
 `depth_root`.
 """
 
+import collections
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +41,8 @@ from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.data.sources.folder import read_depth
 from diffdepth_jax.errors import ConfigError, DataError, MissingFileError
+
+_LOG = logging.getLogger(__name__)
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres
 MANIFEST_FILE = "manifest.jsonl"
@@ -59,9 +63,10 @@ class Config:
       depth_root: the folder of the labels; None if there are none: depth is then 0 everywhere.
       depth_scale: stored units per metre of the labels; PNG must have it declared.
       conditions: of a workdir: only these; None for all.
-      relative: what to do where a workdir's labels are relative disparity, of a teacher that knows
-        no metres. `inverse` gives 1 / disparity as depth, for losses that ignore scale and shift of
-        the inverse depth; 0 where the disparity is not positive.
+      relative: what to do where labels are relative disparity, of a teacher that knows no metres;
+        a workdir says whether they are. `inverse` gives them as `relative_disparity`, as stored
+        (what is 0 or negative, as in the sky, is a label too), and 1 / disparity as depth, 0 where
+        it is not positive; for losses that ignore scale and shift.
       check_files: look for missing files at once; otherwise each is missed when it is read.
     """
 
@@ -110,12 +115,17 @@ def build(config: Config) -> Source:
 
 
 class Generated(listing.FrameSource):
-    """The images of a workdir that are `ok`, with `clean_image`; depth is the label."""
+    """The images of a workdir that are `ok`, with `clean_image`; depth is the label.
+
+    Attributes:
+      num_rejected, num_failed: how many images were left out because of their `status`.
+    """
 
     def __init__(self, config: Config):
         root = Path(config.root)
         path = root / MANIFEST_FILE
         rows = io.read_json_lines(path)
+        self.num_rejected = self.num_failed = 0
         try:
             known = dict.fromkeys(row["condition"] for row in rows)
             for condition in config.conditions or ():
@@ -123,19 +133,33 @@ class Generated(listing.FrameSource):
                     raise ConfigError(
                         f"source.conditions has {condition!r}; {path} has {', '.join(known)}"
                     )
-            rows = [
-                row
-                for row in rows
-                if row["status"] == "ok" and row["condition"] in (config.conditions or known)
-            ]
+            rows = [row for row in rows if row["condition"] in (config.conditions or known)]
+            statuses = collections.Counter(row["status"] for row in rows)
+            rows = [row for row in rows if row["status"] == "ok"]
             frames = [_frame(root, row) for row in rows]
-            self._inverse = {row["label_is"] == "relative_disparity" for row in rows} == {True}
+            labels = {row["label_is"] for row in rows}
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise DataError(
                 f"{path} is no manifest of generate_adverse.py ({type(error).__name__}: {error})"
             ) from error
+        self.num_rejected, self.num_failed = statuses["rejected"], statuses["failed"]
+        if len(rows) < statuses.total():
+            _LOG.warning(
+                "%d of %d images of %s are left out: %d rejected, %d failed",
+                statuses.total() - len(rows),
+                statuses.total(),
+                path,
+                self.num_rejected,
+                self.num_failed,
+            )
+        if len(labels) > 1:
+            raise DataError(
+                f"{path} has labels of several kinds ({', '.join(sorted(labels))}), which no loss "
+                "compares with one network: generate each with a workdir of its own"
+            )
+        self._inverse = labels == {"relative_disparity"}
         if self._inverse and config.relative == "refuse":
             raise ConfigError(
                 f"the labels of {path} are relative disparity, not metres: set "
@@ -151,16 +175,25 @@ class Generated(listing.FrameSource):
         )
 
     def __getitem__(self, index: int) -> Sample:
-        clean = io.read_image(self.frames[index].others[0])
-        return {**super().__getitem__(index), "clean_image": clean}
+        frame = self.frames[index]
+        sample = super().__getitem__(index)
+        clean = sample["clean_image"] = io.read_image(frame.others[0])
+        io.check_sample(clean, sample["depth"], frame.others[0], frame.image)
+        return _with_relative(sample, frame.depth, None) if self._inverse else sample
 
     def _read_label(self, frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        del size
-        depth = read_depth(frame.depth, None)
-        if self._inverse:
-            known = depth > 0
-            depth = np.where(known, 1 / np.where(known, depth, 1), 0).astype(np.float32)
+        depth = listing.unmeasured(size) if self._inverse else read_depth(frame.depth, None)
         return depth, frame.intrinsics
+
+
+def _with_relative(sample: Sample, path: str | Path, scale: float | None) -> Sample:
+    """The sample with the label of a file of relative disparity, and depth from it."""
+    label = io.read_depth_array(path, scale)
+    label = np.where(np.isfinite(label), label, np.float32(np.nan))
+    known = label > np.finfo(np.float32).tiny  # what is below has no finite inverse
+    depth = np.where(known, 1 / np.where(known, label, 1), 0).astype(np.float32)
+    io.check_sample(sample["image"], depth, sample["id"], path)
+    return {**sample, "depth": depth, "relative_disparity": label}
 
 
 def _frame(root: Path, row: Mapping[str, Any]) -> Frame:
@@ -223,11 +256,12 @@ class Adverse:
         if image.shape != clean.shape:
             lanczos = Image.Resampling.LANCZOS
             image = np.asarray(Image.fromarray(image).resize(size[::-1], lanczos))
+        scale, relative = self.config.depth_scale, self.config.relative == "inverse"
         depth = listing.unmeasured(size)
-        if label is not None:
-            depth = read_depth(label, self.config.depth_scale)
+        if label is not None and not relative:
+            depth = read_depth(label, scale)
         io.check_sample(clean, depth, clean_path, label)
-        return Sample(
+        sample = Sample(
             image=image,
             depth=depth,
             intrinsics=listing.UNKNOWN,
@@ -235,6 +269,7 @@ class Adverse:
             condition=_CONDITIONS.get(name.parts[0], "adverse"),
             clean_image=clean,
         )
+        return _with_relative(sample, label, scale) if relative and label is not None else sample
 
     def _id(self, base: Path, name: Path) -> str:
         above = base.parent.relative_to(self._root).parts if base != self._root else ()

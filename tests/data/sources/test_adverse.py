@@ -122,6 +122,58 @@ def test_a_workdir_of_disparity(tmp_path: Path) -> None:
         adverse.source("all", tmp_path)
     sample = adverse.source("all", tmp_path, relative="inverse")[0]
     assert (sample["depth"][0] == 0).all() and (sample["depth"][1:] == 0.25).all()
+    np.testing.assert_array_equal(sample["relative_disparity"], disparity)
+    disparity[1, :3] = -2, np.nan, np.inf
+    np.save(tmp_path / "labels/a.npy", disparity)
+    sample = adverse.source("all", tmp_path, relative="inverse")[0]
+    assert (sample["depth"][1, :3] == 0).all() and (sample["depth"][1, 3:] == 0.25).all()
+    disparity[1, 2] = np.nan
+    np.testing.assert_array_equal(sample["relative_disparity"], disparity)  # 0 and -2 are labels
+    np.save(tmp_path / "labels/a.npy", disparity[1:])
+    with pytest.raises(DataError, match=r"differ in size: a_night_0.*labels/a\.npy"):
+        adverse.source("all", tmp_path, relative="inverse")[0]
+
+
+def test_what_is_left_out_is_counted_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_workdir(tmp_path)
+    frames = adverse.source("all", tmp_path)
+    (record,) = caplog.records
+    assert "1 of 3 images of" in record.getMessage() and "1 rejected, 0 failed" in record.message
+    list(frames)
+    assert len(caplog.records) == 1 and (frames.num_rejected, frames.num_failed) == (1, 0)
+    caplog.clear()
+    frames = adverse.source("all", tmp_path, conditions=("fog",))
+    assert not caplog.records and (frames.num_rejected, frames.num_failed) == (0, 0)
+
+
+def test_a_clean_image_of_another_size(tmp_path: Path) -> None:
+    write_workdir(tmp_path)
+    save(tmp_path / "clean/a.png", 90, (9, 12))
+    with pytest.raises(DataError, match=r"differ in size: .*clean/a\.png"):
+        adverse.source("all", tmp_path)[0]
+
+
+def test_labels_of_several_kinds(tmp_path: Path) -> None:
+    write_workdir(tmp_path)
+    path = tmp_path / "manifest.jsonl"
+    path.write_text(path.read_text().replace("metric_depth", "relative_disparity", 1))
+    with pytest.raises(DataError, match=r"several kinds .metric_depth, relative_disparity"):
+        adverse.source("all", tmp_path)
+
+
+def test_relative_labels_of_the_published_layout(tmp_path: Path) -> None:
+    save(tmp_path / "ToM/mirror/challenging/0001.jpg", 10)
+    save(tmp_path / "ToM/mirror/easy/0001.jpg", 100)
+    label = np.full(SIZE, 4, np.float32)
+    label[0] = -1
+    (tmp_path / "labels").mkdir()
+    np.save(tmp_path / "labels/0001.npy", label)
+    roots = dict(depth_root=str(tmp_path / "labels"), relative="inverse")
+    (sample,) = adverse.source("all", tmp_path / "ToM", **roots)
+    np.testing.assert_array_equal(sample["relative_disparity"], label)
+    assert (sample["depth"][0] == 0).all() and (sample["depth"][1:] == 0.25).all()
 
 
 def test_what_is_wrong_with_a_workdir(tmp_path: Path) -> None:
