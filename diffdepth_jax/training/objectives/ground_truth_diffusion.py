@@ -1,7 +1,8 @@
 """Diffusion on the ground truth (DiffusionDepth's ablation): noise is added to the encoded depth.
 
-All else is as in self-diffusion. What the ablation shows is why that exists: the latent of sparse
-ground truth says little about the pixels between the measurements, and on KITTI this fails.
+What the ablation shows is why self-diffusion exists: the latent of sparse ground truth says little
+about the pixels between the measurements, and on KITTI this fails. There are two forms of it, see
+`Config.decoded`.
 """
 
 from collections.abc import Callable
@@ -11,15 +12,42 @@ from typing import Any, Literal
 import flax.linen as nn
 
 from diffdepth_jax.training.objectives import self_diffusion
+from diffdepth_jax.training.objectives.self_diffusion import Latent
 
 
 @dataclass(frozen=True)
 class Config(self_diffusion.Config):
-    """See `self_diffusion.Config`."""
+    """See `self_diffusion.Config`.
+
+    Attributes:
+        decoded: the latent that the pixel terms decode. With "refined" all but the diffused latent
+            is as in self-diffusion: the sampler runs, and the image's depth is learned through it
+            whatever is diffused. With "ground_truth" they reconstruct the ground truth from its
+            own latent and so train the codec alone. The denoiser learns from the encoded ground
+            truth and nothing else, as in other latent diffusion models, and no step runs the
+            sampler.
+    """
 
     name: Literal["ground_truth_diffusion"] = "ground_truth_diffusion"
+    decoded: Latent = "refined"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.decoded == "refined":
+            return
+        if self.latent or self.gradient_steps is not None:
+            raise ValueError(
+                f"latent is {self.latent} and gradient_steps {self.gradient_steps}, but with "
+                "decoded='ground_truth' training does not run the sampler, whose result they are "
+                "about: set them to 0 and None"
+            )
+        if not self.ddim or not (self.l1 or self.l2 or self.silog):
+            raise ValueError(
+                "with decoded='ground_truth' ddim alone trains the denoiser, and l1, l2 and silog "
+                "alone the decoder: ddim and one of these need a weight"
+            )
 
 
 def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Any, Any]]:
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function."""
-    return self_diffusion.build(config, model, num_steps, diffused="ground_truth")
+    return self_diffusion.build(config, model, num_steps, "ground_truth", config.decoded)

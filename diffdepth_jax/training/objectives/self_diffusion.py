@@ -25,8 +25,8 @@ from diffdepth_jax.ops.diffusion import add_noise, posterior_mean_weight, traini
 from diffdepth_jax.training.objectives import pixel
 from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
-# What the denoiser is trained on: x_0 as the sampler found it, or the encoded ground truth.
-Diffused = Literal["refined", "ground_truth"]
+# A clean latent of training: x_0 as the sampler found it, or the encoded ground truth.
+Latent = Literal["refined", "ground_truth"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,11 @@ class Draws(NamedTuple):
 
 
 def build(
-    config: Config, model: nn.Module, num_steps: int, diffused: Diffused = "refined"
+    config: Config,
+    model: nn.Module,
+    num_steps: int,
+    diffused: Latent = "refined",
+    decoded: Latent = "refined",
 ) -> Callable[..., tuple[Array, Aux]]:
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
@@ -95,7 +99,9 @@ def build(
         config: this objective's.
         model: a `DiffusionDepth`.
         num_steps: of the whole run; `auxiliary_fraction` is a share of them.
-        diffused: see `Diffused`.
+        diffused: what noise is added to, for the denoiser to be trained on.
+        decoded: what the pixel terms decode; where both are the ground truth, the sampler does
+            not run.
 
     Raises:
         ConfigError: for a model that does not fit the config.
@@ -119,7 +125,9 @@ def build(
 
     def loss_function(params, batch_stats, batch, key, step):
         draws = draw(model, batch["image"].shape, key)
-        terms, aux = terms_from_draws(config, model, params, batch_stats, batch, draws, diffused)
+        terms, aux = terms_from_draws(
+            config, model, params, batch_stats, batch, draws, diffused, decoded
+        )
         return pixel.weighted_sum(config, terms, step, num_steps), aux
 
     return loss_function
@@ -145,7 +153,8 @@ def terms_from_draws(
     batch_stats: Any,
     batch: Mapping[str, Array],
     draws: Draws,
-    diffused: Diffused = "refined",
+    diffused: Latent = "refined",
+    decoded: Latent = "refined",
 ) -> tuple[dict[str, Float[Array, ""]], Aux]:
     """The terms of one training step, unweighted, with given random numbers.
 
@@ -156,7 +165,7 @@ def terms_from_draws(
         batch: "image" [b, h, w, 3] normalised, "depth" [b, h, w, 1] in metres, "valid_mask".
             Height and width must be multiples of the codec's factor.
         draws: see there.
-        diffused: see `Diffused`.
+        diffused, decoded: see `build`.
 
     Returns:
         The terms by name and, beside other scalars, among those of `Aux`.
@@ -173,12 +182,15 @@ def terms_from_draws(
 
     def forward(module):
         condition = module.encode_image(batch["image"], train=True)
-        latent = module.sample(
-            condition, draws.noise, key=sampler_key, gradient_steps=config.gradient_steps
-        )
-        depth = module.decode_latent(latent, train=True)
         # Moves the encoder's running statistics, as in the release, also where no term uses it.
         encoded = module.encode_depth(target, train=True)
+        if "refined" in (diffused, decoded):
+            latent = module.sample(
+                condition, draws.noise, key=sampler_key, gradient_steps=config.gradient_steps
+            )
+        else:
+            latent = encoded
+        depth = module.decode_latent(latent if decoded == "refined" else encoded, train=True)
         clean = latent if diffused == "refined" else encoded
         noisy = add_noise(schedule, clean, draws.ddim_noise, draws.timesteps)
         predicted = module.predict_noise(condition, noisy, draws.timesteps)

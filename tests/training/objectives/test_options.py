@@ -193,6 +193,42 @@ def test_the_ablation_diffuses_the_ground_truth():
         np.testing.assert_allclose(scalars[name], refined[name], rtol=1e-6, err_msg=name)
 
 
+def test_the_pure_ablation_trains_on_the_encoded_ground_truth_alone():
+    batch = _batch()
+    build = ground_truth_diffusion.build
+
+    def config(**weights):
+        return ground_truth_diffusion.Config(**NOTHING | weights, decoded="ground_truth")
+
+    both, scalars, gradients = _loss(config(l1=1.0, ddim=1.0), build=build)
+    target, valid_mask = pixel.ground_truth(batch)
+    depth = jnp.exp(PARAMS["decoder"] * jnp.tanh(PARAMS["codec"] * target))
+    reconstruction = losses.l1(depth, target, valid_mask, max_depth=88.0).mean()
+    np.testing.assert_allclose(scalars["l1"], reconstruction, rtol=1e-5)
+    np.testing.assert_allclose(scalars["ddim"], _ddim("noise", "ground_truth"), rtol=1e-5)
+    np.testing.assert_allclose(both, scalars["l1"] + scalars["ddim"], rtol=1e-6)
+    # The denoiser and the image's encoder learn from the DDIM term alone, whatever the depth says.
+    _, _, denoising = _loss(config(l1=1e-9, ddim=1.0), build=build)
+    for part in ("encoder", "denoiser"):
+        np.testing.assert_allclose(gradients[part], denoising[part], rtol=1e-6)
+    assert all(gradients[part] != 0 for part in PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"l1": 1.0, "ddim": 1.0, "latent": 1.0}, "latent is 1.0"),
+        ({"l1": 1.0, "ddim": 1.0, "gradient_steps": 2}, "gradient_steps 2"),
+        ({"l1": 1.0}, "ddim alone trains the denoiser"),
+        ({"ddim": 1.0}, "l1, l2 and silog"),
+    ],
+)
+def test_the_pure_ablation_takes_no_term_that_it_has_not(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ground_truth_diffusion.Config(**NOTHING | changes, decoded="ground_truth")
+    ground_truth_diffusion.Config(**NOTHING | changes)
+
+
 def test_gradients_flow_through_as_many_steps_as_the_config_says():
     batch = _batch()
     noise = self_diffusion.draw(TOY, batch["image"].shape, KEY).noise
