@@ -58,6 +58,7 @@ MODULES: dict[str, dict[str, str]] = {
     "backend": {
         "diffusers": "diffdepth_jax.adverse.backends.diffusers",
         "physical": "diffdepth_jax.adverse.backends.physical",
+        "files": "diffdepth_jax.adverse.backends.files",
     },
 }
 

@@ -179,5 +179,5 @@ def _sheet(workdir: Path, frames: dict[str, list[Record]], width: int) -> Image.
 def _caption(record: Record) -> str:
     scores = "" if record.structure is None else f"  {record.structure['abs_rel']:.3f}"
     status = "" if record.status == "ok" else f"  {record.status}"
-    name = record.backend if record.backend.startswith("physical") else record.condition
+    name = record.condition if record.backend.startswith("diffusers") else record.backend
     return f"{name}{scores}{status}"

@@ -130,6 +130,7 @@ class _Run:
         self.report_file = RunFile(self.journal.path.with_name("report.json"))
         self.teacher = labels.network(config.teacher)
         self.steering = labels.network(config.steering)
+        self.originals: dict[int, Path] = {}  # the source's files of clean images, by frame
 
     @property
     def state(self) -> manifest.State:
@@ -261,6 +262,7 @@ class _Run:
             output=self._output(frame.id, condition, variant),
             size=frame.size,
             depth_is=frame.depth_is,
+            original=self.originals.get(frame.index),
         )
 
     def _prompt(self, frame: str, condition: str, variant: int) -> prompts.Prompt:
@@ -278,10 +280,12 @@ class _Run:
             from diffdepth_jax.data import pipeline  # JAX; a finished run needs none of it
 
             source = pipeline.evaluation_samples(config.source, config.limit, config.on_error)
-            ids = _ids(source)
+            listed = _listed(source)
             self.run_file.require("frames", len(source))
-            if ids is not None:
-                listing.require_unique(ids, f"the source {config.source.name!r}")
+            if listed is not None:
+                where = f"the source {config.source.name!r}"
+                listing.require_unique((frame.id for frame in listed), where)
+                self.originals = {i: Path(frame.image) for i, frame in enumerate(listed)}
         else:
             self.run_file.require("frames", config.scenes.count)
         indices = self._indices(self.run_file.get("frames"))
@@ -577,10 +581,10 @@ def _blocks(items: Sequence[T], size: int) -> Iterator[list[T]]:
         yield list(items[start : start + size])
 
 
-def _ids(source: Any) -> list[str] | None:
-    """The ids of a source's frames, where it lists them; nothing is read."""
+def _listed(source: Any) -> list[listing.Frame] | None:
+    """A source's frames by their files, where it lists them; nothing is read."""
     frames = [source.frame(index) for index in range(len(source))]
-    return None if None in frames else [frame.id for frame in frames]
+    return None if None in frames else frames
 
 
 def _checking_names(

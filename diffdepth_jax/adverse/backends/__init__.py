@@ -34,6 +34,7 @@ class Item:
         `atomic.remove_leftovers` knows.
       size: (height, width) of `output`, which is the clean image's.
       depth_is: what `depth` holds.
+      original: the source's file of the clean image; None where it lists none.
     """
 
     key: str
@@ -48,6 +49,7 @@ class Item:
     output: Path
     size: tuple[int, int]
     depth_is: Output = "metric_depth"
+    original: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,211 @@
+"""Adverse images that exist already: rendered, simulated, or made by another tool.
+
+They are taken up into the workdir as they are, so that pairs of any origin have the same manifest,
+cached labels of a teacher, judgement of their structure, and gallery. Where an image lies follows
+from the clean one by a pattern. Scenes of `tools/render_scenes.py` have their clear frames in DIR
+and those of a condition, under the same names, in DIR/CONDITION: the default.
+"""
+
+import contextlib
+import dataclasses
+import os
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from diffdepth_jax import atomic
+from diffdepth_jax.adverse.backends import Item, Outcome
+from diffdepth_jax.data import io
+from diffdepth_jax.errors import ConfigError, MissingFileError, UserError, naming_file
+
+CONDITIONS = None
+USES_PROMPTS = False
+_PLACEHOLDERS = ("condition", "path", "name", "id", "variant")
+_ANY_SUFFIX = ".*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Where the images are.
+
+    Attributes:
+      batch_size: means nothing here.
+      root: the folder that the patterns, and the paths of clean images in them, are relative to.
+      pattern: the path of an image. `{path}` is that of the clean image, without its suffix, and
+        `{name}` its last part; `{id}` is the source's name of the frame; then `{condition}` and
+        `{variant}` (0 and up). A suffix `.*` is that of any image.
+      patterns: others for single conditions, by name.
+      maker: what made the images, for manifests and tables, which call them "MAKER-CONDITION".
+    """
+
+    name: Literal["files"] = "files"
+    batch_size: int = 1
+    root: str = "data/rendered"
+    pattern: str = "{condition}/{path}.*"
+    patterns: dict[str, str] = dataclasses.field(default_factory=dict)
+    maker: str = "files"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if not self.maker:
+            raise ValueError("maker is empty; say what made the images, such as 'rendered'")
+        for field, pattern in [("pattern", self.pattern), *self.patterns.items()]:
+            where = field if field == "pattern" else f"patterns[{field!r}]"
+            used = _placeholders(pattern, where)
+            if not used & {"path", "name", "id"}:
+                raise ValueError(
+                    f"{where} is {pattern!r}, one file for all frames; it must have {{path}}, "
+                    "{name} or {id}"
+                )
+            if field == "pattern" and "condition" not in used:
+                raise ValueError(
+                    f"pattern is {pattern!r}, one file for all conditions; it must have "
+                    "{condition}, or else each condition one of `patterns`"
+                )
+
+
+def title(config: Config, condition: str) -> str:
+    """What manifests and tables call the images of a condition."""
+    return f"{config.maker}-{condition}"
+
+
+@contextlib.contextmanager
+def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Session"]:
+    """Opens the backend.
+
+    Raises:
+      ConfigError: if an interpreter is given.
+      MissingFileError: if there is no folder `root`.
+    """
+    del workdir
+    if python is not None:
+        raise ConfigError(f"--python={python}: the backend of files runs in this process")
+    root = Path(config.root).expanduser()
+    with naming_file(root, "opened"):
+        if not root.is_dir():
+            raise MissingFileError(
+                f"{root} does not exist: set backend.root to the folder that the images are in"
+            )
+    yield Session(config, root)
+
+
+class Session:
+    """See `backends.Session`."""
+
+    def __init__(self, config: Config, root: Path):
+        self._config = config
+        self._root = root
+
+    def identity(self) -> Mapping[str, Any]:
+        """The patterns; another place of the same files is the same."""
+        return {"pattern": self._config.pattern, "patterns": self._config.patterns}
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuses conditions that no file is there for, which a wrong pattern is the reason of.
+
+        Raises:
+          ConfigError: where the pattern asks for what the source does not tell, or is the same for
+            all variants.
+          MissingFileError: says what was looked for.
+        """
+        looked_for: dict[str, str] = {}
+        there = set()
+        for item in items:
+            path, variant = self._path(item), item.key.rpartition("/")[2]
+            if variant != "0" and "variant" not in _placeholders(self._pattern(item), "pattern"):
+                raise ConfigError(
+                    f"{item.key}: the pattern {self._pattern(item)!r} names one file for all "
+                    "variants; set variants to 1 or have {variant} in it"
+                )
+            looked_for.setdefault(item.condition, path)
+            if item.condition not in there and self._found(path) is not None:
+                there.add(item.condition)
+        for condition, path in looked_for.items():
+            if condition not in there:
+                raise MissingFileError(
+                    f"none of the images of the condition {condition!r} exists, the first was "
+                    f"looked for as {self._root / path}: set backend.root and backend.pattern (now "
+                    f"{self._config.pattern!r}), or leave the condition out"
+                )
+
+    def generate(self, batches: Sequence[Sequence[Item]]) -> Iterator[Outcome]:
+        """See `backends.Session.generate`; outcomes come in the order of the items."""
+        for batch in batches:
+            for item in batch:
+                yield self._take(item)
+
+    def _take(self, item: Item) -> Outcome:
+        path = self._path(item)
+        found = self._found(path)
+        if found is None:
+            return Outcome(item.key, error=f"{self._root / path} does not exist")
+        try:
+            image = Image.fromarray(io.read_image(found))
+        except UserError as error:
+            return Outcome(item.key, error=str(error))
+        details: dict[str, Any] = {"file": str(found.relative_to(self._root))}
+        if image.size != item.size[::-1]:
+            details["size"] = [image.height, image.width]
+            image = image.resize(item.size[::-1], Image.Resampling.LANCZOS)
+        atomic.write(item.output, lambda file: image.save(file, "png", compress_level=2))
+        return Outcome(item.key, details=details)
+
+    def _pattern(self, item: Item) -> str:
+        return self._config.patterns.get(item.condition, self._config.pattern)
+
+    def _path(self, item: Item) -> str:
+        """Where an image must be, relative to the root."""
+        pattern = self._pattern(item)
+        frame, condition, variant = item.key.rsplit("/", 2)
+        values = {"id": frame, "condition": condition, "variant": variant}
+        if _placeholders(pattern, "pattern") & {"path", "name"}:
+            values |= self._clean_path(item)
+        return pattern.format(**values)
+
+    def _clean_path(self, item: Item) -> dict[str, str]:
+        if item.original is None:
+            raise ConfigError(
+                f"{item.key}: the source lists no image files, which {{path}} and {{name}} of "
+                "backend.pattern stand for: use {id}"
+            )
+        clean = Path(os.path.abspath(item.original)).with_suffix("")
+        root = Path(os.path.abspath(self._root))
+        if clean.is_relative_to(root):
+            return {"path": str(clean.relative_to(root)), "name": clean.name}
+        if "path" in _placeholders(self._pattern(item), "pattern"):
+            raise ConfigError(
+                f"{item.original} is not below {self._root}, so {{path}} of backend.pattern stands "
+                "for nothing: set backend.root to the folder above clean and adverse images, or "
+                "use {name} or {id}"
+            )
+        return {"name": clean.name}
+
+    def _found(self, path: str) -> Path | None:
+        """The file that a path means; None if there is none."""
+        stem = path.removesuffix(_ANY_SUFFIX)
+        suffixes = io.IMAGE_SUFFIXES if stem != path else ("",)
+        for suffix in suffixes:
+            if (file := self._root / f"{stem}{suffix}").is_file():
+                return file
+        return None
+
+
+def _placeholders(pattern: str, where: str) -> set[str]:
+    """The names in braces.
+
+    Raises:
+      ValueError: for braces that are not closed, or others than `_PLACEHOLDERS` in them.
+    """
+    try:
+        parts = list(string.Formatter().parse(pattern))
+    except ValueError as error:
+        raise ValueError(f"{where} is {pattern!r}: {error}") from error
+    for _, name, form, conversion in parts:
+        if name is not None and (name not in _PLACEHOLDERS or form or conversion):
+            known = ", ".join(f"{{{each}}}" for each in _PLACEHOLDERS)
+            raise ValueError(f"{where} is {pattern!r}; in braces there may be {known}")
+    return {name for _, name, *_ in parts if name is not None}
