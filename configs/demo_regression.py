@@ -31,7 +31,10 @@ def get_config() -> ConfigDict:
     config.model.hidden_features = 32
     config.model.max_depth = 80.0
 
-    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
+    config.init = {
+        "encoder": config_dict.placeholder(str),  # a file of pretrained weights
+        "network": config_dict.placeholder(str),  # or of a whole network: a run or a file
+    }
 
     config.objective = {
         "name": "pixel",

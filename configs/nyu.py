@@ -44,7 +44,10 @@ def get_config() -> ConfigDict:
     config.model.max_depth = 10.0  # of predictions
     config.model.remat = "full"
 
-    config.init = {"encoder": config_dict.placeholder(str)}  # a file of pretrained weights
+    config.init = {
+        "encoder": config_dict.placeholder(str),  # a file of pretrained weights
+        "network": config_dict.placeholder(str),  # or of a whole network: a run or a file
+    }
 
     config.objective = {
         "name": "self_diffusion",

@@ -16,6 +16,7 @@ from diffdepth_jax.training.logging import LoggingConfig
 from diffdepth_jax.training.optimizer import OptimizerConfig
 from diffdepth_jax.training.pretrained import InitConfig
 from diffdepth_jax.training.sharding import MeshConfig
+from diffdepth_jax.training.teacher import TeacherConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Experiment:
       model: `name` of a network, optionally `variant`, and the fields of its `Config`.
       objective: `name` of an objective and the fields of its `Config`.
       data, init, optimizer, mesh, evaluation, checkpoint, logging: see their dataclasses.
+      teacher: the network whose depth of the clean images is the label, computed during training;
+        None, or without a checkpoint, where the labels are in the data.
       num_steps: updates in the whole run.
       batch_size: images in an update, over all devices together.
       seed: of the initial weights, the order and augmentation of the data, and the noise.
@@ -45,6 +48,7 @@ class Experiment:
     model: Any = choice("network")
     objective: Any = choice("objective")
     init: InitConfig = InitConfig()
+    teacher: TeacherConfig | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -74,6 +78,11 @@ class Experiment:
                 "no encoder to fill: leave it at None"
             )
         optimizer_lib.learning_rate_schedule(self.optimizer, self.num_steps)
+
+    @property
+    def labels_online(self) -> bool:
+        """Whether a teacher labels the batches."""
+        return self.teacher is not None and self.teacher.checkpoint is not None
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Experiment:

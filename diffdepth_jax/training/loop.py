@@ -30,6 +30,7 @@ from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.interruption import Interruption
 from diffdepth_jax.training.periodic import Evaluations
 from diffdepth_jax.training.run import Run
+from diffdepth_jax.training.teacher import Teacher
 from diffdepth_jax.weights import orbax
 
 # What a run may change when it continues from its checkpoint: none of it changes a training step,
@@ -79,7 +80,7 @@ def train_and_evaluate(
         raise ConfigError("workdir is empty: name the directory of the run")
     exp = experiment.from_mapping(config)
     workdir = Path(workdir).expanduser()
-    check_data(exp.data, exp.evaluation)
+    check_data(exp.data, exp.evaluation, labelled=not exp.labels_online)
     with workdirs.held(workdir):
         step = _train(exp, workdir, allow_config_changes, debug_nans)
         with Evaluations(exp, workdir, step) as evaluations:
@@ -151,6 +152,7 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
         exp.seed,
         exp.model.input_spec,
         on_error=exp.data.on_error,
+        **({"clean_images": True} if exp.labels_online else {}),
     )
 
     # 3. Model: its variables are born where they belong.
@@ -166,6 +168,17 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
 
     abstract = jax.eval_shape(init, init_key, {})
     placed = sharding.of_state(abstract, mesh)
+
+    teacher = None
+    if exp.labels_online:
+        teacher = Teacher(
+            exp.teacher,
+            exp.model,
+            mesh,
+            dtype=jnp.dtype(exp.compute_dtype),
+            depth_range=exp.data.train.depth_range,
+            seed=exp.seed,
+        )
 
     # 4. Step: (state, batch, key) -> (state, scalars), compiled once.
     objective = registry.module("objective", exp.objective.name)
@@ -229,6 +242,8 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
             for step in range(first_step + 1, exp.num_steps + 1):
                 batch = dict(next(iterator))
                 ids = batch.pop("id")
+                if teacher:
+                    batch = teacher.label(batch, step)
                 # The jitted step divides NumPy arrays itself, in a tenth of device_put's time.
                 state, scalars = train_step(state, batch, train_key)
                 run.after_step(step, state, scalars, ids)

@@ -1,8 +1,10 @@
-"""Pretrained weights that a run starts from.
+"""Pretrained weights that a run starts from: of the whole network, or of its encoder.
 
-A file is recognised by the names in it. Every encoder lists in `LAYOUTS` the sources whose weights
-it takes; the weights may lie below a common root (`module.`, `backbone.`, `depth_backbone.`, ...),
-and what lies beside that root belongs to other parts of a network.
+A whole network is opened as `inference.load` opens it, and has to be the one of the config.
+
+A file of encoder weights is recognised by the names in it. Every encoder lists in `LAYOUTS` the
+sources whose weights it takes; the weights may lie below a common root (`module.`, `backbone.`,
+`depth_backbone.`, ...), and what lies beside that root belongs to other parts of a network.
 """
 
 import dataclasses
@@ -15,13 +17,17 @@ import jax
 import jax.numpy as jnp
 
 from diffdepth_jax import config as config_lib
-from diffdepth_jax import registry
+from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError, WeightsError
+from diffdepth_jax.models.networks.network import NetworkConfig
 from diffdepth_jax.models.tables import Layout
 from diffdepth_jax.weights import files
 from diffdepth_jax.weights.rules import Skip, convert, prefix
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+# Fields of a network's config, at any depth, that change nothing outside training.
+_OF_TRAINING = ("remat", "conv_gradient", "drop_path_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,18 +36,33 @@ class InitConfig:
 
     Attributes:
       encoder: file of encoder weights in any layout that the encoder's file lists.
+      network: the whole network's weights: a run, a file or a directory, whatever `inference.load`
+        takes. Its config has to equal `model`, but for what matters in training only.
+      options: of `network`, what its name does not tell, as keyword arguments of `load`, such as
+        {"version": 2} or {"step": "best"}; None leaves one out.
     """
 
     encoder: str | None = None
+    network: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None and self.network is not None:
+            raise ValueError(
+                f"encoder is {self.encoder!r} and network {self.network!r}: give only one, as the "
+                "network has an encoder"
+            )
 
 
-def load(config: InitConfig, model_config: Any) -> dict[str, Any]:
+def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
     """The loaded part of a network's variables, for `overlay`; empty where nothing is asked for.
 
     Raises:
-      FileNotFoundError: if there is no such file.
+      FileError: if there is no such file, or it cannot be read.
       ConfigError: if it does not fit the model; says what to change.
     """
+    if config.network is not None:
+        return load_network(config.network, config.options, model_config)
     if config.encoder is None:
         return {}
     try:
@@ -49,6 +70,74 @@ def load(config: InitConfig, model_config: Any) -> dict[str, Any]:
     except WeightsError as error:
         raise ConfigError(f"config.init.encoder: {error}") from error
     return {collection: {"encoder": tree} for collection, tree in variables.items()}
+
+
+def load_network(
+    path: str, options: Mapping[str, Any], model_config: NetworkConfig
+) -> dict[str, Any]:
+    """The variables of a network that has to be the one of a config.
+
+    Args:
+      path, options: see `InitConfig`.
+      model_config: the network's, as the experiment says it.
+
+    Raises:
+      FileError: as `inference.load`.
+      ConfigError: if the weights are of no known network, or of another config; lists what differs
+        and what to change.
+    """
+    loaded = open_network(path, options, "config.init.network")
+    if loaded.config.name != model_config.name:
+        raise ConfigError(
+            f"config.init.network: {path} holds a {loaded.config.name!r}, but config.model is a "
+            f"{model_config.name!r}: change config.model.name, or name other weights"
+        )
+    lines = config_lib.differences(
+        _outside_training(config_lib.to_mapping(model_config)),
+        _outside_training(config_lib.to_mapping(loaded.config)),
+        "config.model",
+    )
+    if lines:
+        raise ConfigError(
+            f"config.init.network: {path} holds another {model_config.name!r} than config.model "
+            f"describes; to start from it, change {', '.join(lines)}"
+        )
+    return dict(loaded.variables_at())
+
+
+def open_network(
+    path: str, options: Mapping[str, Any], field: str, dtype: Any = jnp.float32
+) -> inference.DepthModel:
+    """`inference.load` of what a config names.
+
+    Args:
+      path, options: see `InitConfig`.
+      field: of the config, that names the path, for errors.
+      dtype: as for `inference.load`.
+
+    Raises:
+      FileError: if there is no such file, or it cannot be read.
+      ConfigError, WeightsError: if the options do not fit, or the weights are of no known network.
+    """
+    where = f"{field.rpartition('.')[0]}.options"
+    if taken := sorted({"source", "dtype"} & options.keys()):
+        raise ConfigError(f"{where} has {', '.join(taken)}, which the run decides: leave it out")
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        return inference.load(path, dtype=dtype, **options)
+    except (ConfigError, WeightsError) as error:
+        raise type(error)(f"{field}: {error} (arguments of load belong into {where})") from error
+
+
+def _outside_training(mapping: Any) -> Any:
+    """A config's mapping without the fields that change nothing outside training."""
+    if not isinstance(mapping, Mapping):
+        return mapping
+    return {
+        name: _outside_training(value)
+        for name, value in mapping.items()
+        if name not in _OF_TRAINING
+    }
 
 
 def overlay(variables: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:

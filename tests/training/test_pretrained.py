@@ -317,7 +317,7 @@ def test_a_run_starts_from_the_file_and_resumes_without_it(tiny, tmp_path, write
     loop.train(experiment.from_mapping(mapping | {"num_steps": 2}), tmp_path / "run")
     assert inference.load(tmp_path / "run").variables
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["init"] == {"encoder": str(path)}
+    assert config["init"] == {"encoder": str(path), "network": None, "options": {}}
 
 
 def test_loaded_arrays_take_the_places_of_fresh_ones():

@@ -19,9 +19,14 @@ _SCALES = (1.0, 100.0, 256.0, 1000.0)  # stored units per metre that are in use
 _LOG = logging.getLogger(__name__)
 
 
-def check_data(data: ExperimentData, config: EvaluationConfig) -> None:
+def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool = True) -> None:
     """Reads a few frames and what results are compared with, so that no long training ends in an
     error about them.
+
+    Args:
+      data: of the experiment.
+      config: how it is evaluated.
+      labelled: whether the depth of the training data is what is learnt.
 
     Raises:
       DataError: for evaluation frames that a protocol cannot take, for depth of which nothing lies
@@ -42,7 +47,7 @@ def check_data(data: ExperimentData, config: EvaluationConfig) -> None:
             data.evaluation,
             "data.evaluation",
         )
-    if data.train.depth_range is not None:
+    if data.train.depth_range is not None and labelled:
         try:
             samples = _few(data.train.source, data)
         except FileNotFoundError:  # Training, if there is any, says it better.

@@ -1,0 +1,207 @@
+"""Labels that a network, the teacher, predicts of the clean images while the student is trained.
+
+In self-distillation (Tosi et al. 2024, "Diffusion Models for Monocular Depth Estimation: Overcoming
+Challenging Conditions") the teacher is the pretrained network and sees the clean image, the student
+sees what was made of it. The labels may be computed once (`generate_adverse.py` keeps them with the
+images) or, as here, for every batch: the teacher then sees the very pixels of the student's crop.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.models.networks.network import Denoises, JudgesBatch, NetworkConfig
+from diffdepth_jax.ops import random
+from diffdepth_jax.training import sharding
+from diffdepth_jax.training.pretrained import open_network
+from diffdepth_jax.typing import Output
+
+Labels = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherConfig:
+    """The network that labels the clean images during training.
+
+    Attributes:
+      checkpoint: a run, a file or a directory, whatever `inference.load` takes; None where the
+        labels are in the data.
+      options: what its name does not tell, as keyword arguments of `load`, such as {"version": 2};
+        None leaves one out.
+      num_inference_steps: denoising steps, where it has such; the checkpoint's own when None.
+    """
+
+    checkpoint: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    num_inference_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and self.num_inference_steps is not None:
+            raise ValueError(
+                f"num_inference_steps is {self.num_inference_steps}, but no checkpoint is named"
+            )
+
+
+class Teacher:
+    """Labels batches; its variables lie on the devices of a mesh, divided as a state's are.
+
+    Args:
+      config: with a checkpoint.
+      student: the config of the network that is trained.
+      mesh: of the run.
+      dtype: of the teacher's convolutions and matrix products.
+      depth_range: metres (low, high), between which metric labels are valid; None for above 0.
+      seed: of the noise, where the teacher starts from noise.
+
+    Raises:
+      FileError, WeightsError: if the checkpoint cannot be read.
+      ConfigError: if it is of another kind than the student.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        student: NetworkConfig,
+        mesh: jax.sharding.Mesh,
+        *,
+        dtype: Any = jnp.float32,
+        depth_range: tuple[float, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        model = open_network(config.checkpoint, config.options, "config.teacher.checkpoint", dtype)
+        check_fits(model.config, student, config.checkpoint)
+        variables = model.variables_at(config.num_inference_steps)
+        placed = sharding.of_state(variables, mesh)
+        self._variables = jax.device_put(variables, placed)
+        # A stream of its own: neither the student's initial weights nor its steps draw from it.
+        self._key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+        over_batch, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
+        self._labels = jax.jit(
+            make_labels(model, config.num_inference_steps, depth_range),
+            in_shardings=(placed, over_batch, over_batch, replicated, replicated),
+            out_shardings=over_batch,
+        )
+
+    def label(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """The batch of an update with the teacher's labels, and without the clean images.
+
+        Args:
+          batch: of `pipeline.train_iterator` with `clean_images`.
+          step: the update; the teacher's noise is a function of it and of the seed.
+        """
+        batch = dict(batch)
+        clean_image, inside = batch.pop("clean_image"), batch.pop("inside")
+        step = np.uint32(step)
+        return batch | self._labels(self._variables, clean_image, inside, self._key, step)
+
+
+def make_labels(
+    model: DepthModel,
+    num_inference_steps: int | None = None,
+    depth_range: tuple[float, float] | None = None,
+) -> Callable[..., Labels]:
+    """Returns the pure function `(variables, clean_image, inside, key, step) -> labels`.
+
+    clean_image is float32 [b, h, w, 3], normalised; inside bool [b, h, w, 1], where it shows the
+    frame; the labels are part of a batch as `typing.Batch` describes it. They have no gradient.
+
+    Args:
+      model: the teacher; its variables are given to the function.
+      num_inference_steps: denoising steps; the model's own when None.
+      depth_range: see `Teacher`.
+    """
+
+    def labels(
+        variables: Mapping[str, Any],
+        clean_image: Float[Array, "b h w 3"],
+        inside: Bool[Array, "b h w 1"],
+        key: Key[Array, ""],
+        step: Array,
+    ) -> Labels:
+        key = jax.random.fold_in(key, step)
+        prediction = _predict(model.model, variables, clean_image, key, num_inference_steps)
+        prediction = prediction.astype(jnp.float32)
+        if model.config.max_depth is not None:
+            prediction = jnp.clip(prediction, 0.0, model.config.max_depth)
+        return jax.lax.stop_gradient(_as_labels(prediction, inside, model.output, depth_range))
+
+    return labels
+
+
+def check_fits(teacher: NetworkConfig, student: NetworkConfig, path: str) -> None:
+    """Raises ConfigError unless a teacher is of the student's family and sees what it sees.
+
+    Args:
+      teacher, student: configs of the networks.
+      path: the teacher's, for the error.
+    """
+    complaint = f"config.teacher.checkpoint: {path} cannot label batches of config.model: "
+    remedy = (
+        "; name a teacher of the same kind, or let generate_adverse.py store the labels with the "
+        "images, which any teacher may make"
+    )
+    if teacher.name != student.name:
+        raise ConfigError(f"{complaint}it is a {teacher.name!r}, not a {student.name!r}{remedy}")
+    if teacher.output != student.output:
+        raise ConfigError(
+            f"{complaint}it predicts {teacher.output}, config.model {student.output}{remedy}"
+        )
+    lines = config_lib.differences(
+        config_lib.to_mapping(student.input_spec),
+        config_lib.to_mapping(teacher.input_spec),
+        "input_spec",
+    )
+    if lines:
+        raise ConfigError(f"{complaint}it wants other images ({', '.join(lines)}){remedy}")
+
+
+def _predict(
+    module: nn.Module,
+    variables: Mapping[str, Any],
+    image: Float[Array, "b h w 3"],
+    key: Key[Array, ""],
+    num_inference_steps: int | None,
+) -> Float[Array, "b h w 1"]:
+    """What a network says of each image, as in inference."""
+    if isinstance(module, Denoises):
+        return module.apply(
+            variables,
+            image,
+            noise=random.normal(key, module.latent_shape(image.shape)),
+            key=jax.random.split(key, image.shape[0]),
+            num_inference_steps=num_inference_steps,
+        )
+    if isinstance(module, JudgesBatch):
+        one = jax.vmap(lambda image: module.apply(variables, image[None])[0])
+        return one(image)
+    return module.apply(variables, image)
+
+
+def _as_labels(
+    prediction: Float[Array, "b h w 1"],
+    inside: Bool[Array, "b h w 1"],
+    output: Output,
+    depth_range: tuple[float, float] | None,
+) -> Labels:
+    known = inside & jnp.isfinite(prediction)
+    if output == "relative_disparity":
+        positive = known & (prediction > 0)
+        return {
+            "relative_disparity": jnp.where(known, prediction, 0.0),
+            "depth": jnp.where(positive, 1 / jnp.where(positive, prediction, 1.0), 0.0),
+            "valid_mask": known,
+        }
+    low, high = depth_range or (0.0, jnp.inf)
+    return {
+        "depth": jnp.where(known, prediction, 0.0),
+        "valid_mask": known & (prediction > low) & (prediction < high),
+    }
