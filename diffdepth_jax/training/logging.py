@@ -69,6 +69,7 @@ class RunLog:
         state = state or {"sums": {}, "count": 0}
         self._sums: dict[str, float] = dict(state["sums"])
         self._count: int = state["count"]
+        self._has_labels = first_step > 0
         self._timed = 0  # Steps since `_time`.
         self._time: float | None = None  # Set by the first step, when it has been compiled.
         self._columns = _drop_rows_after(self._path, first_step)
@@ -92,6 +93,7 @@ class RunLog:
         Raises:
           DivergedError: if the loss or the gradient's norm, of this or an earlier step, is not
             finite; names the step and the images.
+          DataError: if no image before the first row had a label to learn from.
         """
         if self._time is None:
             self._time = time.perf_counter()
@@ -119,6 +121,9 @@ class RunLog:
                 raise DivergedError(f"{name} is {values[name]} in step {step}{images}")
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
+        self._has_labels |= (
+            values.get("flat_labels", 0.0) < 1 and values.get("valid_fraction", 1.0) > 0
+        )
         self._count += 1
         self._timed += 1
         self._bar.update()
@@ -126,6 +131,12 @@ class RunLog:
             self._write(step)
 
     def _write(self, step: int) -> None:
+        if not self._has_labels:
+            raise DataError(
+                f"no label of the first {step} steps can be learnt from: each is constant, or has "
+                "no valid pixel. Look at the labels of the training data, or at what the teacher "
+                "predicts of the clean images"
+            )
         means = {name: total / self._count for name, total in self._sums.items()}
         now = time.perf_counter()
         row = {"step": step, **means, "steps_per_second": self._timed / (now - self._time)}

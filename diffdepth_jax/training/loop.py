@@ -152,7 +152,7 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
         exp.seed,
         exp.model.input_spec,
         on_error=exp.data.on_error,
-        **({"clean_images": True} if exp.labels_online else {}),
+        clean_images=exp.labels_online,
     )
 
     # 3. Model: its variables are born where they belong.
@@ -204,6 +204,8 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
         interruption = stack.enter_context(Interruption())
         stack.enter_context(contextlib.closing(iterator))
         first_step = orbax.latest_step(workdir) or 0
+        if teacher and first_step and not allow_config_changes:
+            teacher.check_same(workdir)
         loaded = {} if first_step else pretrained.load(exp.init, exp.model)
         stack.enter_context(background.reported_once())
         checkpointer = stack.enter_context(Checkpointer(workdir, exp.checkpoint.keep))
@@ -238,6 +240,8 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
 
         # 7. Loop.
         with run:
+            if teacher:
+                teacher.note(workdir)
             run.before_steps(state)
             for step in range(first_step + 1, exp.num_steps + 1):
                 batch = dict(next(iterator))

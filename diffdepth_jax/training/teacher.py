@@ -7,7 +7,9 @@ images) or, as here, for every batch: the teacher then sees the very pixels of t
 """
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -16,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
+from diffdepth_jax import atomic
 from diffdepth_jax import config as config_lib
-from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.errors import ConfigError, naming_file
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.models.networks.network import Denoises, JudgesBatch, NetworkConfig
 from diffdepth_jax.ops import random
@@ -25,6 +28,9 @@ from diffdepth_jax.training import sharding
 from diffdepth_jax.training.pretrained import open_network
 from diffdepth_jax.typing import Output
 
+# What of a batch is not handed on, but for what the teacher says itself.
+_REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
+TEACHER_FILE = "teacher.json"  # in a run's directory: {"checkpoint", "fingerprint"}
 Labels = dict[str, jax.Array]
 
 
@@ -79,6 +85,13 @@ class Teacher:
     ) -> None:
         model = open_network(config.checkpoint, config.options, "config.teacher.checkpoint", dtype)
         check_fits(model.config, student, config.checkpoint)
+        if depth_range is not None and model.output == "relative_disparity":
+            raise ConfigError(
+                f"config.data.train.depth_range is {depth_range} metres, but the labels of "
+                f"{config.checkpoint} are relative disparity: leave it out"
+            )
+        self._checkpoint = config.checkpoint
+        self._fingerprint = model.fingerprint(config.num_inference_steps)
         variables = model.variables_at(config.num_inference_steps)
         placed = sharding.of_state(variables, mesh)
         self._variables = jax.device_put(variables, placed)
@@ -94,14 +107,33 @@ class Teacher:
     def label(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
         """The batch of an update with the teacher's labels, and without the clean images.
 
+        Labels that the data have are left out too.
+
         Args:
           batch: of `pipeline.train_iterator` with `clean_images`.
           step: the update; the teacher's noise is a function of it and of the seed.
         """
-        batch = dict(batch)
-        clean_image, inside = batch.pop("clean_image"), batch.pop("inside")
-        step = np.uint32(step)
-        return batch | self._labels(self._variables, clean_image, inside, self._key, step)
+        seen = [batch[name] for name in ("clean_image", "inside")]
+        labels = self._labels(self._variables, *seen, self._key, np.uint32(step))
+        return {name: batch[name] for name in batch.keys() - _REPLACED} | labels
+
+    def note(self, workdir: Path) -> None:
+        """Writes down, in a run's directory, which weights labelled its batches."""
+        note = {"checkpoint": self._checkpoint, "fingerprint": self._fingerprint}
+        atomic.write_text(workdir / TEACHER_FILE, json.dumps(note) + "\n")
+
+    def check_same(self, workdir: Path) -> None:
+        """Raises ConfigError if other weights labelled what the run in `workdir` has learnt from,
+        as when the teacher is a run that went on."""
+        file = workdir / TEACHER_FILE
+        with naming_file(file, "read"):
+            noted = json.loads(file.read_text()) if file.exists() else {}
+        if noted.get("fingerprint", self._fingerprint) != self._fingerprint:
+            raise ConfigError(
+                f"config.teacher.checkpoint: {self._checkpoint} holds other weights than {workdir} "
+                "was started with: bring those back (options={'step': ...} chooses one of a run's "
+                "checkpoints), use another workdir, or say --allow_config_changes"
+            )
 
 
 def make_labels(

@@ -68,10 +68,12 @@ class SourceConfig:
     name: Literal["tiny"] = "tiny"
     count: int = 5
     nan_image: int | None = None
+    pairs: bool = False
 
 
 class Source:
-    """Random frames; the intrinsics of `nan_image` are not numbers."""
+    """Random frames; the intrinsics of `nan_image` are not numbers. With `pairs`, the clean image
+    is the image upside down."""
 
     def __init__(self, config):
         self.config = config
@@ -81,8 +83,10 @@ class Source:
 
     def __getitem__(self, index):
         generator = np.random.default_rng(index)
-        return {
-            "image": generator.integers(0, 255, (12, 16, 3), dtype=np.uint8),
+        image = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
+        pair = {"clean_image": image[::-1]} if self.config.pairs else {}
+        return pair | {
+            "image": image,
             "depth": generator.uniform(1, 9, (12, 16)).astype(np.float32),
             "intrinsics": np.full((3, 3), np.nan if index == self.config.nan_image else 1.0, "f4"),
             "id": f"frame{index}",
