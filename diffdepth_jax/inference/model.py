@@ -5,7 +5,7 @@ import functools
 import hashlib
 import typing
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffdepth_jax.errors import ConfigError
-from diffdepth_jax.inference import flipping, preprocessing, recalibration
+from diffdepth_jax.inference import flipping, preprocessing, recalibration, sampling
 from diffdepth_jax.inference.preprocessing import ImageLike, read_image
+from diffdepth_jax.inference.sampling import Maps, Sampled
 from diffdepth_jax.models.networks.network import Denoises, JudgesBatch, NetworkConfig, Output
 from diffdepth_jax.ops import random
 from diffdepth_jax.typing import FlipAverage, InputSpec
@@ -66,7 +67,8 @@ class DepthModel:
         *,
         flip_average: FlipAverage = "depth",
         batch_size: int = 1,
-    ) -> np.ndarray | list[np.ndarray]:
+        num_samples: int | None = None,
+    ) -> Maps | Sampled:
         """Depth of one image or of several, each at its own size.
 
         Args:
@@ -84,15 +86,21 @@ class DepthModel:
               from the same noise; as the network's `input_spec` says when None.
             flip_average: how, see `flipping.average`.
             batch_size: at most this many images of equal size are predicted in one call; a network
-              that judges a batch as a whole is given single images all the same.
+              that judges a batch as a whole is given single images all the same. Samples count as
+              images, which are encoded once for all samples.
+            num_samples: draw so many samples of each image, 2 or more, from the seeds
+              `sampling.sample_seeds(seed, num_samples)`, for their mean and spread. Each is clipped
+              and averaged with that of the mirrored image as a single prediction is.
 
         Returns:
             float32 `[h, w]` for one image; a list of them for a list; `[b, h, w]` for one array. In
             metres, clipped to [0, `config.max_depth`] where the checkpoint states one, or relative
-            disparity, as `output` says.
+            disparity, as `output` says. With `num_samples` a tuple of two of that kind, the mean of
+            the samples and their standard deviation.
 
         Raises:
-            ConfigError: for an option that cannot be used, such as a negative seed.
+            ConfigError: for an option that cannot be used, such as a negative seed, or samples of a
+              network that draws no noise.
             DataError: for an image that is none, or too narrow for the network.
             ValueError: for noise, or an array, of a wrong shape.
         """
@@ -102,11 +110,17 @@ class DepthModel:
             known = " or ".join(typing.get_args(FlipAverage))
             raise ConfigError(f"flip_average is {flip_average!r}; it must be {known}")
         _check_seed(seed)
+        if num_samples is not None:
+            self.check_num_samples(num_samples)
+            if noise is not None:
+                raise ConfigError("noise is one sample's: leave it out with num_samples")
         if flip_tta is None:
             flip_tta = self.input_spec.flip_tta
         if isinstance(self.model, JudgesBatch):
             batch_size = 1
-        options = _Options(noise is not None, seed, num_inference_steps, flip_tta, flip_average)
+        options = _Options(
+            noise is not None, seed, num_inference_steps, flip_tta, flip_average, num_samples
+        )
         variables = self.variables_at(num_inference_steps)
         stacked = isinstance(image_or_images, np.ndarray) and image_or_images.ndim == 4
         several = stacked or isinstance(image_or_images, list | tuple)
@@ -115,15 +129,33 @@ class DepthModel:
         if len(noises) != len(images):
             raise ValueError(f"{len(noises)} noise arrays were given for {len(images)} images")
 
-        depths: list[Any] = [None] * len(images)
-        for indices, batch in _by_size(images, batch_size):
+        results: list[Any] = [None] * len(images)
+        for indices, batch in preprocessing.by_size(images, batch_size):
             latents = [noises[index] for index in indices]
-            found = self._predict_batch(variables, batch, latents, options)
-            for index, depth in zip(indices, found, strict=True):
-                depths[index] = depth
-        if stacked:
-            return np.stack(depths) if depths else np.zeros(image_or_images.shape[:3], "f4")
-        return depths if several else depths[0]
+            if num_samples is None:
+                found = self._predict_batch(variables, batch, latents, options)
+            else:
+                found = self._sample_batch(variables, batch, options, batch_size)
+            for index, result in zip(indices, found, strict=True):
+                results[index] = result
+
+        def joined(depths: list[np.ndarray]) -> Maps:
+            if stacked:
+                return np.stack(depths) if depths else np.zeros(image_or_images.shape[:3], "f4")
+            return depths if several else depths[0]
+
+        if num_samples is None:
+            return joined(results)
+        return Sampled(*(joined([each[part] for each in results]) for part in range(2)))
+
+    def check_num_samples(self, num_samples: int) -> None:
+        """Refuses, by a ConfigError, samples of a network that draws no noise, or too few."""
+        if not self.denoises:
+            raise ConfigError(
+                f"the network {self.config.name!r} draws no noise: all samples would be equal, so "
+                "leave out num_samples"
+            )
+        sampling.check_number(num_samples)
 
     def variables_at(self, num_inference_steps: int | None = None) -> Mapping[str, Any]:
         """The variables for a number of denoising steps; the checkpoint's own when None.
@@ -227,7 +259,9 @@ class DepthModel:
         fed = preprocessing.to_input(image, self.input_spec)[None]
         key = jax.random.key(seed)
         noise = random.normal(key, self.model.latent_shape(fed.shape))
-        steps = _decode_trajectory(self.model, variables, fed, noise, key, num_inference_steps)
+        steps = sampling.decode_trajectory(
+            self.model, variables, fed, noise, key, num_inference_steps
+        )
         size = image.shape[:2]
         return np.stack(
             [preprocessing.to_image_size(each, size, self.input_spec) for each in np.asarray(steps)]
@@ -241,26 +275,58 @@ class DepthModel:
         options: "_Options",
     ) -> list[np.ndarray]:
         """Predictions of images of one size."""
-        size, limit = images[0].shape[:2], self.config.max_depth
-        preprocessing.check_size(*size, self.input_spec)
-        fed = np.stack([preprocessing.to_input(image, self.input_spec) for image in images])
-        sampling = self._sampling(fed.shape, noises, size, options)
-        maps = np.asarray(
-            _apply(
-                self.model,
-                variables,
-                fed,
-                sampling,
-                options.num_inference_steps,
-                options.flip_tta,
-            )
+        size = images[0].shape[:2]
+        fed = self._fed(images)
+        maps = _apply(
+            self.model,
+            variables,
+            fed,
+            self._sampling(fed.shape, noises, size, options),
+            options.num_inference_steps,
+            options.flip_tta,
         )
+        return self._finished(np.asarray(maps), size, options)
+
+    def _sample_batch(
+        self,
+        variables: Mapping[str, Any],
+        images: Sequence[np.ndarray],
+        options: "_Options",
+        batch_size: int,
+    ) -> list[Sampled]:
+        """Mean and spread of the samples of images of one size."""
+        moments = [sampling.Moments() for _ in images]
+        for maps in sampling.draw(
+            self.model,
+            variables,
+            self._fed(images),
+            sampling.sample_seeds(options.seed, options.num_samples),
+            batch_size=batch_size,
+            num_inference_steps=options.num_inference_steps,
+            mirrored_too=options.flip_tta,
+        ):
+            depths = self._finished(maps, images[0].shape[:2], options)
+            for each, depth in zip(moments, depths, strict=True):
+                each.add(depth)
+        return [each.result() for each in moments]
+
+    def _fed(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """What the network is fed of images of one size."""
+        preprocessing.check_size(*images[0].shape[:2], self.input_spec)
+        return np.stack([preprocessing.to_input(image, self.input_spec) for image in images])
+
+    def _finished(
+        self, maps: np.ndarray, size: tuple[int, int], options: "_Options"
+    ) -> list[np.ndarray]:
+        """The network's results, at the images' size, clipped, averaged with the mirrored ones'."""
         depths = [preprocessing.to_image_size(each, size, self.input_spec) for each in maps]
+        limit = self.config.max_depth
         if limit is not None:
             depths = [np.clip(depth, 0.0, np.float32(limit)) for depth in depths]
         if not options.flip_tta:
             return depths
-        pairs = zip(depths[: len(images)], depths[len(images) :], strict=True)
+        count = len(depths) // 2
+        pairs = zip(depths[:count], depths[count:], strict=True)
         how = {"output": self.output, "how": options.flip_average}
         return [flipping.average(depth, mirrored, **how) for depth, mirrored in pairs]
 
@@ -279,7 +345,7 @@ class DepthModel:
         count = shape[0]
         wanted = tuple(self.model.latent_shape((1, *shape[1:])))
         if options.has_noise:
-            noise = np.stack([_checked(noise, wanted, size) for noise in noises])
+            noise = np.stack([sampling.checked_noise(noise, wanted, size) for noise in noises])
         else:
             noise = random.normal(jax.random.key(options.seed), wanted)
             noise = jnp.broadcast_to(noise, (count, *wanted[1:]))
@@ -296,36 +362,12 @@ class _Options:
     num_inference_steps: int | None
     flip_tta: bool
     flip_average: FlipAverage
-
-
-def _by_size(
-    sources: Sequence[ImageLike], batch_size: int
-) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Images of equal size, with their places in the list; few are in memory at a time."""
-    waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}
-    for index, source in enumerate(sources):
-        image = read_image(source)
-        indices, images = waiting.setdefault(image.shape, ([], []))
-        indices.append(index)
-        images.append(image)
-        if len(images) == batch_size:
-            yield waiting.pop(image.shape)
-    yield from waiting.values()
+    num_samples: int | None
 
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed}; it must be 0 to 2**63 - 1")
-
-
-def _checked(noise: Any, shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
-    """The initial latent of one image, of `shape` without its first axis."""
-    noise = np.asarray(noise, np.float32)
-    if noise.shape not in (shape, shape[1:]):
-        raise ValueError(
-            f"noise has shape {noise.shape}; an image of {size} pixels needs {shape[1:]}"
-        )
-    return noise.reshape(shape[1:])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
@@ -354,25 +396,3 @@ def _apply(
     # calls: another batch size is summed in another order.
     depth, mirrored = jax.lax.map(predict, jnp.stack([image, image[:, :, ::-1]]))
     return jnp.concatenate([depth, mirrored[:, :, ::-1]])
-
-
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _decode_trajectory(
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    image: Float[Array, "1 h w 3"],
-    noise: Float[Array, "1 h2 w2 d"],
-    key: Array,
-    num_inference_steps: int | None,
-) -> Float[Array, "n h w"]:
-    condition = model.apply(variables, image, method="encode_image")
-    _, latents = model.apply(
-        variables,
-        condition,
-        noise,
-        num_inference_steps,
-        key=key,
-        return_trajectory=True,
-        method="sample",
-    )
-    return model.apply(variables, latents[:, 0], method="decode_latent")[..., 0]

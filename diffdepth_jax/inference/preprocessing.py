@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,21 @@ def check_size(height: int, width: int, spec: InputSpec) -> None:
             f"an image of {height} x {width} pixels is too narrow for this network, which would be "
             f"fed {size[0]} x {size[1]}: crop or pad it"
         )
+
+
+def by_size(
+    sources: Sequence[ImageLike], batch_size: int
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Images of equal size, with their places in the list; few are in memory at a time."""
+    waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}
+    for index, source in enumerate(sources):
+        image = read_image(source)
+        indices, images = waiting.setdefault(image.shape, ([], []))
+        indices.append(index)
+        images.append(image)
+        if len(images) == batch_size:
+            yield waiting.pop(image.shape)
+    yield from waiting.values()
 
 
 def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:

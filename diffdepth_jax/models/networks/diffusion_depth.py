@@ -202,17 +202,41 @@ class DiffusionDepth(nn.Module, Recalibrates):
             train: use the batch's statistics and drop paths.
             num_inference_steps, key: see `sample`.
         """
-        height, width = image.shape[1:3]
         expected = self.latent_shape(image.shape)
         if noise.shape != expected:
             raise ValueError(f"noise for an image {image.shape} must be {expected}: {noise.shape}")
-        # Where the codec halves an odd side, its decoder returns one pixel too many.
-        condition = self.encode_image(pad_to_multiple(image, self.config.codec.factor), train)
-        latent = self.sample(condition, noise, num_inference_steps, key=key)
-        depth = self.decode_latent(latent, train)[:, :height, :width]
+        depth = self.depth_from_noise(
+            self.condition(image, train),
+            noise,
+            image.shape[1:3],
+            train,
+            num_inference_steps,
+            key=key,
+        )
         if self.is_initializing():  # the one part that inference does without
             self.encode_depth(depth)
         return depth
+
+    def condition(
+        self, image: Float[Array, "b h w 3"], train: bool = False
+    ) -> Float[Array, "b h2 w2 c"]:
+        """`encode_image` of an image of any size, for `depth_from_noise`."""
+        # Where the codec halves an odd side, its decoder returns one pixel too many.
+        return self.encode_image(pad_to_multiple(image, self.config.codec.factor), train)
+
+    def depth_from_noise(
+        self,
+        condition: Float[Array, "b h2 w2 c"],
+        noise: Float[Array, "b h3 w3 d"],
+        size: tuple[int, int],
+        train: bool = False,
+        num_inference_steps: int | None = None,
+        *,
+        key: Key[Array, "*keys"] | None = None,
+    ) -> Float[Array, "b h w 1"]:
+        """Noise to depth of an image of `size` whose `condition` is known; arguments as there."""
+        latent = self.sample(condition, noise, num_inference_steps, key=key)
+        return self.decode_latent(latent, train)[:, : size[0], : size[1]]
 
     def encode_image(
         self, image: Float[Array, "b h w 3"], train: bool = False

@@ -147,6 +147,23 @@ class Denoises:
         """Normalised image to condition."""
         raise NotImplementedError
 
+    def condition(self, image: Any, train: bool = False) -> Any:
+        """`encode_image` of an image of any size, for `depth_from_noise`."""
+        raise NotImplementedError
+
+    def depth_from_noise(
+        self,
+        condition: Any,
+        noise: Any,
+        size: tuple[int, int],
+        train: bool = False,
+        num_inference_steps: int | None = None,
+        *,
+        key: Any = None,
+    ) -> Any:
+        """Noise to depth of an image of `size` whose `condition` is known: with that, the call."""
+        raise NotImplementedError
+
     def sample(self, condition: Any, noise: Any, num_inference_steps: int | None = None) -> Any:
         """Noise to latent under a condition."""
         raise NotImplementedError

@@ -1,0 +1,178 @@
+"""Drawing: noise, its way through the steps, and several samples of one image together."""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.ops import random
+
+# A map, or several as `DepthModel.predict` returns them.
+Maps = np.ndarray | list[np.ndarray]
+
+
+class Sampled(NamedTuple):
+    """Several samples of an image, pixel by pixel; of several images as `predict` returns those.
+
+    Attributes:
+        mean: of the samples, in their unit.
+        spread: their standard deviation (of n samples, over n - 1), in the same unit.
+    """
+
+    mean: Maps
+    spread: Maps
+
+
+def sample_seeds(seed: int, num_samples: int) -> list[int]:
+    """The seeds of several samples; those of fewer samples are the first of them."""
+    return np.random.SeedSequence(seed).generate_state(num_samples, np.uint32).tolist()
+
+
+def check_number(num_samples: int) -> None:
+    """Refuses, by a ConfigError, a number of samples that has no spread."""
+    if num_samples < 2:
+        raise ConfigError(
+            f"num_samples is {num_samples}; a spread needs at least 2 (leave it out for a single "
+            "prediction)"
+        )
+
+
+def draw(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image: Float[np.ndarray, "b h w 3"],
+    seeds: list[int],
+    *,
+    batch_size: int,
+    num_inference_steps: int | None,
+    mirrored_too: bool,
+) -> Iterator[Float[np.ndarray, "m h w"]]:
+    """The network's result for each seed, as if it were drawn alone from that seed.
+
+    Images are encoded once. Then at most `batch_size` results, and all of one seed, are computed at
+    a time, always as many, so that one program serves all.
+
+    Args:
+        model: a network that draws noise.
+        image: of one size, as the network is fed them.
+        seeds: of the samples; all images of a sample start from the same noise.
+        batch_size: at least the number of images.
+        mirrored_too: also of the mirrored images, from the same noise; they come after the others,
+            mirrored back.
+
+    Yields:
+        For each seed the maps of all images (and then of all mirrored ones).
+    """
+    count = len(image)
+    rounds = -(-len(seeds) // max(batch_size // count, 1))
+    at_once = -(-len(seeds) // rounds)
+    shape = model.latent_shape((1, *image.shape[1:]))[1:]
+    conditions = _conditions(model, variables, image, mirrored_too)
+    for start in range(0, len(seeds), at_once):
+        drawn = seeds[start : start + at_once]
+        padded = drawn + drawn[-1:] * (at_once - len(drawn))
+        keys = jnp.stack([jax.random.key(seed) for seed in padded])
+        noise = jnp.concatenate([random.normal(key, (1, *shape)) for key in keys])
+        maps = _of_noise(
+            model, variables, conditions, noise, keys, num_inference_steps, image.shape
+        )
+        yield from np.asarray(maps)[: len(drawn)]
+
+
+def checked_noise(noise: Any, shape: tuple[int, ...], size: tuple[int, int]) -> np.ndarray:
+    """The initial latent of one image, of `shape` without its first axis."""
+    noise = np.asarray(noise, np.float32)
+    if noise.shape not in (shape, shape[1:]):
+        raise ValueError(
+            f"noise has shape {noise.shape}; an image of {size} pixels needs {shape[1:]}"
+        )
+    return noise.reshape(shape[1:])
+
+
+class Moments:
+    """Mean and standard deviation of arrays that come one by one, in float64 (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self._count, self._mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, array: np.ndarray) -> None:
+        self._count += 1
+        difference = array.astype(np.float64) - self._mean
+        self._mean = self._mean + difference / self._count
+        self._squares = self._squares + difference * (array - self._mean)
+
+    def result(self) -> Sampled:
+        """Float32, of two arrays or more."""
+        spread = np.sqrt(self._squares / (self._count - 1))
+        return Sampled(self._mean.astype(np.float32), spread.astype(np.float32))
+
+
+@partial(jax.jit, static_argnums=(0, 5))
+def decode_trajectory(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image: Float[Array, "1 h w 3"],
+    noise: Float[Array, "1 h2 w2 d"],
+    key: Array,
+    num_inference_steps: int | None,
+) -> Float[Array, "n h w"]:
+    """Depth decoded from the latent after every denoising step."""
+    condition = model.apply(variables, image, method="encode_image")
+    _, latents = model.apply(
+        variables,
+        condition,
+        noise,
+        num_inference_steps,
+        key=key,
+        return_trajectory=True,
+        method="sample",
+    )
+    return model.apply(variables, latents[:, 0], method="decode_latent")[..., 0]
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _conditions(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image: Float[Array, "b h w 3"],
+    mirrored_too: bool,
+) -> Float[Array, "m b h2 w2 c"]:
+    images = jnp.stack([image, image[:, :, ::-1]] if mirrored_too else [image])
+    return jax.lax.map(lambda each: model.apply(variables, each, method="condition"), images)
+
+
+@partial(jax.jit, static_argnums=(0, 5, 6))
+def _of_noise(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    conditions: Float[Array, "m b h2 w2 c"],
+    noise: Float[Array, "n h3 w3 d"],
+    keys: Key[Array, " n"],
+    num_inference_steps: int | None,
+    image_shape: tuple[int, ...],
+) -> Float[Array, "n mb h w"]:
+    count, samples = conditions.shape[1], len(noise)
+
+    def depth(condition: Float[Array, "b h2 w2 c"]) -> Float[Array, "nb h w"]:
+        return model.apply(
+            variables,
+            jnp.tile(condition, (samples, 1, 1, 1)),
+            jnp.repeat(noise, count, axis=0),
+            image_shape[1:3],
+            num_inference_steps=num_inference_steps,
+            key=jnp.repeat(keys, count),
+            method="depth_from_noise",
+        )[..., 0]
+
+    # One after the other, so that `batch_size` bounds the memory.
+    maps = jax.lax.map(depth, conditions)
+    maps = maps.reshape(-1, samples, count, *maps.shape[2:])
+    if len(conditions) == 2:
+        maps = jnp.stack([maps[0], maps[1][..., ::-1]])
+    return jnp.swapaxes(maps, 0, 1).reshape(samples, -1, *maps.shape[3:])
