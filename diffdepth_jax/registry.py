@@ -49,6 +49,7 @@ MODULES: dict[str, dict[str, str]] = {
         "mapillary": "diffdepth_jax.data.sources.mapillary",
         "robotcar": "diffdepth_jax.data.sources.robotcar",
         "tfds": "diffdepth_jax.data.sources.tfds",
+        "mixture": "diffdepth_jax.data.sources.mixture",
     },
     "objective": {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",

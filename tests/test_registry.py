@@ -20,7 +20,7 @@ def test_every_registered_file_offers_what_its_kind_promises(kind):
     promised = {
         "network": (),  # see tests/models/networks/test_contract.py
         "encoder": (),  # see tests/models/encoders/test_contract.py
-        "source": ("source", "DEPTH_RANGE"),
+        "source": ("Config", "build", "DEPTH_RANGE"),  # see tests/data/sources/test_contract.py
         "objective": ("Config", "build"),
         "backend": ("Config", "CONDITIONS", "USES_PROMPTS", "title", "open"),
     }[kind]

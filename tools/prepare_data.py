@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [name for name in registry.names("source") if name != "tfds"]
+    names = [name for name in registry.names("source") if name not in ("tfds", "mixture")]
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--output", required=True, help="the folder to write into")
     parser.add_argument("--frames_per_file", type=int, default=1000)

@@ -10,7 +10,6 @@ import fractions
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +17,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from diffdepth_jax import registry
 from diffdepth_jax.config import choice
 from diffdepth_jax.data.listing import Frame
-from diffdepth_jax.data.sources import Sample, Source
+from diffdepth_jax.data.sources import Sample, Source, build_source
 from diffdepth_jax.data.transforms import Augmentation, augment
 from diffdepth_jax.errors import ConfigError, DataError, FileError
 from diffdepth_jax.typing import Batch, InputSpec, OnError
@@ -69,19 +67,6 @@ class DataConfig:
                 f"num_workers is {self.num_workers} and num_threads {self.num_threads}; at least 0 "
                 "workers and 1 thread are needed"
             )
-
-
-def build_source(config: Any, on_error: OnError = "raise") -> Source:
-    """Opens the source that a source config (`kitti.Config`, `nyu.Config`) describes.
-
-    In its folders, the fields called `root` and `*_root`, a leading ~ is the user's home. Where
-    frames that cannot be read are to be skipped, missing files are not looked for beforehand.
-    """
-    changes = {name: path for name, path in vars(config).items() if name.endswith("root") and path}
-    changes = {name: os.path.expanduser(path) for name, path in changes.items()}
-    if on_error == "skip":
-        changes["check_files"] = False
-    return registry.module("source", config.name).build(dataclasses.replace(config, **changes))
 
 
 def evaluation_samples(
@@ -147,15 +132,17 @@ def train_iterator(
             "it must be a positive multiple of their number"
         )
     source = build_source(config.source, on_error)
+    examples = getattr(source, "examples", (0,))  # a mixture has several kinds of samples
     if config.cache:
         source = _Cached(source)
     if on_error == "skip":
         source = _Replacing(source)
     prepare = _Prepare(config, input_spec, clean_images)
     # One frame now: what is wrong with all of them is told before anything is compiled.
-    first = source[0]
+    first = [source[index] for index in examples]
     _check_labels(config, clean_images, first)
-    prepare(first, np.random.default_rng(seed))
+    for sample in first:
+        prepare(sample, np.random.default_rng(seed))
     samples = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if config.clean_share:
         samples = samples.map_with_index(_CleanShare(config.clean_share))
@@ -245,15 +232,25 @@ class TrainIterator(Iterator[Batch]):
         return iter(dataset)
 
 
-def _check_labels(config: DataConfig, clean_images: bool, sample: Sample) -> None:
-    """Refuses what the samples of a source, of which this is one, cannot give."""
-    if (clean_images or config.clean_share) and "clean_image" not in sample:
-        why = "a teacher is to look at" if clean_images else f"clean_share={config.clean_share} of"
+def _check_labels(config: DataConfig, clean_images: bool, samples: Sequence[Sample]) -> None:
+    """Refuses what the samples of a source, of which these are examples, cannot give."""
+    for sample in samples:
+        if (clean_images or config.clean_share) and "clean_image" not in sample:
+            why = "" if clean_images else f" (clean_share is {config.clean_share})"
+            raise ConfigError(
+                f"{sample['id']} of the source {config.source.name!r} has no clean image, which is "
+                f"asked for{why}: name a source of pairs, such as 'adverse'; in a mixture, say of "
+                "a part of clean images clean=True"
+            )
+    relative = [sample for sample in samples if "relative_disparity" in sample]
+    if 0 < len(relative) < len(samples):
+        metric = next(sample for sample in samples if "relative_disparity" not in sample)
         raise ConfigError(
-            f"the source {config.source.name!r} has no clean images, {why} them: name one that has "
-            "pairs, such as 'adverse'"
+            f"the label of {relative[0]['id']} is relative disparity, that of {metric['id']} is "
+            "metric depth: no loss compares both with one network; leave one out, or take "
+            "clean_share of the pairs in place of clean frames"
         )
-    if config.depth_range and "relative_disparity" in sample:
+    if config.depth_range and relative:
         raise ConfigError(
             f"depth_range is {config.depth_range} metres, but the labels of the source "
             f"{config.source.name!r} are relative disparity: leave it out"

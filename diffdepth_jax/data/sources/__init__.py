@@ -1,8 +1,16 @@
-"""One file per data set; each offers `Config`, `source(split, root, ...)` and `DEPTH_RANGE`."""
+"""One file per data set; each offers `Config`, `build`, `source(split, root, ...)`, `DEPTH_RANGE`.
 
-from typing import NotRequired, Protocol, TypedDict
+`mixture` is several of them as one, and has no `source`.
+"""
+
+import dataclasses
+import os
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
+
+from diffdepth_jax import registry
+from diffdepth_jax.typing import OnError
 
 
 class Sample(TypedDict):
@@ -51,3 +59,16 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+
+def build_source(config: Any, on_error: OnError = "raise") -> Source:
+    """Opens the source that a source config (`kitti.Config`, `nyu.Config`) describes.
+
+    In its folders, the fields called `root` and `*_root`, a leading ~ is the user's home. Where
+    frames that cannot be read are to be skipped, missing files are not looked for beforehand.
+    """
+    changes = {name: path for name, path in vars(config).items() if name.endswith("root") and path}
+    changes = {name: os.path.expanduser(path) for name, path in changes.items()}
+    if on_error == "skip":
+        changes["check_files"] = False
+    return registry.module("source", config.name).build(dataclasses.replace(config, **changes))

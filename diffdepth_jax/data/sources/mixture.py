@@ -1,0 +1,167 @@
+"""Several sources as one, each with its share: rendered pairs, physical pairs, clear frames.
+
+    config.data.train.source = {
+        "name": "mixture",
+        "parts": {
+            "rendered": {"source": {"name": "adverse", "root": "runs/rendered"}, "weight": 2.0},
+            "physical": {"source": {"name": "adverse", "root": "runs/physical"}, "weight": 1.0},
+            "clear": {"source": {"name": "kitti"}, "weight": 1.0, "clean": True},
+        },
+    }
+
+An epoch has every frame of every part at least once; parts whose weight asks for more of them than
+they have come again, each frame as often as the others or once more. What comes once more is drawn
+by the seed. All parts have labels of one kind: metric depth, or relative disparity.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from diffdepth_jax.config import choice
+from diffdepth_jax.data.listing import Frame
+from diffdepth_jax.data.sources import Sample, Source, build_source
+
+DEPTH_RANGE = (1e-3, 80.0)  # metres; those of the parts may be others
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One source of several.
+
+    Attributes:
+      source: `name` and the fields of that source's `Config`.
+      weight: of the samples, so many come from here in relation to the other parts' weights; None,
+        then in all parts, for as many as it has.
+      clean: its images are clean ones: each is also its own `clean_image`, as pairs have one.
+    """
+
+    source: Any = choice("source")
+    weight: float | None = None
+    clean: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weight is not None and not 0 < self.weight < math.inf:
+            raise ValueError(f"weight is {self.weight}; it must be positive: leave the part out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which sources, and how much of each.
+
+    Attributes:
+      parts: by names of your own, which ids begin with.
+      seed: decides which frames come once more than others of their part.
+      check_files: look for missing files at once; otherwise each is missed when it is read.
+    """
+
+    name: Literal["mixture"] = "mixture"
+    parts: dict[str, Part] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    check_files: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts is empty: name at least one source")
+        for name in self.parts:
+            if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+                raise ValueError(
+                    f"parts has {name!r}, which ids, and so file names, begin with: use letters, "
+                    "digits, -, _ and ."
+                )
+        weighted = [name for name, part in self.parts.items() if part.weight is not None]
+        if weighted and len(weighted) < len(self.parts):
+            absent = next(name for name in self.parts if name not in weighted)
+            raise ValueError(f"parts[{absent!r}] has no weight, others have: weigh all or none")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative")
+
+
+def build(config: Config) -> "Mixture":
+    """Opens all parts; errors are theirs."""
+    on_error = "raise" if config.check_files else "skip"
+    sources = {name: build_source(part.source, on_error) for name, part in config.parts.items()}
+    return Mixture(config, sources)
+
+
+class Mixture:
+    """The samples of all parts, part after part.
+
+    Attributes:
+      counts: how many samples of an epoch come from each part.
+      examples: the index of the first sample of each part.
+    """
+
+    def __init__(self, config: Config, sources: dict[str, Source]):
+        self._names = tuple(sources)
+        self._sources = tuple(sources.values())
+        self._clean = tuple(part.clean for part in config.parts.values())
+        sizes = np.array([len(source) for source in self._sources])
+        weights = np.array([part.weight or 0.0 for part in config.parts.values()])
+        if not weights.any():
+            weights = sizes.astype(np.float64)
+        # As many as make the scarcest part come whole, and so the others at least whole.
+        counts = np.rint(weights * (sizes / weights).max()).astype(int)
+        self.counts = dict(zip(self._names, counts.tolist(), strict=True))
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self.examples = tuple(self._starts[:-1].tolist())
+        self._more = [
+            np.random.default_rng([config.seed, place]).permutation(size)[: count % size]
+            for place, (size, count) in enumerate(zip(sizes, counts, strict=True))
+        ]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> Sample:
+        part, place, copy = self._place(index)
+        sample = self._sources[part][place]
+        if self._clean[part]:
+            sample = {**sample, "clean_image": sample["image"]}
+        return {**sample, "id": self._id(part, sample["id"], copy)}
+
+    @property
+    def frames(self) -> Sequence[Frame]:
+        """The files of all samples; empty where a part does not list its own."""
+        listed = all(getattr(source, "frames", ()) for source in self._sources)
+        return _Frames(self) if listed else ()
+
+    def frame(self, index: int) -> Frame:
+        """The files of a sample."""
+        part, place, copy = self._place(index)
+        frame = self._sources[part].frames[place]
+        return dataclasses.replace(frame, id=self._id(part, frame.id, copy))
+
+    def _place(self, index: int) -> tuple[int, int, int]:
+        """Of which part a sample is, which of its frames, and how often that came before."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        within, size = index - int(self._starts[part]), len(self._sources[part])
+        copy = within // size
+        whole = copy < self._counts(part) // size
+        place = within % size if whole else int(self._more[part][within % size])
+        return part, place, copy
+
+    def _counts(self, part: int) -> int:
+        return int(self._starts[part + 1] - self._starts[part])
+
+    def _id(self, part: int, name: str, copy: int) -> str:
+        return f"{self._names[part]}_{name}" + (f"+{copy}" if copy else "")
+
+
+class _Frames(Sequence[Frame]):
+    """The frames of a mixture, made when they are asked for."""
+
+    def __init__(self, mixture: Mixture):
+        self._mixture = mixture
+
+    def __len__(self) -> int:
+        return len(self._mixture)
+
+    def __getitem__(self, index: int) -> Frame:
+        return self._mixture.frame(index)
