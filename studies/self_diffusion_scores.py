@@ -1,0 +1,134 @@
+"""Scores of the runs of `studies/self_diffusion.py` on the held-out streets, by exact depth."""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import self_diffusion_runs as runs
+
+from diffdepth_jax import atomic, inference
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.evaluation import boundary, metrics, uncertainty
+from diffdepth_jax.evaluation.run import baseline
+
+FILE = "scores.json"
+SAMPLES = 8
+RECALIBRATION_IMAGES = 32
+STEPS = (2, 5, 10, 15, 20)  # of the sampler, that a model of another number is tried at
+DEPTH_RANGE = (1e-3, 80.0)
+METRICS = ("abs_rel", "rmse", "silog", "delta1")
+EDGES = (
+    *("boundary_f1", "boundary_precision", "boundary_recall"),
+    *(f"boundary_f1_{ratio:.2f}" for ratio in boundary.RATIOS),
+)
+SPREAD = tuple(name for name in uncertainty.METRICS if name != "ause")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How a trained network is asked.
+
+    Attributes:
+        steps: of the sampler; None for the number that it was trained with.
+        recalibrated: with batch statistics of that number of steps.
+        samples: that are averaged.
+        flip_tta: averaged with the mirrored image's.
+    """
+
+    steps: int | None = None
+    recalibrated: bool = False
+    samples: int = 1
+    flip_tta: bool = False
+
+
+def settings(training: runs.Training, model: inference.DepthModel) -> Iterator[Setting]:
+    """All that a training's network is scored by."""
+    yield Setting()
+    yield Setting(flip_tta=True)
+    if not model.denoises:
+        return
+    yield Setting(samples=SAMPLES)
+    if training.method in ("self", "self_10", "self_20") and training.depth == "dense":
+        for steps in STEPS:
+            if steps != model.model.num_inference_steps:
+                yield Setting(steps)
+                yield Setting(steps, recalibrated=True)
+
+
+def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
+    """A row for each setting, kept beside the run; made anew only where they are missing."""
+    path = workdir / training.name
+    if (path / FILE).exists():
+        return json.loads((path / FILE).read_text())
+    record = json.loads((path / runs.RECORD).read_text())
+    model = inference.load(path)
+    rows = []
+    for setting in settings(training, model):
+        row = record | dataclasses.asdict(setting) | score_setting(model, setting)
+        row["steps"] = setting.steps or getattr(model.model, "num_inference_steps", None)
+        rows.append(row)
+    atomic.write_text(path / FILE, json.dumps(rows))
+    return rows
+
+
+def score_setting(model: inference.DepthModel, setting: Setting) -> dict[str, Any]:
+    """Mean metrics over the held-out frames, what a prediction cost, and sparsification curves."""
+    if setting.recalibrated:
+        model = model.recalibrate(_training_images(), setting.steps)
+    options = {"num_inference_steps": setting.steps, "flip_tta": setting.flip_tta}
+    if setting.samples > 1:
+        options["num_samples"] = setting.samples
+    images = [sample["image"] for sample in held_out()]
+    model.predict(images[:1], **options)
+    start = time.process_time()
+    predictions = model.predict(images, **options)
+    cost = (time.process_time() - start) / len(images)
+    spreads = None
+    if setting.samples > 1:
+        predictions, spreads = predictions
+    return {"predict_ms": round(1000 * cost, 1)} | mean_scores(predictions, spreads)
+
+
+def mean_scores(
+    predictions: list[np.ndarray], spreads: list[np.ndarray] | None = None
+) -> dict[str, Any]:
+    """Means over the held-out frames of what each frame has."""
+    found: dict[str, list[Any]] = {}
+    for index, (sample, prediction) in enumerate(zip(held_out(), predictions, strict=True)):
+        target = sample["depth"]
+        valid_mask = metrics.valid_pixels(target, *DEPTH_RANGE)
+        prediction = metrics.clip(prediction, *DEPTH_RANGE)
+        scores: dict[str, Any] = metrics.compute(prediction, target, valid_mask, METRICS)
+        edges = boundary.compute(prediction, target, valid_mask)
+        scores |= {name: edges[name] for name in EDGES if name in edges}
+        if spreads is not None:
+            judged = uncertainty.compute(spreads[index], prediction, target, valid_mask)
+            scores |= {name: judged.metrics[name] for name in SPREAD if name in judged.metrics}
+            scores |= {f"curve_{name}": curve for name, curve in judged.curves.items()}
+        for name, value in scores.items():
+            found.setdefault(name, []).append(value)
+    return {name: np.mean(values, 0).tolist() for name, values in found.items()}
+
+
+def baseline_scores() -> dict[str, Any]:
+    """Of the training frames' median depth map, the best constant prediction."""
+    training = runs.Training("regression", "dense", 0).experiment()
+    return mean_scores([baseline.of_training(training.data)] * len(held_out()))
+
+
+@functools.cache
+def held_out() -> list[Mapping[str, Any]]:
+    data = runs.Training("regression", "dense", 0).experiment().data
+    return list(pipeline.evaluation_samples(data.evaluation))
+
+
+@functools.cache
+def _training_images() -> list[np.ndarray]:
+    data = runs.Training("regression", "dense", 0).experiment().data
+    samples = pipeline.evaluation_samples(data.train.source, RECALIBRATION_IMAGES)
+    return [sample["image"] for sample in samples]
