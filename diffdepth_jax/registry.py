@@ -55,6 +55,9 @@ MODULES: dict[str, dict[str, str]] = {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",
         "ground_truth_diffusion": "diffdepth_jax.training.objectives.ground_truth_diffusion",
         "pixel": "diffdepth_jax.training.objectives.pixel",
+        "metric": "diffdepth_jax.training.objectives.metric",
+        "ssi": "diffdepth_jax.training.objectives.ssi",
+        "md4all": "diffdepth_jax.training.objectives.md4all",
     },
     "backend": {
         "diffusers": "diffdepth_jax.adverse.backends.diffusers",

@@ -5,13 +5,23 @@ the prediction too, so that neither the loss nor its gradient sees them. An imag
 pixel gives 0 and no gradient.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from diffdepth_jax.ops.order_statistics import masked_median, weights_of_smallest
+
 Depth = Float[Array, "b h w 1"]
 Mask = Bool[Array, "b h w 1"]
+
+# How a prediction is brought to a label's scale and shift: both to median 0 and mean absolute
+# deviation 1, with or without the largest residuals, or the prediction by least squares.
+SsiForm = Literal["median", "trimmed", "least_squares"]
+
+_AXES = (1, 2, 3)
+# Of the largest magnitude: a mean deviation below this is rounding.
+_FLAT = 1e-6
 
 
 def l1(
@@ -57,9 +67,8 @@ def silog(
         ddof: 0 for the biased variance, 1 for the unbiased one.
         reduction: "image" for one value per image [b]; "batch" pools all pixels to one scalar.
     """
-    log_prediction = jnp.log(jnp.maximum(jnp.where(valid_mask, prediction, 1.0), 0.0) + offset)
-    log_target = jnp.log(jnp.where(valid_mask, target, 1.0) + offset)
-    axes = (1, 2, 3) if reduction == "image" else (0, 1, 2, 3)
+    log_prediction, log_target = _logs(prediction, target, valid_mask, offset)
+    axes = _AXES if reduction == "image" else (0, 1, 2, 3)
     error = jnp.where(valid_mask, log_prediction - log_target, 0.0)
     count = jnp.sum(valid_mask, axes, keepdims=True).astype(error.dtype)
     mean = jnp.sum(error, axes, keepdims=True) / jnp.maximum(count, 1.0)
@@ -71,6 +80,155 @@ def silog(
     return scale * jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
+def log_l1(
+    prediction: Depth, target: Depth, valid_mask: Mask, *, offset: float = 1e-3
+) -> Float[Array, " b"]:
+    """Mean absolute error of log(depth + offset), about the relative error.
+
+    Args:
+        prediction, target: metres; negative predictions count as 0.
+        valid_mask: targets must not be negative there.
+        offset: metres.
+    """
+    log_prediction, log_target = _logs(prediction, target, valid_mask, offset)
+    return _masked_mean(jnp.abs(log_prediction - log_target), valid_mask)
+
+
+def relative_l1(prediction: Depth, target: Depth, valid_mask: Mask) -> Float[Array, " b"]:
+    """Mean of |prediction - target| / prediction (md4all `abs_rel`, of inverse depths).
+
+    The gradient goes through the denominator, too, as published.
+
+    Args:
+        prediction: positive where valid.
+        target: in the same unit.
+        valid_mask: which pixels count.
+    """
+    prediction = jnp.where(valid_mask, prediction, 1.0)
+    target = jnp.where(valid_mask, target, 1.0)
+    return _masked_mean(jnp.abs(prediction - target) / prediction, valid_mask)
+
+
+class AlignedResidual(NamedTuple):
+    """What is left of a prediction's error when scale and shift are taken out.
+
+    Attributes:
+        residual: [b, h, w, 1], prediction - target; 0 outside the mask and in an image of which
+            nothing can be learnt.
+        flat_label: [b], whether the label's deviation is zero (up to rounding), or no pixel is
+            valid: such a label has no scale, and the image's residual is 0.
+        flat_prediction: [b], the same of the prediction. It counts as its mean or median
+            everywhere, and gets no gradient: any would be infinite.
+    """
+
+    residual: Depth
+    flat_label: Bool[Array, " b"]
+    flat_prediction: Bool[Array, " b"]
+
+
+def aligned_residual(
+    prediction: Depth, target: Depth, valid_mask: Mask, *, form: SsiForm = "median"
+) -> AlignedResidual:
+    """The residual that is invariant to the prediction's scale and shift in each image.
+
+    Scale and shift are those of the valid pixels alone, and gradients flow through them (Ranftl et
+    al. 2020, arXiv:1907.01341, section 5).
+
+    Args:
+        prediction, target: both depth or both inverse depth; any unit.
+        valid_mask: which pixels count.
+        form: "median" and "trimmed": each side minus its median t, over its mean absolute deviation
+            s = mean |d - t| from it. The result does not depend on the target's unit either.
+            "least_squares": the prediction with the scale and shift that leave the smallest sum of
+            squares, in the target's unit.
+    """
+    centre = _mean if form == "least_squares" else masked_median
+    prediction, deviation, usable = _centred(prediction, valid_mask, centre)
+    target, label_deviation, labelled = _centred(target, valid_mask, centre)
+    if form == "least_squares":
+        scale = jnp.sum(prediction * target, _AXES, keepdims=True)
+        scale /= jnp.where(usable, jnp.sum(prediction**2, _AXES, keepdims=True), 1.0)
+        prediction *= scale
+    else:
+        prediction /= jnp.where(usable, deviation, 1.0)
+        target /= jnp.where(labelled, label_deviation, 1.0)
+    residual = jnp.where(usable, prediction, 0.0) - target
+    residual = jnp.where(valid_mask & labelled, residual, 0.0)
+    return AlignedResidual(residual, ~labelled[:, 0, 0, 0], ~usable[:, 0, 0, 0])
+
+
+def ssi(
+    residual: Depth, valid_mask: Mask, *, form: SsiForm = "median", trim: float = 0.2
+) -> Float[Array, " b"]:
+    """Scale- and shift-invariant loss of a residual of `aligned_residual`, in the same form.
+
+    "median": 1/(2M) sum |r| over the M valid pixels (L_ssimae of Ranftl et al. 2020, section 5; the
+    form of Tosi et al. 2024, arXiv:2407.16698). "trimmed": the same without the largest residuals,
+    still over 2M (L_ssitrim). "least_squares": 1/(2M) sum r^2 (L_ssimse).
+
+    Args:
+        residual: 0 where not valid.
+        valid_mask: which pixels count.
+        form: see above.
+        trim: share of the pixels, those of the largest residuals, that "trimmed" leaves out; of M
+            pixels floor((1 - trim) * M) stay.
+    """
+    errors = residual**2 if form == "least_squares" else jnp.abs(residual)
+    if form == "trimmed":
+        errors *= weights_of_smallest(errors, valid_mask, 1.0 - trim)
+    return 0.5 * _masked_mean(errors, valid_mask)
+
+
+def multi_scale_gradient(
+    residual: Depth, valid_mask: Mask, *, num_scales: int = 4
+) -> Float[Array, " b"]:
+    """Differences of neighbouring residuals, so that edges lie where the label's do.
+
+    The sum over scales of 1/M sum |R(y, x + 1) - R(y, x)| + |R(y + 1, x) - R(y, x)| over the pairs
+    of valid pixels (L_reg of Ranftl et al. 2020, section 5, after Li and Snavely 2018). Scale k
+    takes every 2^k-th row and column, and M is the number of its valid pixels, as in the authors'
+    code.
+
+    Args:
+        residual: such as that of `aligned_residual`; anything where not valid.
+        valid_mask: which pixels count.
+        num_scales: how many; the published number is 4.
+    """
+    residual = jnp.where(valid_mask, residual, 0.0)
+    total = jnp.zeros(residual.shape[0])
+    for scale in range(num_scales):
+        step = slice(None, None, 2**scale)
+        values, mask = residual[:, step, step], valid_mask[:, step, step]
+        across = jnp.abs(values[:, :, 1:] - values[:, :, :-1])
+        down = jnp.abs(values[:, 1:] - values[:, :-1])
+        count = jnp.maximum(jnp.sum(mask, _AXES), 1).astype(values.dtype)
+        for differences, pairs in (
+            (across, mask[:, :, 1:] & mask[:, :, :-1]),
+            (down, mask[:, 1:] & mask[:, :-1]),
+        ):
+            total += jnp.sum(jnp.where(pairs, differences, 0.0), _AXES) / count
+    return total
+
+
+def _logs(prediction, target, valid_mask, offset):
+    log_prediction = jnp.log(jnp.maximum(jnp.where(valid_mask, prediction, 1.0), 0.0) + offset)
+    return log_prediction, jnp.log(jnp.where(valid_mask, target, 1.0) + offset)
+
+
+def _centred(values, valid_mask, centre):
+    """Valid values less their centre, else 0; their mean deviation; whether it is one at all."""
+    values = jnp.where(valid_mask, values, 0.0)
+    largest = jnp.max(jnp.abs(values), _AXES, keepdims=True)
+    values = jnp.where(valid_mask, values - centre(values, valid_mask), 0.0)
+    deviation = _masked_mean(jnp.abs(values), valid_mask)[:, None, None, None]
+    # Also True of NaN, so that a diverged prediction shows.
+    return values, deviation, ~(deviation <= _FLAT * largest)
+
+
+def _mean(values, valid_mask):
+    return _masked_mean(values, valid_mask)[:, None, None, None]
+
+
 def _clamped_error(prediction, target, valid_mask, max_depth):
     prediction = jnp.clip(jnp.where(valid_mask, prediction, 0.0), 0.0, max_depth)
     target = jnp.clip(jnp.where(valid_mask, target, 0.0), 0.0, max_depth)
@@ -78,5 +236,5 @@ def _clamped_error(prediction, target, valid_mask, max_depth):
 
 
 def _masked_mean(values, valid_mask):
-    count = jnp.sum(valid_mask, (1, 2, 3)).astype(values.dtype)
-    return jnp.sum(jnp.where(valid_mask, values, 0.0), (1, 2, 3)) / jnp.maximum(count, 1.0)
+    count = jnp.sum(valid_mask, _AXES).astype(values.dtype)
+    return jnp.sum(jnp.where(valid_mask, values, 0.0), _AXES) / jnp.maximum(count, 1.0)

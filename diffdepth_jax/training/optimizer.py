@@ -1,13 +1,14 @@
 """The optimiser and its learning-rate schedule, built by optax from one dataclass."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import optax
 
 from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.models.encoders.encoder import layers_to_the_end
 
 _STEPS = 2**31  # are counted in int32
 
@@ -31,6 +32,10 @@ class OptimizerConfig:
             {"encoder": 0.1} (an option of the release); 1 for those that are not named. A part of
             factor 0 is frozen: it has no gradients and no optimiser state, and works as in
             inference, so that its batch statistics stay what they were.
+        layer_decay: layer-wise learning rates of the encoder, BEiT's (Bao et al. 2021,
+            arXiv:2106.08254): a layer that is n below the rest of the network is trained at
+            layer_decay^n of the rate, beside `multipliers`; see `models.encoders.encoder`'s
+            `layers_to_the_end`. 1 for the same rate everywhere.
     """
 
     name: Literal["adam", "adamw"] = "adamw"
@@ -45,6 +50,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float | None = None
     multipliers: dict[str, float] = dataclasses.field(default_factory=dict)
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
@@ -59,6 +65,8 @@ class OptimizerConfig:
             raise ValueError(f"clip_norm is {self.clip_norm}; it must be positive or None")
         if min(self.multipliers.values(), default=1.0) < 0:
             raise ValueError(f"multipliers are {self.multipliers}; they must not be negative")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0, at most 1")
         if len(self.boundaries) != len(self.factors):
             raise ValueError(
                 f"boundaries {self.boundaries} and factors {self.factors} must be equally many"
@@ -79,9 +87,10 @@ class OptimizerConfig:
         """The parts that are not trained."""
         return tuple(name for name, factor in self.multipliers.items() if factor == 0)
 
-    def check_parts(self, parts: Iterable[str]) -> None:
-        """Raises ConfigError unless all multipliers are of these parts and leave one to train."""
-        parts = sorted(parts)
+    def check_parts(self, params: Mapping[str, Any]) -> None:
+        """Raises ConfigError unless all multipliers are of parts of these params, and leave one to
+        train, and there is an encoder where its layers are to have rates of their own."""
+        parts = sorted(params)
         unknown = sorted(self.multipliers.keys() - set(parts))
         if unknown:
             raise ConfigError(
@@ -93,6 +102,14 @@ class OptimizerConfig:
                 f"optimizer.multipliers {self.multipliers} freezes all parts of the network: "
                 f"leave one to train"
             )
+        if self.layer_decay < 1:
+            path = _path_to_encoder(params)
+            if path is None or path[0] in self.frozen:
+                reason = "has no encoder" if path is None else f"has its {path[0]} frozen"
+                raise ConfigError(
+                    f"optimizer.layer_decay is {self.layer_decay}, but the network {reason}: leave "
+                    "it at 1"
+                )
 
 
 def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -133,17 +150,39 @@ def build(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
     else:
         decay = config.weight_decay
         parts.append(optax.adamw(schedule, weight_decay=decay, mask=_decayed, **adam))
-    if config.multipliers:
-        parts.append(optax.stateless(lambda updates, _: _multiplied(updates, config.multipliers)))
+    if config.multipliers or config.layer_decay < 1:
+        parts.append(optax.stateless(lambda updates, _: _multiplied(updates, config)))
     return optax.chain(*parts)
+
+
+def learning_rate_factors(config: OptimizerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """By what the learning rate of each part is multiplied: a tree like the top of `params`, down
+    to the encoder's layers where these have rates of their own."""
+    factors: dict[str, Any] = {part: config.multipliers.get(part, 1.0) for part in params}
+    path = _path_to_encoder(params)
+    if config.layer_decay == 1 or path is None:
+        return factors
+    top, *inner = path
+    encoder = params[top][inner[0]] if inner else params[top]
+    layers = {
+        part: factors[top] * config.layer_decay**count
+        for part, count in layers_to_the_end(encoder).items()
+    }
+    if inner:
+        layers = dict.fromkeys(params[top], factors[top]) | {inner[0]: layers}
+    return factors | {top: layers}
 
 
 def _decayed(params: Any) -> Any:
     return jax.tree.map(lambda array: array.ndim > 1, params)
 
 
-def _multiplied(updates: dict[str, Any], multipliers: dict[str, float]) -> dict[str, Any]:
-    return {
-        name: optax.tree.scale(multipliers.get(name, 1.0), update)
-        for name, update in updates.items()
-    }
+def _multiplied(updates: dict[str, Any], config: OptimizerConfig) -> dict[str, Any]:
+    return jax.tree.map(optax.tree.scale, learning_rate_factors(config, updates), updates)
+
+
+def _path_to_encoder(params: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Where the encoder's params are: at the top, or in the relative core of a metric network."""
+    if "encoder" in params:
+        return ("encoder",)
+    return ("core", "encoder") if "encoder" in params.get("core", ()) else None

@@ -99,9 +99,9 @@ def test_parts_that_the_network_has_not_are_refused_with_those_it_has():
     with pytest.raises(ValueError, match="names encode, but the network's parts are encoder, neck"):
         config.check_parts({"neck": 1, "encoder": 2})
     with pytest.raises(ValueError, match="freezes all parts"):
-        OptimizerConfig(multipliers={"neck": 0.0}).check_parts(["neck"])
+        OptimizerConfig(multipliers={"neck": 0.0}).check_parts({"neck": 1})
     config = OptimizerConfig(multipliers={"encoder": 0.0, "neck": 0.5})
-    config.check_parts(["neck", "encoder", "codec"])
+    config.check_parts({"neck": 1, "encoder": 2, "codec": 3})
     assert config.frozen == ("encoder",)
 
 

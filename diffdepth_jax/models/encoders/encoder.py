@@ -1,6 +1,7 @@
 """The contract of encoders: what every file beside this one offers."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -110,3 +111,39 @@ class OfPatches(HasClassTokens):
 def multiple(config: EncoderConfig) -> int:
     """Of how many pixels the sides of images are best multiples."""
     return config.patch_size if isinstance(config, OfPatches) else 1
+
+
+def layers_to_the_end(parts: Iterable[str]) -> dict[str, int]:
+    """For layer-wise learning rates: how many layers below the rest of the network each part is.
+
+    Every encoder names its parts alike. Norms of the results have 0, as the rest of the network
+    has, the last block has 1, the block before it 2, and so on. Downsampling is part of the last
+    block of its stage, and a stage of parallel paths is one block. What comes before the blocks has
+    one more than the first of them, and so have a transformer's embeddings (the rule of BEiT's
+    fine-tuning, Bao et al. 2021, arXiv:2106.08254).
+
+    Args:
+        parts: the names at the top of the encoder's params, such as "stage0_block1".
+    """
+    parts = list(parts)
+    places: dict[str, tuple[int, int]] = {}  # stage and block
+    for part in parts:
+        if found := re.fullmatch(r"(?:stage|layer)(\d+)_block(\d+)", part):
+            places[part] = (int(found[1]), int(found[2]))
+        elif found := re.fullmatch(r"block(\d+)", part):
+            places[part] = (len(parts), int(found[1]))  # after all stages
+    blocks = dict(sorted(places.values()))  # the last block of each stage
+    for part in parts:
+        if part not in places and (found := re.match(r"stage(\d+)_", part)):
+            stage = int(found[1])
+            places[part] = (stage, blocks.get(stage, 0))
+    order = sorted(set(places.values()), reverse=True)
+    first = len(order) + 1
+    return {
+        part: order.index(places[part]) + 1
+        if part in places
+        else 0
+        if re.fullmatch(r"norm\d*", part)
+        else first
+        for part in parts
+    }

@@ -8,7 +8,7 @@ own weights are right up to a factor (of 5.4 where they were trained on stereo p
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ from diffdepth_jax.models.layers import Conv
 from diffdepth_jax.models.networks.network import (
     HasEncoder,
     NetworkConfig,
+    PredictsScales,
     Published,
     Variants,
     encoder_variant,
@@ -124,7 +125,7 @@ def _variant(encoder: str) -> Config:
 VARIANTS = Variants({"res18": lambda: _variant("18"), "res50": lambda: _variant("50")})
 
 
-class Monodepth2(nn.Module):
+class Monodepth2(nn.Module, PredictsScales):
     """The network; images come normalised by the config's `input_spec`, depth is float32.
 
     Attributes:
@@ -133,6 +134,8 @@ class Monodepth2(nn.Module):
         frozen: parts ("encoder", "decoder") that are not trained: they work as in inference in
             training too.
     """
+
+    num_scales: ClassVar[int] = _SCALES
 
     config: Config
     dtype: Any = jnp.float32

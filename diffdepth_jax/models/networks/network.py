@@ -4,16 +4,17 @@ A network is a file. `Network` lists what it offers, `of` finds it by a config. 
 networks can do is a class that their module or their config inherits from, and callers ask
 `isinstance`:
 
-    Denoises      module   turns noise into a latent under a condition, in steps
-    Recalibrates  module   its decoder's statistics belong to a number of denoising steps
-    JudgesBatch   module   an image's result depends on the others of its batch
-    HasEncoder    config   has an encoder that pretrained weights can fill
-    Published     config   has the names of a publication: its weights can be exported
+    Denoises        module   turns noise into a latent under a condition, in steps
+    Recalibrates    module   its decoder's statistics belong to a number of denoising steps
+    JudgesBatch     module   an image's result depends on the others of its batch
+    PredictsScales  module   gives inverse depth at several scales
+    HasEncoder      config   has an encoder that pretrained weights can fill
+    Published       config   has the names of a publication: its weights can be exported
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
 
@@ -189,6 +190,21 @@ class Recalibrates(Denoises):
 class JudgesBatch:
     """Capability of a module: it decides something for the batch as a whole, so that an image's
     result depends on the others of its batch."""
+
+
+class PredictsScales:
+    """Capability of a module: it gives inverse depth at several scales, as losses of training want
+    it.
+
+    Attributes:
+        num_scales: how many; each has half of the sides of the one before.
+    """
+
+    num_scales: ClassVar[int]
+
+    def inverse_depths(self, image: Any, train: bool = False) -> tuple[Any, ...]:
+        """Normalised image to 1 / depth in 1/m, at the image's size first."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

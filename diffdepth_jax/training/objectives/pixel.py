@@ -1,7 +1,7 @@
 """Losses of the depth itself, for networks that map an image straight to metric depth.
 
-What they have in common with self-diffusion is here: the pixel terms, their weights, and what
-counts as measured.
+What other objectives have in common with it is here: the forward pass, the pixel terms, their
+weights, what counts as measured, and which networks they are for.
 """
 
 import dataclasses
@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import losses
+from diffdepth_jax.typing import Output
 
 # Depths up to here count as "not measured", as in DiffusionDepth's release.
 MIN_DEPTH = 1e-4
@@ -97,35 +98,85 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
     Raises:
-        ConfigError: for a model that starts from noise.
+        ConfigError: for a model that starts from noise, or whose results are not in metres.
     """
-    if isinstance(model, Denoises):
-        raise ConfigError(
-            f"the objective 'pixel' is for networks that map an image to depth; "
-            f"{model.config.name!r} starts from noise: use 'self_diffusion'"
-        )
+    check_network("pixel", model, "metric_depth")
 
     def loss_function(params, batch_stats, batch, key, step):
-        depth, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"drop_path": key},
-        )
+        depth, batch_stats = forward(model, params, batch_stats, batch["image"], key)
         target, valid_mask = ground_truth(batch)
         terms = pixel_terms(config, depth, target, valid_mask)
         scalars = terms | depth_scalars(depth, valid_mask)
-        loss = weighted_sum(config, terms, step, num_steps)
-        return loss, Aux(scalars, updated.get("batch_stats", {}))
+        return weighted_sum(config, terms, step, num_steps), Aux(scalars, batch_stats)
 
     return loss_function
+
+
+def check_network(objective: str, model: nn.Module, output: Output | None = None) -> None:
+    """Refuses what an objective is not for.
+
+    Args:
+        objective: its name.
+        model: the network's module.
+        output: what the network's numbers must mean; None where both will do.
+
+    Raises:
+        ConfigError: for a model that starts from noise, or of another output.
+    """
+    name = model.config.name
+    if isinstance(model, Denoises):
+        raise ConfigError(
+            f"the objective {objective!r} is for networks that map an image to depth; {name!r} "
+            "starts from noise: use 'self_diffusion'"
+        )
+    if output == "metric_depth" and model.config.output != output:
+        raise ConfigError(
+            f"the objective {objective!r} is for networks that predict depth in metres; {name!r} "
+            "predicts relative disparity with this config: use 'ssi', or make the network metric"
+        )
+
+
+def forward(
+    model: nn.Module,
+    params: Any,
+    batch_stats: Any,
+    image: Float[Array, "b h w 3"],
+    key: Key[Array, ""],
+    method: str | None = None,
+) -> tuple[Any, Any]:
+    """What a network says of images in training, and its moved running statistics.
+
+    Args:
+        model: which starts from no noise.
+        params, batch_stats: its variables; the latter are empty where it has none.
+        image: normalised.
+        key: for dropped paths.
+        method: of the module; its call when None.
+    """
+    result, updated = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        image,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"drop_path": key},
+        method=method,
+    )
+    return result, updated.get("batch_stats", {})
 
 
 def ground_truth(
     batch: Mapping[str, Array],
 ) -> tuple[Float[Array, "b h w 1"], Bool[Array, "b h w 1"]]:
-    """Depth in metres, 0 where nothing was measured, and where something was."""
+    """Depth in metres, 0 where nothing was measured, and where something was.
+
+    Raises:
+        ConfigError: if the labels are relative: 1 / disparity is no depth then.
+    """
+    if "relative_disparity" in batch:
+        raise ConfigError(
+            "the labels of the training data are relative disparity, from which no depth in metres "
+            "follows: train with the objective 'ssi', or take metric labels"
+        )
     valid_mask = batch["valid_mask"] & (batch["depth"] > MIN_DEPTH)
     return jnp.where(valid_mask, batch["depth"], 0.0), valid_mask
 
@@ -161,11 +212,14 @@ def weighted_sum(
 
 
 def depth_scalars(
-    depth: Float[Array, "b h w 1"], valid_mask: Bool[Array, "b h w 1"]
+    prediction: Float[Array, "b h w 1"],
+    valid_mask: Bool[Array, "b h w 1"],
+    output: Output = "metric_depth",
 ) -> dict[str, Float[Array, ""]]:
-    """What is logged of any prediction."""
+    """What is logged of any prediction: of relative disparity under that name."""
+    name = "depth" if output == "metric_depth" else "disparity"
     return {
-        "depth_mean": jnp.mean(depth),
-        "depth_max": jnp.max(depth),
+        f"{name}_mean": jnp.mean(prediction),
+        f"{name}_max": jnp.max(prediction),
         "valid_fraction": jnp.mean(valid_mask.astype(jnp.float32)),
     }

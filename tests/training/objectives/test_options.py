@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.encoders import resnet
 from diffdepth_jax.models.layers import DropPath
 from diffdepth_jax.models.necks import NeckConfig
-from diffdepth_jax.models.networks import diffusion_depth, regression
+from diffdepth_jax.models.networks import depth_anything, diffusion_depth, regression
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import losses
 from diffdepth_jax.ops.diffusion import add_noise, ddim_sample, posterior_mean_weight
@@ -264,6 +265,7 @@ class Line(nn.Module):
     """A network that maps an image to depth by one number; counts its calls in training."""
 
     drop_path_rate: float = 0.0
+    config = regression.Config(encoder=resnet.Config())
 
     @nn.compact
     def __call__(self, image, train=False):
@@ -339,6 +341,17 @@ def test_an_objective_for_another_kind_of_network_is_refused():
         self_diffusion.build(Config(), _regression(), STEPS)
     with pytest.raises(ValueError, match="'diffusion_depth' starts from noise"):
         pixel.build(pixel.Config(), TOY, STEPS)
+    relative = depth_anything.build(depth_anything.VARIANTS["v2_small"])
+    with pytest.raises(ConfigError, match="'depth_anything' predicts relative disparity"):
+        pixel.build(pixel.Config(), relative, STEPS)
+
+
+def test_relative_labels_are_no_depth():
+    """Only 'ssi' can learn from them."""
+    batch = _batch()
+    batch["relative_disparity"] = batch["depth"]
+    with pytest.raises(ConfigError, match="the labels of the training data are relative"):
+        pixel.ground_truth(batch)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,106 @@
+"""md4all's own day-to-adverse distillation (Gasperini et al. 2023, arXiv:2307.09711, md4all-DD).
+
+The mean of |student - teacher| / student over the pixels of the scaled inverse depth, at each of
+the decoder's four scales, and over the scales (`SupervisedLoss` with the method `abs_rel`, the only
+loss of `train_md4allDDa_*.yaml`). The gradient goes through the denominator.
+
+There the teacher is asked at every scale. Here a label is one map, cached or computed on the way,
+and a coarser scale is compared with the mean of its valid inverse depths in each block of pixels.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.models.networks.network import PredictsScales
+from diffdepth_jax.ops import losses
+from diffdepth_jax.ops.image import adaptive_average_pool
+from diffdepth_jax.training.objectives import pixel
+from diffdepth_jax.training.objectives.pixel import MIN_DEPTH, Aux
+
+Map = Float[Array, "b h w 1"]
+Mask = Bool[Array, "b h w 1"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The loss.
+
+    Attributes:
+        scales: how many of the network's scales count, the finest first. A network that has one
+            only takes 1: the loss is then AbsRel of its depth.
+    """
+
+    name: Literal["md4all"] = "md4all"
+    scales: int = 4
+
+    def __post_init__(self):
+        if self.scales < 1:
+            raise ValueError(f"scales is {self.scales}; it must be at least 1")
+
+
+def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:
+    """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
+
+    Raises:
+        ConfigError: for a model that starts from noise, whose results are not in metres, or that
+            has fewer scales.
+    """
+    del num_steps
+    pixel.check_network("md4all", model, "metric_depth")
+    available = model.num_scales if isinstance(model, PredictsScales) else 1
+    if config.scales > available:
+        raise ConfigError(
+            f"scales is {config.scales}, but {model.config.name!r} predicts depth at {available}: "
+            f"use scales={available}"
+        )
+
+    def loss_function(params, batch_stats, batch, key, step):
+        del step
+        maps, batch_stats = _inverse_depths(model, params, batch_stats, batch["image"], key)
+        target, valid_mask = pixel.ground_truth(batch)
+        targets = inverse_depths_at(target, valid_mask, [each.shape[1:3] for each in maps])
+        terms = {
+            f"md4all_scale{scale}": jnp.mean(losses.relative_l1(prediction, *label))
+            for scale, (prediction, label) in enumerate(
+                zip(maps[: config.scales], targets, strict=False)
+            )
+        }
+        scalars = terms | pixel.depth_scalars(1.0 / maps[0], valid_mask)
+        return sum(terms.values()) / config.scales, Aux(scalars, batch_stats)
+
+    return loss_function
+
+
+def inverse_depths_at(
+    depth: Map, valid_mask: Mask, sizes: Sequence[tuple[int, int]]
+) -> list[tuple[Map, Mask]]:
+    """1/m and where it is known, at each size: the mean of the known pixels of a block.
+
+    Args:
+        depth: in metres.
+        valid_mask: where it is known.
+        sizes: (height, width), of which the depth's are multiples.
+    """
+    known = valid_mask.astype(jnp.float32)
+    inverse = jnp.where(valid_mask, 1.0 / jnp.maximum(depth, MIN_DEPTH), 0.0)
+    found = []
+    for size in sizes:
+        share = adaptive_average_pool(known, size)
+        total = adaptive_average_pool(inverse, size)
+        found.append((total / jnp.where(share > 0, share, 1.0), share > 0))
+    return found
+
+
+def _inverse_depths(
+    model: nn.Module, params: Any, batch_stats: Any, image: Array, key: Array
+) -> tuple[Sequence[Array], Any]:
+    if isinstance(model, PredictsScales):
+        return pixel.forward(model, params, batch_stats, image, key, "inverse_depths")
+    depth, batch_stats = pixel.forward(model, params, batch_stats, image, key)
+    return (1.0 / jnp.maximum(depth, MIN_DEPTH),), batch_stats

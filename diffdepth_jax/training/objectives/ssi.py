@@ -1,0 +1,162 @@
+"""The scale- and shift-invariant loss, for relative networks first of all.
+
+The loss of MiDaS (Ranftl et al. 2020, arXiv:1907.01341, section 5) and, in its median form, of
+distillation on generated images (Tosi et al. 2024, arXiv:2407.16698, section 3): of each image only
+the shape of its depth counts, not the unit. Labels are a teacher's or measured ones.
+
+It says nothing of scale, so that a metric network may lose its own: `metric` has it as one term
+among others.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.ops import losses
+from diffdepth_jax.ops.losses import SsiForm
+from diffdepth_jax.training.objectives import pixel
+from diffdepth_jax.training.objectives.pixel import Aux
+from diffdepth_jax.typing import Output
+
+Space = Literal["auto", "depth", "inverse_depth"]
+
+
+@dataclass(frozen=True)
+class SsiTerms:
+    """The loss and its options.
+
+    Attributes:
+        form: how scale and shift are taken out, see `ops.losses.aligned_residual`: "median" as in
+            the distillation, "trimmed" as MiDaS was trained, or "least_squares", whose values are
+            in the squared unit of the labels.
+        trim: share of an image's pixels, those of the largest residuals, that "trimmed" leaves out.
+        gradient: weight of `ops.losses.multi_scale_gradient` beside it; MiDaS's is 0.5, the
+            distillation's 0.
+        gradient_scales: how many scales that has.
+        space: in which prediction and label are compared. "auto" takes depth where both are metric,
+            and else inverse depth.
+        min_depth: metres; smaller depths are raised to it before they are inverted.
+    """
+
+    form: SsiForm = "median"
+    trim: float = 0.2
+    gradient: float = 0.0
+    gradient_scales: int = 4
+    space: Space = "auto"
+    min_depth: float = 1e-3
+
+    def __post_init__(self):
+        if not 0 <= self.trim < 1:
+            raise ValueError(f"trim is {self.trim}; it must be in [0, 1)")
+        if not self.gradient >= 0:
+            raise ValueError(f"gradient is {self.gradient}; it must not be negative")
+        if self.gradient_scales < 1:
+            raise ValueError(f"gradient_scales is {self.gradient_scales}; it must be at least 1")
+        if not self.min_depth > 0:
+            raise ValueError(f"min_depth is {self.min_depth}; it must be positive")
+
+
+@dataclass(frozen=True)
+class Config(SsiTerms):
+    """See `SsiTerms`."""
+
+    name: Literal["ssi"] = "ssi"
+
+
+class Compared(NamedTuple):
+    """What the loss compares: two maps that should be equal up to scale and shift."""
+
+    prediction: Float[Array, "b h w 1"]
+    target: Float[Array, "b h w 1"]
+    valid_mask: Bool[Array, "b h w 1"]
+
+
+def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:
+    """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
+
+    An image whose label has no deviation, or no valid pixel, counts 0; the scalar
+    `flat_labels` says which share of the batch that is, `flat_predictions` of how many images the
+    prediction has none. A relative network of which all become flat has died: its last ReLU lets
+    no gradient through.
+
+    Raises:
+        ConfigError: for a model that starts from noise, or that has no such space.
+    """
+    del num_steps
+    pixel.check_network("ssi", model)
+    output = model.config.output
+    if config.space == "depth" and output == "relative_disparity":
+        raise ConfigError(
+            f"space is 'depth', but {model.config.name!r} predicts relative disparity, of which "
+            "no depth is known: use 'inverse_depth' or 'auto'"
+        )
+
+    def loss_function(params, batch_stats, batch, key, step):
+        del step
+        prediction, batch_stats = pixel.forward(model, params, batch_stats, batch["image"], key)
+        both = compared(config, prediction, output, batch)
+        loss, scalars = ssi_terms(config, both)
+        scalars |= pixel.depth_scalars(prediction, both.valid_mask, output)
+        return loss, Aux(scalars, batch_stats)
+
+    return loss_function
+
+
+def compared(
+    config: SsiTerms,
+    prediction: Float[Array, "b h w 1"],
+    output: Output,
+    batch: Mapping[str, Array],
+) -> Compared:
+    """Prediction and label in the space of the config.
+
+    Args:
+        config: the options.
+        prediction: of the network.
+        output: what its numbers mean.
+        batch: its "relative_disparity", where there is one, is the label, otherwise its "depth".
+
+    Raises:
+        ConfigError: for relative labels where depth is to be compared.
+    """
+    relative_labels = "relative_disparity" in batch
+    relative = relative_labels or output == "relative_disparity"
+    if config.space == "depth" and relative_labels:
+        raise ConfigError(
+            "space is 'depth', but the labels of the training data are relative disparity, of "
+            "which no depth is known: use 'inverse_depth' or 'auto'"
+        )
+    if relative_labels:
+        target, valid_mask = batch["relative_disparity"], batch["valid_mask"]
+    else:
+        target, valid_mask = pixel.ground_truth(batch)
+    if config.space == "inverse_depth" or (config.space == "auto" and relative):
+        if output == "metric_depth":
+            prediction = 1.0 / jnp.maximum(prediction, config.min_depth)
+        if not relative_labels:
+            target = 1.0 / jnp.maximum(target, config.min_depth)
+    return Compared(prediction, target, valid_mask)
+
+
+def ssi_terms(
+    config: SsiTerms, both: Compared
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss, a mean over the batch's images, and what it is made of."""
+    aligned = losses.aligned_residual(*both, form=config.form)
+    masked = (aligned.residual, both.valid_mask)
+    loss = jnp.mean(losses.ssi(*masked, form=config.form, trim=config.trim))
+    scalars = {
+        "ssi": loss,
+        "flat_labels": jnp.mean(aligned.flat_label.astype(jnp.float32)),
+        "flat_predictions": jnp.mean(aligned.flat_prediction.astype(jnp.float32)),
+    }
+    if config.gradient:
+        gradient = losses.multi_scale_gradient(*masked, num_scales=config.gradient_scales)
+        scalars["ssi_gradient"] = jnp.mean(gradient)
+        loss += config.gradient * scalars["ssi_gradient"]
+    return loss, scalars
