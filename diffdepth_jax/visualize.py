@@ -71,6 +71,25 @@ def colour_error(
     return _paint(error / maximum, valid_mask, "Reds")
 
 
+def colour_spread(
+    spread: Float[np.ndarray, "h w"],
+    unit: Float[np.ndarray, "h w"],
+    maximum: float | None = None,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Paints spread / unit from white (0, where samples agree) to purple (`maximum` and more).
+
+    Args:
+      spread: of the samples.
+      unit: their mean, for the relative spread, or ones; where it is not above 0, pixels are grey.
+      maximum: the 98th percentile when None.
+    """
+    valid = np.isfinite(spread) & (unit > 0)
+    relative = np.where(valid, spread, 0) / np.where(valid, unit, 1)
+    if maximum is None:
+        maximum = float(np.percentile(relative[valid], 98)) if valid.any() else 1.0
+    return _paint(relative / max(maximum, np.finfo(np.float32).tiny), valid, "BuPu")
+
+
 def _paint(
     position: Float[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"], colour_map: str
 ) -> UInt8[np.ndarray, "h w 3"]:

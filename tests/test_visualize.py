@@ -62,6 +62,20 @@ def frames():
     return images, depths
 
 
+def test_spread_is_white_where_samples_agree_and_grey_where_there_is_no_depth():
+    unit = np.array([[2.0, 2, 4, 0]])
+    painted = visualize.colour_spread(np.array([[0.0, 1, 2, 1]]), unit, maximum=0.5)[0].astype(int)
+    assert painted[0].min() > 245  # white
+    assert (painted[1] == painted[2]).all()  # the same share of the depth
+    assert painted[1].sum() < 300 and painted[1].argmin() == 1  # purple
+    assert (painted[3] == 128).all()
+    spread = np.linspace(0, 1, 500)[None]
+    own = visualize.colour_spread(spread, np.ones_like(spread))
+    assert (own == visualize.colour_spread(spread, np.ones_like(spread), 0.98)).all()
+    flat = visualize.colour_spread(np.zeros((2, 3)), np.ones((2, 3)))
+    assert flat.min() > 245
+
+
 def test_pictures_are_written_whole_and_without_a_display(tmp_path, frames):
     images, depths = frames
     visualize.save_predictions(

@@ -36,6 +36,7 @@ WHAT: dict[Output, str] = {
 }
 
 _ENDINGS = (".png", ".npy", "_colour.png")
+_SPREAD_ENDINGS = ("_spread.npy", "_spread.png")
 _THREADS = 2  # that read and write while the model computes
 _AHEAD = 4  # images, beyond a batch, that are read before they are needed or wait to be written
 
@@ -68,6 +69,7 @@ def predict_files(
     *,
     batch_size: int = 1,
     skip_existing: bool = False,
+    num_samples: int | None = None,
     **options: Any,
 ) -> list[str]:
     """Predicts depth for image files and writes it as 16-bit PNG, `.npy` and a colour picture.
@@ -75,29 +77,37 @@ def predict_files(
     `STEM.npy` has the numbers as they are: float32, metres or relative disparity, as the model's
     `output` says. `STEM.png` has 16 bits: metres x 256 (at most 255.99), or relative disparity
     with its smallest and largest value brought to 0 and 65535, as MiDaS writes it, so that larger
-    is nearer. In `STEM_colour.png` near is bright. Files are read and written by threads of their
-    own while the model computes.
+    is nearer. In `STEM_colour.png` near is bright. With `num_samples` these three are of the mean,
+    `STEM_spread.npy` is the samples' standard deviation, float32 in the same unit, and
+    `STEM_spread.png` a picture of it, white where samples agree (`visualize.colour_spread`). Files
+    are read and written by threads of their own while the model computes.
 
     Args:
         model: what `load` returned.
         paths: image files, as `find_images` returns them.
-        output: directory, made if needed; gets the three results of each image in the folders
-          that the images have below the one that is common to all.
+        output: directory, made if needed; gets the results of each image in the folders that the
+          images have below the one that is common to all.
         batch_size: at most this many images of equal size are predicted in one call.
-        skip_existing: leave out images whose three results are there.
-        **options: as for `DepthModel.predict`.
+        skip_existing: leave out images whose results are all there.
+        num_samples, **options: as for `DepthModel.predict`.
 
     Returns:
         One line for each image that could not be read, or whose results could not be named; the
         others are done all the same.
 
     Raises:
-        ConfigError: if a result would replace an image or another result; before any work.
+        ConfigError: if a result would replace an image or another result, or for samples that the
+          model cannot draw; before any work.
         FileError: if a result cannot be written; names it and the cause.
         KeyboardInterrupt: with a message that says how to go on.
     """
     output = Path(output).expanduser()
-    targets = _result_paths(paths, output)
+    endings = _ENDINGS
+    if num_samples is not None:
+        model.check_num_samples(num_samples)
+        endings += _SPREAD_ENDINGS
+        options["num_samples"] = num_samples
+    targets = _result_paths(paths, output, endings)
     atomic.remove_leftovers(output, recursive=True)
     todo = [
         path
@@ -131,9 +141,10 @@ def predict_files(
     try:
         read = functools.partial(_read, spec=model.input_spec)
         for batch in _batches(pool, todo, read, batch_size, ahead, skip):
-            depths = model.predict(list(batch.values()), batch_size=batch_size, **options)
-            for path, depth in zip(batch, depths, strict=True):
-                writing.append((path, pool.submit(_write, depth, model.output, targets[path])))
+            found = model.predict(list(batch.values()), batch_size=batch_size, **options)
+            results = zip(*found, strict=True) if num_samples else ((each, None) for each in found)
+            for path, result in zip(batch, results, strict=True):
+                writing.append((path, pool.submit(_write, *result, model.output, targets[path])))
             while len(writing) > ahead:
                 finish(*writing.popleft())
         while writing:
@@ -188,8 +199,10 @@ def _batches(
     yield from waiting.values()
 
 
-def _write(prediction: np.ndarray, output: Output, targets: Sequence[Path]) -> None:
-    png, npy, picture = targets
+def _write(
+    prediction: np.ndarray, spread: np.ndarray | None, output: Output, targets: Sequence[Path]
+) -> None:
+    png, npy, picture, *of_spread = targets
     if output == "metric_depth":
         steps, colours = _depth_steps(prediction), visualize.colour_depth(prediction)
     else:
@@ -199,6 +212,13 @@ def _write(prediction: np.ndarray, output: Output, targets: Sequence[Path]) -> N
     atomic.write(png, lambda file: Image.fromarray(steps).save(file, "png"))
     atomic.write(npy, lambda file: np.save(file, prediction))
     atomic.write(picture, lambda file: Image.fromarray(colours).save(file, "png"))
+    if spread is not None:
+        npy, picture = of_spread
+        # Depth is painted by its logarithm, whose spread is the relative one.
+        unit = prediction if output == "metric_depth" else np.ones_like(prediction)
+        painted = visualize.colour_spread(spread, unit)
+        atomic.write(npy, lambda file: np.save(file, spread))
+        atomic.write(picture, lambda file: Image.fromarray(painted).save(file, "png"))
 
 
 def _depth_steps(depth: np.ndarray) -> np.ndarray:
@@ -224,8 +244,10 @@ def _is_bad_name(error: Exception) -> bool:
     return getattr(error.__cause__, "errno", None) in (errno.ENAMETOOLONG, errno.EILSEQ)
 
 
-def _result_paths(paths: Sequence[Path], output: Path) -> dict[Path, list[Path]]:
-    """Where each image's three results go."""
+def _result_paths(
+    paths: Sequence[Path], output: Path, endings: Sequence[str]
+) -> dict[Path, list[Path]]:
+    """Where each image's results go."""
     # Without "..", which could lead out of the output directory.
     absolute = {path: Path(os.path.abspath(path)) for path in paths}
     common = Path(os.path.commonpath([path.parent for path in absolute.values()]))
@@ -233,7 +255,7 @@ def _result_paths(paths: Sequence[Path], output: Path) -> dict[Path, list[Path]]
     targets: dict[Path, list[Path]] = {}
     for path in paths:
         stem = output / absolute[path].relative_to(common).with_suffix("")
-        targets[path] = [stem.with_name(stem.name + ending) for ending in _ENDINGS]
+        targets[path] = [stem.with_name(stem.name + ending) for ending in endings]
         for target in targets[path]:
             place = os.path.realpath(target)
             other = taken.setdefault(place, path)

@@ -64,6 +64,57 @@ def midas_write_depth(disparity):
     return ((2**16 - 1) * (disparity - low) / (high - low)).astype("uint16")
 
 
+def test_samples_leave_their_spread_too(run, model, tmp_path):
+    images, output = tmp_path / "images", tmp_path / "output"
+    images.mkdir()
+    picture = image(16, 24)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture).save(images / name)
+    command = [f"--checkpoint={run}", f"--input={images}", f"--output={output}", "--num_samples=3"]
+    command = [sys.executable, "predict.py", *command, "--skip_existing"]
+
+    def start():
+        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    start()
+    mean, spread = model.predict(picture, num_samples=3)
+    np.testing.assert_allclose(np.load(output / "a.npy"), mean, rtol=1e-5)
+    np.testing.assert_allclose(np.load(output / "a_spread.npy"), spread, rtol=1e-3)
+    with Image.open(output / "a.png") as stored:
+        np.testing.assert_allclose(np.asarray(stored) / 256, mean, atol=1 / 512 + 1e-3)
+    painted = np.asarray(Image.open(output / "a_spread.png"))
+    assert painted.dtype == np.uint8 and painted.shape == (16, 24, 3)
+    darkness = -painted.sum(-1, dtype=int).ravel()[(spread / mean).ravel().argsort()]
+    assert darkness[-50:].mean() > darkness[:50].mean() + 100
+    assert len(list(output.iterdir())) == 10
+    # What is missing is done again, and nothing else.
+    kept = output / "b.npy"
+    kept.write_bytes(b"kept")
+    (output / "a_spread.png").unlink()
+    start()
+    assert (output / "a_spread.png").exists() and kept.read_bytes() == b"kept"
+
+
+def test_without_samples_an_image_with_a_spread_is_done(model, tmp_path):
+    paths = pictures(tmp_path / "in", (16, 16))
+    files.predict_files(model, paths, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    files.predict_files(model, paths, tmp_path / "out", num_samples=2, skip_existing=True)
+    assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+def test_a_spread_replaces_no_other_result(model, tmp_path):
+    paths = pictures(tmp_path, (16, 16), (16, 16))
+    paths[1] = paths[1].rename(tmp_path / "0_spread.png")
+    assert files.predict_files(model, paths, tmp_path / "out") == []
+    with pytest.raises(ValueError, match=r"0_spread\.(npy|png).*would replace"):
+        files.predict_files(model, paths, tmp_path / "other", num_samples=2)
+    with pytest.raises(ValueError, match="num_samples is 1; a spread needs at least 2"):
+        files.predict_files(model, paths, tmp_path / "other", num_samples=1)
+    assert not (tmp_path / "other").exists()
+
+
 def test_relative_disparity_is_written_as_midas_does(model, tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion_depth, "OUTPUT", "relative_disparity")
     Image.fromarray(image(16, 24)).save(tmp_path / "a.png")
@@ -95,7 +146,7 @@ def test_relative_disparity_is_written_as_midas_does(model, tmp_path, monkeypatc
 def test_disparities_that_have_no_scale_or_no_number(tmp_path, disparity, want):
     disparity = np.array(disparity, np.float32)
     targets = [tmp_path / f"a{ending}" for ending in files._ENDINGS]
-    files._write(disparity, "relative_disparity", targets)
+    files._write(disparity, None, "relative_disparity", targets)
     with Image.open(targets[0]) as picture:
         np.testing.assert_array_equal(np.asarray(picture), np.array(want, np.uint16))
     np.testing.assert_array_equal(np.load(targets[1]), disparity)
