@@ -64,6 +64,17 @@ def test_figures() -> None:
     assert "intrinsics: in 1 of 2 frames" in lines and "baseline: in 1 of 2 frames" in lines
 
 
+def test_figures_of_relative_labels() -> None:
+    label = np.linspace(-1, 3, 2400, dtype=np.float32).reshape(40, 60)
+    label[:10] = np.nan
+    frame = sample(0.5, relative_disparity=label)
+    line = tool.Figures.of(frame).line()
+    assert "valid 75.000%  no depth" in line and "relative_disparity 0.0004168 to 3" in line
+    frame["relative_disparity"][:] = np.nan
+    line = tool.Figures.of(frame).line()
+    assert "valid 0.000%" in line and "nowhere known" in line
+
+
 def test_sheet() -> None:
     plain, more = sample(0.9), sample(0.01, clean_image=np.full((40, 60, 3), 7, np.uint8))
     more["tom_mask"] = np.ones((40, 60), bool)

@@ -38,7 +38,10 @@ LISTED = 20  # frames are printed one by one up to this many, errors likewise
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What is printed of a frame; depths in metres, over the pixels that have one."""
+    """What is printed of a frame; depths in metres, over the pixels that have one.
+
+    A label of relative disparity is among the others: depth, its inverse, is in no unit then.
+    """
 
     id: str
     size: tuple[int, int]
@@ -51,7 +54,8 @@ class Figures:
     @classmethod
     def of(cls, sample: Sample) -> "Figures":
         depth, intrinsics = sample["depth"], sample["intrinsics"]
-        known = depth[depth > 0]
+        label = sample.get("relative_disparity")
+        known = depth[depth > 0] if label is None else label[np.isfinite(label)]
         others = {}
         if "tom_mask" in sample:
             others["tom_mask"] = f"{sample['tom_mask'].mean():.1%}"
@@ -59,12 +63,16 @@ class Figures:
             others["baseline"] = f"{sample['baseline']:.4f} m"
         if "clean_image" in sample:
             others["clean_image"] = "yes"
+        depths = (known.min(), np.median(known), known.max()) if known.size else None
+        if label is not None:
+            values = "nowhere known" if depths is None else f"{depths[0]:.4g} to {depths[2]:.4g}"
+            others["relative_disparity"], depths = values, None
         return cls(
             id=sample["id"],
             size=depth.shape,
             condition=sample["condition"],
             valid=known.size / depth.size,
-            depths=(known.min(), np.median(known), known.max()) if known.size else None,
+            depths=depths,
             focal=None if np.isnan(intrinsics).any() else (intrinsics[0, 0], intrinsics[1, 1]),
             others=others,
         )

@@ -350,8 +350,12 @@ def _shifted(image: Image.Image, shift: np.ndarray) -> Image.Image:
 def _resized_map(image: Image.Image, size: tuple[int, int], unknown: float) -> Image.Image:
     """Bilinear resize that keeps pixels only where every contributing value was known."""
     values = np.asarray(image)
-    known = ~np.isnan(values) if math.isnan(unknown) else values > unknown
+    if math.isnan(unknown):
+        known = ~np.isnan(values)
+        image = Image.fromarray(np.where(known, values, np.float32(0)))
+    else:
+        known = values > unknown
     new_size, bilinear = size[::-1], Image.Resampling.BILINEAR
     share = np.asarray(Image.fromarray(known.astype(np.float32)).resize(new_size, bilinear))
-    filled = Image.fromarray(np.where(known, values, np.float32(0))).resize(new_size, bilinear)
-    return Image.fromarray(np.where(share > 0.999, filled, np.float32(unknown)))
+    mixed = image.resize(new_size, bilinear)
+    return Image.fromarray(np.where(share > 0.999, mixed, np.float32(unknown)))

@@ -238,11 +238,13 @@ class Adverse:
                 f"no images in a folder `challenging` of {root}: unpack the archives there"
             )
         self._root = root
-        listing.require_unique((self._id(*image) for image in self._images), str(root))
+        self.frames = tuple(
+            Frame(self._id(base, name), image=str(base / name), condition=_condition(name))
+            for base, name in self._images
+        )
+        listing.require_unique((frame.id for frame in self.frames), str(root))
         if config.check_files:
-            for image in self._images:
-                self._clean(*image)
-                self._label(*image)
+            self._require_files()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -265,11 +267,26 @@ class Adverse:
             image=image,
             depth=depth,
             intrinsics=listing.UNKNOWN,
-            id=self._id(base, name),
-            condition=_CONDITIONS.get(name.parts[0], "adverse"),
+            id=self.frames[index].id,
+            condition=self.frames[index].condition,
             clean_image=clean,
         )
         return _with_relative(sample, label, scale) if relative and label is not None else sample
+
+    def _require_files(self) -> None:
+        """Raises MissingFileError if images have no clean image or no label; says how many."""
+        for find, what in ((self._clean, "clean image"), (self._label, "label")):
+            absent = []
+            for image in self._images:
+                try:
+                    find(*image)
+                except MissingFileError as error:
+                    absent.append(error)
+            if absent:
+                raise MissingFileError(
+                    f"{len(absent)} of {len(self._images)} images have no {what}; the first: "
+                    f"{absent[0]}. To train without these pairs, set on_error to 'skip'"
+                )
 
     def _id(self, base: Path, name: Path) -> str:
         above = base.parent.relative_to(self._root).parts if base != self._root else ()
@@ -285,6 +302,10 @@ class Adverse:
         if root is None:
             return None
         return _counterpart(Path(root), name, _DEPTHS, f"{base / name} has no label", field)
+
+
+def _condition(name: Path) -> str:
+    return _CONDITIONS.get(name.parts[0], "adverse")
 
 
 def _counterpart(

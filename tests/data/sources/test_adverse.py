@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.sources import adverse
+from diffdepth_jax.data.transforms import Augmentation
 from diffdepth_jax.errors import ConfigError, DataError, MissingFileError
+from diffdepth_jax.typing import InputSpec
 
 SIZE = (8, 12)
 
@@ -58,6 +61,31 @@ def test_cityscapes_with_labels(tmp_path: Path) -> None:
     label.unlink()
     with pytest.raises(MissingFileError, match=r"set depth_root"):
         adverse.source("all", tmp_path / "adverse", **roots, depth_scale=256.0)
+
+
+def test_pairs_without_label(tmp_path: Path) -> None:
+    """An error that counts them; or they are skipped, counted and named."""
+    for number in range(12):
+        save(tmp_path / f"ToM/glass/challenging/{number:02d}.jpg", 10 + number)
+        save(tmp_path / f"ToM/glass/easy/{number:02d}.jpg", 100 + number)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        np.save(tmp_path / f"labels/{number:02d}.npy", np.full(SIZE, 5, np.float32))
+    for number in (3, 7):
+        (tmp_path / f"labels/{number:02d}.npy").unlink()
+    config = adverse.Config(root=str(tmp_path / "ToM"), depth_root=str(tmp_path / "labels"))
+    told = (
+        r"2 of 12 images have no label; the first: .*03\.jpg has no label.*set depth_root.*'skip'"
+    )
+    with pytest.raises(MissingFileError, match=told):
+        pipeline.build_source(config)
+    still = Augmentation(crop=SIZE, flip=0.0, rotation=0.0, jitter=0.0, scale=(1.0, 1.0))
+    data = pipeline.DataConfig(source=config, augmentation=still)
+    iterator = pipeline.train_iterator(data, 12, 0, InputSpec(), on_error="skip")
+    batch = next(iterator)
+    iterator.close()
+    assert batch["valid_mask"].all() and len(set(batch["id"])) == 10
+    assert sorted(iterator.skipped) == ["glass_03", "glass_07"]
+    assert all("has no label" in reason for reason in iterator.skipped.values())
 
 
 def test_transparent_and_mirrors(tmp_path: Path) -> None:
