@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import os
 import runpy
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from diffdepth_jax import atomic
 from diffdepth_jax.training import experiment, loop
@@ -90,13 +93,17 @@ class Training:
     def name(self) -> str:
         return f"{self.method}-{self.depth}-{self.seed}"
 
+    def changes(self) -> dict[str, Any]:
+        """The fields that differ from the config file."""
+        of_training = {"data.train.source.depth": self.depth, "seed": self.seed}
+        return {**BUDGET, **METHODS[self.method].changes, **of_training}
+
     def experiment(self) -> experiment.Experiment:
         """The whole config."""
         method = METHODS[self.method]
         config = runpy.run_path(str(PROJECT / f"configs/{method.config}.py"))["get_config"]()
-        changes = {"seed": self.seed, "data.train.source.depth": self.depth, **method.changes}
         with config.unlocked():
-            config.update_from_flattened_dict({**BUDGET, **changes})
+            config.update_from_flattened_dict(self.changes())
         return experiment.from_mapping(config.to_dict())
 
     def run(self, workdir: Path) -> None:
@@ -106,12 +113,17 @@ class Training:
             return
         print(f"training {self.name}", flush=True)
         commit = _git("rev-parse", "--short", "HEAD") + ("+" * bool(_git("diff", "HEAD")))
+        exp = self.experiment()
         start = time.process_time(), time.perf_counter()
-        loop.train(self.experiment(), path)
+        loop.train(exp, path)
         record = dataclasses.asdict(self) | {
+            "updates": exp.num_steps,
             "commit": commit,
             "cpu_seconds": round(time.process_time() - start[0], 1),
             "wall_seconds": round(time.perf_counter() - start[1], 1),
+            "device": _device(),
+            "config": f"configs/{METHODS[self.method].config}.py",
+            "changes": " ".join(f"{name}={value}" for name, value in self.changes().items()),
         }
         atomic.write_text(path / RECORD, json.dumps(record))
 
@@ -138,3 +150,8 @@ def planned(seeds: int) -> list[Training]:
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(PROJECT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _device() -> str:
+    kind = jax.devices()[0].device_kind
+    return f"{len(os.sched_getaffinity(0))} CPU core (shared)" if kind == "cpu" else kind

@@ -69,9 +69,9 @@ def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
     model = inference.load(path)
     rows = []
     for setting in settings(training, model):
-        row = record | dataclasses.asdict(setting) | score_setting(model, setting)
-        row["steps"] = setting.steps or getattr(model.model, "num_inference_steps", None)
-        rows.append(row)
+        row = record | dataclasses.asdict(setting) | {"asked_steps": setting.steps}
+        row["steps"] = setting.steps or (model.denoises and model.model.num_inference_steps) or None
+        rows.append(row | score_setting(model, setting))
     atomic.write_text(path / FILE, json.dumps(rows))
     return rows
 

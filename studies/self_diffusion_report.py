@@ -1,0 +1,245 @@
+"""CSV, tables and plots of `studies/self_diffusion.py`, from the rows of its scores."""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import self_diffusion_runs as runs
+import self_diffusion_scores as scores
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from diffdepth_jax import atomic
+from diffdepth_jax.evaluation import boundary, uncertainty
+
+Row = Mapping[str, Any]
+COLUMNS = (
+    *("method", "depth", "seed", "updates", "steps", "recalibrated", "samples", "flip_tta"),
+    *(*scores.METRICS, *scores.EDGES, *scores.SPREAD, "cpu_seconds", "predict_ms"),
+    *("config", "changes", "commit", "device"),
+)
+DEPTHS = {"dense": "100%", "groundtruth": "4.5%"}
+_TRUTHS = ("regression", "self", "truth", "pure", "pure_paper", "self_paper")
+_COLOURS = {"regression": "#555555", "self": "#1f77b4", "self_20": "#d62728"}
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """One line for each network and way of asking it."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        numbers = {name: f"{value:.4f}" for name, value in row.items() if _is_score(name, value)}
+        writer.writerow({**row, **numbers})
+    atomic.write_text(path, file.getvalue())
+
+
+def _is_score(name: str, value: Any) -> bool:
+    return isinstance(value, float) and name not in ("cpu_seconds", "predict_ms")
+
+
+def tables(rows: Sequence[Row], baseline: Row) -> str:
+    """All tables as Markdown."""
+    parts = [
+        ("What is diffused", ground_truth_table(rows, baseline)),
+        ("Numbers of steps", steps_table(rows)),
+        ("Edges and samples", edges_table(rows)),
+        ("Spread and error", spread_table(rows)),
+        ("Variants", variants_table(rows)),
+    ]
+    return "\n\n".join(f"### {title}\n\n{table}" for title, table in parts) + "\n"
+
+
+def ground_truth_table(rows: Sequence[Row], baseline: Row) -> str:
+    """AbsRel of each objective by the density of the training depth."""
+    lines = [
+        [
+            runs.METHODS[method].title,
+            *(_values(_plain(rows, method, depth), "abs_rel") for depth in DEPTHS),
+        ]
+        for method in _TRUTHS
+        if _plain(rows, method)
+    ]
+    lines.append(["median depth map of the training frames", f"{baseline['abs_rel']:.3f}", ""])
+    return _markdown(["", *(f"{share} of the pixels" for share in DEPTHS.values())], lines)
+
+
+def steps_table(rows: Sequence[Row]) -> str:
+    """AbsRel / RMSE at other numbers of steps: as trained, recalibrated, retrained."""
+
+    def cell(found: list[Row]) -> str:
+        return f"{_values(found, 'abs_rel')} / {_values(found, 'rmse', 2)}" if found else ""
+
+    lines = []
+    for steps in reversed(scores.STEPS):
+        line = [str(steps)]
+        for method in ("self_20", "self"):
+            asked = [r for r in _of(rows, method, "dense") if r["steps"] == steps and _single(r)]
+            line += [
+                cell([r for r in asked if r["recalibrated"] == recalibrated])
+                for recalibrated in (False, True)
+            ]
+        retrained = "self" if steps == 5 else f"self_{steps}"
+        line.append(cell(_plain(rows, retrained, "dense")))
+        lines.append(line)
+    regression = cell(_plain(rows, "regression", "dense"))
+    lines.append(["regression", *[""] * 4, regression])
+    return _markdown(
+        ["steps", "trained at 20", "recalibrated", "trained at 5", "recalibrated", "retrained"],
+        lines,
+    )
+
+
+def edges_table(rows: Sequence[Row]) -> str:
+    """Error, edges and cost of one prediction, of the mirrored average and of several samples."""
+    ways: dict[str, Callable[[Row], bool]] = {
+        "one prediction": _single,
+        "with the mirrored image": lambda row: row["flip_tta"],
+        f"mean of {scores.SAMPLES} samples": lambda row: row["samples"] > 1,
+    }
+    names = ("abs_rel", "rmse", "boundary_f1", "boundary_f1_1.05", "boundary_f1_1.25")
+    lines = []
+    for method in runs.METHODS:
+        for way, chosen in ways.items():
+            found = [
+                r for r in _of(rows, method, "dense") if chosen(r) and _own(r)
+            ]  # at its own number of steps
+            if found:
+                digits = {"rmse": 2}
+                cells = [_values(found, name, digits.get(name, 3)) for name in names]
+                cost = [_values(found, "cpu_seconds", 0), _values(found, "predict_ms", 0)]
+                lines.append([runs.METHODS[method].title, way, *cells, *cost])
+    header = ["", "", "AbsRel", "RMSE", "boundary F", "at 1.05", "at 1.25"]
+    return _markdown([*header, "training, CPU s", "an image, CPU ms"], lines)
+
+
+def spread_table(rows: Sequence[Row]) -> str:
+    """Whether the spread of samples tells the error, beside what the depth alone tells."""
+    names = (
+        *("spread", "rank_correlation", "rank_correlation_depth"),
+        *("ause_rel", "ause_rel_depth", "ause_rel_random"),
+    )
+    lines = [
+        [runs.METHODS[method].title, share, *(_values(found, name) for name in names)]
+        for method in runs.METHODS
+        for depth, share in DEPTHS.items()
+        if (found := [r for r in _of(rows, method, depth) if r["samples"] > 1])
+    ]
+    header = ["", "depth", "spread, m", "rank correlation", "of the depth"]
+    return _markdown([*header, "AUSE", "by the depth", "at random"], lines)
+
+
+def variants_table(rows: Sequence[Row]) -> str:
+    """Every method on exact depth, one prediction each."""
+    names = ("abs_rel", "rmse", "silog", "delta1", "boundary_f1")
+    digits = {"rmse": 2, "silog": 1}
+    lines = [
+        [runs.METHODS[method].title, *(_values(found, name, digits.get(name, 3)) for name in names)]
+        for method in runs.METHODS
+        if (found := _plain(rows, method, "dense"))
+    ]
+    return _markdown(["", "AbsRel", "RMSE", "SILog", "delta1", "boundary F"], lines)
+
+
+def draw(rows: Sequence[Row], baseline: Row, path: Path) -> None:
+    """Steps, contours, and sparsification side by side, as PNG."""
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    _draw_steps(axes[0], rows, baseline)
+    _draw_edges(axes[1], rows)
+    _draw_sparsification(axes[2], rows)
+    for each in axes:
+        each.spines[["top", "right"]].set_visible(False)
+        each.legend(fontsize=7, frameon=False)
+    # The same bytes for the same values.
+    atomic.write(path, lambda file: figure.savefig(file, dpi=110, metadata={"Software": None}))
+
+
+def _draw_steps(axes: Axes, rows: Sequence[Row], baseline: Row) -> None:
+    for method, name in (("self_20", "trained at 20"), ("self", "trained at 5")):
+        own = [r for r in _of(rows, method, "dense") if _single(r) and r["seed"] == 0]
+        for recalibrated, style in ((False, "--"), (True, "-")):
+            trained = _plain(own, method)
+            found = sorted(
+                (r for r in own if r["recalibrated"] == recalibrated or r in trained),
+                key=lambda row: row["steps"],
+            )
+            label = f"{name}, {'recalibrated' if recalibrated else 'as it is'}"
+            values = [r["abs_rel"] for r in found], [r["steps"] for r in found]
+            axes.plot(values[1], values[0], style, marker=".", color=_COLOURS[method], label=label)
+    retrained = [
+        (steps, statistics.fmean(r["abs_rel"] for r in found))
+        for steps in scores.STEPS
+        if (found := _plain(rows, "self" if steps == 5 else f"self_{steps}", "dense"))
+    ]
+    if retrained:
+        axes.plot(*zip(*retrained, strict=True), "k^", label="retrained")
+    regression = [r["abs_rel"] for r in _plain(rows, "regression", "dense")]
+    if regression:
+        axes.axhline(statistics.fmean(regression), color=_COLOURS["regression"], label="regression")
+    axes.axhline(baseline["abs_rel"], color="#bbbbbb", ls=":", label="median map")
+    axes.set(xlabel="denoising steps", ylabel="AbsRel", yscale="log", xticks=scores.STEPS)
+
+
+def _draw_edges(axes: Axes, rows: Sequence[Row]) -> None:
+    names = [f"boundary_f1_{ratio:.2f}" for ratio in boundary.RATIOS]
+    for method, colour in _COLOURS.items():
+        for several, style in ((False, "-"), (True, "--")):
+            found = [
+                r
+                for r in _of(rows, method, "dense")
+                if (r["samples"] > 1 if several else r in _plain(rows, method))
+            ]
+            if found:
+                means = [statistics.fmean(r[name] for r in found) for name in names]
+                ending = f", mean of {scores.SAMPLES}" if several else ""
+                label = runs.METHODS[method].title + ending
+                axes.plot(boundary.RATIOS, means, style, marker=".", color=colour, label=label)
+    axes.set(xlabel="ratio of depths at a contour", ylabel="boundary F-score", ylim=(0, None))
+
+
+def _draw_sparsification(axes: Axes, rows: Sequence[Row]) -> None:
+    found = [r for r in _of(rows, "self", "dense") if "curve_spread" in r]
+    for name, colour in (("spread", "#1f77b4"), ("depth", "#ff7f0e"), ("oracle", "#2ca02c")):
+        if found:
+            curves = [r[f"curve_{name}"] for r in found]
+            mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+            label = {"spread": "spread of samples", "depth": "predicted depth"}.get(name, name)
+            axes.plot(uncertainty.REMOVED, mean, color=colour, label=label)
+    axes.axhline(1, color="#bbbbbb", ls=":", label="random order")
+    axes.set(xlabel="share of pixels left out", ylabel="mean error of the rest / of all")
+
+
+def _of(rows: Iterable[Row], method: str, depth: str | None = None) -> list[Row]:
+    return [r for r in rows if r["method"] == method and depth in (None, r["depth"])]
+
+
+def _single(row: Row) -> bool:
+    return row["samples"] == 1 and not row["flip_tta"]
+
+
+def _own(row: Row) -> bool:
+    """Whether a row is at the number of steps that was trained."""
+    return row["asked_steps"] is None
+
+
+def _plain(rows: Iterable[Row], method: str, depth: str | None = None) -> list[Row]:
+    """One prediction of each network as it was trained."""
+    return [r for r in _of(rows, method, depth) if _single(r) and _own(r)]
+
+
+def _values(rows: Sequence[Row], name: str, digits: int = 3) -> str:
+    """Mean of the seeds and, of several, their standard deviation."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
