@@ -131,7 +131,7 @@ def train_iterator(
             f"batch_size {batch_size} cannot be shared by {count} processes (this is {index}): "
             "it must be a positive multiple of their number"
         )
-    source = build_source(config.source, on_error)
+    source = build_source(config.source, on_error, clean_images or config.clean_share > 0)
     examples = getattr(source, "examples", (0,))  # a mixture has several kinds of samples
     if config.cache:
         source = _Cached(source)

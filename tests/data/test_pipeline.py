@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ from diffdepth_jax.data.pipeline import (
     readable,
     train_iterator,
 )
-from diffdepth_jax.data.sources import adverse, kitti, nyu
+from diffdepth_jax.data.sources import adverse, kitti, mixture, nyu
 from diffdepth_jax.data.transforms import Augmentation
 from diffdepth_jax.errors import ConfigError, DataError
 from diffdepth_jax.typing import InputSpec
@@ -309,6 +310,27 @@ def test_clean_images_and_relative_labels(write_pairs: Callable[..., adverse.Con
     scaled = batch["depth"][0][positive[0]] * label[0][positive[0]]
     np.testing.assert_allclose(scaled, scaled[0], rtol=1e-5)
     assert (batch["depth"][~positive] == 0).all()
+
+
+def test_clean_images_are_read_where_they_are_used(
+    write_pairs: Callable[..., adverse.Config],
+) -> None:
+    """Broken ones are no trouble for a training without them."""
+    pairs = write_pairs()
+    data = config("", source=pairs, augmentation=STILL)
+    expected = take(train_iterator(data, 5, 0, SPEC), 2)
+    for path in (Path(pairs.root) / "clean").iterdir():
+        path.write_bytes(b"no image")
+    assert_same(take(train_iterator(data, 5, 0, SPEC), 2), expected)
+    mixed = mixture.Config(parts={"a": mixture.Part(pairs)})
+    take(train_iterator(config("", source=mixed, augmentation=STILL), 5, 0, SPEC), 2)
+    for source, options in ((pairs, dict(clean_share=0.5)), (pairs, {}), (mixed, {})):
+        used = config("", source=source, augmentation=STILL, **options)
+        with pytest.raises(DataError, match=r"clean/0\.png cannot be read"):
+            train_iterator(used, 5, 0, SPEC, clean_images=not options)
+    with pytest.raises(ConfigError, match="no clean image"):
+        unread = dataclasses.replace(pairs, clean_images=False)
+        train_iterator(config("", source=unread, augmentation=STILL), 5, 0, SPEC, clean_images=True)
 
 
 @pytest.mark.parametrize(("share", "batch_size"), [(0.25, 4), (0.3, 10), (2 / 3, 3), (1.0, 2)])

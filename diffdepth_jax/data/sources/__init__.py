@@ -61,14 +61,17 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def build_source(config: Any, on_error: OnError = "raise") -> Source:
+def build_source(config: Any, on_error: OnError = "raise", clean_images: bool = True) -> Source:
     """Opens the source that a source config (`kitti.Config`, `nyu.Config`) describes.
 
     In its folders, the fields called `root` and `*_root`, a leading ~ is the user's home. Where
     frames that cannot be read are to be skipped, missing files are not looked for beforehand.
+    Without `clean_images`, sources that could leave them unread do so.
     """
     changes = {name: path for name, path in vars(config).items() if name.endswith("root") and path}
     changes = {name: os.path.expanduser(path) for name, path in changes.items()}
     if on_error == "skip":
         changes["check_files"] = False
+    if not clean_images and hasattr(config, "clean_images"):
+        changes["clean_images"] = False
     return registry.module("source", config.name).build(dataclasses.replace(config, **changes))

@@ -67,6 +67,8 @@ class Config:
         a workdir says whether they are. `inverse` gives them as `relative_disparity`, as stored
         (what is 0 or negative, as in the sky, is a label too), and 1 / disparity as depth, 0 where
         it is not positive; for losses that ignore scale and shift.
+      clean_images: of a workdir: read the clean images too; training that makes no use of them
+        leaves them unread in any case.
       check_files: look for missing files at once; otherwise each is missed when it is read.
     """
 
@@ -78,6 +80,7 @@ class Config:
     depth_scale: float | None = None
     conditions: tuple[str, ...] | None = None
     relative: Literal["refuse", "inverse"] = "refuse"
+    clean_images: bool = True
     check_files: bool = True
 
     def __post_init__(self) -> None:
@@ -123,6 +126,7 @@ class Generated(listing.FrameSource):
 
     def __init__(self, config: Config):
         root = Path(config.root)
+        self._clean = config.clean_images
         path = root / MANIFEST_FILE
         rows = io.read_json_lines(path)
         self.num_rejected = self.num_failed = 0
@@ -177,8 +181,9 @@ class Generated(listing.FrameSource):
     def __getitem__(self, index: int) -> Sample:
         frame = self.frames[index]
         sample = super().__getitem__(index)
-        clean = sample["clean_image"] = io.read_image(frame.others[0])
-        io.check_sample(clean, sample["depth"], frame.others[0], frame.image)
+        if self._clean:
+            clean = sample["clean_image"] = io.read_image(frame.others[0])
+            io.check_sample(clean, sample["depth"], frame.others[0], frame.image)
         return _with_relative(sample, frame.depth, None) if self._inverse else sample
 
     def _read_label(self, frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

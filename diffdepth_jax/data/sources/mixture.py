@@ -56,12 +56,14 @@ class Config:
     Attributes:
       parts: by names of your own, which ids begin with.
       seed: decides which frames come once more than others of their part.
+      clean_images: have the parts read their clean images too, see `adverse`.
       check_files: look for missing files at once; otherwise each is missed when it is read.
     """
 
     name: Literal["mixture"] = "mixture"
     parts: dict[str, Part] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    clean_images: bool = True
     check_files: bool = True
 
     def __post_init__(self) -> None:
@@ -84,12 +86,16 @@ class Config:
 def build(config: Config) -> "Mixture":
     """Opens all parts; errors are theirs."""
     on_error = "raise" if config.check_files else "skip"
-    sources = {name: build_source(part.source, on_error) for name, part in config.parts.items()}
+    # In an order that no reader or writer of the config changes.
+    sources = {
+        name: build_source(config.parts[name].source, on_error, config.clean_images)
+        for name in sorted(config.parts)
+    }
     return Mixture(config, sources)
 
 
 class Mixture:
-    """The samples of all parts, part after part.
+    """The samples of all parts, part after part in the order of their names.
 
     Attributes:
       counts: how many samples of an epoch come from each part.
@@ -99,9 +105,10 @@ class Mixture:
     def __init__(self, config: Config, sources: dict[str, Source]):
         self._names = tuple(sources)
         self._sources = tuple(sources.values())
-        self._clean = tuple(part.clean for part in config.parts.values())
+        parts = [config.parts[name] for name in self._names]
+        self._clean = tuple(part.clean for part in parts)
         sizes = np.array([len(source) for source in self._sources])
-        weights = np.array([part.weight or 0.0 for part in config.parts.values()])
+        weights = np.array([part.weight or 0.0 for part in parts])
         if not weights.any():
             weights = sizes.astype(np.float64)
         # As many as make the scarcest part come whole, and so the others at least whole.

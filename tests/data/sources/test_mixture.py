@@ -70,6 +70,15 @@ def test_without_weights_every_frame_comes_once(clear: Callable) -> None:
     assert "clean_image" not in both[0]
 
 
+def test_the_order_of_the_parts_in_the_config_is_nothing(clear: Callable) -> None:
+    settings = config((clear("x", 3, 10), 1.0), (clear("y", 2, 50), 3.0))
+    turned = dataclasses.replace(settings, parts=dict(reversed(settings.parts.items())))
+    one, other = build_source(settings), build_source(turned)
+    assert [sample["id"] for sample in one] == [sample["id"] for sample in other]
+    for sample, same in zip(one, other, strict=True):
+        np.testing.assert_array_equal(sample["image"], same["image"])
+
+
 def test_weights(clear: Callable) -> None:
     """The scarcest part comes once, others as often as their weight wants."""
     x, y = clear("x", 6, 10), clear("y", 4, 50)
