@@ -26,8 +26,9 @@ from diffdepth_jax.weights.rules import Skip, convert, prefix
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Fields of a network's config, at any depth, that change nothing outside training.
-_OF_TRAINING = ("remat", "conv_gradient", "drop_path_rate")
+# Fields of a network's config, at any depth, that change nothing of a network with weights outside
+# training.
+_OF_TRAINING = ("remat", "conv_gradient", "drop_path_rate", "initial_depth")
 
 
 @dataclasses.dataclass(frozen=True)

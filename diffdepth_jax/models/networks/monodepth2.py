@@ -2,7 +2,7 @@
 
 A ResNet and a decoder of nearest-neighbour upsampling with skips, which gives disparity between 0
 and 1 at four scales. It stands for a range of depths. md4all (Gasperini et al. 2023,
-arXiv:2307.09711) learns its scale from the car's speed, so that depth is in metres; monodepth2's
+arXiv:2308.09711) learns its scale from the car's speed, so that depth is in metres; monodepth2's
 own weights are right up to a factor (of 5.4 where they were trained on stereo pairs).
 """
 

@@ -1,4 +1,4 @@
-"""md4all's own day-to-adverse distillation (Gasperini et al. 2023, arXiv:2307.09711, md4all-DD).
+"""md4all's own day-to-adverse distillation (Gasperini et al. 2023, arXiv:2308.09711, md4all-DD).
 
 The mean of |student - teacher| / student over the pixels of the scaled inverse depth, at each of
 the decoder's four scales, and over the scales (`SupervisedLoss` with the method `abs_rel`, the only
