@@ -51,12 +51,14 @@ OPTIONS = [
         "fill_zeros", None, "background: fill what was not predicted, as KITTI does."
     ),
     flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
+    flags.DEFINE_bool("boundary", None, "Measure depth edges too, on dense, exact ground truth."),
     flags.DEFINE_bool(
         "flip_tta", None, "Average with the mirrored image's; if absent, as published."
     ),
     flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
     flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),
+    flags.DEFINE_integer("num_samples", None, "Score the mean of so many samples, and its spread."),
 ]
 flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
 flags.mark_flags_as_mutual_exclusive(["config", "ground_truth"], required=True)
@@ -69,7 +71,7 @@ OF_PREDICTIONS = ("prediction_frame", "resize_prediction", "fill_zeros")
 for name in ("png_scale", *OF_PREDICTIONS):
     cli.require_with(name, "predictions")
 of_models = ("shard", "resize_input", "flip_tta", "flip_average", "batch_size")
-for name in (*of_models, "num_inference_steps", "network", "field"):
+for name in (*of_models, "num_inference_steps", "num_samples", "network", "field"):
     cli.require_with(name, "checkpoint")
 
 

@@ -144,7 +144,8 @@ def mapping(
     if "evaluation.protocol" in overrides:  # The flag's default is what the file says.
         protocol = flag_values[f"{holder.name}.evaluation.protocol"].default
     if given.get("protocol", protocol) != protocol:
-        options = {name: options[name] for name in options if name not in protocols.OPTIONS}
+        of_protocol = (*protocols.OPTIONS, *protocols.MEASURING)
+        options = {name: options[name] for name in options if name not in of_protocol}
     return config | {"evaluation": options | given}
 
 

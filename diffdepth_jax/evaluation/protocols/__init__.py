@@ -1,12 +1,23 @@
 """What a protocol is: from one prediction and its ground truth to one image's numbers."""
 
 from diffdepth_jax.evaluation.protocols.protocol import (
+    MEASURING,
     OPTIONS,
-    Comparison,
     Predicts,
     Protocol,
-    Score,
 )
+from diffdepth_jax.evaluation.protocols.score import MEASURES, Comparison, Score
 from diffdepth_jax.evaluation.protocols.table import PROTOCOLS, get, get_all
 
-__all__ = ["OPTIONS", "PROTOCOLS", "Comparison", "Predicts", "Protocol", "Score", "get", "get_all"]
+__all__ = [
+    "MEASURES",
+    "MEASURING",
+    "OPTIONS",
+    "PROTOCOLS",
+    "Comparison",
+    "Predicts",
+    "Protocol",
+    "Score",
+    "get",
+    "get_all",
+]

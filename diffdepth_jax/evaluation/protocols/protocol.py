@@ -14,6 +14,7 @@ from diffdepth_jax.errors import ConfigError, DataError
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.evaluation.protocols import alignment, crops, frames, transparent
 from diffdepth_jax.evaluation.protocols.frames import Frame, Size
+from diffdepth_jax.evaluation.protocols.score import Comparison, Score, measure
 
 Crop = Literal["none", "garg", "eigen"]
 Alignment = Literal[
@@ -26,55 +27,11 @@ ResizeInput = Literal["none", "lanczos"]
 PredictionFrame = Literal["by_size", "full", "kb", "nyu_release", "robotcar"]
 Predicts = Literal["depth", "disparity"]
 MetricSet = Literal["all", "kitti_benchmark", "millimetres"]
-# Images uint8 [h, w, 3] to depth [h, w] of each, in the same order.
-PredictFn = Callable[[list[np.ndarray]], Sequence[np.ndarray]]
+# A map [h, w], or the mean and the spread of several samples.
+Prediction = np.ndarray | tuple[np.ndarray, np.ndarray]
+# Images uint8 [h, w, 3] to the prediction of each, in the same order.
+PredictFn = Callable[[list[np.ndarray]], Sequence[Prediction]]
 _NEEDS_DISPARITY = ("lsq_disparity", "lsq_disparity_near")
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """One image's result.
-
-    Attributes:
-      num_valid: pixels that count.
-      num_nonfinite: how many of them were predicted as NaN or infinite.
-      num_clipped: how many more lay outside the protocol's range and were clipped to it.
-      num_zero: pixels of the whole prediction, as it was given, that are 0: where nothing was
-        predicted, in the files of the KITTI benchmark. Of disparities 0.
-      mean_depth: of the ground truth over the pixels that count, metres; NaN where none does.
-      metrics: the protocol's; empty where no pixel counts.
-      classes: the same over the pixels of each class that the image has, where the protocol
-        distinguishes classes.
-    """
-
-    num_valid: int
-    num_nonfinite: int
-    num_clipped: int
-    mean_depth: float
-    metrics: Mapping[str, float]
-    classes: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    num_zero: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """A prediction and its ground truth as they are compared, all [h, w] of the scored frame.
-
-    Attributes:
-      prediction: float64, metres, aligned and clipped.
-      target: metres.
-      valid_mask: the pixels that count.
-      num_nonfinite, num_clipped, num_zero: as in `Score`.
-      classes: the pixels of each class, of those that count.
-    """
-
-    prediction: np.ndarray
-    target: np.ndarray
-    valid_mask: np.ndarray
-    num_nonfinite: int
-    num_clipped: int
-    num_zero: int
-    classes: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +75,8 @@ class Protocol:
       conditions: groups of images to average apart too: those whose condition contains the group's
         name, so that `night` includes night-rain (md4all's rule). Where empty, every condition that
         occurs is a group.
+      boundary: measure occluding contours too, see `evaluation.boundary`; for dense, exact ground
+        truth. No other number depends on it.
     """
 
     name: str
@@ -142,6 +101,7 @@ class Protocol:
     metric_set: MetricSet = "all"
     classes: bool = False
     conditions: tuple[str, ...] = ()
+    boundary: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.min_depth < self.max_depth:
@@ -202,10 +162,9 @@ class Protocol:
         """
         given = {name: value for name, value in options.items() if value is not None}
         for name in given:
-            if name not in OPTIONS:
-                raise ConfigError(
-                    f"protocols have no option {name!r} (known: {', '.join(OPTIONS)})"
-                )
+            known = (*OPTIONS, *MEASURING)
+            if name not in known:
+                raise ConfigError(f"protocols have no option {name!r} (known: {', '.join(known)})")
         return dataclasses.replace(self, **given)
 
     def unaligned(self) -> "Protocol":
@@ -235,8 +194,13 @@ class Protocol:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics, the first one being the headline."""
+        """Names of the metrics, the first one being the headline; without what is measured too."""
         return metrics.SETS[self.metric_set]
+
+    @property
+    def measuring(self) -> tuple[str, ...]:
+        """Which of `MEASURING` is on."""
+        return tuple(name for name in MEASURING if getattr(self, name))
 
     @property
     def _predicts(self) -> Predicts:
@@ -271,7 +235,7 @@ class Protocol:
 
     def predict(
         self, predict_fn: PredictFn | None, samples: Sequence[Mapping[str, Any]]
-    ) -> list[np.ndarray]:
+    ) -> Sequence[Prediction]:
         """The predictions to score: the samples' own, or those of what the model is fed.
 
         Raises:
@@ -285,24 +249,27 @@ class Protocol:
                 images.append(self.prepare(sample["image"]))
         return predict_fn(images)
 
-    def score(self, prediction: np.ndarray, depth: np.ndarray) -> Score:
+    def score(self, prediction: Prediction, depth: np.ndarray) -> Score:
         """`score_sample` with a ground truth that is a depth map alone."""
         return self.score_sample(prediction, {"depth": depth})
 
-    def score_sample(self, prediction: np.ndarray, sample: Mapping[str, Any]) -> Score:
+    def score_sample(self, prediction: Prediction, sample: Mapping[str, Any]) -> Score:
         """Scores one prediction; arguments and errors as for `compare`."""
         comparison = self.compare(prediction, sample)
         if comparison is None:
             return Score(0, 0, 0, math.nan, {})
         prediction, target = comparison.prediction, comparison.target
         valid_mask = comparison.valid_mask
+        found = metrics.compute(prediction, target, valid_mask, self.metrics)
+        measured, curves = measure(comparison, self.boundary)
         return Score(
             num_valid=int(valid_mask.sum()),
             num_nonfinite=comparison.num_nonfinite,
             num_clipped=comparison.num_clipped,
             num_zero=comparison.num_zero,
             mean_depth=float(target[valid_mask].mean(dtype=np.float64)),
-            metrics=metrics.compute(prediction, target, valid_mask, self.metrics),
+            metrics=found | measured,
+            curves=curves,
             classes={
                 name: metrics.compute(prediction, target, mask, self.metrics)
                 for name, mask in comparison.classes.items()
@@ -310,12 +277,14 @@ class Protocol:
             },
         )
 
-    def compare(self, prediction: np.ndarray, sample: Mapping[str, Any]) -> Comparison | None:
+    def compare(self, prediction: Prediction, sample: Mapping[str, Any]) -> Comparison | None:
         """Brings a prediction and its ground truth to the frame, range and scale of the protocol.
 
         Args:
           prediction: float [h, w], metres (relative depth or disparity under an alignment): at the
             ground truth's size or at that of the model's input, or any under `resize_prediction`.
+            With the spread of samples of depth, that goes the same way: a scale that is fitted
+            leaves its share of the depth.
           sample: with `depth` float [h, w], the ground truth's full frame in metres, 0 or NaN
             without a measurement; for Booster and for classes see `transparent`.
 
@@ -326,6 +295,7 @@ class Protocol:
           DataError: for sizes that do not go together (both are named), a prediction that cannot
             be aligned, or a sample that lacks something.
         """
+        prediction, spread = prediction if isinstance(prediction, tuple) else (prediction, None)
         depth, classes = self.truth(sample)
         num_zero = int((prediction == 0).sum()) if self._predicts == "depth" else 0
         if self.fill_zeros == "background":
@@ -341,6 +311,13 @@ class Protocol:
         aligned = self._align(prediction, target, valid_mask)
         clipped = metrics.clip(aligned, *self._clip)
         changed = aligned[valid_mask] != clipped[valid_mask]
+        if spread is not None:
+            spread = self._place(spread, depth.shape)[box]
+            if self.alignment != "none":
+                scale = np.divide(
+                    aligned, prediction, where=prediction > 0, out=np.ones_like(aligned)
+                )
+                spread = spread * np.abs(scale)
         return Comparison(
             clipped,
             target,
@@ -349,6 +326,7 @@ class Protocol:
             num_clipped=int((changed & ~nonfinite).sum()),
             num_zero=num_zero,
             classes={name: mask[box] & valid_mask for name, mask in classes.items()},
+            spread=spread,
         )
 
     def truth(self, sample: Mapping[str, Any]) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
@@ -413,6 +391,8 @@ OPTIONS = (
     "fill_zeros",
     "metric_set",
 )
+# Further options, which say what is measured too; other numbers do not depend on them.
+MEASURING = ("boundary",)
 
 
 @contextlib.contextmanager

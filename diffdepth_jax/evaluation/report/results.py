@@ -5,7 +5,8 @@
                     "baseline", "conditions", "classes", "comparisons", "reported",
                     "not_comparable"}
     per_image.csv  id, condition, num_valid, num_nonfinite, num_clipped, num_zero, mean_depth, the
-                   metrics, and the metrics of each class; error where the image could not be read
+                   metrics, what was measured too, and the metrics of each class; error where the
+                   image could not be read
 
 `num_images` counts the images that were scored, `num_skipped` those without a valid pixel and
 `num_unreadable` those that could not be read; the last two have empty metrics in the CSV and no
@@ -14,6 +15,12 @@ training set is known); `conditions` and `classes` the same by group, where ther
 `comparisons` other results under the same protocol; `reported` what other people reported under
 the same options of the same number of images, with their source, and `not_comparable` what they
 reported under others, and which.
+
+What was measured too (`protocols.MEASURES`) stands among the metrics. It may be undefined for an
+image, as contours are where the truth has none: its mean is then over the others, whose number
+stands in `num_images_of`. With several samples there is `sparsification`: `removed`, shares of the
+pixels, and for each curve of `uncertainty.CURVES` what is left of the mean error, averaged over the
+images. Neither key is there where there is nothing to say.
 """
 
 import csv
@@ -25,9 +32,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffdepth_jax import atomic
 from diffdepth_jax.errors import DataError
-from diffdepth_jax.evaluation.protocols import Protocol, Score
+from diffdepth_jax.evaluation import uncertainty
+from diffdepth_jax.evaluation.protocols import MEASURES, Protocol, Score
 from diffdepth_jax.evaluation.report import papers
 from diffdepth_jax.evaluation.report.rows import Row
 
@@ -77,7 +87,7 @@ def of(
             not_comparable.append(dataclasses.asdict(each) | {"differences": differences})
         else:
             reported.append(dataclasses.asdict(each))
-    return {
+    result = {
         "protocol": protocol.name,
         "options": options,
         "num_images": means["num_images"],
@@ -95,6 +105,29 @@ def of(
         "reported": reported,
         "not_comparable": not_comparable,
     }
+    return result | _measured(scores, protocol)
+
+
+def _measured(scores: Sequence[Score], protocol: Protocol) -> dict[str, Any]:
+    """What there is to say of what was measured beside the metrics."""
+    if protocol.boundary and not any("boundary_f1" in score.metrics for score in scores):
+        raise DataError(
+            "no image has a depth edge between pixels that count: leave out evaluation.boundary "
+            "(--boundary)"
+        )
+    found: dict[str, Any] = {}
+    counts = {
+        name: sum(name in score.metrics for score in scores)
+        for name in _names([score.metrics for score in scores])
+    }
+    if counts := {name: count for name, count in counts.items() if count < len(scores)}:
+        found["num_images_of"] = counts
+    if curves := [score.curves for score in scores if score.curves]:
+        found["sparsification"] = {"removed": list(uncertainty.REMOVED)} | {
+            name: np.mean([each[name] for each in curves], axis=0).tolist()
+            for name in uncertainty.CURVES
+        }
+    return found
 
 
 def _means(
@@ -110,8 +143,20 @@ def _means(
 
 
 def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = metrics[0] if metrics else ()
-    return {name: math.fsum(each[name] for each in metrics) / len(metrics) for name in names}
+    """Of each metric over those that have it."""
+    means = {}
+    for name in _names(metrics):
+        values = [each[name] for each in metrics if name in each]
+        means[name] = math.fsum(values) / len(values)
+    return means
+
+
+def _names(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+    """Of all metrics that occur: the protocol's in their order, then what was measured too."""
+    found = dict.fromkeys(name for each in metrics for name in each)
+    return [name for name in found if name not in MEASURES] + [
+        name for name in MEASURES if name in found
+    ]
 
 
 def _by_condition(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
@@ -135,19 +180,23 @@ def _by_class(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
 
 
 def _csv(rows: Sequence[Row], protocol: Protocol) -> str:
-    classes = list(_by_class([row for row in rows if not row.error], protocol))
+    scored = [row for row in rows if not row.error]
+    classes = list(_by_class(scored, protocol))
+    found = _names([row.scores[protocol.name].metrics for row in scored])
+    names = [*protocol.metrics, *(name for name in found if name in MEASURES)]
     columns = [f"{name}/{metric}" for name in classes for metric in protocol.metrics]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["id", "condition", *_COUNTS, *protocol.metrics, *columns, "error"])
+    writer.writerow(["id", "condition", *_COUNTS, *names, *columns, "error"])
     for row in rows:
         score = row.scores.get(protocol.name)
         if score is None or not score.num_valid:
             counts = ["" if score is None else 0] * (len(_COUNTS) - 1)
-            metrics = [""] * (1 + len(protocol.metrics) + len(columns))
+            metrics = [""] * (1 + len(names) + len(columns))
         else:
             counts = [getattr(score, name) for name in _COUNTS]
-            parts = (score.metrics, *(score.classes.get(name, {}) for name in classes))
-            metrics = [part.get(name, "") for part in parts for name in protocol.metrics]
+            parts = [score.classes.get(name, {}) for name in classes]
+            metrics = [score.metrics.get(name, "") for name in names]
+            metrics += [part.get(name, "") for part in parts for name in protocol.metrics]
         writer.writerow([row.id, row.condition, *counts, *metrics, row.error or ""])
     return text.getvalue()

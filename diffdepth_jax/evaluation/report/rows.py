@@ -50,6 +50,7 @@ def _score(values: Mapping[str, Any]) -> Score:
     counts = score.num_valid, score.num_nonfinite, score.num_clipped, score.num_zero
     numbers = [score.mean_depth, *score.metrics.values()]
     numbers += [value for part in score.classes.values() for value in part.values()]
+    numbers += [value for curve in score.curves.values() for value in curve]
     if not all(type(count) is int for count in counts):
         raise TypeError("counts must be whole numbers")
     if not all(type(number) in (int, float) for number in numbers):

@@ -2,6 +2,7 @@
 
 import hashlib
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
 from diffdepth_jax.errors import ConfigError, MissingFileError, naming_file
 from diffdepth_jax.evaluation.protocols import Protocol
+from diffdepth_jax.evaluation.protocols.protocol import Prediction
 from diffdepth_jax.evaluation.report import page
 from diffdepth_jax.evaluation.run import baseline
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
@@ -27,7 +29,9 @@ class Model(typing.Protocol):
     output: str
     input_spec: InputSpec
 
-    def predict(self, images: list[np.ndarray], **options: Any) -> list[np.ndarray]: ...
+    def predict(self, images: list[np.ndarray], **options: Any) -> Any: ...
+
+    def check_num_samples(self, num_samples: int) -> None: ...
 
     def fingerprint(self, num_inference_steps: int | None) -> str: ...
 
@@ -87,7 +91,8 @@ def settings(
       of them beside a result.
 
     Raises:
-      ConfigError: for relative predictions under a protocol that takes them for metres.
+      ConfigError: for relative predictions under a protocol that takes them for metres; for
+        samples that the model cannot draw, or whose spread is not in metres.
     """
     predicts = _PREDICTS[model.output]
     if config.predicts not in (None, predicts):
@@ -108,6 +113,14 @@ def settings(
     stated = predicting | {"recalibrated": model.is_recalibrated(steps)}
     if config.flip_average != "depth":
         stated["flip_average"] = config.flip_average
+    if config.num_samples is not None:
+        model.check_num_samples(config.num_samples)
+        if predicts != "depth":
+            raise ConfigError(
+                "num_samples measures whether a spread in metres tells the error, but the model "
+                "predicts relative disparity: leave it out (--num_samples)"
+            )
+        predicting["num_samples"] = stated["num_samples"] = config.num_samples
     predicting |= {"flip_average": config.flip_average, "batch_size": config.batch_size}
     return protocols, predicting, stated
 
@@ -146,8 +159,11 @@ class _Scoring:
     def save_page(self) -> None:
         page.save(self._workdir, self._protocols, self._predict, self._samples)
 
-    def _predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        return self._model.predict(images, **self._predicting)
+    def _predict(self, images: list[np.ndarray]) -> Sequence[Prediction]:
+        found = self._model.predict(images, **self._predicting)
+        if self._config.num_samples is None:
+            return found
+        return list(zip(*found, strict=True))
 
 
 def measured(source: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData, first_evaluation_sample
 from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation import metrics
+from diffdepth_jax.evaluation.protocols.protocol import naming_image
+from diffdepth_jax.evaluation.protocols.score import check_dense
 from diffdepth_jax.evaluation.report import comparisons
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 
@@ -30,8 +32,8 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
 
     Raises:
       DataError: for evaluation frames that a protocol cannot take, for depth of which nothing lies
-        in the range of a protocol or of the training, as in a wrong unit, or for another result
-        that cannot stand beside ours.
+        in the range of a protocol or of the training, as in a wrong unit, for sparse depth whose
+        boundaries are asked for, or for another result that cannot stand beside ours.
     """
     sample = first_evaluation_sample(data)
     protocols = config.build_all()
@@ -40,6 +42,12 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
         comparisons.read(config.compare, protocol, {})
     samples = _few(data.evaluation, data)
     for protocol in protocols:
+        if protocol.boundary:
+            for sample in samples:
+                depth, _ = protocol.truth(sample)
+                mask = metrics.valid_pixels(depth, protocol.min_depth, protocol.max_depth)
+                with naming_image(sample["id"]):
+                    check_dense(mask)
         _check_range(
             (protocol.truth(sample)[0] for sample in samples),
             (protocol.min_depth, protocol.max_depth),

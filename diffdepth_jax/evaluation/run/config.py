@@ -19,12 +19,17 @@ class EvaluationConfig:
       resize_input, crop, crop_reference, min_depth, max_depth, clip_min, clip_max, predicts,
         alignment, fit_pixels, disparity_floor, metric_set: as in `protocols.Protocol`;
         max_depth=inf lifts a cap.
+      boundary: measure the sharpness of depth edges too (`evaluation.boundary`), for ground truth
+        that is dense and exact, as rendered depth is; no other number depends on it.
       flip_tta: average each prediction with the one of the mirrored image; as the network's
         publication does when None.
       flip_average: of their `depth`, or of their `inverse_depth` with ramps at the borders, which
         is md4all's `_pp`; see `DepthModel.predict`.
       batch_size: images that are predicted at once; the results do not depend on it.
       num_inference_steps: denoising steps, where the model has such; its own number when None.
+      num_samples: score the mean of so many samples (2 or more) of a network that draws noise, and
+        measure whether their spread tells the error (`evaluation.uncertainty`); None for a single
+        prediction.
       every_steps: how often a run is evaluated while it is trained; None for at its end only.
       compare: other results to show beside these: a name to a `metrics.json` or its directory.
     """
@@ -42,10 +47,12 @@ class EvaluationConfig:
     fit_pixels: str | None = None
     disparity_floor: float | None = None
     metric_set: str | None = None
+    boundary: bool = False
     flip_tta: bool | None = None
     flip_average: str = "depth"
     batch_size: int = 1
     num_inference_steps: int | None = None
+    num_samples: int | None = None
     every_steps: int | None = None
     compare: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -58,6 +65,11 @@ class EvaluationConfig:
             raise ValueError(f"every_steps is {self.every_steps}; it must be at least 1 or None")
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.num_samples is not None and self.num_samples < 2:
+            raise ValueError(
+                f"num_samples is {self.num_samples}; it must be at least 2, or None for a single "
+                "prediction"
+            )
         if self.flip_average not in typing.get_args(FlipAverage):
             raise ValueError(
                 f"flip_average is {self.flip_average!r}; it must be "
@@ -75,5 +87,6 @@ class EvaluationConfig:
     def build_all(self) -> tuple[Protocol, ...]:
         """The protocols with their options; ConfigError where those do not exist."""
         # Not what is said of saved predictions only: a model's show what it was fed.
-        options = {name: value for name, value in vars(self).items() if name in protocols.OPTIONS}
+        known = (*protocols.OPTIONS, *protocols.MEASURING)
+        options = {name: value for name, value in vars(self).items() if name in known}
         return protocols.get_all(self.protocol, **options)

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from diffdepth_jax import atomic, locking
 from diffdepth_jax.errors import ConfigError, naming_file
-from diffdepth_jax.evaluation.protocols import Protocol, frames
-from diffdepth_jax.evaluation.protocols.protocol import PredictFn, naming_image
+from diffdepth_jax.evaluation.protocols import MEASURES, Protocol, Score, frames
+from diffdepth_jax.evaluation.protocols.protocol import PredictFn, Prediction, naming_image
 from diffdepth_jax.evaluation.report import comparisons, results
 from diffdepth_jax.evaluation.report.rows import Row
 from diffdepth_jax.evaluation.run.journal import Journal
@@ -47,7 +47,8 @@ def score_dataset(
 
     Args:
       predict_fn: a list of images uint8 [h, w, 3] to the depth [h, w] of each in metres, of the
-        same sizes (or what the protocol's alignment makes metres of). It is fed what
+        same sizes (or what the protocol's alignment makes metres of), or to a tuple each of the
+        mean and the spread of several samples. It is fed what
         `protocol.prepare` makes of each image, once for all protocols that are fed alike. None
         where the samples hold their `prediction`.
       samples: with `image`, `depth` float [h, w] in metres (0 = not measured), `id` and perhaps
@@ -98,7 +99,7 @@ def score_dataset(
         if fingerprint is None:
             finished, journal = {}, None
         else:
-            parts = [fingerprint, options, [(p.name, p.options) for p in protocols]]
+            parts = [fingerprint, options, [(p.name, p.options, *p.measuring) for p in protocols]]
             digest = hashlib.sha256(repr(parts).encode())
             digest.update(b"" if baseline_depth is None else baseline_depth.tobytes())
             digest.update(str(_length(samples)).encode())
@@ -160,12 +161,17 @@ def _belongs(row: Row, protocols: Sequence[Protocol], length: int | None) -> boo
         return False
     parts = [row.scores, *([row.baseline] if row.baseline else [])]
     return all(
-        protocol.name in part
-        and set(part[protocol.name].metrics)
-        == (set(protocol.metrics) if part[protocol.name].num_valid else set())
+        protocol.name in part and _has_metrics(part[protocol.name], protocol)
         for part in parts
         for protocol in protocols
     )
+
+
+def _has_metrics(score: Score, protocol: Protocol) -> bool:
+    if not score.num_valid:
+        return not score.metrics
+    wanted = set(protocol.metrics)
+    return wanted <= set(score.metrics) <= wanted.union(MEASURES)
 
 
 @contextlib.contextmanager
@@ -215,7 +221,7 @@ def _rows(
 ) -> Iterator[Row]:
     """Predicts the images of a group together and scores each."""
     readable = [sample for _, sample in group if "error" not in sample]
-    predictions: dict[Any, Iterator[np.ndarray]] = {}
+    predictions: dict[Any, Iterator[Prediction]] = {}
     for protocol in protocols if readable else ():
         if protocol.fed not in predictions:
             found = protocol.predict(predict_fn, readable)
