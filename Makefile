@@ -1,16 +1,17 @@
 # make setup         the environment .venv (CPU build of JAX unless an NVIDIA driver is found)
 # make demo          train, evaluate and draw pictures on the committed sample: runs/demo
 # make adverse-demo  night, rain, fog, ... of the sample, with labels and gallery: runs/adverse_demo
+# make robust-demo   self-distillation for bad weather, on the committed sample: runs/robust-demo
 # make test          lint and tests, without PyTorch
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
-# make sample        render the committed sample anew (four minutes on two CPU cores)
+# make sample        render the committed sample anew (twenty minutes on two CPU cores)
 
 PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup demo adverse-demo test torch test-torch sample clean
+.PHONY: setup demo adverse-demo robust-demo test torch test-torch sample clean
 
 setup: .venv/installed
 
@@ -44,6 +45,10 @@ adverse-demo: setup
 	$(BIN)/python generate_adverse.py --config=configs/adverse_demo.py --workdir=runs/adverse_demo \
 	  --config.teacher.checkpoint=$$teacher
 
+# One teacher, students of rendered and of simulated weather, and the control.
+robust-demo: setup
+	$(BIN)/python studies/robustness.py --workdir=runs/robust-demo --images=rendered,physical,clear
+
 test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -68,8 +73,10 @@ test-torch: torch
 # Aside at first, so that the old sample stays until the new one is whole.
 sample: setup
 	$(BIN)/python tools/render_scenes.py --preset=sample --output=runs/sample
-	rm -rf sample/raw sample/depth
-	mv runs/sample/raw runs/sample/depth runs/sample/render.json sample
+	$(BIN)/python tools/render_scenes.py --preset=sample_adverse --output=runs/sample \
+	  --conditions=night,fog,rain,snow,night-rain
+	for part in $$(ls runs/sample); do rm -rf sample/$$part; done
+	mv runs/sample/* sample
 	rmdir runs/sample
 
 clean:

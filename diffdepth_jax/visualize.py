@@ -167,6 +167,31 @@ def save_predictions(
     _save_grid(path, rows, scale)
 
 
+def save_comparison(
+    path: Path,
+    images: Mapping[str, UInt8[np.ndarray, "h w 3"]],
+    predictions: Mapping[str, Sequence[Float[np.ndarray, "h w"]]],
+    targets: Sequence[Float[np.ndarray, "h w"]],
+) -> None:
+    """Draws a row for each image: itself, every network's depth of it, and the ground truth.
+
+    Args:
+      images: by caption.
+      predictions: caption to depth in metres of all the images.
+      targets: in metres, 0 where nothing was measured; they set the colours' scale.
+    """
+    scale = _scale(targets)
+    rows = [
+        [
+            (caption, image),
+            *((name, colour_depth(depths[row], *scale)) for name, depths in predictions.items()),
+            ("ground truth", colour_depth(target, *scale)),
+        ]
+        for row, ((caption, image), target) in enumerate(zip(images.items(), targets, strict=True))
+    ]
+    _save_grid(path, rows, scale)
+
+
 def _scale(targets: Sequence[Float[np.ndarray, "h w"]]) -> tuple[float, float]:
     """The ends of a colour scale, in metres, that suit several ground truths."""
     measured = np.concatenate([target[target > 0] for target in targets])

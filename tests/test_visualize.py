@@ -87,9 +87,16 @@ def test_pictures_are_written_whole_and_without_a_display(tmp_path, frames):
         {f"step {step}": depths[0] for step in range(5)},
         np.zeros_like(depths[0]),
     )
+    visualize.save_comparison(
+        tmp_path / "comparison.png",
+        {"clear": images[0], "night": images[1]},
+        {"before": depths[:2], "after": depths[1:]},
+        depths[:2],
+    )
     columns = {"step": [1, 2], "loss": [3.0, 0.01], "l1": [1.0, 1.0], "silog": [0.0, 2.0]}
     visualize.save_curves(tmp_path / "curves.png", columns)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "comparison.png",
         "curves.png",
         "denoising.png",
         "predictions.png",

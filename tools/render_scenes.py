@@ -4,7 +4,8 @@ r"""Render scenes with exact and lidar-like depth, under any conditions, in offi
         --conditions=clear,night,fog,rain,snow,glare --output=DIR
     python tools/render_scenes.py --kind=tabletop --count=200 --split=train --size=144x192 \
         --conditions=clear,transparent,mirror --layout=nyu --output=DIR
-    python tools/render_scenes.py --preset=sample --output=DIR  # what sample/ holds
+    python tools/render_scenes.py --preset=sample --output=DIR  # what sample/ holds, and with
+    python tools/render_scenes.py --preset=sample_adverse --conditions=night,... --output=DIR
 
 Needs the optional extra `render` (Mitsuba 3). Every frame is another layout, and splits share none.
 The conditions of a frame show one scene from one camera, so they have the same exact depth. Frames
@@ -53,12 +54,15 @@ from diffdepth_jax.errors import ConfigError, MissingPackageError, naming_file
 from diffdepth_jax.scenes import kinds, lidar, writers
 
 SPLITS = ("train", "val", "test")
-PRESETS = {
-    "sample": {
-        "kind": "street", "size": (64, 208), "samples": 16, "seed": 1,
-        "layout": "kitti", "image_format": "jpg", "counts": {"train": 240, "val": 60},
-    }
+_SAMPLE = {
+    "kind": "street", "size": (64, 208), "samples": 16, "seed": 1,
+    "layout": "kitti", "image_format": "jpg",
 }  # fmt: skip
+PRESETS = {
+    "sample": _SAMPLE | {"counts": {"train": 240, "val": 60}},
+    # Of fewer streets to train on: these pictures are large for what they are.
+    "sample_adverse": _SAMPLE | {"counts": {"train": 120, "val": 60}},
+}
 MOST = 3000  # scenes of a split: KITTI's names have four digits for them
 SHEET_FRAMES = 24  # the first ones; a sheet of hundreds shows nothing
 

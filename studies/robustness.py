@@ -1,0 +1,277 @@
+r"""Does self-distillation make a small network robust? Rendered scenes, judged by exact depth.
+
+    make robust-demo                                          # streets of sample/, one seed
+    python studies/robustness.py --workdir=runs/robustness --seeds=0,1,2
+    python studies/robustness.py --workdir=runs/robustness_tables --scenes=tabletops --seeds=0,1,2
+
+A teacher is trained on clear pictures with exact depth. Students start from it and learn its depth
+of the clear training pictures from the same scenes under adverse conditions, which are `rendered`,
+or made of the clear picture by `physical` models of image formation, or `both`. Two controls take
+the same steps with the clear pictures alone, `clear` with the teacher's small colour jitter and
+`colour` with a strong one. Scenes of the split val, which nobody was trained on, are scored under
+every condition: as predicted, scaled by the median, and aligned by least squares in disparity.
+
+The streets are those of sample/. With --frames=DIR they, and table-tops always, are rendered into
+DIR first, where they are not there yet (with the extra `render`): training pictures of all layouts.
+
+Leaves in the workdir: the runs `teacher`, `rendered`, ... (with several seeds `teacher-0`, ...),
+pairs, scores, `summary.json`, `robustness.csv`, `before_after.png`, `report.html`. What is there is
+not made again. Every command is printed, and does the same when it is typed.
+"""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import robustness_report as report
+
+from diffdepth_jax import atomic, cli
+from diffdepth_jax.errors import ConfigError, UserError
+
+PROJECT = Path(__file__).resolve().parents[1]
+IMAGES = ("rendered", "physical", "both", "clear", "colour")
+TIMES_FILE = "seconds.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """A kind of rendered scenes.
+
+    Attributes:
+        kind: as `tools/render_scenes.py` names it.
+        size: of the pictures.
+        clear: what the condition that the teacher knows is called.
+        conditions: the adverse ones.
+        images: what students can be taught with.
+        counts: layouts of each split, where they are rendered.
+        training: fields of every training's config.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    clear: str
+    conditions: tuple[str, ...]
+    images: tuple[str, ...]
+    counts: Mapping[str, int]
+    training: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+SCENES = {
+    "streets": Scenes(
+        "street", (64, 208), "clear", report.WEATHER, IMAGES, {"train": 240, "val": 60}
+    ),
+    "tabletops": Scenes(
+        "tabletop",
+        (96, 128),
+        "clear",
+        ("transparent", "mirror"),
+        ("rendered", "clear", "colour"),
+        {"train": 160, "val": 48},
+        {
+            "data.train.augmentation.crop": (96, 128),
+            "model.codec.initial_depth": 1.5,
+            "model.max_depth": 10.0,
+            "objective.max_depth": 10.0,
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What one command line asks for.
+
+    Attributes:
+        scenes: a value of `SCENES`.
+        frames: folder of the frames, as `tools/render_scenes.py` writes them.
+        workdir: for everything that comes of it.
+        seeds: of teacher and students.
+        images: of the students; members of `IMAGES`.
+        teacher_steps, steps: of training.
+        overrides: further flags for the students' training.
+    """
+
+    scenes: Scenes
+    frames: Path
+    workdir: Path
+    seeds: tuple[int, ...]
+    images: tuple[str, ...]
+    teacher_steps: int
+    steps: int
+    overrides: tuple[str, ...] = ()
+
+    def path(self, name: str, seed: int) -> Path:
+        """Of a run or of pairs; by their names alone where there is one seed."""
+        return self.workdir / (name if len(self.seeds) == 1 else f"{name}-{seed}")
+
+
+def main() -> None:
+    study = _parse()
+    for seed in study.seeds:
+        train_teacher(study, seed)
+        for images in study.images:
+            train_student(study, seed, images)
+    report.write(study, json.loads((study.workdir / TIMES_FILE).read_text()))
+
+
+def render(scenes: Scenes, frames: Path) -> None:
+    """Renders the frames that are not in a folder yet."""
+    for split, count in scenes.counts.items():
+        _run(
+            "tools/render_scenes.py",
+            f"--kind={scenes.kind}",
+            f"--count={count}",
+            f"--split={split}",
+            f"--size={scenes.size[0]}x{scenes.size[1]}",
+            "--samples=16",
+            "--seed=1",
+            "--layout=kitti",
+            "--image_format=jpg",
+            f"--conditions={','.join((scenes.clear, *scenes.conditions))}",
+            f"--output={frames}",
+        )
+
+
+def train_teacher(study: Study, seed: int) -> None:
+    """Trains on the clear pictures and their exact depth."""
+    _train(study, "configs/demo_regression.py", "teacher", seed, study.teacher_steps, {})
+
+
+def train_student(study: Study, seed: int, images: str) -> None:
+    """Makes the pairs, and trains a student on them."""
+    made = {"both": ("rendered", "physical")}.get(images, (images,))
+    if images in ("clear", "colour"):
+        made = ("rendered",)  # of which the clean pictures are used alone
+    for each in made:
+        make_pairs(study, seed, each)
+    roots = [str(study.path(f"{each}_pairs", seed)) for each in made]
+    fields: dict[str, object] = {"init.network": str(study.path("teacher", seed))}
+    if len(roots) == 1:
+        fields["data.train.source.root"] = roots[0]
+    else:
+        fields["data.train.source.name"] = "mixture"
+        fields["data.train.source.sources"] = tuple(
+            {"name": "adverse", "root": root} for root in roots
+        )
+    if images in ("clear", "colour"):
+        fields["data.train.clean_share"] = 1.0
+    if images == "colour":
+        fields["data.train.augmentation.jitter"] = 0.4
+    _train(study, "configs/distill_demo.py", images, seed, study.steps, fields, study.overrides)
+
+
+def make_pairs(study: Study, seed: int, images: str) -> None:
+    """The clear training pictures, their teacher's depth, and what they look like in bad weather.
+
+    The teacher's depth is averaged with that of the mirrored picture. Nothing is rejected: the
+    scenes are the same, and what the teacher sees worst is what there is to learn.
+    """
+    pairs = study.path(f"{images}_pairs", seed)
+    if (pairs / "manifest.jsonl").exists():
+        return
+    where = {"physical": {"backend.name": "physical"}}.get(
+        images,
+        {"backend.name": "files", "backend.root": str(study.frames)},
+    )
+    fields = {
+        **where,
+        "conditions": study.scenes.conditions,
+        "source.root": str(study.frames / "raw"),
+        "source.depth_root": str(study.frames / "depth"),
+        "teacher.checkpoint": str(study.path("teacher", seed)),
+    }
+    command = ["generate_adverse.py", "--config=configs/adverse_rendered.py", f"--workdir={pairs}"]
+    _timed(study, pairs.name, *command, *_flags(fields))
+
+
+def _train(
+    study: Study,
+    config: str,
+    name: str,
+    seed: int,
+    steps: int,
+    fields: Mapping[str, object],
+    overrides: Sequence[str] = (),
+) -> None:
+    run = study.path(name, seed)
+    if (run / "metrics.json").exists():
+        return
+    raw, depth = str(study.frames / "raw"), str(study.frames / "depth")
+    roots = {"data.evaluation.root": raw, "data.evaluation.depth_root": depth}
+    if name == "teacher":
+        roots |= {"data.train.source.root": raw, "data.train.source.depth_root": depth}
+    fields = {"seed": seed, "num_steps": steps, **roots, **study.scenes.training, **fields}
+    command = ["train.py", f"--config={config}", f"--workdir={run}"]
+    _timed(study, run.name, *command, *_flags(fields), *overrides)
+
+
+def _flags(fields: Mapping[str, object]) -> list[str]:
+    return [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+def _timed(study: Study, name: str, *command: str) -> None:
+    """Runs a command, and notes its seconds by the clock and itself in the workdir."""
+    path = study.workdir / TIMES_FILE
+    start = time.monotonic()
+    _run(*command)
+    times = json.loads(path.read_text()) if path.exists() else {}
+    times[name] = {"seconds": time.monotonic() - start, "command": shlex.join(command)}
+    atomic.write_text(path, json.dumps(times, indent=2) + "\n")
+
+
+def _run(*command: str) -> None:
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    status = subprocess.run([sys.executable, str(PROJECT / command[0]), *command[1:]]).returncode
+    if status:
+        raise UserError(f"{command[0]} ended with status {status}; the same command goes on")
+
+
+def _parse() -> Study:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--scenes", choices=tuple(SCENES), default="streets")
+    parser.add_argument("--frames", help="where frames are, or are rendered; sample/ if absent")
+    parser.add_argument("--seeds", default="0", help="with commas")
+    parser.add_argument("--images", help="rendered, physical, both, clear, colour; all if absent")
+    parser.add_argument("--teacher_steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=800)
+    flags, overrides = parser.parse_known_args()
+    if wrong := [word for word in overrides if not word.startswith("--config.")]:
+        parser.error(f"{wrong[0]!r} is no option; fields of a student are --config.NAME=VALUE")
+    scenes = SCENES[flags.scenes]
+    images = scenes.images if flags.images is None else tuple(flags.images.split(","))
+    if unknown := [each for each in images if each not in scenes.images]:
+        parser.error(f"--images: {flags.scenes} have no {unknown[0]!r}: {', '.join(scenes.images)}")
+    seeds = flags.seeds.split(",")
+    if not all(seed.isdigit() for seed in seeds):
+        parser.error(f"--seeds is {flags.seeds!r}; it must be whole numbers with commas")
+    workdir = cli.directory("--workdir", flags.workdir)
+    if flags.frames is None and flags.scenes != "streets":
+        raise ConfigError("--frames is missing: name the folder that table-tops are rendered into")
+    frames = PROJECT / "sample" if flags.frames is None else Path(flags.frames).expanduser()
+    with atomic.directory(workdir):
+        if flags.frames is not None:
+            render(scenes, frames)
+    return Study(
+        scenes,
+        frames,
+        workdir,
+        tuple(map(int, seeds)),
+        images,
+        flags.teacher_steps,
+        flags.steps,
+        tuple(overrides),
+    )
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors():
+        main()

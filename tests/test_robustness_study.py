@@ -1,0 +1,104 @@
+"""What the study of robustness makes of its scores; the runs themselves are `make robust-demo`."""
+
+import csv
+import dataclasses
+import importlib
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+STUDIES = Path(__file__).resolve().parents[1] / "studies"
+
+
+@pytest.fixture(scope="module")
+def study_modules():
+    sys.path.insert(0, str(STUDIES))
+    try:
+        yield importlib.import_module("robustness"), importlib.import_module("robustness_report")
+    finally:
+        sys.path.remove(str(STUDIES))
+
+
+def record(images, seed, condition, metric, before, after):
+    return {
+        "scenes": "street",
+        "images": images,
+        "seed": seed,
+        "condition": condition,
+        "pixels": "all",
+        "metric": metric,
+        "before": before,
+        "after": after,
+        "num_images": 2,
+    }
+
+
+@pytest.fixture
+def records():
+    return [
+        record(images, seed, condition, metric, before, after * (1 + seed))
+        for images, after in (("rendered", 0.2), ("clear", 0.4))
+        for seed in (0, 1)
+        for condition, before in (("clear", 0.3), ("night", 0.4), ("fog", 0.8))
+        for metric in ("abs_rel", "abs_rel_median", "abs_rel_aligned")
+    ]
+
+
+def test_gain_is_that_of_the_mean_over_conditions_for_each_seed(study_modules, records):
+    _, report = study_modules
+    found = report.gain(records, "rendered", ("night", "fog"), "abs_rel_aligned")
+    assert found == pytest.approx([1 - 0.2 / 0.6, 1 - 0.4 / 0.6])
+    assert report.gain(records, "clear", ("night",), "abs_rel") == pytest.approx([0.0, -1.0])
+
+
+def test_summary_has_a_row_for_each_student_condition_and_seed(study_modules, records):
+    _, report = study_modules
+    rows = report.summary(records)["rows"]
+    assert len(rows) == 2 * 2 * 3
+    assert rows[0] == {
+        "images": "rendered",
+        "condition": "clear",
+        "seed": 0,
+        "abs_rel_before": 0.3,
+        "abs_rel_after": 0.2,
+        "aligned_before": 0.3,
+        "aligned_after": 0.2,
+    }
+    assert {row["aligned_after"] for row in rows if row["seed"] == 1} == {0.4, 0.8}
+
+
+def test_table_shows_means_over_seeds_and_changes(study_modules, records):
+    robustness, report = study_modules
+    study = robustness.Study(
+        dataclasses.replace(robustness.SCENES["streets"], conditions=("night", "fog")),
+        Path("frames"),
+        Path("out"),
+        (0, 1),
+        ("rendered", "clear"),
+        1,
+        1,
+    )
+    first, second = report.table(study, records).split("\n\n")[1::2]
+    assert first == second
+    assert first.splitlines() == [
+        "| condition | teacher | rendered | clear |",
+        "| --- | ---: | ---: | ---: |",
+        "| clear | 0.300 | 0.300 (+0.0 ± 47.1%) | 0.600 (+100.0 ± 94.3%) |",
+        "| night | 0.400 | 0.300 (-25.0 ± 35.4%) | 0.600 (+50.0 ± 70.7%) |",
+        "| fog | 0.800 | 0.300 (-62.5 ± 17.7%) | 0.600 (-25.0 ± 35.4%) |",
+        "| mean of 2 | 0.600 | 0.300 (-50.0 ± 23.6%) | 0.600 (+0.0 ± 47.1%) |",
+    ]
+
+
+def test_committed_rows_are_whole():
+    """`results/robustness.csv` has every condition of every student and seed once."""
+    path = STUDIES.parent / "results" / "robustness.csv"
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    names = ("scenes", "images", "seed", "condition", "pixels", "metric", "steps", "command")
+    keys = [tuple(row[name] for name in names) for row in rows]
+    assert len(set(keys)) == len(keys)
+    for row in rows:
+        assert float(row["before"]) > 0 and float(row["after"]) > 0
+        assert row["commit"] and row["device"] and float(row["seconds"]) > 0
