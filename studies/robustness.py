@@ -175,19 +175,33 @@ def make_pairs(study: Study, seed: int, images: str) -> None:
     pairs = study.path(f"{images}_pairs", seed)
     if (pairs / "manifest.jsonl").exists():
         return
-    where = {"physical": {"backend.name": "physical"}}.get(
-        images,
-        {"backend.name": "files", "backend.root": str(study.frames)},
-    )
-    fields = {
-        **where,
+    fields: dict[str, object] = {"backend.name": "physical"}
+    drives = sorted(path.name for path in (study.frames / "depth" / "train").iterdir())
+    if images == "rendered":
+        fields = {"backend.root": str(study.frames)}
+        drives = [drive for drive in drives if all(_pictures(study, drive))]
+    layouts = study.workdir / f"{images}_layouts.txt"
+    atomic.write_text(layouts, "".join(f"{drive}\n" for drive in drives))
+    fields |= {
         "conditions": study.scenes.conditions,
         "source.root": str(study.frames / "raw"),
-        "source.depth_root": str(study.frames / "depth"),
+        "source.depth_root": str(study.frames / "depth" / "train"),
+        "source.split": str(layouts),
+        "source.cameras": ("image_02",),
         "teacher.checkpoint": str(study.path("teacher", seed)),
+        "teacher.flip_tta": True,
     }
     command = ["generate_adverse.py", "--config=configs/adverse_rendered.py", f"--workdir={pairs}"]
     _timed(study, pairs.name, *command, *_flags(fields))
+
+
+def _pictures(study: Study, drive: str) -> list[bool]:
+    """Whether a scene is there under each condition."""
+    folders = (
+        study.frames / condition / "raw" / drive[: len("2000_01_01")] / drive
+        for condition in study.scenes.conditions
+    )
+    return [any((folder / "image_02" / "data").glob("*")) for folder in folders]
 
 
 def _train(
