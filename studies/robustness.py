@@ -190,6 +190,7 @@ def make_pairs(study: Study, seed: int, images: str) -> None:
         "source.cameras": ("image_02",),
         "teacher.checkpoint": str(study.path("teacher", seed)),
         "teacher.flip_tta": True,
+        "structure.score": False,
     }
     command = ["generate_adverse.py", "--config=configs/adverse_rendered.py", f"--workdir={pairs}"]
     _timed(study, pairs.name, *command, *_flags(fields))

@@ -69,16 +69,25 @@ class StructureConfig:
     """Which images are rejected because their depth is no longer the label's.
 
     Attributes:
+      score: whether the teacher looks at every image; needless, and most of the time, where the
+        images keep their depth by construction. Switched on later, it looks at what is there.
       max_abs_rel: reject above this error of the teacher's depth, aligned to the label.
       min_edge_agreement: reject below this agreement of depth edges.
       worst_share: of each condition, reject this share of the largest errors.
     """
 
+    score: bool = True
     max_abs_rel: float | None = None
     min_edge_agreement: float | None = None
     worst_share: float = 0.0
 
     def __post_init__(self) -> None:
+        limits = (self.max_abs_rel, self.min_edge_agreement, self.worst_share or None)
+        if not self.score and any(limit is not None for limit in limits):
+            raise ValueError(
+                "score is False, but max_abs_rel, min_edge_agreement or worst_share rejects by the "
+                "scores: set it to True or leave these out"
+            )
         if not 0 <= self.worst_share < 1:
             raise ValueError(f"worst_share is {self.worst_share}; it must be from 0 to below 1")
         if self.max_abs_rel is not None and self.max_abs_rel <= 0:

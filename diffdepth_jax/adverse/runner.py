@@ -244,7 +244,7 @@ class _Run:
             key
             for key, condition, variant in self._images(frame)
             if not self._is_there(key, self._output(frame.id, condition, variant))
-            or not self.state.images[key].scored
+            or (self.config.structure.score and not self.state.images[key].scored)
         ]
 
     def _item(self, frame: Frame, condition: str, variant: int) -> Item:
@@ -506,7 +506,9 @@ class _Judge:
     def __init__(self, run: _Run):
         self._run = run
         self._waiting: list[tuple[Frame, Item, Made]] = []
-        self._size = run.teacher.config.batch_size if run.teacher else 1
+        self._looks = run.config.structure.score
+        self._teacher = run.teacher if self._looks else None
+        self._size = self._teacher.config.batch_size if self._teacher else 1
 
     def add(self, frame: Frame, item: Item, made: Made) -> int:
         """Takes an image that is there; returns how many have been noted as looked at."""
@@ -516,7 +518,7 @@ class _Judge:
     def finish(self) -> int:
         """Looks at those that wait; returns how many."""
         waiting, self._waiting = self._waiting, []
-        teacher = self._run.teacher
+        teacher = self._teacher
         seen = [each for each in waiting if not each[2].flagged] if teacher else []
         found = {}
         if seen:
@@ -533,7 +535,8 @@ class _Judge:
         for _, item, made in waiting:
             scores = found.get(item.key)
             values = {} if scores is None else dataclasses.asdict(scores)
-            self._run.journal.note(dataclasses.replace(made, scored=True, **values), "image")
+            made = dataclasses.replace(made, scored=self._looks, **values)
+            self._run.journal.note(made, "image")
         return len(waiting)
 
 

@@ -179,6 +179,25 @@ def test_limits_can_be_set_later(mapping, backend, checkpoint, tmp_path):
     assert [r.structure["abs_rel"] for r in night if r.status == "rejected"] == errors[-1:]
 
 
+def test_images_are_looked_at_only_where_that_is_asked_for(
+    mapping, backend, checkpoint, predicted, tmp_path
+):
+    teacher = {"checkpoint": checkpoint(), "batch_size": 2}
+    trusted = mapping(teacher=teacher, structure={"score": False})
+    first = run(trusted, tmp_path / "out")
+    number = sum(predicted)
+    assert number == 5  # the frames, for their labels
+    assert {(record.status, record.structure) for record in first.records} == {("ok", None)}
+    backend.OPENED.clear()
+    run(trusted, tmp_path / "out")
+    assert backend.OPENED == [] and sum(predicted) == number
+    backend.MADE.clear()
+    later = run(mapping(teacher=teacher), tmp_path / "out")
+    assert backend.MADE == [] and all(record.structure for record in later.records)
+    with pytest.raises(ConfigError, match="rejects by the scores"):
+        run(mapping(teacher=teacher, structure={"score": False, "worst_share": 0.1}), tmp_path)
+
+
 def test_failed_items_are_recorded_and_tried_again(mapping, tmp_path):
     failing = {"name": "stand_in", "batch_size": 2, "fails": "f1/"}
     result = run(mapping(backend=failing), tmp_path / "out")
