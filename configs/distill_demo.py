@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 4
-    config.num_steps = 800
+    config.num_steps = 600
     config.ema_decay = 0.0
     config.accumulate = 1  # parts of a batch that are processed one after the other
     config.compute_dtype = "float32"
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.train = ConfigDict()
     config.data.train.source = {"name": "adverse", "root": "runs/pairs"}
-    config.data.train.clean_share = 0.25  # of the images of every batch: the clean picture
+    config.data.train.clean_share = 0.5  # of the images of every batch: the clean picture
     config.data.train.augmentation = {
         "name": "kitti",
         "crop": (64, 208),
