@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 4
-    config.num_steps = 600
+    config.num_steps = 400
     config.ema_decay = 0.0
     config.accumulate = 1  # parts of a batch that are processed one after the other
     config.compute_dtype = "float32"

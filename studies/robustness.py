@@ -257,7 +257,7 @@ def _parse() -> Study:
     parser.add_argument("--seeds", default="0", help="with commas")
     parser.add_argument("--images", help="rendered, physical, both, clear, colour; all if absent")
     parser.add_argument("--teacher_steps", type=int, default=1200)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     flags, overrides = parser.parse_known_args()
     if wrong := [word for word in overrides if not word.startswith("--config.")]:
         parser.error(f"{wrong[0]!r} is no option; fields of a student are --config.NAME=VALUE")
