@@ -22,7 +22,7 @@ COLUMNS = (
     *("config", "changes", "commit", "device"),
 )
 DEPTHS = {"dense": "100%", "groundtruth": "4.5%"}
-_TRUTHS = ("regression", "self", "truth", "pure", "pure_paper", "self_paper")
+_TRUTHS = ("regression", "self", "truth", "pure", "pure_paper", "pure_sample", "self_paper")
 _COLOURS = {"regression": "#555555", "self": "#1f77b4", "self_20": "#d62728"}
 
 
