@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from diffdepth_jax.models.layers import Conv, GroupNorm, Linear, normal
 from diffdepth_jax.models.tables import conv_rules, norm_rules
+from diffdepth_jax.ops.attention import attention
 from diffdepth_jax.ops.conv import Gradient
 from diffdepth_jax.ops.image import adaptive_average_pool, resize_bilinear
 from diffdepth_jax.weights.rules import Rule, Rules
@@ -186,9 +187,7 @@ class SelfAttention(nn.Module):
         query, key, value = rearrange(
             mixed, "b h w (three heads c) -> three b (h w) heads c", three=3, heads=self.num_heads
         )
-        attended = rearrange(
-            jax.nn.dot_product_attention(query, key, value), "b (h w) n c -> b h w (n c)", h=size[0]
-        )
+        attended = rearrange(attention(query, key, value), "b (h w) n c -> b h w (n c)", h=size[0])
         attended = Linear(channels, dtype=self.dtype, name="out")(attended)
         return inputs + resize_bilinear(attended, (height, width))
 
