@@ -87,7 +87,7 @@ def colour_spread(
     relative = np.where(valid, spread, 0) / np.where(valid, unit, 1)
     if maximum is None:
         maximum = float(np.percentile(relative[valid], 98)) if valid.any() else 1.0
-    return _paint(relative / max(maximum, np.finfo(np.float32).tiny), valid, "BuPu")
+    return _paint(relative / max(maximum, np.finfo(np.float32).tiny), valid, "Purples")
 
 
 def _paint(

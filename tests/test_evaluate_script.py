@@ -146,6 +146,18 @@ def test_a_checkpoint_by_its_config(untrained_run):
         "report.html",
     ]
 
+    # Several samples of each image.
+    sampled = checkpoint.parent / "sampled"
+    again = [*again[:2], f"--workdir={sampled}", "--protocol=release", "--num_samples=2"]
+    done = run(*again)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((sampled / "metrics.json").read_text())
+    assert found["options"]["num_samples"] == 2 and found["metrics"]["spread"] >= 0
+    assert "sparsification curve" in (sampled / "report.html").read_text()
+    done = run(*again, "--boundary")  # of random points
+    assert done.returncode == 1 and "image '2011_09_26" in done.stderr
+    assert "the boundary metrics need dense, exact ground truth" in done.stderr
+
     # Saved depth maps, in the folders of the images.
     saved = checkpoint.parent / "saved/2011_09_26_drive_0001_sync/image_02/data"
     saved.mkdir(parents=True)
@@ -234,6 +246,27 @@ def test_the_table_and_the_files(folders, tmp_path):
     assert (tmp_path / "out/report.html").read_text().count('class="example"') == 2
 
 
+def test_depth_edges_of_saved_maps(tmp_path):
+    depth = np.full((20, 30), 9.0)
+    depth[5:15, 8:20] = 4
+    for name, array in (("predicted", np.roll(depth, 1, axis=1)), ("measured", depth)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "a.npy", array)
+    done = run(
+        "--protocol=dense",
+        f"--predictions={tmp_path / 'predicted'}",
+        f"--ground_truth={tmp_path / 'measured'}",
+        f"--workdir={tmp_path / 'out'}",
+        "--boundary",
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]
+    # Of 10 + 10 + 12 + 12 steps those above and below stay, but for their ends.
+    assert found["boundary_f1"] == pytest.approx(22 / 44)
+    assert "depth edges by ratio" in done.stdout
+    assert "Depth edges" in (tmp_path / "out/report.html").read_text()
+
+
 def test_several_protocols_beside_another_result(folders, tmp_path):
     predicted, measured = folders
     scored = [
@@ -289,6 +322,8 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
         ([*model, "--prediction_frame=kb"], "--prediction_frame goes with --predictions"),
         ([*model, "--fill_zeros=background"], "--fill_zeros goes with --predictions"),
         ([*scored, *out, "--protocol=nyu", "--batch_size=2"], "_size goes with --checkpoint"),
+        ([*scored, *out, "--protocol=nyu", "--num_samples=2"], "_samples goes with --checkpoint"),
+        ([*model, "--num_samples=1"], "num_samples is 1; it must be at least 2"),
         ([*scored, *out, "--protocol=release", "--png_scale=0"], "png_scale is 0.0; it must be"),
         ([*scored, *out, "--protocol=release", "--ground_truth_png_scale=0"], "scale is 0.0"),
         ([*scored, f"--workdir={tmp_path}/0000000001.png", "--protocol=release"], "File exists"),

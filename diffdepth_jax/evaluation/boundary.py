@@ -28,7 +28,7 @@ METRICS = (
 )
 
 # Of the pixels that count, how many must have a neighbour that counts, for a truth to be dense.
-_DENSE = 0.75
+_DENSE = 0.9
 
 Pooling = Literal["pairs", "directions"]
 

@@ -24,8 +24,8 @@ METRICS = (
     "ause_rel_random",
     "rank_correlation_depth",
     "ause_rel_depth",
+    "rank_correlation_relative",
 )
-LARGER_IS_BETTER = frozenset({"rank_correlation", "rank_correlation_depth"})
 # Shares of the pixels that are left out, at which curves are kept.
 REMOVED = tuple(np.linspace(0, 0.95, 20).round(2).tolist())
 CURVES = ("spread", "oracle", "depth")
@@ -59,10 +59,13 @@ def compute(
       ause_rel_random         that of an order that tells nothing: the bar to stay below
       rank_correlation_depth,
       ause_rel_depth          of the predicted depth in place of the spread: the control
+      rank_correlation_relative
+                              of spread / prediction and absolute error / target, in which depth is
+                              no longer a hint
 
     Args:
       spread: of the samples, 0 or more, larger where the model is less sure.
-      prediction, target: metres.
+      prediction, target: metres, positive where valid.
       valid_mask: the pixels that count.
 
     Returns:
@@ -88,6 +91,7 @@ def compute(
         "rank_correlation": rank_correlation(spread, error),
         "ause": area["spread"],
         "rank_correlation_depth": rank_correlation(prediction, error),
+        "rank_correlation_relative": rank_correlation(spread / prediction, error / target),
     }
     curves = {}
     if mean > 0:

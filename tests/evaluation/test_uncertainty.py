@@ -41,7 +41,7 @@ def frame(seed, shape=(9, 13)):
     generator = np.random.default_rng(seed)
     target = generator.uniform(2, 60, shape)
     spread = generator.gamma(2, 1, shape)
-    prediction = target + spread * generator.normal(0, 1, shape)
+    prediction = np.maximum(target + spread * generator.normal(0, 1, shape), 0.1)
     return spread, prediction, target, generator.random(shape) > 0.3
 
 
@@ -61,6 +61,12 @@ def test_measures_equal_the_literal_definitions(seed):
     assert found["ause_rel"] == pytest.approx(literal_area(spread, error) / mean)
     assert found["rank_correlation_depth"] == pytest.approx(literal_correlation(prediction, error))
     assert found["ause_rel_depth"] == pytest.approx(literal_area(prediction, error) / mean)
+    relative = [
+        [a / b for a, b in zip(*pair, strict=True)]
+        for pair in ((spread, prediction), (error, target))
+    ]
+    expected = literal_correlation(*relative)
+    assert found["rank_correlation_relative"] == pytest.approx(expected)
     oracle = literal_curve(sorted(range(len(error)), key=lambda index: error[index]), error)
     assert found["ause_rel_random"] == pytest.approx(1 - sum(oracle) / len(oracle) / mean)
 

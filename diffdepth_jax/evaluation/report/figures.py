@@ -3,10 +3,11 @@
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -19,13 +20,45 @@ _BINS = 24
 def histogram(values: Sequence[float]) -> str:
     """How many images have which value, as SVG; the line is at their median."""
     low, high = min(values), max(values)
-    figure = Figure(figsize=(3.2, 1.5), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _axes(3.2, 1.5)
     axes.hist(values, bins=_BINS, range=(low, high if high > low else low + 1), color="#7a9cc6")
     axes.axvline(float(np.median(values)), color="#c0392b", linewidth=1.2)
     axes.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    return _svg(figure)
+
+
+def sparsification(curves: Mapping[str, Sequence[float]]) -> str:
+    """What is left of the mean error when ever more pixels are left out, as SVG.
+
+    Args:
+      curves: `sparsification` of a result.
+    """
+    figure, axes = _axes(4.4, 2.6)
+    removed = curves["removed"]
+    axes.axhline(1, color="#bbbbbb", linewidth=1, linestyle=":", label="at random")
+    axes.plot(removed, curves["depth"], color="#999999", linestyle="--", label="by depth (control)")
+    axes.plot(removed, curves["spread"], color="#6a51a3", linewidth=1.8, label="by the spread")
+    axes.plot(
+        removed, curves["oracle"], color="#222222", linewidth=1, label="by the error (oracle)"
+    )
+    axes.fill_between(removed, curves["oracle"], curves["spread"], color="#6a51a3", alpha=0.12)
+    axes.set_xlim(0, removed[-1])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("share of the pixels left out", fontsize=8, color="#666666")
+    axes.set_ylabel("share of the error left", fontsize=8, color="#666666")
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(figure)
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors="#666666")
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
     file = io.BytesIO()
     # The same bytes for the same values: no date, and ids that are not random.
     with matplotlib.rc_context({"svg.hashsalt": "page"}):

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffdepth_jax import atomic, visualize
 from diffdepth_jax.errors import naming_file
-from diffdepth_jax.evaluation import metrics
+from diffdepth_jax.evaluation import boundary, metrics
 from diffdepth_jax.evaluation.protocols import Protocol, crops, frames
 from diffdepth_jax.evaluation.protocols.protocol import PredictFn
 from diffdepth_jax.evaluation.report import figures, results, tables
@@ -92,7 +92,13 @@ def _section(each: _Result) -> dict[str, Any]:
         "heading": tables.heading(result),
         "options": tables.options(result),
         "columns": tables.columns(result),
-        "metrics": list(result["metrics"]),
+        "metrics": tables.main_metrics(result),
+        "boundary": {
+            "kinds": boundary.KINDS,
+            "columns": tables.boundary_columns(result),
+            "rows": tables.boundary_rows(result),
+        },
+        "sparsification": _sparsification(result),
         "key_metrics": keys,
         "groups": [
             _group(result, kind, title)
@@ -101,6 +107,26 @@ def _section(each: _Result) -> dict[str, Any]:
         ],
         "charts": [_chart(each.values(name), name) for name in keys],
         "lines": lines,
+    }
+
+
+def _sparsification(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The curves, and a row for each order in which pixels are left out."""
+    if "sparsification" not in result:
+        return None
+    rows = [
+        (label, [result["metrics"].get(name) for name in names])
+        for label, names in (
+            ("by the spread", ("ause_rel", "rank_correlation")),
+            ("by depth (control)", ("ause_rel_depth", "rank_correlation_depth")),
+            ("at random", ("ause_rel_random", "")),
+        )
+    ]
+    return {
+        "alt": "sparsification curve",
+        "source": figures.sparsification(result["sparsification"]),
+        "rows": rows,
+        "samples": result["options"].get("num_samples", "several"),
     }
 
 
@@ -181,6 +207,14 @@ def _panels(
     error = np.abs(compared.prediction - compared.target) / np.where(valid_mask, compared.target, 1)
     small = figures.smaller(error, valid_mask)
     known = np.isfinite(small)
+    if compared.spread is not None:
+        spread, depth = (
+            figures.smaller(array, everywhere & np.isfinite(compared.spread))
+            for array in (compared.spread, compared.prediction)
+        )
+        largest = float(np.nanpercentile(spread / depth, 98))
+        caption = f"spread over depth, white 0, purple {largest:.2g}"
+        yield caption, visualize.colour_spread(spread, depth, largest)
     # As a prediction of 1 + error where 1 is true.
     one = np.ones_like(small)
     painted = visualize.colour_error(one + np.where(known, small, 0), one, known, _WORST_ERROR)

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffdepth_jax.evaluation import boundary
+
 _KEY_METRICS = ("abs_rel", "rmse", "delta1")
+_AT_RATIOS = frozenset(boundary.METRICS[len(boundary.KINDS) :])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,35 @@ def key_metrics(result: Mapping[str, Any]) -> list[str]:
     return [name for name in _KEY_METRICS if name in names and "rmse" in names] or names[:3]
 
 
+def main_metrics(result: Mapping[str, Any]) -> list[str]:
+    """All but those of `boundary_rows`, of which the means over ratios are among these too."""
+    return [name for name in result["metrics"] if name not in _AT_RATIOS]
+
+
+def boundary_rows(result: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
+    """Of each depth ratio, and of all together, F-score, precision and recall of each of `columns`
+    in turn; None where one has none. Empty where no boundary was measured."""
+    if "boundary_f1" not in result["metrics"]:
+        return []
+    endings = {f"{ratio:.2f}": f"_{ratio:.2f}" for ratio in boundary.RATIOS} | {"average": ""}
+    return [
+        (
+            label,
+            [
+                column.metrics.get(f"boundary_{kind}{ending}")
+                for column in boundary_columns(result)
+                for kind in boundary.KINDS
+            ],
+        )
+        for label, ending in endings.items()
+    ]
+
+
+def boundary_columns(result: Mapping[str, Any]) -> list[Column]:
+    """The columns that have boundary metrics."""
+    return [column for column in columns(result) if "boundary_f1" in column.metrics]
+
+
 def heading(result: Mapping[str, Any]) -> str:
     """What was scored, in one line."""
     unreadable = result["num_unreadable"]
@@ -72,6 +104,11 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             f"{result['num_zero']} pixels of the predictions were 0: "
             + ("filled from beside them" if filled else "they count as the nearest depth")
         )
+    fewer: dict[int, list[str]] = {}
+    for name, count in result.get("num_images_of", {}).items():
+        fewer.setdefault(count, []).append(name)
+    for count, names in fewer.items():
+        lines.append(f"only {count} images have {', '.join(names)}")
     for name, other in result["comparisons"].items():
         if other["num_images"] != result["num_images"]:
             lines.append(f"{name} was scored on {other['num_images']} images")
@@ -116,9 +153,19 @@ def table(result: Mapping[str, Any]) -> str:
     labels = [column.label + "*" * column.reported for column in found]
     shown = [index for index, column in enumerate(found) if column.metrics]
     rows = [["", *(labels[index] for index in shown)]]
-    for name in result["metrics"]:
+    for name in main_metrics(result):
         rows.append([name, *(number(found[index].metrics.get(name)) for index in shown)])
     lines = [f"{result['protocol']}: {heading(result)}", options(result), *_aligned(rows)]
+
+    if at_ratios := boundary_rows(result):
+        labels_of = [
+            f"{column.label} {kind}"
+            for column in boundary_columns(result)
+            for kind in boundary.KINDS
+        ]
+        rows = [["depth edges by ratio", *labels_of]]
+        rows += [[label, *map(number, values)] for label, values in at_ratios]
+        lines += ["", *_aligned(rows)]
 
     headline = key_metrics(result)[0]
     for kind in ("conditions", "classes"):

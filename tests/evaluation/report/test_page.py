@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffdepth_jax.evaluation import protocols
-from diffdepth_jax.evaluation.report import figures, page, papers
+from diffdepth_jax.evaluation import boundary, protocols
+from diffdepth_jax.evaluation.report import figures, page, papers, tables
 from diffdepth_jax.evaluation.run.dataset import score_dataset
 
 PROTOCOLS = (
@@ -103,6 +103,77 @@ def test_the_page_shows_the_numbers_and_others_in_grey(written):
     assert re.findall(r"<td>([\d.]+)</td>", reported["DPT before"]) == ["0.1890", "0.3540"]
     assert "holds under dataset=kitti, depth=groundtruth, an unknown number of images: D" in text
     assert "frame &lt;" in text and "frame <" not in text
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A result with depth edges and a spread, its page, and another one without beside it."""
+
+    def drawn(images):
+        generator = np.random.default_rng(0)
+        spread = generator.random((90, 160))
+        return [(np.maximum(depth + spread * 5, 1.0), spread) for depth in map(scene, images)]
+
+    def scene(image):
+        depth = np.full((90, 160), 40.0)
+        depth[30:60, 20 + image[0, 0, 0] : 70] = 10.0
+        return depth
+
+    frames = [each | {"depth": scene(each["image"])} for each in samples(3)]
+    protocol = protocols.get("dense")
+    plain = tmp_path / "plain"
+    score_dataset(lambda images: [scene(image) for image in images], frames, (protocol,), plain)
+    edges = protocols.get("dense", boundary=True)
+    (found,) = score_dataset(
+        drawn,
+        frames,
+        (edges,),
+        tmp_path,
+        options={"num_samples": 5},
+        compare={"plain": plain},
+        baseline_depth=np.full((90, 160), 20.0, np.float32),
+    ).values()
+    page.save(tmp_path, (edges,), drawn, frames)
+    return (tmp_path / "report.html").read_text(), found
+
+
+def test_edges_and_the_spread_are_shown(measured):
+    text, found = measured
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    assert text.count('alt="sparsification curve"') == 1 and "spread of 5 samples" in text
+    assert len(re.findall(r'alt="spread over depth, white 0, purple [\d.]+"', text)) == 3
+    cells = dict(re.findall(r"<tr><th>([\d.]+|average)</th>(.*?)</tr>", text))
+    assert list(cells) == ["1.05", "1.10", "1.15", "1.20", "1.25", "average"]
+    values = found["metrics"]
+    for label, ending in (("1.15", "_1.15"), ("average", "")):
+        shown = re.findall(r"<td>([\d.]*)</td>", cells[label])
+        ours = [
+            f"{values[f'boundary_{kind}{ending}']:.4f}" for kind in ("f1", "precision", "recall")
+        ]
+        assert shown == [*ours, "0.0000", "0.0000", "0.0000"]  # the flat map has no edge
+    order = dict(re.findall(r"<tr><th>(by the spread|by depth.*?|at random)</th>(.*?)</tr>", text))
+    assert f"{values['ause_rel']:.4f}" in order["by the spread"]
+    assert f"{values['ause_rel_depth']:.4f}" in order["by depth (control)"]
+    # Elsewhere they are not listed a second time, ratio by ratio.
+    assert "boundary_f1<" in text and "boundary_f1_1.05" not in text
+    lines = tables.table(found).splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("1.15")]
+    assert row[1:4] == [f"{values[f'boundary_{kind}_1.15']:.4f}" for kind in boundary.KINDS]
+    assert not any(line.startswith("boundary_f1_") for line in lines)
+
+
+def test_a_page_without_them_does_not_speak_of_them(written):
+    text, _ = written
+    assert not re.search("Depth edges|spread|sparsification|boundary", text)
+
+
+def test_the_curve_tells_its_orders_apart():
+    curves = {"removed": [0, 0.5], "spread": [1, 0.5], "oracle": [1, 0.1], "depth": [1, 0.9]}
+    assert figures.sparsification(curves) == figures.sparsification(curves)
+    for name in ("spread", "oracle", "depth"):
+        assert figures.sparsification(curves) != figures.sparsification(curves | {name: [1, 0.7]})
 
 
 def test_the_same_values_give_the_same_figure():

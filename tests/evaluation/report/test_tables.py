@@ -48,6 +48,13 @@ def test_no_baseline_and_bad_predictions():
     assert "README*" in text and "2 not readable" in text
 
 
+def test_metrics_that_some_images_lack_are_told():
+    fewer = {"boundary_f1_1.20": 630, "boundary_f1_1.25": 630, "rank_correlation": 650}
+    text = tables.table(result(protocols.get("dense"), num_images_of=fewer))
+    assert "only 630 images have boundary_f1_1.20, boundary_f1_1.25\n" in text + "\n"
+    assert "only 650 images have rank_correlation" in text
+
+
 def test_conditions_have_a_table_of_their_own():
     protocol = protocols.get("nuscenes")
     groups = {

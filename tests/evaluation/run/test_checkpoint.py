@@ -228,6 +228,38 @@ def test_depth_in_another_unit_is_told_before_training(source, scale, depths):
         check_data(data, EvaluationConfig(protocol="dense"))
 
 
+def test_edges_of_sparse_depth_are_told_before_training(source, data, monkeypatch):
+    class Sparse(Source):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            seen = np.random.default_rng(index).random((12, 16)) < 0.1
+            return sample | {"depth": sample["depth"] * seen}
+
+    config = EvaluationConfig(protocol="dense", boundary=True)
+    check_data(data, config)
+    monkeypatch.setattr(source, "build", Sparse)
+    with pytest.raises(DataError, match=r"image 'frame0': the boundary metrics need dense"):
+        check_data(data, config)
+
+
+def test_samples_are_scored_by_their_mean_and_spread(data, tmp_path):
+    class Drawing(Model):
+        def check_num_samples(self, num_samples):
+            assert num_samples == 3
+
+        def predict(self, images, **options):
+            assert options.pop("num_samples") == 3
+            means = super().predict(images, **options)
+            return means, [mean / 10 for mean in means]
+
+    config = dataclasses.replace(RELEASE, num_samples=3, batch_size=2)
+    result = checkpoint.score_checkpoint(Drawing(), data, config, tmp_path)["release"]
+    assert result["metrics"]["mae"] == pytest.approx(2)
+    assert result["metrics"]["ause"] == pytest.approx(0)  # the error is everywhere the same
+    assert result["options"]["num_samples"] == 3
+    assert 'alt="sparsification curve"' in (tmp_path / "report.html").read_text()
+
+
 def test_a_likely_scale_is_named(source, monkeypatch):
     config = dataclasses.make_dataclass(
         "Scaled", [("depth_scale", float, 1.0)], bases=(Config,), frozen=True
