@@ -155,7 +155,7 @@ def test_a_checkpoint_by_its_config(untrained_run):
     assert found["options"]["num_samples"] == 2 and found["metrics"]["spread"] >= 0
     assert "sparsification curve" in (sampled / "report.html").read_text()
     done = run(*again, "--boundary")  # of random points
-    assert done.returncode == 1 and "image '2011_09_26" in done.stderr
+    assert done.returncode == 2 and "image '2011_09_26" in done.stderr
     assert "the boundary metrics need dense, exact ground truth" in done.stderr
 
     # Saved depth maps, in the folders of the images.

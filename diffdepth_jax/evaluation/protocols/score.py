@@ -98,7 +98,7 @@ def check_dense(valid_mask: np.ndarray) -> None:
     """DataError unless contours can be looked for between the pixels that count."""
     if not boundary.is_dense(valid_mask):
         raise DataError(
-            "the boundary metrics need dense, exact ground truth, such as rendered depth: most of "
-            "the pixels that count have no neighbour that counts; leave out evaluation.boundary "
-            "(--boundary)"
+            "the boundary metrics need dense, exact ground truth, such as rendered depth: too many "
+            "of the pixels that count have none beside them that counts; leave out "
+            "evaluation.boundary (--boundary)"
         )
