@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +15,8 @@ from diffdepth_jax import inference, registry
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation.run.checks import check_data
+from diffdepth_jax.inference.load import expected_variables
+from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.training import (
     background,
     debugging,
@@ -157,6 +160,7 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
 
     # 3. Model: its variables are born where they belong.
     model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
+    _check_crop(model, exp)
     schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
     transformation = optimizer.build(exp.optimizer, schedule)
     init_key, train_key = jax.random.split(jax.random.key(exp.seed))
@@ -252,6 +256,24 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
                 state, scalars = train_step(state, batch, train_key)
                 run.after_step(step, state, scalars, ids)
     return max(first_step, exp.num_steps)
+
+
+def _check_crop(model: nn.Module, exp: Experiment) -> None:
+    """Raises ConfigError if the network takes no images of the size that training shows it.
+
+    Those that take any size are asked too where the size is not the best one.
+    """
+    crop, multiple = exp.data.train.augmentation.crop, exp.model.input_spec.multiple
+    if isinstance(model, Denoises) or not any(side % multiple for side in crop):
+        return
+    image = jax.ShapeDtypeStruct((1, *crop, 3), jnp.float32)
+    try:
+        jax.eval_shape(model.apply, expected_variables(model), image)
+    except ValueError as error:
+        near = tuple(max(round(side / multiple), 1) * multiple for side in crop)
+        raise ConfigError(
+            f"config.data.train.augmentation.crop is {crop}: {error}; use for example {near}"
+        ) from error
 
 
 def _check_unchanged(saved: Mapping[str, Any], exp: Experiment, workdir: Path) -> None:
