@@ -1,0 +1,179 @@
+"""What a step of distillation costs beside a plain step of the same network.
+
+    python benchmarks/distillation.py [--rounds=8] [--steps=10]
+
+The network of `configs/demo_regression.py` in four ways, all in one process, batches and all, in
+turns of a few steps each: trained on depth of clean images (plain); on the same depth as stored
+labels of pairs, by the objectives `metric` and `ssi`, a quarter of the images clean; and by labels
+that a teacher computes in training. Frames are kept in memory after their first use, as in that
+config. Prints rows for results/distillation.csv: the median time of a step by the clock and of all
+threads' processor time, which other work on the machine disturbs less, and their ratios to the
+plain step.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+from PIL import Image
+
+from diffdepth_jax import config as config_lib
+from diffdepth_jax import registry
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.training import experiment, optimizer, sharding
+from diffdepth_jax.training import state as state_lib
+from diffdepth_jax.training.checkpoint import Checkpointer
+from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.training.teacher import Teacher
+
+PROJECT = Path(__file__).resolve().parents[1]
+FRAMES = 48  # of the sample
+_FIRST = 15  # steps in which all is compiled and every frame is read
+
+
+def demo_mapping() -> dict[str, Any]:
+    """The experiment of `configs/demo_regression.py`."""
+    path = PROJECT / "configs" / "demo_regression.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    mapping = module.get_config().to_dict()
+    sample = {"root": str(PROJECT / "sample/raw"), "depth_root": str(PROJECT / "sample/depth")}
+    mapping["data"]["train"]["source"] |= sample
+    mapping["data"]["evaluation"] |= sample
+    return mapping
+
+
+def write_pairs(root: Path, source: Any) -> None:
+    """A workdir of pairs: the source's frames, darkened, with their own depth as the labels."""
+    rows = []
+    for folder in ("images/night", "clean", "labels"):
+        (root / folder).mkdir(parents=True)
+    frames = pipeline.evaluation_samples(source, FRAMES)
+    for index in range(len(frames)):
+        sample = frames[index]
+        name = sample["id"]
+        paths = {"image": f"images/night/{name}_0.png", "clean": f"clean/{name}.png"}
+        Image.fromarray(sample["image"] // 3).save(root / paths["image"])
+        Image.fromarray(sample["image"]).save(root / paths["clean"])
+        np.save(root / f"labels/{name}.npy", sample["depth"])
+        row = {"id": name, "condition": "night", "variant": 0, "status": "ok", "intrinsics": None}
+        row |= {"label": f"labels/{name}.npy", "label_is": "metric_depth"}
+        rows.append(json.dumps(row | paths))
+    (root / "manifest.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def write_teacher(workdir: Path, exp: Experiment) -> None:
+    """A run of the experiment's network with fresh weights."""
+    model = registry.module("network", exp.model.name).build(exp.model)
+    variables = jax.jit(model.init_variables)(jax.random.key(1))
+    state = state_lib.create(variables, optimizer.build(exp.optimizer, lambda step: 0.0))
+    with Checkpointer(workdir, keep=1) as checkpointer:
+        checkpointer.save(1, state, config_lib.to_mapping(exp), b"{}", {})
+
+
+def stepper(exp: Experiment) -> Callable[[], None]:
+    """A function that takes the next batch and does a step, as training does."""
+    mesh = sharding.make_mesh(exp.mesh, jax.devices()[:1])
+    iterator = pipeline.train_iterator(
+        exp.data.train,
+        exp.batch_size,
+        exp.seed,
+        exp.model.input_spec,
+        clean_images=exp.labels_online,
+    )
+    teacher = Teacher(exp.teacher, exp.model, mesh) if exp.labels_online else None
+    model = registry.module("network", exp.model.name).build(exp.model)
+    schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
+    transformation = optimizer.build(exp.optimizer, schedule)
+    objective = registry.module("objective", exp.objective.name)
+    loss = objective.build(exp.objective, model, exp.num_steps)
+    step = state_lib.make_train_step(loss, transformation, schedule)
+    step = jax.jit(step, donate_argnums=0)
+    variables = jax.jit(model.init_variables)(jax.random.key(0))
+    state, number = state_lib.create(variables, transformation), 0
+
+    def take() -> None:
+        nonlocal state, number
+        number += 1
+        batch = dict(next(iterator))
+        del batch["id"]
+        if teacher:
+            batch = teacher.label(batch, number)
+        state, scalars = step(state, batch, jax.random.key(0))
+        jax.block_until_ready(scalars)
+
+    return take
+
+
+def ways(mapping: Mapping[str, Any], folder: Path) -> dict[str, Experiment]:
+    """The experiments by name; the first is the plain one. All see the same frames."""
+    demo = experiment.from_mapping(mapping)
+    write_pairs(folder / "pairs", demo.data.train.source)
+    write_teacher(folder / "teacher", demo)
+
+    def on(source: Mapping[str, Any], share: float, **changes: Any) -> Experiment:
+        train = mapping["data"]["train"] | {"source": source, "clean_share": share}
+        changes["data"] = mapping["data"] | {"train": train}
+        return experiment.from_mapping(mapping | changes)
+
+    root = {"root": str(folder / "pairs")}
+    clean = root | {"name": "folder", "images": "clean/*.png", "depths": "labels/*.npy"}
+    pairs = root | {"name": "adverse"}
+    metric = {"name": "metric", "l1": 1.0, "silog": 1.0, "max_depth": 80.0}
+    teacher = {"checkpoint": str(folder / "teacher")}
+    return {
+        "plain": on(clean, 0.0),
+        "stored labels, metric": on(pairs, 0.25, objective=metric),
+        "stored labels, ssi": on(pairs, 0.25, objective={"name": "ssi"}),
+        "labels in training, metric": on(pairs, 0.25, objective=metric, teacher=teacher),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10)
+    arguments = parser.parse_args()
+    clock: dict[str, list[float]] = {}
+    processor: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        takes = {name: stepper(exp) for name, exp in ways(demo_mapping(), Path(folder)).items()}
+        for take in takes.values():
+            for _ in range(_FIRST):
+                take()
+        for _ in range(arguments.rounds):
+            for name, take in takes.items():
+                started = time.perf_counter(), time.process_time()
+                for _ in range(arguments.steps):
+                    take()
+                ended = time.perf_counter(), time.process_time()
+                for times, start, end in zip((clock, processor), started, ended, strict=True):
+                    times.setdefault(name, []).append((end - start) / arguments.steps)
+    writer = csv.writer(sys.stdout)
+    device = f"{os.cpu_count()} CPU cores (load {os.getloadavg()[0]:.1f})"
+    for name in takes:
+        seconds = [statistics.median(times[name]) for times in (clock, processor)]
+        ratios = [
+            each / statistics.median(times["plain"])
+            for each, times in zip(seconds, (clock, processor), strict=True)
+        ]
+        figures = (f"{value:.3f}" for value in (*seconds, *ratios))
+        writer.writerow([name, *figures, device, f"jax {jax.__version__}"])
+
+
+if __name__ == "__main__":
+    main()
