@@ -145,8 +145,10 @@ def train_teacher(study: Study, seed: int) -> None:
 
 def train_student(study: Study, seed: int, images: str) -> None:
     """Makes the pairs, and trains a student on them."""
+    if (study.path(images, seed) / "metrics.json").exists():
+        return
     made = {"both": ("rendered", "physical")}.get(images, (images,))
-    if images in ("clear", "colour"):
+    if images in report.CONTROLS:
         made = ("rendered",)  # of which the clean pictures are used alone
     for each in made:
         make_pairs(study, seed, each)
@@ -159,7 +161,7 @@ def train_student(study: Study, seed: int, images: str) -> None:
         fields["data.train.source.sources"] = tuple(
             {"name": "adverse", "root": root} for root in roots
         )
-    if images in ("clear", "colour"):
+    if images in report.CONTROLS:
         fields["data.train.clean_share"] = 1.0
     if images == "colour":
         fields["data.train.augmentation.jitter"] = 0.4

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from robustness import Study
 
 WEATHER = ("night", "fog", "rain", "snow", "night-rain")
+CONTROLS = ("clear", "colour")
 _BATCH = 8
 _COLUMNS = (
     "scenes", "images", "seed", "condition", "pixels", "metric", "before", "after", "num_images",
@@ -74,6 +75,13 @@ def write(study: "Study", times: Mapping[str, Any]) -> None:
     _draw(study, samples)
     _page(study, samples)
     print("\n" + table(study, records))
+    if study.scenes.kind == "street":
+        shares = (
+            f"{images} {repaired_scale(records, images, study.scenes.conditions):.0%}"
+            for images in study.images
+            if images not in CONTROLS
+        )
+        print(f"\nOf the gain as predicted, repaired scale is: {', '.join(shares)}")
     print(f"\n{study.workdir}: summary.json, robustness.csv, before_after.png, report.html")
 
 
@@ -179,6 +187,21 @@ def gain(
         before, after = (sum(record[when] for record in chosen) for when in ("before", "after"))
         found.append(1 - after / before)
     return found
+
+
+def repaired_scale(
+    records: Sequence[Mapping[str, Any]], images: str, conditions: Sequence[str]
+) -> float:
+    """The share of the gain as predicted that is gone where every image is scaled by its median."""
+    gains = {}
+    for metric in ("abs_rel", "abs_rel_median"):
+        gains[metric] = sum(
+            record["before"] - record["after"]
+            for record in records
+            if (record["images"], record["metric"]) == (images, metric)
+            and record["condition"] in conditions
+        )
+    return 1 - gains["abs_rel_median"] / gains["abs_rel"]
 
 
 def table(study: "Study", records: Sequence[Mapping[str, Any]]) -> str:
