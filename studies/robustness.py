@@ -158,9 +158,10 @@ def train_student(study: Study, seed: int, images: str) -> None:
         fields["data.train.source.root"] = roots[0]
     else:
         fields["data.train.source.name"] = "mixture"
-        fields["data.train.source.sources"] = tuple(
-            {"name": "adverse", "root": root} for root in roots
-        )
+        fields["data.train.source.parts"] = {
+            each: {"source": {"name": "adverse", "root": root}, "weight": 1.0}
+            for each, root in zip(made, roots, strict=True)
+        }
     if images in report.CONTROLS:
         fields["data.train.clean_share"] = 1.0
     if images == "colour":
