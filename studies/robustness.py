@@ -15,8 +15,8 @@ The streets are those of sample/. With --frames=DIR they, and table-tops always,
 DIR first, where they are not there yet (with the extra `render`): training pictures of all layouts.
 
 Leaves in the workdir: the runs `teacher`, `rendered`, ... (with several seeds `teacher-0`, ...),
-pairs, scores, `summary.json`, `robustness.csv`, `before_after.png`, `report.html`. What is there is
-not made again. Every command is printed, and does the same when it is typed.
+pairs, scores, `summary.json`, `robustness.csv` and `.png`, `before_after.png`, `report.html`. What
+is there is not made again. Every command is printed, and does the same when it is typed.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from diffdepth_jax import atomic, inference, visualize
 from diffdepth_jax.data import pipeline
@@ -72,6 +73,7 @@ def write(study: "Study", times: Mapping[str, Any]) -> None:
     atomic.write_text(study.workdir / "robustness.csv", _csv(records))
     if study.scenes.kind == "street":
         atomic.write_text(study.workdir / "summary.json", json.dumps(summary(records), indent=2))
+    _plot(study, records)
     _draw(study, samples)
     _page(study, samples)
     print("\n" + table(study, records))
@@ -81,8 +83,11 @@ def write(study: "Study", times: Mapping[str, Any]) -> None:
             for images in study.images
             if images not in CONTROLS
         )
-        print(f"\nOf the gain as predicted, repaired scale is: {', '.join(shares)}")
-    print(f"\n{study.workdir}: summary.json, robustness.csv, before_after.png, report.html")
+        print(f"\nOf the gain as predicted, repaired scale and shift are: {', '.join(shares)}")
+    print(
+        f"\n{study.workdir}: summary.json, robustness.csv, robustness.png, before_after.png, "
+        "report.html"
+    )
 
 
 def _of_seed(
@@ -192,16 +197,16 @@ def gain(
 def repaired_scale(
     records: Sequence[Mapping[str, Any]], images: str, conditions: Sequence[str]
 ) -> float:
-    """The share of the gain as predicted that is gone where every image is scaled by its median."""
+    """The share of the gain as predicted that is no gain where every image is aligned."""
     gains = {}
-    for metric in ("abs_rel", "abs_rel_median"):
+    for metric in ("abs_rel", "abs_rel_aligned"):
         gains[metric] = sum(
             record["before"] - record["after"]
             for record in records
             if (record["images"], record["metric"]) == (images, metric)
             and record["condition"] in conditions
         )
-    return 1 - gains["abs_rel_median"] / gains["abs_rel"]
+    return 1 - gains["abs_rel_aligned"] / gains["abs_rel"]
 
 
 def table(study: "Study", records: Sequence[Mapping[str, Any]]) -> str:
@@ -259,6 +264,40 @@ def _cells(
         spread = f" ± {statistics.stdev(changes):.1f}" if len(changes) > 1 else ""
         cells.append(f"{statistics.fmean(after):.{digits}f} ({change}{spread}%)")
     return cells
+
+
+def _plot(study: "Study", records: Sequence[Mapping[str, Any]]) -> None:
+    """`robustness.png`: error of teacher and students by condition, with the seeds' spread."""
+    pixels, metric = ("all", "abs_rel_aligned")
+    if study.scenes.kind == "tabletop":
+        pixels, metric = ("ToM", "mae_mm_aligned")
+    conditions = list(dict.fromkeys(each["condition"] for each in records))
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots()
+    names = ("teacher", *study.images)
+    for place, name in enumerate(names):
+        images, when = (study.images[0], "before") if name == "teacher" else (name, "after")
+        means, spreads, at = [], [], []
+        for number, condition in enumerate(conditions):
+            values = [
+                each[when]
+                for each in records
+                if (each["images"], each["condition"]) == (images, condition)
+                and (each["pixels"], each["metric"]) == (pixels, metric)
+            ]
+            if values:
+                at.append(number + (place - len(names) / 2 + 0.5) * 0.8 / len(names))
+                means.append(statistics.fmean(values))
+                spreads.append(statistics.stdev(values) if len(values) > 1 else 0)
+        colour = "0.6" if name == "teacher" else f"C{place - 1}"
+        axes.bar(at, means, 0.8 / len(names), yerr=spreads, label=name, color=colour)
+    axes.set_xticks(range(len(conditions)), conditions)
+    axes.set_ylabel(_title(pixels, metric).split(" (")[0], fontsize=8)
+    axes.legend(ncols=len(names), fontsize=8)
+    axes.grid(axis="y", alpha=0.3)
+    atomic.write(
+        study.workdir / "robustness.png", lambda file: figure.savefig(file, dpi=90, format="png")
+    )
 
 
 def _draw(study: "Study", samples: Sequence[Mapping[str, Any]]) -> None:
