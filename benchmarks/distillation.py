@@ -7,8 +7,8 @@ turns of a few steps each: trained on depth of clean images (plain); on the same
 labels of pairs, by the objectives `metric` and `ssi`, a quarter of the images clean; and by labels
 that a teacher computes in training. Frames are kept in memory after their first use, as in that
 config. Prints rows for results/distillation.csv: the median time of a step by the clock and of all
-threads' processor time, which other work on the machine disturbs less, and their ratios to the
-plain step.
+threads' processor time, which other work on the machine disturbs less; and of both the median ratio
+to the plain step of the same turn.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from diffdepth_jax.training.teacher import Teacher
 
 PROJECT = Path(__file__).resolve().parents[1]
 FRAMES = 48  # of the sample
-_FIRST = 15  # steps in which all is compiled and every frame is read
+_FIRST = 13  # steps in which all is compiled and every frame is read
 
 
 def demo_mapping() -> dict[str, Any]:
@@ -168,8 +168,8 @@ def main() -> None:
     for name in takes:
         seconds = [statistics.median(times[name]) for times in (clock, processor)]
         ratios = [
-            each / statistics.median(times["plain"])
-            for each, times in zip(seconds, (clock, processor), strict=True)
+            statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
+            for times in (clock, processor)
         ]
         figures = (f"{value:.3f}" for value in (*seconds, *ratios))
         writer.writerow([name, *figures, device, f"jax {jax.__version__}"])

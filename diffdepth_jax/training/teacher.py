@@ -145,6 +145,7 @@ def make_labels(
 
     clean_image is float32 [b, h, w, 3], normalised; inside bool [b, h, w, 1], where it shows the
     frame; the labels are part of a batch as `typing.Batch` describes it. They have no gradient.
+    What is not finite is no label, nor is a prediction that is the same all over its image.
 
     Args:
       model: the teacher; its variables are given to the function.
@@ -225,6 +226,11 @@ def _as_labels(
     depth_range: tuple[float, float] | None,
 ) -> Labels:
     known = inside & jnp.isfinite(prediction)
+    # Of a teacher that says the same everywhere, as one that has died, nothing can be learnt.
+    axes = {"axis": (1, 2, 3), "keepdims": True, "where": known}
+    least = jnp.min(prediction, initial=jnp.inf, **axes)
+    most = jnp.max(prediction, initial=-jnp.inf, **axes)
+    known &= most > least
     if output == "relative_disparity":
         positive = known & (prediction > 0)
         return {

@@ -127,6 +127,15 @@ def test_what_is_not_finite_is_no_label():
     assert not found["valid_mask"][1, 1, 1, 0] and found["depth"][1, 1, 1, 0] == 0
 
 
+@pytest.mark.parametrize("kind", ["metric_depth", "relative_disparity"])
+def test_a_constant_prediction_is_no_label(kind):
+    model = fake(kind=kind)
+    image = IMAGE.at[1].set(2.0)
+    found = make_labels(model)(model.variables, image, INSIDE, KEY, jnp.uint32(1))
+    assert found["valid_mask"][0].any() and not found["valid_mask"][1].any()
+    assert all(np.isfinite(leaf).all() for leaf in found.values())
+
+
 def test_each_image_is_judged_alone():
     found = labels_of(fake(OfBatch, kind="relative_disparity"))["relative_disparity"]
     alone = IMAGE[..., :1] - IMAGE.mean((1, 2, 3), keepdims=True)
