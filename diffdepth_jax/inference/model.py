@@ -150,12 +150,7 @@ class DepthModel:
 
     def check_num_samples(self, num_samples: int) -> None:
         """Refuses, by a ConfigError, samples of a network that draws no noise, or too few."""
-        if not self.denoises:
-            raise ConfigError(
-                f"the network {self.config.name!r} draws no noise: all samples would be equal, so "
-                "leave out num_samples"
-            )
-        sampling.check_number(num_samples)
+        sampling.check_number(self.model, self.config.name, num_samples)
 
     def variables_at(self, num_inference_steps: int | None = None) -> Mapping[str, Any]:
         """The variables for a number of denoising steps; the checkpoint's own when None.

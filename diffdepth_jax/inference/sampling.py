@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import random
 
 # A map, or several as `DepthModel.predict` returns them.
@@ -34,8 +35,17 @@ def sample_seeds(seed: int, num_samples: int) -> list[int]:
     return np.random.SeedSequence(seed).generate_state(num_samples, np.uint32).tolist()
 
 
-def check_number(num_samples: int) -> None:
-    """Refuses, by a ConfigError, a number of samples that has no spread."""
+def check_number(module: nn.Module, name: str, num_samples: int) -> None:
+    """Refuses, by a ConfigError, a number of samples that has no spread.
+
+    Args:
+        module: of the network of this `name`; one that draws no noise has no samples.
+    """
+    if not isinstance(module, Denoises):
+        raise ConfigError(
+            f"the network {name!r} draws no noise: all samples would be equal, so leave out "
+            "num_samples"
+        )
     if num_samples < 2:
         raise ConfigError(
             f"num_samples is {num_samples}; a spread needs at least 2 (leave it out for a single "

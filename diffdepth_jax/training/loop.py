@@ -15,6 +15,7 @@ from diffdepth_jax import inference, registry
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation.run.checks import check_data
+from diffdepth_jax.inference import sampling
 from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.training import (
@@ -160,6 +161,8 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
 
     # 3. Model: its variables are born where they belong.
     model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
+    if exp.evaluation.num_samples is not None:  # The evaluation would say it too late.
+        sampling.check_number(model, exp.model.name, exp.evaluation.num_samples)
     _check_crop(model, exp)
     schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
     transformation = optimizer.build(exp.optimizer, schedule)

@@ -69,6 +69,12 @@ def test_parts_that_the_network_has_not_are_told_before_anything_is_written(tiny
     assert not (tmp_path / "run").exists()
 
 
+def test_samples_of_a_network_that_draws_none_are_told_before_training(tiny, tmp_path):
+    with pytest.raises(ValueError, match="the network 'tiny' draws no noise"):
+        train(tiny, tmp_path / "run", evaluation__num_samples=4)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_batch_may_be_processed_in_parts_on_all_devices(tiny, tmp_path):
     whole = train(tiny, tmp_path / "whole", batch_size=4, num_steps=1)
     parts = train(tiny, tmp_path / "parts", batch_size=4, num_steps=1, accumulate=2)

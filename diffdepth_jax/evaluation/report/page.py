@@ -117,9 +117,9 @@ def _sparsification(result: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = [
         (label, [result["metrics"].get(name) for name in names])
         for label, names in (
-            ("by the spread", ("ause_rel", "rank_correlation")),
-            ("by depth (control)", ("ause_rel_depth", "rank_correlation_depth")),
-            ("at random", ("ause_rel_random", "")),
+            ("by the spread", ("ause_rel", "rank_correlation", "rank_correlation_relative")),
+            ("by depth (control)", ("ause_rel_depth", "rank_correlation_depth", "")),
+            ("at random", ("ause_rel_random", "", "")),
         )
     ]
     return {

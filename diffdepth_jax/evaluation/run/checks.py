@@ -42,12 +42,6 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
         comparisons.read(config.compare, protocol, {})
     samples = _few(data.evaluation, data)
     for protocol in protocols:
-        if protocol.boundary:
-            for sample in samples:
-                depth, _ = protocol.truth(sample)
-                mask = metrics.valid_pixels(depth, protocol.min_depth, protocol.max_depth)
-                with naming_image(sample["id"]):
-                    check_dense(mask)
         _check_range(
             (protocol.truth(sample)[0] for sample in samples),
             (protocol.min_depth, protocol.max_depth),
@@ -55,6 +49,10 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
             data.evaluation,
             "data.evaluation",
         )
+        for sample in samples if protocol.boundary else ():
+            depth, _ = protocol.truth(sample)
+            with naming_image(sample["id"]):
+                check_dense(metrics.valid_pixels(depth, protocol.min_depth, protocol.max_depth))
     if data.train.depth_range is not None and labelled:
         try:
             samples = _few(data.train.source, data)

@@ -155,6 +155,7 @@ def test_edges_and_the_spread_are_shown(measured):
         assert shown == [*ours, "0.0000", "0.0000", "0.0000"]  # the flat map has no edge
     order = dict(re.findall(r"<tr><th>(by the spread|by depth.*?|at random)</th>(.*?)</tr>", text))
     assert f"{values['ause_rel']:.4f}" in order["by the spread"]
+    assert f"{values['rank_correlation_relative']:.4f}" in order["by the spread"]
     assert f"{values['ause_rel_depth']:.4f}" in order["by depth (control)"]
     # Elsewhere they are not listed a second time, ratio by ratio.
     assert "boundary_f1<" in text and "boundary_f1_1.05" not in text
