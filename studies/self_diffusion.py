@@ -43,6 +43,10 @@ def main() -> None:
         if (flags.workdir / training.name / runs.RECORD).exists():
             rows += scores.score(training, flags.workdir)
             jax.clear_caches()
+    for depth in report.DEPTHS:
+        networks = [runs.Training("regression", depth, seed) for seed in range(flags.seeds)]
+        if all((flags.workdir / each.name / runs.RECORD).exists() for each in networks):
+            rows.append(scores.score_ensemble(networks, flags.workdir))
     baseline = scores.baseline_scores()
     report.write_csv(flags.workdir / "self_diffusion.csv", rows)
     report.draw(rows, baseline, flags.workdir / "self_diffusion.png")

@@ -98,38 +98,55 @@ def edges_table(rows: Sequence[Row]) -> str:
     ways: dict[str, Callable[[Row], bool]] = {
         "one prediction": _single,
         "with the mirrored image": lambda row: row["flip_tta"],
-        f"mean of {scores.SAMPLES} samples": lambda row: row["samples"] > 1,
+        "mean of several": lambda row: row["samples"] > 1,
     }
     names = ("abs_rel", "rmse", "boundary_f1", "boundary_f1_1.05", "boundary_f1_1.25")
     lines = []
-    for method in runs.METHODS:
+    for method in (*runs.METHODS, "regression_ensemble"):
         for way, chosen in ways.items():
-            found = [
-                r for r in _of(rows, method, "dense") if chosen(r) and _own(r)
-            ]  # at its own number of steps
+            found = [r for r in _of(rows, method, "dense") if chosen(r) and _own(r)]
             if found:
                 digits = {"rmse": 2}
                 cells = [_values(found, name, digits.get(name, 3)) for name in names]
                 cost = [_values(found, "cpu_seconds", 0), _values(found, "predict_ms", 0)]
-                lines.append([runs.METHODS[method].title, way, *cells, *cost])
+                lines.append([_title(method), way, *cells, *cost])
     header = ["", "", "AbsRel", "RMSE", "boundary F", "at 1.05", "at 1.25"]
     return _markdown([*header, "training, CPU s", "an image, CPU ms"], lines)
 
 
 def spread_table(rows: Sequence[Row]) -> str:
-    """Whether the spread of samples tells the error, beside what the depth alone tells."""
+    """Whether a spread tells the error, beside what the depth alone tells."""
     names = (
         *("spread", "rank_correlation", "rank_correlation_depth"),
         *("ause_rel", "ause_rel_depth", "ause_rel_random"),
+        *("log_rank_correlation", "log_ause_rel", "log_ause_rel_depth", "log_ause_rel_random"),
     )
-    lines = [
-        [runs.METHODS[method].title, share, *(_values(found, name) for name in names)]
-        for method in runs.METHODS
-        for depth, share in DEPTHS.items()
-        if (found := [r for r in _of(rows, method, depth) if r["samples"] > 1])
-    ]
-    header = ["", "depth", "spread, m", "rank correlation", "of the depth"]
-    return _markdown([*header, "AUSE", "by the depth", "at random"], lines)
+    lines = []
+    for method in (*runs.METHODS, "regression_ensemble"):
+        for samples, flip_tta in sorted({(r["samples"], r["flip_tta"]) for r in rows}):
+            for depth, share in DEPTHS.items():
+                found = [
+                    r
+                    for r in _of(rows, method, depth)
+                    if (r["samples"], r["flip_tta"]) == (samples, flip_tta) and "spread" in r
+                ]
+                if found:
+                    of = "mirrored" if flip_tta else f"{samples} {_drawn(method)}"
+                    cells = [_values(found, name) for name in names]
+                    lines.append([_title(method), share, of, *cells])
+    header = ["", "depth", "spread of", "spread, m", "rank correlation", "of the depth"]
+    header += ["AUSE", "by the depth", "at random"]
+    header += ["of logs: rank correlation", "AUSE", "by the depth", "at random"]
+    return _markdown(header, lines)
+
+
+def _drawn(method: str) -> str:
+    return "networks" if method.endswith("_ensemble") else "samples"
+
+
+def _title(method: str) -> str:
+    ensemble = method.removesuffix("_ensemble")
+    return runs.METHODS[ensemble].title + (", networks averaged" if ensemble != method else "")
 
 
 def variants_table(rows: Sequence[Row]) -> str:

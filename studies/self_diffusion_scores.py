@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ EDGES = (
     *("boundary_f1", "boundary_precision", "boundary_recall"),
     *(f"boundary_f1_{ratio:.2f}" for ratio in boundary.RATIOS),
 )
-SPREAD = tuple(name for name in uncertainty.METRICS if name != "ause")
+_SHARES = tuple(name for name in uncertainty.METRICS if name not in ("spread", "ause"))
+# In metres, and of logarithms: relative spread against relative error, where far is not worse.
+SPREAD = ("spread", *_SHARES, *(f"log_{name}" for name in _SHARES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Setting:
 def settings(training: runs.Training, model: inference.DepthModel) -> Iterator[Setting]:
     """All that a training's network is scored by."""
     yield Setting()
+    if not training.method.startswith(("regression", "self")):
+        return
     yield Setting(flip_tta=True)
     if not model.denoises:
         return
     yield Setting(samples=SAMPLES)
-    if training.method in ("self", "self_10", "self_20") and training.depth == "dense":
+    if training.method in ("self", "self_20") and training.depth == "dense":
         for steps in STEPS:
             if steps != model.model.num_inference_steps:
                 yield Setting(steps)
@@ -80,18 +84,45 @@ def score_setting(model: inference.DepthModel, setting: Setting) -> dict[str, An
     """Mean metrics over the held-out frames, what a prediction cost, and sparsification curves."""
     if setting.recalibrated:
         model = model.recalibrate(_training_images(), setting.steps)
-    options = {"num_inference_steps": setting.steps, "flip_tta": setting.flip_tta}
-    if setting.samples > 1:
-        options["num_samples"] = setting.samples
     images = [sample["image"] for sample in held_out()]
-    model.predict(images[:1], **options)
+    predict = functools.partial(
+        model.predict, num_inference_steps=setting.steps, flip_tta=setting.flip_tta
+    )
+    if setting.samples > 1:
+        predict = functools.partial(predict, num_samples=setting.samples)
+    predict(images[:1])
     start = time.process_time()
-    predictions = model.predict(images, **options)
+    predictions = predict(images)
     cost = (time.process_time() - start) / len(images)
     spreads = None
     if setting.samples > 1:
         predictions, spreads = predictions
+    elif setting.flip_tta:  # The two that are averaged have a spread, too.
+        single = model.predict(images, num_inference_steps=setting.steps, flip_tta=False)
+        pairs = zip(single, predictions, strict=True)
+        spreads = [np.sqrt(2) * np.abs(one - mean) for one, mean in pairs]
     return {"predict_ms": round(1000 * cost, 1)} | mean_scores(predictions, spreads)
+
+
+def score_ensemble(trainings: Sequence[runs.Training], workdir: Path) -> dict[str, Any]:
+    """A row of the mean of several networks that differ in their seeds."""
+    path = workdir / f"ensemble-{'-'.join(training.name for training in trainings)}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    images = [sample["image"] for sample in held_out()]
+    models = [inference.load(workdir / training.name) for training in trainings]
+    found = np.stack([model.predict(np.stack(images), flip_tta=False) for model in models])
+    records = [json.loads((workdir / each.name / runs.RECORD).read_text()) for each in trainings]
+    row = records[0] | dataclasses.asdict(Setting()) | {"asked_steps": None}
+    row |= {
+        "method": f"{trainings[0].method}_ensemble",
+        "seed": "+".join(str(training.seed) for training in trainings),
+        "cpu_seconds": sum(record["cpu_seconds"] for record in records),
+        "samples": len(trainings),
+    }
+    row |= mean_scores(list(found.mean(0)), list(found.std(0, ddof=1)))
+    atomic.write_text(path, json.dumps(row))
+    return row
 
 
 def mean_scores(
@@ -107,12 +138,22 @@ def mean_scores(
         edges = boundary.compute(prediction, target, valid_mask)
         scores |= {name: edges[name] for name in EDGES if name in edges}
         if spreads is not None:
-            judged = uncertainty.compute(spreads[index], prediction, target, valid_mask)
-            scores |= {name: judged.metrics[name] for name in SPREAD if name in judged.metrics}
-            scores |= {f"curve_{name}": curve for name, curve in judged.curves.items()}
+            scores |= _judged_spread(spreads[index], prediction, target, valid_mask)
         for name, value in scores.items():
             found.setdefault(name, []).append(value)
     return {name: np.mean(values, 0).tolist() for name, values in found.items()}
+
+
+def _judged_spread(
+    spread: np.ndarray, prediction: np.ndarray, target: np.ndarray, valid_mask: np.ndarray
+) -> dict[str, Any]:
+    judged = uncertainty.compute(spread, prediction, target, valid_mask)
+    in_logs = uncertainty.compute(
+        spread / prediction, np.log(prediction), np.log(np.where(valid_mask, target, 1)), valid_mask
+    )
+    found = judged.metrics | {f"log_{name}": value for name, value in in_logs.metrics.items()}
+    curves = {f"curve_{name}": curve for name, curve in judged.curves.items()}
+    return {name: found[name] for name in SPREAD if name in found} | curves
 
 
 def baseline_scores() -> dict[str, Any]:
