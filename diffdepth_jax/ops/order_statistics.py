@@ -72,6 +72,7 @@ def _mean_of_equal(
     return total / jnp.maximum(jnp.sum(equal, _AXES, keepdims=True), 1)
 
 
+@jax.jit  # or a caller that is not compiled would compile the loop at every call
 def _smallest(values: Values, mask: Mask, rank: Int[Array, "b 1 1 1"]) -> Float[Array, "b 1 1 1"]:
     """The value that `rank` others, at most, are below; not differentiated.
 

@@ -1,8 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.training import optimizer
 from diffdepth_jax.training.optimizer import OptimizerConfig
 
@@ -105,9 +107,62 @@ def test_parts_that_the_network_has_not_are_refused_with_those_it_has():
     assert config.frozen == ("encoder",)
 
 
+def _vision_transformer():
+    """Names as an encoder's; the last block is a layer below the head."""
+    return {name: {"kernel": jnp.ones((2, 2))} for name in ("patch_embed", "block0", "block1")}
+
+
+def test_layers_of_the_encoder_are_trained_the_slower_the_nearer_to_the_image():
+    encoder = _vision_transformer() | {"class_token": jnp.ones(3), "norm": {"scale": jnp.ones(3)}}
+    params = {"encoder": encoder, "head": {"kernel": jnp.ones((2, 2))}}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    config = OptimizerConfig(learning_rate=0.1, layer_decay=0.5, multipliers={"encoder": 0.8})
+    moved = jax.tree.map(
+        lambda new: (1 - new.ravel()[0]) / 0.1, one_update(config, gradient, params)
+    )
+    want = {"patch_embed": 0.1, "class_token": 0.1, "block0": 0.2, "block1": 0.4, "norm": 0.8}
+    for part, rate in want.items():
+        np.testing.assert_allclose(jax.tree.leaves(moved["encoder"][part]), [rate], rtol=1e-4)
+    np.testing.assert_allclose(moved["head"]["kernel"], 1.0, rtol=1e-4)
+    same = one_update(OptimizerConfig(learning_rate=0.1), gradient, params)
+    assert len({float(leaf.ravel()[0]) for leaf in jax.tree.leaves(same)}) == 1
+
+
+def test_layers_of_an_encoder_in_a_metric_networks_core():
+    params = {
+        "core": {"encoder": _vision_transformer(), "head": {"kernel": 1}},
+        "heads": {"kernel": 1},
+    }
+    factors = optimizer.learning_rate_factors(
+        OptimizerConfig(layer_decay=0.5, multipliers={"core": 0.8}), params
+    )
+    encoder = {"patch_embed": 0.1, "block0": 0.2, "block1": 0.4}
+    assert factors == {"core": {"encoder": pytest.approx(encoder), "head": 0.8}, "heads": 1.0}
+
+
+def test_layers_beside_a_frozen_part():
+    config = OptimizerConfig(layer_decay=0.5, multipliers={"head": 0.0})
+    trained = {"encoder": _vision_transformer()}  # as the update sees the params
+    new = one_update(config, jax.tree.map(jnp.ones_like, trained), trained)
+    np.testing.assert_allclose(new["encoder"]["block1"]["kernel"], 1 - 0.5e-3, rtol=1e-6)
+
+
+def test_rates_by_layer_need_an_encoder_that_is_trained():
+    config = OptimizerConfig(layer_decay=0.5)
+    config.check_parts({"encoder": {}, "head": {}})
+    config.check_parts({"core": {"encoder": {}}, "heads": {}})
+    with pytest.raises(ConfigError, match=r"layer_decay is 0\.5, but the network has no encoder"):
+        config.check_parts({"head": {}})
+    frozen = OptimizerConfig(layer_decay=0.5, multipliers={"encoder": 0.0})
+    with pytest.raises(ConfigError, match="has its encoder frozen"):
+        frozen.check_parts({"encoder": {}, "head": {}})
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
+        ({"layer_decay": 0.0}, "layer_decay"),
+        ({"layer_decay": 1.1}, "layer_decay"),
         ({"multipliers": {"encoder": -1.0}}, "multipliers"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"warmup_steps": -1}, "warmup_steps"),

@@ -23,8 +23,9 @@ from diffdepth_jax.ops.image import adaptive_average_pool
 from diffdepth_jax.training.objectives import pixel
 from diffdepth_jax.training.objectives.pixel import MIN_DEPTH, Aux
 
-Map = Float[Array, "b h w 1"]
-Mask = Bool[Array, "b h w 1"]
+# Of any scale: sizes differ within a call.
+Map = Float[Array, "b _ _ 1"]
+Mask = Bool[Array, "b _ _ 1"]
 
 
 @dataclass(frozen=True)

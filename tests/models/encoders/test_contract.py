@@ -8,7 +8,11 @@ import pytest
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
-from diffdepth_jax.models.encoders.encoder import EncoderConfig, EncoderFile
+from diffdepth_jax.models.encoders.encoder import (
+    EncoderConfig,
+    EncoderFile,
+    layers_to_the_end,
+)
 from diffdepth_jax.models.tables import Layout
 from diffdepth_jax.weights.rules import names
 
@@ -68,3 +72,35 @@ def test_the_table_names_every_variable_and_the_names_tell_the_config(name):
     found = names(variables, file.rules(config))
     assert len(found) >= len(jax.tree.leaves(variables))
     assert registry.matching("encoder", found) == (name,)
+
+
+# For each encoder some of its parts, from the image on, and the layers from each to the end.
+LAYERS = {
+    "resnet": {"stage0_block0": 8, "stage0_block1": 7, "stage3_block1": 1},
+    "swin": {"patch_embed": 25, "patch_norm": 25, "stage0_block0": 24, "stage0_block1": 23}
+    | {"stage0_merge": 23, "stage2_block17": 3, "stage3_block1": 1, "norm0": 0, "norm3": 0},
+    "swin2": {"patch_embed": 13, "stage0_block0": 12, "stage2_merge": 3, "stage3_block1": 1},
+    "mpvit": {"stem0": 5, "stage0_patch1": 4, "stage0_local": 4, "stage3_aggregate": 1},
+    "torchvision_resnet": {"conv1": 9, "bn1": 9, "layer1_block0": 8, "layer4_block1": 1},
+    "dinov2": {"class_token": 13, "positions": 13, "patch_embed": 13, "block0": 12, "block2": 10}
+    | {"block10": 2, "block11": 1, "norm": 0},
+    "vit": {"class_token": 25, "block0": 24, "block23": 1},
+    "beit": {"class_token": 25, "patch_embed": 25, "block0": 24, "block9": 15, "block23": 1},
+    "hybrid_vit": {"stem_conv": 29, "positions": 29, "patch_embed": 29, "stage0_block0": 28}
+    | {"stage2_block8": 13, "block0": 12, "block11": 1},
+    "efficientnet_lite": {"stem_conv": 17, "stage0_block0": 16, "stage6_block0": 1},
+}
+LAYER_VARIANTS = {"swin": "large", "vit": "large", "beit": "large_384"}
+
+
+@every_encoder
+def test_every_part_has_a_layer(name):
+    file = registry.module("encoder", name)
+    variants = file.VARIANTS
+    config = variants.get(LAYER_VARIANTS.get(name)) or next(iter(variants.values()))
+    _, variables = shapes_of(file, config)
+    layers = layers_to_the_end(variables["params"])
+    assert layers.keys() == variables["params"].keys()
+    assert {part: layers[part] for part in LAYERS[name]} == LAYERS[name]
+    first = max(layers.values())
+    assert set(range(1, first + 1)) - {first} <= set(layers.values())
