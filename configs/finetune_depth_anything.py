@@ -1,4 +1,4 @@
-"""Depth Anything fine-tuned to your own images and depth.
+"""Depth Anything V2 (Yang et al. 2024, arXiv:2406.09414) fine-tuned to your own images and depth.
 
     python train.py --config=configs/finetune_depth_anything.py --workdir=runs/finetuned \
         --config.data.train.source.root=DIR

@@ -10,11 +10,13 @@ import pytest
 from pairs import write_folder, write_pairs, write_teacher
 from training_client import rows_of
 
+from diffdepth_jax.training import experiment
 from diffdepth_jax.weights import orbax
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RELATIVE = {"depth_anything": {"max_depth": None}, "dpt": {}, "midas": {}}
 METRIC = {"zoedepth": {}, "monodepth2": {}, "diffusion_depth": {}}
+FORMS = ("relative", "metric", "metric_from_encoder")
 CASES = {
     "distill_depth_anything": "depth_anything",
     "distill_dpt": "dpt",
@@ -88,6 +90,19 @@ def test_depth_anything_is_tuned_to_a_folder_of_images(form, server, tmp_path):
     for part in (mapping["data"]["train"]["source"], mapping["data"]["evaluation"]):
         part["root"] = str(write_folder(tmp_path / "data"))
     check(server, mapping, tmp_path / "run")
+
+
+def test_every_form_of_fine_tuning_is_whole():
+    forms = {form: config_of("finetune_depth_anything", form) for form in FORMS}
+    found = {form: experiment.from_mapping(config.to_dict()) for form, config in forms.items()}
+    outputs = {form: exp.model.output for form, exp in found.items()}
+    assert outputs.pop("relative") == "relative_disparity"
+    assert set(outputs.values()) == {"metric_depth"}
+    starts = {form: (exp.init.network, exp.init.encoder) for form, exp in found.items()}
+    assert all((network is None) != (encoder is None) for network, encoder in starts.values())
+    forms["metric"].model.max_depth = 80.0  # said once, for the network, its loss and its scores
+    exp = experiment.from_mapping(forms["metric"].to_dict())
+    assert exp.objective.max_depth == exp.evaluation.max_depth == exp.model.max_depth == 80.0
 
 
 def test_a_form_of_fine_tuning_that_does_not_exist_is_told():

@@ -176,6 +176,24 @@ def test_a_range_of_metres_belongs_to_no_relative_labels(monkeypatch):
         Teacher(TeacherConfig("FILE"), model.config, mesh, depth_range=(0.1, 80.0))
 
 
+def test_steps_seed_and_type_of_the_teacher_are_the_configs(monkeypatch):
+    model = fake(Noisy, kind="relative_disparity")
+    model = replace(model, variables={**model.variables, "batch_stats": {}}, recalibrated={7: {}})
+    asked = []
+    monkeypatch.setattr(teacher, "open_network", lambda *given: asked.append(given) or model)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+    def labels(steps=None, **options):
+        built = Teacher(TeacherConfig("FILE", {"a": 1}, steps), model.config, mesh, **options)
+        return built.label({"clean_image": IMAGE, "inside": INSIDE}, 1)["relative_disparity"]
+
+    four, seven = labels(), labels(7, dtype=jnp.bfloat16)
+    np.testing.assert_allclose((seven - four)[INSIDE], 30, rtol=1e-5)
+    assert (np.abs(labels(seed=1) - four) > 1e-3)[INSIDE].all()
+    field = "config.teacher.checkpoint"
+    assert asked[:2] == [("FILE", {"a": 1}, field, dtype) for dtype in (jnp.float32, jnp.bfloat16)]
+
+
 def test_steps_without_a_checkpoint_are_refused(tiny):
     with pytest.raises(
         ConfigError, match=r"config\.teacher: num_inference_steps is 3, but no check"
@@ -197,7 +215,7 @@ def distilled(tiny, tmp_path):
     }
     network = str(tmp_path / "teacher")
     return tiny | {
-        "init": {"network": network, "options": {"step": 3}},
+        "init": {"network": network, "options": {"step": None}},
         "teacher": {"checkpoint": network, "options": {"step": None}},
         "ema_decay": 0.5,
         "optimizer": {"learning_rate": 1e-2, "multipliers": {"Conv_0": 0.0}},
@@ -205,7 +223,8 @@ def distilled(tiny, tmp_path):
 
 
 def test_the_teachers_depth_of_the_clean_image_is_what_is_learnt(distilled, tmp_path, monkeypatch):
-    model = inference.load(tmp_path / "teacher")
+    distilled["teacher"]["options"] = {"step": 3}
+    model = inference.load(tmp_path / "teacher", step=3)
     seen = []
     label = Teacher.label
 
@@ -225,9 +244,9 @@ def test_the_teachers_depth_of_the_clean_image_is_what_is_learnt(distilled, tmp_
         expected = model.model.apply(model.variables, batch["clean_image"])
         np.testing.assert_allclose(found["depth"], expected, rtol=1e-5)
         assert (found["valid_mask"] == (found["depth"] > 0.5) & (found["depth"] < 4)).all()
-    # The student is not the teacher, whose step it does not start from, but for what is frozen.
+    # The student goes on from the later step, but for what is frozen.
     student = inference.load(tmp_path / "run").variables["params"]
-    start = inference.load(tmp_path / "teacher", step=3).variables["params"]
+    start = inference.load(tmp_path / "teacher").variables["params"]
     np.testing.assert_array_equal(student["Conv_0"]["kernel"], start["Conv_0"]["kernel"])
     assert np.abs(student["Conv_1"]["kernel"] - start["Conv_1"]["kernel"]).max() > 1e-4
 
