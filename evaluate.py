@@ -9,7 +9,9 @@ OUT/A and OUT/B. Saved depth maps are 16-bit PNG or `.npy` in metres, such as `p
 They are scored against the data set of a config, by the ids of its frames or the paths of its
 images, or against a folder of maps of the same names. An interrupted evaluation of a checkpoint
 goes on when it is started again; --shard=0/4 to --shard=3/4 share it among four processes, and then
-the command without puts their rows together.
+the command without puts their rows together. On dense, exact ground truth --boundary measures how
+sharp depth edges are; --num_samples=N, for networks that draw noise, scores the mean of N samples
+and measures whether their spread tells the error.
 """
 
 from pathlib import Path

@@ -113,9 +113,10 @@ class Moments:
 
     def add(self, array: np.ndarray) -> None:
         self._count += 1
-        difference = array.astype(np.float64) - self._mean
-        self._mean = self._mean + difference / self._count
-        self._squares = self._squares + difference * (array - self._mean)
+        with np.errstate(invalid="ignore"):  # The spread of infinite depth is NaN.
+            difference = array.astype(np.float64) - self._mean
+            self._mean = self._mean + difference / self._count
+            self._squares = self._squares + difference * (array - self._mean)
 
     def result(self) -> Sampled:
         """Float32, of two arrays or more."""

@@ -114,6 +114,10 @@ def test_moments_equal_numpys():
     mean, spread = moments.result()
     np.testing.assert_allclose(mean, arrays.mean(0, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(spread, arrays.std(0, ddof=1, dtype=np.float64), rtol=1e-6)
+    moments = sampling.Moments()
+    for depth in (1.0, np.inf, np.inf):
+        moments.add(np.array([depth, 2.0], np.float32))
+    assert moments.result().spread.tolist() == pytest.approx([np.nan, 0], nan_ok=True)
 
 
 def test_what_cannot_be_sampled_is_refused(model):

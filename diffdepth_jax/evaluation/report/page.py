@@ -212,7 +212,8 @@ def _panels(
             figures.smaller(array, everywhere & np.isfinite(compared.spread))
             for array in (compared.spread, compared.prediction)
         )
-        largest = float(np.nanpercentile(spread / depth, 98))
+        share = (spread / depth)[np.isfinite(spread)]
+        largest = float(np.percentile(share, 98)) if share.size else 0.0
         caption = f"spread over depth, white 0, purple {largest:.2g}"
         yield caption, visualize.colour_spread(spread, depth, largest)
     # As a prediction of 1 + error where 1 is true.
