@@ -16,6 +16,8 @@ import numpy as np
 # where labels are relative (a teacher's that knows no metres):
 #   relative_disparity  float32 [b, h, w, 1]  larger is nearer, 0 where unknown; `valid_mask` is
 #                                             where it is known, `depth` its inverse, in no unit
+# where a teacher of several scales labels the images (`training.teacher`):
+#   inverse_depths  of float32 [b, h / 2^k, w / 2^k, 1]  a tuple, 1/m, the finest first
 # where clean images are asked for (`data.pipeline.train_iterator`):
 #   clean_image float32 [b, h, w, 3]  what `image` was generated from, normalised alike
 #   inside      bool    [b, h, w, 1]  False where augmentation brought in what is outside the frame

@@ -22,7 +22,12 @@ from diffdepth_jax import atomic
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.errors import ConfigError, naming_file
 from diffdepth_jax.inference import DepthModel
-from diffdepth_jax.models.networks.network import Denoises, JudgesBatch, NetworkConfig
+from diffdepth_jax.models.networks.network import (
+    Denoises,
+    JudgesBatch,
+    NetworkConfig,
+    PredictsScales,
+)
 from diffdepth_jax.ops import random
 from diffdepth_jax.training import sharding
 from diffdepth_jax.training.pretrained import open_network
@@ -31,7 +36,7 @@ from diffdepth_jax.typing import Output
 # What of a batch is not handed on, but for what the teacher says itself.
 _REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
 TEACHER_FILE = "teacher.json"  # in a run's directory: {"checkpoint", "fingerprint"}
-Labels = dict[str, jax.Array]
+Labels = dict[str, Any]  # arrays, and a tuple of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +150,8 @@ def make_labels(
 
     clean_image is float32 [b, h, w, 3], normalised; inside bool [b, h, w, 1], where it shows the
     frame; the labels are part of a batch as `typing.Batch` describes it. They have no gradient.
-    What is not finite is no label, nor is a prediction that is the same all over its image.
+    What is not finite is no label, nor is a prediction that is the same all over its image. A
+    teacher that predicts several scales gives its `inverse_depths` at each of them, too.
 
     Args:
       model: the teacher; its variables are given to the function.
@@ -165,7 +171,12 @@ def make_labels(
         prediction = prediction.astype(jnp.float32)
         if model.config.max_depth is not None:
             prediction = jnp.clip(prediction, 0.0, model.config.max_depth)
-        return jax.lax.stop_gradient(_as_labels(prediction, inside, model.output, depth_range))
+        found = _as_labels(prediction, inside, model.output, depth_range)
+        if isinstance(model.model, PredictsScales):  # whose finest map was just computed
+            found["inverse_depths"] = model.model.apply(
+                variables, clean_image, method="inverse_depths"
+            )
+        return jax.lax.stop_gradient(found)
 
     return labels
 

@@ -14,7 +14,12 @@ import tiny_parts
 from diffdepth_jax import inference
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import DepthModel
-from diffdepth_jax.models.networks.network import Denoises, JudgesBatch, NetworkConfig
+from diffdepth_jax.models.networks.network import (
+    Denoises,
+    JudgesBatch,
+    NetworkConfig,
+    PredictsScales,
+)
 from diffdepth_jax.training import experiment, loop, sharding, teacher
 from diffdepth_jax.training.sharding import MeshConfig
 from diffdepth_jax.training.teacher import Teacher, TeacherConfig, check_fits, make_labels
@@ -108,6 +113,24 @@ def test_relative_labels_hold_whatever_the_sign():
     with np.errstate(divide="ignore"):
         inverse = np.where(disparity > 0, 1 / disparity, 0)
     np.testing.assert_allclose(found["depth"], inverse, rtol=1e-6)
+
+
+class OfScales(First, PredictsScales):
+    """Inverse depth at two scales."""
+
+    num_scales = 2
+
+    @nn.nowrap
+    def inverse_depths(self, image, train=False):
+        assert not train
+        return tuple(1 / (4 + image[:, ::step, ::step, :1]) for step in (1, 2))
+
+
+def test_a_teacher_of_several_scales_labels_each():
+    found = labels_of(fake(OfScales))
+    assert found.keys() == {"depth", "valid_mask", "inverse_depths"}
+    for step, inverse in zip((1, 2), found["inverse_depths"], strict=True):
+        np.testing.assert_allclose(inverse, 1 / (4 + IMAGE[:, ::step, ::step, :1]), rtol=1e-6)
 
 
 def test_labels_have_no_gradient():

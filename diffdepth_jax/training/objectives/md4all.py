@@ -4,8 +4,9 @@ The mean of |student - teacher| / student over the pixels of the scaled inverse 
 the decoder's four scales, and over the scales (`SupervisedLoss` with the method `abs_rel`, the only
 loss of `train_md4allDDa_*.yaml`). The gradient goes through the denominator.
 
-There the teacher is asked at every scale. Here a label is one map, cached or computed on the way,
-and a coarser scale is compared with the mean of its valid inverse depths in each block of pixels.
+A teacher that labels during training says what it sees at every scale, as in the publication. A
+cached label is one map: a coarser scale is then compared with the mean of its valid inverse depths
+in each block of pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,6 +67,9 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
         maps, batch_stats = _inverse_depths(model, params, batch_stats, batch["image"], key)
         target, valid_mask = pixel.ground_truth(batch)
         targets = inverse_depths_at(target, valid_mask, [each.shape[1:3] for each in maps])
+        if "inverse_depths" in batch:
+            known = [mask for _, mask in targets]
+            targets = list(zip(batch["inverse_depths"], known, strict=True))
         terms = {
             f"md4all_scale{scale}": jnp.mean(losses.relative_l1(prediction, *label))
             for scale, (prediction, label) in enumerate(

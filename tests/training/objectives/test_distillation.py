@@ -277,6 +277,24 @@ def test_md4all_is_the_mean_relative_error_over_the_scales(scales):
     assert gradient != 0
 
 
+def test_md4all_takes_a_teachers_own_scales():
+    batch = _batch()
+    rng = np.random.default_rng(1)
+    batch["inverse_depths"] = tuple(
+        jnp.asarray(rng.uniform(0.1, 1, (3, 8 // 2**k, 16 // 2**k, 1)), jnp.float32)
+        for k in range(4)
+    )
+    _, aux, _ = _loss(md4all, md4all.Config(), Pyramid(METRIC), batch)
+    for scale, teacher in enumerate(batch["inverse_depths"]):
+        step = 2**scale
+        student = np.exp(0.8 * np.float64(batch["image"])[:, ::step, ::step, :1])
+        blocks = np.asarray(batch["valid_mask"]).reshape(3, 8 // step, step, 16 // step, step)
+        known = blocks.any((2, 4))[..., None]
+        errors = zip(np.abs(student - teacher) / student, known, strict=True)
+        want = np.mean([error[known].mean() for error, known in errors])
+        np.testing.assert_allclose(aux[f"md4all_scale{scale}"], want, rtol=1e-5)
+
+
 def test_at_one_scale_md4all_is_the_relative_error_of_depth():
     batch = _batch()
     value, *_ = _loss(md4all, md4all.Config(scales=1))
