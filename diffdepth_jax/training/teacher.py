@@ -32,6 +32,7 @@ from diffdepth_jax.ops import random
 from diffdepth_jax.training import sharding
 from diffdepth_jax.training.pretrained import open_network
 from diffdepth_jax.typing import Output
+from diffdepth_jax.weights.text import parse_json
 
 # What of a batch is not handed on, but for what the teacher says itself.
 _REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
@@ -128,12 +129,19 @@ class Teacher:
         atomic.write_text(workdir / TEACHER_FILE, json.dumps(note) + "\n")
 
     def check_same(self, workdir: Path) -> None:
-        """Raises ConfigError if other weights labelled what the run in `workdir` has learnt from,
-        as when the teacher is a run that went on."""
+        """Refuses to go on with other weights than labelled what a run has learnt from, as when the
+        teacher is a run that went on.
+
+        Raises:
+          ConfigError: if they are others.
+          FileError, WeightsError: if what `note` wrote down cannot be read.
+        """
         file = workdir / TEACHER_FILE
         with naming_file(file, "read"):
-            noted = json.loads(file.read_text()) if file.exists() else {}
-        if noted.get("fingerprint", self._fingerprint) != self._fingerprint:
+            if not file.exists():
+                return
+            noted = parse_json(file.read_text(errors="replace"), str(file))
+        if not isinstance(noted, dict) or noted.get("fingerprint") != self._fingerprint:
             raise ConfigError(
                 f"config.teacher.checkpoint: {self._checkpoint} holds other weights than {workdir} "
                 "was started with: bring those back (options={'step': ...} chooses one of a run's "

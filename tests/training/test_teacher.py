@@ -12,7 +12,7 @@ import pytest
 import tiny_parts
 
 from diffdepth_jax import inference
-from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.errors import ConfigError, WeightsError
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.models.networks.network import (
     Denoises,
@@ -287,6 +287,19 @@ def test_a_teacher_that_went_on_is_noticed(distilled, tmp_path):
     assert loop.train(longer, tmp_path / "run", allow_config_changes=True) == 8
     assert json.loads((tmp_path / "run" / "teacher.json").read_text()) != note
     loop.train(experiment.from_mapping(distilled | {"num_steps": 9}), tmp_path / "run")
+
+
+def test_a_damaged_note_of_the_teacher_is_named(tmp_path, monkeypatch):
+    model = fake()
+    monkeypatch.setattr(teacher, "open_network", lambda *given: model)
+    built = Teacher(TeacherConfig("FILE"), model.config, sharding.make_mesh(MeshConfig()))
+    built.check_same(tmp_path)  # Nothing is known.
+    built.note(tmp_path)
+    built.check_same(tmp_path)
+    for content, error in (("{", WeightsError), ("[]", ConfigError)):
+        (tmp_path / "teacher.json").write_text(content)
+        with pytest.raises(error, match=str(tmp_path)):
+            built.check_same(tmp_path)
 
 
 def test_a_source_without_clean_images_is_refused(distilled, tmp_path):
