@@ -6,6 +6,7 @@ by counting the smaller values. The result is exact.
 """
 
 from fractions import Fraction
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -76,14 +77,14 @@ def _mean_of_equal(
 def _smallest(values: Values, mask: Mask, rank: Int[Array, "b 1 1 1"]) -> Float[Array, "b 1 1 1"]:
     """The value that `rank` others, at most, are below; not differentiated.
 
-    Where the mask has no such rank, the result means nothing.
+    Infinite where the mask has no such rank.
     """
-    keys = jnp.where(mask, _ordered_bits(jax.lax.stop_gradient(values)), jnp.uint32(2**32 - 1))
+    keys = _ordered_bits(jnp.where(mask, jax.lax.stop_gradient(values), jnp.inf))
     # One axis is reduced faster than three.
     keys, ranks = keys.reshape(len(keys), -1), rank.reshape(-1, 1)
 
-    def refine(bit: Int[Array, ""], found: UInt[Array, "b 1"]) -> UInt[Array, "b 1"]:
-        tried = found | (jnp.uint32(1) << (31 - bit).astype(jnp.uint32))
+    def refine(bit: Any, found: UInt[Array, "b 1"]) -> UInt[Array, "b 1"]:
+        tried = found | (jnp.uint32(1) << jnp.uint32(31 - bit))  # bit: an int when not compiled
         return jnp.where(jnp.sum(keys < tried, 1, keepdims=True) <= ranks, tried, found)
 
     found = jax.lax.fori_loop(0, 32, refine, jnp.zeros_like(ranks, jnp.uint32))

@@ -260,6 +260,20 @@ def test_gradients_flow_through_scale_and_shift(form):
         assert change < 1e-4 * size * jnp.sqrt(jnp.sum(direction**2))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_looking_for_a_nan_finds_none_in_the_losses_own_arithmetic(form):
+    """With an image that has no valid pixel, and one whose label has no deviation."""
+    prediction, target, valid_mask = _maps()
+    valid_mask[1], target[2] = False, 0.3
+    arrays = _device(prediction, target, valid_mask)
+    with jax.disable_jit(), jax.debug_nans(True):
+        for name in (f"ssi_{form}", f"ssi_gradient_{form}"):
+            value, gradient = jax.value_and_grad(lambda *a, name=name: LOSSES[name](*a).sum())(
+                *arrays
+            )
+            assert value > 0 and gradient.any()
+
+
 def test_a_diverged_prediction_shows():
     prediction, target, valid_mask = _maps()
     prediction[0, 0, 0], valid_mask[0, 0, 0] = np.nan, True
