@@ -15,6 +15,7 @@ this can be interrupted, and --score_only shows how far it is. Leaves in the wor
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import jax
 import self_diffusion_report as report
@@ -43,16 +44,30 @@ def main() -> None:
         if (flags.workdir / training.name / runs.RECORD).exists():
             rows += scores.score(training, flags.workdir)
             jax.clear_caches()
-    for depth in report.DEPTHS:
-        networks = [runs.Training("regression", depth, seed) for seed in range(flags.seeds)]
-        if all((flags.workdir / each.name / runs.RECORD).exists() for each in networks):
-            rows.append(scores.score_ensemble(networks, flags.workdir))
+    rows += beside(flags.workdir, flags.seeds)
     baseline = scores.baseline_scores()
     report.write_csv(flags.workdir / "self_diffusion.csv", rows)
     report.draw(rows, baseline, flags.workdir / "self_diffusion.png")
     tables = report.tables(rows, baseline)
     atomic.write_text(flags.workdir / "tables.md", tables)
     print(tables)
+
+
+def beside(workdir: Path, seeds: int) -> list[dict[str, Any]]:
+    """Rows of what is made of several networks, where they are there."""
+
+    def there(*trainings: runs.Training) -> bool:
+        return all((workdir / each.name / runs.RECORD).exists() for each in trainings)
+
+    rows = []
+    for depth in report.DEPTHS:
+        networks = [runs.Training("regression", depth, seed) for seed in range(seeds)]
+        if seeds > 1 and there(*networks):
+            rows.append(scores.score_ensemble(networks, workdir))
+    for seed in range(seeds):
+        if there(*(runs.Training(method, "dense", seed) for method in ("regression", "self"))):
+            rows.append(scores.score_grained(seed, workdir))
+    return rows
 
 
 if __name__ == "__main__":

@@ -23,6 +23,13 @@ COLUMNS = (
 )
 DEPTHS = {"dense": "100%", "groundtruth": "4.5%"}
 _TRUTHS = ("regression", "self", "truth", "pure", "pure_paper", "pure_sample", "self_paper")
+# Beside the methods: see `scores.score_ensemble` and `score_grained`.
+_BESIDE = {
+    "regression_ensemble": "regression, three networks",
+    "regression_grain": "regression with the grain of another frame's samples",
+}
+# DiffusionDepth, its ablation on NYUv2 without retraining: AbsRel / RMSE.
+_PAPER_STEPS = {20: "0.086 / 0.298", 15: "0.118 / 0.455", 10: "0.182 / 0.751"}
 _COLOURS = {"regression": "#555555", "self": "#1f77b4", "self_20": "#d62728"}
 
 
@@ -83,14 +90,12 @@ def steps_table(rows: Sequence[Row]) -> str:
                 for recalibrated in (False, True)
             ]
         retrained = "self" if steps == 5 else f"self_{steps}"
-        line.append(cell(_plain(rows, retrained, "dense")))
+        line += [cell(_plain(rows, retrained, "dense")), _PAPER_STEPS.get(steps, "")]
         lines.append(line)
     regression = cell(_plain(rows, "regression", "dense"))
-    lines.append(["regression", *[""] * 4, regression])
-    return _markdown(
-        ["steps", "trained at 20", "recalibrated", "trained at 5", "recalibrated", "retrained"],
-        lines,
-    )
+    lines.append(["regression", *[""] * 4, regression, ""])
+    header = ["steps", "trained at 20", "recalibrated", "trained at 5", "recalibrated"]
+    return _markdown([*header, "retrained", "paper, trained at 20"], lines)
 
 
 def edges_table(rows: Sequence[Row]) -> str:
@@ -100,29 +105,31 @@ def edges_table(rows: Sequence[Row]) -> str:
         "with the mirrored image": lambda row: row["flip_tta"],
         "mean of several": lambda row: row["samples"] > 1,
     }
-    names = ("abs_rel", "rmse", "boundary_f1", "boundary_f1_1.05", "boundary_f1_1.25")
+    names = ("abs_rel", "rmse", "boundary_f1", "boundary_f1_1.05", "boundary_f1_1.15")
+    names += ("boundary_precision_1.15", "boundary_recall_1.15")
     lines = []
-    for method in (*runs.METHODS, "regression_ensemble"):
+    for method in (*runs.METHODS, *_BESIDE):
         for way, chosen in ways.items():
             found = [r for r in _of(rows, method, "dense") if chosen(r) and _own(r)]
             if found:
                 digits = {"rmse": 2}
                 cells = [_values(found, name, digits.get(name, 3)) for name in names]
-                cost = [_values(found, "cpu_seconds", 0), _values(found, "predict_ms", 0)]
+                cost = [_values(found, name, 0) for name in ("cpu_seconds", "predict_ms")]
                 lines.append([_title(method), way, *cells, *cost])
-    header = ["", "", "AbsRel", "RMSE", "boundary F", "at 1.05", "at 1.25"]
+    header = ["", "", "AbsRel", "RMSE", "boundary F", "F at 1.05", "F at 1.15"]
+    header += ["precision at 1.15", "recall at 1.15"]
     return _markdown([*header, "training, CPU s", "an image, CPU ms"], lines)
 
 
 def spread_table(rows: Sequence[Row]) -> str:
     """Whether a spread tells the error, beside what the depth alone tells."""
     names = (
-        *("spread", "rank_correlation", "rank_correlation_depth"),
+        *("rank_correlation", "rank_correlation_depth"),
         *("ause_rel", "ause_rel_depth", "ause_rel_random"),
         *("log_rank_correlation", "log_ause_rel", "log_ause_rel_depth", "log_ause_rel_random"),
     )
     lines = []
-    for method in (*runs.METHODS, "regression_ensemble"):
+    for method in (*runs.METHODS, *_BESIDE):
         for samples, flip_tta in sorted({(r["samples"], r["flip_tta"]) for r in rows}):
             for depth, share in DEPTHS.items():
                 found = [
@@ -134,7 +141,7 @@ def spread_table(rows: Sequence[Row]) -> str:
                     of = "mirrored" if flip_tta else f"{samples} {_drawn(method)}"
                     cells = [_values(found, name) for name in names]
                     lines.append([_title(method), share, of, *cells])
-    header = ["", "depth", "spread of", "spread, m", "rank correlation", "of the depth"]
+    header = ["", "depth", "spread of", "rank correlation", "of the depth"]
     header += ["AUSE", "by the depth", "at random"]
     header += ["of logs: rank correlation", "AUSE", "by the depth", "at random"]
     return _markdown(header, lines)
@@ -145,8 +152,7 @@ def _drawn(method: str) -> str:
 
 
 def _title(method: str) -> str:
-    ensemble = method.removesuffix("_ensemble")
-    return runs.METHODS[ensemble].title + (", networks averaged" if ensemble != method else "")
+    return _BESIDE.get(method) or runs.METHODS[method].title
 
 
 def variants_table(rows: Sequence[Row]) -> str:
@@ -198,7 +204,7 @@ def _draw_steps(axes: Axes, rows: Sequence[Row], baseline: Row) -> None:
     if regression:
         axes.axhline(statistics.fmean(regression), color=_COLOURS["regression"], label="regression")
     axes.axhline(baseline["abs_rel"], color="#bbbbbb", ls=":", label="median map")
-    axes.set(xlabel="denoising steps", ylabel="AbsRel", yscale="log", xticks=scores.STEPS)
+    axes.set(xlabel="denoising steps", ylabel="AbsRel", xticks=scores.STEPS)
 
 
 def _draw_edges(axes: Axes, rows: Sequence[Row]) -> None:

@@ -25,6 +25,7 @@ METRICS = ("abs_rel", "rmse", "silog", "delta1")
 EDGES = (
     *("boundary_f1", "boundary_precision", "boundary_recall"),
     *(f"boundary_f1_{ratio:.2f}" for ratio in boundary.RATIOS),
+    *("boundary_precision_1.15", "boundary_recall_1.15"),
 )
 _SHARES = tuple(name for name in uncertainty.METRICS if name not in ("spread", "ause"))
 # In metres, and of logarithms: relative spread against relative error, where far is not worse.
@@ -106,23 +107,41 @@ def score_setting(model: inference.DepthModel, setting: Setting) -> dict[str, An
 
 def score_ensemble(trainings: Sequence[runs.Training], workdir: Path) -> dict[str, Any]:
     """A row of the mean of several networks that differ in their seeds."""
-    path = workdir / f"ensemble-{'-'.join(training.name for training in trainings)}.json"
-    if path.exists():
-        return json.loads(path.read_text())
     images = [sample["image"] for sample in held_out()]
     models = [inference.load(workdir / training.name) for training in trainings]
     found = np.stack([model.predict(np.stack(images), flip_tta=False) for model in models])
+    row = _row_beside(trainings, workdir, "ensemble")
+    row |= {"seed": "+".join(str(each.seed) for each in trainings), "samples": len(trainings)}
+    return row | mean_scores(list(found.mean(0)), list(found.std(0, ddof=1)))
+
+
+def score_grained(seed: int, workdir: Path) -> dict[str, Any]:
+    """A row of regression with the grain of self-diffusion's samples, but of another frame.
+
+    Where contours of such a prediction are found as often, it is grain that finds them, and not
+    what diffusion knows of the frame. The grain is the ratio of two samples, to the power that
+    leaves it the variance of one.
+    """
+    trainings = [runs.Training(method, "dense", seed) for method in ("regression", "self")]
+    smooth, drawn = (inference.load(workdir / training.name) for training in trainings)
+    images = np.stack([sample["image"] for sample in held_out()])
+    samples = [drawn.predict(images, seed=number, flip_tta=False) for number in (1, 2)]
+    grain = (samples[0] / samples[1]) ** np.sqrt(0.5)
+    depths = smooth.predict(images, flip_tta=False) * np.roll(grain, 1, axis=0)
+    return _row_beside(trainings, workdir, "grain") | mean_scores(list(depths))
+
+
+def _row_beside(trainings: Sequence[runs.Training], workdir: Path, suffix: str) -> dict[str, Any]:
     records = [json.loads((workdir / each.name / runs.RECORD).read_text()) for each in trainings]
-    row = records[0] | dataclasses.asdict(Setting()) | {"asked_steps": None}
-    row |= {
-        "method": f"{trainings[0].method}_ensemble",
-        "seed": "+".join(str(training.seed) for training in trainings),
-        "cpu_seconds": sum(record["cpu_seconds"] for record in records),
-        "samples": len(trainings),
-    }
-    row |= mean_scores(list(found.mean(0)), list(found.std(0, ddof=1)))
-    atomic.write_text(path, json.dumps(row))
-    return row
+    return (
+        records[0]
+        | dataclasses.asdict(Setting())
+        | {
+            "asked_steps": None,
+            "method": f"{trainings[0].method}_{suffix}",
+            "cpu_seconds": sum(record["cpu_seconds"] for record in records),
+        }
+    )
 
 
 def mean_scores(
