@@ -1,7 +1,9 @@
 """What the study of robustness makes of its scores; the runs themselves are `make robust-demo`."""
 
+import csv
 import dataclasses
 import importlib
+import io
 import sys
 from pathlib import Path
 
@@ -99,3 +101,15 @@ def test_table_shows_means_over_seeds_and_changes(study_modules, records):
         "| fog | 0.800 | 0.300 (-62.5 ± 17.7%) | 0.600 (-25.0 ± 35.4%) |",
         "| mean of 2 | 0.600 | 0.300 (-50.0 ± 23.6%) | 0.600 (+0.0 ± 47.1%) |",
     ]
+
+
+def test_committed_rows_are_whole():
+    """`results/robustness.csv` has every condition of every student and seed once."""
+    path = STUDIES.parent / "results" / "robustness.csv"
+    rows = list(csv.DictReader(io.StringIO(path.read_text())))
+    names = ("scenes", "images", "seed", "condition", "pixels", "metric", "steps", "command")
+    keys = [tuple(row[name] for name in names) for row in rows]
+    assert len(set(keys)) == len(keys)
+    for row in rows:
+        assert float(row["before"]) > 0 and float(row["after"]) > 0
+        assert row["commit"] and row["device"] and float(row["seconds"]) > 0
