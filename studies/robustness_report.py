@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 WEATHER = ("night", "fog", "rain", "snow", "night-rain")
 CONTROLS = ("clear", "colour")
+WRITTEN = (".json", ".csv", ".png", ".html")
 _BATCH = 8
 _COLUMNS = (
     "scenes", "images", "seed", "condition", "pixels", "metric", "before", "after", "num_images",
@@ -84,10 +85,8 @@ def write(study: "Study", times: Mapping[str, Any]) -> None:
             if images not in CONTROLS
         )
         print(f"\nOf the gain as predicted, repaired scale and shift are: {', '.join(shares)}")
-    print(
-        f"\n{study.workdir}: summary.json, robustness.csv, robustness.png, before_after.png, "
-        "report.html"
-    )
+    written = sorted(path.name for path in study.workdir.iterdir() if path.suffix in WRITTEN)
+    print(f"\n{study.workdir}: {', '.join(written)}")
 
 
 def _of_seed(
