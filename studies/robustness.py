@@ -252,7 +252,9 @@ def _run(*command: str) -> None:
 
 def _parse() -> Study:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--scenes", choices=tuple(SCENES), default="streets")

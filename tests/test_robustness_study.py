@@ -103,6 +103,50 @@ def test_table_shows_means_over_seeds_and_changes(study_modules, records):
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--images=rendred"], "streets have no 'rendred'"),
+        (["--scenes=tabletops", "--images=physical"], "tabletops have no 'physical'"),
+        (["--seeds=0,x"], "must be whole numbers"),
+        (["--step=3"], "'--step=3' is no option"),
+    ],
+)
+def test_wrong_flags_are_named(study_modules, monkeypatch, capsys, tmp_path, words, told):
+    robustness, _ = study_modules
+    monkeypatch.setattr(sys, "argv", ["robustness.py", f"--workdir={tmp_path / 'out'}", *words])
+    with pytest.raises(SystemExit):
+        robustness._parse()
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_runs_are_commands_with_everything_in_them(study_modules, monkeypatch, tmp_path):
+    robustness, _ = study_modules
+    monkeypatch.setattr(sys, "argv", ["robustness.py", f"--workdir={tmp_path}"])
+    study, commands = robustness._parse(), []
+    monkeypatch.setattr(robustness, "_run", lambda *command: commands.append(command))
+    robustness.train_teacher(study, 0)
+    for images in study.images:
+        robustness.train_student(study, 0, images)
+    pairs = [c for c in commands if c[0] == "generate_adverse.py"]
+    runs = {c[2].rpartition("/")[2]: c for c in commands if c[0] == "train.py"}
+    assert list(runs) == ["teacher", *robustness.IMAGES]
+    for images, command in runs.items():
+        if images != "teacher":
+            assert f"--config.init.network={tmp_path / 'teacher'}" in command
+        controls = "--config.data.train.clean_share=1.0" in command
+        assert controls == (images in ("clear", "colour"))
+    assert "--config.data.train.augmentation.jitter=0.4" in runs["colour"]
+    # Nothing came of the commands here, so pairs are asked for again by each student.
+    assert {c[2] for c in pairs} == {
+        f"--workdir={tmp_path / name}" for name in ("rendered_pairs", "physical_pairs")
+    }
+    streets = (tmp_path / "rendered_layouts.txt").read_text().split()
+    assert (
+        len(streets) == 120 and len((tmp_path / "physical_layouts.txt").read_text().split()) == 240
+    )
+
+
 def test_committed_rows_are_whole():
     """`results/robustness.csv` has every condition of every student and seed once."""
     path = STUDIES.parent / "results" / "robustness.csv"
