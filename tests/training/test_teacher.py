@@ -304,6 +304,6 @@ def test_a_damaged_note_of_the_teacher_is_named(tmp_path, monkeypatch):
 
 def test_a_source_without_clean_images_is_refused(distilled, tmp_path):
     distilled["data"]["train"]["source"] = {"name": "tiny"}
-    with pytest.raises(ConfigError, match="'tiny' has no clean images"):
+    with pytest.raises(ConfigError, match="source 'tiny' has no clean image"):
         loop.train(experiment.from_mapping(distilled), tmp_path / "run")
     assert not (tmp_path / "run").exists()
