@@ -205,6 +205,7 @@ def _draw_steps(axes: Axes, rows: Sequence[Row], baseline: Row) -> None:
         axes.axhline(statistics.fmean(regression), color=_COLOURS["regression"], label="regression")
     axes.axhline(baseline["abs_rel"], color="#bbbbbb", ls=":", label="median map")
     axes.set(xlabel="denoising steps", ylabel="AbsRel", xticks=scores.STEPS)
+    axes.margins(y=0.4)  # for the legend
 
 
 def _draw_edges(axes: Axes, rows: Sequence[Row]) -> None:
