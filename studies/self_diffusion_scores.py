@@ -29,7 +29,10 @@ EDGES = (
 )
 _SHARES = tuple(name for name in uncertainty.METRICS if name not in ("spread", "ause"))
 # In metres, and of logarithms: relative spread against relative error, where far is not worse.
-SPREAD = ("spread", *_SHARES, *(f"log_{name}" for name in _SHARES))
+SPREAD = (
+    *("spread", *_SHARES),
+    *(f"log_{name}" for name in _SHARES if name != "rank_correlation_relative"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
