@@ -1,6 +1,7 @@
 """The trainings of `studies/self_diffusion.py`: what each changes of the demo's configs."""
 
 import dataclasses
+import functools
 import json
 import os
 import runpy
@@ -32,6 +33,29 @@ _PURE = _TRUTH | {"objective.decoded": "ground_truth"}
 _PAPER = {"model.denoiser.variant": "paper", "model.denoiser.attention_tokens": 256}
 
 _SAMPLE = {"model.diffusion.prediction_type": "sample"}
+
+# Encoders with about as many channels at each stride as the demo's ResNet.
+_SWIN = {
+    "model.encoder": {
+        "name": "swin",
+        "embed_dim": 32,
+        "depths": (2, 2, 2, 2),
+        "num_heads": (1, 2, 4, 8),
+        "window_size": 4,
+        "drop_path_rate": 0.0,
+    }
+}
+_MPVIT = {
+    "model.encoder": {
+        "name": "mpvit",
+        "embed_dims": (32, 64, 128, 192),
+        "num_layers": (1, 1, 1, 1),
+        "num_paths": (2, 2, 2, 2),
+        "mlp_ratios": (2.0, 2.0, 2.0, 2.0),
+        "drop_path_rate": 0.0,
+        "stem_stride": 2,
+    }
+}
 
 
 def _sampler(steps: int) -> dict[str, Any]:
@@ -79,6 +103,10 @@ METHODS: Mapping[str, Method] = {
     "regression_factor2": Method(
         "demo_regression", {"model.codec.factor": 2}, "regression, latent of 1/2"
     ),
+    "self_swin": Method("demo", _SWIN, "self-diffusion, Swin"),
+    "regression_swin": Method("demo_regression", _SWIN, "regression, Swin"),
+    "self_mpvit": Method("demo", _MPVIT, "self-diffusion, MPViT"),
+    "regression_mpvit": Method("demo_regression", _MPVIT, "regression, MPViT"),
 }
 
 
@@ -109,8 +137,9 @@ class Training:
         """The whole config."""
         method = METHODS[self.method]
         config = runpy.run_path(str(PROJECT / f"configs/{method.config}.py"))["get_config"]()
-        with config.unlocked():
-            config.update_from_flattened_dict(self.changes())
+        for name, value in self.changes().items():
+            *parts, field = name.split(".")
+            functools.reduce(getattr, parts, config)[field] = value
         return experiment.from_mapping(config.to_dict())
 
     def run(self, workdir: Path) -> None:
@@ -153,6 +182,8 @@ def planned(seeds: int) -> list[Training]:
     for seed in range(1, seeds):
         order += both("truth", "pure_paper", seed=seed)
     order += [("self_factor2", "dense", 0), ("regression_factor2", "dense", 0)]
+    for encoder in ("swin", "mpvit"):
+        order += [(f"{method}_{encoder}", "dense", 0) for method in ("self", "regression")]
     order += [("regression_as_20", "dense", 0), *both("self_paper", seed=0)]
     order += [each for seed in range(seeds) for each in both("pure", seed=seed)]
     return [Training(*each) for each in dict.fromkeys(order)]
