@@ -23,6 +23,7 @@ from diffdepth_jax.training.events import EventWriter
 CSV_NAME = "metrics.csv"
 _FINITE = ("loss", "gradient_norm")  # Training stops where they are not.
 _LAG = 2  # Steps between handing scalars in and waiting for them.
+_PATIENCE = 50  # Steps after which labels of no use end a run; a few sparse ones may be by chance.
 _NOT_SHOWN = ("learning_rate", "gradient_norm")  # The progress bar is for the losses.
 
 
@@ -131,7 +132,7 @@ class RunLog:
             self._write(step)
 
     def _write(self, step: int) -> None:
-        if not self._has_labels:
+        if not self._has_labels and (step >= _PATIENCE or step == self._num_steps):
             raise DataError(
                 f"no label of the first {step} steps can be learnt from: each is constant, or has "
                 "no valid pixel. Look at the labels of the training data, or at what the teacher "

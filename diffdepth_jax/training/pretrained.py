@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference, registry
-from diffdepth_jax.errors import ConfigError, WeightsError
+from diffdepth_jax.errors import ConfigError, FileError, WeightsError
 from diffdepth_jax.models.networks.network import NetworkConfig
 from diffdepth_jax.models.tables import Layout
 from diffdepth_jax.weights import files
@@ -53,6 +53,13 @@ class InitConfig:
                 f"encoder is {self.encoder!r} and network {self.network!r}: give only one, as the "
                 "network has an encoder"
             )
+        check_options(self.options, self.network, "network")
+
+
+def check_options(options: Mapping[str, Any], path: str | None, field: str) -> None:
+    """Raises ValueError for options of `inference.load` where nothing is loaded."""
+    if path is None and any(value is not None for value in options.values()):
+        raise ValueError(f"options are {dict(options)}, but no {field} is named")
 
 
 def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
@@ -126,6 +133,8 @@ def open_network(
     options = {name: value for name, value in options.items() if value is not None}
     try:
         return inference.load(path, dtype=dtype, **options)
+    except FileError as error:
+        raise type(error)(f"{field}: {error}") from error
     except (ConfigError, WeightsError) as error:
         raise type(error)(f"{field}: {error} (arguments of load belong into {where})") from error
 

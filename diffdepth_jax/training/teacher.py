@@ -30,7 +30,7 @@ from diffdepth_jax.models.networks.network import (
 )
 from diffdepth_jax.ops import random
 from diffdepth_jax.training import sharding
-from diffdepth_jax.training.pretrained import open_network
+from diffdepth_jax.training.pretrained import check_options, open_network
 from diffdepth_jax.typing import Output
 from diffdepth_jax.weights.text import parse_json
 
@@ -61,6 +61,7 @@ class TeacherConfig:
             raise ValueError(
                 f"num_inference_steps is {self.num_inference_steps}, but no checkpoint is named"
             )
+        check_options(self.options, self.checkpoint, "checkpoint")
 
 
 class Teacher:

@@ -14,6 +14,7 @@ from diffdepth_jax.models.encoders import dinov2
 from diffdepth_jax.models.networks import depth_anything
 from diffdepth_jax.training import experiment, loop, pretrained
 from diffdepth_jax.training.pretrained import InitConfig
+from diffdepth_jax.training.teacher import TeacherConfig
 from diffdepth_jax.weights import files
 from diffdepth_jax.weights.rules import export, names
 
@@ -126,6 +127,14 @@ def test_mistakes_are_told_by_field(tiny, file, tmp_path):
         pretrained.load(InitConfig(network=str(tmp_path / "nowhere")), model)
     with pytest.raises(ConfigError, match=r"config\.init\.network: .*colour"):
         pretrained.load(InitConfig(network=path, options={"colour": 1}), DEPTH_ANYTHING)
+    with pytest.raises(ValueError, match=r"options are .*but no network is named"):
+        InitConfig(options={"version": 2})
+    with pytest.raises(ValueError, match=r"options are .*but no checkpoint is named"):
+        TeacherConfig(options={"version": 2})
+    with pytest.raises(
+        MissingFileError, match=r"^config\.init\.network: .*none\.pt does not exist"
+    ):
+        pretrained.load(InitConfig(network=str(tmp_path / "none.pt")), DEPTH_ANYTHING)
     with pytest.raises(ConfigError, match=r"config\.init\.options has dtype"):
         pretrained.load(InitConfig(network=path, options={"dtype": "f4"}), DEPTH_ANYTHING)
     tiny["init"] = {"network": path}

@@ -183,18 +183,21 @@ def test_what_is_not_finite_stops_with_step_and_images_named(tmp_path, value):
 
 
 @pytest.mark.parametrize("useless", [{"flat_labels": 1.0}, {"valid_fraction": 0.0}])
-def test_a_run_stops_at_its_first_row_if_no_label_can_be_learnt_from(tmp_path, useless):
-    def log(workdir, scalars, first_step=0):
+def test_a_run_stops_if_no_label_can_be_learnt_from(tmp_path, useless):
+    def log(workdir, scalars, first_step=0, num_steps=60):
         workdir.mkdir()
-        with RunLog(workdir, first_step=first_step, num_steps=9, every_steps=3) as log:
+        with RunLog(workdir, first_step=first_step, num_steps=num_steps, every_steps=5) as log:
             for step, extra in enumerate(scalars, first_step + 1):
                 log.add(step, {"loss": 0.0, "flat_labels": 0.0, "valid_fraction": 1.0} | extra)
             log.flush()
 
-    log(tmp_path / "one of them can", [useless, {}, useless, *[useless] * 3])
-    log(tmp_path / "others could before", [useless] * 3, first_step=3)
+    log(tmp_path / "one of them can", [*[useless] * 49, {}, *[useless] * 10])
+    log(tmp_path / "others could before", [useless] * 55, first_step=5)
+    log(tmp_path / "the first are no proof", [useless] * 49)
+    with pytest.raises(DataError, match="no label of the first 50 steps can be learnt from"):
+        log(tmp_path / "none can", [useless] * 50)
     with pytest.raises(DataError, match="no label of the first 3 steps can be learnt from"):
-        log(tmp_path / "none can", [useless] * 3)
+        log(tmp_path / "none can to the end", [useless] * 3, num_steps=3)
 
 
 def test_an_interval_of_no_steps_is_refused():
