@@ -30,11 +30,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import robustness_report as report
+from reporting import PROJECT
 
 from diffdepth_jax import atomic, cli
 from diffdepth_jax.errors import ConfigError, UserError
 
-PROJECT = Path(__file__).resolve().parents[1]
 IMAGES = ("rendered", "physical", "both", "clear", "colour")
 TIMES_FILE = "seconds.json"
 

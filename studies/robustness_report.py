@@ -6,13 +6,12 @@ import io
 import json
 import os
 import statistics
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from reporting import git, markdown
 
 from diffdepth_jax import atomic, inference, visualize
 from diffdepth_jax.data import pipeline
@@ -93,7 +92,7 @@ def _of_seed(
     study: "Study", seed: int, samples: Sequence[Mapping[str, Any]], times: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     before = _score(study, "teacher", seed, samples)
-    commit = _output("git", "rev-parse", "--short", "HEAD")
+    commit = git("rev-parse", "--short", "HEAD")
     for images in study.images:
         after = _score(study, images, seed, samples)
         run = study.path(images, seed).name
@@ -216,7 +215,7 @@ def table(study: "Study", records: Sequence[Mapping[str, Any]]) -> str:
         if metric == "abs_rel_median":
             continue
         head = ["condition", "teacher", *study.images]
-        lines = [head, ["---", *("---:" for _ in head[1:])]]
+        lines = []
         for condition in (study.scenes.clear, *study.scenes.conditions):
             lines.append([condition, *_cells(study, records, pixels, metric, (condition,))])
         number = len(study.scenes.conditions)
@@ -226,7 +225,7 @@ def table(study: "Study", records: Sequence[Mapping[str, Any]]) -> str:
                 *_cells(study, records, pixels, metric, study.scenes.conditions),
             ]
         )
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines if line[1:])
+        text = markdown(head, [line for line in lines if line[1:]], right=True)
         blocks.append(f"{_title(pixels, metric)}\n\n{text}")
     return "\n\n".join(blocks)
 
@@ -346,10 +345,3 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> str:
             }
         )
     return text.getvalue()
-
-
-def _output(*command: str) -> str:
-    found = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    return found.stdout.strip()

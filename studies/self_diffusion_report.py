@@ -11,6 +11,7 @@ import self_diffusion_runs as runs
 import self_diffusion_scores as scores
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from reporting import markdown
 
 from diffdepth_jax import atomic
 from diffdepth_jax.evaluation import boundary, uncertainty
@@ -71,7 +72,7 @@ def ground_truth_table(rows: Sequence[Row], baseline: Row) -> str:
         if _plain(rows, method)
     ]
     lines.append(["median depth map of the training frames", f"{baseline['abs_rel']:.3f}", ""])
-    return _markdown(["", *(f"{share} of the pixels" for share in DEPTHS.values())], lines)
+    return markdown(["", *(f"{share} of the pixels" for share in DEPTHS.values())], lines)
 
 
 def steps_table(rows: Sequence[Row]) -> str:
@@ -95,7 +96,7 @@ def steps_table(rows: Sequence[Row]) -> str:
     regression = cell(_plain(rows, "regression", "dense"))
     lines.append(["regression", *[""] * 4, regression, ""])
     header = ["steps", "trained at 20", "recalibrated", "trained at 5", "recalibrated"]
-    return _markdown([*header, "retrained", "paper, trained at 20"], lines)
+    return markdown([*header, "retrained", "paper, trained at 20"], lines)
 
 
 def edges_table(rows: Sequence[Row]) -> str:
@@ -118,7 +119,7 @@ def edges_table(rows: Sequence[Row]) -> str:
                 lines.append([_title(method), way, *cells, *cost])
     header = ["", "", "AbsRel", "RMSE", "boundary F", "F at 1.05", "F at 1.15"]
     header += ["precision at 1.15", "recall at 1.15"]
-    return _markdown([*header, "training, CPU s", "an image, CPU ms"], lines)
+    return markdown([*header, "training, CPU s", "an image, CPU ms"], lines)
 
 
 def spread_table(rows: Sequence[Row]) -> str:
@@ -144,7 +145,7 @@ def spread_table(rows: Sequence[Row]) -> str:
     header = ["", "depth", "spread of", "rank correlation", "of the depth"]
     header += ["AUSE", "by the depth", "at random"]
     header += ["of logs: rank correlation", "AUSE", "by the depth", "at random"]
-    return _markdown(header, lines)
+    return markdown(header, lines)
 
 
 def _drawn(method: str) -> str:
@@ -164,7 +165,7 @@ def variants_table(rows: Sequence[Row]) -> str:
         for method in runs.METHODS
         if (found := _plain(rows, method, "dense"))
     ]
-    return _markdown(["", "AbsRel", "RMSE", "SILog", "delta1", "boundary F"], lines)
+    return markdown(["", "AbsRel", "RMSE", "SILog", "delta1", "boundary F"], lines)
 
 
 def draw(rows: Sequence[Row], baseline: Row, path: Path) -> None:
@@ -262,8 +263,3 @@ def _values(rows: Sequence[Row], name: str, digits: int = 3) -> str:
         return ""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

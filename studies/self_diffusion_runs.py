@@ -5,18 +5,17 @@ import functools
 import json
 import os
 import runpy
-import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from reporting import PROJECT, git
 
 from diffdepth_jax import atomic
 from diffdepth_jax.training import experiment, loop
 
-PROJECT = Path(__file__).resolve().parents[1]
 RECORD = "study.json"
 
 # Fields of every training. 500 updates of 2 whole frames are 4.2 epochs of the sample. Only the
@@ -148,7 +147,7 @@ class Training:
         if (path / RECORD).exists():
             return
         print(f"training {self.name}", flush=True)
-        commit = _git("rev-parse", "--short", "HEAD") + ("+" * bool(_git("diff", "HEAD")))
+        commit = git("rev-parse", "--short", "HEAD") + ("+" * bool(git("diff", "HEAD")))
         exp = self.experiment()
         start = time.process_time(), time.perf_counter()
         loop.train(exp, path)
@@ -187,11 +186,6 @@ def planned(seeds: int) -> list[Training]:
     order += [("regression_as_20", "dense", 0), *both("self_paper", seed=0)]
     order += [each for seed in range(seeds) for each in both("pure", seed=seed)]
     return [Training(*each) for each in dict.fromkeys(order)]
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PROJECT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _device() -> str:
