@@ -94,7 +94,7 @@ class RunLog:
         Raises:
           DivergedError: if the loss or the gradient's norm, of this or an earlier step, is not
             finite; names the step and the images.
-          DataError: if no image before the first row had a label to learn from.
+          DataError: if no image of the first steps (`_PATIENCE`, or all) had a label to learn from.
         """
         if self._time is None:
             self._time = time.perf_counter()

@@ -176,15 +176,18 @@ def make_labels(
         step: Array,
     ) -> Labels:
         key = jax.random.fold_in(key, step)
-        prediction = _predict(model.model, variables, clean_image, key, num_inference_steps)
+        scales = ()
+        if isinstance(model.model, PredictsScales):
+            scales = model.model.apply(variables, clean_image, method="inverse_depths")
+            prediction = 1 / scales[0]
+        else:
+            prediction = _predict(model.model, variables, clean_image, key, num_inference_steps)
         prediction = prediction.astype(jnp.float32)
         if model.config.max_depth is not None:
             prediction = jnp.clip(prediction, 0.0, model.config.max_depth)
         found = _as_labels(prediction, inside, model.output, depth_range)
-        if isinstance(model.model, PredictsScales):  # whose finest map was just computed
-            found["inverse_depths"] = model.model.apply(
-                variables, clean_image, method="inverse_depths"
-            )
+        if scales:
+            found["inverse_depths"] = scales
         return jax.lax.stop_gradient(found)
 
     return labels
