@@ -5,7 +5,7 @@
 # make test          lint and tests, without PyTorch
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
-# make sample        render the committed sample anew (twenty minutes on two CPU cores)
+# make sample        render the committed sample again (twenty minutes on two CPU cores)
 
 PYTHON ?= python3
 PIP_ARGS ?=

@@ -60,7 +60,9 @@ OPTIONS = [
     flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
     flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
     flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's."),
-    flags.DEFINE_integer("num_samples", None, "Score the mean of so many samples, and its spread."),
+    flags.DEFINE_integer(
+        "num_samples", None, "Score the mean of this many samples, and its spread."
+    ),
 ]
 flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
 flags.mark_flags_as_mutual_exclusive(["config", "ground_truth"], required=True)

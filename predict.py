@@ -24,7 +24,7 @@ flags.DEFINE_string("input", None, "An image, a directory of images, or a glob p
 OUTPUT = cli.define_directory("output", "Where the depth maps go.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; the checkpoint's if absent.")
 flags.DEFINE_integer("seed", 0, "Of the initial noise.")
-flags.DEFINE_integer("num_samples", None, "Draw so many samples: their mean and their spread.")
+flags.DEFINE_integer("num_samples", None, "Draw this many samples: their mean and their spread.")
 flags.DEFINE_integer("batch_size", 1, "Images of equal size that are predicted at once.")
 flags.DEFINE_bool("skip_existing", False, "Leave out images whose results are there.")
 flags.DEFINE_bool("flip_tta", None, "Average with the mirrored image's; if absent, as published.")

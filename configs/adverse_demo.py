@@ -1,6 +1,6 @@
-"""Night, rain, fog, snow, glare and dust of the committed sample, by image-formation models.
+r"""Night, rain, fog, snow, glare and dust of the committed sample, by image-formation models.
 
-    make adverse-demo    or: python generate_adverse.py --config=configs/adverse_demo.py \\
+    make adverse-demo    or: python generate_adverse.py --config=configs/adverse_demo.py \
                              --workdir=runs/adverse_demo --config.teacher.checkpoint=runs/demo
 
 No weights beside the teacher's, which labels and judges: the demo's checkpoint or the regression

@@ -1,6 +1,6 @@
-"""Night, rain, fog, snow, glare and dust of driving images, by Stable Diffusion and a T2I-Adapter.
+r"""Night, rain, fog, snow, glare and dust of driving images, by Stable Diffusion and a T2I-Adapter.
 
-    python generate_adverse.py --config=configs/adverse_driving.py --workdir=runs/adverse_driving \\
+    python generate_adverse.py --config=configs/adverse_driving.py --workdir=runs/adverse_driving \
         --config.teacher.checkpoint=FILE --config.backend.base=PATH --config.backend.control=PATH
 
 The recipe of "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging Conditions"

@@ -1,6 +1,6 @@
-"""Transparent and mirroring objects: opaque table-tops first, then the same of glass and metal.
+r"""Transparent and mirroring objects: opaque table-tops first, then the same of glass and metal.
 
-    python generate_adverse.py --config=configs/adverse_materials.py --workdir=runs/adverse_tom \\
+    python generate_adverse.py --config=configs/adverse_materials.py --workdir=runs/adverse_tom \
         --config.teacher.checkpoint=FILE --config.backend.base=PATH --config.backend.control=PATH
 
 The recipe of "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging Conditions"

@@ -1,8 +1,8 @@
-"""Night, fog, rain and snow of rendered streets, as pairs with a teacher's labels.
+r"""Night, fog, rain and snow of rendered streets, as pairs with a teacher's labels.
 
-    python tools/render_scenes.py --kind=street --count=240 --split=train --size=64x208 \\
+    python tools/render_scenes.py --kind=street --count=240 --split=train --size=64x208 \
         --layout=kitti --conditions=night,fog,rain,snow,night-rain --output=data/streets
-    python generate_adverse.py --config=configs/adverse_rendered.py \\
+    python generate_adverse.py --config=configs/adverse_rendered.py \
         --workdir=runs/adverse_rendered --config.teacher.checkpoint=RUN
 
 Clear frames lie in `data/streets`, those of a condition under the same names in

@@ -1,18 +1,18 @@
-"""Self-distillation of the demo's regression network: robust to night, fog, rain and snow.
+r"""Self-distillation of the demo's regression network: robust to night, fog, rain and snow.
 
-    python train.py --config=configs/distill_demo.py --workdir=runs/distill_demo \\
-        --config.init.network=runs/demo_regression \\
+    python train.py --config=configs/distill_demo.py --workdir=runs/distill_demo \
+        --config.init.network=runs/demo_regression \
         --config.data.train.source.root=runs/pairs
 
 The student starts from the teacher, a run of `configs/demo_regression.py`, and learns what the
 teacher said of each clean picture from that picture and from the same scene in difficult weather
-(`runs/pairs`, a workdir of `generate_adverse.py` with labels of that teacher). Depth that anybody
-measured takes no part. `studies/robustness.py` makes all three and says what comes of it;
-`docs/results.md` has the numbers.
+(`runs/pairs`, a workdir of `generate_adverse.py` with labels of that teacher). No measured depth is
+used. `studies/robustness.py` makes all three and reports the results; `docs/results.md` has the
+numbers.
 
 The labels are metres, so the loss is one of metres: one that ignores scale leaves it wrong in
-snow. They cover the sky as well, to which the teacher gives some depth: a student that were told
-nothing of it would be free to change it.
+snow. They cover the sky as well, to which the teacher gives some depth: without a label
+there, a student would be free to change it.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict

@@ -3,7 +3,8 @@
     python generate_adverse.py --config=configs/adverse_driving.py --workdir=runs/adverse_driving \
         --config.source.name=nuscenes --config.source.root=NUSCENES \
         --config.conditions="('night', 'rain')" \
-        --config.teacher.checkpoint=depth_anything_vitl14.pth ...
+        --config.teacher.checkpoint=depth_anything_vitl14.pth \
+        --config.backend.base=STABLE_DIFFUSION --config.backend.control=T2I_ADAPTER
     python train.py --config=configs/distill_depth_anything.py \
         --workdir=runs/distill_depth_anything --config.data.evaluation.root=NUSCENES
 
@@ -11,7 +12,7 @@ The recipe of "Diffusion Models for Monocular Depth Estimation: Overcoming Chall
 (arXiv:2407.16698): the student starts from the teacher, sees generated images of night and rain and
 the clean ones, and learns the teacher's depth of the clean image by the scale- and shift-invariant
 loss. 5,000 steps of 8 images, 518 pixels on a side, learning rate 1e-6, a tenth of it from 4,500.
-What the paper does not say is of our choice: jitter and shift of colours, weight decay, and that a
+What the paper does not say is our choice: jitter and shift of colours, weight decay, and that a
 quarter of the images are clean ones.
 
 Labels are the teacher's depth of the clean images, which generate_adverse.py stored with the pairs;

@@ -1,7 +1,8 @@
 """DiffusionDepth made robust: self-diffusion on generated images with its own labels.
 
     python generate_adverse.py --config=configs/adverse_driving.py --workdir=runs/adverse_driving \
-        --config.source.root=KITTI --config.teacher.checkpoint=runs/kitti ...
+        --config.source.root=KITTI --config.teacher.checkpoint=runs/kitti \
+        --config.backend.base=STABLE_DIFFUSION --config.backend.control=T2I_ADAPTER
     python train.py --config=configs/distill_diffusion_depth.py \
         --workdir=runs/distill_diffusion_depth --config.data.evaluation.root=NUSCENES
 
@@ -15,8 +16,9 @@ Labels are the teacher's depth of the clean images, which generate_adverse.py st
 with `--config.teacher.checkpoint=runs/kitti` they are computed in training instead, of the very
 crop that the student sees.
 
-A teacher that draws, as this one, then draws anew at every step; `teacher.num_inference_steps`
-changes its steps alone. `config.model` has to be the teacher's.
+This teacher starts from noise, which is then drawn again at every step;
+`teacher.num_inference_steps` changes only its own denoising steps. `config.model` has to be the
+teacher's.
 
 Expected hours and numbers: not measured here.
 """

@@ -6,7 +6,7 @@
 PAIRS is a workdir of generate_adverse.py with DPT's labels; `configs/distill_depth_anything.py`
 shows how to make one, and says more about the method (arXiv:2407.16698). 30,000 steps of 8 images,
 384 pixels on a side, learning rate 1e-6, a tenth of it from 25,000. What the paper does not say is
-of our choice: jitter and shift of colours, weight decay, and that a quarter of the images are clean
+our choice: jitter and shift of colours, weight decay, and that a quarter of the images are clean
 ones.
 
 Labels are the teacher's depth of the clean images, which generate_adverse.py stored with the pairs;

@@ -9,7 +9,7 @@ Depth Estimation under Challenging Conditions", Gasperini et al., ICCV 2023, arX
 `train_md4allDDa_nuscenes.yaml` and the defaults of its `config.py`): AbsRel against the teacher's
 depth, Adam at 2e-4, halved every 5 of 20 epochs, 16 images of 320x576, a third of them clear. Its
 epoch shows every frame twice; the 15,129 clear days are the number that Tosi et al. count.
-Otherwise than there, the student starts from the teacher and not from ImageNet's encoder, images of
+Unlike there, the student starts from the teacher and not from ImageNet's encoder, images of
 day and night are normalised alike, and there is neither a shift of hue nor Gaussian noise.
 
 Labels are the teacher's depth of the clean images, which generate_adverse.py stored with the pairs;

@@ -7,7 +7,7 @@ PAIRS is a workdir of generate_adverse.py with ZoeDepth's labels;
 `configs/distill_depth_anything.py` shows how to make one, and says more about the method
 (arXiv:2407.16698). 30,000 steps of 3 images, 384 pixels on a side, learning rate 1e-6, a tenth of
 it from 25,000. The loss is blind to scale and shift, here of depth; the objective `metric` holds
-the metres too. What the paper does not say is of our choice: jitter and shift of colours, weight
+the metres too. What the paper does not say is our choice: jitter and shift of colours, weight
 decay, and that a third of the images, one in each batch, are clean ones. Nor does it say which of
 the three networks it took; this is the one for outdoors.
 

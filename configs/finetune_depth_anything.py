@@ -33,7 +33,7 @@ less memory take a smaller crop, of multiples of 14, or `--config.accumulate=4`,
 `--config.model.encoder.remat=full`, or freeze the encoder:
 `--config.optimizer.multipliers.encoder=0 --config.optimizer.layer_decay=1`. The rates are those of
 Depth Anything V2's own metric fine-tuning (5e-6 for the encoder, ten times that for the head), the
-encoder's falling from layer to layer as in BEiT's fine-tuning; batch and steps are of our choice,
+encoder's falling from layer to layer as in BEiT's fine-tuning; batch and steps are our choice,
 for some thousand images.
 
 Expected hours and numbers: depend on your data.

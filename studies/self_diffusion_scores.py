@@ -69,7 +69,7 @@ def settings(training: runs.Training, model: inference.DepthModel) -> Iterator[S
 
 
 def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
-    """A row for each setting, kept beside the run; made anew only where they are missing."""
+    """A row for each setting, kept beside the run; computed only where they are missing."""
     path = workdir / training.name
     if (path / FILE).exists():
         return json.loads((path / FILE).read_text())

@@ -104,7 +104,7 @@ def test_table_shows_means_over_seeds_and_changes(study_modules, records):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--images=rendred"], "streets have no 'rendred'"),
         (["--scenes=tabletops", "--images=physical"], "tabletops have no 'physical'"),
@@ -112,12 +112,12 @@ def test_table_shows_means_over_seeds_and_changes(study_modules, records):
         (["--step=3"], "'--step=3' is no option"),
     ],
 )
-def test_wrong_flags_are_named(study_modules, monkeypatch, capsys, tmp_path, words, told):
+def test_wrong_flags_are_named(study_modules, monkeypatch, capsys, tmp_path, words, message):
     robustness, _ = study_modules
     monkeypatch.setattr(sys, "argv", ["robustness.py", f"--workdir={tmp_path / 'out'}", *words])
     with pytest.raises(SystemExit):
         robustness._parse()
-    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_runs_are_commands_with_everything_in_them(study_modules, monkeypatch, tmp_path):

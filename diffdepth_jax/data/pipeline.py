@@ -138,7 +138,7 @@ def train_iterator(
     if on_error == "skip":
         source = _Replacing(source)
     prepare = _Prepare(config, input_spec, clean_images)
-    # One frame now: what is wrong with all of them is told before anything is compiled.
+    # One frame now: what is wrong with all of them is reported before anything is compiled.
     first = [source[index] for index in examples]
     _check_labels(config, clean_images, first)
     for sample in first:

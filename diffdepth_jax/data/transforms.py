@@ -42,7 +42,7 @@ _ENHANCE: tuple[Callable[..., ImageEnhance._Enhance], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training frames are varied; the defaults are the published values.
+    """How training frames are varied; the defaults are those published for KITTI.
 
     Attributes:
       name: the order, the sizes and the interpolations, `kitti`, `nyu` or `distillation` (see the

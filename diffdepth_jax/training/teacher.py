@@ -34,7 +34,7 @@ from diffdepth_jax.training.pretrained import check_options, open_network
 from diffdepth_jax.typing import Output
 from diffdepth_jax.weights.text import parse_json
 
-# What of a batch is not handed on, but for what the teacher says itself.
+# Entries of a batch that are dropped or replaced by the labels of the teacher.
 _REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
 TEACHER_FILE = "teacher.json"  # in a run's directory: {"checkpoint", "fingerprint"}
 Labels = dict[str, Any]  # arrays, and a tuple of them

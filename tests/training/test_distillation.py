@@ -131,7 +131,7 @@ def test_any_mesh_and_half_precision_distil_alike(server, tmp_path):
 
 
 class Identity(nn.Module):
-    """A network that gives the first channel, whatever its variables."""
+    """A network that returns the first channel and ignores its variables."""
 
     def __call__(self, image):
         return image[..., :1]

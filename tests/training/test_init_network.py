@@ -102,17 +102,17 @@ def test_what_matters_in_training_only_may_differ(file):
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"max_depth": 20.0}, "config.model.max_depth: 20.0 -> None"),
         ({"version": 1}, "config.model.version: 1 -> 2"),
         ({"output_features": 8}, "config.model.output_features: 8 -> 4"),
     ],
 )
-def test_another_config_is_refused_with_what_to_change(fields, told, file):
+def test_another_config_is_refused_with_what_to_change(fields, message, file):
     with pytest.raises(ConfigError) as info:
         pretrained.load(InitConfig(network=str(file[0])), replace(DEPTH_ANYTHING, **fields))
-    assert str(info.value).startswith("config.init.network: ") and told in str(info.value)
+    assert str(info.value).startswith("config.init.network: ") and message in str(info.value)
     assert str(file[0]) in str(info.value) and "project_features" not in str(info.value)
 
 

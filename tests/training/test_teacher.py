@@ -177,17 +177,17 @@ def test_noise_is_a_function_of_the_step():
 
 
 @pytest.mark.parametrize(
-    "fields, told",
+    "fields, message",
     [
         ({"name": "other"}, "it is a 'other', not a 'fake'"),
         ({"kind": "relative_disparity"}, "it predicts relative_disparity, config.model metric_d"),
         ({"spec": InputSpec(multiple=14)}, r"other images \(input_spec.multiple: 1 -> 14\)"),
     ],
 )
-def test_a_teacher_of_another_kind_is_refused(fields, told):
+def test_a_teacher_of_another_kind_is_refused(fields, message):
     student = FakeConfig()
     check_fits(replace(student, max_depth=3.0), student, "FILE")
-    with pytest.raises(ConfigError, match=rf"^config\.teacher\.checkpoint: FILE .*{told}"):
+    with pytest.raises(ConfigError, match=rf"^config\.teacher\.checkpoint: FILE .*{message}"):
         check_fits(replace(student, **fields), student, "FILE")
 
 

@@ -32,7 +32,7 @@ class Config:
     """Where the images are.
 
     Attributes:
-      batch_size: means nothing here.
+      batch_size: ignored.
       root: the folder that the patterns, and the paths of clean images in them, are relative to.
       pattern: the path of an image. `{path}` is that of the clean image, without its suffix, and
         `{name}` its last part; `{id}` is the source's name of the frame; then `{condition}` and
@@ -105,7 +105,7 @@ class Session:
         return {"pattern": self._config.pattern, "patterns": self._config.patterns}
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuses conditions that no file is there for, which a wrong pattern is the reason of.
+        """Refuses conditions without a single file: the pattern is then probably wrong.
 
         Raises:
           ConfigError: where the pattern asks for what the source does not tell, or is the same for

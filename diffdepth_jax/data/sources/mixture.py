@@ -35,8 +35,8 @@ class Part:
 
     Attributes:
       source: `name` and the fields of that source's `Config`.
-      weight: of the samples, so many come from here in relation to the other parts' weights; None,
-        then in all parts, for as many as it has.
+      weight: this part's share of the samples, relative to the other weights; None, which all parts
+        or none must have, for shares in proportion to the parts' sizes.
       clean: its images are clean ones: each is also its own `clean_image`, as pairs have one.
     """
 

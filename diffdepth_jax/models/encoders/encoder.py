@@ -118,9 +118,9 @@ def layers_to_the_end(parts: Iterable[str]) -> dict[str, int]:
 
     Every encoder names its parts alike. Norms of the results have 0, as the rest of the network
     has, the last block has 1, the block before it 2, and so on. Downsampling is part of the last
-    block of its stage, and a stage of parallel paths is one block. What comes before the blocks has
-    one more than the first of them, and so have a transformer's embeddings (the rule of BEiT's
-    fine-tuning, Bao et al. 2021, arXiv:2106.08254).
+    block of its stage, and a stage of parallel paths is one block. The stem and a transformer's
+    embeddings have one more than the first block (the rule of BEiT's fine-tuning, Bao et al. 2021,
+    arXiv:2106.08254).
 
     Args:
         parts: the names at the top of the encoder's params, such as "stage0_block1".

@@ -121,8 +121,8 @@ def test_what_is_missing_or_broken_has_failed_and_is_tried_again(
 def test_what_cannot_be_found_is_told_first(
     mapping: Callable, pictures: Path, tmp_path: Path
 ) -> None:
-    def refused(error: type[Exception], told: str, **changes: object) -> None:
-        with pytest.raises(error, match=told):
+    def refused(error: type[Exception], message: str, **changes: object) -> None:
+        with pytest.raises(error, match=message):
             run(mapping(**changes), tmp_path / f"out{len(list(tmp_path.iterdir()))}")
 
     refused(
@@ -179,7 +179,7 @@ def test_a_source_without_files_has_ids_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"pattern": "{condition}/x.png"}, "one file for all frames"),
         ({"pattern": "{path}.*"}, "one file for all conditions"),
@@ -190,8 +190,8 @@ def test_a_source_without_files_has_ids_only(tmp_path: Path) -> None:
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_values_are_checked(changes: dict, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_values_are_checked(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         files.Config(**changes)
     assert registry.module("backend", "files") is files
     assert json.dumps(files.Session(files.Config(), Path()).identity())

@@ -130,9 +130,9 @@ def test_the_stream_has_the_shares(clear: Callable, pairs: Callable) -> None:
 def test_what_does_not_go_together(clear: Callable, pairs: Callable) -> None:
     metric, relative = pairs("m", 2), pairs("r", 2, "relative_disparity")
 
-    def refused(told: str, source: mixture.Config, **options: object) -> None:
+    def refused(message: str, source: mixture.Config, **options: object) -> None:
         data = DataConfig(source=source, augmentation=STILL)
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             train_iterator(data, 2, 0, InputSpec(), **options)
 
     both = config((metric,), (relative,))
@@ -169,13 +169,13 @@ def test_config(clear: Callable) -> None:
     with pytest.raises(ConfigError, match=r"source\.parts\.a\.source\.rooot .*did you mean 'root'"):
         from_mapping(DataConfig, mapping, resolve=registry.module)
     part = mixture.Part(folder.Config())
-    for changes, told in [
+    for changes, message in [
         (dict(parts={}), "parts is empty"),
         (dict(parts={"a/b": part}), "parts has 'a/b'"),
         (dict(parts={"a": part, "b": mixture.Part(folder.Config(), 1.0)}), "parts.'a'. has no"),
         (dict(parts={"a": part}, seed=-1), "seed is -1"),
     ]:
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             mixture.Config(**changes)
     with pytest.raises(ValueError, match=r"weight is 0\.0"):
         mixture.Part(folder.Config(), 0.0)
