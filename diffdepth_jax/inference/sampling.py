@@ -106,22 +106,28 @@ def checked_noise(noise: Any, shape: tuple[int, ...], size: tuple[int, int]) -> 
 
 
 class Moments:
-    """Mean and standard deviation of arrays that come one by one, in float64 (Welford 1962)."""
+    """Mean and standard deviation of arrays that come one by one, in float64 (Welford 1962).
+
+    Where one array is infinite the mean is infinite too, and the deviation NaN.
+    """
 
     def __init__(self) -> None:
-        self._count, self._mean, self._squares = 0, 0.0, 0.0
+        self._count, self._mean, self._squares, self._sum = 0, 0.0, 0.0, 0.0
 
     def add(self, array: np.ndarray) -> None:
         self._count += 1
-        with np.errstate(invalid="ignore"):  # The spread of infinite depth is NaN.
-            difference = array.astype(np.float64) - self._mean
+        values = array.astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            difference = values - self._mean
             self._mean = self._mean + difference / self._count
-            self._squares = self._squares + difference * (array - self._mean)
+            self._squares = self._squares + difference * (values - self._mean)
+        self._sum = self._sum + values  # keeps an infinity, of which the difference is NaN
 
     def result(self) -> Sampled:
         """Float32, of two arrays or more."""
+        mean = np.where(np.isinf(self._sum), self._sum, self._mean)
         spread = np.sqrt(self._squares / (self._count - 1))
-        return Sampled(self._mean.astype(np.float32), spread.astype(np.float32))
+        return Sampled(mean.astype(np.float32), spread.astype(np.float32))
 
 
 @partial(jax.jit, static_argnums=(0, 5))

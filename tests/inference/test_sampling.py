@@ -132,3 +132,12 @@ def test_what_cannot_be_sampled_is_refused(model):
         ConfigError, match="'regression' draws no noise: all samples would be equal"
     ):
         plain.predict(image(), num_samples=2)
+
+
+def test_the_mean_is_infinite_where_a_sample_is():
+    moments = sampling.Moments()
+    for values in ([1.0, np.inf, np.inf], [3.0, 2.0, np.inf], [2.0, 5.0, np.inf]):
+        moments.add(np.array(values, np.float32))
+    mean, spread = moments.result()
+    np.testing.assert_array_equal(mean, [2.0, np.inf, np.inf])
+    np.testing.assert_array_equal(spread, [1.0, np.nan, np.nan])
