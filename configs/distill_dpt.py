@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     config.data.train.num_threads = 2
     config.data.evaluation = {"name": "nuscenes", "root": "data/nuscenes", "split": "val"}
     config.data.evaluation_limit = config_dict.placeholder(int)
-    config.data.baseline_frames = 0  # the labels are no measured depth
+    config.data.baseline_frames = 0  # the labels are not measured depth
     config.data.on_error = "raise"  # or "skip" frames that cannot be read
 
     config.evaluation = {"protocol": "nuscenes", "alignment": "lsq_disparity", "flip_tta": False}

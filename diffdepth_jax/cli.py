@@ -69,14 +69,14 @@ class _ConfigFileParser(flags.ArgumentParser):
         try:
             loader.exec_module(module)
             if not hasattr(module, "get_config"):
-                raise ConfigError(f"{name} is no config: it has no function get_config")
+                raise ConfigError(f"{name} is not a config: it has no function get_config")
             config = module.get_config(*argument)
         except UserError:
             raise
         except Exception as error:  # The file is the user's: anything may happen.
             line = _last_line(name, error.__traceback__, error)
             raise ConfigError(
-                f"{name} is no config that Python can run: {line}{type(error).__name__}: {error}"
+                f"{name} is not a config that Python can run: {line}{type(error).__name__}: {error}"
             ) from error
         if not isinstance(config, ConfigDict):
             raise ConfigError(
@@ -239,7 +239,7 @@ def fields(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, text = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not equals:
-            raise ConfigError(f"{word!r} is no field of the source: write --field=value")
+            raise ConfigError(f"{word!r} is not a field of the source: write --field=value")
         values[name] = _LiteralParser().parse(text)
     return values
 
@@ -256,7 +256,7 @@ def define_checkpoint() -> None:
     flags.register_validator(
         "field",
         lambda words: all(re.match(r"[a-z]\w*=", word) for word in words),
-        "is no field of a model: write --field=NAME=VALUE",
+        "is not a field of a model: write --field=NAME=VALUE",
     )
 
 

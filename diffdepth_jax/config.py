@@ -176,7 +176,7 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
                 continue
         raise _wrong_type(path, hint, value)
     if origin is Literal:
-        # 2.0 equals 2 but is no number of pixels.
+        # 2.0 equals 2 but is not a number of pixels.
         if not any(value == known and type(value) is type(known) for known in arguments):
             known = ", ".join(repr(argument) for argument in arguments)
             raise ConfigError(

@@ -265,7 +265,7 @@ def _parse() -> Study:
     parser.add_argument("--steps", type=int, default=400)
     flags, overrides = parser.parse_known_args()
     if wrong := [word for word in overrides if not word.startswith("--config.")]:
-        parser.error(f"{wrong[0]!r} is no option; fields of a student are --config.NAME=VALUE")
+        parser.error(f"{wrong[0]!r} is not an option; fields of a student are --config.NAME=VALUE")
     scenes = SCENES[flags.scenes]
     images = scenes.images if flags.images is None else tuple(flags.images.split(","))
     if unknown := [each for each in images if each not in scenes.images]:

@@ -314,7 +314,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
         ([*model, "--shard=2/2"], "shard is '2/2'; it must be I/N"),
         ([*model, "--png_scale=256"], "--png_scale goes with --predictions"),
         ([*scored, *out, "--protocol=nyu", "--field=version=2"], "--field goes with --checkpoint"),
-        ([*model, "--field=version"], "version']: is no field of a model: write --field=N"),
+        ([*model, "--field=version"], "version']: is not a field of a model: write --field=N"),
         (model[:1], "Exactly one of (checkpoint, predictions)"),
         ([*model, "--ground_truth=x"], "Exactly one of (config, ground_truth)"),
         ([*model, "--ground_truth_png_scale=2"], "_png_scale goes with --ground_truth"),

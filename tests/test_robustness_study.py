@@ -109,7 +109,7 @@ def test_table_shows_means_over_seeds_and_changes(study_modules, records):
         (["--images=rendred"], "streets have no 'rendred'"),
         (["--scenes=tabletops", "--images=physical"], "tabletops have no 'physical'"),
         (["--seeds=0,x"], "must be whole numbers"),
-        (["--step=3"], "'--step=3' is no option"),
+        (["--step=3"], "'--step=3' is not an option"),
     ],
 )
 def test_wrong_flags_are_named(study_modules, monkeypatch, capsys, tmp_path, words, message):

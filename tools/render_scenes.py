@@ -177,7 +177,9 @@ def contact_sheet(tasks: list[Task]) -> Image.Image:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or min(map(int, match.groups())) < 8:
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH of 8 or more, e.g. 96x320")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not HEIGHTxWIDTH, both 8 or more, e.g. 96x320"
+        )
     return int(match[1]), int(match[2])
 
 

@@ -394,7 +394,7 @@ def read(workdir: Path) -> list[Record]:
         try:
             record = Record(**row)
         except TypeError as error:
-            raise DataError(f"{path}, line {number} is no record: {error}") from error
+            raise DataError(f"{path}, line {number} is not a record: {error}") from error
         if record.intrinsics is not None:
             record = dataclasses.replace(record, intrinsics=tuple(record.intrinsics))
         records.append(record)

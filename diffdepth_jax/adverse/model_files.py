@@ -93,7 +93,7 @@ class Control:
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name that is no file or folder here can be a repository of Hugging Face's hub."""
+    """Whether a name that is not a local file or folder can be a repository of the hub."""
     return not Path(name).expanduser().exists() and _HUB.fullmatch(name) is not None
 
 

@@ -122,7 +122,7 @@ class Process:
             if not isinstance(reply, dict):
                 self.kill()
                 text = shown(line.decode(errors="replace").strip(), 100)
-                raise WorkerFailure(f"answered {text!r}, which is no reply of a worker")
+                raise WorkerFailure(f"answered {text!r}, which is not a reply of a worker")
             if "progress" in reply:
                 continue
             self._in_order &= "error" not in reply

@@ -148,7 +148,7 @@ def read(files: Sequence[str] = ()) -> Bank:
 
     Raises:
       FileError: if a file cannot be read.
-      ConfigError: if one is no TOML, or its tables are others than those of `prompts.toml`.
+      ConfigError: if one is not valid TOML, or its tables are others than those of `prompts.toml`.
     """
     text = importlib.resources.files(__package__).joinpath("prompts.toml").read_text("utf-8")
     table = tomllib.loads(text)
@@ -164,7 +164,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(contents.decode())
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def _overlay(base: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -593,7 +593,7 @@ def _listed(source: Any) -> list[listing.Frame] | None:
 def _checking_names(
     read: Callable[[int], Mapping[str, Any]], names: dict[str, int]
 ) -> Callable[[int], Mapping[str, Any]]:
-    """Refuses ids that are no file names, or another frame's: results would go astray.
+    """Refuses ids that are not file names, or another frame's: results would go astray.
 
     Args:
       read: a frame's sample.

@@ -29,7 +29,7 @@ def chosen(text: str | None, environment: Mapping[str, str]) -> Shard | None:
     given[3] = environment.get(names[3], "1")
     told = ", ".join(f"{name}={value}" for name, value in zip(names, given, strict=True))
     if not all(value.isdigit() for value in given):
-        raise ConfigError(f"{told}: these are no numbers; say which part this is by --shard=I/N")
+        raise ConfigError(f"{told}: these are not numbers; say which part this is by --shard=I/N")
     task, count, first, step = map(int, given)
     if step != 1 or not 0 <= task - first < count:
         raise ConfigError(

@@ -592,7 +592,7 @@ def _scheduler(folder, name):
     with open(os.path.join(folder, "scheduler_config.json"), encoding="utf-8") as file:
         saved = getattr(diffusers, json.load(file)["_class_name"])
     if not issubclass(saved, diffusers.SchedulerMixin):
-        raise ValueError(f"{saved.__name__} is no scheduler")
+        raise ValueError(f"{saved.__name__} is not a scheduler")
     scheduler = saved.from_pretrained(folder, local_files_only=True)
     if name == "saved":
         return scheduler

@@ -36,7 +36,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, 
 
     Args:
         path: the file.
-        upright: turn it as its EXIF data say, as viewers do; a depth map beside it is not turned.
+        upright: rotate it as its EXIF data say, as viewers do; its depth map is not rotated.
 
     Raises:
         FileError: if there is no such file (`MissingFileError`), or it cannot be read.
@@ -46,7 +46,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, 
 
 
 def as_rgb(image: Image.Image, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """A Pillow image as RGB; `name` is how errors call it. Otherwise as `read_image`."""
+    """A Pillow image as RGB; `name` stands for it in errors. Otherwise as `read_image`."""
     if image.mode.startswith("I") or image.mode == "F":
         raise DataError(
             f"{name} has more than 8 bits per pixel (Pillow mode {image.mode!r}): it looks like a "
@@ -66,7 +66,7 @@ def read_depth_png(
       path: the file.
       scale: stored units per metre: 256 in KITTI (devkit of the depth benchmark), 1000 for
         millimetres (NYU sync files).
-      dtype: of the result; float64 where metrics are computed of it.
+      dtype: of the result; float64 where metrics are computed from it.
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
@@ -97,7 +97,7 @@ def read_h5(path: str | Path, names: tuple[str, ...], entry: int | None = None) 
     """
     import h5py  # Only here: scoring saved depth maps reads PNG through this module.
 
-    # h5py tells of damaged tables within the file as keys and states that are not there.
+    # For damaged tables within the file h5py raises KeyError or RuntimeError.
     with reading(path, KeyError, RuntimeError), h5py.File(path, "r") as file:
         absent = [name for name in names if name not in file]
         if absent:
@@ -113,9 +113,9 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it holds no JSON.
+      DataError: if it is not valid JSON.
     """
-    # Brackets that are opened a thousand times are a RecursionError.
+    # A thousand nested brackets raise RecursionError.
     with reading(path, ValueError, RecursionError):
         return json.loads(Path(path).read_bytes())
 
@@ -125,7 +125,7 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if a line is none; names it.
+      DataError: if a line is not one; names it.
     """
     with naming_file(path, "read"):
         lines = Path(path).read_bytes().splitlines()
@@ -134,9 +134,9 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, line {number} is no JSON: {error}") from error
+            raise DataError(f"{path}, line {number} is not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number} is no JSON object but {str(row)[:200]}")
+            raise DataError(f"{path}, line {number} is not a JSON object but {str(row)[:200]}")
         rows.append(row)
     return rows
 
@@ -146,7 +146,7 @@ def read_condition(path: str | Path) -> str:
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it holds no JSON, or names none.
+      DataError: if it is not valid JSON, or names no condition.
     """
     named = read_json(path)
     if not isinstance(named, dict) or not isinstance(named.get("condition"), str):
@@ -155,11 +155,11 @@ def read_condition(path: str | Path) -> str:
 
 
 def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The named fields of the objects in a JSON list, one by one, as files have up to 2 GB.
+    """The named fields of the objects in a JSON list, one by one, as files can have 2 GB.
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it is no JSON list of objects, is truncated, or an object lacks a field.
+      DataError: if it is not a JSON list of objects, is truncated, or an object lacks a field.
     """
     decode = json.JSONDecoder().raw_decode
     with (
@@ -186,13 +186,13 @@ def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[s
                 raise DataError(
                     f"{path}: {str(row)[:200]} has no field {error}: another table, or damaged"
                 ) from error
-    raise DataError(f"{path} is no JSON list of objects, or truncated: fetch it again")
+    raise DataError(f"{path} is not a JSON list of objects, or truncated: fetch it again")
 
 
 def read_calibration(
     path: str | Path, key: str, shape: tuple[int, int]
 ) -> Float64[np.ndarray, "rows columns"]:
-    """Reads a matrix of a text file with lines `KEY: number number ...`, as KITTI calibrates.
+    """Reads a matrix of a text file of lines `KEY: number number ...` (KITTI's calibration).
 
     Args:
       path: the file.
@@ -201,7 +201,7 @@ def read_calibration(
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it has no such key, or not as many finite numbers there.
+      DataError: if it has no such key, or not that many finite numbers.
     """
     for line in read_text(path).splitlines():
         name, _, values = line.partition(":")
@@ -211,7 +211,7 @@ def read_calibration(
 
 
 def numbers(text: str, shape: tuple[int, ...], name: str) -> Float64[np.ndarray, "..."]:
-    """An array from its numbers in a text; `name` is how errors call it.
+    """An array from its numbers in a text; `name` stands for it in errors.
 
     Raises:
       DataError: if the text is not `shape` finite numbers.
@@ -234,7 +234,7 @@ def read_exr(path: str | Path) -> Float32[np.ndarray, "h w"]:
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged or no OpenEXR file.
+      DataError: if the file is damaged or not an OpenEXR file.
       MissingPackageError: if the package OpenEXR, an optional dependency, is not installed.
     """
     try:
@@ -243,7 +243,7 @@ def read_exr(path: str | Path) -> Float32[np.ndarray, "h w"]:
         raise MissingPackageError(
             f"{path} needs the package OpenEXR: pip install 'diffdepth_jax[exr]'"
         ) from error
-    # It tells of broken pixels as a file without parts.
+    # Damaged pixels come as a file without parts.
     with (
         reading(path, RuntimeError, ValueError),
         OpenEXR.File(str(path), separate_channels=True) as file,
@@ -260,12 +260,12 @@ def read_npy(path: str | Path) -> np.ndarray:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
       DataError: if the file is damaged, an archive, or holds Python objects.
     """
-    # Damaged headers make it raise what its documentation does not tell, `TokenError` among it.
+    # Damaged headers raise errors that are not documented, such as `TokenError`.
     with reading(path, Exception), open(path, "rb") as file:
         begin = file.read(len(np.lib.format.MAGIC_PREFIX))
         if begin != np.lib.format.MAGIC_PREFIX:
             archive = begin.startswith(b"PK")
-            what = "an archive of arrays (.npz)" if archive else "no .npy file, or damaged"
+            what = "an archive of arrays (.npz)" if archive else "not a .npy file, or damaged"
             raise DataError(f"{path} cannot be read as a single array: it is {what}")
         file.seek(0)
         return np.load(file, allow_pickle=False)
@@ -278,7 +278,7 @@ def read_depth_array(
 
     Args:
       path: the file; an `.npy` is floating point [h w], [h w 1] or [1 h w].
-      png_scale: stored units per metre of a PNG (see `read_depth_png`); None if nobody said.
+      png_scale: stored units per metre of a PNG (see `read_depth_png`); None if unknown.
         `.npy` and EXR hold metres, whatever it is.
       dtype: of the result.
 
@@ -305,7 +305,7 @@ def read_depth_array(
             )
         return depth.astype(dtype)
     if suffix != ".png":
-        raise DataError(f"{path} is no depth map: depth is read from {', '.join(DEPTH_SUFFIXES)}")
+        raise DataError(f"{path} is not a depth map: it must be one of {', '.join(DEPTH_SUFFIXES)}")
     if png_scale is None:
         raise DataError(
             f"{path}: a PNG does not say what its numbers are; set depth_scale to the units "
@@ -323,7 +323,7 @@ def read_mat(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
     """
     import scipy.io  # Only here: half a second to import.
 
-    # What SciPy raises on damaged files is not told in its documentation.
+    # SciPy does not document what it raises on damaged files.
     with reading(path, Exception):
         variables = scipy.io.loadmat(path, variable_names=names)
         known = [name for name, *_ in scipy.io.whosmat(path)]
@@ -346,8 +346,8 @@ def read_labels(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h
     image = _open(path)
     if image.mode not in ("L", "P", "1"):
         raise DataError(
-            f"{path} is no label map (Pillow mode {image.mode!r}): labels are an 8-bit PNG of one "
-            "channel; its coloured picture does not do"
+            f"{path} is not a label map (Pillow mode {image.mode!r}): labels are 8-bit PNGs of one "
+            "channel, not a coloured picture of them"
         )
     labels = np.asarray(image, np.uint8)
     if labels.shape != size:
@@ -406,7 +406,7 @@ def read_points(path: str | Path, columns: int) -> Float32[np.ndarray, "n column
 def check_sample(
     image: UInt8[np.ndarray, "h w 3"], depth: np.ndarray, image_path: object, depth_path: object
 ) -> None:
-    """Refuses a depth map that does not fit its image or holds what no depth can be.
+    """Refuses a depth map that does not fit its image or holds impossible depth.
 
     Raises:
       DataError: if the sizes differ, or depth is NaN, infinite or negative somewhere.
@@ -425,7 +425,7 @@ def check_sample(
 
 
 def missing(paths: Iterable[Path]) -> list[Path]:
-    """The paths that do not exist; lists each folder once instead of asking file by file."""
+    """The paths that do not exist; lists each folder once rather than checking file by file."""
     folders: dict[Path, set[str]] = {}
 
     def absent(path: Path) -> bool:
@@ -467,7 +467,7 @@ def reading(path: str | Path, *damaged: type[Exception]) -> Iterator[None]:
 
 
 def read_text(path: str | Path) -> str:
-    """Reads a text file; what is not UTF-8 in it is replaced.
+    """Reads a text file; bytes that are not UTF-8 are replaced.
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
@@ -500,9 +500,9 @@ def _require(path: str | Path) -> None:
                 f"{path} does not exist: check the root folder and the file list"
             ) from error
         except ValueError as error:  # a null character
-            raise DataError(f"{path!r} is no name of a file: {error}") from error
+            raise DataError(f"{path!r} is not a file name: {error}") from error
     if not stat.S_ISREG(mode):
-        raise FileError(f"{path} cannot be read: it is no file but a folder or device")
+        raise FileError(f"{path} cannot be read: it is a folder or device")
 
 
 def _damaged(path: str | Path, error: Exception) -> DataError:

@@ -24,7 +24,7 @@ class Frame:
       image: the image file.
       depth: the file that depth is read or computed from; None for an image alone, whose depth is
         0 (unmeasured) everywhere.
-      calibration: the file with the camera; None where it is known otherwise or not at all.
+      calibration: the file with the camera; None where the camera is known otherwise or not at all.
       intrinsics: float32 [3 3], where many frames share them; None where they are to be read.
       condition: weather and light.
       categories: the file with its materials in Booster's classes; None where there is none.
@@ -69,8 +69,7 @@ class FrameSource:
           read: depth and intrinsics of a frame.
           where: what was listed, for errors, as in "split 'val' of data/cityscapes".
           remedy: what to do about missing files.
-          check_files: look now whether every file is there; otherwise each is missed when it is
-            read.
+          check_files: check now that every file exists; otherwise reading a missing one fails.
           num_without_depth: how many frames were left out because they have no depth.
 
         Raises:
@@ -111,7 +110,7 @@ def with_materials(sample: Sample, path: str | Path) -> Sample:
 
 
 def unmeasured(size: tuple[int, int]) -> np.ndarray:
-    """Depth of an image that comes without: 0, nothing was measured."""
+    """Depth of an image without any: 0, nothing was measured."""
     return np.zeros(size, np.float32)
 
 
@@ -132,7 +131,7 @@ def require_folder(path: Path, remedy: str) -> Path:
     """The folder `path` itself.
 
     Raises:
-      FileError: if there is none (`MissingFileError`), or the system does not say.
+      FileError: if there is none (`MissingFileError`), or it cannot be accessed.
     """
     with naming_file(path, "opened"):
         if not path.is_dir():
@@ -141,10 +140,10 @@ def require_folder(path: Path, remedy: str) -> Path:
 
 
 def require_split(split: str, names: Iterable[str], *, lists: bool = False) -> None:
-    """Refuses a split that is none of `names` nor, with `lists`, the path of a `.txt` file.
+    """Refuses a split that is neither one of `names` nor, with `lists`, the path of a `.txt` file.
 
     Raises:
-      ValueError: says what there is.
+      ValueError: lists the valid ones.
     """
     names = tuple(names)
     if split in names or (lists and split.endswith(".txt")):
@@ -157,7 +156,7 @@ def require_conditions(conditions: Iterable[str], known: Iterable[str]) -> None:
     """Refuses weather and light that a data set does not have.
 
     Raises:
-      ValueError: says what there is.
+      ValueError: lists the valid ones.
     """
     known = tuple(known)
     for condition in conditions:

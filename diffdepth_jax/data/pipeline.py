@@ -26,9 +26,9 @@ from diffdepth_jax.typing import Batch, InputSpec, OnError
 
 _LOG = logging.getLogger(__name__)
 
-# Of a sample; the rest is not augmented.
+# Fields of a sample; the rest is not augmented.
 _IN_BATCHES = ("image", "depth", "intrinsics", "id", "skipped", "relative_disparity")
-_UNREADABLE = (DataError, FileError)  # what sources raise of broken and missing files
+_UNREADABLE = (DataError, FileError)  # what sources raise for damaged and missing files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class DataConfig:
       depth_range: metres (low, high); `valid_mask` is depth > 0 and, where this is given, strictly
         between them. For metric labels only.
       clean_share: of a source with clean images, the share of the stream's images that are the
-        clean one in place of the generated one, spread evenly: wherever batch_size * clean_share is
-        whole, so many in every batch.
+        clean one in place of the generated one, spread evenly: exactly batch_size * clean_share
+        in every batch where that is a whole number.
       cache: keep decoded frames in memory (of each process) after their first use; for small data
         sets.
       num_workers: processes that prepare batches; 0 prepares them in threads of this process.
@@ -105,7 +105,7 @@ def train_iterator(
 ) -> "TrainIterator":
     """The endless stream of training batches (see `typing.Batch`) as NumPy arrays.
 
-    Batches run over the ends of epochs, so no frame is left out and small sources do.
+    Batches continue across epochs, so no frame is left out and small sources work too.
 
     Args:
       config: where samples come from.
@@ -113,9 +113,9 @@ def train_iterator(
       seed: 0 to 2**32 - 1.
       input_spec: the network's; its mean and std normalise the images.
       shard: (index, count) of this process; each gets `batch_size / count` images of every batch.
-      on_error: `skip` gives in the place of a frame that cannot be read the next one of the source
-        that can; the stream is then still a function of the seed (and of which frames are broken).
-        See `TrainIterator.skipped`.
+      on_error: `skip` replaces a frame that cannot be read by the source's next one that can; the
+        stream is then still a function of the seed (and of which frames are damaged). See
+        `TrainIterator.skipped`.
       clean_images: whether batches have `clean_image` and `inside`, for a teacher that is asked
         during training.
 
@@ -155,8 +155,8 @@ class TrainIterator(Iterator[Batch]):
     """Batches of a process, with a position that can be saved and restored.
 
     Attributes:
-      skipped: the frames that could not be read, by id, and why; those that this process met in the
-        batches it has handed out. Each was logged once. They are part of the state.
+      skipped: why frames could not be read, by id: those that this process met in the batches it
+        has returned. Each was logged once. They are part of the state.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class TrainIterator(Iterator[Batch]):
         return batch
 
     def get_state(self) -> bytes:
-        """The position in the stream: the number of samples that all processes have taken."""
+        """The position in the stream: the number of samples used by all processes together."""
         state = {"samples": self._position * self._batch_size, "skipped": self.skipped}
         return json.dumps(state).encode()
 
@@ -233,21 +233,21 @@ class TrainIterator(Iterator[Batch]):
 
 
 def _check_labels(config: DataConfig, clean_images: bool, samples: Sequence[Sample]) -> None:
-    """Refuses what the samples of a source, of which these are examples, cannot give."""
+    """Refuses a config that asks for what these examples of a source's samples do not have."""
     for sample in samples:
         if (clean_images or config.clean_share) and "clean_image" not in sample:
             why = "" if clean_images else f" (clean_share is {config.clean_share})"
             raise ConfigError(
                 f"{sample['id']} of the source {config.source.name!r} has no clean image, which is "
-                f"asked for{why}: name a source of pairs, such as 'adverse'; in a mixture, say of "
-                "a part of clean images clean=True"
+                f"needed{why}: use a source of pairs, such as 'adverse'; in a mixture, set "
+                "clean=True for a part that has clean images only"
             )
     relative = [sample for sample in samples if "relative_disparity" in sample]
     if 0 < len(relative) < len(samples):
         metric = next(sample for sample in samples if "relative_disparity" not in sample)
         raise ConfigError(
             f"the label of {relative[0]['id']} is relative disparity, that of {metric['id']} is "
-            "metric depth: no loss compares both with one network; leave one out, or take "
+            "metric depth: no loss compares one network with both; leave one out, or use "
             "clean_share of the pairs in place of clean frames"
         )
     if config.depth_range and relative:
@@ -265,7 +265,7 @@ class _CleanShare:
 
     def __call__(self, index: int, sample: Sample) -> Sample:
         share = fractions.Fraction(self.share).limit_denominator(10_000)
-        # Of n images so many, rounded down: evenly spread, and exact in whole batches.
+        # floor(n * share) of the first n images: evenly spread, and exact in whole batches.
         if math.floor((index + 1) * share) == math.floor(index * share):
             return sample
         return {**sample, "image": sample["clean_image"]}
@@ -336,8 +336,8 @@ class _Selection(Sequence[Mapping[str, Any]]):
 class _Replacing:
     """A source that gives, for a frame that cannot be read, the next one that can.
 
-    Which one that is depends on the index alone, whatever was read before, in whichever process.
-    What was passed over goes along as `skipped`: JSON, reasons by id.
+    Which one that is depends on the index alone, not on what any process read before. The frames
+    that were passed over come with the sample as `skipped`: JSON, reasons by id.
     """
 
     def __init__(self, source: Source):
@@ -361,7 +361,7 @@ class _Replacing:
 
 
 def _require_few(broken: Mapping[Any, str], num_frames: int) -> None:
-    """Raises DataError if so many frames are broken that something else must be wrong."""
+    """Raises DataError if so many frames are damaged that something else must be wrong."""
     if len(broken) == num_frames or len(broken) > max(10, num_frames // 10):
         last = list(broken.values())[-1]
         raise DataError(
@@ -371,7 +371,7 @@ def _require_few(broken: Mapping[Any, str], num_frames: int) -> None:
 
 
 def _name(source: Source, index: int) -> str:
-    """The id of a frame that cannot be read, or else its number."""
+    """The id of a frame that cannot be read, or its number if it has none."""
     frames = getattr(source, "frames", None)
     return frames[index].id if frames else f"{index:06d}"
 

@@ -1,7 +1,7 @@
 """Resampling of images and maps as OpenCV and PyTorch compute it, in float64 NumPy.
 
-Neither smooths what it makes smaller (no antialiasing), and edge pixels are repeated outside.
-Pillow's own way, of 8-bit images, is there too.
+Neither smooths before it shrinks (no antialiasing), and edge pixels are repeated outside.
+Pillow's own method, for 8-bit images, is here too.
 """
 
 from typing import Literal

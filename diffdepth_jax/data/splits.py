@@ -9,7 +9,7 @@ divide them by chance into 39,810 for training and 4,424 for validation; this is
 lists in the repository nianticlabs/monodepth2 (splits/eigen_zhou).
 
 The depth benchmark divides KITTI differently: its `train` folder holds 21 of these 28 test drives
-(the other 7 are in its `val`), so who trains on that folder has seen most of Eigen's test set.
+(the other 7 are in its `val`), so a network trained on it has seen most of Eigen's test set.
 
 nuScenes. The official scenes of each split (repository nutonomy/nuscenes-devkit,
 python-sdk/nuscenes/utils/splits.py): 700, 150 and 150, and the 8 and 2 of v1.0-mini.

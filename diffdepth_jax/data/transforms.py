@@ -1,4 +1,4 @@
-"""Augmentation of one training frame: image, depth, intrinsics and what else it has together.
+"""Augmentation of one training frame: image, depth, intrinsics and whatever else it has.
 
 Facts from the public implementation (repository duanyiqun/DiffusionDepth, src/data), which took
 them from NLSPN. KITTI: flip, rotation (image bicubic, depth nearest), brightness, contrast and
@@ -91,10 +91,10 @@ def augment(
       sample: as a source gives it; it is not changed.
       config: what to draw from.
       rng: the random numbers.
-      inside: whether to tell what rotation brought in from outside the frame.
+      inside: whether to mark pixels that rotation brought in from outside the frame.
 
     Returns:
-      A frame of `config.crop` pixels. What only some data sets have goes along: `clean_image` as
+      A frame of `config.crop` pixels. Optional fields follow: `clean_image` as
       the image but for the colours, which stay; `relative_disparity` as depth but unscaled; masks
       and classes by the nearest neighbour. Only `disparity` is left out: depth says the same.
       Depth is 0 (relative disparity NaN, classes and masks 0) where rotation brought in pixels
@@ -158,7 +158,7 @@ def kb_crop(sample: Sample) -> Sample:
         top, left = geometry.kb_corner(sample["depth"].shape)
     except DataError as error:
         raise DataError(
-            f"{sample['id']}: {error}: it is no full KITTI frame; set pre_crop to none"
+            f"{sample['id']}: {error}: it is not a full KITTI frame; set pre_crop to none"
         ) from error
     rows, columns = slice(top, top + KB_SIZE[0]), slice(left, left + KB_SIZE[1])
     cropped = {
@@ -285,11 +285,11 @@ def _kitti_image(
     size: tuple[int, int],
     box: tuple[int, int, int, int],
 ) -> Image.Image:
-    """Rotates, jitters, resizes to (height, width) and crops, computing what the box needs only.
+    """Rotates, jitters, resizes to (height, width) and crops; computes only what the box needs.
 
     As each step on the whole frame, in half the time: turning by bicubic interpolation is most of
-    the work. The only difference is that contrast is changed about a mean that is taken of a sample
-    of a large frame's pixels; rounded, it may be one of 255 off.
+    the work. The only difference is that contrast is changed about a mean over a sample of a
+    large frame's pixels; rounded, it may be one of 255 off.
     """
     y, x = image.height / size[0], image.width / size[1]
     left, top, right, bottom = (side * step for side, step in zip(box, (x, y, x, y), strict=True))

@@ -153,7 +153,7 @@ def embed_patches(
 ) -> Float[Array, "b h2 w2 c"]:
     """Image to tokens, by the convolution `patch_embed`. Only within a compact method.
 
-    An image whose sides are no multiples of the patch gets its last row and column repeated.
+    An image whose sides are not multiples of the patch gets its last row and column repeated.
     """
     convolution = Conv(
         embed_dim,

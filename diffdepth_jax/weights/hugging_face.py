@@ -52,7 +52,9 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
     index = parse_json(content, str(path))
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(at, str) for at in places.values()):
-        raise WeightsError(f"{path} is no index of weights: it has no weight_map of names to files")
+        raise WeightsError(
+            f"{path} is not an index of weights: it has no weight_map from names to files"
+        )
     state_dict: dict[str, Any] = {}
     for name in sorted(set(places.values())):
         if not re.fullmatch(r"[^/\\]+", name) or name in (".", ".."):
@@ -73,7 +75,7 @@ def config_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileError: if it cannot be read.
-        WeightsError: if it is no JSON.
+        WeightsError: if it is not valid JSON.
     """
     file = Path(path).with_name(CONFIG)
     with naming_file(file, "read"):

@@ -129,7 +129,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         if inner is None:
             raise WeightsError(f"{file} is not the config of a run: it has no {path}")
     if not isinstance(config["model"]["name"], str):
-        raise WeightsError(f"{file} is not the config of a run: its model.name is no text")
+        raise WeightsError(f"{file} is not the config of a run: its model.name is not text")
     return config
 
 

@@ -26,11 +26,11 @@ def parse_json(text: str, what: str) -> Any:
         what: names it in the error.
 
     Raises:
-        WeightsError: if it is no JSON, or nested more deeply than Python reads.
+        WeightsError: if it is not valid JSON, or nested more deeply than Python reads.
     """
     try:
         return json.loads(text)
     except RecursionError as error:
         raise WeightsError(f"{what} is JSON nested too deeply") from error
     except ValueError as error:
-        raise WeightsError(f"{what} is no JSON: {shown(str(error))}") from error
+        raise WeightsError(f"{what} is not valid JSON: {shown(str(error))}") from error

@@ -111,7 +111,7 @@ _MAX_COPIED, _ELEMENT = 2**26, 32
 tensors are in storages and do not count."""
 
 _MAX_NUMBERS_AS_KEYS = 10_000
-"""Keys and set elements that are no text. Unlike text, numbers can be chosen to have equal hashes,
+"""Keys and set elements that are not text. Unlike text, numbers can be chosen to have equal hashes,
 and then n of them take n**2 comparisons. An optimiser has one for each parameter."""
 
 _MAX_KEY_BITS, _MAX_KEY_ITEMS = 128, 8
@@ -149,7 +149,7 @@ class _Keys:
         self._numbers += 1
         if self._numbers > _MAX_NUMBERS_AS_KEYS:
             raise WeightsError(
-                f"a pickle with more than {_MAX_NUMBERS_AS_KEYS:,} keys that are no text. {REMEDY}"
+                f"a pickle with more than {_MAX_NUMBERS_AS_KEYS:,} keys that are not text. {REMEDY}"
             )
         return value
 
@@ -225,7 +225,7 @@ def _mapping(keys, items=()):
 
 def _default_dict(keys, factory=None, items=()):
     if not isinstance(factory, _Constructor | _Inert | None):
-        raise TypeError("a default factory that is no class")
+        raise TypeError("a default factory that is not a class")
     return _mapping(keys, items)
 
 
@@ -370,7 +370,7 @@ _GLOBALS: dict[str, Any] = {
     },
 }
 
-# Globals of these names, or in these packages, are no weights and do nothing here: configs,
+# Globals of these names, or in these packages, are not weights and do nothing here: configs,
 # callbacks and paths in the files of PyTorch Lightning and others.
 _FOREIGN = (
     *("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics"),
@@ -539,7 +539,7 @@ class _Machine:
     def _storage(self, tag, storage_type, key, location, numel, view=None) -> Storage:
         """The persistent id of a storage; `view` is (key, start, numel) in the legacy format."""
         if tag != "storage" or not isinstance(storage_type, _StorageType):
-            raise WeightsError(f"a persistent object that is no storage. {REMEDY}")
+            raise WeightsError(f"a persistent object that is not a storage. {REMEDY}")
         dtype = storage_type.dtype
         if self.storages.setdefault(_of_type(key, str), dtype) != dtype:
             raise ValueError(f"storage {key[:40]!r} is both {self.storages[key]} and {dtype}")

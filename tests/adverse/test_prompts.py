@@ -104,7 +104,7 @@ def test_a_file_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("a = ", "is no TOML"),
+        ("a = ", "is not valid TOML"),
         ("[condition.night]\n", "did you mean 'conditions'"),
         ("[conditions.night]\ntemplate = ['a']\n", "did you mean 'templates'"),
         ("[conditions.hail]\n", "conditions.hail.templates is None"),

@@ -155,7 +155,7 @@ def test_npy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"depth\.npy cannot .* it is an archive"):
         io.read_npy(path)
     path.write_bytes(b"no array")
-    with pytest.raises(ValueError, match=r"depth\.npy cannot .* it is no \.npy"):
+    with pytest.raises(ValueError, match=r"depth\.npy cannot .* it is not a \.npy"):
         io.read_npy(path)
     np.save(path, np.arange(6.0))  # NumPy lets the tokenizer's error on this header through.
     path.write_bytes(path.read_bytes().replace(b"}", b"{"))

@@ -315,7 +315,7 @@ def test_clean_images_and_relative_labels(write_pairs: Callable[..., adverse.Con
 def test_clean_images_are_read_where_they_are_used(
     write_pairs: Callable[..., adverse.Config],
 ) -> None:
-    """Broken ones are no trouble for a training without them."""
+    """Broken ones are not trouble for a training without them."""
     pairs = write_pairs()
     data = config("", source=pairs, augmentation=STILL)
     expected = take(train_iterator(data, 5, 0, SPEC), 2)
@@ -366,7 +366,7 @@ def test_what_pairs_are_needed_for(root: str, write_pairs: Callable[..., adverse
         ConfigError, match=r"_image_02 of the source 'kitti' has no clean image, .*clean=True"
     ):
         train_iterator(config(root), 2, 0, SPEC, clean_images=True)
-    with pytest.raises(ConfigError, match=r"asked for \(clean_share is 0\.5\)"):
+    with pytest.raises(ConfigError, match=r"needed \(clean_share is 0\.5\)"):
         train_iterator(config(root, clean_share=0.5), 2, 0, SPEC)
     pairs = write_pairs(label_is="relative_disparity")
     data = config("", source=pairs, augmentation=STILL, depth_range=(1.0, 80.0))

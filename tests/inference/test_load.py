@@ -69,7 +69,7 @@ def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
 
 def test_damaged_metadata_are_named(released_state_dict, tmp_path):
     weights.write_safetensors(tmp_path / "model.safetensors", released_state_dict, {"args": "{"})
-    with pytest.raises(WeightsError, match=r"model\.safetensors .*args.*no JSON"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors .*args.*not valid JSON"):
         diffdepth_jax.load(tmp_path / "model.safetensors")
 
 

@@ -193,7 +193,7 @@ def test_a_run_stops_if_no_label_can_be_learnt_from(tmp_path, useless):
 
     log(tmp_path / "one of them can", [*[useless] * 49, {}, *[useless] * 10])
     log(tmp_path / "others could before", [useless] * 55, first_step=5)
-    log(tmp_path / "the first are no proof", [useless] * 49)
+    log(tmp_path / "the first are not proof", [useless] * 49)
     with pytest.raises(DataError, match="no label of the first 50 steps can be learnt from"):
         log(tmp_path / "none can", [useless] * 50)
     with pytest.raises(DataError, match="no label of the first 3 steps can be learnt from"):

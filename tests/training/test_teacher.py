@@ -30,7 +30,7 @@ KEY = jax.random.key(3)
 
 @dataclass(frozen=True, kw_only=True)
 class FakeConfig(NetworkConfig):
-    """Of a network that is no file: it says itself what a file would."""
+    """Of a network that is not a file: it says itself what a file would."""
 
     name: str = "fake"
     kind: Literal["metric_depth", "relative_disparity"] = "metric_depth"

@@ -72,7 +72,7 @@ def test_an_index_is_not_believed(tmp_path, changes, said):
 def test_an_index_that_is_no_json_is_named(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text("{")
-    with pytest.raises(WeightsError, match=r"index\.json is no JSON"):
+    with pytest.raises(WeightsError, match=r"index\.json is not valid JSON"):
         hugging_face.read(path)
 
 
@@ -85,5 +85,5 @@ def test_only_a_model_s_config_is_one(tmp_path):
     config.write_text('{"model_type": "dpt", "hidden_size": 8}')
     assert hugging_face.config_beside(weights) == {"model_type": "dpt", "hidden_size": 8}
     config.write_text("{")
-    with pytest.raises(WeightsError, match=r"config\.json is no JSON"):
+    with pytest.raises(WeightsError, match=r"config\.json is not valid JSON"):
         hugging_face.config_beside(weights)

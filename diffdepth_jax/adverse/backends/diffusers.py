@@ -152,7 +152,7 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     with naming_file(logs, "written"):
         logs.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # Links, and what was no safetensors: as large as those files.
+        # Links, and what was not safetensors: as large as those files.
         folder = Path(stack.enter_context(_temporary_folder()))
         paths = _paths(config, command, logs)
         base = model_files.prepare_base(
@@ -330,7 +330,7 @@ def interpreter(python: str | None) -> str:
     if python is not None:
         found = shutil.which(os.path.expanduser(python))
         if found is None:
-            raise MissingFileError(f"--python={python} is no program: {remedy}")
+            raise MissingFileError(f"--python={python} is not a program: {remedy}")
         return found
     project = Path(diffdepth_jax.__file__).resolve().parents[1]
     tried = [folder / ".venv-torch" / "bin" / "python" for folder in (project, Path.cwd())]

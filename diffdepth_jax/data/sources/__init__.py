@@ -19,22 +19,22 @@ class Sample(TypedDict):
     image: uint8 [h w 3], RGB.
     depth: float32 [h w], metres along the optical axis, 0 where nothing was measured.
     intrinsics: float32 [3 3], pixels, integer coordinates at pixel centres; all NaN where the data
-      set has no calibration for the frame, so that nobody computes with invented numbers.
+      set has no calibration for the frame, so that invented numbers cannot be used by mistake.
     id: unique within the source, usable as a file name.
     condition: weather and light, e.g. "day-clear", "night", "day-rain", "indoor".
 
-    What only some data sets have:
+    Only some data sets have:
 
     disparity: float32 [h w], pixels at the image's size, 0 where unknown.
     baseline: metres between the two cameras; depth = baseline * intrinsics[0, 0] / disparity.
     categories: uint8 [h w], Booster's classes of materials, 0 the easiest and 3 the hardest.
     tom_mask: bool [h w], the transparent or mirroring surfaces, which are classes 2 and 3.
     clean_image: uint8 [h w 3], RGB, the image that `image` was generated from.
-    relative_disparity: float32 [h w], the label of a teacher that knows no metres, as it gave it:
-      larger is nearer, of unknown scale and shift, NaN where unknown. Depth is then its inverse,
+    relative_disparity: float32 [h w], a relative teacher's label as predicted: larger
+      is nearer, of unknown scale and shift, NaN where unknown. Depth is then its inverse,
       0 where it is not positive.
 
-    What `transforms.augment` adds where it is asked for it:
+    `transforms.augment` adds on request:
 
     inside: bool [h w], False where something from outside the frame has come into the image.
     """

@@ -5,7 +5,7 @@
     root/manifest.jsonl      a line an image; those whose `status` is not `ok` are left out
     root/images/CONDITION/ID_VARIANT.png, root/clean/ID.png, root/labels/ID.npy
 
-Or it is a part of a data set that others generated. The published one of "Diffusion Models for
+Or it is a part of a published data set, that of "Diffusion Models for
 Monocular Depth Estimation: Overcoming Challenging Conditions" (Tosi et al., 2024;
 huggingface.co/datasets/fabiotosi92/Diffusion4RobustDepth) has a folder `challenging` for each of
 its parts. `root` is the folder of one part as its archive unpacks:
@@ -61,15 +61,15 @@ class Config:
       split: `all`; the data set has no splits.
       clean_root: the folder of the clean images; None for `easy` beside `challenging`.
       depth_root: the folder of the labels; None if there are none: depth is then 0 everywhere.
-      depth_scale: stored units per metre of the labels; PNG must have it declared.
-      conditions: of a workdir: only these; None for all.
-      relative: what to do where labels are relative disparity, of a teacher that knows no metres;
-        a workdir says whether they are. `inverse` gives them as `relative_disparity`, as stored
+      depth_scale: stored units per metre of the labels; required for PNG.
+      conditions: of a workdir: use only these; None for all.
+      relative: what to do where labels are relative disparity, as relative teachers predict;
+        a workdir records whether they are. `inverse` gives them as `relative_disparity`, as stored
         (what is 0 or negative, as in the sky, is a label too), and 1 / disparity as depth, 0 where
         it is not positive; for losses that ignore scale and shift.
-      clean_images: of a workdir: read the clean images too; training that makes no use of them
-        leaves them unread in any case.
-      check_files: look for missing files at once; otherwise each is missed when it is read.
+      clean_images: of a workdir: read the clean images too; training that does not use them
+        never reads them.
+      check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 
     name: Literal["adverse"] = "adverse"
@@ -146,7 +146,7 @@ class Generated(listing.FrameSource):
             if isinstance(error, ConfigError):
                 raise
             raise DataError(
-                f"{path} is no manifest of generate_adverse.py ({type(error).__name__}: {error})"
+                f"{path} is not a manifest of generate_adverse.py ({type(error).__name__}: {error})"
             ) from error
         self.num_rejected, self.num_failed = statuses["rejected"], statuses["failed"]
         if len(rows) < statuses.total():
@@ -161,7 +161,7 @@ class Generated(listing.FrameSource):
         if len(labels) > 1:
             raise DataError(
                 f"{path} has labels of several kinds ({', '.join(sorted(labels))}), which no loss "
-                "compares with one network: generate each with a workdir of its own"
+                "compares one network with all of them: generate each kind in a separate workdir"
             )
         self._inverse = labels == {"relative_disparity"}
         if self._inverse and config.relative == "refuse":
@@ -174,7 +174,7 @@ class Generated(listing.FrameSource):
             frames,
             self._read_label,
             where=str(path),
-            remedy="run generate_adverse.py with this workdir again, which makes what is missing",
+            remedy="run generate_adverse.py with this workdir again: it generates what is missing",
             check_files=config.check_files,
         )
 

@@ -43,7 +43,7 @@ class Config:
       root: the folder of the layout above.
       split: `train`, or the path of a list file in the form of Depth4ToM's `train_stereo.txt`: one
         image a line, `SCENE/camera_00/im0.png SCENE/disp_00.npy SCENE/calib_00-02.xml`.
-      check_files: look for missing files at once; otherwise each is missed when it is read.
+      check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 
     name: Literal["booster"] = "booster"
@@ -152,7 +152,7 @@ def read_calibration(path: str | Path) -> tuple[np.ndarray, float]:
 
     Raises:
       MissingFileError: if there is no such file.
-      DataError: if it is no XML, or has no `proj_matL` [3 4] or no `baselineLR` above 0.
+      DataError: if it is not valid XML, or has no `proj_matL` [3 4] or no `baselineLR` above 0.
     """
     with io.reading(path, ElementTree.ParseError):
         storage = ElementTree.parse(path).getroot()

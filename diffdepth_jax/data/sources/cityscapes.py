@@ -38,8 +38,8 @@ class Config:
       split: `train` (2,975), `val` (500), `test` (1,525) or `train_extra` (19,998).
       depth: `disparity` as above; `none`, images alone: depth is 0 everywhere, and intrinsics are
         NaN unless the split's camera files are there.
-      check_files: look at opening whether every file is there; otherwise each is missed when it
-        is read.
+      check_files: check on opening that every file exists; otherwise reading a missing one
+        fails.
     """
 
     name: Literal["cityscapes"] = "cityscapes"

@@ -63,7 +63,7 @@ class Config:
       root: the folder of the layout above.
       split: `real` (all 286), `real-val`, `real-test`, `synthetic-train`, `synthetic-val` or
         `synthetic-test`.
-      check_files: look for missing files at once; otherwise each is missed when it is read.
+      check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 
     name: Literal["cleargrasp"] = "cleargrasp"

@@ -55,7 +55,7 @@ class Config:
       intrinsics_file: instead, a text file of nine numbers or a `.npy` [3 3]; or a pattern with the
         same stars as `images`, for a file a frame.
       condition: weather and light of all frames.
-      check_files: look for missing files at once; otherwise each is missed when it is read.
+      check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 
     name: Literal["folder"] = "folder"
@@ -202,7 +202,7 @@ def _matches(root: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[tuple[
 def _is_text(name: str) -> bool:
     try:
         name.encode()
-    except UnicodeEncodeError:  # Python keeps bytes that are no UTF-8 as lone surrogates.
+    except UnicodeEncodeError:  # Python keeps bytes that are not UTF-8 as lone surrogates.
         return False
     return True
 

@@ -17,7 +17,7 @@ DiffusionDepth prepare them); `data_depth_velodyne.zip` beside the annotated dep
 
 Depth is uint16 PNG, metres * 256, 0 where nothing was measured (devkit of the depth benchmark).
 The size of the images differs between dates: 370x1224 to 376x1242. The stereo and object benchmarks
-are sources of their own: `kitti_stereo`, `kitti_object`.
+are separate sources: `kitti_stereo`, `kitti_object`.
 
 Rendered scenes (`tools/render_scenes.py`) come in this layout with additions in a drive's folder:
 `condition.json`, which names its `condition`, "day-clear" elsewhere; and `category_02/data`, with a
@@ -67,7 +67,7 @@ class Config:
         `train` and `val`: the folders of the depth benchmark; note that `train` holds most drives
         of `eigen_test`.
         `val_selection`: its 1000 validation frames at 352x1216. `test_anonymous`: its 500 test
-        images, whose depth nobody has: it is 0 everywhere.
+        images, whose depth is not published: it is 0 everywhere.
         `eigen_train` and `eigen_test`: Eigen's division (`data/splits.py`); eigen_test are the 652
         frames with annotated depth.
         `zhou_train` and `zhou_val`: Zhou's division of the training drives; frames without depth
@@ -75,9 +75,9 @@ class Config:
       depth_root: folder of the depth; None for `root`.
       depth: folder under `proj_depth`: the annotated `groundtruth`, the single scans
         `velodyne_raw`, or another one in the same format.
-      cameras: left and right colour camera; either or both. Lists and `eigen_test` name theirs.
-      check_files: look at opening whether every file is there; otherwise each is missed when it
-        is read.
+      cameras: left and right colour camera; either or both. Lists and `eigen_test` name their own.
+      check_files: check on opening that every file exists; otherwise reading a missing one
+        fails.
 
     A list file has one entry a line, in any of the field's forms:
 

@@ -60,8 +60,8 @@ class Config:
         pixels, `noc`, of those that both cameras see. Of `test` there is `none` only.
       second_frames: also the images `_11`, the next in time; they have no disparity, so with
         depth `none` only.
-      check_files: look at opening whether every file is there; otherwise each is missed when it
-        is read.
+      check_files: check on opening that every file exists; otherwise reading a missing one
+        fails.
     """
 
     name: Literal["kitti_stereo"] = "kitti_stereo"

@@ -30,8 +30,8 @@ class Config:
     Attributes:
       root: the folder of the layout above.
       split: `train`, `val` or `test`.
-      check_files: look at opening whether every file is there; otherwise each is missed when it
-        is read.
+      check_files: check on opening that every file exists; otherwise reading a missing one
+        fails.
     """
 
     name: Literal["mapillary"] = "mapillary"

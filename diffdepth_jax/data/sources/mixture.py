@@ -1,4 +1,4 @@
-"""Several sources as one, each with its share: rendered pairs, physical pairs, clear frames.
+"""Several sources mixed by weight: rendered pairs, physical pairs, clear frames.
 
     config.data.train.source = {
         "name": "mixture",
@@ -9,9 +9,9 @@
         },
     }
 
-An epoch has every frame of every part at least once; parts whose weight asks for more of them than
-they have come again, each frame as often as the others or once more. What comes once more is drawn
-by the seed. All parts have labels of one kind: metric depth, or relative disparity.
+An epoch has every frame of every part at least once. Where a part's weight asks for more frames
+than it has, they are repeated evenly; which ones come once more than the rest is drawn from the
+seed. All parts have labels of one kind: metric depth or relative disparity.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ class Part:
 
     Attributes:
       source: `name` and the fields of that source's `Config`.
-      weight: this part's share of the samples, relative to the other weights; None, which all parts
-        or none must have, for shares in proportion to the parts' sizes.
-      clean: its images are clean ones: each is also its own `clean_image`, as pairs have one.
+      weight: this part's share of the samples, relative to the other weights; None, for all parts
+        or for none, makes the shares proportional to the parts' sizes.
+      clean: its images are clean ones: each also serves as its own `clean_image`.
     """
 
     source: Any = choice("source")
@@ -54,10 +54,10 @@ class Config:
     """Which sources, and how much of each.
 
     Attributes:
-      parts: by names of your own, which ids begin with.
-      seed: decides which frames come once more than others of their part.
+      parts: the parts by names of your choice; ids begin with the name.
+      seed: decides which frames are repeated once more than the others of their part.
       clean_images: have the parts read their clean images too, see `adverse`.
-      check_files: look for missing files at once; otherwise each is missed when it is read.
+      check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 
     name: Literal["mixture"] = "mixture"
@@ -78,15 +78,17 @@ class Config:
         weighted = [name for name, part in self.parts.items() if part.weight is not None]
         if weighted and len(weighted) < len(self.parts):
             absent = next(name for name in self.parts if name not in weighted)
-            raise ValueError(f"parts[{absent!r}] has no weight, others have: weigh all or none")
+            raise ValueError(
+                f"parts[{absent!r}] has no weight, but others do: give all parts a weight or none"
+            )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
 
 
 def build(config: Config) -> "Mixture":
-    """Opens all parts; errors are theirs."""
+    """Opens all parts; raises as they do."""
     on_error = "raise" if config.check_files else "skip"
-    # In an order that no reader or writer of the config changes.
+    # Sorted, so that the order in the config does not matter.
     sources = {
         name: build_source(config.parts[name].source, on_error, config.clean_images)
         for name in sorted(config.parts)
@@ -111,7 +113,7 @@ class Mixture:
         weights = np.array([part.weight or 0.0 for part in parts])
         if not weights.any():
             weights = sizes.astype(np.float64)
-        # As many as make the scarcest part come whole, and so the others at least whole.
+        # Just enough that every part is used whole at least once.
         counts = np.rint(weights * (sizes / weights).max()).astype(int)
         self.counts = dict(zip(self._names, counts.tolist(), strict=True))
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -144,7 +146,7 @@ class Mixture:
         return dataclasses.replace(frame, id=self._id(part, frame.id, copy))
 
     def _place(self, index: int) -> tuple[int, int, int]:
-        """Of which part a sample is, which of its frames, and how often that came before."""
+        """A sample's part, its frame there, and how often that frame came before."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = int(np.searchsorted(self._starts, index, side="right")) - 1

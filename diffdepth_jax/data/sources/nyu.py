@@ -84,7 +84,7 @@ class Config:
       layout: `h5`, `sync`, `mat` or `tfds`; with a list file the lines decide.
       mat_depth: of the labelled part: `depths`, filled in, or `rawDepths`, as measured, which is
         what BTS's test frames hold.
-      check_files: look for missing files at once; otherwise each is missed when it is read.
+      check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 
     name: Literal["nyu"] = "nyu"

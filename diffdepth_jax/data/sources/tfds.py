@@ -1,4 +1,4 @@
-"""Any source again, from what `tools/prepare_data.py` wrote: fewer, larger files.
+"""Any source as `tools/prepare_data.py` wrote it: fewer, larger files.
 
 They are a data set of tensorflow-datasets in its file format ArrayRecord, one for each source and
 split, whose frames are in the source's order and equal to the source's, bit for bit:
@@ -34,7 +34,7 @@ from diffdepth_jax.data.io import read_json
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, FileError, MissingFileError, naming_file
 
-DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source knows better
+DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source has its own
 VERSION = "1.0.0"
 NAME = "diffdepth"
 _RECORD = "source.json"
@@ -50,7 +50,7 @@ class Config:
       root: what was `--output` of `tools/prepare_data.py`.
       dataset: the name of the source that was prepared.
       split: its split; of a list file the name without folders and `.txt`.
-      check_files: look for missing files at once; otherwise each is missed when it is read.
+      check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 
     name: Literal["tfds"] = "tfds"
@@ -205,8 +205,8 @@ def write(
       source: any.
       folder: as `directory` gives it; must not exist.
       split: its name.
-      record: what the frames are, ready for JSON; kept in the folder. An interrupted call is gone
-        on with only where this is the same.
+      record: what the frames are, ready for JSON; kept in the folder. An interrupted call is
+        continued only if this is the same.
       frames_per_file: how many; after an interruption those of the unfinished file are written
         again.
       num_threads: that read and encode.

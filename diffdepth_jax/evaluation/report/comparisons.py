@@ -66,10 +66,10 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
         for kind in ("conditions", "classes"):
             groups = other.get(kind, {})
             parts[kind] = {group: _means(part) for group, part in groups.items()}
-    # ValueError: also bytes that are no text. RecursionError: lists in lists, without end.
+    # ValueError: also bytes that are not text. RecursionError: lists in lists, without end.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{file} is no metrics.json of an evaluation ({type(error).__name__}: {error}): "
+            f"{file} is not a metrics.json of an evaluation ({type(error).__name__}: {error}): "
             "compare with one as it was written, or with the directory that it was written to"
         ) from error
     if name != protocol.name:
@@ -91,7 +91,7 @@ def _means(part: Mapping[str, Any]) -> dict[str, Any]:
     metrics = dict(part["metrics"])
     for name, value in metrics.items():
         if type(value) not in (int, float) or not abs(value) < 1e300:  # NaN is neither
-            raise ValueError(f"{name} is no finite number")
+            raise ValueError(f"{name} is not a finite number")
     if type(part["num_images"]) is not int or part["num_images"] < 0:
-        raise ValueError("num_images is no number of images")
+        raise ValueError("num_images is not a number of images")
     return {"num_images": part["num_images"], "metrics": metrics}

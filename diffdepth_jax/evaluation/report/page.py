@@ -50,7 +50,7 @@ def save(
     """Writes `report.html` beside the results that `run.dataset.score_dataset` wrote.
 
     The pictures of the best and worst images are made by predicting these few once more, so that
-    nothing has to be kept meanwhile; there are none where `samples` is no sequence.
+    nothing has to be kept meanwhile; there are none where `samples` is not a sequence.
 
     Args:
       workdir, protocols, predict_fn, samples: as they were given there.

@@ -41,7 +41,7 @@ class Row:
             values[name] = {key: _score(score) for key, score in values[name].items()}
         row = cls(**values)
         if type(row.index) is not int or not isinstance(row.id, str):
-            raise ValueError("this is no row")
+            raise ValueError("this is not a row")
         return row
 
 

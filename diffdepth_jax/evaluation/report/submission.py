@@ -80,7 +80,7 @@ def check(path: str | os.PathLike) -> None:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is no zip archive ({error})") from error
+        raise DataError(f"{path} is not a zip archive ({error})") from error
     with archive:
         check_names((name.removesuffix(".png") for name in archive.namelist()), path)
         for name in NAMES:

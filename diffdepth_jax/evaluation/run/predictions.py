@@ -54,8 +54,8 @@ def score_predictions(
 
     Raises:
       MissingFileError: for a folder that is missing or holds no depth map.
-      DataError: for ground truth without a prediction, a file that is no depth map, sizes that do
-        not go together; names the files.
+      DataError: for ground truth without a prediction, a file that is not a depth map, or sizes
+        that do not match; names the files.
       ConfigError: for a scale that cannot be.
     """
     if ground_truth_png_scale is None:

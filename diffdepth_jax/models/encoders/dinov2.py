@@ -111,7 +111,7 @@ VARIANTS = {
 class Encoder(nn.Module):
     """Image to normalised features, all at the stride of a patch (sizes rounded up).
 
-    An image whose sides are no multiples of the patch gets its last row and column repeated.
+    An image whose sides are not multiples of the patch gets its last row and column repeated.
     """
 
     config: Config

@@ -113,7 +113,7 @@ VARIANTS = {"base_resnet50_384": Config()}
 class Encoder(nn.Module):
     """Image to the maps of the ResNet's stages and to the tokens after each tapped block.
 
-    An image whose sides are no multiples of a token's gets its last row and column repeated.
+    An image whose sides are not multiples of a token's gets its last row and column repeated.
     """
 
     config: Config

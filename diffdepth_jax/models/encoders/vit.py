@@ -104,7 +104,7 @@ VARIANTS = {
 class Encoder(nn.Module):
     """Image to the tokens after each tapped block as maps, all at the stride of a patch.
 
-    An image whose sides are no multiples of the patch gets its last row and column repeated.
+    An image whose sides are not multiples of the patch gets its last row and column repeated.
     """
 
     config: Config

@@ -195,7 +195,7 @@ class DepthAnything(nn.Module):
         """Normalised image to relative disparity, or to depth in metres, of the same size.
 
         Raises:
-            ValueError: for an image whose sides are no multiples of the patch.
+            ValueError: for an image whose sides are not multiples of the patch.
         """
         output = self.decode(image, train).output
         return output if self.config.max_depth is None else output * self.config.max_depth
@@ -206,7 +206,7 @@ class DepthAnything(nn.Module):
         patch = self.config.encoder.patch_size
         if height % patch or width % patch:
             raise ValueError(
-                f"an image of {height} x {width} pixels has sides that are no multiples of the "
+                f"an image of {height} x {width} pixels has sides that are not multiples of the "
                 f"patch of {patch} pixels: resize it as the network's input_spec says"
             )
         features = self.encoder(image, train and "encoder" not in self.frozen)
@@ -284,7 +284,7 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
     """The config with what `arguments` of such a network says; other arguments are left alone.
 
     Raises:
-        WeightsError: if that is no version, no depth or no implementation.
+        WeightsError: if that is not a version, no depth or no implementation.
     """
     names = ("version", "max_depth", "implementation")
     found = {name: arguments[name] for name in names if arguments.get(name) is not None}

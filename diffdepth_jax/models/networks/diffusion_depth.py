@@ -403,7 +403,7 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
     """The config with what an official checkpoint's `args` say: the steps and `max_depth`.
 
     Raises:
-        WeightsError: if one of them is no number, or none that a config can have.
+        WeightsError: if one of them is not a number, or none that a config can have.
     """
     names = ("inference_steps", "num_train_timesteps", "max_depth")
     found = {name: arguments[name] for name in names if arguments.get(name) is not None}

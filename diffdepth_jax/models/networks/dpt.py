@@ -213,7 +213,7 @@ class DPT(nn.Module):
         unit = max(self.config.encoder.reductions)
         if not height or not width or height % unit or width % unit:
             raise ValueError(
-                f"an image of {height} x {width} pixels has sides that are no multiples of the "
+                f"an image of {height} x {width} pixels has sides that are not multiples of the "
                 f"{unit} pixels of the coarsest map: resize it as the network's input_spec says"
             )
         if isinstance(self.config.encoder, HasClassTokens):

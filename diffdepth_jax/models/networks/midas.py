@@ -139,7 +139,7 @@ class MiDaS(nn.Module):
         """Normalised image to disparity of the same size, at least 0; larger is nearer.
 
         Raises:
-            ValueError: for a side that is no multiple of 32.
+            ValueError: for a side that is not a multiple of 32.
         """
         height, width = image.shape[1:3]
         if height % INPUT.multiple or width % INPUT.multiple:

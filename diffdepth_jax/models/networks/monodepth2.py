@@ -153,7 +153,7 @@ class Monodepth2(nn.Module, PredictsScales):
         """Normalised image to depth of the same size, `min_depth` to `max_depth`.
 
         Raises:
-            ValueError: for a side that is no multiple of 32.
+            ValueError: for a side that is not a multiple of 32.
         """
         return 1 / self.inverse_depths(image, train)[0]
 

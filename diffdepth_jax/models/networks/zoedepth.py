@@ -193,7 +193,7 @@ class ZoeDepth(nn.Module):
         """Normalised image to depth of the same size, not clipped.
 
         Raises:
-            ValueError: for an image whose sides are no multiples of the core's patch.
+            ValueError: for an image whose sides are not multiples of the core's patch.
         """
         return self.heads(self.core.decode(image, train and "core" not in self.frozen))
 

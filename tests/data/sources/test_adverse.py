@@ -216,10 +216,10 @@ def test_what_is_wrong_with_a_workdir(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"1 of 6 files.*a_0\.png.*again"):
         adverse.source("all", tmp_path)
     (tmp_path / "manifest.jsonl").write_text('{"id": "a", "condition": "night"}\n')
-    with pytest.raises(DataError, match=r"no manifest of generate_adverse.*status"):
+    with pytest.raises(DataError, match=r"not a manifest of generate_adverse.*status"):
         adverse.source("all", tmp_path)
     (tmp_path / "manifest.jsonl").write_text('{"id": "a"\n')
-    with pytest.raises(DataError, match="line 1 is no JSON"):
+    with pytest.raises(DataError, match="line 1 is not valid JSON"):
         adverse.source("all", tmp_path)
     (tmp_path / "manifest.jsonl").unlink()
     with pytest.raises(ConfigError, match=r"has no manifest\.jsonl"):

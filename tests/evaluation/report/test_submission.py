@@ -84,7 +84,7 @@ def test_an_archive_is_checked(samples, tmp_path):
         with pytest.raises(ValueError, match=message):
             submission.check(path)
     path.write_text("no archive")
-    with pytest.raises(ValueError, match="no zip archive"):
+    with pytest.raises(ValueError, match="not a zip archive"):
         submission.check(path)
 
 
