@@ -60,7 +60,7 @@ class _ConfigFileParser(flags.ArgumentParser):
             raise ConfigError("is empty: name a file of configs/")
         with naming_file(name, "read"):
             if not os.path.lexists(name):
-                raise MissingFileError(f"there is no file {name}")
+                name = _shipped_config(name)
             Path(name).open("rb").close()
         loader = importlib.machinery.SourceFileLoader("config", name)
         module = importlib.util.module_from_spec(
@@ -83,6 +83,25 @@ class _ConfigFileParser(flags.ArgumentParser):
                 f"{name}: get_config returns {type(config).__name__}; it must be a ConfigDict"
             )
         return config
+
+
+def _shipped_config(name: str) -> str:
+    """The file `configs/NAME.py` that comes with the package, for users in another folder.
+
+    Raises:
+      MissingFileError: if there is none, or `name` is another path.
+    """
+    folder, _, file = name.rpartition("/")
+    if folder != "configs":
+        raise MissingFileError(f"there is no file {name}")
+    package = Path(__file__).parent
+    # A wheel has them inside the package, a checkout beside it.
+    shipped = next(path for path in (package / folder, package.parent / folder) if path.is_dir())
+    if not (shipped / file).is_file():
+        raise MissingFileError(
+            f"there is no file {name}, and none of that name among the package's in {shipped}"
+        )
+    return str(shipped / file)
 
 
 def _last_line(name: str, trace: TracebackType | None, error: Exception) -> str:
@@ -270,11 +289,13 @@ def model_options() -> dict[str, Any]:
 def run(main: Callable[[list[str]], Any]) -> None:
     """`absl.app.run` within `one_line_errors`.
 
-    `--verbosity=1` shows the traceback of user errors too.
+    `--verbosity=1` shows the traceback of user errors too. `--help` shows the docstring and flags
+    of the module that defines `main`, and the flags defined here.
 
     Args:
       main: is given the rest of the command line.
     """
+    _show_in_help(main.__module__, __name__)
 
     def parse(arguments: list[str]) -> list[str]:
         try:
@@ -309,6 +330,14 @@ def run(main: Callable[[list[str]], Any]) -> None:
         app.run(guarded, flags_parser=parse)
 
 
+def _show_in_help(script: str, *others: str) -> None:
+    """Lets absl, which looks in `__main__` only, show a script's docstring and modules' flags."""
+    sys.modules["__main__"].__doc__ = sys.modules[script].__doc__
+    for module in (script, *others):
+        for flag in flags.FLAGS.get_key_flags_for_module(module):
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
     """Ctrl-C inside ends the program at once, with one line and exit status 130.
@@ -322,7 +351,7 @@ def importing() -> Iterator[None]:
         return
 
     def stop(*_: Any) -> NoReturn:
-        _print_line(f"{sys.argv[0]}: interrupted")
+        _print_line(f"{_script_name()}: interrupted")
         sys.stderr.flush()
         os._exit(128 + signal.SIGINT)
 
@@ -357,13 +386,17 @@ def one_line_errors() -> Iterator[None]:
         except KeyboardInterrupt as interrupt:
             # Threads may take a moment to end; a second Ctrl-C does not wait for them.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _print_line(f"{sys.argv[0]}: {str(interrupt) or 'interrupted'}")
+            _print_line(f"{_script_name()}: {str(interrupt) or 'interrupted'}")
             sys.exit(128 + signal.SIGINT)
 
 
 def _stop(message: str) -> NoReturn:
-    _print_line(f"{sys.argv[0]}: error: {message}")
+    _print_line(f"{_script_name()}: error: {message}")
     sys.exit(2)
+
+
+def _script_name() -> str:
+    return Path(sys.argv[0]).name  # An installed script is started by its whole path.
 
 
 def _print_line(message: str) -> None:

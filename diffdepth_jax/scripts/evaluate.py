@@ -1,0 +1,177 @@
+"""Metrics of a checkpoint or of any model's saved depth maps, under one protocol or several.
+
+    python evaluate.py --config=configs/kitti.py --checkpoint=runs/kitti [--workdir=OUT]
+    python evaluate.py --config=configs/kitti.py --predictions=DIR --workdir=OUT
+    python evaluate.py --protocol=kitti_eigen --predictions=DIR --ground_truth=DIR --workdir=OUT
+
+Writes `metrics.json`, `per_image.csv` and `report.html`; with --protocol=A,B the first two into
+OUT/A and OUT/B. Saved depth maps are 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
+They are scored against the data set of a config, by the ids of its frames or the paths of its
+images, or against a folder of maps of the same names. An interrupted evaluation of a checkpoint
+goes on when it is started again; --shard=0/4 to --shard=3/4 share it among four processes, and then
+the command without puts their rows together. On dense, exact ground truth --boundary measures how
+sharp depth edges are; --num_samples=N, for networks that draw noise, scores the mean of N samples
+and measures whether their spread tells the error.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from diffdepth_jax import cli
+
+FLAGS = flags.FLAGS
+# What a model's prediction shows is what it was fed; only saved ones leave it open.
+OF_PREDICTIONS = ("prediction_frame", "resize_prediction", "fill_zeros")
+
+
+def run() -> None:
+    """Reads the command line and evaluates."""
+    config = cli.define_config(required=False)
+    cli.define_checkpoint()
+    flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.")
+    flags.DEFINE_string("ground_truth", None, "Folder or pattern of measured depth maps.")
+    flags.DEFINE_float("png_scale", None, "PNG value per metre; 256 if absent.")
+    flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's where it differs.")
+    cli.define_directory("workdir", "Where the results go; the run directory if absent.")
+    flags.DEFINE_string(
+        "shard", None, "I/N: only every N-th image, from the I-th (counted from 0)."
+    )
+    flags.DEFINE_multi_string(
+        "compare", [], "NAME=PATH of another metrics.json, shown beside ours."
+    )
+    of_evaluation = _define_options()
+    _define_checks()
+
+    def main(_: list[str]) -> None:
+        from diffdepth_jax.evaluation.report import comparisons, tables
+
+        options = {flag.name: flag.value for flag in of_evaluation if flag.value is not None}
+        compare = comparisons.parse(FLAGS.compare)
+        results = (
+            _of_folders(options, compare)
+            if FLAGS.config is None
+            else _of_config(config, options, compare)
+        )
+        if FLAGS.shard is not None:
+            print(
+                f"shard {FLAGS.shard} is done; the same command without --shard writes the result"
+            )
+        print("\n\n".join(tables.table(result) for result in results.values()))
+
+    cli.run(main)
+
+
+def _define_options() -> list[flags.FlagHolder]:
+    """Those that become fields of the config's group `evaluation`, or options of the protocols."""
+    return [
+        flags.DEFINE_string("protocol", None, "kitti_eigen, nyu, nuscenes, ...; or several: A,B"),
+        flags.DEFINE_string("resize_input", None, "none: do not resize what the model is fed."),
+        flags.DEFINE_string("crop", None, "none, garg or eigen."),
+        flags.DEFINE_string("crop_reference", None, "kb or full: the frame that is scored."),
+        flags.DEFINE_float("min_depth", None, "Metres."),
+        flags.DEFINE_float("max_depth", None, "Metres; inf for no cap."),
+        flags.DEFINE_float(
+            "clip_min", None, "Metres; the nearest a prediction may be, else min_depth."
+        ),
+        flags.DEFINE_float("clip_max", None, "Metres; the farthest it may be, else max_depth."),
+        flags.DEFINE_string(
+            "alignment", None, "none, median, median_low, lsq_depth, lsq_disparity."
+        ),
+        flags.DEFINE_string("predicts", None, "depth or disparity: what predictions are."),
+        flags.DEFINE_string(
+            "fit_pixels", None, "valid, or positive: only such disparities are fitted."
+        ),
+        flags.DEFINE_float("disparity_floor", None, "1/metres, for lsq_disparity."),
+        flags.DEFINE_string("prediction_frame", None, "full or kb: what predictions show."),
+        flags.DEFINE_string("resize_prediction", None, "none, bilinear or bilinear_half_pixel."),
+        flags.DEFINE_string(
+            "fill_zeros", None, "background: fill what was not predicted, as KITTI does."
+        ),
+        flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
+        flags.DEFINE_bool(
+            "boundary", None, "Measure depth edges too, on dense, exact ground truth."
+        ),
+        flags.DEFINE_bool(
+            "flip_tta", None, "Average with the mirrored image's; if absent, as published."
+        ),
+        flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
+        flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
+        flags.DEFINE_integer(
+            "num_inference_steps", None, "Denoising steps; else the checkpoint's."
+        ),
+        flags.DEFINE_integer(
+            "num_samples", None, "Score the mean of this many samples, and its spread."
+        ),
+    ]
+
+
+def _define_checks() -> None:
+    flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
+    flags.mark_flags_as_mutual_exclusive(["config", "ground_truth"], required=True)
+    cli.require_with("checkpoint", "config")
+    cli.require_with("predictions", "workdir")
+    cli.require_with("ground_truth", "predictions", "protocol")
+    cli.require_with("ground_truth_png_scale", "ground_truth")
+    for name in ("png_scale", *OF_PREDICTIONS):
+        cli.require_with(name, "predictions")
+    of_models = ("shard", "resize_input", "flip_tta", "flip_average", "batch_size")
+    for name in (*of_models, "num_inference_steps", "num_samples", "network", "field"):
+        cli.require_with(name, "checkpoint")
+
+
+def _of_folders(options: dict[str, Any], compare: dict[str, Any]) -> dict[str, Any]:
+    from diffdepth_jax.evaluation import protocols
+    from diffdepth_jax.evaluation.run import predictions
+
+    return predictions.score_predictions(
+        FLAGS.predictions,
+        FLAGS.ground_truth,
+        protocols.get_all(options.pop("protocol"), **options),
+        FLAGS.workdir,
+        _png_scale(),
+        FLAGS.ground_truth_png_scale,
+        compare=compare,
+    )
+
+
+def _of_config(
+    config: flags.FlagHolder, options: dict[str, Any], compare: dict[str, Any]
+) -> dict[str, Any]:
+    with cli.importing():  # Only this form needs JAX.
+        from diffdepth_jax import inference
+        from diffdepth_jax.evaluation.run import checkpoint, source_predictions
+        from diffdepth_jax.evaluation.run.dataset import parse_shard
+        from diffdepth_jax.training import experiment
+
+    shown = {name: options.pop(name) for name in OF_PREDICTIONS if name in options}
+    options |= {"compare": compare} if compare else {}
+    # The config's model is not used: the checkpoint knows its own.
+    exp = experiment.from_mapping(cli.mapping(config, options))
+    if FLAGS.predictions is not None:
+        return source_predictions.score_source_predictions(
+            FLAGS.predictions,
+            exp.data,
+            [each.with_options(**shown) for each in exp.evaluation.build_all()],
+            FLAGS.workdir,
+            _png_scale(),
+            compare=exp.evaluation.compare,
+        )
+    shard = None if FLAGS.shard is None else parse_shard(FLAGS.shard)
+    workdir = FLAGS.workdir or checkpoint.run_directory(Path(FLAGS.checkpoint).expanduser())
+    return checkpoint.score_checkpoint(
+        inference.load(FLAGS.checkpoint, **cli.model_options()),
+        exp.data,
+        exp.evaluation,
+        Path(workdir).expanduser(),
+        shard=shard,
+    )
+
+
+def _png_scale() -> float:
+    return 256.0 if FLAGS.png_scale is None else FLAGS.png_scale
+
+
+if __name__ == "__main__":
+    run()

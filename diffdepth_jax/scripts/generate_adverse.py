@@ -1,0 +1,56 @@
+"""Night, rain, fog, snow, glass and mirrors from clean images, with labels and a manifest.
+
+    python generate_adverse.py --config=configs/adverse_driving.py --workdir=OUT [--config...]
+
+The same command goes on after whatever ended it, and does nothing in a finished workdir. Several
+machines share a workdir with --shard=0/4, ... (a SLURM job array says so itself); --merge then
+writes the manifest. The exit status is 1 if images have failed: the same command tries those again.
+Mistakes and failures that are reported in one line exit with 2, Ctrl-C with 130.
+"""
+
+import os
+import sys
+
+from absl import flags
+
+from diffdepth_jax import cli
+
+
+def run() -> None:
+    """Reads the command line and makes the images."""
+    values = flags.FLAGS
+    config_flag = cli.define_config()
+    workdir = cli.define_directory("workdir", "Where images, labels and the manifest go.")
+    flags.DEFINE_string("python", None, "The interpreter with PyTorch; `make torch` installs one.")
+    flags.DEFINE_string("shard", None, "I/N: do only every Nth block of frames, from the Ith.")
+    flags.DEFINE_bool("merge", False, "Make nothing: check the shards and write the manifest.")
+    flags.mark_flag_as_required("workdir")
+
+    def main(_: list[str]) -> None:
+        # A generator may share the GPU, which JAX would take three quarters of.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        with cli.importing():
+            from diffdepth_jax.adverse import config, runner, shards, summary
+
+        shard = None if values.merge else shards.chosen(values.shard, os.environ)
+        result = runner.run(
+            config.from_mapping(cli.chosen_mapping(config_flag, "source", "backend")),
+            workdir.value,
+            python=values.python,
+            shard=shard,
+            merge=values.merge,
+        )
+        if not result.complete:
+            print(f"shard {shard[0]}/{shard[1]} is done; --merge puts all together")
+        print(summary.table(result.records))
+        if failed := result.failed:
+            sys.exit(
+                f"error: {len(failed)} images failed (the first, {failed[0].id}: "
+                f"{failed[0].reason}); the same command tries them again"
+            )
+
+    cli.run(main)
+
+
+if __name__ == "__main__":
+    run()
