@@ -1,12 +1,12 @@
 """Sharpness of depth edges: precision, recall and F-score of occluding contours.
 
-A contour at a ratio t lies between two neighbouring pixels of which one is more than t times as far
-away as the other. Contours of a prediction count as found where the truth has one between the same
-two pixels, the same one being nearer. Ratios of depth know no scale, so nothing needs aligning for
-a scale alone. After Bochkovskii et al. 2024 (Depth Pro, arXiv:2410.02073, section 3.2), here with a
-mask of the pixels that count.
+A contour at a ratio t lies between two neighbouring pixels if one is more than t times as far away
+as the other. A predicted contour is correct if the ground truth has one between the same two
+pixels with the same one nearer. Ratios do not depend on scale, so predictions need not be aligned
+for scale. After Bochkovskii et al. 2024 (Depth Pro, arXiv:2410.02073, section 3.2), with a mask of
+the pixels that count.
 
-The truth has to be exact and dense: between the points of a laser scanner there are no neighbours.
+The ground truth must be exact and dense: the points of a lidar scan have no neighbours.
 """
 
 import math
@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-# Depth Pro's, over which F-scores are averaged with weights proportional to the ratio.
+# Depth Pro's: F-scores are averaged over them, weighted by the ratio.
 AVERAGED_RATIOS = tuple(np.linspace(1.05, 1.25, 10).tolist())
-# That are reported one by one.
+# Reported one by one.
 RATIOS = (1.05, 1.10, 1.15, 1.20, 1.25)
 KINDS = ("f1", "precision", "recall")
 
@@ -27,7 +27,7 @@ METRICS = (
     *(f"boundary_{kind}_{ratio:.2f}" for ratio in RATIOS for kind in KINDS),
 )
 
-# Of the pixels that count, how many must have a neighbour that counts, for a truth to be dense.
+# Ground truth is dense if this share of its valid pixels have a valid neighbour.
 _DENSE = 0.9
 
 Pooling = Literal["pairs", "directions"]
@@ -48,7 +48,7 @@ def at_ratio(
     ratio: float,
     pooling: Pooling = "pairs",
 ) -> Boundary | None:
-    """Contours of a prediction against those of the truth, between pixels that both count.
+    """Contours of a prediction against those of the ground truth, between valid pixels.
 
     Args:
       prediction, target: metres, up to a common factor each; positive and finite where valid.
@@ -56,12 +56,12 @@ def at_ratio(
       ratio: how many times as far the farther pixel must be, more than 1.
       pooling: "pairs" pools all pairs of neighbours, as the paper's equations do. "directions" is
         the mean of the precisions, and of the recalls, of the four directions in which the nearer
-        pixel can lie, 0 where there is no contour of a direction, as the authors' code does: even
-        a perfect prediction then has less than 1 where the truth lacks a direction.
+        pixel can lie, 0 for a direction without contours, as the authors' code does: then even a
+        perfect prediction scores below 1 where the ground truth lacks a direction.
 
     Returns:
-      None where the truth has no contour: nothing can be found, and whether an image counts does
-      not depend on the prediction. A prediction without any contour has precision 0.
+      None where the ground truth has no contour, so whether an image counts does not depend on the
+      prediction. A prediction without any contour has precision 0.
 
     Raises:
       ValueError: for a ratio that is not more than 1.
@@ -70,7 +70,7 @@ def at_ratio(
 
 
 def average(scores: Sequence[Boundary | None], ratios: Sequence[float]) -> Boundary | None:
-    """The mean over ratios, weighted by the ratio; over those at which the truth has contours."""
+    """The mean over the ratios at which the ground truth has contours, weighted by the ratio."""
     known = [(score, ratio) for score, ratio in zip(scores, ratios, strict=True) if score]
     if not known:
         return None
@@ -94,7 +94,7 @@ def compute(
       prediction, target, valid_mask: as for `at_ratio`.
 
     Returns:
-      By the names of `METRICS`; without those at ratios at which the truth has no contour.
+      By the names of `METRICS`; without ratios at which the ground truth has no contour.
 
     Raises:
       ValueError: for a valid pixel whose depth is not positive and finite.
@@ -114,9 +114,9 @@ def compute(
 
 
 def is_dense(valid_mask: Bool[np.ndarray, "h w"]) -> bool:
-    """Whether nearly every pixel that counts has a neighbour beside it that counts.
+    """Whether nearly every valid pixel has a valid neighbour to its left or right.
 
-    A dense map with a sky of any size without depth is dense; a laser scan is not.
+    A dense map with an empty sky of any size is dense; a lidar scan is not.
     """
     padded = np.pad(valid_mask, ((0, 0), (1, 1)))
     beside = valid_mask & (padded[:, :-2] | padded[:, 2:])
@@ -159,8 +159,8 @@ def _score(counts: np.ndarray) -> Boundary | None:
 
 
 def _steps(depth: np.ndarray, valid_mask: np.ndarray) -> list[np.ndarray]:
-    """Of all pairs of neighbours that count, how many times as far the one is as the other; an
-    array for each direction in which the nearer one can lie."""
+    """Depth ratios of all pairs of valid neighbours; an array for each direction in which the
+    nearer one can lie."""
     depth = np.where(valid_mask, depth, 1).astype(np.float64)
     steps = []
     for first, second in (

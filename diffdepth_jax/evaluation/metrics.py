@@ -3,7 +3,7 @@
 The conventions are the field's (Eigen et al. 2014; the KITTI depth devkit; Marigold's and BTS's
 public evaluation code): every metric is a mean over the valid pixels of one image, and a data
 set's number is the mean over its images. Pooling all pixels of a data set into one mean is a
-different number and is not offered here.
+different number and is not offered.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ METRICS = (
     "sq_error_rel",
 )
 
-# What protocols choose from by name: everything; what the KITTI depth devkit prints; what the
+# The sets of metrics that protocols name: everything; what the KITTI depth devkit prints; what the
 # evaluation of transparent and mirroring objects prints (Depth4ToM).
 SETS = {
     "all": METRICS,

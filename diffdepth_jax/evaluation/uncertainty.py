@@ -1,14 +1,14 @@
-"""Whether the spread of several samples tells where a prediction is wrong.
+"""Whether the spread of several samples shows where a prediction is wrong.
 
-A spread is only asked for its order: the pixels where it is large should be those with large
-errors. The rank correlation says how far that is so. Sparsification (Ilg et al. 2018,
-arXiv:1802.07095; for monocular depth Poggi et al. 2020, arXiv:2005.06209) leaves out ever more
-pixels, the most uncertain first, and watches the mean error of the rest fall; the oracle leaves out
-the largest errors first, and the area between the two curves (AUSE) is 0 for a spread that orders
+Only the order of a spread counts: the pixels where it is large should be those with large errors.
+The rank correlation measures how far that holds. Sparsification (Ilg et al. 2018,
+arXiv:1802.07095; for monocular depth Poggi et al. 2020, arXiv:2005.06209) removes more and more
+pixels, the most uncertain first, and plots the mean error of the rest; the oracle removes the
+largest errors first, and the area between the two curves (AUSE) is 0 for a spread that orders
 pixels as their errors do.
 
-Depth itself is a control for every spread: far pixels have large errors in metres, so that "far is
-uncertain" already tells something without any sample.
+Depth itself is a control for every spread: far pixels have large errors in metres, so "far is
+uncertain" is a useful guess without any samples.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ METRICS = (
     "ause_rel_depth",
     "rank_correlation_relative",
 )
-# Shares of the pixels that are left out, at which curves are kept.
+# Shares of removed pixels at which curves are kept.
 REMOVED = tuple(np.linspace(0, 0.95, 20).round(2).tolist())
 CURVES = ("spread", "oracle", "depth")
 
@@ -36,8 +36,8 @@ class Uncertainty(NamedTuple):
 
     Attributes:
       metrics: by the names of `METRICS`, as far as they are defined.
-      curves: by the names of `CURVES`: the mean error of what is left at `REMOVED`, as a share of
-        the mean error of all; empty where there is no error.
+      curves: by the names of `CURVES`: the mean error of the pixels that remain at `REMOVED`,
+        as a share of the mean error of all; empty where there is no error.
     """
 
     metrics: dict[str, float]
@@ -50,17 +50,17 @@ def compute(
     target: Float[np.ndarray, "h w"],
     valid_mask: Bool[np.ndarray, "h w"],
 ) -> Uncertainty:
-    """How well a spread tells the absolute errors of one image's valid pixels.
+    """How well a spread predicts the absolute errors of one image's valid pixels.
 
       spread                  its mean, in its own unit
       rank_correlation        Spearman's, of spread and absolute error
       ause                    area between the curve by spread and the oracle's, metres
       ause_rel                the same as a share of the image's mean error
-      ause_rel_random         that of an order that tells nothing: the bar to stay below
+      ause_rel_random         that of a random order: the bar to stay below
       rank_correlation_depth,
       ause_rel_depth          of the predicted depth in place of the spread: the control
       rank_correlation_relative
-                              of spread / prediction and absolute error / target, in which depth is
+                              of spread / prediction and absolute error / target, where depth is
                               no longer a hint
 
     Args:
@@ -69,13 +69,13 @@ def compute(
       valid_mask: the pixels that count.
 
     Returns:
-      Without correlations of something constant, and without shares of an error of 0.
+      Without correlations of a constant, and without shares of an error of 0.
 
     Raises:
       ValueError: if no pixel is valid, or a spread is negative or not finite at a valid one.
     """
     if not valid_mask.any():
-        raise ValueError("no pixel is valid: such an image has no uncertainty to judge")
+        raise ValueError("no pixel is valid: uncertainty cannot be measured on this image")
     spread, prediction, target = (
         array[valid_mask].astype(np.float64) for array in (spread, prediction, target)
     )

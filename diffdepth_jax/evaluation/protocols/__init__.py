@@ -1,4 +1,4 @@
-"""What a protocol is: from one prediction and its ground truth to one image's numbers."""
+"""Protocols: from one prediction and its ground truth to one image's metrics."""
 
 from diffdepth_jax.evaluation.protocols.protocol import (
     MEASURING,

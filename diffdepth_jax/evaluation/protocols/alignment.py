@@ -1,4 +1,4 @@
-"""Bringing relative predictions to metric depth by the ground truth of the same image.
+"""Aligning relative predictions with the ground truth of the same image.
 
 Each function fits on the valid pixels with a finite prediction and applies the fit to the whole
 map. The conventions are those of MiDaS and Marigold; a number obtained with any of them but `none`
@@ -74,8 +74,8 @@ def lsq_disparity(
     Args:
       prediction: relative disparity, any scale and shift, larger is nearer.
       target: metres.
-      floor: the smallest aligned disparity, 1/metres; what is below it, zero and negatives
-        included, becomes it, so that depth is at most 1 / floor.
+      floor: the smallest aligned disparity, 1/metres; smaller values, zero and
+        negative ones included, are raised to it, so that depth is at most 1 / floor.
       positive_only: leave predictions that are not positive out of the fit, as Marigold's
         evaluation does.
     """
@@ -106,7 +106,7 @@ def lsq_disparity_near(prediction: DepthMap, target: DepthMap, valid_mask: Mask)
 
 
 def inverse(array: DepthMap) -> DepthMap:
-    """Depth to inverse depth or back, float64; what is below 1e-6 counts as that (md4all's)."""
+    """Depth to inverse depth or back, float64; values below 1e-6 count as 1e-6 (md4all's)."""
     return 1 / np.maximum(array.astype(np.float64), 1e-6)
 
 

@@ -71,10 +71,10 @@ class Protocol:
         rule of the KITTI development kit, see `frames.fill_background`; `none` takes them for
         depth 0.
       metric_set: which metrics; a key of `metrics.SETS`.
-      classes: whether the pixels of transparent and mirroring objects are scored apart too.
-      conditions: groups of images to average apart too: those whose condition contains the group's
-        name, so that `night` includes night-rain (md4all's rule). Where empty, every condition that
-        occurs is a group.
+      classes: whether transparent and mirroring objects are also scored separately.
+      conditions: groups of images to average separately as well: those whose condition contains the
+        group's name, so that `night` includes night-rain (md4all's rule). Where empty, every
+        condition that occurs is a group.
       boundary: measure occluding contours too, see `evaluation.boundary`; for dense, exact ground
         truth. No other number depends on it.
     """
@@ -133,7 +133,7 @@ class Protocol:
                 f"{self.alignment}"
             )
         references = ("full",) if self.input == "full" else (self.input, "full")
-        if self.input in ("nyu_release", "robotcar"):  # There is no way back.
+        if self.input in ("nyu_release", "robotcar"):  # These cannot be undone.
             references = (self.input,)
         for option, known in {
             "crop": crops.CROPS[self.dataset],
@@ -194,7 +194,7 @@ class Protocol:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics, the first one being the headline; without what is measured too."""
+        """Names of the metrics, the headline first; without the additional measures."""
         return metrics.SETS[self.metric_set]
 
     @property
@@ -224,7 +224,7 @@ class Protocol:
         return self.input, self.input_size if self.resize_input != "none" else None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """What the model is fed of an image uint8 [h, w, 3].
+        """The part of an image uint8 [h, w, 3] that the model is fed.
 
         Raises:
           DataError: if the image is smaller than the crop.
@@ -283,8 +283,8 @@ class Protocol:
         Args:
           prediction: float [h, w], metres (relative depth or disparity under an alignment): at the
             ground truth's size or at that of the model's input, or any under `resize_prediction`.
-            With the spread of samples of depth, that goes the same way: a scale that is fitted
-            leaves its share of the depth.
+            A spread of depth samples is
+            transformed with it: a fitted scale keeps its ratio to the depth.
           sample: with `depth` float [h, w], the ground truth's full frame in metres, 0 or NaN
             without a measurement; for Booster and for classes see `transparent`.
 
@@ -292,7 +292,7 @@ class Protocol:
           None where no pixel counts.
 
         Raises:
-          DataError: for sizes that do not go together (both are named), a prediction that cannot
+          DataError: for sizes that do not match (names both), a prediction that cannot
             be aligned, or a sample that lacks something.
         """
         prediction, spread = prediction if isinstance(prediction, tuple) else (prediction, None)
@@ -391,7 +391,7 @@ OPTIONS = (
     "fill_zeros",
     "metric_set",
 )
-# Further options, which say what is measured too; other numbers do not depend on them.
+# Options that add measures; other numbers do not depend on them.
 MEASURING = ("boundary",)
 
 

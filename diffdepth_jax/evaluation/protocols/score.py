@@ -1,4 +1,4 @@
-"""What scoring one image gives, and what is measured beside a protocol's metrics."""
+"""The score of one image, and measures in addition to a protocol's metrics."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ class Score:
       num_valid: pixels that count.
       num_nonfinite: how many of them were predicted as NaN or infinite.
       num_clipped: how many more lay outside the protocol's range and were clipped to it.
-      num_zero: pixels of the whole prediction, as it was given, that are 0: where nothing was
-        predicted, in the files of the KITTI benchmark. Of disparities 0.
-      mean_depth: of the ground truth over the pixels that count, metres; NaN where none does.
+      num_zero: pixels of the whole prediction, as it was given, that are 0: in files of the KITTI
+        benchmark, where nothing was predicted. Always 0 for disparity.
+      mean_depth: of the ground truth over the pixels that count, metres; NaN if there are none.
       metrics: the protocol's, and those of `measure`; empty where no pixel counts.
       classes: the protocol's over the pixels of each class that the image has, where it
         distinguishes classes.
@@ -60,14 +60,14 @@ class Comparison:
     spread: np.ndarray | None = None
 
 
-# Of an image, in this order; which of them are defined depends on the image.
+# In this order; which of them are defined depends on the image.
 MEASURES = (*boundary.METRICS, *uncertainty.METRICS)
 
 
 def measure(
     comparison: Comparison, with_boundary: bool
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """What is measured beside a protocol's metrics, and on which none of those depends.
+    """Measures in addition to a protocol's metrics, which do not depend on them.
 
     Args:
       comparison: a prediction with a spread has its uncertainty measured.
@@ -95,10 +95,10 @@ def measure(
 
 
 def check_dense(valid_mask: np.ndarray) -> None:
-    """DataError unless contours can be looked for between the pixels that count."""
+    """Raises DataError unless contours can be found between the pixels that count."""
     if not boundary.is_dense(valid_mask):
         raise DataError(
-            "the boundary metrics need dense, exact ground truth, such as rendered depth: too many "
-            "of the pixels that count have none beside them that counts; leave out "
+            "the boundary metrics need dense, exact ground truth, such as rendered depth: here "
+            "too many pixels have no neighbour with ground truth; leave out "
             "evaluation.boundary (--boundary)"
         )

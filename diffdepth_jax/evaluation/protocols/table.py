@@ -1,7 +1,7 @@
 """Named ways to evaluate: the datasets' protocols, and what each computes.
 
-Where published code disagrees (the crop's frame, a cap, the alignment), the disagreement is an
-option with a name, and `Protocol.options` prints every one beside the result.
+Where published code disagrees (the crop's frame, a cap, the alignment), the disagreement is a
+named option, and `Protocol.options` prints every one with the result.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         _KITTI_EIGEN,
         dataclasses.replace(_KITTI_EIGEN, name="kitti_eigen_50m", max_depth=50.0),
         _KITTI_OFFICIAL,
-        # The same by the metrics that the benchmark's page lists.
+        # The same with the metrics that the benchmark's page lists.
         dataclasses.replace(_KITTI_OFFICIAL, name="kitti_benchmark", metric_set="kitti_benchmark"),
         Protocol(
             name="nyu",
@@ -93,9 +93,9 @@ PROTOCOLS: Mapping[str, Protocol] = {
             ground_truth="booster",
             alignment="lsq_disparity_near",
         ),
-        # 286 real images; the range is a choice of ours, the one of `booster`.
+        # 286 real images; the range is our choice, that of `booster`.
         _TOM,
-        # Whole frames of depth that is known everywhere, such as rendered ones; nobody else's.
+        # Whole frames with depth everywhere, such as rendered ones; not a published protocol.
         Protocol(name="dense", min_depth=1e-3, max_depth=80.0),
         # DiffusionDepth's own metric: every pixel above 1e-4 m of the whole frame.
         Protocol(name="release", min_depth=1e-4),
@@ -120,5 +120,5 @@ def get_all(names: str, **options: Any) -> tuple[Protocol, ...]:
     """The protocols whose names are joined by commas, all with these options; errors as `get`."""
     found = tuple(get(name.strip(), **options) for name in names.split(","))
     if len({protocol.name for protocol in found}) < len(found):
-        raise ConfigError(f"protocol is {names!r}; it names one twice")
+        raise ConfigError(f"protocol is {names!r}; a name occurs twice")
     return found

@@ -37,7 +37,7 @@ def booster_depth(sample: Mapping[str, Any]) -> np.ndarray:
 
 
 def class_masks(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The pixels of each class, bool [h, w], by the sample's `tom_mask` or `categories`.
+    """The pixels of each class, bool [h, w], from the sample's `tom_mask` or `categories`.
 
     Raises:
       DataError: if the sample has neither.
@@ -53,6 +53,6 @@ def class_masks(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _require(sample: Mapping[str, Any], *keys: str) -> None:
     if absent := [key for key in keys if key not in sample]:
         raise DataError(
-            f"the sample has no {' and no '.join(absent)}: this protocol is meant for sources that "
-            "have, such as booster and cleargrasp"
+            f"the sample has no {' and no '.join(absent)}: this protocol is meant for sources with "
+            "them, such as booster and cleargrasp"
         )

@@ -1,1 +1,1 @@
-"""What an evaluation leaves: results, tables, pages and pictures, other people's numbers."""
+"""What an evaluation writes: results, tables, pages, pictures and published numbers."""

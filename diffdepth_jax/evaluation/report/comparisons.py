@@ -1,4 +1,4 @@
-"""Other results to show beside a new one: an earlier run, a control, another model."""
+"""Other results to compare a new one with: an earlier run, a control, another model."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
         name, sign, path = text.partition("=")
         if not (name and sign and path) or name in found:
             raise ConfigError(
-                f"compare is {text!r}; it must be NAME=PATH with a name of its own and the path of "
+                f"compare is {text!r}; it must be NAME=PATH with a unique name and the path of "
                 "a metrics.json"
             )
         found[name] = path
@@ -33,7 +33,7 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
 def read(
     compare: Mapping[str, str | os.PathLike], protocol: Protocol, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The parts of other results that stand beside one under a protocol, by their given name.
+    """Other results under the same protocol, by the names given to them.
 
     Args:
       compare: a name to a `metrics.json`, or to the directory that results were written to.
@@ -74,7 +74,7 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
         ) from error
     if name != protocol.name:
         raise DataError(
-            f"{file} is a result under the protocol {name}; it cannot stand beside one under "
+            f"{file} is a result under the protocol {name}; it cannot be compared with one under "
             f"{protocol.name}"
         )
     ours = json.loads(json.dumps(protocol.options | dict(options)))

@@ -1,4 +1,4 @@
-"""Figures of the page, as what the `src` of an `<img>` holds."""
+"""Figures of the page, as values for the `src` of an `<img>`."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ _BINS = 24
 
 
 def histogram(values: Sequence[float]) -> str:
-    """How many images have which value, as SVG; the line is at their median."""
+    """Histogram of the images' values, as SVG, with a line at the median."""
     low, high = min(values), max(values)
     figure, axes = _axes(3.2, 1.5)
     axes.hist(values, bins=_BINS, range=(low, high if high > low else low + 1), color="#7a9cc6")
@@ -28,7 +28,7 @@ def histogram(values: Sequence[float]) -> str:
 
 
 def sparsification(curves: Mapping[str, Sequence[float]]) -> str:
-    """What is left of the mean error when ever more pixels are left out, as SVG.
+    """The mean error that remains as more and more pixels are removed, as SVG.
 
     Args:
       curves: `sparsification` of a result.
@@ -86,7 +86,7 @@ def smaller(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def smaller_image(image: np.ndarray) -> np.ndarray:
-    """An image uint8 [h, w, 3] at the width of a picture, or as it is where that is larger."""
+    """An image uint8 [h, w, 3] at the width of a picture, or at its own size if it is smaller."""
     width = min(PICTURE_WIDTH, image.shape[1])
     height = max(round(image.shape[0] * width / image.shape[1]), 1)
     return frames.resize_image(image, (height, width))

@@ -1,6 +1,6 @@
-"""`report.html`: a result as one file that a browser opens anywhere, pictures and all.
+"""`report.html`: a result as one self-contained HTML file, pictures included.
 
-What it looks like stands in `templates/page.html`.
+`templates/page.html` defines its looks.
 """
 
 import csv
@@ -47,16 +47,16 @@ def save(
     predict_fn: PredictFn | None,
     samples: Any,
 ) -> None:
-    """Writes `report.html` beside the results that `run.dataset.score_dataset` wrote.
+    """Writes `report.html` next to the results of `run.dataset.score_dataset`.
 
-    The pictures of the best and worst images are made by predicting these few once more, so that
-    nothing has to be kept meanwhile; there are none where `samples` is not a sequence.
+    The best and worst images are predicted once more for their pictures, so that nothing has to be
+    kept until then; there are no pictures if `samples` is not a sequence.
 
     Args:
-      workdir, protocols, predict_fn, samples: as they were given there.
+      workdir, protocols, predict_fn, samples: as for `score_dataset`.
 
     Raises:
-      FileError: if the page cannot be written, or the results are gone.
+      FileError: if the page cannot be written, or the results no longer exist.
     """
     found = []
     for protocol in protocols:
@@ -131,7 +131,7 @@ def _sparsification(result: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _group(result: Mapping[str, Any], kind: str, title: str) -> dict[str, Any]:
-    """A row for each origin of numbers, a value for each group and key metric."""
+    """A row for each source of numbers, a value for each group and key metric."""
     groups, keys = result[kind], tables.key_metrics(result)
     rows = []
     for column in tables.columns(result):
@@ -186,7 +186,7 @@ def _example(
 def _panels(
     protocol: Protocol, prediction: np.ndarray, sample: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Image, prediction, ground truth and error of one image, to lie side by side."""
+    """Image, prediction, ground truth and error of one image, side by side."""
     compared = protocol.compare(prediction, sample)
     valid_mask = compared.valid_mask
     if "image" in sample:

@@ -1,4 +1,4 @@
-"""Numbers that other people reported, to print in grey beside ours and never to claim."""
+"""Published numbers, printed in grey next to ours and never claimed as ours."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,22 +7,22 @@ from typing import Any
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.protocols import Protocol
 
-# How predictions come in, on which no number depends.
+# The form that predictions come in, on which no number depends.
 _OF_PREDICTIONS = ("predicts", "prediction_frame")
 
 
 @dataclasses.dataclass(frozen=True)
 class Reported:
-    """What somebody else reported under a protocol.
+    """A published result under a protocol.
 
     Attributes:
       label: a word or two for the column.
-      source: where it stands.
-      dataset: the name of the source that the numbers are of.
-      num_images: how many images they are means over; None where that is not said, so that nobody
-        can tell whether ours are the same.
-      options: of the protocol or of the source, where they hold under others than the protocol's
-        own (a tuple means any of its values).
+      source: where it was published.
+      dataset: the name of the source that was evaluated.
+      num_images: how many images were averaged; None where that was not published, so that it is
+        unknown whether ours are the same.
+      options: of the protocol or of the source, where they differ from the protocol's own (a tuple
+        stands for any of its values).
       metrics: over all images, named as ours.
       groups: the same over conditions or classes, by the group's name.
     """
@@ -38,22 +38,22 @@ class Reported:
     def differences(
         self, protocol: Protocol, options: Mapping[str, Any], num_images: int
     ) -> list[str]:
-        """Why these numbers cannot be compared with ours: the conditions of theirs that ours lack.
+        """Why these numbers cannot be compared with ours: the options that differ.
 
         Args:
-          protocol, options: of our result, and what is stated beside it.
+          protocol, options: of our result, and the options stated with it.
           num_images: that were scored.
 
         Returns:
-          `name=value` for each other option, and the number of images if it is another; empty where
-          the numbers are comparable.
+          `name=value` for each option that differs, and the number of images if that differs; empty
+          where the numbers are comparable.
         """
         stated = {"dataset": self.dataset, **self.options}
         allowed = {
             name: value if isinstance(value, tuple) else (value,) for name, value in stated.items()
         }
         ours = protocol.options | dict(options)
-        # One of the allowed values each: ours, where it is among them.
+        # One of the allowed values of each: ours, if it is among them.
         theirs = {
             name: ours.get(name) if ours.get(name) in values else values[0]
             for name, values in allowed.items()
@@ -115,7 +115,7 @@ RELEASE = Reported(
 
 # Networks before and after training on generated adverse images, in "Diffusion Models for Monocular
 # Depth Estimation: Overcoming Challenging Conditions". Relative ones are said to be aligned by "LSE
-# criterion", which leaves open in which space; of ZoeDepth nothing is said.
+# criterion", without saying in which space; for ZoeDepth nothing is stated.
 _ADVERSE = "Tosi, Zama Ramirez, Poggi (ECCV 2024), before and after training on generated images"
 _LEAST_SQUARES = {"alignment": ("lsq_depth", "lsq_disparity", "lsq_disparity_near")}
 
@@ -183,5 +183,5 @@ REPORTED: Mapping[str, tuple[Reported, ...]] = {
 
 
 def of(protocol: Protocol) -> tuple[Reported, ...]:
-    """The numbers that others reported under the protocol of this name, with any options."""
+    """The numbers published for the protocol of this name, with any options."""
     return REPORTED.get(protocol.name, ())

@@ -1,4 +1,4 @@
-"""`predictions.png`: what a model sees and says, beside the truth."""
+"""`predictions.png`: images, predictions and ground truth side by side."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -5,22 +5,22 @@
                     "baseline", "conditions", "classes", "comparisons", "reported",
                     "not_comparable"}
     per_image.csv  id, condition, num_valid, num_nonfinite, num_clipped, num_zero, mean_depth, the
-                   metrics, what was measured too, and the metrics of each class; error where the
-                   image could not be read
+                   metrics, additional measures, and the metrics of each class; error if the image
+                   could not be read
 
 `num_images` counts the images that were scored, `num_skipped` those without a valid pixel and
-`num_unreadable` those that could not be read; the last two have empty metrics in the CSV and no
-part in the means. `metrics` and `baseline` hold means over images (`baseline` is empty where no
+`num_unreadable` those that could not be read; the last two have empty metrics in the CSV and do
+not enter the means. `metrics` and `baseline` hold means over images (`baseline` is empty where no
 training set is known); `conditions` and `classes` the same by group, where there are several;
-`comparisons` other results under the same protocol; `reported` what other people reported under
-the same options of the same number of images, with their source, and `not_comparable` what they
-reported under others, and which.
+`comparisons` other results under the same protocol; `reported` published
+numbers under the same options and number of images, with their source, and `not_comparable`
+published numbers under other options, which are listed.
 
-What was measured too (`protocols.MEASURES`) stands among the metrics. It may be undefined for an
-image, as contours are where the truth has none: its mean is then over the others, whose number
-stands in `num_images_of`. With several samples there is `sparsification`: `removed`, shares of the
-pixels, and for each curve of `uncertainty.CURVES` what is left of the mean error, averaged over the
-images. Neither key is there where there is nothing to say.
+Additional measures (`protocols.MEASURES`) are among the metrics. One may be undefined for an
+image, as contours are where the ground truth has none: its mean is then over the others, whose
+number is in `num_images_of`. With several samples there is `sparsification`: `removed`, shares of
+the pixels, and for each curve of `uncertainty.CURVES` the mean error that remains, averaged over
+the images. Both keys are left out where they do not apply.
 """
 
 import csv
@@ -48,7 +48,7 @@ _LISTED = 100  # of the unreadable images in metrics.json; the CSV has all
 
 
 def directory(workdir: Path, protocols: Sequence[Protocol], protocol: Protocol) -> Path:
-    """Where the two files of one of several protocols go: a folder each, by their names."""
+    """Where the two files of one of several protocols go: a folder named after each."""
     return workdir if len(protocols) == 1 else workdir / protocol.name
 
 
@@ -64,7 +64,7 @@ def of(
     options: Mapping[str, Any],
     comparisons: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What `metrics.json` holds, of rows in their order that may be of several protocols.
+    """The content of `metrics.json`, from ordered rows that may cover several protocols.
 
     Raises:
       DataError: if no image has a pixel that counts.
@@ -109,7 +109,7 @@ def of(
 
 
 def _measured(scores: Sequence[Score], protocol: Protocol) -> dict[str, Any]:
-    """What there is to say of what was measured beside the metrics."""
+    """The entries of `metrics.json` about additional measures."""
     if protocol.boundary and not any("boundary_f1" in score.metrics for score in scores):
         raise DataError(
             "no image has a depth edge between pixels that count: leave out evaluation.boundary "
@@ -135,7 +135,7 @@ def _means(
     protocol: Protocol,
     part: Callable[[Score], Mapping[str, float]] = lambda score: score.metrics,
 ) -> dict[str, Any]:
-    """Means over the images that have that part, of ours and of the baseline."""
+    """Means over the images that have that part, for our scores and the baseline's."""
     ours = [part(row.scores[protocol.name]) for row in rows]
     guessed = [part(row.baseline[protocol.name]) for row in rows if row.baseline]
     ours, guessed = ([metrics for metrics in each if metrics] for each in (ours, guessed))
@@ -143,7 +143,7 @@ def _means(
 
 
 def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each metric over those that have it."""
+    """The mean of each metric over the images that have it."""
     means = {}
     for name in _names(metrics):
         values = [each[name] for each in metrics if name in each]
@@ -152,7 +152,7 @@ def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _names(metrics: Sequence[Mapping[str, float]]) -> list[str]:
-    """Of all metrics that occur: the protocol's in their order, then what was measured too."""
+    """All metrics that occur: the protocol's in their order, then additional measures."""
     found = dict.fromkeys(name for each in metrics for name in each)
     return [name for name in found if name not in MEASURES] + [
         name for name in MEASURES if name in found

@@ -14,7 +14,7 @@ class Row:
 
     Attributes:
       index: its place among the samples.
-      id, condition: as the sample names them.
+      id, condition: those of the sample.
       scores, baseline: by the protocol's name.
       error: why the image could not be read; it then has no scores.
     """
@@ -34,7 +34,7 @@ class Row:
         """Reads `to_json`; numbers come back exactly.
 
         Raises:
-          ValueError, TypeError, KeyError, AttributeError, RecursionError: for anything else.
+          ValueError, TypeError, KeyError, AttributeError, RecursionError: for any other content.
         """
         values: dict[str, Any] = json.loads(text)
         for name in ("scores", "baseline"):

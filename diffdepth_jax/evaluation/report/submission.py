@@ -33,14 +33,14 @@ def write(
 
     Args:
       path: the .zip to write.
-      samples: the 500 images with their official names as `id`, such as the source `kitti` gives
-        them for `split="test_anonymous"`.
+      samples: the 500 images with their official names as `id`, as the source `kitti` with
+        `split="test_anonymous"` has them.
       depth_of: depth float [h, w] in metres of a sample, at its image's size. Depths are kept
         within 1/256 and 255.996 m, as 0 would mean no estimate.
 
     Raises:
-      DataError: if the samples are not the benchmark's; or naming the image, if its depth has
-        another size or is NaN somewhere.
+      DataError: if the samples are not the benchmark's; or, naming the image, if its
+        depth has another size or contains NaN.
     """
 
     def write_zip(file: BinaryIO) -> None:
@@ -74,7 +74,7 @@ def check(path: str | os.PathLike) -> None:
     """Refuses an archive that the benchmark would refuse.
 
     Raises:
-      DataError: for missing or further files, or one that is no 16-bit map with an estimate
+      DataError: for missing or extra files, or one that is not a 16-bit map with an estimate
         everywhere; names them.
     """
     try:
@@ -101,7 +101,7 @@ def check_names(names: Iterable[str], where: object) -> None:
             f"{where}: {len(found)} images; the benchmark has {len(NAMES)}, {NAMES[0]} to "
             f"{NAMES[-1]}"
             + (f"; {len(missing)} are missing: {_list(missing)}" if missing else "")
-            + (f"; {len(further)} are not its: {_list(further)}" if further else "")
+            + (f"; {len(further)} are not among them: {_list(further)}" if further else "")
         )
 
 

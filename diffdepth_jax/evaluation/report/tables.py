@@ -1,4 +1,4 @@
-"""The result of an evaluation as plain tables, other people's numbers beside it and marked so."""
+"""The result of an evaluation as plain tables, with published numbers marked as such."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,13 @@ _AT_RATIOS = frozenset(boundary.METRICS[len(boundary.KINDS) :])
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One origin of numbers in a result.
+    """One source of numbers in a result.
 
     Attributes:
-      label: how it is called.
+      label: its name.
       metrics: over all images; may be empty.
       groups: over conditions and classes, by the group's name.
-      reported: whether somebody else reported them.
+      reported: whether they were published by others.
     """
 
     label: str
@@ -40,19 +40,19 @@ def columns(result: Mapping[str, Any]) -> list[Column]:
 
 
 def key_metrics(result: Mapping[str, Any]) -> list[str]:
-    """The few metrics to show where there is no place for all; the headline first."""
+    """The few metrics to show where space is short; the headline first."""
     names = list(result["metrics"])
     return [name for name in _KEY_METRICS if name in names and "rmse" in names] or names[:3]
 
 
 def main_metrics(result: Mapping[str, Any]) -> list[str]:
-    """All but those of `boundary_rows`, of which the means over ratios are among these too."""
+    """All but those of `boundary_rows`, whose means over ratios are included here too."""
     return [name for name in result["metrics"] if name not in _AT_RATIOS]
 
 
 def boundary_rows(result: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """Of each depth ratio, and of all together, F-score, precision and recall of each of `columns`
-    in turn; None where one has none. Empty where no boundary was measured."""
+    """F-score, precision and recall of each of `columns` at each depth ratio and averaged; None
+    where a column has none. Empty if no boundary was measured."""
     if "boundary_f1" not in result["metrics"]:
         return []
     endings = {f"{ratio:.2f}": f"_{ratio:.2f}" for ratio in boundary.RATIOS} | {"average": ""}
@@ -91,7 +91,7 @@ def options(result: Mapping[str, Any]) -> str:
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """Sentences on what a reader must know to compare the numbers."""
+    """What a reader must know to compare the numbers, as sentences."""
     lines = []
     if result["num_nonfinite"] or result["num_clipped"]:
         lines.append(
@@ -102,7 +102,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         filled = result["options"].get("fill_zeros") == "background"
         lines.append(
             f"{result['num_zero']} pixels of the predictions were 0: "
-            + ("filled from beside them" if filled else "they count as the nearest depth")
+            + ("filled from their neighbours" if filled else "they count as the nearest depth")
         )
     fewer: dict[int, list[str]] = {}
     for name, count in result.get("num_images_of", {}).items():
@@ -135,7 +135,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
 
 
 def sources(result: Mapping[str, Any]) -> list[str]:
-    """Where the reported numbers stand, a line for each place."""
+    """The sources of the reported numbers, one line each."""
     together: dict[str, list[str]] = {}
     for each in result["reported"]:
         together.setdefault(each["source"], []).append(each["label"])

@@ -1,1 +1,1 @@
-"""Running over a data set: a model or saved predictions, resumed or shared by processes."""
+"""Running over a data set: a model or saved predictions; can be resumed and shared by processes."""

@@ -1,7 +1,7 @@
 """The baseline that needs no model: the training set's per-pixel median depth.
 
 It is the best constant guess in absolute error, harder to beat than the mean map, and shows how
-much of a metric the camera's fixed place alone explains.
+much of a metric the camera's fixed mounting alone explains.
 """
 
 import logging
@@ -19,8 +19,8 @@ _LOG = logging.getLogger(__name__)
 
 
 def of_training(data: ExperimentData) -> np.ndarray | None:
-    """`median_depth_map` of the training frames that an experiment asks for; None where it asks
-    for none or, with a warning, where they are not at hand."""
+    """`median_depth_map` of the training frames that an experiment asks for; None if it asks for
+    none or, with a warning, if they are not available."""
     if not data.baseline_frames:
         return None
     try:
@@ -39,7 +39,7 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
 
     Sizes may vary (KITTI's do, by recording day): every map is first put on one grid by nearest
     pixels. A pixel that no frame measured gets the median of its row, or of the whole map where the
-    row has none. All maps are kept, 4 bytes a pixel: of a large training set hand in some hundred
+    row has none. All maps are kept, 4 bytes a pixel: for a large training set pass a few hundred
     frames spread over it.
 
     Args:

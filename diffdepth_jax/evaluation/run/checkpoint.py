@@ -24,7 +24,7 @@ _PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a
 
 
 class Model(typing.Protocol):
-    """What is asked of a model: `inference.DepthModel` has it."""
+    """What a model must offer; `inference.DepthModel` does."""
 
     output: str
     input_spec: InputSpec
@@ -43,8 +43,8 @@ def score_model(
 ) -> dict[str, dict[str, Any]]:
     """Scores a model as an experiment says; writes what `report.results` lists.
 
-    The baseline beside the metrics is the median depth map of the training data; it is left out,
-    with a warning, where those are not at hand.
+    The baseline next to the metrics is the median depth map of the training data; it is left out,
+    with a warning, if those are not available.
 
     Returns:
       Results by the protocol's name, in the order of the config.
@@ -60,7 +60,7 @@ def score_checkpoint(
     *,
     shard: Shard | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`score_model` of a model that is no longer changed.
+    """`score_model` for a model that does not change any more.
 
     Goes on with an evaluation of the same weights and config that was interrupted in `workdir`, and
     writes `report.html` too.
@@ -87,11 +87,11 @@ def settings(
     """How a model is scored by a config.
 
     Returns:
-      The protocols, for what the model predicts; the options for `Model.predict`; and what to state
-      of them beside a result.
+      The protocols, for what the model predicts; the options for `Model.predict`; and which of
+      them to state with a result.
 
     Raises:
-      ConfigError: for relative predictions under a protocol that takes them for metres; for
+      ConfigError: for relative predictions under a protocol that would treat them as metres; for
         samples that the model cannot draw, or whose spread is not in metres.
     """
     predicts = _PREDICTS[model.output]
@@ -103,9 +103,9 @@ def settings(
     for protocol in protocols:
         if model.output == "relative_disparity" and protocol.alignment == "none":
             raise ConfigError(
-                f"the model predicts relative disparity, which protocol {protocol.name} would take "
-                "for 1/metres, as it aligns nothing: evaluation.alignment=lsq_disparity fits scale "
-                "and shift to each image's ground truth (--alignment=lsq_disparity)"
+                f"the model predicts relative disparity, which protocol {protocol.name} would "
+                "treat as 1/metres, as it does not align: evaluation.alignment=lsq_disparity fits "
+                "scale and shift to each image's ground truth (--alignment=lsq_disparity)"
             )
     steps = config.num_inference_steps
     flip_tta = model.input_spec.flip_tta if config.flip_tta is None else config.flip_tta
@@ -117,7 +117,7 @@ def settings(
         model.check_num_samples(config.num_samples)
         if predicts != "depth":
             raise ConfigError(
-                "num_samples measures whether a spread in metres tells the error, but the model "
+                "num_samples measures whether a spread in metres predicts the error, but the model "
                 "predicts relative disparity: leave it out (--num_samples)"
             )
         predicting["num_samples"] = stated["num_samples"] = config.num_samples
@@ -138,7 +138,7 @@ class _Scoring:
         )
 
     def fingerprint(self) -> str:
-        """Of the weights and whatever else decides predictions and samples."""
+        """A hash of the weights and of everything else that decides predictions and samples."""
         weights = self._model.fingerprint(self._config.num_inference_steps)
         return hashlib.sha256(repr((weights, self._data.evaluation)).encode()).hexdigest()
 
@@ -167,7 +167,7 @@ class _Scoring:
 
 
 def measured(source: Any) -> dict[str, Any]:
-    """What a source's config says of its data, to state beside a result: all but the place."""
+    """What a source's config says about its data, to state with a result: all but the paths."""
     fields = config_lib.to_mapping(source)
     return {"dataset": source.name} | {
         name: value
@@ -190,4 +190,4 @@ def run_directory(checkpoint: Path) -> Path:
                 return run
         if not path.exists():
             raise MissingFileError(f"{checkpoint} does not exist")
-    raise ConfigError(f"{checkpoint} is in no run's directory: say with --workdir where results go")
+    raise ConfigError(f"{checkpoint} is not in a run directory: set --workdir to where results go")

@@ -15,25 +15,25 @@ from diffdepth_jax.evaluation.protocols.score import check_dense
 from diffdepth_jax.evaluation.report import comparisons
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 
-_FRAMES = 3  # whose depth is looked at, of each source
-_FEW = 0.1  # of the measured pixels within the range: then something is wrong
+_FRAMES = 3  # of each source, whose depth is checked
+_FEW = 0.1  # share of measured pixels within the range, below which something is wrong
 _SCALES = (1.0, 100.0, 256.0, 1000.0)  # stored units per metre that are in use
 _LOG = logging.getLogger(__name__)
 
 
 def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool = True) -> None:
-    """Reads a few frames and what results are compared with, so that no long training ends in an
-    error about them.
+    """Reads a few frames and the results to compare with, so that errors about them do not come at
+    the end of a long training.
 
     Args:
       data: of the experiment.
       config: how it is evaluated.
-      labelled: whether the depth of the training data is what is learnt.
+      labelled: whether the depth of the training data is the label.
 
     Raises:
-      DataError: for evaluation frames that a protocol cannot take, for depth of which nothing lies
-        in the range of a protocol or of the training, as in a wrong unit, for sparse depth whose
-        boundaries are asked for, or for another result that cannot stand beside ours.
+      DataError: for evaluation frames that a protocol cannot use; for depth that lies entirely
+        outside the range of a protocol or of the training, as in a wrong unit; for boundary metrics
+        on sparse depth; or for results that cannot be compared with ours.
     """
     sample = first_evaluation_sample(data)
     protocols = config.build_all()
@@ -56,7 +56,7 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
     if data.train.depth_range is not None and labelled:
         try:
             samples = _few(data.train.source, data)
-        except FileNotFoundError:  # Training, if there is any, says it better.
+        except FileNotFoundError:  # Training, if there is any, reports it better.
             return
         _check_range(
             (sample["depth"] for sample in samples),
@@ -89,7 +89,7 @@ def _check_range(
         return
     low, middle, high = (f"{depth:.5g}" for depth in np.percentile(measured, (1, 50, 99)))
     message = (
-        f"{field}: of the measured pixels of a few frames {share:.0%} lie in the range "
+        f"{field}: in a few frames {share:.0%} of the measured pixels lie in the range "
         f"{depth_range[0]:g} to {depth_range[1]:g} m of {whose}; they are {low} to {high} m, half "
         f"of them below {middle} m. {_remedy(measured, depth_range, source, field)}"
     )

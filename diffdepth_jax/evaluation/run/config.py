@@ -1,4 +1,4 @@
-"""What `config.evaluation` may say."""
+"""The fields of `config.evaluation`."""
 
 import dataclasses
 import typing
@@ -11,7 +11,7 @@ from diffdepth_jax.typing import FlipAverage
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What `config.evaluation` may say; an option that is None is the protocol's own.
+    """The fields of `config.evaluation`; where an option is None, the protocol's own value is used.
 
     Attributes:
       protocol: a key of `protocols.PROTOCOLS`, or several, joined by commas, for one pass over the
@@ -21,16 +21,17 @@ class EvaluationConfig:
         max_depth=inf lifts a cap.
       boundary: measure the sharpness of depth edges too (`evaluation.boundary`), for ground truth
         that is dense and exact, as rendered depth is; no other number depends on it.
-      flip_tta: average each prediction with the one of the mirrored image; as the network's
-        publication does when None.
+      flip_tta: average each prediction with the one of the mirrored image; None for
+        what the network's publication does.
       flip_average: of their `depth`, or of their `inverse_depth` with ramps at the borders, which
         is md4all's `_pp`; see `DepthModel.predict`.
       batch_size: images that are predicted at once; the results do not depend on it.
-      num_inference_steps: denoising steps, where the model has such; its own number when None.
-      num_samples: score the mean of so many samples (2 or more) of a network that draws noise, and
-        measure whether their spread tells the error (`evaluation.uncertainty`); None for a single
-        prediction.
-      every_steps: how often a run is evaluated while it is trained; None for at its end only.
+      num_inference_steps: denoising steps, for networks that denoise; None for the model's own
+        number.
+      num_samples: score the mean of this many samples (2 or more) of a network that draws noise,
+        and measure whether their spread predicts the error (`evaluation.uncertainty`); None for a
+        single prediction.
+      every_steps: how often a run is evaluated while it is trained; None for only at the end.
       compare: other results to show beside these: a name to a `metrics.json` or its directory.
     """
 
@@ -59,7 +60,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         try:
             self.build_all()
-        except ConfigError as error:  # so that `config.from_mapping` says where it stands
+        except ConfigError as error:  # so that `config.from_mapping` names the field
             raise ValueError(str(error)) from error
         if self.every_steps is not None and self.every_steps < 1:
             raise ValueError(f"every_steps is {self.every_steps}; it must be at least 1 or None")
@@ -76,16 +77,14 @@ class EvaluationConfig:
                 f"{' or '.join(typing.get_args(FlipAverage))}"
             )
         if self.flip_average != "depth" and not self.flip_tta:
-            raise ValueError(
-                f"flip_average is {self.flip_average!r}, which goes with flip_tta=True"
-            )
+            raise ValueError(f"flip_average is {self.flip_average!r}, which needs flip_tta=True")
 
     def build(self) -> Protocol:
         """The (first) protocol with its options."""
         return self.build_all()[0]
 
     def build_all(self) -> tuple[Protocol, ...]:
-        """The protocols with their options; ConfigError where those do not exist."""
+        """The protocols with their options; raises ConfigError if they do not exist."""
         # Not what is said of saved predictions only: a model's show what it was fed.
         known = (*protocols.OPTIONS, *protocols.MEASURING)
         options = {name: value for name, value in vars(self).items() if name in known}

@@ -1,9 +1,9 @@
 """Running over a data set: every image predicted once, scored, and its row kept.
 
 One group of images at a time is in memory; of finished ones only their rows are kept. Results
-appear whole, at the end; `report.results` says what they hold. Where a fingerprint of the model is
-given, the rows are also kept on disk until then: an evaluation that was interrupted goes on where
-it was, and several processes can share one (`shard`).
+appear complete, at the end; `report.results` describes them. Where a fingerprint of the model is
+given, the rows are also kept on disk until then: an interrupted evaluation continues
+where it stopped, and several processes can share one (`shard`).
 """
 
 import contextlib
@@ -52,42 +52,42 @@ def score_dataset(
         `protocol.prepare` makes of each image, once for all protocols that are fed alike. None
         where the samples hold their `prediction`.
       samples: with `image`, `depth` float [h, w] in metres (0 = not measured), `id` and perhaps
-        `condition`; what else a protocol needs is said there. An image that cannot be read may be
+        `condition`; protocols document what else they need. An image that cannot be read may be
         given as `{"id": ..., "error": why}`: it is counted and listed.
       protocols: how to score; of different names.
       workdir: gets the two files, or with several protocols a folder of them for each, by its name.
-        Made if missing, and gone again if nothing comes of it.
+        Created if missing, and removed again if nothing was written to it.
       baseline_depth: the training set's median map (`baseline.median_depth_map`), for full frames;
         put on each frame's size by nearest pixels and scored alike, without any alignment.
-      options: settings of the prediction, such as `flip_tta`, to state beside the result; `dataset`
-        among them, a source's name, tells which reported numbers belong to the data.
-      compare: further results to put beside these: a name to a `metrics.json`, or to the directory
+      options: settings of the prediction, such as `flip_tta`, to state with the result; among them
+        `dataset`, a source's name, decides which published numbers apply.
+      compare: further results to compare with: a name to a `metrics.json`, or to the directory
         that such results were written to.
-      fingerprint: of whatever decides the predictions and the samples beyond what is given here
-        (weights, data config). With it finished images are kept in `workdir` until all are done.
-      shard: (index, count): do only every count-th image, starting with the index-th, keep the rows
-        and write no result; that is for the same call without a shard, which takes up the rows of
-        all and does what is missing.
-      batch_size: images that `predict_fn` is given at once; so many are in memory.
+      fingerprint: of everything else that decides the predictions and the samples (weights, data
+        config). With it, finished images are kept in `workdir` until all are done.
+      shard: (index, count): process only every count-th image, starting with the index-th, keep the
+        rows and write no result. The same call without a shard then collects all rows, processes
+        what is missing and writes the result.
+      batch_size: images that `predict_fn` is given, and that are in memory, at once.
       progress: show a progress bar.
 
     Returns:
       What each `metrics.json` holds, by the protocol's name; None for a shard.
 
     Raises:
-      DataError: naming the image, for what cannot be scored; if nothing was scored; or for a
-        comparison with something else.
+      DataError: naming the image, for one that cannot be scored; if nothing was scored; or for a
+        comparison with results of another kind.
       FileError: if `workdir` cannot be written or a comparison not read, before anything is
         predicted.
     """
     if shard is not None and (fingerprint is None or not 0 <= shard[0] < shard[1]):
         raise ValueError(
             f"shard is {shard}; it must be (index, count) with 0 <= index < count, and needs a "
-            "fingerprint to find the rows of the others by"
+            "fingerprint by which to find the rows of the others"
         )
     options = dict(options or {})
     others = {each.name: comparisons.read(compare or {}, each, options) for each in protocols}
-    # Beside a training run's own evaluations, which keep nothing, nobody is locked out.
+    # A training run's own evaluations keep nothing and need no lock.
     exclusive = predict_fn is None or fingerprint is not None
     directory = Path(workdir).expanduser()
     with (
@@ -122,7 +122,7 @@ def score_dataset(
             for group in _groups(pending, batch_size):
                 for row in _rows(group, predict_fn, protocols, baseline_depth):
                     finished[row.index] = row
-                    if journal and not row.error:  # A file may be repaired meanwhile.
+                    if journal and not row.error:  # A file may have been repaired by the next call.
                         journal.append(row)
         if shard is not None:
             return None
@@ -156,7 +156,7 @@ def _lock(shard: Shard | None) -> str:
 
 
 def _belongs(row: Row, protocols: Sequence[Protocol], length: int | None) -> bool:
-    """Whether a row that was read may be one of this evaluation; another is done again."""
+    """Whether a row from disk belongs to this evaluation; otherwise the image is scored again."""
     if row.error or row.index < 0 or (length is not None and row.index >= length):
         return False
     parts = [row.scores, *([row.baseline] if row.baseline else [])]
@@ -176,7 +176,7 @@ def _has_metrics(score: Score, protocol: Protocol) -> bool:
 
 @contextlib.contextmanager
 def _keeping(journal: Journal | None, finished: Collection[int]) -> Iterator[None]:
-    """Says after Ctrl-C how to go on, where finished rows are kept."""
+    """After Ctrl-C, says how to continue, if finished rows are kept."""
     try:
         yield
     except KeyboardInterrupt:
@@ -195,7 +195,7 @@ def _length(samples: Iterable[Any]) -> int | None:
 def _pending(
     samples: Iterable[Mapping[str, Any]], finished: Collection[int], shard: Shard
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The samples still to do; what is done is not even read where samples can be chosen."""
+    """The remaining samples; finished ones are not read if `samples` is a sequence."""
     part, count = shard
     if hasattr(samples, "__len__") and hasattr(samples, "__getitem__"):
         for index in range(part, len(samples), count):

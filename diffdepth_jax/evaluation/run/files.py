@@ -1,4 +1,4 @@
-"""Saved depth maps, and which of them belongs to which ground truth."""
+"""Saved depth maps, matched with their ground truth."""
 
 import dataclasses
 import os
@@ -18,8 +18,8 @@ class DepthFiles:
 
     Attributes:
       source: as it was named.
-      paths: by their path below the folder, with / and without suffix.
-      unusable: of those that no system call can follow, such as a link to itself: the cause.
+      paths: by their path below the folder, with `/` and without suffix.
+      unusable: the reason for each that cannot be opened, such as a link to itself.
     """
 
     source: str
@@ -34,10 +34,10 @@ class DepthFiles:
 def find(source: str | os.PathLike) -> DepthFiles:
     """The depth files of a folder and of the folders within it, or those of a pattern.
 
-    Where a map lies there as `.npy` and `.png`, as `predict.py` writes it, it is the `.npy`.
+    Of a map that exists as `.npy` and as `.png`, as `predict.py` writes it, the `.npy` is used.
 
     Raises:
-      FileError: if there are none (`MissingFileError`), or the system cannot look for them.
+      FileError: if there are none (`MissingFileError`), or the folder cannot be listed.
     """
     path = Path(source).expanduser()
     with naming_file(path, "read"):
@@ -72,16 +72,15 @@ def find(source: str | os.PathLike) -> DepthFiles:
 def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
     """The name of the file that belongs to each wanted map.
 
-    A file may lie in fewer or more folders than the name has: the file that shares most of the last
-    parts is meant. Parts may also be joined by `_`, as in the ids of frames.
+    A file may have fewer or more folders in its path than the name: the file that shares the most
+    trailing parts is used. Parts may also be joined by `_`, as in the ids of frames.
 
     Args:
-      wanted: for each map the names that it may have, with / between their parts, the better ones
-        first.
+      wanted: for each map its possible names, with / between their parts, the best first.
       found: files; the unusable ones match too.
 
     Raises:
-      DataError: if a map has no file, or several that fit alike, or shares one with another map.
+      DataError: if a map has no file, or several equally good ones, or shares one with another map.
     """
     index = _Index([*found.paths, *found.unusable])
     names: list[str] = []
@@ -94,14 +93,14 @@ def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
             continue
         if len(fitting) > 1:
             raise DataError(
-                f"{candidates[0]} has several files that fit alike in {found.source}: "
-                f"{_list(fitting)}. Keep the folders that the images have, or choose by a pattern"
+                f"{candidates[0]} matches several files in {found.source} equally well: "
+                f"{_list(fitting)}. Keep the folders of the images, or choose by a pattern"
             )
         name = fitting[0]
         if name in taken:
             raise DataError(
-                f"{name} in {found.source} fits {taken[name]} and {candidates[0]} alike: keep the "
-                "folders that the images have"
+                f"{name} in {found.source} matches both {taken[name]} and {candidates[0]}: keep "
+                "the folders of the images"
             )
         taken[name] = candidates[0]
         names.append(name)
@@ -114,7 +113,7 @@ def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
 
 
 class _Index:
-    """File names by every number of their last parts."""
+    """File names by every sequence of their trailing parts."""
 
     def __init__(self, names: Iterable[str]):
         self._names = set(names)
@@ -124,7 +123,7 @@ class _Index:
                 self._by_tail.setdefault(tail, []).append(name)
 
     def fitting(self, name: str) -> list[str]:
-        """Those that have most last parts in common with a name; sorted."""
+        """Those that share the most trailing parts with a name; sorted."""
         if name in self._names:
             return [name]
         for tail in _tails(name):
@@ -150,7 +149,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         new = {name: Path(place, name).resolve() for name in folders}
         folders[:] = [
             name for name, path in new.items() if path not in seen
-        ]  # Links may lead back.
+        ]  # Links may form a cycle.
         seen.update(new.values())
         yield from (Path(place, name) for name in names)
 

@@ -13,9 +13,9 @@ _PREFIX = "per_image.partial"
 class Journal:
     """Rows of an evaluation that may be interrupted or shared by several processes.
 
-    Every process appends to a file of its own, a line a row; all of them read each other's. The
-    files' names carry a fingerprint of everything that the rows depend on, so that other rows in
-    the same directory are left alone.
+    Every process appends to its own file, one line per row, and reads those of the others. The file
+    names contain a fingerprint of everything that the rows depend on, so that other rows in the
+    same directory are left alone.
 
     Args:
       directory: of the results; must exist.
@@ -38,11 +38,11 @@ class Journal:
             with naming_file(path, "read"):
                 lines = path.read_bytes().splitlines(keepends=True)
             for line in lines:
-                if not line.endswith(b"\n"):  # The process ended within its last line.
+                if not line.endswith(b"\n"):  # The process was stopped while it wrote this line.
                     continue
                 try:
                     row = Row.from_json(line)
-                # After a power failure there may be anything: such an image is done again.
+                # After a power failure a line may hold anything: that image is scored again.
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     continue
                 rows[row.index] = row
@@ -64,7 +64,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         with naming_file(self.path, "written"):
             self._file.close()
-        with contextlib.suppress(FileNotFoundError):  # Another process has put all together.
+        with contextlib.suppress(FileNotFoundError):  # Another process has already merged them.
             if not self.path.stat().st_size:
                 self.path.unlink()
 

@@ -1,7 +1,7 @@
 """Scoring saved depth maps of any model against a folder of measured ones.
 
-Either side holds 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); they belong
-together by their names, see `files.match`. Predictions without ground truth are left out and
+Both may be 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); they are matched by
+name (`files.match`). Predictions without ground truth are left out and
 counted. Needs NumPy and Pillow only. `source_predictions` scores them against a data set.
 """
 
@@ -40,23 +40,23 @@ def score_predictions(
 
     Args:
       predictions, ground_truth: a folder, a file, or a pattern such as `out/*.npy`. Every ground
-        truth must have a prediction of its name.
+        truth must have a prediction of the same name.
       protocols: how to score.
       workdir: for the results.
       png_scale: PNG value per metre: 256 as KITTI, 1000 for millimetres.
       ground_truth_png_scale: the same for the ground truth where it differs.
-      compare: other results to put beside these; see `dataset.score_dataset`.
+      compare: other results to compare with; see `dataset.score_dataset`.
       progress: show a progress bar.
 
     Returns:
-      What each `metrics.json` holds, by the protocol's name; its options say of which kind the
-      files were and how many predictions had no ground truth.
+      What each `metrics.json` holds, by the protocol's name; its options state the kind of the
+      files and how many predictions had no ground truth.
 
     Raises:
       MissingFileError: for a folder that is missing or holds no depth map.
       DataError: for ground truth without a prediction, a file that is not a depth map, or sizes
         that do not match; names the files.
-      ConfigError: for a scale that cannot be.
+      ConfigError: for an impossible scale.
     """
     if ground_truth_png_scale is None:
         ground_truth_png_scale = png_scale
@@ -86,13 +86,13 @@ def score_predictions(
 
 
 def check_scale(name: str, scale: float) -> None:
-    """ConfigError unless a number of stored units per metre can be one."""
+    """Raises ConfigError unless a number of stored units per metre is possible."""
     if not (scale > 0 and math.isfinite(scale)):
         raise ConfigError(f"{name} is {scale}; it must be positive and finite")
 
 
 def report_unused(found: DepthFiles, names: Sequence[str]) -> dict[str, Any]:
-    """What to state of predictions beside a result, of which `names` have a ground truth; warns of
+    """What to state about predictions with a result, where `names` have ground truth; warns about
     others that cannot be read."""
     for name in found.unusable.keys() - set(names):
         _LOG.warning("left out: %s", found.unusable[name])

@@ -27,9 +27,9 @@ def score_source_predictions(
     """Scores predictions of the frames of `data.evaluation`, and writes what
     `dataset.score_dataset` writes and `report.html`.
 
-    A prediction belongs to the frame by whose id, or by whose image, it is called: `predict.py`
-    writes results in the folders that images have below their common one. As few of these folders
-    as tell the frames apart are enough.
+    A prediction is named after its frame's id or after its image: `predict.py` keeps the images'
+    folders below their common one. Only as many of these folders as distinguish the frames are
+    needed.
 
     Args:
       directory: folder or pattern of the predictions.
@@ -65,9 +65,9 @@ def score_source_predictions(
 
 
 def _names(samples: Sequence[Mapping[str, Any]], index: int) -> list[str]:
-    """What the prediction of a frame may be called: by its id, and by its image's path."""
+    """Possible names for the prediction of a frame: its id, and its image's path."""
     frame = samples.frame(index)
-    if frame is None:  # The source keeps no list: the frame itself has to be read.
+    if frame is None:  # The source has no list of files: the frame itself has to be read.
         return [_without_suffix(samples[index]["id"])]
     return [_without_suffix(frame.id), _without_suffix(os.path.abspath(frame.image)).lstrip("/")]
 

@@ -69,7 +69,7 @@ def test_what_is_no_such_result_is_refused(tmp_path):
     found = comparisons.read({"a": tmp_path / "a.json"}, RELEASE, {})
     assert found["a"]["classes"]["ToM"]["metrics"] == {"mae_mm": 1}
     file = save(tmp_path / "metrics.json", protocol="nyu")
-    with pytest.raises(ValueError, match="under the protocol nyu; it cannot stand beside"):
+    with pytest.raises(ValueError, match="under the protocol nyu; it cannot be compared"):
         comparisons.read({"a": file}, RELEASE, {})
 
 

@@ -379,6 +379,6 @@ def test_predictions_in_the_folders_of_kittis_images(tmp_path, start):
     for name in ("0000000005", "0000000006"):
         (flat / f"{name}.png").write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"0000000005 .* fits .*drive_0001.* and .*drive_0002.* alike"
+        DataError, match=r"0000000005 .* matches both .*drive_0001.* and .*drive_0002"
     ):
         score_source_predictions(flat, data, protocols, tmp_path / "no", progress=False)

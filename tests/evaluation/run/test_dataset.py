@@ -218,7 +218,7 @@ def test_the_config_takes_several_protocols_and_ways_to_average():
     assert {each.crop for each in config.build_all()} == {"eigen"}
     assert config.build().name == "kitti_eigen"
     for wrong, message in [
-        ({"protocol": "nyu,nyu"}, "names one twice"),
+        ({"protocol": "nyu,nyu"}, "a name occurs twice"),
         ({"protocol": "kitti_eigen,nyu", "crop": "garg"}, "protocol nyu: crop is 'garg'"),
         ({"flip_average": "inverse"}, "must be depth or inverse_depth"),
         ({"flip_average": "inverse_depth"}, "goes with flip_tta=True"),

@@ -130,10 +130,10 @@ def test_files_belong_together_by_their_paths(tmp_path):
 
 def test_names_that_do_not_tell_files_apart_are_an_error(tmp_path):
     flat = tree(tmp_path / "flat", "5", "6")
-    with pytest.raises(DataError, match=r"5 in .*flat fits drive_1/5 and drive_2/5 alike"):
+    with pytest.raises(DataError, match=r"5 in .*flat matches both drive_1/5 and drive_2/5"):
         pairs(["drive_1/5", "drive_2/5"], flat)
     two = tree(tmp_path / "two", "x/a", "y/a")
-    with pytest.raises(DataError, match=r"^a has several files that fit alike .*: x/a, y/a"):
+    with pytest.raises(DataError, match=r"^a matches several files .* equally well: x/a, y/a"):
         pairs(["a"], two)
     assert pairs(["y/a", "x/a"], two) == {"x/a": "x/a", "y/a": "y/a"}
 
