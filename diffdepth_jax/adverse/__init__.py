@@ -1,1 +1,1 @@
-"""Images of difficult conditions from clean ones, with labels, checks and pictures of them."""
+"""Images of difficult conditions made from clean ones, with labels, checks and a gallery."""

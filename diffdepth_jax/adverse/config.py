@@ -1,4 +1,4 @@
-"""What a config of `generate_adverse.py` may say."""
+"""The config of `generate_adverse.py`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ class NetworkConfig:
 
     Attributes:
       checkpoint: a run directory or a file of weights; None for no network.
-      options: what the file's name does not tell, as keyword arguments of `load`.
-      num_inference_steps: denoising steps; the checkpoint's own when None.
-      flip_tta: average with the mirrored image's; as published when None.
+      options: what the file name does not say, as keyword arguments of `load`.
+      num_inference_steps: denoising steps; None for the checkpoint's own number.
+      flip_tta: average with the mirrored image's depth; None for what its publication does.
       batch_size: images of equal size that are predicted at once.
     """
 
@@ -38,9 +38,10 @@ class PromptConfig:
     """Where prompts come from.
 
     Attributes:
-      files: further TOML files like `prompts.toml`; their entries are added to it, or replace
+      files: further TOML files like `prompts.toml`; their entries are added to its own, or replace
         those of the same name.
-      scene: the scene words, a table of the bank such as `street`; None for the source's own.
+      scene: the scene words, a table of the bank such as `street`; None for the one that belongs to
+        the source.
     """
 
     files: tuple[str, ...] = ()
@@ -49,7 +50,7 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScenesConfig:
-    """Clean images that the backend makes of prompts alone, in place of a source's.
+    """Clean images that the backend makes from prompts alone, instead of a source's.
 
     Attributes:
       count: how many.
@@ -66,11 +67,12 @@ class ScenesConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StructureConfig:
-    """Which images are rejected because their depth is no longer the label's.
+    """Which images are rejected because their depth no longer matches the label.
 
     Attributes:
-      score: whether the teacher looks at every image; needless, and most of the time, where the
-        images keep their depth by construction. Switched on later, it looks at what is there.
+      score: whether the teacher scores every image. It takes most of the time, and is not needed
+        where images keep their depth by construction. If switched on later, existing images are
+        scored then.
       max_abs_rel: reject above this error of the teacher's depth, aligned to the label.
       min_edge_agreement: reject below this agreement of depth edges.
       worst_share: of each condition, reject this share of the largest errors.
@@ -85,7 +87,7 @@ class StructureConfig:
         limits = (self.max_abs_rel, self.min_edge_agreement, self.worst_share or None)
         if not self.score and any(limit is not None for limit in limits):
             raise ValueError(
-                "score is False, but max_abs_rel, min_edge_agreement or worst_share rejects by the "
+                "score is False, but max_abs_rel, min_edge_agreement or worst_share needs the "
                 "scores: set it to True or leave these out"
             )
         if not 0 <= self.worst_share < 1:
@@ -100,10 +102,10 @@ class StructureConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GalleryConfig:
-    """Pictures of what was made.
+    """The gallery of generated images.
 
     Attributes:
-      frames: so many frames are shown, spread evenly.
+      frames: number of frames shown, spread evenly.
       width: of a picture, in pixels.
     """
 
@@ -124,14 +126,14 @@ class AdverseConfig:
     Attributes:
       source: the clean images: `name` and the fields of that source's `Config`; None with `scenes`.
       scenes: clean images from prompts, where there is no source.
-      limit: at most so many frames of the source, spread evenly.
-      on_error: of a frame that cannot be read: `skip` records its images as failed.
+      limit: at most this many frames of the source, spread evenly.
+      on_error: what to do with a frame that cannot be read: `skip` records its images as failed.
       conditions: see the prompt bank, `prompts.toml`.
-      variants: images of each frame and condition.
+      variants: images per frame and condition.
       seed: decides prompts, noise and strengths, together with id, condition and variant.
-      labels: `teacher`, its depth of the clean image; or `source`, the source's own depth.
-      teacher: the network that labels, and judges the images' structure.
-      steering: the network whose depth steers the generator; the teacher where it has none.
+      labels: `teacher`, its prediction for the clean image; or `source`, the source's own depth.
+      teacher: the network that makes the labels and scores the images' structure.
+      steering: the network whose depth steers the generator; the teacher if it has no checkpoint.
       prompts: see `PromptConfig`.
       structure: see `StructureConfig`.
       gallery: see `GalleryConfig`.
@@ -158,7 +160,9 @@ class AdverseConfig:
 
     def __post_init__(self) -> None:
         if (self.source is None) == (self.scenes is None):
-            raise ValueError("exactly one of source and scenes must be given, the clean images")
+            raise ValueError(
+                "exactly one of source and scenes must be given: where clean images come from"
+            )
         if not self.conditions:
             raise ValueError("conditions is empty: name at least one, such as ('night',)")
         if repeated := {each for each in self.conditions if self.conditions.count(each) > 1}:
@@ -171,8 +175,8 @@ class AdverseConfig:
             raise ValueError(f"seed is {self.seed}; it must be 0 to 2**63 - 1")
         if self.labels == "teacher" and self.teacher.checkpoint is None:
             raise ValueError(
-                "teacher.checkpoint is missing: name the network that labels, or set labels to "
-                "'source' for the source's own depth"
+                "teacher.checkpoint is missing: name the network that makes the labels, or set "
+                "labels to 'source' for the source's own depth"
             )
         if self.labels == "source" and self.source is None:
             raise ValueError("labels is 'source', but scenes have no depth: set it to 'teacher'")

@@ -18,7 +18,7 @@ def export(
 
     Args:
       workdir: of a run that has finished.
-      output: made if needed.
+      output: created if needed.
       part: `driving/NAME` or `ToM`.
 
     Returns:
@@ -26,7 +26,7 @@ def export(
 
     Raises:
       ConfigError: for another part.
-      FileError: if a file cannot be read or written, or another one has its name already.
+      FileError: if a file cannot be read or written, or another file already has that name.
     """
     if part != "ToM" and not re.fullmatch(r"driving/[\w-]+", part):
         raise ConfigError(f"part is {part!r}; it must be driving/NAME, as driving/kitti, or ToM")
@@ -44,7 +44,7 @@ def export(
 def _targets(record: Record, part: str) -> list[tuple[str, str]]:
     """The files of an image, and where they go below the part's folder."""
     condition = f"{record.condition}_{record.variant}" if record.variant else record.condition
-    if part == "ToM":  # a folder an object, with its own clean images
+    if part == "ToM":  # a folder per object, with its own clean images
         image, clean = f"{condition}/challenging", f"{condition}/easy"
     else:
         image, clean = f"challenging/{condition}", "clean"

@@ -1,7 +1,6 @@
-"""`gallery.html` and `contact_sheet.png`: what was made, to look at.
+"""`gallery.html` and `contact_sheet.png`: the generated images at a glance.
 
-The page is one file that a browser opens anywhere; what it looks like stands in
-`templates/gallery.html`.
+The page is one self-contained file; `templates/gallery.html` defines its looks.
 """
 
 import base64
@@ -73,7 +72,7 @@ def write(workdir: Path, records: Sequence[Record], config: GalleryConfig) -> No
 
 
 def _frames(records: Sequence[Record], number: int) -> dict[str, list[Record]]:
-    """The records of at most so many frames, spread evenly, by the frame's id."""
+    """The records of at most this many frames, spread evenly, by frame id."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record.id, []).append(record)
@@ -103,7 +102,7 @@ def _shown(workdir: Path, record: Record, width: int) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    """What a backend says of an image, for people."""
+    """The details of an image, formatted for people."""
     if isinstance(value, Mapping):
         return ", ".join(
             _text(each) if isinstance(each, Mapping) else f"{name} {_text(each)}"
@@ -130,7 +129,7 @@ def _depth(workdir: Path, record: Record, width: int) -> Image.Image:
 
 
 def _small(image: np.ndarray, width: int) -> Image.Image:
-    """A picture of that width; of pixels that stay visible where it is enlarged."""
+    """A picture of that width; enlarged without smoothing."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))
     picture = Image.fromarray(image)
     how = Image.Resampling.LANCZOS if width <= image.shape[1] else Image.Resampling.BICUBIC

@@ -1,4 +1,4 @@
-"""What light, air, water, snow, lens and sensor make of a clean picture whose depth is known.
+"""Effects of light, air, water, snow, lens and sensor on a clean picture with known depth.
 
 Published models of image formation, on linear radiance:
 
@@ -14,7 +14,7 @@ Published models of image formation, on linear radiance:
 - glare: the veil of a low sun, falling with the squared angle (Stiles 1929, Holladay 1926; CIE
   135/1).
 
-Depth decides what is seen, never the other way round: the clean image's depth stays the label.
+Depth determines the picture and never changes: the clean image's depth stays the label.
 Arrays are NumPy float64 [h, w] or [h, w, 3]; lengths are metres, angles radians.
 """
 
@@ -76,8 +76,8 @@ def scene(
     Args:
         image: RGB.
         depth: metres; 0 or not finite where unknown, which counts as sky. Where it is known
-            everywhere, as networks say, the sky is looked for in the image.
-        intrinsics: of the camera, row by row; a usual lens where None.
+            everywhere, as networks predict it, the sky is detected in the image.
+        intrinsics: of the camera, row by row; None for a typical lens.
     """
     height, width = depth.shape
     if intrinsics is None:
@@ -102,11 +102,11 @@ def scene(
 
 
 def relative_depth(disparity: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Depth in metres that a relative disparity may stand for: 4 m to 80 m.
+    """Plausible depth in metres for a relative disparity: 4 m to 80 m.
 
-    Scale and shift of a relative disparity are unknown; here its largest value is taken for 4 m,
-    and its smallest for 80 m. The strength of what depends on distance is then a guess, its order
-    is not.
+    Scale and shift of a relative disparity are unknown; here its largest value becomes 4 m and its
+    smallest 80 m. How strong distance-dependent effects are is then a guess, but their order is
+    right.
     """
     low, high = float(np.nanmin(disparity)), float(np.nanmax(disparity))
     share = (disparity - low) / max(high - low, np.finfo(np.float32).tiny)
@@ -138,7 +138,7 @@ def dust(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w
 
 
 def night(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """Night: weak bluish light, one's own headlights, street lamps, a noisy sensor."""
+    """Night: weak bluish light, the car's own headlights, street lamps, a noisy sensor."""
     radiance, numbers = _night_light(scene, rng, scene.radiance)
     return _noisy(rng, radiance, numbers["photons"]), numbers
 
@@ -169,7 +169,7 @@ def night_rain(
 
 
 def snow(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """Snow on what looks up, and in the air."""
+    """Snow on surfaces that face up, and in the air."""
     cover, amount = rng.uniform(0.6, 1.0), rng.uniform(0.4, 1.0)
     radiance = _overcast(scene, rng, scene.radiance, rng.uniform(0.7, 0.9))
     white = np.array([0.86, 0.89, 0.95]) * rng.uniform(0.62, 0.8)
@@ -185,7 +185,7 @@ def snow(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w
 
 
 def glare(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """A low sun in view: the exposure goes down, a veil of light over everything."""
+    """A low sun in view: less exposure, and a veil of light over everything."""
     height, width = scene.size
     low = scene.horizon - np.arange(height)[:, None] < 0.4 * height
     places = np.argwhere(scene.sky & low)
@@ -244,7 +244,7 @@ def _haze(
     """Koschmieder's law with extinction that varies by a third over the picture."""
     uneven = 1 + 0.33 * (2 * _field(rng, scene.size, 0.35) - 1)
     clarity = np.exp(-extinction * uneven * scene.distance)
-    # What is scattered forwards arrives too, blurred.
+    # Light scattered forwards also arrives, blurred.
     blurred = _blurred(radiance, 0.008 * scene.size[0])
     share = 0.5 * (1 - clarity)[..., None]
     return hazy(radiance * (1 - share) + blurred * share, clarity, airlight)
@@ -253,7 +253,7 @@ def _haze(
 def _streaks(
     scene: Scene, rng: np.random.Generator, radiance: np.ndarray, amount: float
 ) -> np.ndarray:
-    """Rain drops in layers of distance: 0.8 m to 16 m. Behind what is nearer they are not seen."""
+    """Rain drops in layers of distance: 0.8 m to 16 m. Nearer things hide them."""
     height, width = scene.size
     slant = rng.uniform(-0.2, 0.2)
     light = 1.1 * _blurred(radiance, 0.08 * height) + 0.02
@@ -261,7 +261,7 @@ def _streaks(
     for distance, nearer in zip(_LAYERS, (0.5, *_LAYERS), strict=False):
         length = max(scene.focal * _FALL / distance, 1.5)
         breadth = max(scene.focal * _RAINDROP / distance, 0.35)
-        # Drops in the volume that the picture sees between two layers; 120 in a cubic metre.
+        # Drops in the visible volume between two layers, at 120 per cubic metre.
         area = height * width / scene.focal**2
         count = amount * 120 * area * (distance**3 - nearer**3) / 3
         layer = _lines(
@@ -310,7 +310,7 @@ def _night_light(
     ambient = float(np.exp(rng.uniform(np.log(0.02), np.log(0.07))))
     headlights = rng.uniform(0.5, 1.3)
     moonlight = np.array([0.75, 0.85, 1.15])
-    # The day's light is taken off by its own smooth part, so that what remains is near albedo.
+    # Dividing by the smooth part of the daylight leaves something close to albedo.
     albedo = radiance / (0.25 + _blurred(radiance @ LUMINANCE, 0.12 * scene.size[0]))[
         ..., None
     ].clip(0.15)
@@ -340,7 +340,7 @@ def _headlights(scene: Scene) -> np.ndarray:
 
 
 def _lamps(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Street lamps: light on their surroundings, and what is seen of themselves with a halo."""
+    """Street lamps: the light on their surroundings, and the visible lamps with a halo."""
     height, width = scene.size
     count = int(rng.integers(3, 8))
     lit, glow = np.zeros((height, width, 3)), np.zeros((height, width, 3))
@@ -367,7 +367,7 @@ def _lamps(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
 def _overcast(
     scene: Scene, rng: np.random.Generator, radiance: np.ndarray, brightness: float
 ) -> np.ndarray:
-    """Light from a grey sky: less contrast of light and shade, less colour, a cloudy sky."""
+    """Light from a grey sky: less contrast, less colour, a cloudy sky."""
     luminance = radiance @ LUMINANCE
     smooth = _blurred(luminance, 0.1 * scene.size[0])
     even = np.median(luminance[~scene.sky]) if (~scene.sky).any() else luminance.mean()
@@ -390,10 +390,10 @@ def _wet(
     amount: float,
     mirror: float = 1.0,
 ) -> np.ndarray:
-    """Wet ground: darker, and mirroring what stands above the horizon, more at grazing angles.
+    """Wet ground: darker, and mirroring what is above the horizon, more at grazing angles.
 
     The mirrored ray of a level surface leaves upwards by the angle at which it came down, so far
-    things are seen mirrored at the horizon. Of near ones the place is not exact.
+    things are mirrored at the horizon. The place of near ones is not exact.
     """
     height = scene.size[0]
     ground = _ground(scene)
@@ -409,7 +409,7 @@ def _wet(
 
 
 def _upward(scene: Scene) -> np.ndarray:
-    """How much a surface looks up, 0 to 1, from the smoothed depth's normals."""
+    """How much a surface faces up, 0 to 1, from the smoothed depth's normals."""
     sigma = 0.004 * scene.size[0] + 0.7
     known = ndimage.gaussian_filter((~scene.sky).astype(float), sigma)
     inverse = ndimage.gaussian_filter(np.where(scene.sky, 0, 1 / scene.depth), sigma)
@@ -425,7 +425,7 @@ def _upward(scene: Scene) -> np.ndarray:
 
 
 def _ground(scene: Scene) -> np.ndarray:
-    """Level ground: what looks up below the horizon, 0 to 1."""
+    """Level ground: what faces up below the horizon, 0 to 1."""
     below = np.clip((scene.rays[..., 1] - 0.01) / 0.03, 0, 1)
     return ndimage.gaussian_filter(_upward(scene) * below, 0.004 * scene.size[0] + 0.5)
 
@@ -439,7 +439,7 @@ def _shading(radiance: np.ndarray) -> np.ndarray:
 def _looks_like_sky(image: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Bright even areas that reach the top of the picture, farther than most of it.
 
-    Networks give the sky some finite depth; a depth threshold alone does not find it.
+    Networks predict a finite depth for the sky, so a depth threshold alone does not find it.
     """
     grey = image @ LUMINANCE
     slope = ndimage.gaussian_gradient_magnitude(grey, 1.0)
@@ -455,14 +455,14 @@ def _looks_like_sky(image: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def _noisy(rng: np.random.Generator, radiance: np.ndarray, photons: float) -> np.ndarray:
-    """Photons' noise, `photons` at white, and the amplifier's, then the camera's smoothing."""
+    """Photon noise, with `photons` at white, amplifier noise, then the camera's smoothing."""
     variance = radiance.clip(0, 4) / photons + (1.2 / photons) ** 2
     noisy = radiance + np.sqrt(variance) * rng.normal(size=radiance.shape)
     return ndimage.gaussian_filter(noisy.clip(0), (0.4, 0.4, 0))
 
 
 def _developed(radiance: np.ndarray) -> np.ndarray:
-    """A soft shoulder, and sRGB bytes. What is below 0.6 stays as it is."""
+    """A soft shoulder, and sRGB bytes. Values below 0.6 are unchanged."""
     over = (radiance - 0.6).clip(0)
     toned = np.minimum(radiance, 0.6) + 0.4 * over / (0.4 + over)
     return encoded(toned.clip(0))

@@ -23,7 +23,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _THREADS = 2  # that read while the network computes
-_DENSE = 0.25  # the least share of known pixels of a depth map that can steer
+_DENSE = 0.25  # smallest share of known pixels of a depth map that can steer
 _FOLDERS = ("clean", "labels", "control", "depth")
 
 
@@ -31,7 +31,7 @@ class Network:
     """A depth network, loaded when it is first needed.
 
     Args:
-      config: of a network with a checkpoint.
+      config: a network's, with a checkpoint.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -55,7 +55,7 @@ class Network:
         return self._model.output
 
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Depth of each image, float32 of its size."""
+        """Depth of each image, float32, at its size."""
         depths = self._model.predict(
             list(images),
             num_inference_steps=self.config.num_inference_steps,
@@ -72,17 +72,17 @@ def network(config: NetworkConfig) -> Network | None:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A frame as its files are to say it."""
+    """A frame's content, to be written to its files."""
 
     frame: Frame
     image: np.ndarray
     label: np.ndarray
     control: np.ndarray
-    depth: np.ndarray | None  # where it is not the label
+    depth: np.ndarray | None  # None where it is the label
 
 
 class Labeller:
-    """Predicts what frames need and writes their files.
+    """Predicts depth for frames and writes their files.
 
     Args:
       config: the run's.
@@ -108,7 +108,7 @@ class Labeller:
     def prepare(
         self, indices: Sequence[int], read: Callable[[int], Mapping[str, Any]]
     ) -> Iterator[Frame]:
-        """Writes the files of frames, and gives each frame when its files are there.
+        """Writes the files of frames, and yields each frame once its files exist.
 
         Args:
           indices: which frames.
@@ -162,14 +162,14 @@ class Labeller:
         for depth in (taught, steered):
             if depth is not None and not np.isfinite(depth).all():
                 raise DataError(
-                    f"{sample['id']}: the network's depth is not finite: look at the image"
+                    f"{sample['id']}: the network's depth is not finite: check the image"
                 )
         depth, depth_is = label, label_is
         if label_is == "metric_depth" and (label > 0).mean() < _DENSE:
             if taught is None:
                 raise DataError(
                     f"{sample['id']}: the source's depth covers {(label > 0).mean():.1%} of the "
-                    "image, and images are made from dense depth: name a teacher.checkpoint beside "
+                    "image, and images are made from dense depth: set teacher.checkpoint besides "
                     "labels='source', or a source with dense depth"
                 )
             depth, depth_is = taught, self._teacher.output
@@ -197,7 +197,7 @@ class Labeller:
 
     def _write(self, prepared: Prepared) -> None:
         frame, image = prepared.frame, Image.fromarray(prepared.image)
-        # Little effort in compressing: it would cost more time than all the rest.
+        # Low compression: a higher one would take longer than everything else.
         save = functools.partial(image.save, format="png", compress_level=2)
         atomic.write(self._workdir / frame.clean, save)
         _save(self._workdir / frame.label, prepared.label)
@@ -227,10 +227,11 @@ class Labeller:
 
 
 def steering_map(depth: np.ndarray, depth_is: Output) -> np.ndarray:
-    """What steers a generator: float32 [h, w], larger is nearer.
+    """The map that steers a generator: float32 [h, w], larger is nearer.
 
     Args:
-      depth: metres, 0 where unknown, which counts as far away; or relative disparity, kept.
+      depth: metres, 0 where unknown, which counts as far away; or relative disparity, returned
+        unchanged.
     """
     if depth_is == "relative_disparity":
         return np.asarray(depth, np.float32)
@@ -245,7 +246,7 @@ def _image_hash(image: np.ndarray) -> str:
 
 
 def _cached(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A depth map of the cache; None where there is none that can be used."""
+    """A depth map from the cache; None if there is no usable one."""
     try:
         depth = np.load(path)
     except (OSError, ValueError, EOFError):
@@ -265,7 +266,7 @@ def _make(folder: Path) -> None:
 def _ahead(
     function: Callable[[T], R], arguments: Iterable[T], number: int
 ) -> Iterator[tuple[T, R]]:
-    """(argument, result) in their order; results are computed by threads before they are needed."""
+    """(argument, result) in order; threads compute results before they are needed."""
     pool = ThreadPoolExecutor(_THREADS)
     waiting: collections.deque[tuple[T, Future[R]]] = collections.deque()
     try:

@@ -1,17 +1,17 @@
-"""What a workdir holds, and the files that say so.
+"""The content of a workdir, and the files that record it.
 
-    run.json               what the run was begun with; another config is refused
-    journal/IofN.jsonl     what is done, a line as soon as it is; a file for each shard
+    run.json               the config that the run was started with; another one is refused
+    journal/IofN.jsonl     finished images, written at once, one per line; one file per shard
     clean/ID.png           the clean images
     labels/ID.npy          their labels, float32: metres with 0 where unknown, or relative disparity
     control/ID.npy         what steers the generator, float32, larger = nearer
     depth/ID.npy           dense depth of the clean image, where the label is sparse
     images/CONDITION/ID_VARIANT.png
-    manifest.jsonl         a line an image, in the order of the frames, when all are done
+    manifest.jsonl         one line per image, in the order of the frames, when all are done
     summary.csv gallery.html contact_sheet.png
 
-The manifest is a function of the journals' contents: an interrupted run that was finished later has
-the same one.
+The manifest depends only on the content of the journals: a run that was interrupted and finished
+later has the same one.
 """
 
 import contextlib
@@ -41,20 +41,20 @@ Shard = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """A clean image and what belongs to it; or why it could not be prepared.
+    """A clean image and its files, or why it could not be prepared.
 
     Attributes:
       index: in the source.
-      id: the source's name of it; unique, a file name.
+      id: its name in the source; unique, usable as a file name.
       size: (height, width).
       intrinsics: nine numbers, row by row; None where unknown.
       weather: the source's `condition`.
       label_is, depth_is: what the numbers of the label and of the dense depth mean.
       depth: the file of the dense depth, relative to the workdir; the label's unless that is
         sparse.
-      error: why there is none of this; tried again by a rerun.
-      flagged: the clean image was generated, and the generator's checker blacked it: it is not
-        tried again.
+      error: why preparing it failed; a rerun tries again.
+      flagged: the clean image was generated, and the generator's safety checker blacked it out: it
+        is not tried again.
     """
 
     index: int
@@ -82,20 +82,20 @@ class Frame:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What there is of a frame without error."""
+        """The size and files of a frame without error."""
         return tuple(dict.fromkeys((self.clean, self.label, self.control, self.depth)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """What became of an image.
+    """The result for one image.
 
     Attributes:
       key: "<id>/<condition>/<variant>".
-      error: why there is none; tried again by a rerun.
-      details: what the backend says of it.
-      scored: whether the structure was looked at.
-      abs_rel, edge_agreement: see `structure`; None where they could not be had.
+      error: why making it failed; a rerun tries again.
+      details: what the backend recorded about it.
+      scored: whether the structure was scored.
+      abs_rel, edge_agreement: see `structure`; None where they could not be computed.
     """
 
     key: str
@@ -115,12 +115,12 @@ def key(frame: str, condition: str, variant: int) -> str:
 
 
 def image_path(frame: str, condition: str, variant: int) -> str:
-    """Where an image lies, relative to the workdir."""
+    """The path of an image, relative to the workdir."""
     return f"images/{condition}/{frame}_{variant}.png"
 
 
 class RunFile:
-    """A JSON file of named parts, as `run.json`, which says what a workdir was begun with."""
+    """A JSON file of named parts, such as `run.json`, which records how a workdir was started."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -132,7 +132,7 @@ class RunFile:
                 self._contents = dict(json.loads(text))
             except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(
-                    f"{self.path} is damaged: remove this workdir, or begin another one"
+                    f"{self.path} is damaged: delete this workdir, or start another one"
                 ) from error
 
     def get(self, part: str) -> Any:
@@ -143,10 +143,10 @@ class RunFile:
         return part in self._contents and self._contents[part] == _as_json(value)
 
     def require(self, part: str, value: Any) -> None:
-        """Notes a part, or refuses another value than the noted one.
+        """Notes a part, or refuses a value that differs from the noted one.
 
         Raises:
-          ConfigError: says in what they differ.
+          ConfigError: lists the differences.
         """
         value = _as_json(value)
         if part not in self._contents:
@@ -154,12 +154,12 @@ class RunFile:
             return
         if lines := configs.differences(self._contents[part], value, part):
             raise ConfigError(
-                f"{self.path.parent} was begun otherwise ({'; '.join(lines)}): go on with the "
-                "same, or name another workdir"
+                f"{self.path.parent} was started with another config ({'; '.join(lines)}): continue "
+                "with the same one, or use another workdir"
             )
 
     def set(self, part: str, value: Any) -> None:
-        """Notes a part, whatever it was."""
+        """Notes a part, replacing any earlier value."""
         value = _as_json(value)
         if self._contents.get(part) != value:
             self._contents[part] = value
@@ -167,26 +167,26 @@ class RunFile:
             atomic.write_text(self.path, text + "\n")
 
     def fingerprint(self) -> str:
-        """A hash of the config that the workdir was begun with, for its journals."""
+        """A hash of the config that the workdir was started with, for its journals."""
         text = json.dumps([self.get("config"), self.get("prompts")], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _as_json(value: Any) -> Any:
-    """The value as JSON gives it back: tuples become lists."""
+    """The value after a round trip through JSON: tuples become lists."""
     return json.loads(json.dumps(value))
 
 
 @dataclasses.dataclass
 class State:
-    """What the journals of a workdir say.
+    """The content of a workdir's journals.
 
     Attributes:
       frames: by index.
       images: by key; the last entry of each.
-      scenes: what became of the clean images that were generated, by key.
-      makers: which shards say of an image that it is there.
-      runs: the fingerprints of the configs, by the shards that noted them.
+      scenes: the results for generated clean images, by key.
+      makers: which shards recorded an image as made.
+      runs: the fingerprint of each shard's config.
       shards: those that have a journal.
     """
 
@@ -218,7 +218,7 @@ class State:
 
 
 class Journal:
-    """The journal of a process; it reads those of all."""
+    """The journal of one process, which also reads those of the others."""
 
     def __init__(self, workdir: Path, shard: Shard):
         self._directory = workdir / _JOURNALS
@@ -227,14 +227,14 @@ class Journal:
 
     @functools.cached_property
     def state(self) -> State:
-        """What all journals say, and what has been noted since."""
+        """The content of all journals, and everything noted since."""
         state = State()
         for path in self._paths():
             self._read(path, state)
         return state
 
     def sizes(self) -> dict[str, int]:
-        """How long all journals are: they only grow."""
+        """The total length of all journals, which only grow."""
         with naming_file(self._directory, "read"):
             return {path.name: path.stat().st_size for path in self._paths()}
 
@@ -250,9 +250,9 @@ class Journal:
         with naming_file(path, "read"):
             lines = path.read_bytes().splitlines(keepends=True)
         for line in lines:
-            if not line.endswith(b"\n"):  # The process ended within its last line.
+            if not line.endswith(b"\n"):  # The process was stopped while it wrote this line.
                 continue
-            # After a power failure there may be anything: what is not noted is done again.
+            # After a power failure a line may hold anything: its image is made again.
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 state.take(json.loads(line), shard)
 
@@ -274,7 +274,7 @@ class Journal:
                 self._file.close()
 
     def note(self, entry: Frame | Made, kind: Literal["frame", "image", "scene"]) -> None:
-        """Writes an entry down, and takes it up into `state`."""
+        """Writes an entry, and adds it to `state`."""
         self._write({kind: vars(entry)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
@@ -286,11 +286,11 @@ class Journal:
 
 
 def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
-    """Refuses journals that do not make a whole.
+    """Refuses journals that are incomplete or do not belong together.
 
     Args:
       state: of a workdir.
-      keys: all images that there must be.
+      keys: all images that must exist.
       fingerprint: of the workdir's config.
 
     Raises:
@@ -306,7 +306,7 @@ def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
     if doubled:
         raise DataError(
             f"{len(doubled)} images were made by several shards, the first is {doubled[0]} by "
-            f"{_listed(state.makers[doubled[0]])}: these divisions overlap; remove the journals of "
+            f"{_listed(state.makers[doubled[0]])}: these shards overlap; delete the journals of "
             "one of them"
         )
     missing = [key for key in keys if key not in state.images]
@@ -321,7 +321,7 @@ def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
         told = f" (no journal of the shards {_listed(absent)})" if absent else ""
         raise DataError(
             f"{len(missing)} of {len(keys)} images are missing, the first is {missing[0]}{told}: "
-            "run these shards, or the command without --shard and --merge, which does what is left"
+            "run these shards, or the command without --shard and --merge, which makes the rest"
         )
 
 
@@ -332,21 +332,21 @@ def _listed(shards: Iterable[Shard]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A line of the manifest: an image, what it was made of, and what became of it.
+    """A line of the manifest: an image, what it was made from, and the result.
 
     Attributes:
       id, condition, variant: which image; `condition` is a word of the prompt bank.
-      status: `rejected` where the structure is lost or the generator's checker blacked it: training
-        leaves it out. `failed` where there is none.
-      reason: of what is not `ok`.
+      status: `rejected` if the structure is lost or the generator's safety checker blacked it out:
+        training leaves it out. `failed` if there is no image.
+      reason: why it is not `ok`.
       image, label, clean: files, relative to the workdir; None where there are none.
       label_is: "metric_depth" or "relative_disparity".
       intrinsics: nine numbers, row by row; None where unknown.
       weather: the source's word for the clean image.
       prompt, negative_prompt, seed: what the image was made from.
       backend: what made it, such as "diffusers-t2i_adapter" or "physical-fog".
-      structure: {"abs_rel", "edge_agreement"}; None where it was not looked at.
-      details: what the backend says of it.
+      structure: {"abs_rel", "edge_agreement"}; None if it was not scored.
+      details: what the backend recorded about it.
     """
 
     id: str
@@ -369,7 +369,7 @@ class Record:
 
 
 def write(workdir: Path, records: Sequence[Record]) -> None:
-    """Writes the manifest, whole or not at all."""
+    """Writes the manifest atomically."""
     atomic.write_text(workdir / MANIFEST_FILE, as_text(records))
 
 
@@ -387,7 +387,7 @@ def read(workdir: Path) -> list[Record]:
     path = workdir / MANIFEST_FILE
     if not path.exists():
         raise MissingFileError(
-            f"{path} does not exist: name the workdir of a generate_adverse.py that has finished"
+            f"{path} does not exist: name the workdir of a finished run of generate_adverse.py"
         )
     records = []
     for number, row in enumerate(io.read_json_lines(path), start=1):

@@ -1,9 +1,9 @@
-"""Folders and files of diffusion models: looked through, and handed over without any pickle.
+"""Folders and files of diffusion models: inspected, and passed on without any pickle.
 
-What the process with PyTorch is given is a folder of links, made here, to the JSON and text files
-of a model and to its safetensors. Weights in other formats (`.bin`, `.ckpt`, `.pth`) are read by
-`weights.files`, which executes nothing, and written as safetensors. Code that lies in a model's
-folder is never linked; nor do the names in its `model_index.json` decide which classes are made.
+The process with PyTorch gets a folder of links, made here, to the JSON and text files of a model
+and to its safetensors. Weights in other formats (`.bin`, `.ckpt`, `.pth`) are read by
+`weights.files`, which executes nothing, and written as safetensors. Code in a model's folder is
+never linked, and the names in its `model_index.json` do not decide which classes are created.
 """
 
 import dataclasses
@@ -55,12 +55,12 @@ class Base:
     """A base model that is ready to be loaded.
 
     Attributes:
-      name: how the user called it.
+      name: the user's name for it.
       family: Stable Diffusion 1.x and 2.x, or XL.
-      folder: of configs and tokenizers, and of weights unless there is a `file`.
+      folder: holds configs and tokenizers, and weights unless there is a `file`.
       file: a single safetensors file in the original layout, or None.
       unet: the config of its U-Net.
-      safety_checker: whether the folder has one, with its weights.
+      safety_checker: whether the folder has a complete one.
       fingerprint: of everything in it that decides pixels.
     """
 
@@ -78,10 +78,10 @@ class Control:
     """A T2I-Adapter or ControlNet that is ready to be loaded.
 
     Attributes:
-      name: how the user called it.
+      name: the user's name for it.
       folder: in the layout of diffusers; None where there is a `file`.
       file: a ControlNet as a single safetensors file, or None.
-      config: as its `config.json` says; empty of a `file`.
+      config: its `config.json`; empty for a `file`.
       fingerprint: of everything in it that decides pixels.
     """
 
@@ -116,13 +116,13 @@ def find(field: str, name: str) -> Path:
 def prepare_base(
     name: str, path: Path, configs: Path | None, into: Path, *, safety_checker: bool
 ) -> Base:
-    """Looks through a base model and links it below `into`.
+    """Inspects a base model and links it below `into`.
 
     Args:
       name: for errors.
       path: a folder of diffusers, or a single file.
-      configs: of a single file, a folder of diffusers whose weights are not needed.
-      into: a new folder is made there.
+      configs: for a single file, a folder of diffusers whose weights are not needed.
+      into: a new folder is created there.
       safety_checker: use the folder's, if it has one.
 
     Raises:
@@ -136,7 +136,7 @@ def prepare_base(
         if (path / "config.json").is_file():
             kind = _json(path / "config.json").get("_class_name", "a single network")
             raise ConfigError(
-                f"base is {name!r}, which is {shown(str(kind))} and no whole pipeline"
+                f"base is {name!r}, which is {shown(str(kind))} and not a whole pipeline"
             )
         raise MissingFileError(
             f"base is {name!r}, which has no {INDEX} and no folder `unet`: name a folder that "
@@ -181,7 +181,7 @@ def prepare_base(
 
 
 def prepare_control(name: str, path: Path, pipeline: str, base: Base, into: Path) -> Control:
-    """Looks through an adapter or ControlNet, links it below `into`, and compares it with its base.
+    """Inspects an adapter or ControlNet, links it below `into`, and compares it with its base.
 
     Raises:
       ConfigError: if the pipeline needs another kind of network, or it does not fit the base.
@@ -230,7 +230,7 @@ def _require_known_parts(folder: Path, name: str) -> Mapping[str, Any]:
             continue
         if library not in ("diffusers", "transformers", "stable_diffusion"):
             raise ConfigError(
-                f"{name!r} wants code of its own for {shown(str(part), 80)} "
+                f"{name!r} needs custom code for {shown(str(part), 80)} "
                 f"({shown(str(library), 80)}), which is never run: use a model of diffusers' own "
                 "classes"
             )
@@ -263,7 +263,7 @@ def _require_kind(name: str, kind: Any, pipeline: str) -> None:
         "ControlNetModel": "set pipeline to 'controlnet' or 'controlnet_img2img'",
     }.get(kind, "name a single T2I-Adapter or ControlNet for depth")
     article = "a T2I-Adapter" if adapter else "a ControlNet"
-    # Loaded as the other kind, it would be all random numbers, without a word.
+    # Loaded as the other kind it would silently consist of random numbers.
     raise ConfigError(
         f"control is {name!r}, which is {shown(str(kind))}, but the pipeline {pipeline!r} takes "
         f"{article}: {remedy}"
@@ -321,7 +321,7 @@ def _kind_of_file(names: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _require_file_fits(control: Control, names: Mapping[str, tuple[int, ...]], base: Base) -> None:
-    """Compares the width of the text that a ControlNet's file attends to with the base's."""
+    """Compares the text width that a ControlNet file attends to with the base's."""
     widths = {shape[1] for name, shape in names.items() if name.endswith("attn2.to_k.weight")}
     wanted = base.unet.get("cross_attention_dim", 1280)
     if widths and widths != {wanted}:
@@ -338,7 +338,7 @@ def _require_file_fits(control: Control, names: Mapping[str, tuple[int, ...]], b
 def _write_adapter(path: Path, into: Path, digest: Any) -> dict[str, Any]:
     """Writes an adapter of the original code as a folder of diffusers; returns its config.
 
-    The authors name `body.N.*`, one ResNet block after the other, what diffusers groups by stages:
+    The authors number the ResNet blocks `body.N.*`; diffusers groups them by stages:
     `adapter.body.{N // 2}.resnets.{N % 2}.*`.
     """
     state_dict = files.read(path).state_dict
@@ -414,7 +414,9 @@ def _prepare_folder(
         shards = sorted(set(index.get("weight_map", {}).values()))
         for shard in shards:
             if not isinstance(shard, str) or Path(shard).name != shard:
-                raise WeightsError(f"{weights} names {shown(str(shard), 80)!r}, no file beside it")
+                raise WeightsError(
+                    f"{weights} names {shown(str(shard), 80)!r}, which is not a file next to it"
+                )
             _prepare_file(folder / shard, into / shard, digest)
         _link(weights, into / f"{stem}.safetensors.index.json")
     elif weights.name.endswith(".index.json"):  # of pickles
@@ -443,7 +445,7 @@ def _weights(folder: Path, stem: str) -> Path | None:
 
 
 def _prepare_file(path: Path, target: Path, digest: Any) -> Path:
-    """Links a safetensors file, or writes what another format holds as one."""
+    """Links a safetensors file, or converts another format to one."""
     if not _is_safetensors(path):
         files.write_safetensors(_parent_made(target), files.read(path).state_dict)
     else:
@@ -459,7 +461,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _names(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a file; of safetensors, its header alone is read."""
+    """Names and shapes of the tensors in a file; only the header of safetensors is read."""
     if not _is_safetensors(path):
         return {name: array.shape for name, array in files.read(path).state_dict.items()}
     try:
@@ -492,7 +494,7 @@ def _json(path: Path) -> dict[str, Any]:
         content = path.read_text(encoding="utf-8", errors="replace")
     value = parse_json(content, str(path))
     if not isinstance(value, dict):
-        raise WeightsError(f"{path} holds no JSON object; copy or download the model again")
+        raise WeightsError(f"{path} is not a JSON object; copy or download the model again")
     return value
 
 

@@ -1,6 +1,7 @@
-"""Worker processes: started, spoken to in JSON lines, timed, and started again when they fail.
+"""Worker processes: started, driven by JSON lines, timed, and restarted when they fail.
 
-The protocol is described in `worker.py`. Here is the host's side, which knows nothing of PyTorch.
+The protocol is described in `worker.py`. This is the host's side, which knows nothing about
+PyTorch.
 """
 
 import contextlib
@@ -29,15 +30,15 @@ from diffdepth_jax.weights.text import shown
 PROTOCOL = 1
 
 _REFUSALS = {"package": MissingPackageError, "weights": WeightsError}
-_STARTS = 3  # attempts to start a process that is killed meanwhile
-_CULPRITS = 3  # images in a row that end the process, after which it is not the images
+_STARTS = 3  # attempts to start a process that gets killed
+_CULPRITS = 3  # images in a row that crash the process; after that, the images are not the cause
 _CLOSING = 10.0  # seconds
 _JOIN = 1.0  # seconds
-_TAIL = 4000  # bytes of a log that may hold the cause
+_TAIL = 4000  # last bytes of a log, which may hold the cause
 
 
 class WorkerFailure(Exception):
-    """A process that died, hung or answered nonsense; the message completes "the worker ..."."""
+    """A process died, hung or gave an invalid answer; the message completes "the worker ..."."""
 
     def __init__(self, message: str, *, killed: bool = False):
         super().__init__(message)
@@ -50,8 +51,8 @@ class Process:
     Args:
       command: the interpreter and its arguments.
       log: where its standard error goes; appended to.
-      environment: variables beside this process's.
-      timeout: seconds without a sign of life after which it counts as hanging.
+      environment: variables in addition to this process's.
+      timeout: seconds without output after which it counts as hanging.
 
     Raises:
       FileError: if it cannot be started, or the log not written.
@@ -62,7 +63,7 @@ class Process:
     ):
         self.log, self._timeout = log, timeout
         self._in_order = True  # nothing has gone wrong so far
-        self.handshake: Mapping[str, Any] = {}  # for whoever has opened it
+        self.handshake: Mapping[str, Any] = {}  # set by the caller that opened it
         with naming_file(log, "written"):
             self._log: IO[bytes] = log.open("ab")
             self._log_start = self._log.seek(0, os.SEEK_END)
@@ -101,11 +102,11 @@ class Process:
             raise self._gone() from error
 
     def receive(self) -> dict[str, Any]:
-        """The next reply that is no mere sign of life.
+        """The next reply other than a sign of life.
 
         Raises:
-          WorkerFailure: if the process dies, is silent for too long, or answers anything else.
-          UserError: if it refuses the request; says why.
+          WorkerFailure: if the process dies, is silent for too long, or gives an invalid answer.
+          UserError: if it refuses the request; gives the reason.
         """
         while True:
             try:
@@ -122,7 +123,7 @@ class Process:
             if not isinstance(reply, dict):
                 self.kill()
                 text = shown(line.decode(errors="replace").strip(), 100)
-                raise WorkerFailure(f"answered {text!r}, which is not a reply of a worker")
+                raise WorkerFailure(f"answered {text!r}, which is not a worker's reply")
             if "progress" in reply:
                 continue
             self._in_order &= "error" not in reply
@@ -131,9 +132,9 @@ class Process:
             return reply
 
     def close(self) -> None:
-        """Ends the process: asks it, and kills it if it does not obey.
+        """Asks the process to end, and kills it if it does not.
 
-        Its log is removed if there was nothing but order.
+        Its log is removed if nothing went wrong.
         """
         try:
             self.send(close=True)
@@ -146,18 +147,18 @@ class Process:
             self.log.unlink(missing_ok=True)
 
     def kill(self) -> None:
-        """Ends the process at once; does nothing if it has ended."""
+        """Kills the process; does nothing if it has ended."""
         self._process.kill()
         self._process.wait()
-        with contextlib.suppress(OSError):  # what it has not read
+        with contextlib.suppress(OSError):  # requests that it has not read
             self._process.stdin.close()
         self._reader.join(1.0)
-        if not self._reader.is_alive():  # unless a child of it lives on
+        if not self._reader.is_alive():  # unless a child process lives on
             self._process.stdout.close()
         self._log.close()
 
     def _gone(self) -> WorkerFailure:
-        try:  # It may have closed its output only.
+        try:  # It may only have closed its output.
             code = self._process.wait(_CLOSING)
         except subprocess.TimeoutExpired:
             self.kill()
@@ -166,14 +167,14 @@ class Process:
             return WorkerFailure("closed its output" + self._last_words())
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else -code
-            hint = ", as systems do where memory runs out" if -code == signal.SIGKILL else ""
+            hint = ", as systems do when memory runs out" if -code == signal.SIGKILL else ""
             return WorkerFailure(
                 f"was ended by the signal {name}{hint}{self._last_words()}", killed=True
             )
         return WorkerFailure(f"ended with exit status {code}{self._last_words()}")
 
     def _last_words(self) -> str:
-        """The last line of what it has printed, and where the rest is."""
+        """The last line that it printed, and where the rest is."""
         try:
             with self.log.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
@@ -186,18 +187,18 @@ class Process:
 
 
 def unusable(interpreter: str, failure: WorkerFailure) -> FileError:
-    """The error of a worker that has never worked."""
+    """The error of a worker that never started properly."""
     return FileError(
-        f"the worker that {interpreter} was to run {failure}: run `make torch`, or name by "
+        f"the worker that {interpreter} was to run {failure}: run `make torch`, or name with "
         "--python an interpreter that has PyTorch and diffusers"
     )
 
 
 def started(start: Callable[[], Process], interpreter: str) -> Process:
-    """The first worker, open.
+    """The first worker, opened.
 
     Raises:
-      FileError: if it does not come to work.
+      FileError: if it cannot be started.
       UserError: as `start`.
     """
     for attempt in range(_STARTS):
@@ -211,11 +212,11 @@ def started(start: Callable[[], Process], interpreter: str) -> Process:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Items of one size that go through the generator together.
+    """Items of one size that go through the generator as a batch.
 
     Attributes:
       items: in order.
-      messages: for each item, what the worker gets.
+      messages: for each item, what is sent to the worker.
     """
 
     items: tuple[Item, ...]
@@ -234,14 +235,14 @@ class _Shared:
 
 
 class Pool:
-    """Several workers that take tasks from one list.
+    """Several workers that take tasks from one queue.
 
-    A task whose worker fails is sent once more as it is. If that fails too, its images go through
-    one by one, and the one at which the worker fails again is given up.
+    A task whose worker fails is sent once more unchanged. If that fails too, its images are sent
+    one by one, and one on which the worker fails again is given up.
 
     Args:
       start: (index) -> a process that has been opened. Raises `WorkerFailure` or `UserError`.
-      first: the process of index 0, open already.
+      first: the process of index 0, already open.
       count: how many workers.
     """
 
@@ -266,10 +267,10 @@ class Pool:
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """One outcome for each item of each task, as soon as it is known.
 
-        Tasks are asked for when there is a worker for them.
+        A task is only taken from the iterable when a worker is free.
 
         Raises:
-          UserError: if workers fail that have not made an image, or the disk is full.
+          UserError: if workers fail before they have made an image, or the disk is full.
         """
         waiting = _Shared(tasks)
         results: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()
@@ -291,8 +292,8 @@ class Pool:
                 else:
                     raise result
         except BaseException:
-            # Processes that are in the middle of something have no ear for a request. One that is
-            # being started is ended by the thread that does it.
+            # A busy process does not read requests, so it is killed. One that is being started is
+            # ended by the thread that starts it.
             with self._lock:
                 stop.set()
             self.kill()
@@ -338,13 +339,13 @@ class Pool:
     def _outcomes(
         self, index: int, task: Task, stop: threading.Event
     ) -> Iterator[tuple[Outcome, WorkerFailure | None]]:
-        """Outcomes of a task; with the failure where an item has ended its worker."""
+        """Outcomes of a task; with the failure where an item crashed its worker."""
         pending = {item.key: item for item in task.items}
         failures = 0
         while pending and not stop.is_set():
             messages = task.messages
             if alone := failures > 1 or (failures == 1 and len(task.items) == 1):
-                # One by one; of a single image this is the second try as well.
+                # One by one; for a single image this is also the second try.
                 messages = tuple(each for each in messages if each["key"] in pending)
             try:
                 process = self._process(index, stop)
@@ -355,7 +356,7 @@ class Pool:
                     key = reply.get("key")
                     if key not in {each["key"] for each in messages} - answered:
                         process.kill()
-                        raise WorkerFailure(f"answered {shown(str(reply), 100)} to a batch")
+                        raise WorkerFailure(f"replied {shown(str(reply), 100)} to a batch")
                     answered.add(key)
                     if reply.get("fatal"):
                         raise FileError(str(reply["error"]))
@@ -363,7 +364,7 @@ class Pool:
                         yield _outcome(reply), None
             except WorkerFailure as failure:
                 self._drop(index)
-                for each in task.messages:  # what it was about to write
+                for each in task.messages:  # files that it was about to write
                     Path(each["temporary"]).unlink(missing_ok=True)
                 if stop.is_set():
                     return
@@ -371,10 +372,10 @@ class Pool:
                 if alone and pending:
                     key = next(iter(pending))
                     del pending[key]
-                    yield Outcome(key, f"the worker {failure}, and so it did before"), failure
+                    yield Outcome(key, f"the worker {failure}, for the second time"), failure
 
     def _process(self, index: int, stop: threading.Event | None = None) -> Process:
-        """The open process of an index, started if there is none."""
+        """The open process of an index; started if necessary."""
         for attempt in range(_STARTS):
             with self._lock:
                 process = self._processes[index]
@@ -391,7 +392,7 @@ class Pool:
                     self._processes[index] = process
                     return process
             process.kill()
-            raise WorkerFailure("is not wanted any more")
+            raise WorkerFailure("is no longer needed")
         raise AssertionError
 
     def _drop(self, index: int) -> None:

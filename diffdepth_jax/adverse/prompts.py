@@ -1,7 +1,7 @@
 """The prompt bank: `prompts.toml`, and files of the user's own.
 
-A prompt is a function of the seed, the frame's id, the condition and the variant, whatever else is
-generated. (And of the bank: another one draws other words.)
+A prompt depends only on the bank, the seed, the frame's id, the condition and the variant, not on
+what else is generated.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ from typing import Any
 
 from diffdepth_jax.errors import ConfigError, naming_file
 
-SCENE = "scene"  # the condition of clean images that are made of prompts
+SCENE = "scene"  # the condition of clean images made from prompts
 _SLOT = re.compile(r"\{(\w+)\}")
 
-# What one can be drawn from: texts with their weights.
+# Texts to draw from, with their weights.
 Words = tuple[tuple[str, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What an image is to show, and what it must not."""
+    """What an image should show, and what it must not."""
 
     text: str
     negative: str
@@ -44,7 +44,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A table `[scenes.NAME]`; `per_frame` are the slots that are drawn once for a frame."""
+    """A table `[scenes.NAME]`; `per_frame` are the slots that are drawn once per frame."""
 
     words: Mapping[str, Words]
     per_frame: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Bank:
 
     Attributes:
       conditions, scenes: by name.
-      sources: the scene of a source's name, and of `default`.
+      sources: the scene for each source name, and for `default`.
       negative: what no image must show.
     """
 
@@ -66,7 +66,7 @@ class Bank:
     negative: str
 
     def scene_of(self, source: str | None, chosen: str | None = None) -> str:
-        """The scene whose words go with a source.
+        """The scene whose words belong to a source.
 
         Raises:
           ConfigError: if there is no scene `chosen`.
@@ -77,10 +77,10 @@ class Bank:
         return name
 
     def check(self, conditions: Sequence[str], scene: str) -> None:
-        """Refuses conditions that the bank does not have, or cannot put into words for a scene.
+        """Refuses conditions that are not in the bank, or for which it lacks words in a scene.
 
         Raises:
-          ConfigError: names the condition, or the slot that nothing fills.
+          ConfigError: names the condition, or the slot without words.
         """
         for name in conditions:
             if name not in self.conditions:
@@ -90,7 +90,7 @@ class Bank:
                     raise ConfigError(
                         f"the prompts of {name!r} have {{{slot}}}, for which neither the condition "
                         f"nor the scene {scene!r} has words: choose another prompts.scene, or add "
-                        "words by a file of prompts.files"
+                        "words in a file of prompts.files"
                     )
 
     def draw(self, seed: int, frame: str, condition: str, variant: int, scene: str) -> Prompt:
@@ -108,7 +108,7 @@ class Bank:
 
         def word(match: re.Match[str]) -> str:
             slot = match[1]
-            # A condition's own words are its own, whatever the scene says of the name.
+            # A condition's own words take precedence over the scene's.
             once = slot in shared and slot not in table.words
             where = (seed, frame) if once else (seed, frame, condition, variant)
             return _pick(words[slot], (*where, slot))
@@ -118,7 +118,7 @@ class Bank:
         return Prompt(text[:1].upper() + text[1:], negative)
 
     def count(self, condition: str, scene: str) -> int:
-        """How many prompts can be drawn; words may repeat in them."""
+        """How many prompts can be drawn; words may repeat across prompts."""
         words = self._words(condition, scene)
         return sum(
             math.prod(len(words[slot]) for slot in dict.fromkeys(_SLOT.findall(text)))
@@ -126,7 +126,7 @@ class Bank:
         )
 
     def fingerprint(self) -> str:
-        """A hash of all that prompts depend on beside the arguments of `draw`."""
+        """A hash of everything that prompts depend on, except the arguments of `draw`."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -144,17 +144,17 @@ def noise_seed(seed: int, frame: str, condition: str, variant: int) -> int:
 
 
 def read(files: Sequence[str] = ()) -> Bank:
-    """The bank of `prompts.toml` with the files' tables put over it.
+    """The bank of `prompts.toml` overlaid with the files' tables.
 
     Raises:
       FileError: if a file cannot be read.
-      ConfigError: if one is not valid TOML, or its tables are others than those of `prompts.toml`.
+      ConfigError: if one is not valid TOML, or has tables that `prompts.toml` does not have.
     """
     text = importlib.resources.files(__package__).joinpath("prompts.toml").read_text("utf-8")
     table = tomllib.loads(text)
     for name in files:
         table = _overlay(table, _read_file(Path(name).expanduser()))
-        _bank(table, name)  # so that a mistake is said to be this file's
+        _bank(table, name)  # so that errors name this file
     return _bank(table, "prompts.toml")
 
 
@@ -254,7 +254,7 @@ def _text(value: Any, where: str) -> str:
 
 
 def _pick(words: Words, place: tuple[Any, ...]) -> str:
-    """One of the words, by their weights, as a hash of the place decides."""
+    """One of the words, drawn by weight from a hash of the place."""
     position = int.from_bytes(_digest(place)[:8]) / 2**64 * sum(weight for _, weight in words)
     for text, weight in words:
         position -= weight
@@ -264,7 +264,7 @@ def _pick(words: Words, place: tuple[Any, ...]) -> str:
 
 
 def _digest(place: tuple[Any, ...]) -> bytes:
-    # Python's own random numbers and hashes change with its version or its start.
+    # Python's random numbers and hashes change between versions or runs.
     return hashlib.sha256(json.dumps(place).encode()).digest()
 
 

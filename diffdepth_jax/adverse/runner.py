@@ -1,13 +1,13 @@
 """A run: clean images x conditions x variants through a backend, each made once.
 
-Frames are first read and labelled, then images are made and, as they come, looked at by the
-teacher. Whatever is finished is noted in the workdir's journal at once (`manifest`), so a run that
-was killed goes on where it was, and several processes can share one (`shard`).
+Frames are first read and labelled; then images are made and scored by the teacher as they come.
+Everything finished is recorded in the workdir's journal at once (`manifest`), so a killed run
+continues where it stopped, and several processes can share one (`shard`).
 
-Images go through the generator in batches whose composition follows from the frames alone: a batch
-size's worth of consecutive frames is a block, its images in their order are cut into batches of one
-size. A batch of which anything is missing is made again as a whole, as an image's pixels can depend
-on its neighbours in the batch. Shards take whole blocks, so they do not change batches either.
+Images go through the generator in batches that depend on the frames alone: `batch_size` consecutive
+frames form a block, whose images are cut, in order, into batches of equal size. If any image of a
+batch is missing, the whole batch is made again, as pixels can depend on the neighbours in the
+batch. Shards take whole blocks, so they do not change batches either.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ from diffdepth_jax.errors import ConfigError, DataError, FileError, naming_file
 
 T = TypeVar("T")
 
-# What may change between two starts in one workdir. The backend says itself what may
-# (`Session.identity`), and another place of the same files is no other source.
+# What may change between two starts in one workdir. The backend itself says what may
+# (`Session.identity`), and a source does not change when its files are moved.
 _FREE = ("structure", "gallery", "cache", "on_error", "backend")
 _FREE_OF_NETWORKS = ("batch_size",)
 _FREE_OF_SOURCES = ("root", "check_files")  # names, or ends of names
@@ -40,11 +40,11 @@ _FREE_OF_SOURCES = ("root", "check_files")  # names, or ends of names
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run has come to.
+    """The result of a run.
 
     Attributes:
-      records: all images, in the order of the manifest; of a shard, those of its frames.
-      complete: whether the manifest was written, which a shard does not do.
+      records: all images, in the order of the manifest; for a shard, those of its frames.
+      complete: whether the manifest was written, which shards do not do.
     """
 
     records: Sequence[Record]
@@ -64,26 +64,27 @@ def run(
     merge: bool = False,
     progress: bool = True,
 ) -> Result:
-    """Makes every image of a config that is not there yet, and the manifest.
+    """Makes every missing image of a config, and the manifest.
 
     Args:
       config: what to make.
-      workdir: made if missing; see `manifest` for what it holds. A finished one is left as it is.
-      python: the interpreter of the backend's own process, where it has one.
-      shard: (index, count): do only every count-th block of frames, and write no manifest; that is
-        for `merge`, or for the same call without a shard.
-      merge: make nothing; check that the shards make a whole, and write the manifest.
+      workdir: created if missing; `manifest` describes its content. A finished one is left
+        unchanged.
+      python: the interpreter for the backend's process, if it has one.
+      shard: (index, count): make only every count-th block of frames, and no manifest; `merge`, or
+        the same call without a shard, writes it.
+      merge: make nothing; check that the shards are complete, and write the manifest.
       progress: show progress bars.
 
     Returns:
-      All images with what became of them. Failed ones are tried again by the same call.
+      All images with their status. The same call tries failed ones again.
 
     Raises:
-      ConfigError: for a config that cannot be used, or a workdir that was begun with another one.
-      DataError: with `merge`, for shards that do not make a whole; for frames with the same id.
+      ConfigError: for a config that cannot be used, or a workdir that was started with another one.
+      DataError: with `merge`, for incomplete shards; for frames with the same id.
       FileError: for files that cannot be read or written.
-      WeightsError: for weights of the teacher or the backend that cannot be used.
-      KeyboardInterrupt: with a message that says how to go on.
+      WeightsError: for unusable weights of the teacher or the backend.
+      KeyboardInterrupt: with a message that says how to continue.
     """
     directory = Path(workdir).expanduser()
     if shard is not None and not 0 <= shard[0] < shard[1]:
@@ -153,9 +154,9 @@ class _Run:
         return Result(records, self.shard is None)
 
     def _reported(self) -> list[Record] | None:
-        """The manifest, if it is of this very config, nothing has failed and all files are there.
+        """The manifest, if it is of exactly this config, nothing has failed and all files exist.
 
-        The journals, which would say the same, are not read: they can have 100 MB.
+        The journals, which hold the same, are not read: they can have 100 MB.
         """
         same = self.run_file.says("backend_config", configs.to_mapping(self.config.backend))
         if self.shard is not None or not same or not self.report_file.says("of", self._shown()):
@@ -179,12 +180,12 @@ class _Run:
         return [self.workdir / name for name in names]
 
     def _shown(self) -> dict[str, Any]:
-        """What the manifest and its pictures depend on beside what cannot change."""
+        """The changeable settings that the manifest and its pictures depend on."""
         shown = {name: vars(getattr(self.config, name)) for name in ("structure", "gallery")}
         return {**shown, "journals": self.journal.sizes()}
 
     def _is_finished(self) -> bool:
-        """Whether all is there, as far as is known without opening source, network or backend."""
+        """Whether everything exists, as far as known without opening source, network or backend."""
         count = self.run_file.get("frames")
         backend = configs.to_mapping(self.config.backend)
         if count is None or not self.run_file.says("backend_config", backend):
@@ -202,7 +203,7 @@ class _Run:
             absent = sum(frame is None for frame in frames)
             raise DataError(
                 f"{self.workdir}: {absent} of {count or 0} frames have not been prepared: run the "
-                "missing shards, or the command without --shard and --merge, which does what is "
+                "missing shards, or the command without --shard and --merge, which makes what is "
                 "left"
             )
         keys = [key for frame in frames for key, *_ in self._images(frame)]
@@ -211,7 +212,7 @@ class _Run:
         manifest.check_shards(self.state, wanted, self.run_file.fingerprint())
         listing.require_unique(keys, str(self.workdir))
 
-    # What there is to do.
+    # ---- what is left to do
 
     def _indices(self, count: int) -> list[int]:
         """The frames of this shard: whole blocks."""
@@ -237,7 +238,7 @@ class _Run:
         return self.workdir / manifest.image_path(frame, condition, variant)
 
     def _missing(self, frame: Frame) -> list[str]:
-        """The keys of a frame's images that are not made, or not looked at."""
+        """The keys of a frame's images that are not made or not scored yet."""
         if frame.error is not None:
             return []
         return [
@@ -270,7 +271,7 @@ class _Run:
             return prompts.Prompt("", "")
         return self.bank.draw(self.config.seed, frame, condition, variant, self.scene)
 
-    # Doing it.
+    # ---- making it
 
     def _work(self) -> None:
         config, workdir = self.config, self.workdir
@@ -303,7 +304,7 @@ class _Run:
             self._make_images(session, [self.state.frames[index] for index in indices])
 
     def _make_scenes(self, session: Session, indices: Sequence[int]) -> None:
-        """Makes the clean images that are made of prompts."""
+        """Makes clean images from prompts."""
         items = {index: self._scene_item(index) for index in indices}
         missing = {
             index
@@ -372,7 +373,7 @@ class _Run:
             for index in list(todo):
                 item = self._scene_item(index)
                 if self.state.scenes[item.key].flagged:
-                    why = "the generator's checker blacked its clean image"
+                    why = "the generator's safety checker blacked out its clean image"
                     name = item.output.stem.rpartition("_")[0]
                     self.journal.note(Frame(index, name, error=why, flagged=True), "frame")
                     todo.remove(index)
@@ -386,12 +387,12 @@ class _Run:
                 bar.update()
 
     def _make_images(self, session: Session, frames: Sequence[Frame]) -> None:
-        """Makes and judges the images that are missing."""
+        """Makes and scores the missing images."""
         by_key = {key: frame for frame in frames for key, *_ in self._images(frame)}
         judge = _Judge(self)
         wanted = [key for frame in frames for key in self._missing(frame)]
         with self._bar("images", len(by_key), len(by_key) - len(wanted)) as bar:
-            # Made before a run was killed, but not looked at.
+            # Made before a run was killed, but not scored.
             all_batches = list(self._batches(frames))
             items = {item.key: item for batch in all_batches for item in batch}
             unseen = [key for key in wanted if self._is_there(key, items[key].output)]
@@ -408,7 +409,7 @@ class _Run:
             bar.set_postfix(failed=num_failed)
             for item, outcome in _outcomes(session, batches):
                 made = _made(item, outcome)
-                if item.key not in missing:  # made again beside one that was
+                if item.key not in missing:  # made again with its batch
                     continue
                 self.journal.note(made, "image")
                 if made.error is None:
@@ -448,7 +449,7 @@ class _Run:
             dynamic_ncols=True,
         )
 
-    # Telling of it.
+    # ---- reporting it
 
     def _records(self, frames: Sequence[Frame]) -> list[Record]:
         records = [self._record(frame, *image) for frame in frames for image in self._images(frame)]
@@ -462,7 +463,9 @@ class _Run:
         there = made.error is None
         scores = {"abs_rel": made.abs_rel, "edge_agreement": made.edge_agreement}
         rejected = made.flagged or frame.flagged
-        reason = "the generator's checker blacked the image" if made.flagged else made.error
+        reason = (
+            "the generator's safety checker blacked out the image" if made.flagged else made.error
+        )
         return Record(
             id=frame.id,
             condition=condition,
@@ -484,7 +487,7 @@ class _Run:
         )
 
     def _report(self, records: Sequence[Record]) -> None:
-        """Writes the manifest and what is drawn of it, unless it is there."""
+        """Writes the manifest and its pictures, unless they exist."""
         path, text = self.workdir / manifest.MANIFEST_FILE, manifest.as_text(records)
         pictures = vars(self.config.gallery)
         drawn = self.report_file.says("gallery", pictures) and all(
@@ -496,12 +499,12 @@ class _Run:
             summary.write(self.workdir, records)
             gallery.write(self.workdir, records, self.config.gallery)
             self.report_file.set("gallery", pictures)
-            manifest.write(self.workdir, records)  # the last, as it says that all is done
+            manifest.write(self.workdir, records)  # last, as it means that all is done
         self.report_file.set("of", self._shown())
 
 
 class _Judge:
-    """Looks at images, in batches of the teacher, and notes them."""
+    """Scores images, in batches of the teacher, and records them."""
 
     def __init__(self, run: _Run):
         self._run = run
@@ -511,12 +514,12 @@ class _Judge:
         self._size = self._teacher.config.batch_size if self._teacher else 1
 
     def add(self, frame: Frame, item: Item, made: Made) -> int:
-        """Takes an image that is there; returns how many have been noted as looked at."""
+        """Takes an existing image; returns how many were recorded as scored."""
         self._waiting.append((frame, item, made))
         return self.finish() if len(self._waiting) >= self._size else 0
 
     def finish(self) -> int:
-        """Looks at those that wait; returns how many."""
+        """Scores the waiting images; returns how many."""
         waiting, self._waiting = self._waiting, []
         teacher = self._teacher
         seen = [each for each in waiting if not each[2].flagged] if teacher else []
@@ -543,15 +546,15 @@ class _Judge:
 def _outcomes(
     session: Session, batches: Sequence[Sequence[Item]]
 ) -> Iterator[tuple[Item, Outcome]]:
-    """What becomes of every item, once; a file that is not what was asked for is an error."""
+    """One outcome for every item; a file that is not as requested becomes an error."""
     waiting = {item.key: item for batch in batches for item in batch}
     for outcome in session.generate(batches):
         item = waiting.pop(outcome.key, None)
         if item is None:
-            raise RuntimeError(f"the backend made {outcome.key!r}, which nobody asked it for now")
+            raise RuntimeError(f"the backend made {outcome.key!r}, which was not requested")
         yield item, outcome if outcome.error is not None else _looked_at(item, outcome)
     for key, item in waiting.items():
-        yield item, Outcome(key, error="the backend ended without a word of it")
+        yield item, Outcome(key, error="the backend ended without an outcome for it")
 
 
 def _looked_at(item: Item, outcome: Outcome) -> Outcome:
@@ -570,7 +573,7 @@ def _looked_at(item: Item, outcome: Outcome) -> Outcome:
 
 
 def _names(folder: Path) -> set[str]:
-    """What a folder holds; nothing if there is none."""
+    """The names in a folder; none if it does not exist."""
     with naming_file(folder, "read"):
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
@@ -585,7 +588,7 @@ def _blocks(items: Sequence[T], size: int) -> Iterator[list[T]]:
 
 
 def _listed(source: Any) -> list[listing.Frame] | None:
-    """A source's frames by their files, where it lists them; nothing is read."""
+    """A source's frames by their files, where it lists them, without reading any."""
     frames = [source.frame(index) for index in range(len(source))]
     return None if None in frames else frames
 
@@ -593,11 +596,11 @@ def _listed(source: Any) -> list[listing.Frame] | None:
 def _checking_names(
     read: Callable[[int], Mapping[str, Any]], names: dict[str, int]
 ) -> Callable[[int], Mapping[str, Any]]:
-    """Refuses ids that are not file names, or another frame's: results would go astray.
+    """Refuses ids that are not valid file names or that occur twice: results would be misplaced.
 
     Args:
       read: a frame's sample.
-      names: the frames that are known, by id; further ones are added.
+      names: the known frames by id; new ones are added.
     """
 
     def checked(index: int) -> Mapping[str, Any]:
@@ -605,8 +608,8 @@ def _checking_names(
         name = sample["id"]
         if not name or Path(name).name != name or name.startswith("."):
             raise DataError(
-                f"frame {index} has the id {name!r}, which cannot be a file's name: sources give "
-                "ids without / that do not start with a dot"
+                f"frame {index} has the id {name!r}, which cannot be a file name: ids of a source "
+                "must not contain / or start with a dot"
             )
         if names.setdefault(name, index) != index:
             raise DataError(
@@ -619,7 +622,7 @@ def _checking_names(
 
 
 def _fixed(config: AdverseConfig) -> dict[str, Any]:
-    """What must stay the same in a workdir, of the config."""
+    """The part of the config that must stay the same in a workdir."""
     values = {
         name: value for name, value in configs.to_mapping(config).items() if name not in _FREE
     }
@@ -642,7 +645,7 @@ def _fixed(config: AdverseConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _how_to_go_on(run: _Run) -> Iterator[None]:
-    """Says after Ctrl-C how to go on."""
+    """After Ctrl-C, says how to continue."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

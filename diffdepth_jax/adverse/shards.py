@@ -1,4 +1,4 @@
-"""Which part of a run a process does."""
+"""Which part of a run a process makes."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ _TASK = "SLURM_ARRAY_TASK_"
 
 
 def chosen(text: str | None, environment: Mapping[str, str]) -> Shard | None:
-    """(index, count) of `--shard`, or of the SLURM job array that the process is a task of.
+    """(index, count) from `--shard`, or from the SLURM job array that the process belongs to.
 
     Args:
       text: the flag, like `0/4`; None if it was not given.
@@ -27,13 +27,13 @@ def chosen(text: str | None, environment: Mapping[str, str]) -> Shard | None:
     names = [_TASK + name for name in ("ID", "COUNT", "MIN", "STEP")]
     given = [environment.get(name, default) for name, default in zip(names, "0100", strict=True)]
     given[3] = environment.get(names[3], "1")
-    told = ", ".join(f"{name}={value}" for name, value in zip(names, given, strict=True))
+    shown = ", ".join(f"{name}={value}" for name, value in zip(names, given, strict=True))
     if not all(value.isdigit() for value in given):
-        raise ConfigError(f"{told}: these are not numbers; say which part this is by --shard=I/N")
+        raise ConfigError(f"{shown}: these are not numbers; set the part with --shard=I/N")
     task, count, first, step = map(int, given)
     if step != 1 or not 0 <= task - first < count:
         raise ConfigError(
-            f"{told}: only arrays of consecutive tasks are understood, such as --array=0-7; "
-            "otherwise say which part this is by --shard=I/N"
+            f"{shown}: only arrays of consecutive tasks are supported, such as --array=0-7; "
+            "otherwise set the part with --shard=I/N"
         )
     return task - first, count

@@ -1,21 +1,21 @@
 """Whether a generated image still shows the label's structure, as the teacher sees it.
 
 The teacher predicts the depth of the generated image; two numbers compare it with the label. Both
-ignore a scale and a shift, so that a teacher whose depth drifts with the light is not taken for a
-generator that has moved a car. A teacher that fails in the condition itself lowers them as well:
-they bound what went wrong, and rank images of one condition by one teacher.
+ignore scale and shift, so that a teacher whose depth drifts with the light is not mistaken for a
+generator that has moved a car. They also suffer if the teacher itself fails in the condition: they
+are an upper bound on the damage, and rank images of one condition under one teacher.
 
 `abs_rel`: |aligned - label| / label, averaged over the label's valid pixels. The alignment is the
 least squares fit of scale and shift: in depth for a metric teacher, in disparity for a relative one
 (`evaluation.protocols.alignment`). Where the label is a relative disparity too, it has no metres:
-its range is mapped to disparities from 0.1 to 1, and errors are those of the depths 1 to 10 that
-these are (a convention of ours).
+its range is mapped to disparities from 0.1 to 1, and errors are those of the corresponding depths
+from 1 to 10 (our convention).
 
 `edge_agreement`: the share of depth edges that the two have in common, 0 to 1 (F1 of precision and
 recall, with a tolerance of 0.5% of the diagonal, by which both are smoothed first). Edges are the
-5% of the pixels where the logarithm of depth jumps most: a fixed share needs no threshold that
-would depend on how sharp a teacher is. Unrelated maps agree by chance too: the exact depth of two
-frames of the committed sample by 0.16, in the median over pairs.
+5% of the pixels where log depth jumps most: a fixed share, unlike a threshold, does not depend on
+how sharp a teacher is. Unrelated maps agree by chance too: for the exact depth of two frames of the
+committed sample the median over pairs is 0.16.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ from diffdepth_jax.typing import Output
 
 _EDGE_SHARE = 0.05  # of the pixels
 _TOLERANCE = 0.005  # of the diagonal
-_DENSE = 0.25  # share of pixels that a label must have for its edges to be looked for
+_DENSE = 0.25  # share of known pixels that a label needs for edges to be computed
 _FARTHEST = 0.1  # disparity of the farthest pixel of a relative label; the nearest has 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """How far a generated image's depth is from the label.
+    """How well a generated image's depth agrees with the label.
 
     Attributes:
       abs_rel: 0 for the same depth, up to scale and shift.
@@ -85,7 +85,7 @@ def _edge_agreement(prediction: np.ndarray, label: np.ndarray, valid: np.ndarray
     if valid.mean() < _DENSE:
         return None
     radius = max(1.0, _TOLERANCE * float(np.hypot(*label.shape)))
-    # One mask of pixels for both, or the edges of the unknown part, and of the image, would count.
+    # The same mask for both; otherwise the borders of unknown areas would count as edges.
     usable = ndimage.binary_erosion(valid & np.isfinite(prediction), iterations=round(2 * radius))
     found, wanted = (_edges(depth, usable, radius) for depth in (prediction, label))
     if not found.any() or not wanted.any():
@@ -97,16 +97,16 @@ def _edge_agreement(prediction: np.ndarray, label: np.ndarray, valid: np.ndarray
 
 
 def _edges(depth: np.ndarray, usable: np.ndarray, radius: float) -> np.ndarray:
-    """The pixels where log depth jumps most, once it is smoothed."""
+    """The pixels where smoothed log depth jumps most."""
     positive = depth[usable & (depth > 0)]
     if not positive.size:
         return np.zeros(depth.shape, bool)
     logarithm = np.log(np.where(usable, np.maximum(depth, positive.min()), 1.0))
-    # Networks leave patterns of their own, from pixel to pixel, which are the same in all images.
+    # Networks leave pixel patterns that are the same in all images.
     weight = ndimage.gaussian_filter(usable.astype(np.float64), radius)
     logarithm = ndimage.gaussian_filter(logarithm, radius) / np.maximum(weight, 1e-6)
     rows, columns = np.gradient(logarithm)
     jump = np.where(usable, np.hypot(rows, columns), 0.0)
-    # A flat map has no edges, whatever noise of the arithmetic is its largest.
+    # A flat map has no edges, only rounding noise.
     threshold = max(float(np.quantile(jump[usable], 1 - _EDGE_SHARE)), 1e-6)
     return jump > threshold

@@ -1,8 +1,8 @@
 """The process that drives PyTorch, and the only file with it: `INTERPRETER worker.py`.
 
-It imports neither JAX nor this package, so any interpreter that has PyTorch and diffusers will do.
-Requests come on standard input and replies go to what was standard output, JSON a line; whatever
-libraries print goes to standard error. The requests:
+It imports neither JAX nor this package, so any interpreter with PyTorch and diffusers works.
+Requests come on standard input and replies go to the original standard output, one JSON object per
+line; whatever libraries print goes to standard error. The requests:
 
     {"fetch": {NAME: {"repository", "kind"}}}  downloads     {"fetched": {NAME: FOLDER}}
     {"protocol": 1, "open": {...}}             loads         {"protocol", "versions", "device", ...}
@@ -11,8 +11,8 @@ libraries print goes to standard error. The requests:
     {"close": true}                            ends the process
 
 `{"progress": ...}` comes in between as a sign of life. A request that cannot be served at all is
-answered by {"error", "kind"}. When standard input ends the process does too, at once: nobody is
-left to want its images.
+answered with {"error", "kind"}. When standard input ends, the process exits at once: nothing is
+left to receive its images.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ import threading
 
 PROTOCOL = 1
 REMEDY = (
-    "run `make torch`, or name by --python an interpreter that has the packages of "
+    "run `make torch`, or name with --python an interpreter that has the packages of "
     "requirements-torch.txt"
 )
-# Older ones do not know `dtype=` of from_pretrained, and say nothing.
+# Older versions silently ignore `dtype=` of from_pretrained.
 _MINIMA = {"torch": (2, 4), "diffusers": (0, 42), "transformers": (4, 56)}
 _SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -59,11 +59,11 @@ class RequestError(Exception):
 
 
 class ItemError(Exception):
-    """Why there is no image of an item."""
+    """Why an item has no image."""
 
 
 def main():
-    # Libraries print; a line of theirs among the replies would break the protocol.
+    # Anything that libraries print among the replies would break the protocol.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     # This file's folder has modules of common names, such as `config`.
@@ -75,7 +75,7 @@ def main():
             replies.write(json.dumps(reply) + "\n")
             replies.flush()
         except OSError:
-            os._exit(3)  # The reader is gone.
+            os._exit(3)  # The reader has exited.
 
     generator = None
     for request in _requests(sys.stdin.buffer):
@@ -85,7 +85,9 @@ def main():
             elif "open" in request:
                 if request.get("protocol") != PROTOCOL:
                     theirs = request.get("protocol")
-                    raise RequestError("config", f"protocol {theirs} asked for, {PROTOCOL} spoken")
+                    raise RequestError(
+                        "config", f"protocol {theirs} was requested, this is {PROTOCOL}"
+                    )
                 generator = Generator(request["open"], send)
                 send(protocol=PROTOCOL, **generator.description())
             elif "check" in request:
@@ -100,7 +102,7 @@ def main():
 
 
 def _requests(stream):
-    """The requests until "close"; the end of the stream ends the process, whatever it is doing."""
+    """The requests until "close"; the end of the stream ends the process at once."""
     pending = queue.SimpleQueue()
 
     def read():
@@ -129,14 +131,14 @@ def control_image(inverse_depth, normalization):
       inverse_depth: float [h, w], larger = nearer, of any scale and shift.
       normalization: "minimum_maximum": minus the minimum, divided by the maximum (MiDaS; what depth
         adapters and ControlNets are trained on). "percentiles": depth, the inverse, from its 2nd
-        percentile (white) to its 85th (black), as ZoeDepth's adapters are trained on; what is
-        further than a thousand times the nearest counts as that far.
+        percentile (white) to its 85th (black), as ZoeDepth's adapters are trained on; distances
+        beyond a thousand times the nearest are clipped to that.
 
     Returns:
       uint8 [h, w, 3], three equal channels.
 
     Raises:
-      ItemError: if it is no such map, or constant.
+      ItemError: if it is not such a map, or constant.
     """
     import numpy as np
 
@@ -144,7 +146,7 @@ def control_image(inverse_depth, normalization):
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ItemError(
             f"the control map is {values.dtype} of shape {values.shape}; it must be a map of "
-            "inverse depth, floating-point [h, w], and no picture"
+            "inverse depth, floating-point [h, w], not a picture"
         )
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
@@ -159,13 +161,13 @@ def control_image(inverse_depth, normalization):
         values = values - values.min()
         spread = values.max()
     if not spread > 0:
-        raise ItemError("the control map is constant: there is no depth in it to steer by")
+        raise ItemError("the control map is constant: it has no depth to steer by")
     levels = (np.clip(values / spread, 0, 1) * 255).round().astype(np.uint8)
     return np.repeat(levels[:, :, None], 3, axis=2)
 
 
 def read_control(path, size, normalization):
-    """A control map's picture as an image of Pillow; `size` is what it must have, (h, w)."""
+    """A control map as a Pillow image, which must have `size` (h, w)."""
     import numpy as np
     from PIL import Image
 
@@ -179,7 +181,7 @@ def read_control(path, size, normalization):
 
 
 def read_image(path, size):
-    """A clean image in RGB; `size` is what it must have, (h, w)."""
+    """A clean image in RGB, which must have `size` (h, w)."""
     from PIL import Image
 
     try:
@@ -197,7 +199,7 @@ def read_image(path, size):
 
 
 def resized(image, size):
-    """An image of Pillow at (h, w), by Lanczos."""
+    """A Pillow image resized to (h, w) by Lanczos."""
     from PIL import Image
 
     size = (size[1], size[0])
@@ -226,13 +228,13 @@ class Generator:
     """A loaded pipeline.
 
     Args:
-      options: what the host sends with "open"; see `backends/diffusers.py`.
+      options: the content of "open"; see `backends/diffusers.py`.
       send: sends a reply.
     """
 
     def __init__(self, options, send):
         self._options, self._send = options, send
-        # Of OpenMP, and whatever else reads them when it is first imported.
+        # OpenMP and others read these when first imported.
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(options["threads"])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -261,7 +263,7 @@ class Generator:
         components["unet"].register_forward_pre_hook(self._progress)
 
     def description(self):
-        """What the handshake tells."""
+        """The content of the handshake."""
         return {
             "versions": self._versions,
             "device": self._device.type,
@@ -271,7 +273,7 @@ class Generator:
         }
 
     def check(self, items):
-        """Prompts that the text encoder would cut off, in silence."""
+        """Prompts that the text encoder would silently truncate."""
         faults = {}
         for item in items:
             for prompt in item["prompts"]:
@@ -287,7 +289,7 @@ class Generator:
     @staticmethod
     @functools.lru_cache(maxsize=100_000)
     def _tokens(tokenizer, prompt):
-        # With what marks the beginning and the end.
+        # Including the tokens for beginning and end.
         return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
     def batch(self, items, at_most=None):
@@ -295,7 +297,7 @@ class Generator:
 
         Args:
           items: see `backends/diffusers.py`.
-          at_most: so many go through the pipeline together.
+          at_most: this many go through the pipeline together.
         """
         ready = []
         for item in items:
@@ -322,7 +324,7 @@ class Generator:
                 **components,
             }
         elif name != "t2i_adapter":
-            # Otherwise there is one if a package for it happens to be installed.
+            # Otherwise it depends on whether an optional package is installed.
             components = {"add_watermarker": False, **components}
         pipeline = getattr(diffusers, _PIPELINES[name, family])(**components)
         pipeline.set_progress_bar_config(disable=True)
@@ -336,7 +338,7 @@ class Generator:
         inputs = {
             "prompt": item["prompt"],
             "negative_prompt": item["negative_prompt"],
-            # On the CPU, so that its numbers are those of any device; a new one for each try.
+            # On the CPU, so that its numbers do not depend on the device; a new one for each try.
             "generator": torch.Generator("cpu").manual_seed(item["seed"]),
         }
         if item["control"] is None:
@@ -351,7 +353,7 @@ class Generator:
         return inputs
 
     def _generate(self, ready, reduced):
-        """Runs items through the pipeline, by halves where memory runs out."""
+        """Runs items through the pipeline, in halves if memory runs out."""
         try:
             failure = None
             images, flags = self._call(ready)
@@ -359,7 +361,7 @@ class Generator:
             if not _out_of_memory(error):
                 _print_traceback()
             failure, memory = f"{type(error).__name__}: {error}", _out_of_memory(error)
-        # Here, outside of the handler, the tensors of the failed try are gone.
+        # Outside of the handler the tensors of the failed try are freed.
         if failure is not None and memory:
             self._free()
             if len(ready) > 1:
@@ -376,7 +378,7 @@ class Generator:
             reply = {"key": item["key"]}
             if reduced:
                 reply["reduced_batch"] = len(ready)
-            if flagged:  # by the model's safety checker, which has blacked it
+            if flagged:  # by the model's safety checker, which blacked it out
                 reply["flagged"] = True
             try:
                 self._finish(image, item, flagged)
@@ -396,7 +398,7 @@ class Generator:
         scene = ready[0][0]["control"] is None
         arguments = {name: [inputs[name] for _, inputs in ready] for name in ready[0][1]}
         if not any(arguments["negative_prompt"]):
-            # SDXL knows none, which is not the empty text.
+            # For SDXL no prompt is not the same as an empty one.
             arguments["negative_prompt"] = None
         arguments.update(
             height=generated[0],
@@ -427,7 +429,7 @@ class Generator:
             raise ItemError(f"the pipeline gave {image.shape}, not {(*item['generated'], 3)}")
         if not np.isfinite(image).all() or not (image.any() or flagged):
             raise ItemError(
-                f"the image is black or not finite: numbers overflow in {self._dtype}; set dtype "
+                f"the image is black or not finite: {self._dtype} overflows; set dtype "
                 "to 'bfloat16' or 'float32'"
             )
         levels = (image * 255).round().astype(np.uint8)
@@ -496,7 +498,7 @@ def _numbers(version):
 
 
 def _device(torch, wanted, index):
-    """A device of PyTorch, and how many of its kind there are."""
+    """A PyTorch device, and how many of its kind there are."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if wanted == "auto":
@@ -525,8 +527,8 @@ def _dtype(torch, wanted, device):
 def _load(options, dtype, progress):
     """The pipeline's components by name.
 
-    Each by its own class, so that no folder decides what is run, and strictly: diffusers and
-    transformers fill what a file lacks with random numbers and go on.
+    Each is loaded by a fixed class, so that no folder decides what is run, and strictly: diffusers
+    and transformers silently fill missing weights with random numbers.
     """
     import diffusers
     import transformers
@@ -543,7 +545,7 @@ def _load(options, dtype, progress):
                 where, dtype=dtype, use_safetensors=True, output_loading_info=True, **local, **more
             )
         _require_complete(loaded, info, where)
-        if loaded.dtype != dtype:  # The pipelines' parts must have one type.
+        if loaded.dtype != dtype:  # All parts of a pipeline must have one type.
             raise RequestError("weights", f"{where} was loaded as {loaded.dtype}, not {dtype}")
         return loaded
 
@@ -600,7 +602,7 @@ def _scheduler(folder, name):
 
 
 def _load_single_file(path, folder, xl, dtype):
-    """Components out of a file in the layout of the original code."""
+    """Components from a file in the layout of the original code."""
     import diffusers
 
     cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
@@ -637,7 +639,7 @@ def _load_control(options, components, dtype, model):
 
 
 class _loading:
-    """Turns whatever libraries raise of a file into one kind of error that names it."""
+    """Turns any library error about a file into one kind of error that names the file."""
 
     def __init__(self, path):
         self._path = path
@@ -670,7 +672,7 @@ def _require_complete(model, info, path):
         raise RequestError(
             "weights",
             f"{path} does not fit {type(model).__name__}: {'; '.join(wrong)}. Copy it again, and "
-            "see that weights and config belong together",
+            "check that weights and config belong together",
         )
 
 
@@ -682,7 +684,7 @@ _WEIGHTS = ["*.safetensors", "*.fp16.safetensors", "*.bin"]  # in this order
 
 
 def fetch(wanted, send):
-    """Downloads snapshots of the hub, as files only: nothing of them is run.
+    """Downloads snapshots of the hub, as files only: nothing in them is run.
 
     Args:
       wanted: names to {"repository": "owner/name", "kind": "base" | "control" | "config",
@@ -713,7 +715,7 @@ def fetch(wanted, send):
             ignored = _OTHER + each.get("without", [])
             try:
                 folder = get(allow_patterns=_TEXT, ignore_patterns=ignored)
-                # Pickles if there is nothing else: the host reads them without running them.
+                # Pickles only if there is nothing else: the host reads them without running them.
                 for ending in _WEIGHTS:
                     if _complete(folder, each["kind"]):
                         break
@@ -724,7 +726,7 @@ def fetch(wanted, send):
                 raise RequestError(
                     "weights",
                     f"there is no file or folder {each['repository']!r}, and Hugging Face's hub "
-                    f"gave no such repository ({problem}): download it and name its folder",
+                    f"has no such repository ({problem}): download it and name its folder",
                 ) from error
             folders[name] = folder
     finally:
@@ -733,7 +735,7 @@ def fetch(wanted, send):
 
 
 def _complete(folder, kind):
-    """Whether a snapshot has weights wherever it needs them."""
+    """Whether a snapshot has all the weights that it needs."""
     parts = {"base": ("unet", "vae", "text_encoder"), "control": ("",), "config": ()}[kind]
     return all(
         any(name.endswith((".safetensors", ".bin")) for name in os.listdir(place))
@@ -749,5 +751,5 @@ if __name__ == "__main__":
     except BaseException:
         _print_traceback()
     sys.stderr.flush()
-    # At once: Python would wait for, or trip over, the thread that reads.
+    # At once: Python would otherwise wait for the thread that reads.
     os._exit(status)

@@ -41,8 +41,8 @@ class DataConfig:
       depth_range: metres (low, high); `valid_mask` is depth > 0 and, where this is given, strictly
         between them. For metric labels only.
       clean_share: of a source with clean images, the share of the stream's images that are the
-        clean one in place of the generated one, spread evenly: exactly batch_size * clean_share
-        in every batch where that is a whole number.
+        clean one in place of the generated one, spread evenly: exactly batch_size * clean_share in
+        every batch where that is a whole number.
       cache: keep decoded frames in memory (of each process) after their first use; for small data
         sets.
       num_workers: processes that prepare batches; 0 prepares them in threads of this process.

@@ -94,13 +94,13 @@ def augment(
       inside: whether to mark pixels that rotation brought in from outside the frame.
 
     Returns:
-      A frame of `config.crop` pixels. Optional fields follow: `clean_image` as
-      the image but for the colours, which stay; `relative_disparity` as depth but unscaled; masks
-      and classes by the nearest neighbour. Only `disparity` is left out: depth says the same.
-      Depth is 0 (relative disparity NaN, classes and masks 0) where rotation brought in pixels
-      from outside the frame (the image is black there) and, on NYU, where the bilinear resize
-      would have mixed measured with unmeasured pixels (the original mixes; dense depth is the same
-      either way). With `inside` also a mask of that name.
+      A frame of `config.crop` pixels. Optional fields follow: `clean_image` as the image but for
+      the colours, which stay; `relative_disparity` as depth but unscaled; masks and classes by the
+      nearest neighbour. Only `disparity` is left out: depth says the same. Depth is 0 (relative
+      disparity NaN, classes and masks 0) where rotation brought in pixels from outside the frame
+      (the image is black there) and, on NYU, where the bilinear resize would have mixed measured
+      with unmeasured pixels (the original mixes; dense depth is the same either way). With `inside`
+      also a mask of that name.
 
     Raises:
       DataError: if the frame can be smaller than the crop.
@@ -288,8 +288,8 @@ def _kitti_image(
     """Rotates, jitters, resizes to (height, width) and crops; computes only what the box needs.
 
     As each step on the whole frame, in half the time: turning by bicubic interpolation is most of
-    the work. The only difference is that contrast is changed about a mean over a sample of a
-    large frame's pixels; rounded, it may be one of 255 off.
+    the work. The only difference is that contrast is changed about a mean over a sample of a large
+    frame's pixels; rounded, it may be one of 255 off.
     """
     y, x = image.height / size[0], image.width / size[1]
     left, top, right, bottom = (side * step for side, step in zip(box, (x, y, x, y), strict=True))

@@ -1,10 +1,10 @@
 """Sharpness of depth edges: precision, recall and F-score of occluding contours.
 
 A contour at a ratio t lies between two neighbouring pixels if one is more than t times as far away
-as the other. A predicted contour is correct if the ground truth has one between the same two
-pixels with the same one nearer. Ratios do not depend on scale, so predictions need not be aligned
-for scale. After Bochkovskii et al. 2024 (Depth Pro, arXiv:2410.02073, section 3.2), with a mask of
-the pixels that count.
+as the other. A predicted contour is correct if the ground truth has one between the same two pixels
+with the same one nearer. Ratios do not depend on scale, so predictions need not be aligned for
+scale. After Bochkovskii et al. 2024 (Depth Pro, arXiv:2410.02073, section 3.2), with a mask of the
+pixels that count.
 
 The ground truth must be exact and dense: the points of a lidar scan have no neighbours.
 """

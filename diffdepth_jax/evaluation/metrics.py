@@ -1,9 +1,9 @@
 """Depth metrics of one image, in float64 (edges: `boundary`; spread of samples: `uncertainty`).
 
 The conventions are the field's (Eigen et al. 2014; the KITTI depth devkit; Marigold's and BTS's
-public evaluation code): every metric is a mean over the valid pixels of one image, and a data
-set's number is the mean over its images. Pooling all pixels of a data set into one mean is a
-different number and is not offered.
+public evaluation code): every metric is a mean over the valid pixels of one image, and a data set's
+number is the mean over its images. Pooling all pixels of a data set into one mean is a different
+number and is not offered.
 """
 
 import numpy as np

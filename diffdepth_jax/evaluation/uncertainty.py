@@ -36,8 +36,8 @@ class Uncertainty(NamedTuple):
 
     Attributes:
       metrics: by the names of `METRICS`, as far as they are defined.
-      curves: by the names of `CURVES`: the mean error of the pixels that remain at `REMOVED`,
-        as a share of the mean error of all; empty where there is no error.
+      curves: by the names of `CURVES`: the mean error of the pixels that remain at `REMOVED`, as a
+        share of the mean error of all; empty where there is no error.
     """
 
     metrics: dict[str, float]
@@ -60,8 +60,8 @@ def compute(
       rank_correlation_depth,
       ause_rel_depth          of the predicted depth in place of the spread: the control
       rank_correlation_relative
-                              of spread / prediction and absolute error / target, where depth is
-                              no longer a hint
+                              of spread / prediction and absolute error / target, where depth is no
+                              longer a hint
 
     Args:
       spread: of the samples, 0 or more, larger where the model is less sure.

@@ -1,8 +1,8 @@
-"""What makes the images: one file per backend, registered as kind "backend".
+"""Backends make the images: one file each, registered as kind "backend".
 
 A backend's file has `Config`, `CONDITIONS`, `USES_PROMPTS`, `title` and `open`; see `Backend`. The
-runner opens it before anything else, hands it batches of `Item`s, and owns what is done and what is
-left.
+runner opens it before anything else, passes it batches of `Item`s, and keeps track of what is done
+and what remains.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ class Item:
 
     Attributes:
       key: "<id>/<condition>/<variant>", unique within a run.
-      condition: as the prompt bank calls it; "scene" for a clean image made of a prompt alone.
+      condition: its name in the prompt bank; "scene" for a clean image made from a prompt alone.
       seed: 0 to 2**63 - 1, from the config's seed, the frame's id, the condition and the variant.
       prompt: what the image is to show.
-      negative_prompt: what it must not; perhaps empty.
+      negative_prompt: what it must not show; may be empty.
       image: the clean image, an RGB PNG of `size`; None for a scene, which is made from nothing.
       control: float32 .npy [h, w], larger = nearer, of any scale: the inverse depth or disparity
         that steers the generator. None for a scene.
@@ -54,13 +54,13 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of an item.
+    """The result for one item.
 
     Attributes:
       key: the item's.
       error: why there is no image; None if `output` is there.
-      details: what the manifest is to say of the image, in JSON's types. `{"flagged": True}` is
-        known to the runner: the generator's own checker blacked the image.
+      details: what the manifest records about the image, in JSON types. The runner understands
+        `{"flagged": True}`: the generator's own safety checker blacked out the image.
     """
 
     key: str
@@ -72,32 +72,33 @@ class Session(Protocol):
     """An open backend."""
 
     def identity(self) -> Mapping[str, Any]:
-        """What decides the pixels beside the items, in JSON's types.
+        """Everything that decides the pixels except the items, in JSON types.
 
-        Hashes of weights, versions, options. A workdir begun with another identity is refused.
+        Hashes of weights, versions, options. A workdir that was started with another identity is
+        refused.
         """
         ...
 
     def check(self, items: Sequence[Item]) -> None:
         """Refuses items that cannot be made, before the first image: sizes, prompts.
 
-        The items' files exist by then. Called at least once before `generate`, with all items that
-        are given to it.
+        The items' files exist by then. Called before `generate`, with all items that will be passed
+        to it.
 
         Raises:
-          UserError: says which item and what to do.
+          UserError: names the item and the remedy.
         """
         ...
 
     def generate(self, batches: Sequence[Sequence[Item]]) -> Iterator[Outcome]:
-        """Makes the images; gives one outcome for each item, in any order, as soon as it is known.
+        """Makes the images; yields one outcome per item, in any order, as soon as it is known.
 
         The items of a batch have one size and go through the generator together; an item's pixels
-        may depend on its batch, never on other batches. A file that is there is replaced. Crashed
-        processes are started again; an item that keeps failing has an outcome with its `error`.
+        may depend on its batch, never on other batches. Existing files are replaced. Crashed
+        processes are restarted; an item that keeps failing gets an outcome with an `error`.
 
         Raises:
-          UserError: for what is wrong with all of them, such as a full disk.
+          UserError: for what affects all of them, such as a full disk.
         """
         ...
 
@@ -107,8 +108,8 @@ class Backend(Protocol):
 
     Attributes:
       Config: a frozen dataclass with `name` and `batch_size`, the images of a batch (1 where
-        batches mean nothing).
-      CONDITIONS: the conditions that it can make; None for whatever has prompts.
+        batches do not matter).
+      CONDITIONS: the conditions that it can make; None for any that has prompts.
       USES_PROMPTS: whether prompts decide the images; if not, they are left empty.
     """
 
@@ -117,17 +118,17 @@ class Backend(Protocol):
     USES_PROMPTS: bool
 
     def title(self, config: Any, condition: str) -> str:
-        """What manifests and tables call its images, as "diffusers-t2i_adapter"."""
+        """The name of its images in manifests and tables, such as "diffusers-t2i_adapter"."""
         ...
 
     def open(
         self, config: Any, *, python: str | None, workdir: Path
     ) -> AbstractContextManager[Session]:
-        """Opens it, with all checks that need no items.
+        """Opens the backend, with all checks that need no items.
 
         Args:
           config: a `Config`.
-          python: the interpreter for a process of its own; None for the default one.
+          python: the interpreter for a separate process; None for the default one.
           workdir: exists; logs go there.
 
         Raises:

@@ -1,16 +1,16 @@
-"""Images by diffusers' pipelines, in processes of their own with PyTorch.
+"""Images by diffusers' pipelines, in separate processes with PyTorch.
 
 Pipelines: a T2I-Adapter or a ControlNet for depth on Stable Diffusion 1.x, 2.x or XL, from noise;
-or a ControlNet that starts from the clean image (`controlnet_img2img`), which keeps more of what is
-in the picture. Scenes, items without a clean image, come from the base model alone.
+or a ControlNet that starts from the clean image (`controlnet_img2img`), which keeps more of the
+picture's content. Scenes, items without a clean image, come from the base model alone.
 
 Models are folders of diffusers, single files of the original code, or repositories of Hugging
-Face's hub; `adverse/model_files.py` looks through them. `adverse/worker.py` makes the images.
+Face's hub; `adverse/model_files.py` inspects them. `adverse/worker.py` makes the images.
 
 Control images as in "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging
 Conditions" (Tosi et al., 2024): inverse depth minus its minimum, divided by the maximum, 8 bit;
 about 512x512 pixels (SDXL: 1024x1024) at the clean image's aspect, sides in multiples of 64; 50
-DDIM steps; the generated image is brought back to the clean image's size by Lanczos.
+DDIM steps; the generated image is resized to the clean image's size by Lanczos.
 """
 
 import contextlib
@@ -54,20 +54,21 @@ class Config:
       num_inference_steps: denoising steps.
       guidance_scale: None for 7.5, or 5.0 for SDXL; 1 is without guidance.
       control_scale: weight of adapter or ControlNet; None for 1.0, or 0.8 with img2img.
-      strength: of img2img: the share of the steps that are done; lower keeps more of the image.
-      area: pixels of the generated image, about; None for 512x512, or 1024x1024 for SDXL.
+      strength: of img2img: the share of the steps that are run; lower keeps more of the image.
+      area: approximate number of pixels of the generated image; None for 512x512, or 1024x1024 for
+        SDXL.
       multiple: of the sides of the generated image; 8, or 16 with adapters for SDXL, divides it.
       normalization: of the control image: `minimum_maximum`, `percentiles` (adapters for
         ZoeDepth), or `auto`: percentiles where the control's name has "zoe" in it.
-      safety_checker: use the base model's, if it has one; images that it blacks are rejected.
+      safety_checker: use the base model's, if it has one; images that it blacks out are rejected.
       batch_size: images that go through the pipeline together.
       device: `auto` is the GPU if there is one.
       dtype: `auto` is float16 on NVIDIA's GPUs, else float32.
       processes: None for one on each GPU, or one.
       threads: of each process on the CPU; None for an equal share of the cores. Another number
         changes the last bits of images.
-      timeout: seconds without a sign of life (a step of a batch) after which a process is ended
-        and started again.
+      timeout: seconds without progress (a step of a batch) after which a process is killed and
+        restarted.
     """
 
     name: Literal["diffusers"] = "diffusers"
@@ -105,7 +106,7 @@ class Config:
             if (value := getattr(self, field)) is not None and not value.strip():
                 raise ValueError(f"{field} is empty: name a folder, a file or a repository")
         if self.multiple < 8 or self.multiple % 8:
-            # Sizes between are rounded down, in silence or with an obscure error.
+            # Other sizes are rounded down silently or fail with an obscure error.
             raise ValueError(f"multiple is {self.multiple}; it must be a multiple of 8")
         if self.area is not None and self.area < self.multiple**2:
             raise ValueError(
@@ -116,7 +117,7 @@ class Config:
         if self.pipeline == "controlnet_img2img" and self.num_inference_steps * self.strength < 1:
             raise ValueError(
                 f"num_inference_steps ({self.num_inference_steps}) times strength "
-                f"({self.strength}) is below 1: no step would be done; raise one of them"
+                f"({self.strength}) is below 1: no step would be run; raise one of them"
             )
         if self.control_scale is not None and not 0 <= self.control_scale < math.inf:
             raise ValueError(f"control_scale is {self.control_scale}; it must be finite, 0 or more")
@@ -129,17 +130,17 @@ class Config:
 
 
 def title(config: Config, condition: str) -> str:
-    """What manifests and tables call its images."""
+    """The name of its images in manifests and tables."""
     return f"diffusers-{'text_to_image' if condition == 'scene' else config.pipeline}"
 
 
 @contextlib.contextmanager
 def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Session"]:
-    """Looks through the models, starts the processes and loads the pipeline.
+    """Inspects the models, starts the processes and loads the pipeline.
 
     Args:
       config: what to load.
-      python: an interpreter with PyTorch and diffusers; None for the one of `make torch`.
+      python: an interpreter with PyTorch and diffusers; None for the one that `make torch` made.
       workdir: the processes' logs go to its folder `logs`.
 
     Raises:
@@ -152,7 +153,7 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     with naming_file(logs, "written"):
         logs.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # Links, and what was not safetensors: as large as those files.
+        # Links, and converted weights, which are as large as the originals.
         folder = Path(stack.enter_context(_temporary_folder()))
         paths = _paths(config, command, logs)
         base = model_files.prepare_base(
@@ -215,7 +216,7 @@ class Session:
         self._area = config.area or _AREA[base.family]
 
     def identity(self) -> Mapping[str, Any]:
-        """Fingerprints of the weights, options, versions; threads where they change bits."""
+        """Fingerprints of weights, options and versions; threads where they change bits."""
         paths = ("base", "control")
         options = {name: value for name, value in self._options.items() if name not in paths}
         place = {name: self._handshake[name] for name in ("device", "dtype", "versions")}
@@ -233,16 +234,16 @@ class Session:
         }
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuses items that the pipeline would treat otherwise than they say.
+        """Refuses items that the pipeline would not process as specified.
 
         Raises:
-          ConfigError: if a prompt is too long, or what the pipeline needs is not there.
+          ConfigError: if a prompt is too long, or something that the pipeline needs is missing.
         """
         for item in items:
             if item.control is not None and self._control is None:
                 raise ConfigError(
-                    "control is missing: name the T2I-Adapter or ControlNet for depth by which "
-                    f"{item.key} is to be made"
+                    "control is missing: name the T2I-Adapter or ControlNet for depth that "
+                    f"{item.key} needs"
                 )
             if item.control is not None and item.image is None:
                 raise ConfigError(f"{item.key} has depth but no clean image")
@@ -252,7 +253,7 @@ class Session:
                     f"prompts do nothing, but {item.key} has one: set guidance_scale above 1, or "
                     "leave the negative prompts of the bank empty"
                 )
-        prompts: dict[str, str] = {}  # to the first item that has it
+        prompts: dict[str, str] = {}  # prompt -> the first item that has it
         for item in items:
             for prompt in (item.prompt, item.negative_prompt):
                 prompts.setdefault(prompt, item.key)
@@ -267,9 +268,9 @@ class Session:
         return self._pool.run(task for batch in batches for task in self._tasks(batch))
 
     def _tasks(self, batch: Sequence[Item]) -> list[processes.Task]:
-        """A batch in parts that have one size, and all a control or none, and so with negatives.
+        """Splits a batch by size, by with or without control, and likewise for negative prompts.
 
-        By the items alone, so that they are the same parts in every run.
+        It depends on the items alone, so the parts are the same in every run.
         """
         parts: dict[Any, list[Item]] = {}
         for item in batch:
@@ -281,7 +282,7 @@ class Session:
         ]
 
     def _message(self, item: Item) -> dict[str, Any]:
-        """An item as the worker gets it."""
+        """An item as it is sent to the worker."""
         return {
             "key": item.key,
             "seed": item.seed,
@@ -299,8 +300,8 @@ class Session:
 def generated_size(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
     """The (height, width) to generate for an image of `size`.
 
-    Of the multiples with an area of 3/4 to 5/4 of `area`, those that are closest to the aspect;
-    the closest to the area if there are none.
+    Among the multiples with 3/4 to 5/4 of `area`, those closest to the aspect ratio; the closest to
+    the area if there are none.
     """
     height, width = size
     aspect = height / width
@@ -324,7 +325,7 @@ def interpreter(python: str | None) -> str:
       MissingFileError: if there is none.
     """
     remedy = (
-        "run `make torch`, or name one that has the packages of requirements-torch.txt by "
+        "run `make torch`, or name an interpreter with the packages of requirements-torch.txt by "
         "--python=INTERPRETER"
     )
     if python is not None:
@@ -385,7 +386,7 @@ def _options(
 
 
 def _paths(config: Config, command: Sequence[str], logs: Path) -> dict[str, Path]:
-    """Where the models are; what is a repository of the hub is downloaded by the worker."""
+    """Where the models are; the worker downloads repositories of the hub."""
     given = {"base": config.base, "control": config.control, "base_config": config.base_config}
     given = {field: name for field, name in given.items() if name is not None}
     wanted: dict[str, dict[str, Any]] = {
@@ -420,7 +421,7 @@ def _handshake(reply: Mapping[str, Any]) -> Mapping[str, Any]:
     wanted = {"protocol": int, "versions": dict, "device": str, "devices": int, "dtype": str}
     for field, kind in wanted.items():
         if not isinstance(reply.get(field), kind):
-            raise processes.WorkerFailure(f"gave no {field} in its first reply")
+            raise processes.WorkerFailure(f"sent no {field} in its first reply")
     if reply["protocol"] != processes.PROTOCOL:
         raise processes.WorkerFailure(
             f"speaks the protocol {reply['protocol']}, not {processes.PROTOCOL}"

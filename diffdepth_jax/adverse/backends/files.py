@@ -1,9 +1,9 @@
 """Adverse images that exist already: rendered, simulated, or made by another tool.
 
-They are taken up into the workdir as they are, so that pairs of any origin have the same manifest,
-cached labels of a teacher, judgement of their structure, and gallery. Where an image lies follows
-from the clean one by a pattern. Scenes of `tools/render_scenes.py` have their clear frames in DIR
-and those of a condition, under the same names, in DIR/CONDITION: the default.
+They are copied into the workdir unchanged, so that pairs of any origin get the same manifest,
+cached teacher labels, structure scores and gallery. A pattern gives the path of an image from that
+of the clean one. By default it is that of `tools/render_scenes.py`: clear frames in DIR, and those
+of a condition, with the same names, in DIR/CONDITION.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ class Config:
       batch_size: ignored.
       root: the folder that the patterns, and the paths of clean images in them, are relative to.
       pattern: the path of an image. `{path}` is that of the clean image, without its suffix, and
-        `{name}` its last part; `{id}` is the source's name of the frame; then `{condition}` and
-        `{variant}` (0 and up). A suffix `.*` is that of any image.
-      patterns: others for single conditions, by name.
-      maker: what made the images, for manifests and tables, which call them "MAKER-CONDITION".
+        `{name}` its last part; `{id}` is the source's name of the frame; then there are
+        `{condition}` and `{variant}` (from 0). The suffix `.*` matches that of any image.
+      patterns: patterns for individual conditions, by name.
+      maker: what made the images; manifests and tables call them "MAKER-CONDITION".
     """
 
     name: Literal["files"] = "files"
@@ -64,12 +64,12 @@ class Config:
             if field == "pattern" and "condition" not in used:
                 raise ValueError(
                     f"pattern is {pattern!r}, one file for all conditions; it must have "
-                    "{condition}, or else each condition one of `patterns`"
+                    "{condition}, or each condition needs one of `patterns`"
                 )
 
 
 def title(config: Config, condition: str) -> str:
-    """What manifests and tables call the images of a condition."""
+    """The name of a condition's images in manifests and tables."""
     return f"{config.maker}-{condition}"
 
 
@@ -101,16 +101,16 @@ class Session:
         self._root = root
 
     def identity(self) -> Mapping[str, Any]:
-        """The patterns; another place of the same files is the same."""
+        """The patterns; moving the files does not change it."""
         return {"pattern": self._config.pattern, "patterns": self._config.patterns}
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuses conditions without a single file: the pattern is then probably wrong.
+        """Refuses conditions for which no file exists: the pattern is then probably wrong.
 
         Raises:
-          ConfigError: where the pattern asks for what the source does not tell, or is the same for
-            all variants.
-          MissingFileError: says what was looked for.
+          ConfigError: where the pattern needs something that the source does not provide, or is the
+            same for all variants.
+          MissingFileError: names the file that was expected.
         """
         looked_for: dict[str, str] = {}
         there = set()
@@ -119,7 +119,7 @@ class Session:
             if variant != "0" and "variant" not in _placeholders(self._pattern(item), "pattern"):
                 raise ConfigError(
                     f"{item.key}: the pattern {self._pattern(item)!r} names one file for all "
-                    "variants; set variants to 1 or have {variant} in it"
+                    "variants; set variants to 1 or use {variant} in it"
                 )
             looked_for.setdefault(item.condition, path)
             if item.condition not in there and self._found(path) is not None:
@@ -127,8 +127,8 @@ class Session:
         for condition, path in looked_for.items():
             if condition not in there:
                 raise MissingFileError(
-                    f"none of the images of the condition {condition!r} exists, the first was "
-                    f"looked for as {self._root / path}: set backend.root and backend.pattern (now "
+                    f"none of the images of the condition {condition!r} exists, the first should "
+                    f"be {self._root / path}: set backend.root and backend.pattern (now "
                     f"{self._config.pattern!r}), or leave the condition out"
                 )
 
@@ -169,8 +169,8 @@ class Session:
     def _clean_path(self, item: Item) -> dict[str, str]:
         if item.original is None:
             raise ConfigError(
-                f"{item.key}: the source lists no image files, which {{path}} and {{name}} of "
-                "backend.pattern stand for: use {id}"
+                f"{item.key}: the source does not list image files, so {{path}} and {{name}} of "
+                "backend.pattern are undefined: use {id}"
             )
         clean = Path(os.path.abspath(item.original)).with_suffix("")
         root = Path(os.path.abspath(self._root))
@@ -178,14 +178,14 @@ class Session:
             return {"path": str(clean.relative_to(root)), "name": clean.name}
         if "path" in _placeholders(self._pattern(item), "pattern"):
             raise ConfigError(
-                f"{item.original} is not below {self._root}, so {{path}} of backend.pattern stands "
-                "for nothing: set backend.root to the folder above clean and adverse images, or "
+                f"{item.original} is not below {self._root}, so {{path}} of backend.pattern is "
+                "undefined: set backend.root to the folder above clean and adverse images, or "
                 "use {name} or {id}"
             )
         return {"name": clean.name}
 
     def _found(self, path: str) -> Path | None:
-        """The file that a path means; None if there is none."""
+        """The file that a path stands for; None if there is none."""
         stem = path.removesuffix(_ANY_SUFFIX)
         suffixes = io.IMAGE_SUFFIXES if stem != path else ("",)
         for suffix in suffixes:
@@ -198,7 +198,7 @@ def _placeholders(pattern: str, where: str) -> set[str]:
     """The names in braces.
 
     Raises:
-      ValueError: for braces that are not closed, or others than `_PLACEHOLDERS` in them.
+      ValueError: for unclosed braces, or names in them that are not in `_PLACEHOLDERS`.
     """
     try:
         parts = list(string.Formatter().parse(pattern))
@@ -207,5 +207,5 @@ def _placeholders(pattern: str, where: str) -> set[str]:
     for _, name, form, conversion in parts:
         if name is not None and (name not in _PLACEHOLDERS or form or conversion):
             known = ", ".join(f"{{{each}}}" for each in _PLACEHOLDERS)
-            raise ValueError(f"{where} is {pattern!r}; in braces there may be {known}")
+            raise ValueError(f"{where} is {pattern!r}; braces may hold {known}")
     return {name for _, name, *_ in parts if name is not None}

@@ -1,6 +1,6 @@
 """Adverse conditions by published models of image formation, from the clean image and its depth.
 
-No weights and no GPU: `adverse/image_formation.py` has the models. The images are not those of a
+No weights and no GPU: `adverse/image_formation.py` has the models. The images do not come from a
 generative network, and every manifest and table says so: they are called "physical-night" and so
 on.
 """
@@ -24,7 +24,7 @@ from diffdepth_jax.errors import ConfigError, UserError
 
 CONDITIONS = tuple(image_formation.CONDITIONS)
 USES_PROMPTS = False
-_VERSION = 1  # of the models: another one makes other images of the same items
+_VERSION = 1  # of the models; raise it when the same items give other images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Config:
     """How images are made.
 
     Attributes:
-      batch_size: images that a thread makes one after the other; it changes no pixel.
-      threads: None for one on each core.
+      batch_size: images that a thread makes one after another; pixels do not depend on it.
+      threads: None for one per core.
     """
 
     name: Literal["physical"] = "physical"
@@ -48,14 +48,14 @@ class Config:
 
 
 def title(config: Config, condition: str) -> str:
-    """What manifests and tables call the images of a condition."""
+    """The name of a condition's images in manifests and tables."""
     del config
     return f"physical-{condition}"
 
 
 @contextlib.contextmanager
 def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Session"]:
-    """Opens the backend; it has nothing to check, and no process of its own.
+    """Opens the backend; it needs no checks and no separate process.
 
     Raises:
       ConfigError: if an interpreter is given.
@@ -76,7 +76,7 @@ class Session:
         return {"models": _VERSION}
 
     def check(self, items: Sequence[Item]) -> None:
-        """Raises ConfigError for an item that no model is for."""
+        """Raises ConfigError for an item that no model can make."""
         for item in items:
             if item.condition not in CONDITIONS or item.image is None or item.depth is None:
                 raise ConfigError(

@@ -30,9 +30,9 @@ class Sample(TypedDict):
     categories: uint8 [h w], Booster's classes of materials, 0 the easiest and 3 the hardest.
     tom_mask: bool [h w], the transparent or mirroring surfaces, which are classes 2 and 3.
     clean_image: uint8 [h w 3], RGB, the image that `image` was generated from.
-    relative_disparity: float32 [h w], a relative teacher's label as predicted: larger
-      is nearer, of unknown scale and shift, NaN where unknown. Depth is then its inverse,
-      0 where it is not positive.
+    relative_disparity: float32 [h w], a relative teacher's label as predicted: larger is nearer, of
+      unknown scale and shift, NaN where unknown. Depth is then its inverse, 0 where it is not
+      positive.
 
     `transforms.augment` adds on request:
 

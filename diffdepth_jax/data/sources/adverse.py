@@ -5,8 +5,8 @@
     root/manifest.jsonl      a line an image; those whose `status` is not `ok` are left out
     root/images/CONDITION/ID_VARIANT.png, root/clean/ID.png, root/labels/ID.npy
 
-Or it is a part of a published data set, that of "Diffusion Models for
-Monocular Depth Estimation: Overcoming Challenging Conditions" (Tosi et al., 2024;
+Or it is a part of a published data set, that of "Diffusion Models for Monocular Depth Estimation:
+Overcoming Challenging Conditions" (Tosi et al., 2024;
 huggingface.co/datasets/fabiotosi92/Diffusion4RobustDepth) has a folder `challenging` for each of
 its parts. `root` is the folder of one part as its archive unpacks:
 
@@ -63,12 +63,12 @@ class Config:
       depth_root: the folder of the labels; None if there are none: depth is then 0 everywhere.
       depth_scale: stored units per metre of the labels; required for PNG.
       conditions: of a workdir: use only these; None for all.
-      relative: what to do where labels are relative disparity, as relative teachers predict;
-        a workdir records whether they are. `inverse` gives them as `relative_disparity`, as stored
+      relative: what to do where labels are relative disparity, as relative teachers predict; a
+        workdir records whether they are. `inverse` gives them as `relative_disparity`, as stored
         (what is 0 or negative, as in the sky, is a label too), and 1 / disparity as depth, 0 where
         it is not positive; for losses that ignore scale and shift.
-      clean_images: of a workdir: read the clean images too; training that does not use them
-        never reads them.
+      clean_images: of a workdir: read the clean images too; training that does not use them never
+        reads them.
       check_files: look for missing files at once; otherwise reading a missing one fails.
     """
 

@@ -53,8 +53,7 @@ class Config:
       depth: `disparity` as above, `foreground` or `background`, the same within that mask only;
         `none`, images alone: depth is 0 everywhere. Of `test` there is `none` only.
       disparity_scale: stored units per pixel of disparity.
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["apolloscape"] = "apolloscape"

@@ -38,8 +38,7 @@ class Config:
       split: `train` (2,975), `val` (500), `test` (1,525) or `train_extra` (19,998).
       depth: `disparity` as above; `none`, images alone: depth is 0 everywhere, and intrinsics are
         NaN unless the split's camera files are there.
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["cityscapes"] = "cityscapes"

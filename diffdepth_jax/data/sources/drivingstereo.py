@@ -38,8 +38,7 @@ class Config:
       root: the folder of the layout above.
       split: a weather (500 frames each), which becomes the frames' `condition`; `weathers`, all
         four; `train` (174,431 frames of 38 sequences) or `test` (7,751 of 4), of condition "day".
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["drivingstereo"] = "drivingstereo"

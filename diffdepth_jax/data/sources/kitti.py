@@ -76,8 +76,7 @@ class Config:
       depth: folder under `proj_depth`: the annotated `groundtruth`, the single scans
         `velodyne_raw`, or another one in the same format.
       cameras: left and right colour camera; either or both. Lists and `eigen_test` name their own.
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
 
     A list file has one entry a line, in any of the field's forms:
 

@@ -35,8 +35,7 @@ class Config:
     Attributes:
       root: the folder of the layout above.
       split: `train` (7,481 frames) or `test` (7,518, without boxes but with scans).
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["kitti_object"] = "kitti_object"

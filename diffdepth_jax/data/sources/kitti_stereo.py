@@ -60,8 +60,7 @@ class Config:
         pixels, `noc`, of those that both cameras see. Of `test` there is `none` only.
       second_frames: also the images `_11`, the next in time; they have no disparity, so with
         depth `none` only.
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["kitti_stereo"] = "kitti_stereo"

@@ -30,8 +30,7 @@ class Config:
     Attributes:
       root: the folder of the layout above.
       split: `train`, `val` or `test`.
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["mapillary"] = "mapillary"

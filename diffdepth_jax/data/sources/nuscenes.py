@@ -67,8 +67,7 @@ class Config:
       conditions: keep the frames of these conditions only; empty for all.
       projection: `nearest` as above; `devkit` as nuScenes' devkit and md4all project
         (`geometry.projected_depth`), for numbers beside theirs.
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["nuscenes"] = "nuscenes"

@@ -53,8 +53,7 @@ class Config:
         `root/splits`; or the path of a list file in the same form whose name holds the scene.
       conditions: `day-clear`, `night-clear` or both.
       exclude: path of a list of timestamps that are left out, as `filter_train_samples.txt`.
-      check_files: check on opening that every file exists; otherwise reading a missing one
-        fails.
+      check_files: check on opening that every file exists; otherwise reading a missing one fails.
     """
 
     name: Literal["robotcar"] = "robotcar"

@@ -74,8 +74,8 @@ def lsq_disparity(
     Args:
       prediction: relative disparity, any scale and shift, larger is nearer.
       target: metres.
-      floor: the smallest aligned disparity, 1/metres; smaller values, zero and
-        negative ones included, are raised to it, so that depth is at most 1 / floor.
+      floor: the smallest aligned disparity, 1/metres; smaller values, zero and negative ones
+        included, are raised to it, so that depth is at most 1 / floor.
       positive_only: leave predictions that are not positive out of the fit, as Marigold's
         evaluation does.
     """

@@ -282,9 +282,9 @@ class Protocol:
 
         Args:
           prediction: float [h, w], metres (relative depth or disparity under an alignment): at the
-            ground truth's size or at that of the model's input, or any under `resize_prediction`.
-            A spread of depth samples is
-            transformed with it: a fitted scale keeps its ratio to the depth.
+            ground truth's size or at that of the model's input, or any under `resize_prediction`. A
+            spread of depth samples is transformed with it: a fitted scale keeps its ratio to the
+            depth.
           sample: with `depth` float [h, w], the ground truth's full frame in metres, 0 or NaN
             without a measurement; for Booster and for classes see `transparent`.
 
@@ -292,8 +292,8 @@ class Protocol:
           None where no pixel counts.
 
         Raises:
-          DataError: for sizes that do not match (names both), a prediction that cannot
-            be aligned, or a sample that lacks something.
+          DataError: for sizes that do not match (names both), a prediction that cannot be aligned,
+            or a sample that lacks something.
         """
         prediction, spread = prediction if isinstance(prediction, tuple) else (prediction, None)
         depth, classes = self.truth(sample)

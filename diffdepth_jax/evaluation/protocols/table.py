@@ -1,7 +1,7 @@
 """Named ways to evaluate: the datasets' protocols, and what each computes.
 
-Where published code disagrees (the crop's frame, a cap, the alignment), the disagreement is a
-named option, and `Protocol.options` prints every one with the result.
+Where published code disagrees (the crop's frame, a cap, the alignment), the disagreement is a named
+option, and `Protocol.options` prints every one with the result.
 """
 
 import dataclasses

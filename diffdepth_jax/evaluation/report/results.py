@@ -9,18 +9,18 @@
                    could not be read
 
 `num_images` counts the images that were scored, `num_skipped` those without a valid pixel and
-`num_unreadable` those that could not be read; the last two have empty metrics in the CSV and do
-not enter the means. `metrics` and `baseline` hold means over images (`baseline` is empty where no
+`num_unreadable` those that could not be read; the last two have empty metrics in the CSV and do not
+enter the means. `metrics` and `baseline` hold means over images (`baseline` is empty where no
 training set is known); `conditions` and `classes` the same by group, where there are several;
-`comparisons` other results under the same protocol; `reported` published
-numbers under the same options and number of images, with their source, and `not_comparable`
-published numbers under other options, which are listed.
+`comparisons` other results under the same protocol; `reported` published numbers under the same
+options and number of images, with their source, and `not_comparable` published numbers under other
+options, which are listed.
 
-Additional measures (`protocols.MEASURES`) are among the metrics. One may be undefined for an
-image, as contours are where the ground truth has none: its mean is then over the others, whose
-number is in `num_images_of`. With several samples there is `sparsification`: `removed`, shares of
-the pixels, and for each curve of `uncertainty.CURVES` the mean error that remains, averaged over
-the images. Both keys are left out where they do not apply.
+Additional measures (`protocols.MEASURES`) are among the metrics. One may be undefined for an image,
+as contours are where the ground truth has none: its mean is then over the others, whose number is
+in `num_images_of`. With several samples there is `sparsification`: `removed`, shares of the pixels,
+and for each curve of `uncertainty.CURVES` the mean error that remains, averaged over the images.
+Both keys are left out where they do not apply.
 """
 
 import csv

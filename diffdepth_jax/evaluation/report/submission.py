@@ -39,8 +39,8 @@ def write(
         within 1/256 and 255.996 m, as 0 would mean no estimate.
 
     Raises:
-      DataError: if the samples are not the benchmark's; or, naming the image, if its
-        depth has another size or contains NaN.
+      DataError: if the samples are not the benchmark's; or, naming the image, if its depth has
+        another size or contains NaN.
     """
 
     def write_zip(file: BinaryIO) -> None:

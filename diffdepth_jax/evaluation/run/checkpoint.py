@@ -87,8 +87,8 @@ def settings(
     """How a model is scored by a config.
 
     Returns:
-      The protocols, for what the model predicts; the options for `Model.predict`; and which of
-      them to state with a result.
+      The protocols, for what the model predicts; the options for `Model.predict`; and which of them
+      to state with a result.
 
     Raises:
       ConfigError: for relative predictions under a protocol that would treat them as metres; for

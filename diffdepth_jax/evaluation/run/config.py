@@ -21,8 +21,8 @@ class EvaluationConfig:
         max_depth=inf lifts a cap.
       boundary: measure the sharpness of depth edges too (`evaluation.boundary`), for ground truth
         that is dense and exact, as rendered depth is; no other number depends on it.
-      flip_tta: average each prediction with the one of the mirrored image; None for
-        what the network's publication does.
+      flip_tta: average each prediction with the one of the mirrored image; None for what the
+        network's publication does.
       flip_average: of their `depth`, or of their `inverse_depth` with ramps at the borders, which
         is md4all's `_pp`; see `DepthModel.predict`.
       batch_size: images that are predicted at once; the results do not depend on it.

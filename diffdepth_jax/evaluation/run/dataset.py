@@ -2,8 +2,8 @@
 
 One group of images at a time is in memory; of finished ones only their rows are kept. Results
 appear complete, at the end; `report.results` describes them. Where a fingerprint of the model is
-given, the rows are also kept on disk until then: an interrupted evaluation continues
-where it stopped, and several processes can share one (`shard`).
+given, the rows are also kept on disk until then: an interrupted evaluation continues where it
+stopped, and several processes can share one (`shard`).
 """
 
 import contextlib
@@ -61,8 +61,8 @@ def score_dataset(
         put on each frame's size by nearest pixels and scored alike, without any alignment.
       options: settings of the prediction, such as `flip_tta`, to state with the result; among them
         `dataset`, a source's name, decides which published numbers apply.
-      compare: further results to compare with: a name to a `metrics.json`, or to the directory
-        that such results were written to.
+      compare: further results to compare with: a name to a `metrics.json`, or to the directory that
+        such results were written to.
       fingerprint: of everything else that decides the predictions and the samples (weights, data
         config). With it, finished images are kept in `workdir` until all are done.
       shard: (index, count): process only every count-th image, starting with the index-th, keep the

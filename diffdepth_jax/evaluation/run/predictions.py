@@ -1,8 +1,8 @@
 """Scoring saved depth maps of any model against a folder of measured ones.
 
-Both may be 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); they are matched by
-name (`files.match`). Predictions without ground truth are left out and
-counted. Needs NumPy and Pillow only. `source_predictions` scores them against a data set.
+Both may be 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); they are matched by name
+(`files.match`). Predictions without ground truth are left out and counted. Needs NumPy and Pillow
+only. `source_predictions` scores them against a data set.
 """
 
 import logging
