@@ -154,8 +154,8 @@ class RunFile:
             return
         if lines := configs.differences(self._contents[part], value, part):
             raise ConfigError(
-                f"{self.path.parent} was started with another config ({'; '.join(lines)}): continue "
-                "with the same one, or use another workdir"
+                f"{self.path.parent} was started with another config ({'; '.join(lines)}): "
+                "continue with the same one, or use another workdir"
             )
 
     def set(self, part: str, value: Any) -> None:

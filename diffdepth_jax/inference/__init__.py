@@ -1,4 +1,4 @@
-"""Any checkpoint to a `DepthModel`, and images to depth; arrays only, no data pipeline."""
+"""From a checkpoint to a `DepthModel`, and from images to depth; arrays only, no data pipeline."""
 
 from diffdepth_jax.inference.export import export
 from diffdepth_jax.inference.load import load, save_recalibrated

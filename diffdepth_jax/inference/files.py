@@ -1,4 +1,4 @@
-"""Depth of image files, written beside each other as files."""
+"""Depth of image files, written to files."""
 
 import collections
 import errno
@@ -29,7 +29,7 @@ from diffdepth_jax.inference.preprocessing import check_size, read_image
 from diffdepth_jax.models.networks.network import Output
 from diffdepth_jax.typing import InputSpec
 
-# By a model's output: what its numbers are.
+# By a model's output: the meaning of its numbers.
 WHAT: dict[Output, str] = {
     "metric_depth": "depth in metres",
     "relative_disparity": "relative disparity (larger is nearer; scale and shift are unknown)",
@@ -37,15 +37,15 @@ WHAT: dict[Output, str] = {
 
 _ENDINGS = (".png", ".npy", "_colour.png")
 _SPREAD_ENDINGS = ("_spread.npy", "_spread.png")
-_THREADS = 2  # that read and write while the model computes
-_AHEAD = 4  # images, beyond a batch, that are read before they are needed or wait to be written
+_THREADS = 2  # for reading and writing while the model computes
+_AHEAD = 4  # images besides a batch that are read ahead or wait to be written
 
 
 def find_images(pattern: str | os.PathLike) -> list[Path]:
-    """The image files that a path, a directory or a glob pattern means, sorted.
+    """The image files that a path, a directory or a glob pattern stands for, sorted.
 
     Raises:
-        FileError: if there are none (`MissingFileError`), or the system cannot look for them.
+        FileError: if there are none (`MissingFileError`), or the folder cannot be listed.
     """
     path = Path(pattern).expanduser()
     with naming_file(path, "read"):
@@ -75,31 +75,31 @@ def predict_files(
     """Predicts depth for image files and writes it as 16-bit PNG, `.npy` and a colour picture.
 
     `STEM.npy` has the numbers as they are: float32, metres or relative disparity, as the model's
-    `output` says. `STEM.png` has 16 bits: metres x 256 (at most 255.99), or relative disparity
-    with its smallest and largest value brought to 0 and 65535, as MiDaS writes it, so that larger
-    is nearer. In `STEM_colour.png` near is bright. With `num_samples` these three are of the mean,
+    `output` says. `STEM.png` has 16 bits: metres x 256 (at most 255.99), or relative disparity with
+    its smallest and largest value brought to 0 and 65535, as MiDaS writes it, so that larger is
+    nearer. In `STEM_colour.png` near is bright. With `num_samples` these three are of the mean,
     `STEM_spread.npy` is the samples' standard deviation, float32 in the same unit, and
     `STEM_spread.png` a picture of it, white where samples agree (`visualize.colour_spread`). Files
-    are read and written by threads of their own while the model computes.
+    are read and written by separate threads while the model computes.
 
     Args:
         model: what `load` returned.
         paths: image files, as `find_images` returns them.
-        output: directory, made if needed; gets the results of each image in the folders that the
-          images have below the one that is common to all.
+        output: directory, created if needed; keeps the folders of the images below the one that is
+          common to all.
         batch_size: at most this many images of equal size are predicted in one call.
-        skip_existing: leave out images whose results are all there.
+        skip_existing: skip images whose results all exist.
         num_samples, **options: as for `DepthModel.predict`.
 
     Returns:
         One line for each image that could not be read, or whose results could not be named; the
-        others are done all the same.
+        others are processed all the same.
 
     Raises:
         ConfigError: if a result would replace an image or another result, or for samples that the
           model cannot draw; before any work.
         FileError: if a result cannot be written; names it and the cause.
-        KeyboardInterrupt: with a message that says how to go on.
+        KeyboardInterrupt: with a message that says how to continue.
     """
     output = Path(output).expanduser()
     endings = _ENDINGS
@@ -150,11 +150,11 @@ def predict_files(
         while writing:
             finish(*writing.popleft())
     except KeyboardInterrupt:
-        while writing:  # what is computed already
+        while writing:  # what has already been computed
             finish(*writing.popleft())
         raise KeyboardInterrupt(
             f"{num_done} of {len(paths)} images are done; the same command with --skip_existing "
-            "does the others"
+            "does the rest"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -176,7 +176,7 @@ def _batches(
     ahead: int,
     skip: Any,
 ) -> Iterator[dict[Path, np.ndarray]]:
-    """Images of equal size, read ahead of their use; all that wait are given out when too many."""
+    """Groups of images of equal size, read ahead; a group is yielded early when too many wait."""
     left = iter(paths)
     reading: collections.deque[tuple[Path, Future]] = collections.deque()
     waiting: dict[tuple[int, ...], dict[Path, np.ndarray]] = {}
@@ -188,7 +188,7 @@ def _batches(
         path, future = reading.popleft()
         try:
             image = future.result()
-        except UserError as error:  # what reading raises for a bad file; our own faults go on
+        except UserError as error:  # a bad file; our own bugs are not caught
             skip(path, error)
             continue
         waiting.setdefault(image.shape, {})[path] = image
@@ -214,7 +214,7 @@ def _write(
     atomic.write(picture, lambda file: Image.fromarray(colours).save(file, "png"))
     if spread is not None:
         npy, picture = of_spread
-        # Depth is painted by its logarithm, whose spread is the relative one.
+        # Depth is coloured by its logarithm, whose spread is the relative one.
         unit = prediction if output == "metric_depth" else np.ones_like(prediction)
         painted = visualize.colour_spread(spread, unit)
         atomic.write(npy, lambda file: np.save(file, spread))
@@ -235,12 +235,12 @@ def _disparity_steps(disparity: np.ndarray) -> np.ndarray:
     low, high = (known.min(), known.max()) if known.size else (np.float32(0), np.float32(0))
     if not high - low > np.finfo(np.float32).eps:
         return np.zeros(disparity.shape, np.uint16)
-    # In float32 and cut off, not rounded, as there.
+    # In float32 and truncated, not rounded, as there.
     return (65535 * (np.where(finite, disparity, low) - low) / (high - low)).astype(np.uint16)
 
 
 def _is_bad_name(error: Exception) -> bool:
-    """Whether only this one file cannot be written, for its name."""
+    """Whether only this one file cannot be written, because of its name."""
     return getattr(error.__cause__, "errno", None) in (errno.ENAMETOOLONG, errno.EILSEQ)
 
 
@@ -262,6 +262,6 @@ def _result_paths(
             if other is not path or place == os.path.realpath(path):
                 raise ConfigError(
                     f"the result {target} of {path} would replace what belongs to {other}: choose "
-                    "another output directory, or predict them apart"
+                    "another output directory, or predict them separately"
                 )
     return targets

@@ -1,4 +1,4 @@
-"""The average of a prediction and that of the mirrored image."""
+"""The average of a prediction and the prediction for the mirrored image."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def average(
     output: Output = "metric_depth",
     how: FlipAverage = "depth",
 ) -> np.ndarray:
-    """One map of two.
+    """Averages two maps.
 
     Args:
       prediction: of the image, float [h, w].
@@ -25,8 +25,8 @@ def average(
       how: `depth` is the plain mean of the maps. `inverse_depth` is the post-processing of
         Monodepth2 (Godard et al. 2017) and the `_pp` of md4all's tables, in inverse depth: within a
         twentieth of the width from the left border the second map alone counts, from the right
-        border the first, as networks trained on stereo pairs see nothing there; over the next
-        twentieth one goes over into the other, and in the middle it is their mean.
+        border the first, as networks trained on stereo pairs learn nothing there; over the next
+        twentieth the weights change linearly, and in the middle it is their mean.
 
     Returns:
       float32 [h, w], of the same kind as the two.
@@ -48,5 +48,5 @@ def _with_ramps(disparity: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
 
 
 def _inverse(array: np.ndarray) -> np.ndarray:
-    """Depth to inverse depth or back, float64; what is below 1e-6 counts as that."""
+    """Depth to inverse depth or back, float64; values below 1e-6 count as 1e-6."""
     return 1 / np.maximum(array.astype(np.float64), _SMALLEST)

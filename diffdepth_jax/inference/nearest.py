@@ -1,4 +1,4 @@
-"""Which known architecture a file of weights comes closest to, for the error that says it is none.
+"""Which known architecture a file of weights comes closest to, for the error that it matches none.
 
 Only names and shapes are compared; those of the known come from tracing each variant.
 """
@@ -20,7 +20,7 @@ from diffdepth_jax.weights.text import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_ENOUGH = 0.1  # of the names have to be known for an architecture to be called near
+_ENOUGH = 0.1  # share of known names from which an architecture counts as near
 _SHOWN = 6  # names of each kind
 
 

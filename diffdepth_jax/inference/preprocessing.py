@@ -1,4 +1,4 @@
-"""From an image to what a network is fed, and from its result back to the image's size."""
+"""From an image to a network's input, and from its output back to the image's size."""
 
 import math
 import os
@@ -12,17 +12,17 @@ from diffdepth_jax.data import io, resampling
 from diffdepth_jax.errors import DataError
 from diffdepth_jax.typing import InputSpec
 
-_MOST_PIXELS = 32  # of an input, as a multiple of those of the size that a network asks for
+_MOST_PIXELS = 32  # of an input, as a multiple of the pixels at the network's preferred size
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike
 
 
 def read_image(source: ImageLike) -> np.ndarray:
-    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path; turned upright by EXIF data.
+    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path; rotated upright by EXIF data.
 
     Raises:
-        DataError, MissingFileError: for a file or a Pillow image that is no such image.
-        ValueError, TypeError: for any other array or object; says what it is like.
+        DataError, MissingFileError: for a file or a Pillow image that is not such an image.
+        ValueError, TypeError: for any other array or object; describes it.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or not source.size:
@@ -41,10 +41,10 @@ def read_image(source: ImageLike) -> np.ndarray:
 
 
 def check_size(height: int, width: int, spec: InputSpec) -> None:
-    """Refuses an image that would be enlarged beyond all memory, as a line of pixels would.
+    """Refuses an image that would be enlarged beyond memory, such as a single line of pixels.
 
     Raises:
-        DataError: says what it would be resized to.
+        DataError: gives the size that it would be resized to.
     """
     if spec.size is None:
         return
@@ -59,7 +59,7 @@ def check_size(height: int, width: int, spec: InputSpec) -> None:
 def by_size(
     sources: Sequence[ImageLike], batch_size: int
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Images of equal size, with their places in the list; few are in memory at a time."""
+    """Batches of images of equal size, with their places in the list; few are in memory at once."""
     waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}
     for index, source in enumerate(sources):
         image = read_image(source)

@@ -19,7 +19,7 @@ Condition = Callable[[Layout, np.random.Generator], Layout]
 
 
 def clear(layout: Layout, rng: np.random.Generator) -> Layout:
-    """As it was drawn."""
+    """The scene as drawn."""
     del rng
     return layout
 
@@ -50,7 +50,7 @@ def rain(layout: Layout, rng: np.random.Generator) -> Layout:
 
 
 def snow(layout: Layout, rng: np.random.Generator) -> Layout:
-    """Snow on everything that looks up, wheel tracks on the road, flakes, a white sky."""
+    """Snow on everything that faces up, wheel tracks on the road, flakes, a white sky."""
     weather = Weather(
         extinction=rng.uniform(0.004, 0.012), snow=rng.uniform(0.5, 1.0),
         key=rng.uniform(0.40, 0.55), seed=_seed(rng),
@@ -218,7 +218,7 @@ def _with_lights_on(layout: Layout, beam: float) -> Layout:
     """Lights of moving cars and traffic lights shining; radiance of the headlights `beam`."""
 
     def signal(material: Material, rng: np.random.Generator) -> Material:
-        bright = material.texture.max() > 120  # only one of three is lit
+        bright = material.texture.max() > 120  # only one of the three is lit
         return (
             _shine(material.texture[0, 0] / 255.0, 0.15 * beam)(material, rng)
             if bright

@@ -1,4 +1,4 @@
-"""The kinds of scenes that can be made: who draws them, and their conditions."""
+"""The kinds of scenes: the functions that draw them, and their conditions."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class Kind(NamedTuple):
         layout: `(rng, (height, width), focal length over width) -> Layout`.
         conditions: by name, `(layout, rng) -> layout` of the same geometry; "clear" first.
         focals: the cameras' focal lengths over the picture's width.
-        samples: light paths a pixel that make good pictures.
-        lidar: whether a lidar would see it; elsewhere "sparse" depth is dense.
+        samples: light paths per pixel that give good pictures.
+        lidar: whether a lidar is simulated; otherwise "sparse" depth is dense.
         categories: `(layout, surface [h w]) -> uint8 [h w]`, the materials' classes at each pixel,
             for kinds whose conditions change materials; `surface` is that of `render.Hits`.
     """

@@ -1,4 +1,4 @@
-"""What a renderer needs to know of a scene, whatever kind of scene it is: plain dataclasses.
+"""What a renderer needs to know about a scene of any kind, as plain dataclasses.
 
 World axes: x right, y forward, z up, metres. Radiance and intensity are linear RGB in one arbitrary
 unit for the whole layout, as pictures are exposed automatically.
@@ -91,10 +91,10 @@ class Sky:
 
 @dataclass(frozen=True)
 class Lamp:
-    """A lamp too small to be seen as a surface: it lights, but has no extent.
+    """A point light: it emits light, but has no extent.
 
     Attributes:
-        position, direction: where it is and where it shines to, world.
+        position, direction: its place and the direction of its light, world.
         intensity: linear RGB.
         cutoff: half the angle of its cone, radians.
         beam: half the angle that gets its full intensity, radians; below `cutoff`.
@@ -131,7 +131,7 @@ class Weather:
         glare: veil around a sun in view, 0 to 1.
         halo: share of a visible lamp's light that air and lens scatter around it, 0 to 1.
         noise: of the sensor: deviation at black, in units of white.
-        key: how bright the picture is exposed; 0.18 is a day's.
+        key: brightness of the exposure; 0.18 is for daylight.
         seed: of drops, flakes and noise.
     """
 
@@ -147,15 +147,15 @@ class Weather:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """One scene: what is there, who looks at it, and the light.
+    """One scene: its surfaces, its camera and its light.
 
     Attributes:
         meshes: the surfaces, in an order that conditions keep (they may append).
-        camera: who looks.
+        camera: the viewpoint.
         sky: sun and sky; None indoors and at night.
-        ambient: radiance from all around, where there is no `sky`.
+        ambient: radiance from all directions, if there is no `sky`.
         lamps, panels: further lights.
-        weather: what is between scene and picture.
+        weather: effects between scene and picture.
     """
 
     meshes: tuple[Mesh, ...]

@@ -1,11 +1,11 @@
-"""A spinning 64-beam lidar, reduced to what a camera beside it sees: sparse depth.
+"""A spinning 64-beam lidar, reduced to what a camera next to it sees: sparse depth.
 
 The beams' angles are those of the Velodyne HDL-64E on KITTI's car (Geiger et al., "Vision meets
 Robotics", 2013): an upper block from +2 to -8.33 degrees every third of a degree, a lower one from
 -8.83 to -24.33 every half. Turning 9.3 times a second, 0.16 degrees a firing, it fills 4 to 5% of
 the pixels of KITTI's camera. A camera of fewer pixels a degree gets proportionally fewer beams and
-firings, so the share of pixels and the look of the scan lines stay. The lidar sits at the camera's
-centre: its depth is the dense depth wherever it hit, without parallax.
+firings, so the share of pixels and the look of the scan lines stay the same. The lidar sits at the
+camera's centre: its depth is the dense depth wherever it hit, without parallax.
 """
 
 from dataclasses import dataclass
@@ -43,14 +43,14 @@ class Lidar:
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """What makes a real lidar fail; all of clear air and matt surfaces by default.
+    """What makes a real lidar fail; clear air and matt surfaces by default.
 
     Attributes:
         extinction: of the air, 1/m.
         transparent: bool `[h w]`, glass and mirrors, or None.
         wet: bool `[h w]`, wet ground, or None.
-        behind: `[h w]` planar depth in metres of what stands behind transparent surfaces, 0 for
-            nothing (or a mirror); or None.
+        behind: `[h w]` planar depth in metres of what is behind transparent surfaces, 0 for nothing
+            (or a mirror); or None.
     """
 
     extinction: float = 0.0
@@ -92,11 +92,11 @@ def scan(
     """Sparse depth as the lidar would measure it.
 
     With a `medium` the scan fails as real ones do. Glass and mirrors return few beams from their
-    surface; the others go through to what is `behind`, or are lost. Wet ground loses beams too.
-    In fog the two-way loss exp(-2 extinction r) leaves less of a return that falls with 1/r^2, so
-    the range shrinks to where both together equal the loss of `max_range` in clear air; of the
-    beams that bring nothing back some return from the fog, near by (Bijelic et al., "A benchmark
-    for lidar sensors in fog", 2018).
+    surface; the others go through to what is `behind`, or are lost. Wet ground loses beams too. In
+    fog the two-way loss exp(-2 extinction r) leaves less of a return that falls with 1/r^2, so the
+    range shrinks to where both together equal the loss of `max_range` in clear air; some of the
+    lost beams return from the fog, close to the sensor (Bijelic et al., "A benchmark for lidar
+    sensors in fog", 2018).
 
     Args:
         depth: `[h w]` exact planar depth in metres, 0 where there is none (sky).
@@ -105,7 +105,7 @@ def scan(
             y forward, z up).
         rng: decides which returns are lost.
         lidar: the sensor.
-        medium: what makes it fail; None for clear air and surfaces that all return.
+        medium: what makes it fail; None for clear air and surfaces that always return the beam.
 
     Returns:
         `[h w]` metres, equal to `depth` where a beam hit, else 0; with a `medium` also false

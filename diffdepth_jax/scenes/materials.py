@@ -1,7 +1,7 @@
 """What surfaces look like: colours, gloss, and procedural textures painted with NumPy.
 
-Textures are uint8 sRGB `[h w 3]`, row 0 at the top, and repeat without a seam where said so.
-Randomness comes from the generator handed in, so equal seeds give equal bytes.
+Textures are uint8 sRGB `[h w 3]`, row 0 at the top, and repeat seamlessly where documented.
+Randomness comes from the given generator, so equal seeds give equal bytes.
 """
 
 import functools
@@ -28,8 +28,8 @@ class Material:
         gloss: 0 for matt; in (0, 1] a clear coat, 1 being a mirror-smooth one.
         kind: "opaque"; "glass", the surface of a solid body of it; "thin_glass", a single sheet;
             or "mirror". The last three look through their texture's colour (white: clear).
-        emission: uint8 sRGB `[h w 3]` of what it shines, or None. It is seen, but lights nothing:
-            lamps and panels of the layout do.
+        emission: uint8 sRGB `[h w 3]` of the light it emits, or None. It is visible, but does not
+            light the scene: lamps and panels of the layout do.
         radiance: of white in `emission`, in the layout's unit.
     """
 
@@ -90,7 +90,7 @@ def _mottled(
     return np.asarray(colour, float) * (1 + contrast * field[..., None])
 
 
-ROAD_PIXELS = 48  # about so many a metre across the texture of `road`
+ROAD_PIXELS = 48  # approximately, per metre across the texture of `road`
 
 
 def road(

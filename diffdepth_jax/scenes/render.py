@@ -21,7 +21,7 @@ mi.set_variant("scalar_rgb")  # the llvm_* variants abort where the system's LLV
 drjit.set_thread_count(1)  # the noise depends on it; frames are rendered side by side instead
 
 
-SAMPLES = 4  # light paths a pixel
+SAMPLES = 4  # light paths per pixel
 
 
 class Hits(NamedTuple):
@@ -51,8 +51,8 @@ def render(
 
     Args:
         layout: what to render.
-        samples: light paths a pixel: 4, 16, 64 ... for layouts without panels, glass and mirrors.
-            Pixels that show glass or mirrors, where the light cannot be told from the colour, get 8
+        samples: light paths per pixel: 4, 16, 64 ... for layouts without panels, glass and mirrors.
+            Pixels that show glass or mirrors, where light and colour cannot be separated, get 8
             times as many.
         seed: of the light paths; equal seeds give equal bytes.
         hits: `first_hits(layout)`, if known already: conditions of one scene have the same.
@@ -83,9 +83,9 @@ def _outdoors(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Radiance `[h w 3]` of opaque things under the sky, or lamps, and their glow `[h w 3]`.
 
-    The glow is what shines by itself; it is not in the first. One scene, rendered by its parts.
-    Surfaces also shine faintly in their own colour, as if lit evenly: that stands in for all light
-    after the first bounce, and seen directly it tells the colours. All passes share their places in
+    The glow is emitted light; it is not in the first. One scene, rendered by its parts.
+    Surfaces also shine faintly in their own colour, as if lit evenly: that stands for all light
+    after the first bounce, and seen directly it gives the colours. All passes share their places in
     the pixel (a low-discrepancy sampler), so that passes can be subtracted:
 
     - light of the sun alone, whose shadows stay sharp;
@@ -162,7 +162,7 @@ def _built(layout: Layout, sun: dict | None, sky: dict, around: float) -> _Stage
 
 
 def _flood(stage: _Stage, layout: Layout) -> None:
-    """Leaves nothing on stage but what water on the ground mirrors: all else is black.
+    """Leaves only what water on the ground mirrors; everything else is black.
 
     That is the sky, lamps, and things in their own colours. As the water is a little rough, lights
     are drawn out towards the camera. They are small, so rays are to be sent to them, too.
@@ -179,7 +179,7 @@ def _flood(stage: _Stage, layout: Layout) -> None:
 
 
 def _weigh(emitter: mi.Emitter, weight: float) -> None:
-    """Changes how often rays are sent to a light; its scene is to be told."""
+    """Changes how often rays are sent to a light; the scene must be notified."""
     values = mi.traverse(emitter)
     values["sampling_weight"] = weight
     values.update()
@@ -190,7 +190,7 @@ def _shine(part: mi.Mesh, radiance: np.ndarray) -> None:
     values = mi.traverse(part.emitter())
     if "radiance.data" in values:
         texture = values["radiance.data"]
-        # Assigned, the numbers would be compared one by one.
+        # Assignment would compare the numbers one by one.
         texture.array.numpy()[:] = np.broadcast_to(radiance, texture.shape).ravel()
     else:
         values["radiance.value"] = mi.Color3f(radiance[0, 0].tolist())
@@ -387,9 +387,8 @@ def _in_detail(
 def _despeckled(radiance: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Each pixel held between the third lowest and the third highest of its eight neighbours.
 
-    Light focused by glass is found by few of the paths: single pixels come out far too bright or
-    too dark. Edges and highlights stay, unless they are but a pixel wide. Neighbours outside
-    `where` do not count.
+    Few paths find light focused by glass: single pixels come out far too bright or too dark. Edges
+    and highlights stay, unless they are but a pixel wide. Neighbours outside `where` do not count.
     """
     height, width = where.shape
     inside = np.pad(where, 1)
@@ -445,10 +444,10 @@ def _transmittance(camera: Camera, hits: Hits, extinction: float) -> Float[np.nd
 
 
 def _cut(radiance: np.ndarray, albedo: np.ndarray, hits: Hits) -> np.ndarray:
-    """Radiance `[h w 3]` whose light, the part beside albedo, is cut at its brightest hundredth.
+    """Radiance `[h w 3]` whose light (radiance over albedo) is cut at its brightest hundredth.
 
-    Next to a lamp it has no bounds. A headlight's pool is brighter than most of the picture by so
-    much that it would not outlast the cut for even light.
+    Next to a lamp light is unbounded. The pool of a headlight is so much brighter than the rest of
+    the picture that the cut for even light would remove it.
     """
     light = radiance / (albedo + 0.02)
     if (surface := hits.depth > 0).any():
@@ -466,15 +465,15 @@ def _smoothed(
     """Noisy soft lights averaged over neighbouring pixels of the same surface.
 
     The edge-avoiding a-trous filter (Dammertz et al., 2010): windows of 5x5 pixels, their steps
-    doubling from pass to pass. What is averaged is light over albedo, so textures stay; the
-    noiseless normals and positions tell which neighbours lie in the same plane.
+    doubling from pass to pass. What is averaged is radiance over albedo, so textures stay; the
+    noiseless normals and positions show which neighbours lie in the same plane.
 
     Args:
         radiances: `[h w 3]`, each with whether it is light from all around, so that what is far
             brighter is noise.
         albedo: `[h w 3]`.
         hits: of the layout; where there is none, the sky, radiance is left alone.
-        camera: who looks.
+        camera: the viewpoint.
         passes: 3 reach 14 pixels.
     """
     surface = hits.depth > 0
@@ -564,7 +563,8 @@ def _spot(lamp: Lamp, camera: Camera) -> dict:
     direction = np.asarray(lamp.direction, float)
     up = [1.0, 0.0, 0.0] if abs(direction[2]) > 0.9 * np.linalg.norm(direction) else [0.0, 0.0, 1.0]
     target = np.asarray(lamp.position) + direction
-    # Paths choose among lamps; those that matter most, near the view's middle ground, oftener.
+    # Paths choose among lamps; those that matter most, near the middle ground, are chosen more
+    # often.
     distance = np.asarray(lamp.position) - camera.position - 12.0 * camera.orientation[:, 2]
     return {
         "type": "spot",
@@ -704,7 +704,7 @@ def _mesh(mesh: Mesh, bsdf: dict | None, emitter: dict | None = None) -> mi.Mesh
         given["vertex_normals"] = mesh.normals
     values = mi.traverse(shape)
     for name, numbers in given.items():
-        values[name].numpy()[:] = numbers.ravel()  # assigned, they would be compared one by one
+        values[name].numpy()[:] = numbers.ravel()  # assignment would compare them one by one
     shape.parameters_changed(list(given))
     return shape
 
@@ -729,13 +729,13 @@ def _texture(texture: np.ndarray) -> dict:
 
 
 def _radiance(material: Material, around: float) -> np.ndarray:
-    """What a surface shines `[h w 3]`, in its colour by `around` and by its own emission."""
+    """Light from a surface `[h w 3]`: its colour times `around`, plus its own emission."""
     linear = np.float32(around) * _linear(material.texture)
     return linear if material.emission is None else linear + _emitted(material)
 
 
 def _emitted(material: Material) -> np.ndarray:
-    """What a surface shines by its own emission, `[h w 3]`."""
+    """Light that a surface emits itself, `[h w 3]`."""
     if material.emission is None:
         return np.zeros((1, 1, 3), np.float32)
     return np.float32(material.radiance) * _linear(material.emission)

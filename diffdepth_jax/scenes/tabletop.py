@@ -1,8 +1,8 @@
 """Procedural table-tops: bottles, vases, bowls, books and fruit on a table in a furnished room.
 
 A layout is drawn from a generator alone, so one seed gives one scene. The table stands about the
-world's origin, the camera south of it (y < 0), looking north. The walls have no ceiling: what
-comes in from above is the layout's ambient light.
+world's origin, the camera south of it (y < 0), looking north. The walls have no ceiling: the light
+from above is the layout's ambient light.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def _rgb(values: np.ndarray) -> RGB:
 
 
 def _kinds(rng: np.random.Generator) -> list[Callable[[np.random.Generator], list[Mesh]]]:
-    """What to put on the table: more vessels than other things, and at least four."""
+    """Things to put on the table: at least four, and more vessels than others."""
     vessels, others = int(rng.integers(4, 10)), int(rng.integers(1, 4))
     picks = [objects.VESSELS[i] for i in rng.integers(len(objects.VESSELS), size=vessels)]
     return picks + [objects.OTHERS[i] for i in rng.integers(len(objects.OTHERS), size=others)]
@@ -75,7 +75,7 @@ def footprint(meshes: Sequence[Mesh]) -> Corners:
 
 
 def apart(first: Corners, second: Corners, gap: float) -> bool:
-    """Whether some edge of one of two convex polygons has the other one beyond it, by `gap`."""
+    """Whether two convex polygons are at least `gap` apart along the normal of some edge."""
     for one, other in ((first, second), (second, first)):
         edges = np.roll(one, -1, axis=0) - one
         outwards = np.stack([edges[:, 1], -edges[:, 0]], axis=1)
@@ -460,7 +460,7 @@ METALS = (
 
 
 def _glass(rng: np.random.Generator) -> Material:
-    """Solid walls that bend the light, or skins too thin for that, as of a bubble."""
+    """Solid walls that bend the light, or skins too thin for that, like a bubble's."""
     tint = surfaces.colour(rng, GLASS_TINTS, wander=0.04)
     kind = "glass" if rng.random() < 0.75 else "thin_glass"
     return replace(materials.plain(objects.WARE, tint), kind=kind)

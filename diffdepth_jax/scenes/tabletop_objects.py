@@ -1,8 +1,8 @@
 """Things that stand on a table, built from meshes.
 
 Every function returns meshes in the thing's own axes: standing on z = 0 about the origin, metres.
-What could as well be made of glass or metal is one closed mesh of the role `WARE`, with walls of
-some thickness and a material of its own; lids, labels, books and fruit have other roles.
+Anything that could also be made of glass or metal is one closed mesh of the role `WARE`, with walls
+of some thickness and its own material; lids, labels, books and fruit have other roles.
 """
 
 from collections.abc import Callable, Sequence

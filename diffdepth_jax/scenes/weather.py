@@ -1,4 +1,4 @@
-"""What air, lens and sensor make of a picture: fog, rain, snow, glare, haloes, noise, exposure.
+"""Effects of air, lens and sensor: fog, rain, snow, glare, haloes, noise, exposure.
 
 Works on linear radiance `[h w 3]`. Sizes of streaks and flakes go with the picture's height, so
 that larger pictures look the same.
@@ -17,7 +17,7 @@ def hazy(
     clarity: Float[np.ndarray, "h w"],
     airlight: Float[np.ndarray, "3"],
 ) -> Float[np.ndarray, "h w 3"]:
-    """Koschmieder's law (1924): what is seen fades into the light that the air scatters.
+    """Koschmieder's law (1924): things fade into the light that the air scatters.
 
     The homogeneous medium with light from everywhere in closed form: L = J t + A (1 - t).
 
@@ -41,9 +41,9 @@ def developed(
 
     Args:
         radiance: what arrives at the lens.
-        glow: the part of it that comes straight from lamps.
-        camera: who looks.
-        weather: what is added.
+        glow: the part of it that comes directly from lamps.
+        camera: the viewpoint.
+        weather: the effects to add.
         to_sun: unit vector, for the glare.
     """
     rng = np.random.default_rng(weather.seed)

@@ -3,7 +3,7 @@
 `kitti`::
 
     ROOT/raw/DATE/calib_cam_to_cam.txt
-    ROOT/raw/DATE/DRIVE/condition.json                                       what the weather was
+    ROOT/raw/DATE/DRIVE/condition.json                                       the weather
     ROOT/raw/DATE/DRIVE/image_02/data/0000000005.png
     ROOT/raw/DATE/DRIVE/category_02/data/0000000005.png                      (if any) material mask
     ROOT/depth/SPLIT/DRIVE/proj_depth/groundtruth/image_02/0000000005.png    lidar-like, sparse
@@ -29,16 +29,16 @@ that of test is read with split=DIR/test.txt and depth_root=DIR/depth/test.
     ROOT/{train,val,test}.txt                                                lists of the frames
 
 with 16-bit depth in millimetres of every pixel, up to 65.5 m. ROOT is DIR for the clear frames and
-DIR/CONDITION for another condition, whole each with its depth, as the `nyu` source wants it
+DIR/CONDITION for another condition, each complete with its depth, as the `nyu` source expects it
 (layout="sync"; split="train", "val", "test", or the path of a list).
 
-Pictures are PNG, as above, or JPEG with the ending `.jpg`, as BTS has NYU's and many have KITTI's.
+Pictures are PNG, as above, or JPEG with the suffix `.jpg`, as in BTS's copy of NYU and many copies
+of KITTI.
 
 Material masks are 8-bit PNG of the Booster benchmark's classes: 2 and 3 for transparent things and
 mirrors, 0 and 1 for others.
 
-Files appear whole or not at all. The picture comes last, and its presence says that its frame is
-finished.
+Files are written atomically. The picture comes last: if it exists, its frame is finished.
 """
 
 import io
@@ -67,11 +67,11 @@ class Picture:
     Attributes:
         image: uint8 `[h w 3]`.
         dense: float `[h w]` exact planar depth in metres, 0 for the sky.
-        sparse: float `[h w]` what a lidar measures of it in clear air.
-        scan: float `[h w]` what a lidar measures under the condition, failing; or None.
+        sparse: float `[h w]` what a lidar measures in clear air.
+        scan: float `[h w]` what a lidar measures under the condition, failures included; or None.
         category: uint8 `[h w]` classes of material, or None.
         intrinsics: `[3 3]`, pixel (0, 0) being the centre of the upper left one.
-        weather: what the condition was, JSON-able.
+        weather: the condition, in JSON types.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -84,7 +84,7 @@ class Picture:
 
 
 class Frame(Protocol):
-    """Where the files of one scene's frame are, under any condition."""
+    """The files of one scene's frame under any condition."""
 
     def image(self, condition: str) -> Path:
         """The picture."""
@@ -104,7 +104,7 @@ class KittiFrame:
         root: DIR.
         split: train, val or test.
         date: one of the dates, standing for a camera.
-        drive: its number; tells frames of all splits apart.
+        drive: its number, unique over all splits.
         index: number in the drive; KITTI's annotated depth leaves out the first five.
         image_format: of the picture.
     """
@@ -116,7 +116,7 @@ class KittiFrame:
     index: int = 5
     image_format: ImageFormat = "png"
 
-    SCALE = 256.0  # of depth; what 16 bits hold is 255.996 m
+    SCALE = 256.0  # of depth; 16 bits hold up to 255.996 m
 
     @property
     def drive_name(self) -> str:
@@ -232,7 +232,7 @@ def _json(condition: str, picture: Picture) -> bytes:
 
 
 def _depth_png(depth: np.ndarray, scale: float) -> bytes:
-    """16 bits of depth times `scale`; what they cannot hold counts as none."""
+    """16 bits of depth times `scale`; depth that they cannot hold counts as none."""
     code = np.rint(depth * scale)
     inside = (depth > 0) & (code <= 65535)
     return _png(np.where(inside, np.maximum(code, 1), 0).astype(np.uint16))

@@ -1,1 +1,1 @@
-"""Reading foreign and own checkpoints, and tables that carry names to leaves. Knows no model."""
+"""Reading checkpoints, ours and others', and tables that map names to leaves. Knows no model."""

@@ -2,8 +2,8 @@
 
     <step>/checksums.json    {"crc32": {"state/d/1823d6ee": ["9ae0daaf", 470], ...}}
 
-CRC-32 finds what disks, copies and flipped bits do; it is no protection against forgery. It runs at
-2.6 GB/s on one core, faster than most disks read.
+CRC-32 finds damage by disks, copying and flipped bits; it does not protect against forgery. It runs
+at 2.6 GB/s on one core, faster than most disks read.
 """
 
 import json
@@ -19,10 +19,10 @@ _BLOCK = 2**22  # bytes read at once
 
 
 def write(directory: Path) -> None:
-    """Notes all files that are in the directory and below it now; what comes later is not noted.
+    """Records all files that are in the directory and below it now; later ones are not recorded.
 
     Raises:
-        OSError: if a file cannot be read or the note not be written.
+        OSError: if a file cannot be read or the record cannot be written.
     """
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     noted = {
@@ -33,18 +33,18 @@ def write(directory: Path) -> None:
 
 
 def faults(directory: Path, below: Sequence[str], *, contents: bool = True) -> list[str]:
-    """Which noted files are not as they were written; empty too where nothing was noted.
+    """The recorded files that have changed; also empty if nothing was recorded.
 
     Args:
-        directory: of the note.
+        directory: with the record.
         below: the subdirectories to check.
-        contents: whether files are read, or only their sizes compared.
+        contents: whether to read the files, or only to compare their sizes.
 
     Raises:
         OSError: if a file cannot be read.
     """
     note = directory / FILE_NAME
-    if not note.exists():  # older than these notes
+    if not note.exists():  # older than these records
         return []
     try:
         noted = parse_json(note.read_text(errors="replace"), FILE_NAME)["crc32"]

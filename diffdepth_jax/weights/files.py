@@ -1,6 +1,6 @@
 """Weights from files: PyTorch's two formats (without PyTorch) and safetensors.
 
-PyTorch writes either a zip archive (`<root>/data.pkl` beside one uncompressed record
+PyTorch writes either a zip archive (`<root>/data.pkl` and one uncompressed record
 `<root>/data/<key>` per storage; the default since 1.6) or, before that and by request, a stream of
 pickles followed by the raw storages. Both are read by `torch_pickle`, which executes nothing.
 """
@@ -30,15 +30,15 @@ from diffdepth_jax.weights import torch_pickle
 from diffdepth_jax.weights.text import shown
 from diffdepth_jax.weights.torch_pickle import REMEDY, Array, Storage, Tensor
 
-# Under which names training scripts keep the state dict; DiffusionDepth's is "net".
+# Names under which training scripts keep the state dict; DiffusionDepth uses "net".
 _STATE_DICT_NAMES = ("net", "state_dict", "model", "model_state_dict")
 _BYTE_ORDERS = {b"little": False, b"big": True}
 
-# What one small file may cost. Names can share a tensor, as tied weights do, and entries a list.
+# Limits on what a small file may cost: names can share a tensor, and entries a list.
 _MAX_REPEATED = 8  # bytes of all tensors together, for each byte of the file
 _METADATA_LIMIT = 100_000  # values and characters of an entry
 _ALL_METADATA_LIMIT = 1_000_000  # of all entries
-_NUMBER_KEY = 100  # what a key counts that is a number, for such may all have the same hash
+_NUMBER_KEY = 100  # the cost of a number as a key, as such keys may all have the same hash
 _MAX_BITS = 4096  # of an integer: Python prints none of more than 4300 digits
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -46,7 +46,7 @@ _LEGACY_PROTOCOL = 1001
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a file of weights holds.
+    """The content of a file of weights.
 
     Attributes:
         state_dict: names to arrays. A leading `module.` that all names share is removed. Arrays are
@@ -56,8 +56,8 @@ class WeightsFile:
             text. From others, names to any of None, bool, int of up to 4096 bits, float, complex,
             str, bytes, bytearray, NumPy arrays of numbers or text, and lists, tuples, sets and
             dicts of these, up to 32 deep, a million in all; keys may be numbers or tuples, too.
-            What they say is the file's word: text is as it was, with control characters, and `args`
-            may be any of these types.
+            They are not sanitised: text may hold control characters, and `args` may be any of these
+            types.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -65,7 +65,7 @@ class WeightsFile:
 
 
 def read(path: str | os.PathLike[str]) -> WeightsFile:
-    """Reads a `.pt`/`.pth` file (zip or legacy) or a `.safetensors` file; the content decides.
+    """Reads a `.pt`/`.pth` file (zip or legacy) or a `.safetensors` file; told apart by content.
 
     The state dict is the entry `net`, `state_dict`, `model` or `model_state_dict` of the saved
     object, or that object itself. Storages that no entry of it uses are not read.
@@ -75,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
         FileError: if it cannot be read.
         WeightsError: if it is truncated, damaged, of another format, holds no state dict, or if its
             pickle asks for anything but tensors, containers and plain values (the message names
-            it), or for far more memory than the file is large.
+            it), or for far more memory than the file's size.
     """
     path = Path(path)
     with naming_file(path, "read"):
@@ -112,12 +112,12 @@ def write_safetensors(
     state_dict: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a state dict as safetensors, whole or not at all.
+    """Writes a state dict as safetensors, atomically.
 
     Raises:
         FileError: if the file cannot be written.
     """
-    # The package writes an array's memory as it lies, so a transposed one must be copied first.
+    # The package writes an array's memory as it is, so a transposed one must be copied first.
     arrays = {name: np.require(array, requirements="C") for name, array in state_dict.items()}
     strings = None if metadata is None else dict(metadata)
 
@@ -125,11 +125,11 @@ def write_safetensors(
         mode = stat.S_IMODE(os.stat(file.name).st_mode)
         # By name: `save` would hold a second copy of all arrays in memory.
         safetensors.numpy.save_file(arrays, file.name, strings)
-        os.chmod(file.name, mode)  # the package's files are for their owner, whatever the umask
+        os.chmod(file.name, mode)  # the package makes files private, whatever the umask
 
     try:
         atomic.write(path, save)
-    except safetensors.SafetensorError as error:  # how the package reports a full disk
+    except safetensors.SafetensorError as error:  # which is how the package reports a full disk
         raise FileError(f"{path} cannot be written: {error}") from error
 
 
@@ -166,7 +166,7 @@ def _read_zip(path: Path, content: mmap.mmap) -> _Contents:
         # The local header's own lengths count: PyTorch pads it so that the data are aligned.
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
         data = _slice(content, start, info.file_size)
-        # Zero stands for none: PyTorch can be told not to compute it (set_crc32_options).
+        # Zero means none: PyTorch can be set not to compute it (set_crc32_options).
         if info.CRC and zlib.crc32(data) != info.CRC:
             raise WeightsError(f"record {name!r} is damaged (CRC-32); copy the file again")
         return data
@@ -199,7 +199,7 @@ def _read_legacy(content: mmap.mmap) -> _Contents:
     position = content.tell()
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in dtypes:
-            raise WeightsError("a storage that belongs to no tensor; copy the file again")
+            raise WeightsError("a storage without a tensor; copy the file again")
         (numel,) = struct.unpack("<Q", _slice(content, position, 8))
         spans[key] = position + 8, numel * dtypes[key].itemsize
         position += 8 + spans[key][1]
@@ -224,7 +224,7 @@ def _read_safetensors(path: Path) -> _Contents:
         raise WeightsError(
             f"a truncated or damaged safetensors file ({error}); copy it again"
         ) from error
-    except AttributeError as error:  # how the package says that a type is unknown to NumPy
+    except AttributeError as error:  # raised for types that NumPy does not know
         raise WeightsError(f"holds numbers of an unsupported type ({error})") from error
 
 
@@ -247,7 +247,7 @@ def _slice(content: mmap.mmap, start: int, size: int) -> bytes:
 
 
 class _TensorReader:
-    """Makes arrays of tensor descriptions, reading each storage once and only when asked for."""
+    """Makes arrays from tensor descriptions, reading each storage once and only when needed."""
 
     def __init__(
         self, file_size: int, read: Callable[[str], bytes], *, big_endian: bool = False
@@ -263,7 +263,7 @@ class _TensorReader:
         size = math.prod(shape)
         if min((*shape, *strides, tensor.offset), default=0) < 0 or len(shape) != len(strides):
             raise WeightsError(f"shape {shape} with strides {strides} at {tensor.offset}")
-        # An expanded tensor is larger than its storage; larger than the file none should be.
+        # An expanded tensor is larger than its storage, but should not be larger than the file.
         if size * dtype.itemsize > self._file_size:
             raise WeightsError(f"shape {shape} needs more bytes than the whole file has")
         self._bytes_shaped += size * dtype.itemsize
@@ -316,11 +316,11 @@ class _TensorReader:
         return self._storages[key, width]
 
 
-# ---- what the saved object means -----------------------------------------------------------------
+# ---- the saved object ---------------------------------------------------------------------------
 
 
 def _split(value: Any, reader: _TensorReader) -> _Contents:
-    """Parts the saved object into its state dict and its small plain entries."""
+    """Splits the saved object into its state dict and its small plain entries."""
     if not isinstance(value, dict):
         raise WeightsError(f"holds a {type(value).__name__}, not a dict of weights. {REMEDY}")
     entries, rest = None, value
@@ -368,7 +368,7 @@ class _NotPlainError(Exception):
 
 
 def _plain_entries(entries: Mapping[Any, Any]) -> dict[str, Any]:
-    """Those entries that are plain and small, up to a bound for all that is looked at."""
+    """The entries that are plain and small, up to a total bound."""
     found, left = {}, _ALL_METADATA_LIMIT
     for key, entry in entries.items():
         budget = _Budget(min(left, _METADATA_LIMIT))

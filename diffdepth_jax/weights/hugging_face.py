@@ -1,4 +1,4 @@
-"""Directories as Hugging Face's transformers writes them: weights beside a `config.json`."""
+"""Directories as Hugging Face's transformers writes them: weights and a `config.json`."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def weights_in(directory: str | os.PathLike[str]) -> Path | None:
 
     Raises:
         FileError: if the directory cannot be read.
-        ConfigError: if it holds several files of weights, none of them by transformers' names.
+        ConfigError: if it holds several files of weights, none of them named as by transformers.
     """
     directory = Path(directory)
     with naming_file(directory, "read"):
@@ -58,7 +58,9 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
     state_dict: dict[str, Any] = {}
     for name in sorted(set(places.values())):
         if not re.fullmatch(r"[^/\\]+", name) or name in (".", ".."):
-            raise WeightsError(f"{path} names the file {shown(name, 80)!r}, not one beside it")
+            raise WeightsError(
+                f"{path} names the file {shown(name, 80)!r}, which is not in the same folder"
+            )
         part = files.read(path.parent / name).state_dict
         missing = [key for key, at in places.items() if at == name and key not in part]
         if missing:
@@ -71,7 +73,7 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
 
 
 def config_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The `config.json` in the directory of a file of weights; empty if there is none of a model.
+    """The `config.json` in the directory of a file of weights; empty if there is none for a model.
 
     Raises:
         FileError: if it cannot be read.

@@ -1,8 +1,8 @@
 """Arrays and config from this project's own checkpoints (`WORKDIR/checkpoints/<step>/`).
 
-Orbax restores arrays onto the devices that wrote them unless it is told otherwise, and fails where
-their number differs. Here every array is asked for as NumPy, by the tree that the checkpoint itself
-records, so a run of eight devices opens on one; the optimiser's arrays are not restored.
+By default Orbax restores arrays onto the devices that wrote them, and fails if their number
+differs. Here every array is restored as NumPy, by the tree that the checkpoint itself records, so a
+run of eight devices opens on one; the optimiser's arrays are not restored.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ BEST_FILE = "best.json"  # in a run's directory: {"step", "metric", "value"}
 Step = int | Literal["best"]
 _COLLECTIONS = ("step", "params", "batch_stats", "ema_params")
 
-# What a step's directory holds; without one of these files it has nothing of that.
+# The items of a step's directory, with a file that each must have.
 ITEMS = {
     "state": ("state/_METADATA", "state/manifest.ocdbt", "state/d"),
     "config": ("config/metadata",),
@@ -30,7 +30,7 @@ ITEMS = {
 }
 _TO_READ = ("state", "config")
 
-# What Orbax and TensorStore raise of files that are not what they were.
+# What Orbax and TensorStore raise for damaged files.
 _DAMAGE = (
     *(ValueError, LookupError, TypeError, AttributeError, OSError),
     *(RecursionError, NotImplementedError, AssertionError),
@@ -39,14 +39,14 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """What it takes to use a model: nested dicts of NumPy arrays, and how it was made.
+    """All that is needed to use a model: nested dicts of NumPy arrays, and its config.
 
     Attributes:
         step: updates done.
         config: the whole experiment, as it was resolved.
         params: trained parameters.
         batch_stats: running statistics; empty for a model without any.
-        ema_params: exponential moving average of `params`; empty where none was kept.
+        ema_params: exponential moving average of `params`; empty if none was kept.
     """
 
     step: int
@@ -64,7 +64,7 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
 def faults(
     directory: Path, items: Sequence[str] = tuple(ITEMS), *, contents: bool = True
 ) -> list[str]:
-    """What keeps a step's directory from being whole, in a few words each; empty if nothing does.
+    """Why a step's directory is not complete, in a few words each; empty if it is.
 
     Args:
         directory: of one step.
@@ -81,7 +81,7 @@ def faults(
 
 
 def damaged(directory: Path, items: Sequence[str], what: str) -> WeightsError:
-    """The error that says what is wrong with a step's directory, and which older step is whole."""
+    """The error for a damaged step directory; names an older step that is complete."""
     remedy = "copy it again"
     if directory.name.isdecimal():
         older = (step for step in steps(directory.parent) if step < int(directory.name))
@@ -104,7 +104,7 @@ def naming_damage(directory: Path, items: Sequence[str]) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # For an array that it cannot decode, Orbax raises no more than an `Exception`.
+        # For an array that it cannot decode, Orbax raises a plain `Exception`.
         if not isinstance(error, _DAMAGE) and type(error) is not Exception:
             raise
         what = str(error) or type(error).__name__
@@ -112,7 +112,7 @@ def naming_damage(directory: Path, items: Sequence[str]) -> Iterator[None]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The config of the experiment that wrote a step's checkpoint, with the model's name at least.
+    """The config of the experiment that wrote a step's checkpoint, with at least the model's name.
 
     Raises:
         WeightsError: if it is damaged, or no config.
@@ -162,7 +162,7 @@ def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = No
         step, file = _best_step(path)
         if step not in found:
             raise WeightsError(
-                f"{file} names step {step}, but {path} has only {sorted(found)}: say which to take"
+                f"{file} names step {step}, but {path} has only {sorted(found)}: say which to use"
             )
     step = max(found) if step is None else step
     if step not in found:
@@ -171,7 +171,7 @@ def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = No
 
 
 def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> CheckpointContents:
-    """Reads a checkpoint on any number of devices, whatever number wrote it.
+    """Reads a checkpoint, whatever number of devices wrote it.
 
     Args:
         path, step: as for `checkpoint_directory`.
@@ -181,13 +181,13 @@ def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> Ch
             checkpoint.
 
     Warns:
-        UserWarning: of NaN and infinity, as `rules.warn_if_not_finite`.
+        UserWarning: about NaN and infinity, as `rules.warn_if_not_finite`.
     """
     return _read_step(checkpoint_directory(path, step=step))
 
 
 def _best_step(path: Path) -> tuple[int, Path]:
-    """The best step, and the file that says so."""
+    """The best step, and the file that names it."""
     for run in (path, path.parent):
         file = run / BEST_FILE
         with naming_file(file, "read"):
@@ -207,7 +207,7 @@ def _best_step(path: Path) -> tuple[int, Path]:
 def steps(path: Path) -> dict[int, Path]:
     """Complete checkpoints in a run or `checkpoints` directory, by step.
 
-    What a crash left half-written has another name.
+    What a crash left half-written has a different name.
     """
     with naming_file(path, "read"):
         directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -235,11 +235,11 @@ def _is_complete(directory: Path) -> bool:
 
 
 def _read_step(directory: Path) -> CheckpointContents:
-    # Imported here because it brings JAX along, which reading other files of weights does not need.
+    # Imported here because it imports JAX, which other files of weights do not need.
     import jax
     import orbax.checkpoint as ocp
 
-    directory = directory.resolve()  # Orbax itself wants absolute paths
+    directory = directory.resolve()  # Orbax requires absolute paths
     if found := faults(directory, _TO_READ):
         raise damaged(directory, _TO_READ, "; ".join(found[:3]))
     config = read_config(directory)

@@ -1,7 +1,7 @@
-r"""Tables that carry a PyTorch state dict to a tree of variables and back.
+r"""Tables that map a PyTorch state dict to a tree of variables and back.
 
-A model lists, beside its modules, one `Rule` per kind of entry and one `Skip` per kind of entry it
-deliberately leaves out::
+Next to its modules, a model lists one `Rule` per kind of entry and one `Skip` per kind of entry
+that it deliberately leaves out::
 
     RULES = (
         Rule(r"layers\.(\d+)\.conv1\.weight", r"params/stage\1/conv1/kernel", conv),
@@ -9,9 +9,9 @@ deliberately leaves out::
         Skip(r".*\.num_batches_tracked", "a counter that no layer reads"),
     )
 
-`convert` then demands the whole truth: every key is claimed by exactly one entry of the table and
-every leaf is filled exactly once, with equal shapes. It collects all faults into one error, for a
-checkpoint that fits "almost" is the one that silently predicts nonsense.
+`convert` is strict: every key must match exactly one entry of the table, and every leaf must be
+filled exactly once, with equal shapes. It collects all faults into one error, as a checkpoint that
+"almost" fits would silently predict nonsense.
 """
 
 import re
@@ -27,7 +27,7 @@ from diffdepth_jax.weights.text import shown
 
 _SHOWN_PER_KIND = 8
 _SHOWN_CHARACTERS = 400  # of a fault
-_GROUP = r"\(([^()?][^()]*)\)"  # in a pattern: one without further parentheses
+_GROUP = r"\(([^()?][^()]*)\)"  # in a pattern: a group without nested parentheses
 _ALTERNATIVES = r"\(\?:([^()|]*)\|[^()]*\)"
 
 
@@ -74,8 +74,8 @@ class Rule:
         path: '/'-joined path of the leaf, collection first ("params/stage\1/conv1/kernel"); groups
             of the pattern are written \1 or \g<name>.
         transform: the layout change, `identity` unless given.
-        part: (index, count) where the entry is one of several that lie side by side in the leaf's
-            last axis, as separate queries, keys and values do in one kernel.
+        part: (index, count) where the entry is one of several that are concatenated along the
+            leaf's last axis, like separate queries, keys and values in one kernel.
     """
 
     pattern: str
@@ -86,7 +86,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Skip:
-    """Entries that no leaf wants, and why."""
+    """Entries that no leaf needs, and why."""
 
     pattern: str
     reason: str
@@ -94,9 +94,9 @@ class Skip:
 
 @dataclass(frozen=True)
 class Derived(Skip):
-    """Entries that only repeat what a leaf says: skipped when read, written from it by `export`.
+    """Entries that repeat a leaf: skipped when read, written from it by `export`.
 
-    Such are the other names of a shared module, and tables that follow from a shape.
+    For example other names of a shared module, or tables that follow from a shape.
     """
 
     path: str
@@ -105,7 +105,7 @@ class Derived(Skip):
 
 @dataclass(frozen=True)
 class Constant(Skip):
-    """An entry that no leaf wants, but that its publication's strict loading asks for.
+    """An entry that no leaf needs, but that its publication's strict loading requires.
 
     It is skipped when read, may be missing, and `export` writes `value()`. Its pattern is the
     literal name, escaped.
@@ -118,7 +118,7 @@ class Constant(Skip):
 class Fresh:
     """Leaves that these weights may lack, and why: `convert` then leaves them out.
 
-    Here the pattern is for the leaf's path.
+    The pattern matches the leaf's path.
     """
 
     pattern: str
@@ -135,7 +135,7 @@ def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Row, .
     Args:
         rules: a table relative to a submodule.
         key_prefix: literal text before each key, with its final dot.
-        path_prefix: '/'-joined modules put between the collection and the rest of each path.
+        path_prefix: '/'-joined modules to insert between the collection and the rest of each path.
     """
 
     def below(path: str) -> str:
@@ -159,7 +159,7 @@ def convert(
     expected: Mapping[str, Any],
     what: str = "The weights",
 ) -> dict[str, Any]:
-    """Carries a state dict to variables.
+    """Converts a state dict to variables.
 
     Args:
         state_dict: PyTorch keys to arrays.
@@ -170,15 +170,14 @@ def convert(
 
     Returns:
         Nested dicts of the structure of `expected` with NumPy leaves of the expected dtypes, which
-        share no memory with `state_dict`; without the leaves that the table calls `Fresh` and no
-        key fills.
+        share no memory with `state_dict`; without `Fresh` leaves that no key fills.
 
     Raises:
         WeightsError: if a key has no rule or several, a leaf no key or several, if shapes differ or
-            numbers are of another kind, as integers for floats; one error names all such faults.
+            numbers are of another kind, such as integers for floats; one error names all faults.
 
     Warns:
-        UserWarning: of NaN and infinity, as `warn_if_not_finite`.
+        UserWarning: about NaN and infinity, as `warn_if_not_finite`.
     """
     leaves = _flatten(expected)
     targets, faults = _resolve(state_dict, rules)
@@ -206,7 +205,9 @@ def convert(
         ]
         if all(array is not None for array in filled):
             array = np.concatenate(filled, -1) if count > 1 else filled[0]
-            with np.errstate(over="ignore"):  # beyond the type's range is infinite: warned of below
+            with np.errstate(
+                over="ignore"
+            ):  # values beyond the type's range become infinite; warned about below
                 arrays[path] = array.astype(leaves[path].dtype, order="C")
             keys[path] = ", ".join(key for key, _ in sources)
     fresh = [re.compile(entry.pattern) for entry in rules if isinstance(entry, Fresh)]
@@ -227,13 +228,13 @@ def convert(
 def export(
     variables: Mapping[str, Any], rules: Rules, names: Iterable[str]
 ) -> dict[str, np.ndarray]:
-    """Carries variables back to a state dict: the inverse of `convert`.
+    """Converts variables back to a state dict: the inverse of `convert`.
 
     Args:
         variables: nested mapping of collections with array leaves.
         rules: the model's table.
-        names: the PyTorch keys to produce, such as those of `names`; those that the table skips
-            are left out of the result.
+        names: the PyTorch keys to produce, such as those of `names`; those that the table skips are
+            not in the result.
 
     Raises:
         WeightsError: if a name has no rule or several, points to no leaf, or a leaf has no name.
@@ -243,10 +244,10 @@ def export(
 
 
 def shapes(variables: Mapping[str, Any], rules: Rules) -> dict[str, tuple[int, ...]]:
-    """The names under which a table writes these leaves, to the shapes of their entries.
+    """The names under which a table writes these leaves, with the shapes of their entries.
 
     Args:
-        variables, rules: as for `names`; leaves need a `shape` and nothing else.
+        variables, rules: as for `names`; leaves only need a `shape`.
 
     Raises:
         WeightsError: as `names`.
@@ -257,7 +258,7 @@ def shapes(variables: Mapping[str, Any], rules: Rules) -> dict[str, tuple[int, .
 
 
 def _views(leaves: Mapping[str, Any], rules: Rules, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """What `export` returns, before it is laid out in memory."""
+    """What `export` returns, possibly not contiguous in memory."""
     names = tuple(names)
     targets, faults = _resolve(names, rules, writing=True)
     constants = {_literal(entry): entry for entry in rules if isinstance(entry, Constant)}
@@ -272,24 +273,23 @@ def _views(leaves: Mapping[str, Any], rules: Rules, names: Iterable[str]) -> dic
             else:
                 faults.add("names whose leaf the variables do not have", f"{key} -> {path}")
     for path in leaves.keys() - targets.keys():
-        faults.add("leaves that no name asks for", path)
+        faults.add("leaves without a name", path)
     faults.raise_if_any("The variables cannot be written under these names")
     return views
 
 
 def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
-    """The PyTorch keys under which a table writes these leaves: the table read backwards.
+    """The PyTorch keys under which a table writes these leaves: the table inverted.
 
-    That is possible where patterns consist of literal text and of groups without further
-    parentheses which all occur in the path. Of alternatives, `(?:one|another)`, the first is
-    written.
+    That is possible where patterns consist of literal text and of groups without nested parentheses
+    that all occur in the path. Of alternatives, `(?:one|another)`, the first is written.
 
     Args:
-        variables: nested mapping of collections; the leaves' values are not looked at.
+        variables: nested mapping of collections; the leaves' values are not used.
         rules: the model's table.
 
     Raises:
-        WeightsError: if a row cannot be read backwards or two rows claim a leaf.
+        WeightsError: if a row cannot be inverted or two rows claim a leaf.
     """
     leaves, faults = _flatten(variables), _Faults()
     found: list[str] = []
@@ -304,17 +304,17 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
             path, name = match.string, match.expand(template)
             forward = re.fullmatch(entry.pattern, name)
             if not forward or forward.expand(entry.path) != path:
-                raise WeightsError(f"the pattern {entry.pattern!r} cannot be read backwards")
+                raise WeightsError(f"the pattern {entry.pattern!r} cannot be inverted")
             if isinstance(entry, Rule) and claims.setdefault((path, entry.part), name) != name:
                 pair = f"{claims[path, entry.part]}, {name}"
                 faults.add("leaves that several names stand for", f"{path} -> {pair}")
             found.append(name)
-    faults.raise_if_any("The table cannot be read backwards")
+    faults.raise_if_any("The table cannot be inverted")
     return tuple(found)
 
 
 def _keys_of(variables: Mapping[str, Any], rules: Rules) -> dict[str, str]:
-    """By leaf, the key or keys that fill it; empty for a table that cannot be read backwards."""
+    """By leaf, the key or keys that fill it; empty for a table that cannot be inverted."""
     try:
         targets, _ = _resolve(names(variables, rules), rules)
     except WeightsError:
@@ -327,14 +327,14 @@ def _literal(entry: Constant) -> str:
 
 
 def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
-    """A pattern for paths and a template for names, of a row's pattern and path."""
+    """A pattern for paths and a template for names, from a row's pattern and path."""
     pattern = re.sub(_ALTERNATIVES, r"\1", entry.pattern)
     groups = re.findall(_GROUP, pattern)
     text = re.sub(r"\\(\W)", r"\1", re.sub(_GROUP, "()", pattern))
     parts = re.split(r"\\(\d+)", entry.path)  # literal, number of a group, literal, ...
     used = {int(number) for number in parts[1::2]}
     if "(?" in text or "\\" in text or used != set(range(1, len(groups) + 1)):
-        raise WeightsError(f"the pattern {entry.pattern!r} cannot be read backwards")
+        raise WeightsError(f"the pattern {entry.pattern!r} cannot be inverted")
     regex, seen = "", set()
     for literal, number in zip(parts[::2], [*parts[1::2], None], strict=True):
         regex += re.escape(literal)
@@ -347,7 +347,7 @@ def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
 
 
 def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str) -> None:
-    """Compares variables that are in our layout already with what a model expects.
+    """Compares variables, already in our layout, with what a model expects.
 
     Args:
         variables: nested mapping of collections with array leaves.
@@ -374,7 +374,7 @@ def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str)
 
 
 class _Faults:
-    """Faults by kind, told in one message with the first few of each kind."""
+    """Faults by kind, reported in one message with the first few of each kind."""
 
     def __init__(self) -> None:
         self._by_kind: dict[str, list[str]] = {}
@@ -396,10 +396,10 @@ class _Faults:
 
 
 def warn_if_not_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
-    """Warns of arrays that hold NaN or infinity, and names them.
+    """Warns about arrays that hold NaN or infinity, and names them.
 
     Args:
-        arrays: names to arrays; those of integers are always finite.
+        arrays: names to arrays; integers are always finite.
         what: begins the warning, such as the checkpoint's name.
     """
     bad = [
@@ -418,7 +418,7 @@ def warn_if_not_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
 
 
 def _kind(dtype: np.dtype) -> str:
-    """What sort of numbers they are: float, complex, int or bool; or what else they are."""
+    """The kind of numbers: float, complex, int or bool; or another kind of dtype."""
     dtype = np.dtype(dtype)
     if dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")):  # not NumPy's own
         return "float"
@@ -435,7 +435,7 @@ def _array(
     dtype: np.dtype,
     faults: _Faults,
 ) -> np.ndarray | None:
-    """The entry in our layout; None, and a fault, if it is of another shape or kind."""
+    """The entry in our layout; None, with a fault recorded, if its shape or kind differs."""
     found = np.asarray(found)
     try:
         array = transform.forward(found)
@@ -455,7 +455,7 @@ def _array(
 def _resolve(
     keys: Iterable[str], rules: Rules, writing: bool = False
 ) -> tuple[dict[str, list[tuple[str, Rule | Derived]]], _Faults]:
-    """Finds each key's leaf; keys that the table claims not exactly once are faults."""
+    """Finds each key's leaf; keys not matched exactly once are recorded as faults."""
     compiled = [
         (re.compile(entry.pattern), entry) for entry in rules if not isinstance(entry, Fresh)
     ]

@@ -1,4 +1,4 @@
-"""Text out of files that anybody may have made: shown in a terminal, read as JSON."""
+"""Text from untrusted files: shown in a terminal, read as JSON."""
 
 import json
 from typing import Any
@@ -9,10 +9,10 @@ _SHOWN = 2000  # characters: some lines of a terminal
 
 
 def shown(text: str, limit: int = _SHOWN) -> str:
-    """Text that a terminal can show: no control characters, of bounded length, one line.
+    """Text that is safe in a terminal: no control characters, bounded length, one line.
 
-    Names in files of weights can hold what moves the cursor, recolours or clears the screen; such
-    characters, and others that cannot be printed, are written as in Python's source.
+    Names in files of weights can hold characters that move the cursor, recolour or clear the
+    screen; these, and others that cannot be printed, are escaped as in Python source.
     """
     cut = text if len(text) <= limit else text[:limit] + " ..."
     return printable(cut).replace("\n", "\\n")
@@ -22,11 +22,11 @@ def parse_json(text: str, what: str) -> Any:
     """The value of JSON text.
 
     Args:
-        text: as a file has it.
+        text: the content of a file.
         what: names it in the error.
 
     Raises:
-        WeightsError: if it is not valid JSON, or nested more deeply than Python reads.
+        WeightsError: if it is not valid JSON, or nested too deeply for Python.
     """
     try:
         return json.loads(text)

@@ -1,15 +1,15 @@
-"""The pickles inside PyTorch files, read by a machine that can only build inert values.
+"""The pickles inside PyTorch files, read by an interpreter that can only build inert values.
 
 Python's own unpickler imports and calls whatever a pickle names. This one walks the opcodes that
-`pickletools` decodes and knows a closed list of globals, each standing for a function of this file
-that returns tensors-to-be, containers or scalars. What the packages of `_FOREIGN` define, in which
-training scripts keep their configs, becomes a `Foreign`, which says nothing; every other global is
-refused by its name, even if it is never called. Nothing is imported, no attribute is looked up by a
-name from the file, and nothing larger than the file is allocated on its word. What a small file
-could still ask for, by naming one thing many times, is bounded; see "limits".
+`pickletools` decodes and knows a closed list of globals, each mapped to a function of this file
+that returns tensor descriptions, containers or scalars. Objects of the packages of `_FOREIGN`, in
+which training scripts keep their configs, become an inert `Foreign`; every other global is refused
+by name, even if it is never called. Nothing is imported, no attribute is looked up by a name from
+the file, and nothing larger than the file is allocated at its request. What a small file could
+still ask for by repetition is bounded ("limits" below).
 
-Tensors come out as `Tensor`, a description of where in which storage they lie, so that a caller
-reads only the storages it needs (an optimiser's moments stay on the disk).
+Tensors come out as `Tensor`, a description of their place in a storage, so that a caller reads only
+the storages it needs (an optimiser's moments stay on the disk).
 """
 
 import io
@@ -54,7 +54,7 @@ class Tensor:
 
 
 class Array:
-    """A NumPy array of the pickle; `value` is there once its BUILD opcode was met."""
+    """A NumPy array of the pickle; `value` is set by its BUILD opcode."""
 
     def __init__(self, value: np.ndarray | None = None) -> None:
         self.value = value
@@ -65,7 +65,7 @@ class Attributes(dict):
 
 
 class Foreign(dict):
-    """An object of a package whose content is of no use here; a dict because some such are."""
+    """An object of a foreign package, ignored; a dict because some such objects are."""
 
 
 class Unpickled(NamedTuple):
@@ -76,11 +76,11 @@ class Unpickled(NamedTuple):
 
 
 def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
-    """Reads one pickle and leaves the stream behind its end.
+    """Reads one pickle and leaves the stream positioned after it.
 
     Raises:
-        WeightsError: if the pickle names a global outside the list, uses an opcode that no PyTorch
-            file needs, or is malformed or truncated.
+        WeightsError: if the pickle names a global outside the list, uses an opcode that PyTorch
+            files do not need, or is malformed or truncated.
     """
     machine = _Machine()
     try:
@@ -100,8 +100,8 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
 
 # ---- limits --------------------------------------------------------------------------------------
 #
-# All are far beyond what training scripts save, and small enough that a file at every limit costs
-# seconds and some hundred megabytes.
+# All are far above what training scripts save, yet a file at every limit costs only seconds and a
+# few hundred megabytes.
 
 _MAX_OPCODES = 2_000_000
 """An opcode of one byte makes an object of up to 200; a model with its optimiser has 200,000."""
@@ -127,9 +127,9 @@ class _StorageType:
 
 
 class _Keys:
-    """What may be a key or set element: called with one, it returns it, and it counts.
+    """Checks keys and set elements: called with one, it counts it and returns it.
 
-    Only flat values are: the hash of deeply shared tuples never ends.
+    Only flat values are allowed: hashing deeply shared tuples would take forever.
     """
 
     def __init__(self) -> None:
@@ -186,8 +186,8 @@ class _Inert:
 
 # ---- constructors: what the known globals do -----------------------------------------------------
 #
-# Arguments are whatever the file says. They are never hashed, printed or compared before their type
-# is known: a few nested tuples that share their items take forever to hash or to print.
+# Arguments are untrusted. They are never hashed, printed or compared before their type is known:
+# a few nested tuples that share their items take forever to hash or to print.
 
 
 def _tensor(storage, offset, shape, strides, *_, dtype=None):
@@ -501,7 +501,7 @@ class _Machine:
                 raise WeightsError(f"the pickle opcode {opcode}, which is refused. {REMEDY}")
 
     def _count(self, *values: Any) -> None:
-        """Bounds what constructors copy: a small file may hand one long value to many of them."""
+        """Bounds what constructors copy: a small file may pass one long value to many of them."""
         for value in values:
             if isinstance(value, str | bytes | bytearray):
                 self.copied += len(value)
@@ -519,13 +519,13 @@ class _Machine:
         return constructor.build(*keys, *_of_type(arguments, tuple))
 
     def _set_items(self, items: list[Any]) -> None:
-        """Puts keys and values, in turn, into the dict on the stack."""
+        """Adds alternating keys and values to the dict on the stack."""
         target = _of_type(self.stack[-1], dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[self.keys(key)] = value
 
     def _append(self, items: list[Any]) -> None:
-        """Puts items at the end of the list on the stack."""
+        """Appends items to the list on the stack."""
         if not isinstance(self.stack[-1], Foreign):
             _of_type(self.stack[-1], list).extend(items)
 
