@@ -335,7 +335,7 @@ def test_failures_of_an_item_and_of_a_batch_are_replies(made, workdir, monkeypat
 
 
 def test_numbers_that_overflow_are_no_image(made, workdir):
-    """Half precision gives NaN, which as an 8-bit image is black, without a word."""
+    """Half precision gives NaN, which as an 8-bit image is black, without an outcome."""
     with torch.no_grad():
         made.generator._controlled.vae.decoder.conv_out.weight.fill_(torch.nan)
     items = make_items(workdir)

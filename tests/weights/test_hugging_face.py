@@ -57,8 +57,8 @@ def test_weights_of_another_name_are_taken_if_they_are_the_only_ones(tmp_path):
     [
         ({"weight_map": ["model.safetensors"]}, "has no weight_map"),
         ({"weight_map": {"a.weight": 3}}, "has no weight_map"),
-        ({"weight_map": {"a.weight": "../other.safetensors"}}, "not one beside it"),
-        ({"weight_map": {"a.weight": ".."}}, "not one beside it"),
+        ({"weight_map": {"a.weight": "../other.safetensors"}}, "not in the same folder"),
+        ({"weight_map": {"a.weight": ".."}}, "not in the same folder"),
         ({"weight_map": {"c": "model-00001-of-00002.safetensors"}}, "lacks 1 entries.*'c'"),
         ({"weight_map": {"a.weight": "gone.safetensors"}}, r"gone\.safetensors.*no such file"),
     ],

@@ -134,7 +134,7 @@ def test_an_image_at_which_the_process_always_fails_is_given_up_alone(opened, co
     told = {
         "die_at": "signal SIGKILL.*memory",
         "hang_at": "no sign of life for 2 seconds",
-        "rubbish_at": "'Downloading: 100%', which is not a reply",
+        "rubbish_at": "'Downloading: 100%', which is not a worker's reply",
     }
     assert re.search(told[how], outcomes[items[2].key].error)
     assert len(made(workdir)) == 5
@@ -222,7 +222,7 @@ with diffusers.open(diffusers.{config!r}, python={str(python)!r}, workdir=workdi
     [
         ("die", FileError, "exit status 1 .no module named torch; see .*run `make torch`"),
         ("hang", FileError, "no sign of life"),
-        ("rubbish", FileError, "'Downloading: 100%', which is not a reply"),
+        ("rubbish", FileError, "'Downloading: 100%', which is not a worker's reply"),
         ("old", FileError, "protocol 0, not 1"),
         ("refuse", WeightsError, "the weights do not fit"),
     ],

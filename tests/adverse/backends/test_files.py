@@ -148,7 +148,7 @@ def test_a_workdir_keeps_its_patterns_and_not_its_root(
     again = run(mapping(backend=backend(moved), source=source), tmp_path / "out")
     assert not again.failed
     other = backend(moved, pattern="{condition}/image/{id}.*")
-    with pytest.raises(ConfigError, match="begun otherwise"):
+    with pytest.raises(ConfigError, match="started with another config"):
         run(mapping(backend=other, source=source), tmp_path / "out")
 
 
@@ -169,7 +169,7 @@ def test_a_source_without_files_has_ids_only(tmp_path: Path) -> None:
         )
 
     write(tmp_path / "night/a0.png", 50, (4, 6))
-    with pytest.raises(ConfigError, match=r"lists no image files.*use {id}"):
+    with pytest.raises(ConfigError, match=r"does not list image files.*use {id}"):
         files.Session(files.Config(), tmp_path).check([item(0)])
     session = files.Session(files.Config(pattern="{condition}/{id}.png"), tmp_path)
     session.check([item(0), item(1)])
@@ -183,7 +183,7 @@ def test_a_source_without_files_has_ids_only(tmp_path: Path) -> None:
     [
         ({"pattern": "{condition}/x.png"}, "one file for all frames"),
         ({"pattern": "{path}.*"}, "one file for all conditions"),
-        ({"pattern": "{condition}/{frame}"}, r"in braces there may be {condition}, {path}"),
+        ({"pattern": "{condition}/{frame}"}, r"braces may hold {condition}, {path}"),
         ({"pattern": "{condition}/{path"}, "expected '}'"),
         ({"patterns": {"fog": "x.png"}}, r"patterns\['fog'\] is 'x.png'"),
         ({"maker": ""}, "maker is empty"),

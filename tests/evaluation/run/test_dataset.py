@@ -221,7 +221,7 @@ def test_the_config_takes_several_protocols_and_ways_to_average():
         ({"protocol": "nyu,nyu"}, "a name occurs twice"),
         ({"protocol": "kitti_eigen,nyu", "crop": "garg"}, "protocol nyu: crop is 'garg'"),
         ({"flip_average": "inverse"}, "must be depth or inverse_depth"),
-        ({"flip_average": "inverse_depth"}, "goes with flip_tta=True"),
+        ({"flip_average": "inverse_depth"}, "needs flip_tta=True"),
     ]:
         with pytest.raises(ValueError, match=message):
             EvaluationConfig(**wrong)

@@ -141,7 +141,7 @@ def test_names_that_do_not_tell_files_apart_are_an_error(tmp_path):
 def test_a_pattern_chooses_among_folders(folders, tmp_path):
     _, measured = folders
     tree(tmp_path / "more", "a")
-    with pytest.raises(DataError, match=r"a has several files .*: more/a, predicted/a"):
+    with pytest.raises(DataError, match=r"a matches several files .*: more/a, predicted/a"):
         pairs(["a"], tmp_path / "[mp][!e]*" / "a.*")
     assert set(files.find(tmp_path / "more" / "*").paths) == {"a"}
     assert set(files.find(measured).paths) == {"a", "b"}

@@ -19,7 +19,7 @@ def shapes_of(config, size=(64, 64)):
 
 
 def published_shapes(config):
-    """Names and PyTorch shapes: the table read backwards."""
+    """Names and PyTorch shapes: the inverted table."""
     _, variables = shapes_of(config)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
     table = efficientnet_lite.rules(config)
