@@ -1,0 +1,340 @@
+"""What the benchmarks share: what a row says about its run, and comparisons of worker processes.
+
+A comparison has several ways of computing the same thing, one of them the peer. Each way has a
+process of its own, in the environment of its framework. First all compute once, and their results
+are compared; then they compute in turn, round by round, so that other work on the machine meets all
+of them, while the others wait.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROJECT = Path(__file__).resolve().parents[1]
+RESULTS = PROJECT / "results" / "benchmarks.csv"
+PYTHON = {"jax": PROJECT / ".venv/bin/python", "torch": PROJECT / ".venv-torch/bin/python"}
+_MIN_ROUNDS = 3
+_LOADED = 0.1  # cores that other work takes
+
+
+# ---- what a row says about its run ---------------------------------------------------------------
+
+
+def commit() -> str:
+    """Of the project, short, with + where the tree has changes; empty outside of git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(PROJECT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changes)
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def device() -> str:
+    return f"{cores()} CPU core(s) (load {os.getloadavg()[0]:.1f})"
+
+
+def versions(*packages: str) -> str:
+    """Names and versions of those that are installed."""
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return " ".join(found)
+
+
+def print_rows(rows: Sequence[Sequence[Any]]) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    sys.stdout.flush()
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Adds rows to a CSV file, with a header where it is new.
+
+    Raises:
+        SystemExit: if the file has other columns.
+    """
+    is_new = not path.exists()
+    if not is_new:
+        with path.open(newline="") as file:
+            header = next(csv.reader(file), [])
+        if header != list(rows[0]):
+            raise SystemExit(f"{path} has the columns {header}, not {list(rows[0])}")
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+# ---- comparisons ---------------------------------------------------------------------------------
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute.
+
+    Attributes:
+        environment: "jax" or "torch", whose interpreter runs it.
+        prepare: called in the worker with the case and the folder of `Question.setup`; returns a
+            function that computes once and returns its results, by name.
+        optional: whether a failure is only noted.
+        variables: of the process's environment.
+    """
+
+    environment: str
+    prepare: Callable[[str, Path], Callable[[], Arrays]]
+    optional: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a script measures.
+
+    Attributes:
+        name: of the question, a column of the results.
+        cases: by name; "VARIANT HxW ...".
+        ways: by name; the first is the peer, to which the others' times are related.
+        setup: called with each case and a folder for files, before its workers start.
+        tolerance: largest difference from the peer's results, over their largest value.
+    """
+
+    name: str
+    cases: Sequence[str]
+    ways: Mapping[str, Way]
+    setup: Callable[[str, Path], None]
+    tolerance: float = 1e-3
+
+
+def main(question: Question, description: str) -> None:
+    """The script's command line: measures all cases, prints and appends the rows."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--cases", default=",".join(question.cases))
+    parser.add_argument("--ways", default=",".join(question.ways))
+    parser.add_argument("--rounds", type=int, default=9, help="at most")
+    parser.add_argument("--seconds", type=float, default=40, help="no new round after so many")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="- to print only")
+    parser.add_argument("--worker", choices=question.ways, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    if flags.worker:
+        _work(question.ways[flags.worker].prepare, flags.worker, flags.cases, flags.folder)
+        return
+    names = [name for name in question.ways if name in flags.ways.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        for case in flags.cases.split(","):
+            question.setup(case, Path(folder))
+            rows = measure(question, case, names, Path(folder), flags.rounds, flags.seconds)
+            for row in rows:
+                shown = ("question", "case", "way", "seconds", "ratio", "peak_mb", "note")
+                print("  ".join(f"{name}={row[name]}" for name in shown if row[name]), flush=True)
+            if str(flags.results) != "-":
+                append(flags.results, rows)
+
+
+def measure(
+    question: Question,
+    case: str,
+    names: Sequence[str],
+    folder: Path,
+    rounds: int,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Rows of one case, one for each way."""
+    load, measured = os.getloadavg()[0], commit()
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for name in names:
+            worker = Worker(question.ways[name], name, case, folder)
+            stack.callback(worker.stop)
+            if worker.answer():
+                workers[name] = worker
+            elif question.ways[name].optional:
+                print(f"{question.name}, {case}: {name} does not work here", flush=True)
+            else:
+                raise SystemExit(f"{question.name}, {case}: {name} has failed")
+        results = {name: dict(np.load(folder / f"{name}.npz")) for name in workers}
+        peer = next(iter(workers))
+        errors = {name: _error(results[name], results[peer]) for name in workers}
+        for name, error in errors.items():
+            if not error <= question.tolerance:
+                raise SystemExit(f"{question.name}, {case}: {name} differs by {error:.1e}")
+        started, busy = time.perf_counter(), _busy()
+        for done in range(rounds):
+            if done >= _MIN_ROUNDS and time.perf_counter() - started > seconds:
+                break
+            for worker in workers.values():
+                worker.compute()
+        elapsed = time.perf_counter() - started
+        own = sum(sum(worker.processor) for worker in workers.values())
+        others = max((_busy() - busy - own) / elapsed, 0.0) if elapsed else 0.0
+        for worker in workers.values():
+            worker.finish()
+        note = f"loaded: other work took {others:.1f} cores" if others > _LOADED else ""
+        return [
+            _row(question.name, case, name, worker, workers[peer])
+            | {
+                "error": f"{errors[name]:.1e}",
+                "commit": measured,
+                "versions": worker.facts["versions"],
+                "device": worker.facts["device"],
+                "load": f"{load:.2f}",
+                "note": note,
+            }
+            for name, worker in workers.items()
+        ]
+
+
+def environment() -> dict[str, str]:
+    """For processes that import this project's package, wherever else it is installed."""
+    return os.environ | {"PYTHONPATH": str(PROJECT)}
+
+
+class Worker:
+    """A process that computes in one way whenever it is asked to.
+
+    Attributes:
+        seconds, processor: by the clock and of the processor, of each round.
+        facts: what it has said about itself.
+    """
+
+    def __init__(self, way: Way, name: str, case: str, folder: Path):
+        options = ["--worker", name, "--cases", case, "--folder", str(folder)]
+        python = PYTHON[way.environment]
+        if not python.exists():
+            raise SystemExit(f"{python} is missing: make setup torch")
+        self.process = subprocess.Popen(
+            [str(python), sys.argv[0], *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if way.optional else None,
+            text=True,
+            env=environment() | way.variables,
+        )
+        self.facts: dict[str, Any] = {}
+        self.seconds: list[float] = []
+        self.processor: list[float] = []
+
+    def answer(self) -> dict[str, Any] | None:
+        """The next line that the worker writes; None if it has failed."""
+        line = self.process.stdout.readline()
+        if not line:
+            return None
+        self.facts |= json.loads(line)
+        return self.facts
+
+    def compute(self) -> None:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        if not self.answer():
+            raise SystemExit("a worker has failed")
+        self.seconds.append(self.facts["seconds"])
+        self.processor.append(self.facts["processor"])
+
+    def finish(self) -> None:
+        self.facts |= json.loads(self.process.communicate()[0])
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+def _work(
+    prepare: Callable[[str, Path], Callable[[], Arrays]], name: str, case: str, folder: Path
+) -> None:
+    """A worker: computes once, and again for each line that it reads."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    start = time.perf_counter()
+    compute = prepare(case, folder)
+    ready = time.perf_counter() - start
+    np.savez(folder / f"{name}.npz", **compute())
+    first = time.perf_counter() - start - ready
+    overall = _memory("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    facts = {"ready": ready, "first": first, "rest_mb": _memory("VmRSS")}
+    framework = "torch" if "torch" in sys.modules else "jax"
+    facts |= {"device": f"{cores()} CPU core(s)", "versions": versions(framework)}
+    print(json.dumps(facts), file=answers, flush=True)
+    for _ in sys.stdin:
+        start, processor = time.perf_counter(), time.process_time()
+        compute()
+        answer = {"seconds": time.perf_counter() - start}
+        answer["processor"] = time.process_time() - processor
+        print(json.dumps(answer), file=answers, flush=True)
+    peak = _memory("VmHWM")
+    print(json.dumps({"peak_mb": peak, "overall_mb": max(overall, peak)}), file=answers)
+
+
+def _row(question: str, case: str, name: str, worker: Worker, peer: Worker) -> dict[str, Any]:
+    median = statistics.median(worker.seconds)
+    ratios = [ours / theirs for ours, theirs in zip(worker.seconds, peer.seconds, strict=True)]
+    facts = worker.facts
+    return {
+        "question": question,
+        "case": case,
+        "way": name,
+        "seconds": f"{median:.4g}",
+        "seconds_range": _range(worker.seconds, 4),
+        "ratio": f"{statistics.median(ratios):.3f}",
+        "ratio_range": _range(ratios, 3),
+        "rounds": len(ratios),
+        "peak_mb": f"{facts['peak_mb']:.0f}",
+        "peak_ratio": f"{facts['peak_mb'] / peer.facts['peak_mb']:.2f}",
+        "rest_mb": f"{facts['rest_mb']:.0f}",
+        "overall_mb": f"{facts['overall_mb']:.0f}",
+        "ready_s": f"{facts['ready']:.1f}",
+        "compile_s": f"{max(facts['first'] - median, 0.0):.1f}",
+    }
+
+
+def _range(values: Sequence[float], digits: int) -> str:
+    return f"{min(values):.{digits}g}-{max(values):.{digits}g}"
+
+
+def _error(results: Arrays, peer: Arrays) -> float:
+    """The largest difference of any result, over the largest value of the peer's."""
+    worst = 0.0
+    for name, theirs in peer.items():
+        difference = np.abs(results[name].astype(np.float64) - theirs).max()
+        worst = max(worst, float(difference / np.abs(theirs).max()))
+    return worst
+
+
+def _memory(name: str) -> float:
+    """MB, of this process's line in /proc."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024
+
+
+def _busy() -> float:
+    """Seconds that all processors of the machine have worked, since it started."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
