@@ -19,7 +19,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
-from diffdepth_jax.ops import random
+from diffdepth_jax.ops import platform, random
 from diffdepth_jax.ops.conv import Gradient, conv3x3
 
 gelu = partial(jax.nn.gelu, approximate=False)
@@ -300,7 +300,7 @@ class GroupNorm(nn.Module):
     def _group_mean(self, values: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
         # Over space first, which leaves the channels in vector lanes, and then over each group.
         per_channel = values.mean((1, 2))
-        groups = per_channel.reshape(len(values), self.num_groups, -1).mean(-1)
+        groups = per_channel.reshape(values.shape[0], self.num_groups, -1).mean(-1)
         return jnp.repeat(groups, values.shape[-1] // self.num_groups, axis=-1)[:, None, None, :]
 
 
@@ -362,7 +362,7 @@ def _convolve(inputs, kernel, stride, paddings, groups, gradient) -> Array:
     size, _, _, features = kernel.shape
     if (size, stride, paddings, groups) == (3, 1, ((1, 1), (1, 1)), 1):
         return conv3x3(inputs, kernel, gradient=gradient)
-    if groups > 1 and jax.default_backend() == "cpu":
+    if groups > 1 and platform.current() == "cpu":
         if groups == inputs.shape[-1] == features:
             return _depthwise(inputs, kernel, stride, paddings)
         return _grouped(inputs, kernel, stride, paddings, groups, gradient)

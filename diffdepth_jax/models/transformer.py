@@ -172,7 +172,7 @@ def to_maps(
     outputs: Sequence[Float[Array, "b n c"]], size: tuple[int, int]
 ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
     """Tokens after several blocks to maps of (height, width) = size, and the class tokens."""
-    features = tuple(tokens[:, 1:].reshape(len(tokens), *size, -1) for tokens in outputs)
+    features = tuple(tokens[:, 1:].reshape(tokens.shape[0], *size, -1) for tokens in outputs)
     return features, tuple(tokens[:, 0] for tokens in outputs)
 
 
@@ -207,7 +207,7 @@ def add_class_token(module: nn.Module, patches: Float[Array, "b h w c"]) -> Floa
     Tokens are summed up in float32; only branches are of lower precision. Only within the module's
     compact method.
     """
-    batch, channels = len(patches), patches.shape[-1]
+    batch, channels = patches.shape[0], patches.shape[-1]
     tokens = patches.reshape(batch, -1, channels).astype(jnp.float32)
     token = module.param("class_token", transformer_init, (channels,))
     return jnp.concatenate([jnp.broadcast_to(token, (batch, 1, channels)), tokens], 1)

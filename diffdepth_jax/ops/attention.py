@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from diffdepth_jax.ops import platform
+
 
 def attention(
     query: Float[Array, "b n heads d"],
@@ -24,7 +26,7 @@ def attention(
         bias: added to every image's logits.
     """
     query = query * query.shape[-1] ** -0.5
-    if jax.default_backend() != "cpu":
+    if platform.current() != "cpu":
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(jnp.float32)
         if bias is not None:
             logits += bias[None]

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from diffdepth_jax.ops import platform
+
 Gradient = Literal["auto", "xla", "custom"]
 
 
@@ -36,7 +38,7 @@ def conv3x3(
         [b, h, w, o]. The values do not depend on `gradient`; gradients agree up to rounding.
     """
     if gradient == "auto":
-        gradient = "custom" if jax.default_backend() == "cpu" else "xla"
+        gradient = "custom" if platform.current() == "cpu" else "xla"
     if gradient == "custom":
         return _conv3x3_canonical(inputs, kernel)
     if gradient == "xla":

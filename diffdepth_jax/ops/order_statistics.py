@@ -81,7 +81,7 @@ def _smallest(values: Values, mask: Mask, rank: Int[Array, "b 1 1 1"]) -> Float[
     """
     keys = _ordered_bits(jnp.where(mask, jax.lax.stop_gradient(values), jnp.inf))
     # One axis is reduced faster than three.
-    keys, ranks = keys.reshape(len(keys), -1), rank.reshape(-1, 1)
+    keys, ranks = keys.reshape(keys.shape[0], -1), rank.reshape(-1, 1)
 
     def refine(bit: Any, found: UInt[Array, "b 1"]) -> UInt[Array, "b 1"]:
         tried = found | (jnp.uint32(1) << jnp.uint32(31 - bit))  # bit: an int when not compiled

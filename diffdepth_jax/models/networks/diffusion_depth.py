@@ -272,12 +272,12 @@ class DiffusionDepth(nn.Module, Recalibrates):
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
         prepared = self.denoiser.prepare(jnp.asarray(condition), noise.shape[1:3])
         if self.is_initializing():
-            self.denoiser.denoise(prepared, noise, jnp.zeros(len(noise), jnp.int32))
+            self.denoiser.denoise(prepared, noise, jnp.zeros(noise.shape[0], jnp.int32))
         # Inside the scan the denoiser is a function of arrays, no part of this module.
         module, variables = self.denoiser.unbind()
 
         def denoise(latent, timestep):
-            timesteps = jnp.full(len(latent), timestep)
+            timesteps = jnp.full(latent.shape[0], timestep)
             return module.apply(variables, prepared, latent, timesteps, method="denoise")
 
         return ddim_sample(

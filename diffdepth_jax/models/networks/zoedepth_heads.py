@@ -287,7 +287,7 @@ class Router(nn.Module):
         config, dtype = self.config, self.dtype
         features = config.router_features
         tokens = Conv(features, 1, dtype=dtype, name="embed")(bottleneck)
-        tokens = tokens.reshape(len(tokens), -1, features)
+        tokens = tokens.reshape(tokens.shape[0], -1, features)
         tokens = jnp.pad(tokens, ((0, 0), (1, 0), (0, 0)))  # a token for the whole, of zeros
         tokens += _sinusoids(tokens.shape[1], features).astype(dtype)[None]
         for index in range(config.router_depth):
