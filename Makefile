@@ -3,6 +3,7 @@
 # make adverse-demo  night, rain, fog, ... of the sample, with labels and gallery: runs/adverse_demo
 # make robust-demo   self-distillation for bad weather, on the committed sample: runs/robust-demo
 # make test          lint and tests, without PyTorch
+# make lint          format, style, imports and types alone
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
 # make sample        render the committed sample again (twenty minutes on two CPU cores)
@@ -11,7 +12,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 
-.PHONY: setup demo adverse-demo robust-demo test torch test-torch sample clean
+.PHONY: setup demo adverse-demo robust-demo lint test torch test-torch sample clean
 
 setup: .venv/installed
 
@@ -49,10 +50,13 @@ adverse-demo: setup
 robust-demo: setup
 	$(BIN)/python studies/robustness.py --workdir=runs/robust-demo --images=rendered,physical,clear
 
-test: setup
+lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint
 	$(BIN)/python -m pytest -n 2 -m "not torch"
 
 # Plain `torch` on Linux downloads gigabytes of CUDA. For tests, and where there is no GPU, its CPU

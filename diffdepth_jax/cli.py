@@ -310,7 +310,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
             if isinstance(error, KeyError) and "\n" not in message:
                 message = f"the config file has no group {message}"
             if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
-                given = flags.FLAGS["config"]
+                given: Any = flags.FLAGS["config"]
                 # absl puts the flags concerned before what a check says: a whole config among them.
                 message = message.replace(str(given.value), str(given.config_filename))
             _stop(", ".join(line.strip() for line in message.splitlines()))

@@ -22,8 +22,8 @@ taken from the result is the original one shrunk by s.
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageStat
@@ -134,13 +134,14 @@ def augment(
         order=order,
         shift=shift,
     )
-    result = {name: value for name, value in sample.items() if not isinstance(value, np.ndarray)}
+    fields: Mapping[str, Any] = sample
+    result = {name: value for name, value in fields.items() if not isinstance(value, np.ndarray)}
     result |= {
         "image": variation.image(sample["image"]),
         "depth": variation.map(sample["depth"], 0.0) / np.float32(factor),
         "intrinsics": (variation.pixel_map() @ sample["intrinsics"]).astype(np.float32),
     }
-    for name, value in sample.items():
+    for name, value in fields.items():
         if name not in (*result, "disparity") and value.shape[:2] == (height, width):
             result[name] = variation.other(value)
     if inside:
@@ -271,7 +272,7 @@ def _require_room(sample: Sample, smallest: tuple[int, int], config: Augmentatio
         )
 
 
-def _jittered(image: Image.Image, factors: np.ndarray, order: object) -> Image.Image:
+def _jittered(image: Image.Image, factors: np.ndarray, order: np.ndarray) -> Image.Image:
     for index in order:
         if factors[index] != 1:
             image = _ENHANCE[index](image).enhance(factors[index])

@@ -143,8 +143,9 @@ def predict_files(
         for batch in _batches(pool, todo, read, batch_size, ahead, skip):
             found = model.predict(list(batch.values()), batch_size=batch_size, **options)
             results = zip(*found, strict=True) if num_samples else ((each, None) for each in found)
-            for path, result in zip(batch, results, strict=True):
-                writing.append((path, pool.submit(_write, *result, model.output, targets[path])))
+            for path, (depth, spread) in zip(batch, results, strict=True):
+                task = pool.submit(_write, depth, spread, model.output, targets[path])
+                writing.append((path, task))
             while len(writing) > ahead:
                 finish(*writing.popleft())
         while writing:
@@ -164,7 +165,8 @@ def predict_files(
 
 def _read(path: Path, spec: InputSpec) -> np.ndarray:
     image = read_image(path)
-    check_size(*image.shape[:2], spec)
+    height, width = image.shape[:2]
+    check_size(height, width, spec)
     return image
 
 

@@ -307,7 +307,8 @@ class DepthModel:
 
     def _fed(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """What the network is fed of images of one size."""
-        preprocessing.check_size(*images[0].shape[:2], self.input_spec)
+        height, width = images[0].shape[:2]
+        preprocessing.check_size(height, width, self.input_spec)
         return np.stack([preprocessing.to_input(image, self.input_spec) for image in images])
 
     def _finished(

@@ -242,7 +242,7 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
             interruption=interruption,
             as_trained=as_trained,
             log_state=log_state,
-            explain=train_step.explain if debug_nans else None,
+            explain=train_step.explain if debug_nans else None,  # type: ignore[attr-defined]
         )
 
         # 7. Loop.

@@ -74,7 +74,7 @@ def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
     if config.encoder is None:
         return {}
     try:
-        variables = load_encoder(config.encoder, model_config.encoder)
+        variables = load_encoder(config.encoder, model_config.encoder)  # type: ignore[attr-defined]
     except WeightsError as error:
         raise ConfigError(f"config.init.encoder: {error}") from error
     return {collection: {"encoder": tree} for collection, tree in variables.items()}

@@ -173,11 +173,11 @@ def _matches(root: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[tuple[
     """
     body, suffix = re.fullmatch(r"(.*?)(\.\*)?", pattern).groups()
     regex = re.escape(body).replace(r"\*\*/", "((?:[^/]+/)*)").replace(r"\*", "([^/]*)")
-    regex = re.compile(regex + (r"\.[^./]+" if suffix else ""))
+    whole = re.compile(regex + (r"\.[^./]+" if suffix else ""))
     found: dict[tuple[str, ...], str] = {}
     unusable = []
     for path in sorted(root.glob(re.sub(r"[\[?]", r"[\g<0>]", pattern))):
-        match = regex.fullmatch(path.relative_to(root).as_posix())
+        match = whole.fullmatch(path.relative_to(root).as_posix())
         other = suffix is not None and path.suffix.lower() not in suffixes
         if match is None or path.name.startswith(".") or other or path.is_dir():
             continue

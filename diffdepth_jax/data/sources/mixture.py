@@ -142,7 +142,7 @@ class Mixture:
     def frame(self, index: int) -> Frame:
         """The files of a sample."""
         part, place, copy = self._place(index)
-        frame = self._sources[part].frames[place]
+        frame = self._sources[part].frames[place]  # type: ignore[attr-defined]  # see `frames`
         return dataclasses.replace(frame, id=self._id(part, frame.id, copy))
 
     def _place(self, index: int) -> tuple[int, int, int]:

@@ -23,7 +23,7 @@ def histogram(values: Sequence[float]) -> str:
     figure, axes = _axes(3.2, 1.5)
     axes.hist(values, bins=_BINS, range=(low, high if high > low else low + 1), color="#7a9cc6")
     axes.axvline(float(np.median(values)), color="#c0392b", linewidth=1.2)
-    axes.yaxis.get_major_locator().set_params(integer=True, nbins=3)
+    axes.locator_params(axis="y", integer=True, nbins=3)
     return _svg(figure)
 
 

@@ -66,7 +66,7 @@ def score_source_predictions(
 
 def _names(samples: Sequence[Mapping[str, Any]], index: int) -> list[str]:
     """Possible names for the prediction of a frame: its id, and its image's path."""
-    frame = samples.frame(index)
+    frame = samples.frame(index)  # type: ignore[attr-defined]  # as `pipeline` makes them
     if frame is None:  # The source has no list of files: the frame itself has to be read.
         return [_without_suffix(samples[index]["id"])]
     return [_without_suffix(frame.id), _without_suffix(os.path.abspath(frame.image)).lstrip("/")]
