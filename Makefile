@@ -4,15 +4,17 @@
 # make robust-demo   self-distillation for bad weather, on the committed sample: runs/robust-demo
 # make test          lint and tests, without PyTorch
 # make lint          format, style, imports and types alone
+# make lowest        tests with the lowest versions that pyproject.toml allows; needs uv
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
 # make sample        render the committed sample again (twenty minutes on two CPU cores)
 
 PYTHON ?= python3
 PIP_ARGS ?=
+UV ?= uv
 BIN := .venv/bin
 
-.PHONY: setup demo adverse-demo robust-demo lint test torch test-torch sample clean
+.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch sample clean
 
 setup: .venv/installed
 
@@ -59,6 +61,13 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not torch"
 
+# Libraries of different ages warn about each other: only here are warnings not errors.
+lowest:
+	$(UV) venv --clear --python $(PYTHON) .venv-lowest
+	$(UV) pip install --python .venv-lowest --resolution lowest-direct --editable .
+	$(UV) pip install --python .venv-lowest -r requirements-dev.txt
+	.venv-lowest/bin/python -m pytest -n 2 -m "not torch" -W default
+
 # Plain `torch` on Linux downloads gigabytes of CUDA. For tests, and where there is no GPU, its CPU
 # build will do: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 torch: .venv-torch/installed
@@ -84,4 +93,4 @@ sample: setup
 	rmdir runs/sample
 
 clean:
-	rm -rf .venv .venv-torch runs
+	rm -rf .venv .venv-lowest .venv-torch runs
