@@ -6,8 +6,9 @@ samples are free: [b, ...].
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from diffdepth_jax.ops.remat import POLICIES, Remat
 
 BetaSchedule = Literal["linear", "scaled_linear", "cosine"]
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
+TimestepSpacing = Literal["leading", "trailing", "linspace"]
 _MAX_COSINE_BETA = 0.999
 
 
@@ -79,21 +81,53 @@ class Schedule:
         return len(self.alphas_cumprod)
 
 
-def inference_timesteps(num_train_timesteps: int, num_inference_steps: int) -> np.ndarray:
-    """The sampler's timesteps, int32 [N]: [N-1, ..., 0] * (T // N), as the released models use.
+class DrawnSteps(NamedTuple):
+    """A number of denoising steps that is drawn when the program runs.
 
-    With T = 1000 and N = 20: 950, 900, ..., 0.
+    Attributes:
+        counts: the numbers to choose from; a sampler is compiled for each.
+        index: which of them.
+    """
+
+    counts: tuple[int, ...]
+    index: Int[Array, ""]
+
+
+def inference_timesteps(
+    num_train_timesteps: int,
+    num_inference_steps: int,
+    spacing: TimestepSpacing = "leading",
+) -> np.ndarray:
+    """The sampler's timesteps, int32 [N], falling.
+
+    With T = 1000:
+
+    - "leading", as the released models use: [N-1, ..., 0] * (T // N). N = 20: 950, 900, ..., 0.
+      The fewer the steps, the further the first one is from pure noise; a single step is at 0,
+      where a sample has next to no noise left to remove.
+    - "trailing" (Lin et al. 2024, arXiv:2305.08891, table 2): from T - 1 in steps of T / N.
+      N = 4: 999, 749, 499, 249; N = 1: 999.
+    - "linspace" (there too): N timesteps from T - 1 to 0, both included, evenly spaced. N = 4: 999,
+      666, 333, 0; N = 1: 999.
 
     Raises:
-        ValueError: unless 1 <= N <= T.
+        ValueError: unless 1 <= N <= T; for another spacing.
     """
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
             f"num_inference_steps must lie between 1 and the {num_train_timesteps} timesteps of "
             f"training, not {num_inference_steps}"
         )
-    ratio = num_train_timesteps // num_inference_steps
-    return np.arange(num_inference_steps - 1, -1, -1, dtype=np.int32) * np.int32(ratio)
+    last = num_train_timesteps - 1
+    if spacing == "leading":
+        ratio = num_train_timesteps // num_inference_steps
+        return np.arange(num_inference_steps - 1, -1, -1, dtype=np.int32) * np.int32(ratio)
+    if spacing == "trailing":
+        done = np.arange(num_inference_steps) / num_inference_steps
+        return np.round(last - done * num_train_timesteps).astype(np.int32)
+    if spacing == "linspace":
+        return np.round(np.linspace(last, 0, num_inference_steps)).astype(np.int32)
+    raise ValueError(f"spacing is 'leading', 'trailing' or 'linspace', not {spacing!r}")
 
 
 def add_noise(
@@ -144,10 +178,11 @@ def ddim_step(
     previous_timestep: Int[Array, ""],
     *,
     prediction_type: PredictionType = "epsilon",
+    clip_sample: float | None = None,
     eta: float = 0.0,
     key: Key[Array, "*keys"] | None = None,
 ) -> Float[Array, "b *shape"]:
-    """One step from x_t to x at `previous_timestep` (equation 12; nothing is clipped).
+    """One step from x_t to x at `previous_timestep` (equation 12).
 
     Args:
         schedule: the noise schedule.
@@ -157,6 +192,8 @@ def ddim_step(
         previous_timestep: the less noisy timestep; negative means the clean sample.
         prediction_type: whether the network predicts the noise, x_0 or the velocity (Salimans and
             Ho 2022).
+        clip_sample: the predicted x_0 is clipped to [-clip_sample, clip_sample], and the predicted
+            noise becomes what makes x_t of that x_0. None clips nothing, as published.
         eta: 0 is deterministic DDIM, 1 has the variance of DDPM (equation 16).
         key: for the noise of this step; needed exactly if eta > 0. One for the whole batch, or one
             for each image, which then gets what it would get alone.
@@ -182,6 +219,9 @@ def ddim_step(
         raise ValueError(
             f"prediction_type is 'epsilon', 'sample' or 'v_prediction', not {prediction_type!r}"
         )
+    if clip_sample is not None:
+        clean = jnp.clip(clean, -clip_sample, clip_sample)
+        noise = (sample - signal * clean) / spread
     variance = eta**2 * (1 - previous) / (1 - alpha) * (1 - alpha / previous)
     # The difference is never negative but may round to it.
     direction = jnp.sqrt(jnp.maximum(1 - previous - variance, 0.0))
@@ -195,9 +235,11 @@ def ddim_sample(
     schedule: Schedule,
     denoise: Callable[[Array, Array], Array],
     noise: Float[Array, "b *shape"],
-    num_inference_steps: int,
+    num_inference_steps: int | DrawnSteps,
     *,
+    spacing: TimestepSpacing = "leading",
     prediction_type: PredictionType = "epsilon",
+    clip_sample: float | None = None,
     eta: float = 0.0,
     key: Key[Array, "*keys"] | None = None,
     remat: Remat = "none",
@@ -211,13 +253,15 @@ def ddim_sample(
         denoise: `(sample [b, ...], timestep [] int32) -> model_output [b, ...]`; whatever does not
             depend on the step should be computed before and closed over.
         noise: x_T, float32.
-        num_inference_steps: N; see `inference_timesteps`.
-        prediction_type, eta: see `ddim_step`.
+        num_inference_steps: N; see `inference_timesteps`. Of `DrawnSteps` the one drawn is run.
+        spacing: of the timesteps, see `inference_timesteps`.
+        prediction_type, clip_sample, eta: see `ddim_step`.
         key: as for `ddim_step`; step i draws from `fold_in(key, i)`.
         remat: what of a step is recomputed in the backward pass, see `ops.remat`.
         gradient_steps: gradients flow through the last so many steps only, and nothing is stored
             of those before; None for all.
-        return_trajectory: also return the samples after every step, [N, b, ...].
+        return_trajectory: also return the samples after every step, [N, b, ...]; not with
+            `DrawnSteps`.
 
     Returns:
         x_0, or (x_0, trajectory).
@@ -225,8 +269,29 @@ def ddim_sample(
     Raises:
         ValueError: for numbers of steps that cannot be.
     """
-    timesteps = inference_timesteps(schedule.num_train_timesteps, num_inference_steps)
-    ratio = schedule.num_train_timesteps // num_inference_steps
+    if isinstance(num_inference_steps, DrawnSteps):
+        if return_trajectory:
+            raise ValueError("a drawn number of steps has no trajectory of a known length")
+        samplers = [
+            functools.partial(
+                ddim_sample,
+                schedule,
+                denoise,
+                num_inference_steps=count,
+                spacing=spacing,
+                prediction_type=prediction_type,
+                clip_sample=clip_sample,
+                eta=eta,
+                key=key,
+                remat=remat,
+                gradient_steps=gradient_steps and min(gradient_steps, count),
+            )
+            for count in num_inference_steps.counts
+        ]
+        return lax.switch(num_inference_steps.index, samplers, noise)
+    timesteps = inference_timesteps(schedule.num_train_timesteps, num_inference_steps, spacing)
+    # After the last step the sample is clean.
+    previous_timesteps = jnp.asarray(np.append(timesteps[1:], np.int32(-1)))
     if gradient_steps is None:
         gradient_steps = num_inference_steps
     if not 1 <= gradient_steps <= num_inference_steps:
@@ -236,14 +301,15 @@ def ddim_sample(
         )
 
     def step(sample, inputs):
-        index, timestep = inputs
+        index, timestep, previous_timestep = inputs
         sample = ddim_step(
             schedule,
             denoise(sample, timestep),
             sample,
             timestep,
-            timestep - ratio,
+            previous_timestep,
             prediction_type=prediction_type,
+            clip_sample=clip_sample,
             eta=eta,
             key=None if key is None else _fold_in(key, index),
         )
@@ -257,14 +323,15 @@ def ddim_sample(
     if remat != "none":
         # Inside a scan the compiler cannot merge the recomputation with the first computation.
         last_step = jax.checkpoint(step, prevent_cse=False, policy=POLICIES[remat])
-    indices, timesteps = jnp.arange(num_inference_steps), jnp.asarray(timesteps)
+    inputs = jnp.arange(num_inference_steps), jnp.asarray(timesteps), previous_timesteps
     first = num_inference_steps - gradient_steps
     sample, trajectories = noise, []
     if first:
-        early = (indices[:first], timesteps[:first])
+        early = jax.tree.map(lambda values: values[:first], inputs)
         sample, trajectory = lax.scan(step_without_gradient, sample, early)
         trajectories.append(trajectory)
-    sample, trajectory = lax.scan(last_step, sample, (indices[first:], timesteps[first:]))
+    late = jax.tree.map(lambda values: values[first:], inputs)
+    sample, trajectory = lax.scan(last_step, sample, late)
     trajectories.append(trajectory)
     return (sample, jnp.concatenate(trajectories)) if return_trajectory else sample
 

@@ -9,6 +9,7 @@ import pytest
 
 from diffdepth_jax.ops.conv import conv3x3
 from diffdepth_jax.ops.diffusion import (
+    DrawnSteps,
     Schedule,
     add_noise,
     ddim_sample,
@@ -61,6 +62,16 @@ def test_impossible_step_counts_are_refused(steps):
         inference_timesteps(1000, steps)
 
 
+def test_few_timesteps_start_at_pure_noise():
+    """As in table 2 of Lin et al. 2024, whose timesteps are counted from 1."""
+    for spacing in ("trailing", "linspace"):
+        assert inference_timesteps(1000, 1, spacing).tolist() == [999]
+        assert inference_timesteps(7, 7, spacing).tolist() == [6, 5, 4, 3, 2, 1, 0]
+    assert inference_timesteps(1000, 4, "trailing").tolist() == [999, 749, 499, 249]
+    assert inference_timesteps(1000, 3, "trailing").tolist() == [999, 666, 332]
+    assert inference_timesteps(1000, 4, "linspace").tolist() == [999, 666, 333, 0]
+
+
 def test_impossible_betas_are_refused():
     with pytest.raises(ValueError, match=r"0\.5, 0\.02"):
         Schedule.create(beta_start=0.5)
@@ -97,13 +108,13 @@ def test_a_perfect_prediction_leads_back_to_the_sample(prediction_type):
     np.testing.assert_allclose(got, sample, atol=1e-5)
 
 
-def _literal_ddim(kind, prediction_type, eta, start, denoise, steps, draws):
+def _literal_ddim(kind, prediction_type, eta, start, denoise, timesteps, draws, limit=np.inf):
     """Equations 12 and 16 of Song et al. in float64, with PyTorch-style Python loops."""
-    alphas, ratio = _literal_alphas_cumprod(kind), 1000 // steps
+    alphas = _literal_alphas_cumprod(kind)
     latent, trajectory = np.asarray(start, np.float64), []
-    for index, timestep in enumerate(range((steps - 1) * ratio, -1, -ratio)):
+    for index, timestep in enumerate(timesteps):
         alpha = alphas[timestep]
-        before = alphas[timestep - ratio] if timestep >= ratio else 1.0
+        before = 1.0 if index == len(timesteps) - 1 else alphas[timesteps[index + 1]]
         output = denoise(latent, timestep)
         if prediction_type == "epsilon":
             clean, noise = (latent - (1 - alpha) ** 0.5 * output) / alpha**0.5, output
@@ -112,6 +123,9 @@ def _literal_ddim(kind, prediction_type, eta, start, denoise, steps, draws):
         else:
             clean = alpha**0.5 * latent - (1 - alpha) ** 0.5 * output
             noise = alpha**0.5 * output + (1 - alpha) ** 0.5 * latent
+        if np.isfinite(limit):
+            clean = np.clip(clean, -limit, limit)
+            noise = (latent - alpha**0.5 * clean) / (1 - alpha) ** 0.5
         sigma = eta * ((1 - before) / (1 - alpha) * (1 - alpha / before)) ** 0.5
         latent = before**0.5 * clean + (1 - before - sigma**2) ** 0.5 * noise
         latent = latent + sigma * draws[index]
@@ -146,13 +160,64 @@ def test_sampler_matches_a_literal_loop(kind, prediction_type, eta):
         key=key,
         return_trajectory=True,
     )
+    timesteps = [830, 664, 498, 332, 166, 0]
     want = _literal_ddim(
-        kind, prediction_type, eta, start, denoise, steps, np.asarray(draws, np.float64)
+        kind, prediction_type, eta, start, denoise, timesteps, np.asarray(draws, np.float64)
     )
     np.testing.assert_array_equal(x_0, trajectory[-1])
     for got, expected in zip(trajectory, want, strict=True):
         # The division by sqrt(alphas_cumprod) near t = T amplifies rounding of both.
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("spacing", "timesteps"),
+    [("trailing", [999, 749, 499, 249]), ("linspace", [999, 666, 333, 0])],
+)
+@pytest.mark.parametrize("limit", [None, 0.8])
+def test_few_steps_match_a_literal_loop(spacing, timesteps, limit):
+    (start,) = _arrays("start")
+
+    def denoise(latent, timestep):
+        return 0.3 * latent / (1 + abs(latent)) + timestep / 2000
+
+    got = ddim_sample(
+        Schedule.create(),
+        denoise,
+        start,
+        4,
+        spacing=spacing,
+        prediction_type="v_prediction",
+        clip_sample=limit,
+    )
+    want = _literal_ddim(
+        "linear", "v_prediction", 0.0, start, denoise, timesteps, [0.0] * 4, limit or np.inf
+    )[-1]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert limit is None or np.abs(got).max() == np.float32(limit)  # it does clip here
+
+
+def test_of_drawn_steps_the_one_drawn_is_run():
+    weights, noise = _problem()
+
+    @jax.jit
+    def drawn(weights, index):
+        return jax.value_and_grad(_loss)(
+            weights, noise, DrawnSteps((1, 3, 2), index), spacing="trailing", gradient_steps=2
+        )
+
+    for index, count in enumerate((1, 3, 2)):
+        got, gradients = drawn(weights, index)
+        want, expected = jax.value_and_grad(_loss)(
+            weights, noise, count, spacing="trailing", gradient_steps=min(count, 2)
+        )
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+        _assert_same(gradients, expected)
+
+
+def test_drawn_steps_have_no_trajectory():
+    with pytest.raises(ValueError, match="drawn number of steps"):
+        _loss(*_problem(), DrawnSteps((1, 2), jnp.int32(0)), return_trajectory=True)
 
 
 def test_noise_needs_a_key_and_no_noise_needs_none():

@@ -34,8 +34,10 @@ from diffdepth_jax.models.tables import below, width
 from diffdepth_jax.ops.conv import Gradient
 from diffdepth_jax.ops.diffusion import (
     BetaSchedule,
+    DrawnSteps,
     PredictionType,
     Schedule,
+    TimestepSpacing,
     ddim_sample,
     inference_timesteps,
 )
@@ -58,7 +60,15 @@ MAX_TRAIN_TIMESTEPS = 100_000
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The noise schedule and the sampler; see `ops.diffusion` for the values' meaning."""
+    """The noise schedule and the sampler; see `ops.diffusion` for the values' meaning.
+
+    Attributes:
+        num_train_timesteps, beta_schedule, beta_start, beta_end: see `Schedule.create`.
+        prediction_type, clip_sample, eta: see `ddim_step`.
+        num_inference_steps: denoising steps where a caller does not say how many.
+        timestep_spacing: see `inference_timesteps`; "leading" as published. For few steps take
+            another one.
+    """
 
     num_train_timesteps: int = 1000
     beta_schedule: BetaSchedule = "linear"
@@ -67,6 +77,8 @@ class DiffusionConfig:
     prediction_type: PredictionType = "epsilon"
     num_inference_steps: int = 20
     eta: float = 0.0
+    timestep_spacing: TimestepSpacing = "leading"
+    clip_sample: float | None = None
 
     def __post_init__(self):
         if self.num_train_timesteps > MAX_TRAIN_TIMESTEPS:  # before a schedule of this length
@@ -74,7 +86,13 @@ class DiffusionConfig:
                 f"num_train_timesteps is {self.num_train_timesteps}; it must be at most "
                 f"{MAX_TRAIN_TIMESTEPS}"
             )
-        inference_timesteps(self.schedule.num_train_timesteps, self.num_inference_steps)
+        inference_timesteps(
+            self.schedule.num_train_timesteps, self.num_inference_steps, self.timestep_spacing
+        )
+        if self.clip_sample is not None and not self.clip_sample > 0:
+            raise ValueError(
+                f"clip_sample is {self.clip_sample}; it must be positive, or None to clip nothing"
+            )
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
 
@@ -251,7 +269,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         self,
         condition: Float[Array, "b h2 w2 c"],
         noise: Float[Array, "b h w d"],
-        num_inference_steps: int | None = None,
+        num_inference_steps: int | DrawnSteps | None = None,
         *,
         key: Key[Array, "*keys"] | None = None,
         gradient_steps: int | None = None,
@@ -262,7 +280,8 @@ class DiffusionDepth(nn.Module, Recalibrates):
         Args:
             condition: what `encode_image` returned.
             noise: x_T.
-            num_inference_steps: that of the config when None.
+            num_inference_steps: that of the config when None; drawn in training, see
+                `ops.diffusion.DrawnSteps`.
             key: for the steps' noise, see `ops.diffusion.ddim_step`; needed exactly if the config's
                 eta is not 0.
             gradient_steps: see `ops.diffusion.ddim_sample`.
@@ -285,7 +304,9 @@ class DiffusionDepth(nn.Module, Recalibrates):
             denoise,
             jnp.asarray(noise, jnp.float32),
             steps,
+            spacing=config.timestep_spacing,
             prediction_type=config.prediction_type,
+            clip_sample=config.clip_sample,
             eta=config.eta,
             key=key,
             remat=self.config.remat,

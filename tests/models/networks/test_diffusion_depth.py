@@ -18,6 +18,7 @@ from diffdepth_jax.models.encoders import resnet
 from diffdepth_jax.models.necks import NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.models.networks.diffusion_depth import Config, DiffusionConfig
+from diffdepth_jax.ops.diffusion import ddim_sample
 from diffdepth_jax.weights.rules import convert, export
 
 TINY = Config(
@@ -296,6 +297,32 @@ def test_whole_path_is_its_parts():
     assert not np.allclose(whole, fewer)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"timestep_spacing": "trailing"}, {"clip_sample": 0.5}], ids=["spacing", "clip"]
+)
+def test_the_sampler_is_that_of_the_config(changes):
+    diffusion = replace(TINY.diffusion, num_inference_steps=2, **changes)
+    model, variables = _tiny(replace(TINY, diffusion=diffusion))
+    condition = jax.random.normal(jax.random.key(1), (2, 6, 7, 8))
+    noise = jax.random.normal(jax.random.key(2), (2, 6, 7, 4))
+    options = {name.removeprefix("timestep_"): value for name, value in changes.items()}
+
+    @jax.jit
+    def run(variables):
+        def denoise(latent, timestep):
+            timesteps = jnp.full(len(latent), timestep)
+            method = "predict_noise"
+            return model.apply(variables, condition, latent, timesteps, method=method)
+
+        want = ddim_sample(diffusion.schedule, denoise, noise, 2, **options)
+        plain = ddim_sample(diffusion.schedule, denoise, noise, 2)
+        return model.apply(variables, condition, noise, method="sample"), want, plain
+
+    got, want, plain = run(variables)
+    assert _error(got, want) < 1e-5
+    assert _error(got, plain) > 1e-2
+
+
 def test_sampler_is_the_loop_over_its_public_parts():
     """predict_noise and the update rule, step by step in float64."""
     model, variables = _tiny()
@@ -405,6 +432,7 @@ def test_parts_that_do_not_fit_are_refused(changes, message):
         ({"num_inference_steps": 1001}, "not 1001"),
         ({"beta_start": -0.1}, r"not -0\.1"),
         ({"eta": 1.5}, r"eta is 1\.5"),
+        ({"clip_sample": 0.0}, r"clip_sample is 0\.0"),
     ],
 )
 def test_impossible_diffusion_is_refused(changes, message):
