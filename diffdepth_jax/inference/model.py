@@ -223,10 +223,27 @@ class DepthModel:
               trained on.
             num_inference_steps, seed, progress: see `recalibration.decoder_statistics`.
         """
+        fed = [preprocessing.to_input(read_image(image), self.input_spec) for image in images]
+        return self.recalibrate_fed(fed, num_inference_steps, seed=seed, progress=progress)
+
+    def recalibrate_fed(
+        self,
+        images: Sequence[Float[np.ndarray, "_ _ 3"]],
+        num_inference_steps: int,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> "DepthModel":
+        """`recalibrate` with images as the network is fed them, such as those of a training batch.
+
+        Args:
+            images: float32, resized and normalised as the network's `input_spec` says.
+            num_inference_steps, seed, progress: see `recalibration.decoder_statistics`.
+        """
         statistics = recalibration.decoder_statistics(
             self.model,
             self.variables,
-            [preprocessing.to_input(read_image(image), self.input_spec) for image in images],
+            images,
             num_inference_steps,
             seed=seed,
             progress=progress,

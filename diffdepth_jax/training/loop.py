@@ -26,6 +26,7 @@ from diffdepth_jax.training import (
     pictures,
     pretrained,
     sharding,
+    step_counts,
 )
 from diffdepth_jax.training import state as state_lib
 from diffdepth_jax.training import workdir as workdirs
@@ -258,6 +259,9 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
                 # The jitted step divides NumPy arrays itself, in a tenth of device_put's time.
                 state, scalars = train_step(state, batch, train_key)
                 run.after_step(step, state, scalars, ids)
+
+    # 8. Decoder statistics of the other numbers of steps, where several were trained.
+    step_counts.recalibrate(exp, workdir)
     return max(first_step, exp.num_steps)
 
 

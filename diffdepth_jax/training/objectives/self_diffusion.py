@@ -21,7 +21,13 @@ from jaxtyping import Array, Float, Int, Key
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import random
-from diffdepth_jax.ops.diffusion import add_noise, posterior_mean_weight, training_target
+from diffdepth_jax.ops.diffusion import (
+    DrawnSteps,
+    add_noise,
+    inference_timesteps,
+    posterior_mean_weight,
+    training_target,
+)
 from diffdepth_jax.training.objectives import pixel
 from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
@@ -42,6 +48,10 @@ class Config(PixelTerms):
         gradient_steps: gradients flow through the last so many steps of the sampler; None for all
             of them, as published. Few steps cost little memory but leave the encoder with small
             gradients.
+        step_counts: numbers of denoising steps, of which every update draws one, for a model that
+            is asked for any of them; empty for the model's own number always, as published. The
+            decoder's running statistics are those of the model's own number; training ends with
+            computing them for the others (`training.step_counts`).
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "latent", "ddim")
@@ -51,9 +61,17 @@ class Config(PixelTerms):
     ddim: float = 1.0
     ddim_weighting: Literal["noise", "posterior_mean"] = "noise"
     gradient_steps: int | None = None
+    step_counts: tuple[int, ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
+        if (
+            len(set(self.step_counts)) < len(self.step_counts)
+            or min(self.step_counts, default=1) < 1
+        ):
+            raise ValueError(
+                f"step_counts are {self.step_counts}; they must be at least 1, and different"
+            )
         if self.gradient_steps is not None and self.gradient_steps < 1:
             raise ValueError(
                 f"gradient_steps is {self.gradient_steps}; it must be at least 1, or None for all"
@@ -78,12 +96,14 @@ class Draws(NamedTuple):
         ddim_noise: what is added to x_0.
         timesteps: at which, one per image, in [0, num_train_timesteps).
         key: for dropped paths and, if eta is not 0, the sampler's own noise.
+        steps: the number of denoising steps; None for the model's own.
     """
 
     noise: Float[Array, "b h w d"]
     ddim_noise: Float[Array, "b h w d"]
     timesteps: Int[Array, " b"]
     key: Key[Array, ""]
+    steps: DrawnSteps | None = None
 
 
 def build(
@@ -123,8 +143,10 @@ def build(
             f"{diffusion.num_inference_steps} steps: use fewer, or None for all"
         )
 
+    _check_step_counts(config.step_counts, diffusion)
+
     def loss_function(params, batch_stats, batch, key, step):
-        draws = draw(model, batch["image"].shape, key)
+        draws = draw(model, batch["image"].shape, key, config.step_counts)
         terms, aux = terms_from_draws(
             config, model, params, batch_stats, batch, draws, diffused, decoded
         )
@@ -133,16 +155,42 @@ def build(
     return loss_function
 
 
-def draw(model: nn.Module, image_shape: tuple[int, ...], key: Key[Array, ""]) -> Draws:
-    """Draws what `loss_from_draws` needs for a batch of images of this shape."""
+def _check_step_counts(step_counts: tuple[int, ...], diffusion: Any) -> None:
+    """Raises ConfigError for numbers of steps that the model's sampler cannot have."""
+    own = diffusion.num_inference_steps
+    if step_counts and own not in step_counts:
+        raise ConfigError(
+            f"step_counts are {step_counts}, without the model's own num_inference_steps {own}: "
+            "add it, or let the model have one of these"
+        )
+    for count in step_counts:
+        try:
+            inference_timesteps(diffusion.num_train_timesteps, count, diffusion.timestep_spacing)
+        except ValueError as error:
+            raise ConfigError(f"step_counts are {step_counts}: {error}") from error
+
+
+def draw(
+    model: nn.Module,
+    image_shape: tuple[int, ...],
+    key: Key[Array, ""],
+    step_counts: tuple[int, ...] = (),
+) -> Draws:
+    """Draws what `terms_from_draws` needs for a batch of images of this shape."""
     noise_key, ddim_key, time_key, key = jax.random.split(key, 4)
     shape = model.latent_shape(image_shape)
     last = model.config.diffusion.num_train_timesteps
+    steps = None
+    if step_counts:
+        # From a key of its own, so that everything else is drawn as without.
+        index = jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(step_counts))
+        steps = DrawnSteps(step_counts, index)
     return Draws(
         noise=random.normal(noise_key, shape),
         ddim_noise=random.normal(ddim_key, shape),
         timesteps=jax.random.randint(time_key, shape[:1], 0, last),
         key=key,
+        steps=steps,
     )
 
 
@@ -186,7 +234,11 @@ def terms_from_draws(
         encoded = module.encode_depth(target, train=True)
         if "refined" in (diffused, decoded):
             latent = module.sample(
-                condition, draws.noise, key=sampler_key, gradient_steps=config.gradient_steps
+                condition,
+                draws.noise,
+                draws.steps,
+                key=sampler_key,
+                gradient_steps=config.gradient_steps,
             )
         else:
             latent = encoded
@@ -214,4 +266,21 @@ def terms_from_draws(
     }
     latent_rms = jnp.sqrt(jnp.mean(latent**2))
     scalars = terms | pixel.depth_scalars(depth, valid_mask) | {"latent_rms": latent_rms}
-    return terms, Aux(scalars, updated["batch_stats"])
+    moved = updated["batch_stats"]
+    if draws.steps is not None:
+        moved = _moved_by_own_steps(moved, batch_stats, draws.steps, diffusion.num_inference_steps)
+    return terms, Aux(scalars, moved)
+
+
+def _moved_by_own_steps(moved: Any, before: Any, steps: DrawnSteps, own: int) -> Any:
+    """Batch statistics of which the decoder's are moved by the model's own number of steps only.
+
+    They belong to one number of steps (see `inference.recalibration`): a mixture would fit none.
+    """
+    is_own = steps.index == steps.counts.index(own)
+    decoder = jax.tree.map(
+        lambda new, old: jnp.where(is_own, new, old),
+        moved["codec"]["decoder"],
+        before["codec"]["decoder"],
+    )
+    return {**moved, "codec": {**moved["codec"], "decoder": decoder}}

@@ -47,7 +47,7 @@ class Toy(nn.Module, Denoises):
     def predict_noise(self, condition, latent, timesteps):
         return jnp.tanh(self.denoiser * condition - 0.2 * latent)
 
-    def sample(self, condition, noise, key, gradient_steps):
+    def sample(self, condition, noise, num_inference_steps, key, gradient_steps):
         def denoise(latent, timestep):
             return self.predict_noise(condition, latent, timestep)
 

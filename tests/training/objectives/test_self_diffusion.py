@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.codec import CodecConfig
 from diffdepth_jax.models.denoiser import DenoiserConfig
 from diffdepth_jax.models.encoders import resnet
@@ -255,6 +256,70 @@ def test_draws_are_distinct_and_in_range():
     assert not np.allclose(draws.noise, draws.ddim_noise)
     assert draws.timesteps.min() >= 0 and draws.timesteps.max() < 1000
     assert len(np.unique(draws.timesteps)) > 50
+
+
+COUNTS = (1, 3)
+FEW = replace(MODEL, diffusion=replace(MODEL.diffusion, timestep_spacing="trailing"))
+
+
+@functools.cache
+def _key_that_draws(count):
+    model, _ = _model(FEW)
+    for seed in range(100):
+        key = jax.random.key(seed)
+        if COUNTS[self_diffusion.draw(model, (2, 16, 24, 3), key, COUNTS).steps.index] == count:
+            return key
+    raise AssertionError(f"{count} is never drawn")
+
+
+def test_an_update_takes_the_number_of_steps_that_it_draws():
+    key = _key_that_draws(1)
+    (got, aux), gradients = _step(Config(step_counts=COUNTS), FEW)(_batch(), key, FIRST)
+    one = replace(FEW, diffusion=replace(FEW.diffusion, num_inference_steps=1))
+    (want, expected), wanted = _step(Config(), one)(_batch(), key, FIRST)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-2, atol=1e-3 * abs(w).max() + 1e-5),
+        gradients,
+        wanted,
+    )
+    jax.tree.map(
+        lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5),
+        aux.batch_stats["encoder"],
+        expected.batch_stats["encoder"],
+    )
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_decoders_statistics_are_those_of_the_models_own_number(count):
+    _, variables = _model(FEW)
+    step = _step(Config(step_counts=COUNTS), FEW)
+    (_, aux), _ = step(_batch(), _key_that_draws(count), FIRST)
+    before, after = (
+        jax.tree.leaves(statistics["codec"]["decoder"])
+        for statistics in (variables["batch_stats"], aux.batch_stats)
+    )
+    for old, new in zip(before, after, strict=True):
+        assert (old == new).all() == (count != 3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((1, 2), "without the model's own num_inference_steps 3"),
+        ((3, 2000), "2000"),
+    ],
+)
+def test_numbers_of_steps_fit_the_sampler(counts, message):
+    model, _ = _model()
+    with pytest.raises(ConfigError, match=message):
+        self_diffusion.build(Config(step_counts=counts), model, STEPS)
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 3), (0, 3)])
+def test_impossible_numbers_of_steps_are_refused(counts):
+    with pytest.raises(ValueError, match="step_counts are"):
+        Config(step_counts=counts)
 
 
 def test_images_that_the_codec_does_not_divide_are_refused():

@@ -1,0 +1,53 @@
+"""Decoder statistics for every number of denoising steps that a training drew from.
+
+While it is trained, a model's decoder has running statistics for its own number of steps. Those for
+the others are computed once the weights are final, from training images (see
+`inference.recalibration`), so that the checkpoint can be asked for any of the numbers.
+"""
+
+import contextlib
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from diffdepth_jax import inference
+from diffdepth_jax.data import pipeline
+from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.weights import orbax
+
+NUM_IMAGES = 32
+
+
+def recalibrate(exp: Experiment, workdir: Path) -> None:
+    """Adds the statistics to the latest checkpoint, where the objective draws numbers of steps.
+
+    Nothing is computed that is there already.
+    """
+    counts = getattr(exp.objective, "step_counts", ())
+    if not counts:
+        return
+    model = inference.load(workdir)
+    done = {model.model.num_inference_steps, *model.recalibrated}
+    missing = [count for count in counts if count not in done]
+    if not missing:
+        return
+    images = training_images(exp)
+    for steps in missing:
+        model = model.recalibrate_fed(images, steps, seed=exp.seed)
+    inference.save_recalibrated(model, orbax.checkpoint_directory(workdir))
+
+
+def training_images(exp: Experiment) -> list[np.ndarray]:
+    """Images [h, w, 3], cropped, augmented and normalised as in training, and in its order."""
+    iterator = pipeline.train_iterator(
+        exp.data.train,
+        exp.batch_size,
+        exp.seed,
+        exp.model.input_spec,
+        on_error=exp.data.on_error,
+        clean_images=exp.labels_online,
+    )
+    with contextlib.closing(iterator):
+        images = itertools.chain.from_iterable(batch["image"] for batch in iterator)
+        return list(itertools.islice(images, NUM_IMAGES))

@@ -1,0 +1,60 @@
+"""Training that draws numbers of steps ends with decoder statistics for each of them."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from diffdepth_jax import inference
+from diffdepth_jax.inference import recalibration
+from diffdepth_jax.training import experiment, loop, step_counts
+
+COUNTS = (1, 2)
+
+
+@pytest.fixture
+def config(tiny):
+    tiny["model"] = {
+        "name": "diffusion_depth",
+        "encoder": {"name": "resnet", "depths": (1,), "widths": (4,)},
+        "neck": {"features": 8},
+        "codec": {"latent_channels": 4, "initial_depth": 5.0},
+        "denoiser": {"hidden_features": 8},
+        "diffusion": {
+            "num_inference_steps": 2,
+            "timestep_spacing": "trailing",
+            "prediction_type": "sample",
+        },
+    }
+    tiny["objective"] = {"name": "self_diffusion", "l2": 0.0, "step_counts": COUNTS}
+    tiny["num_steps"] = 2
+    return tiny
+
+
+def test_the_checkpoint_knows_every_number_that_was_drawn(config, tmp_path):
+    exp = experiment.from_mapping(config)
+    loop.train(exp, tmp_path)
+    model = inference.load(tmp_path)
+    assert sorted(model.recalibrated) == [1]
+    images = step_counts.training_images(exp)
+    assert len(images) == step_counts.NUM_IMAGES and images[0].shape == (8, 8, 3)
+    want = recalibration.decoder_statistics(model.model, model.variables, images, 1)
+    jax.tree.map(np.testing.assert_array_equal, model.recalibrated[1], want)
+    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of statistics that belong to another number
+        for count in COUNTS:
+            assert np.isfinite(model.predict(picture, num_inference_steps=count)).all()
+
+    # A run that is already there is left as it is.
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("recalibrated.json")}
+    assert len(written) == 1
+    loop.train(exp, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
+def test_a_fixed_number_of_steps_leaves_nothing_to_compute(config, tmp_path, monkeypatch):
+    config["objective"]["step_counts"] = ()
+    monkeypatch.setattr(inference, "load", lambda path: pytest.fail("nothing to compute"))
+    step_counts.recalibrate(experiment.from_mapping(config), tmp_path)
