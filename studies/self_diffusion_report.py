@@ -34,10 +34,10 @@ _PAPER_STEPS = {20: "0.086 / 0.298", 15: "0.118 / 0.455", 10: "0.182 / 0.751"}
 _COLOURS = {"regression": "#555555", "self": "#1f77b4", "self_20": "#d62728"}
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
+def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
     """One line for each network and way of asking it."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         numbers = {name: f"{value:.4f}" for name, value in row.items() if _is_score(name, value)}
@@ -66,7 +66,7 @@ def ground_truth_table(rows: Sequence[Row], baseline: Row) -> str:
     lines = [
         [
             runs.METHODS[method].title,
-            *(_values(_plain(rows, method, depth), "abs_rel") for depth in DEPTHS),
+            *(values(_plain(rows, method, depth), "abs_rel") for depth in DEPTHS),
         ]
         for method in _TRUTHS
         if _plain(rows, method)
@@ -79,7 +79,7 @@ def steps_table(rows: Sequence[Row]) -> str:
     """AbsRel / RMSE at other numbers of steps: as trained, recalibrated, retrained."""
 
     def cell(found: list[Row]) -> str:
-        return f"{_values(found, 'abs_rel')} / {_values(found, 'rmse', 2)}" if found else ""
+        return f"{values(found, 'abs_rel')} / {values(found, 'rmse', 2)}" if found else ""
 
     lines = []
     for steps in reversed(scores.STEPS):
@@ -114,8 +114,8 @@ def edges_table(rows: Sequence[Row]) -> str:
             found = [r for r in _of(rows, method, "dense") if chosen(r) and _own(r)]
             if found:
                 digits = {"rmse": 2}
-                cells = [_values(found, name, digits.get(name, 3)) for name in names]
-                cost = [_values(found, name, 0) for name in ("cpu_seconds", "predict_ms")]
+                cells = [values(found, name, digits.get(name, 3)) for name in names]
+                cost = [values(found, name, 0) for name in ("cpu_seconds", "predict_ms")]
                 lines.append([_title(method), way, *cells, *cost])
     header = ["", "", "AbsRel", "RMSE", "boundary F", "F at 1.05", "F at 1.15"]
     header += ["precision at 1.15", "recall at 1.15"]
@@ -140,7 +140,7 @@ def spread_table(rows: Sequence[Row]) -> str:
                 ]
                 if found:
                     of = "mirrored" if flip_tta else f"{samples} {_drawn(method)}"
-                    cells = [_values(found, name) for name in names]
+                    cells = [values(found, name) for name in names]
                     lines.append([_title(method), share, of, *cells])
     header = ["", "depth", "spread of", "rank correlation", "of the depth"]
     header += ["AUSE", "by the depth", "at random"]
@@ -161,7 +161,7 @@ def variants_table(rows: Sequence[Row]) -> str:
     names = ("abs_rel", "rmse", "silog", "delta1", "boundary_f1")
     digits = {"rmse": 2, "silog": 1}
     lines = [
-        [runs.METHODS[method].title, *(_values(found, name, digits.get(name, 3)) for name in names)]
+        [runs.METHODS[method].title, *(values(found, name, digits.get(name, 3)) for name in names)]
         for method in runs.METHODS
         if (found := _plain(rows, method, "dense"))
     ]
@@ -192,8 +192,8 @@ def _draw_steps(axes: Axes, rows: Sequence[Row], baseline: Row) -> None:
                 key=lambda row: row["steps"],
             )
             label = f"{name}, {'recalibrated' if recalibrated else 'as it is'}"
-            values = [r["abs_rel"] for r in found], [r["steps"] for r in found]
-            axes.plot(values[1], values[0], style, marker=".", color=_COLOURS[method], label=label)
+            errors = [r["abs_rel"] for r in found], [r["steps"] for r in found]
+            axes.plot(errors[1], errors[0], style, marker=".", color=_COLOURS[method], label=label)
     retrained = [
         (steps, statistics.fmean(r["abs_rel"] for r in found))
         for steps in scores.STEPS
@@ -231,7 +231,7 @@ def _draw_sparsification(axes: Axes, rows: Sequence[Row]) -> None:
     for name, colour in (("spread", "#1f77b4"), ("depth", "#ff7f0e"), ("oracle", "#2ca02c")):
         if found:
             curves = [r[f"curve_{name}"] for r in found]
-            mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
+            mean = [statistics.fmean(column) for column in zip(*curves, strict=True)]
             label = {"spread": "spread of samples", "depth": "predicted depth"}.get(name, name)
             axes.plot(uncertainty.REMOVED, mean, color=colour, label=label)
     axes.axhline(1, color="#bbbbbb", ls=":", label="random order")
@@ -256,10 +256,10 @@ def _plain(rows: Iterable[Row], method: str, depth: str | None = None) -> list[R
     return [r for r in _of(rows, method, depth) if _single(r) and _own(r)]
 
 
-def _values(rows: Sequence[Row], name: str, digits: int = 3) -> str:
+def values(rows: Sequence[Row], name: str, digits: int = 3) -> str:
     """Mean of the seeds and, of several, their standard deviation."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    if not values:
+    found = [row[name] for row in rows if row.get(name) is not None]
+    if not found:
         return ""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    mean = f"{statistics.fmean(found):.{digits}f}"
+    return mean if len(found) == 1 else f"{mean} ± {statistics.stdev(found):.{digits}f}"

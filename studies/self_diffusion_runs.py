@@ -127,15 +127,19 @@ class Training:
     def name(self) -> str:
         return f"{self.method}-{self.depth}-{self.seed}"
 
+    @property
+    def description(self) -> Method:
+        return METHODS[self.method]
+
     def changes(self) -> dict[str, Any]:
         """The fields that differ from the config file."""
         of_training = {"data.train.source.depth": self.depth, "seed": self.seed}
-        return {**BUDGET, **METHODS[self.method].changes, **of_training}
+        return {**BUDGET, **self.description.changes, **of_training}
 
     def experiment(self) -> experiment.Experiment:
         """The whole config."""
-        method = METHODS[self.method]
-        config = runpy.run_path(str(PROJECT / f"configs/{method.config}.py"))["get_config"]()
+        path = PROJECT / f"configs/{self.description.config}.py"
+        config = runpy.run_path(str(path))["get_config"]()
         for name, value in self.changes().items():
             *parts, field = name.split(".")
             functools.reduce(getattr, parts, config)[field] = value
@@ -157,7 +161,7 @@ class Training:
             "cpu_seconds": round(time.process_time() - start[0], 1),
             "wall_seconds": round(time.perf_counter() - start[1], 1),
             "device": _device(),
-            "config": f"configs/{METHODS[self.method].config}.py",
+            "config": f"configs/{self.description.config}.py",
             "changes": " ".join(f"{name}={value}" for name, value in self.changes().items()),
         }
         atomic.write_text(path / RECORD, json.dumps(record))

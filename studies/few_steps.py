@@ -1,0 +1,147 @@
+"""Few denoising steps: one model for 1, 2 and 4 of them beside the published 20.
+
+    taskset -c 0 python studies/few_steps.py --workdir=runs/few_steps [--seeds=3]
+
+The network of configs/demo.py learns from exact depth of the committed sample, as in
+`studies/self_diffusion.py`, whose runs this can share (--workdir=runs/self_diffusion):
+
+- with 20 steps, as published, and then asked for fewer: as it is ("just change the number"), and
+  with its decoder's batch statistics computed again for that number;
+- by `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update: at equal updates and
+  at equal cost, that is with as many more updates as its cheaper ones allow.
+
+All are scored on the sample's 60 other streets, without the mirrored image. What is there is
+neither trained nor scored again. Leaves `few_steps.csv` and `few_steps.md` in the workdir.
+"""
+
+import argparse
+import json
+import statistics
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import few_steps_runs as runs
+import jax
+import self_diffusion_scores as scores
+from reporting import markdown
+from self_diffusion_report import Row, values, write_csv
+from self_diffusion_scores import Setting
+
+from diffdepth_jax import atomic, inference
+
+FILE = "few_steps_scores.json"
+COLUMNS = (
+    *("method", "seed", "updates", "steps", "recalibrated", *scores.METRICS, "boundary_f1"),
+    *("abs_rel_to_20", "cpu_seconds", "predict_ms", "config", "changes", "commit", "device"),
+)
+WAYS = {
+    "self_20": "trained at 20",
+    "few": "drawn from 1, 2, 4: equal cost",
+    "few_500": "drawn from 1, 2, 4: equal updates",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", type=Path, required=True, help="for runs and results")
+    parser.add_argument("--seeds", type=int, default=3, help="of what is trained several times")
+    parser.add_argument("--only", help="train just these, such as few-dense-0,self_20-dense-1")
+    parser.add_argument("--score_only", action="store_true", help="train nothing")
+    flags = parser.parse_args()
+    # What differs in its seed alone is compiled once.
+    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    planned = runs.planned(flags.seeds)
+    for training in planned if not flags.score_only else ():
+        if flags.only is None or training.name in flags.only.split(","):
+            training.run(flags.workdir)
+            jax.clear_caches()
+    rows: list[dict[str, Any]] = []
+    for training in planned:
+        if (flags.workdir / training.name / runs.RECORD).exists():
+            rows += score(training, flags.workdir)
+            jax.clear_caches()
+    rows = [row | {"abs_rel_to_20": ratio_to_20(row, rows)} for row in rows]
+    write_csv(flags.workdir / "few_steps.csv", rows, COLUMNS)
+    table = tables(rows)
+    atomic.write_text(flags.workdir / "few_steps.md", table)
+    print(table)
+
+
+def settings(training: runs.Training) -> Iterator[Setting]:
+    """How a training's network is asked: at 20 steps and at few, in all ways that there are."""
+    if training.method == "self_20":
+        yield Setting(20)
+    for steps in runs.COUNTS:
+        yield Setting(steps)
+        if training.method == "self_20":
+            yield Setting(steps, recalibrated=True)
+
+
+def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
+    """A row for each setting, kept beside the run; computed only where they are missing."""
+    path = workdir / training.name
+    if (path / FILE).exists():
+        return json.loads((path / FILE).read_text())
+    record = json.loads((path / runs.RECORD).read_text())
+    model = inference.load(path)
+    rows = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="the checkpoint has its decoder's batch")
+        for setting in settings(training):
+            found = scores.score_setting(model, setting)
+            asked = {"steps": setting.steps, "recalibrated": setting.recalibrated}
+            rows.append(record | asked | found)
+    atomic.write_text(path / FILE, json.dumps(rows))
+    return rows
+
+
+def ratio_to_20(row: Row, rows: Iterable[Row]) -> float | None:
+    """AbsRel over that of the same seed's model of 20 steps, at 20 steps."""
+    found = [
+        r for r in rows if (r["method"], r["seed"], r["steps"]) == ("self_20", row["seed"], 20)
+    ]
+    return row["abs_rel"] / found[0]["abs_rel"] if found else None
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """The comparison and the search, as Markdown."""
+    lines = []
+    for method, title in WAYS.items():
+        for recalibrated, ending in ((False, ""), (True, ", recalibrated")):
+            for steps in (20, 4, 2, 1):
+                found = [
+                    row
+                    for row in rows
+                    if (row["method"], row["steps"], row["recalibrated"])
+                    == (method, steps, recalibrated)
+                ]
+                if found:
+                    lines.append([title + ending, str(steps), *_cells(found)])
+    header = ["", "steps", "AbsRel", "to 20 steps", "RMSE", "training, CPU s", "an image, CPU ms"]
+    search = [
+        [method.title, *(values(found, "abs_rel") for found in _by_steps(rows, name))]
+        for name, method in runs.METHODS.items()
+        if name.startswith("search") and any(row["method"] == name for row in rows)
+    ]
+    found = ["", *(f"{steps} steps" for steps in runs.COUNTS)]
+    return f"{markdown(header, lines)}\n\n{markdown(found, search)}\n"
+
+
+def _cells(rows: Sequence[Row]) -> list[str]:
+    changes = [100 * (row["abs_rel_to_20"] - 1) for row in rows if row["abs_rel_to_20"]]
+    change = f"{statistics.fmean(changes):+.1f}%" if changes else ""
+    if len(changes) > 1:
+        change += f" ± {statistics.stdev(changes):.1f}"
+    cost = [values(rows, name, 0) for name in ("cpu_seconds", "predict_ms")]
+    return [values(rows, "abs_rel"), change, values(rows, "rmse", 2), *cost]
+
+
+def _by_steps(rows: Iterable[Row], method: str) -> Iterator[list[Row]]:
+    for steps in runs.COUNTS:
+        yield [row for row in rows if (row["method"], row["steps"]) == (method, steps)]
+
+
+if __name__ == "__main__":
+    main()

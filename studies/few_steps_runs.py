@@ -1,0 +1,55 @@
+"""The trainings of `studies/few_steps.py`: what each changes of its config."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import self_diffusion_runs
+from self_diffusion_runs import RECORD, Method
+
+__all__ = ["COUNTS", "METHODS", "RECORD", "UPDATE_MS", "Training", "planned"]
+
+COUNTS = (1, 2, 4)
+_DRAWN = {"model.diffusion.num_inference_steps": 4, "objective.step_counts": COUNTS}
+_TRAILING = {"model.diffusion.timestep_spacing": "trailing"}
+_SAMPLE = {"model.diffusion.prediction_type": "sample"}
+_CLIPPED = {"model.diffusion.clip_sample": 3.0}
+
+
+def _updates(count: int) -> dict[str, Any]:
+    return {"num_steps": count, "checkpoint.every_steps": count}
+
+
+# Processor milliseconds of an update, from those of `studies/self_diffusion.py`: 184 with a sampler
+# of 20 steps and 119 with one of 5, so 108 at the mean of the numbers that are drawn.
+UPDATE_MS = {"self_20": 184, "few": 108}
+
+# What is compared before the rest, with one seed: fewer updates, equal for all.
+_SEARCH = _updates(300)
+METHODS: Mapping[str, Method] = {
+    "self_20": self_diffusion_runs.METHODS["self_20"],
+    # As many updates as cost what 500 with a sampler of 20 steps do.
+    "few": Method("few_steps_demo", _updates(850), "drawn"),
+    "few_500": Method("few_steps_demo", {}, "drawn, equal updates"),
+    "search_few": Method("few_steps_demo", _SEARCH, "as in configs/few_steps_demo.py"),
+    "search_noise": Method("demo", _DRAWN | _TRAILING | _SEARCH, "predicting the noise"),
+    "search_clipped": Method(
+        "demo", _DRAWN | _TRAILING | _CLIPPED | _SEARCH, "predicting the noise, x_0 clipped to 3"
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training(self_diffusion_runs.Training):
+    """See there; the methods are those of this study."""
+
+    @property
+    def description(self) -> Method:
+        return METHODS[self.method]
+
+
+def planned(seeds: int) -> list[Training]:
+    """All trainings, those that matter most first."""
+    order = [(method, seed) for seed in range(seeds) for method in ("self_20", "few")]
+    order += [(method, 0) for method in METHODS if (method, 0) not in order]
+    return [Training(method, "dense", seed) for method, seed in order]
