@@ -1,4 +1,4 @@
-"""Between depth in metres and the latent that is diffused (DiffusionDepth, section 3.3).
+"""Conversion between depth in metres and the latent that is diffused (DiffusionDepth, section 3.3).
 
 Both directions are small convolutional networks. The encoder sees the depth as it is, 0 where
 nothing was measured, and ends in tanh; the decoder ends in depth = 1 / sigmoid - 1.
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
 
 
 class PointwiseEncoder(nn.Module):
-    """Two 1x1 convolutions without anything between, tanh, 3x3 max-pooling of stride 2."""
+    """Two 1x1 convolutions with nothing between them, tanh, 3x3 max-pooling of stride 2."""
 
     config: CodecConfig
     dtype: Any

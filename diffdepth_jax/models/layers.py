@@ -1,10 +1,10 @@
 """Layers with PyTorch's arithmetic and PyTorch's default initialisation, in NHWC.
 
-They exist where flax's own differ in a way that shows: symmetric padding, the Kaiming-uniform
+They exist where flax's own layers differ noticeably: symmetric padding, the Kaiming-uniform
 initialisation with a = sqrt(5), the unbiased running variance of BatchNorm, variances computed in
 two passes. Normalisation is computed in float32 whatever the type of its input, and returns that
-type. How exactly matrix products and convolutions are computed on an accelerator is left to JAX's
-own switch, `jax_default_matmul_precision`.
+type. The precision of matrix products and convolutions on an accelerator is left to JAX's option
+`jax_default_matmul_precision`.
 """
 
 from collections.abc import Sequence
@@ -387,10 +387,10 @@ _BLOCK = 32  # channels, the fastest of 16 to 128 for each stage of a ResNeXt-10
 def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
     """Grouped convolution as a loop of dense ones, for the CPU.
 
-    XLA:CPU has no fast kernel for grouped convolutions. As many groups as have about 32 channels
-    make a block each, a dense convolution whose kernel is 0 between the groups. Products of patches
-    and kernels, group by group, were 2 to 10 times slower; the blocks written out one after the
-    other no faster, but ten times slower to compile.
+    XLA:CPU has no fast kernel for grouped convolutions. Groups are joined into
+    blocks of about 32 channels, each a dense convolution whose kernel is 0 between the groups.
+    Products of patches and kernels, group by group, were 2 to 10 times slower; the blocks written
+    out one after the other no faster, but ten times slower to compile.
     """
     size, _, width, features = kernel.shape
     fitting = max(_BLOCK // width, 1)
@@ -402,7 +402,7 @@ def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
 
     def convolve(block: tuple[Array, Array]) -> Array:
         hidden, index = block
-        # Here and not for all blocks before, which would be a second copy of the weights.
+        # Here, not for all blocks beforehand, which would be a second copy of the weights.
         part = lax.dynamic_index_in_dim(parts, index, 3, keepdims=False)
         dense = jnp.einsum("yxigo,gh->yxhigo", part, own)
         dense = dense.reshape(size, size, joined * width, joined * outputs)

@@ -1,14 +1,14 @@
 """From the encoder's features to the condition of the denoiser (DiffusionDepth, section 3.2).
 
 A feature pyramid sums the levels from coarse to fine. HAHI (Li et al. 2022, arXiv:2203.14211) may
-come before it, as the release uses it: with both of its attentions switched off, so that what is
-left are projections and fusions within each level.
+come before it, as the release uses it: with both of its attentions switched off, which leaves
+projections and fusions within each level.
 
 A plain vision transformer has no pyramid: its maps all have the stride of a patch, 14 pixels, too
 coarse a condition for a latent of stride 2. Its four maps are first reassembled, as DPT does
 (Ranftl et al. 2021, arXiv:2103.13413, section 3), at a quarter, a half, one and two of that stride.
 Depth Anything trained DINOv2 with such a reassembly of the same four maps; ViTDet's pyramid
-(Li et al. 2022, arXiv:2203.16527) would leave out all but the last of them.
+(Li et al. 2022, arXiv:2203.16527) would use only the last of them.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ def check(config: NeckConfig, reductions: Sequence[int]) -> None:
     """Refuses a neck that does not suit an encoder with maps of these strides.
 
     Raises:
-        ValueError: says what to change.
+        ValueError: names the remedy.
     """
     alike = len(reductions) > 1 and len(set(reductions)) == 1
     if alike and not config.reassemble:
@@ -85,7 +85,7 @@ def within_image(
 ) -> Float[Array, "b h2 w2 c"]:
     """The part of the condition that belongs to an image of (height, width) = size, rounded up.
 
-    There is more where the encoder continues an image that does not divide into patches.
+    The condition is larger where the encoder extends an image that does not divide into patches.
     """
     # A quarter of a patch's stride may be a fraction.
     quarters = reductions[0] if config.reassemble else 4 * reductions[0]

@@ -1,4 +1,4 @@
-"""Rows that the weight tables of several models share, and a look at a state dict's names.
+"""Rows that the weight tables of several models share, and queries on a state dict's names.
 
 Keys are patterns of PyTorch module names, without the final `.weight`; paths are templates of our
 modules, without the collection. Both may carry groups: `conv_rules(r"layer(\\d)", r"stage\\1")`.
@@ -24,9 +24,9 @@ class Layout:
     """How one source names the weights of a family of encoders.
 
     Attributes:
-        infer: names and shapes to the config; None if they are not in this layout.
+        infer: from names and shapes to the config; None if they are not in this layout.
         rules: a config's table.
-        untold: fields of the config that leave no trace in weights.
+        untold: fields of the config that weights do not determine.
     """
 
     infer: Callable[[Mapping[str, tuple[int, ...]]], Any]
@@ -74,7 +74,7 @@ def side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int = 0) -> int
         ValueError: if there is no such entry, or it has no such axis.
     """
     if name not in shapes:
-        raise ValueError(f"the weights lack {name!r}, from which the architecture is read")
+        raise ValueError(f"the weights lack {name!r}, which determines the architecture")
     if axis >= len(shapes[name]):
         raise ValueError(f"{name!r} of shape {shapes[name]} should have more than {axis} axes")
     return shapes[name][axis]
@@ -83,8 +83,7 @@ def side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int = 0) -> int
 def width(shapes: Mapping[str, tuple[int, ...]], pattern: str, axis: int = 0) -> int | None:
     """The most common length of an axis among the entries that match; None if there are none.
 
-    A single entry of a wrong shape is thus found out later, as just that, when the weights are
-    converted.
+    A single entry of a wrong shape is then reported as such when the weights are converted.
     """
     lengths = Counter(
         shape[axis]

@@ -28,7 +28,7 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with one kernel for queries, keys and values.
 
     Attributes:
-        num_heads: the channels divide into them.
+        num_heads: must divide the channels.
         key_bias: whether keys have a bias; without it the bias has 2 c entries, those of the
             queries and of the values (BEiT).
         dtype: of the matrix products; the softmax is computed in float32.
@@ -59,7 +59,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward part, each after its norm and beside a shortcut.
+    """Attention and a feed-forward part, each after its norm and with a shortcut.
 
     Attributes:
         num_heads, key_bias: see `Attention`.
@@ -114,7 +114,7 @@ def keyless_bias(module: nn.Module, channels: int) -> Float[Array, " n"]:
 
 
 def recomputed(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """A class of blocks, called with (tokens, train), with what `remat` says recomputed."""
+    """A block class, called with (tokens, train), that recomputes what `remat` says."""
     if remat == "none":
         return block
     return nn.remat(block, policy=POLICIES[remat], static_argnums=(2,))  # train
@@ -126,7 +126,7 @@ def check_blocks(
     """Refuses fields of an encoder's config that no vision transformer can have.
 
     Raises:
-        ValueError: says which one, and why.
+        ValueError: names the field and the reason.
     """
     if min(embed_dim, depth, num_heads) < 1 or embed_dim % num_heads:
         raise ValueError(
@@ -186,7 +186,7 @@ def block_rules(
 
     Args:
         block, path: pattern of the block's name and template of its path.
-        key_bias: whether the attention's bias is an entry beside its kernel.
+        key_bias: whether the attention's bias is an entry next to its kernel.
         feed_forward: names of the feed-forward part's dense layers.
     """
     first, last = feed_forward
@@ -204,7 +204,7 @@ def block_rules(
 def add_class_token(module: nn.Module, patches: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
     """Embedded patches to tokens: the module's learnt `class_token` [c], then the patches by row.
 
-    Tokens are summed up in float32; only branches are of lower precision. Only within the module's
+    Tokens are accumulated in float32; only branches have lower precision. Only within the module's
     compact method.
     """
     batch, channels = patches.shape[0], patches.shape[-1]
@@ -226,7 +226,7 @@ def resize_positions(
         resize: of a map [1, g, g, c] to such a size, such as `ops.image.resize_bicubic`.
 
     Returns:
-        1 + height * width of them; the class token's stays as it is.
+        1 + height * width of them; the class token's is unchanged.
     """
     side, channels = round((len(positions) - 1) ** 0.5), positions.shape[-1]
     grid = resize(positions[1:].reshape(1, side, side, channels), size)

@@ -1,1 +1,1 @@
-"""Image encoders, one a file; `encoder.py` says what each offers."""
+"""Image encoders, one per file; `encoder.py` defines their contract."""

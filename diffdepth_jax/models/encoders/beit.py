@@ -2,7 +2,7 @@
 
 There are no position embeddings. Instead each block adds to its logits a bias for every offset
 between two tokens, from a table of pretraining's grid. For another grid the table is resized
-bilinearly (Birkl et al. 2023, arXiv:2307.14460, section 3.3), larger or smaller alike. Three more
+bilinearly (Birkl et al. 2023, arXiv:2307.14460, section 3.3), whether larger or smaller. Three more
 rows are for the pairs with the class token. Keys have no bias, and every branch has a LayerScale.
 """
 
@@ -126,9 +126,9 @@ class Encoder(nn.Module):
 
 
 class Block(transformer.Block):
-    """A transformer's block with position biases of its own.
+    """A transformer block with its own position biases.
 
-    They are made here, so that they are recomputed with the block.
+    They are computed here, so that they are recomputed with the block.
 
     Attributes:
         grid: side of the table's grid.
@@ -178,8 +178,8 @@ def position_bias(
 def _pairs(offsets: Float[Array, "*b m"]) -> Float[Array, "*b n n"]:
     """Values by offset, from -(n - 1) to n - 1, to those of each query and key on a line of n.
 
-    A gather would do, but it needs a table of all pairs, and its gradient is slow. Here the offsets
-    stand in a ring of 2 n, which is walked through n times with a step of 2 n - 1 for each query.
+    A gather would work, but it needs a table of all pairs, and its gradient is slow. Here the
+    offsets form a ring of 2 n, which is traversed n times with a step of 2 n - 1 for each query.
     """
     count = (offsets.shape[-1] + 1) // 2
     gap = jnp.zeros_like(offsets[..., :1])
@@ -236,10 +236,10 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
-    Of the taps weights tell nothing: one at the end of each quarter of the blocks.
+    Weights do not determine the taps: here one at the end of each quarter of the blocks.
 
     Raises:
-        ValueError: if they are, but what they tell cannot be.
+        ValueError: if they are, but describe an impossible network.
     """
     if "beit" not in registry.matching("encoder", shapes):
         return None
@@ -259,7 +259,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of transformers' names, as in files or as modules are called since version 5."""
+    """The table of transformers' names, as in files or as modules have them since version 5."""
     del config
     root = r"(?:|beit\.)"
     block, here = rf"{root}{vit.TRANSFORMERS_BLOCK}", r"block\1"
@@ -291,11 +291,11 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: what a `config.json` says, a `transformers_json.Described`. Without one, taps as
+        described: the content of a `config.json`. Without one, taps as
             in `infer`, and transformers' default norms.
 
     Raises:
-        ValueError: if they are, but what they tell cannot be.
+        ValueError: if they are, but describe an impossible network.
     """
     table = r".+\.relative_position_bias_table"
     block = rf"(?:beit\.)?{vit.TRANSFORMERS_BLOCK}"

@@ -1,10 +1,10 @@
 """DINOv2's vision transformer (Oquab et al. 2023, arXiv:2304.07193), the encoder of Depth Anything.
 
-All of its maps have one stride, that of a patch. They are taken after some of the blocks, the
-*taps*, and go through the norm that follows the last block. Position embeddings belong to the grid
+All of its maps have one stride, that of a patch. They are the outputs of some of the blocks, the
+*taps*, after the norm that follows the last block. Position embeddings belong to the grid
 of the pretraining's images, 37 x 37 patches; for any other they are resized (bicubic). Meta's code,
-and Depth Anything's, asks for that by a factor of (patches + 0.1) / 37 and so moves the samples by
-a trifle, Hugging Face's transformers by the size: `position_offset`.
+and Depth Anything's, resizes by a factor of (patches + 0.1) / 37 and so shifts the samples
+slightly; Hugging Face's transformers resizes by size: `position_offset`.
 """
 
 import functools
@@ -85,7 +85,7 @@ class Config(OfPatches):
 
 
 def spread_taps(depth: int) -> tuple[int, ...]:
-    """The blocks that Depth Anything V2 takes its four maps after, for so many blocks."""
+    """The blocks after which Depth Anything V2 takes its four maps, for an encoder of this depth."""
     return (4, 11, 17, 23) if depth == 24 else transformer.quarters(depth)
 
 
@@ -185,7 +185,7 @@ def rules(config: Config) -> Rules:
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of Hugging Face's names, as in files or as modules are called since version 5."""
+    """The table of Hugging Face's names, as in files or as modules have them since version 5."""
     block, here = r"encoder\.layer\.(\d+)", r"block\1"
     feed_forward = ("weights_in", "weights_out") if config.gated else ("fc1", "fc2")
     attention = rf"{block}\.attention"
@@ -216,10 +216,10 @@ def _mask_token(config: Config):
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
-    Of the taps they tell nothing: those of Depth Anything V2. Heads have 64 channels.
+    Weights do not determine the taps: here those of Depth Anything V2. Heads have 64 channels.
 
     Raises:
-        ValueError: if they are, but an entry that tells the architecture is missing.
+        ValueError: if they are, but an entry that determines the architecture is missing.
     """
     if "dinov2" not in registry.matching("encoder", shapes):
         return None
@@ -235,7 +235,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """As `infer`, of Hugging Face's names; the arithmetic is transformers' too."""
+    """As `infer`, for Hugging Face's names; the arithmetic is transformers' too."""
     if "encoder.layer.0.layer_scale1.lambda1" not in shapes:
         return None
     gated = "encoder.layer.0.mlp.weights_in.weight" in shapes

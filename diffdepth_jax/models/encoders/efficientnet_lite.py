@@ -1,8 +1,8 @@
-"""EfficientNet-Lite (Tan and Le 2019, arXiv:1905.11946, table 1, without what phones lack).
+"""EfficientNet-Lite (Tan and Le 2019, arXiv:1905.11946, table 1, without operations that phones lack).
 
-Of EfficientNet it leaves out squeeze-and-excitation, and ReLU6 stands for swish. Widening and
-deepening spare the stem, and the blocks of the first and the last stage. Here with the names of
-geffnet's `tf_efficientnet_lite` models, which have TensorFlow's padding and batch norm.
+Unlike EfficientNet it has no squeeze-and-excitation, and ReLU6 instead of swish. The stem, and the
+number of blocks of the first and the last stage, are not scaled. Names are those of geffnet's
+`tf_efficientnet_lite` models, which have TensorFlow's padding and batch norm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -167,7 +167,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
     Raises:
-        ValueError: if they are, but an entry that tells the architecture is missing.
+        ValueError: if they are, but an entry that determines the architecture is missing.
     """
     if "efficientnet_lite" not in registry.matching("encoder", shapes):
         return None
@@ -181,7 +181,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def _classifier_rules(config: Config) -> Rules:
-    reason = "the classifier, which an encoder ends before"
+    reason = "the classifier, which is not part of the encoder"
     return (*rules(config), Skip(r"(?:conv_head|bn2|classifier)\..+", reason))
 
 

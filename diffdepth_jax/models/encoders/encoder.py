@@ -1,4 +1,4 @@
-"""The contract of encoders: what every file beside this one offers."""
+"""The contract of encoders: what every other file here offers."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -58,12 +58,12 @@ class ForImageSize:
 
     @property
     def image_size(self) -> int | None:
-        """Their side in pixels; None where a field says that there is none."""
+        """Their side in pixels; None if a field says so."""
         raise NotImplementedError
 
     @property
     def fixed_size(self) -> bool:
-        """Whether the encoder was made for no other images."""
+        """Whether the encoder only takes such images."""
         return False
 
 
@@ -86,7 +86,7 @@ class OfPatches(HasClassTokens):
     All maps have the stride of a patch, and a class token each.
 
     Attributes:
-        patch_size: side of a patch in pixels. Images whose sides are multiples of it are best.
+        patch_size: side of a patch in pixels. Sides of images should be multiples of it.
         embed_dim: channels of the tokens.
         taps: blocks after which the tokens are the features.
     """
@@ -109,15 +109,15 @@ class OfPatches(HasClassTokens):
 
 
 def multiple(config: EncoderConfig) -> int:
-    """Of how many pixels the sides of images are best multiples."""
+    """The number of pixels that sides of images should be multiples of."""
     return config.patch_size if isinstance(config, OfPatches) else 1
 
 
 def layers_to_the_end(parts: Iterable[str]) -> dict[str, int]:
     """For layer-wise learning rates: how many layers below the rest of the network each part is.
 
-    Every encoder names its parts alike. Norms of the results have 0, as the rest of the network
-    has, the last block has 1, the block before it 2, and so on. Downsampling is part of the last
+    Every encoder names its parts alike. Norms of the results have 0, like the rest of the network,
+    the last block has 1, the block before it 2, and so on. Downsampling is part of the last
     block of its stage, and a stage of parallel paths is one block. The stem and a transformer's
     embeddings have one more than the first block (the rule of BEiT's fine-tuning, Bao et al. 2021,
     arXiv:2106.08254).

@@ -160,7 +160,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions with norms, of which the second strides, beside a shortcut.
+    """Three convolutions with norms, of which the second has the stride, and a shortcut.
 
     The shortcut has weights in the first block of each stage.
     """
@@ -250,11 +250,11 @@ def _resnet_rules(stem_conv: str, stem_norm: str, stages: str, blocks: str) -> R
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
-    Weights tell neither the heads, of 64 channels here, nor the groups, 32, nor the taps, at the
-    end of the third quarter of the blocks and of the last.
+    Weights determine neither the heads (here of 64 channels), nor the groups (32), nor the taps
+    (the last blocks of the third and the fourth quarter).
 
     Raises:
-        ValueError: if they are, but what they tell cannot be.
+        ValueError: if they are, but describe an impossible network.
     """
     if "hybrid_vit" not in registry.matching("encoder", shapes):
         return None
@@ -283,7 +283,7 @@ def _inferred_resnet(
             count(shapes, rf"{stages}\.{stage}\.{blocks}\.(\d+)\.") for stage in numbers
         ),
         "widths": widths,
-        # As many as published, or as there can be.
+        # As many as published, or as many as possible.
         "num_groups": math.gcd(32, stem_features, *(features // 4 for features in widths)),
     }
 
@@ -311,11 +311,11 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: what a DPT's `config.json` says, a `transformers_json.Described`. Without one,
+        described: the content of a DPT's `config.json`. Without one,
             heads, groups and taps are as in `infer`.
 
     Raises:
-        ValueError: if they are, but what they or `described` tell cannot be.
+        ValueError: if they are, but with `described` describe an impossible network.
     """
     root, found = r"embeddings\.backbone\.bit", vit.inferred_transformers(shapes)
     if found is None or "embeddings.backbone.bit.embedder.convolution.weight" not in shapes:

@@ -1,7 +1,7 @@
 """MPViT, the multi-path vision transformer (Lee et al. 2022, arXiv:2112.11010).
 
-A stage embeds its map by one more 3x3 convolution per path, runs a transformer on each path's
-result and a convolutional block on the first, and joins them all. Attention is factorised (softmax
+For each path a stage embeds its map by one more 3x3 convolution; it runs a transformer on each
+path and a convolutional block on the first, and joins them all. Attention is factorised (softmax
 over keys only, so that cost is linear in the tokens) and takes its positions from depthwise
 convolutions, which the layers of one path share.
 """
@@ -56,7 +56,7 @@ class Config:
         drop_path_rate: of the last layer; rates rise evenly from 0.
         stem_stride: of both stem convolutions. 1, and a first stage that halves, is DiffusionDepth:
             features at strides 2, 4, 8, 16. 2, and a first stage that does not, is the paper: 4, 8,
-            16, 32. Weights do not tell them apart.
+            16, 32. Weights do not distinguish them.
     """
 
     name: Literal["mpvit"] = "mpvit"
@@ -248,7 +248,7 @@ class RelativePosition(nn.Module):
 
 
 class Layer(nn.Module):
-    """Factorised attention and a feed-forward part, each after its norm and beside a shortcut."""
+    """Factorised attention and a feed-forward part, each after its norm and with a shortcut."""
 
     drop_path_rate: float
     hidden_features: int
@@ -346,7 +346,7 @@ def rules(config: Config) -> Rules:
 
 
 def _shared_rules(names: list[str], path: str, reason: str) -> Rules:
-    """Rows of a convolution of several names, the last of which is read."""
+    """Rows of a convolution with several names, the last of which is read."""
     *aliases, last = (conv_rules(name, path) for name in names)
     derived = [
         Derived(row.pattern, reason, row.path, row.transform) for rows in aliases for row in rows
@@ -361,7 +361,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     if there is one, nor the stem's stride, which is DiffusionDepth's.
 
     Raises:
-        ValueError: if they are, but an entry that tells the architecture is missing or odd.
+        ValueError: if they are, but an entry that determines the architecture is missing or odd.
     """
     if "mpvit" not in registry.matching("encoder", shapes):
         return None
@@ -393,7 +393,10 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def _published_rules(config: Config) -> Rules:
-    return (*rules(config), Skip(r"cls_head\..+", "the classifier, which an encoder ends before"))
+    return (
+        *rules(config),
+        Skip(r"cls_head\..+", "the classifier, which is not part of the encoder"),
+    )
 
 
 LAYOUTS = {"published": Layout(infer, _published_rules, untold=("drop_path_rate", "stem_stride"))}

@@ -108,7 +108,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
     Raises:
-        ValueError: if they are, but an entry that tells the architecture is missing.
+        ValueError: if they are, but an entry that determines the architecture is missing.
     """
     if "resnet" not in registry.matching("encoder", shapes):
         return None

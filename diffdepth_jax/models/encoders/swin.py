@@ -6,17 +6,17 @@ That version (mmcv layout) is the one DiffusionDepth was trained with. It takes 
   and so is an odd map before it is merged;
 - a map is padded to whole windows after its norm. The padded keys take part in attention; only
   the shift's mask (-100) keeps windows that wrap around the border apart;
-- a map smaller than one window is padded and shifted all the same.
+- a map smaller than one window is padded and shifted too.
 
-Microsoft's version, timm's and Hugging Face's are made for images of one size. `image_size` gives
+The versions of Microsoft, timm and Hugging Face are made for images of one size. `image_size` gives
 their windows: a stage whose map of that size fits into one window has a window of the map's size,
 and no shift. Images of other sizes are padded as above. MiDaS has such a Swin, and reads what the
 stages give without norms (`output_norms`).
 
 Patch merging has one layout here, Microsoft's: the 4 C channels are the neighbours (row, column)
-(0, 0), (1, 0), (0, 1), (1, 1) one after the other, C channels each. timm and Hugging Face share it.
+(0, 0), (1, 0), (0, 1), (1, 1) one after another, C channels each. timm and Hugging Face share it.
 mmcv's `unfold` interleaves instead: channel c of neighbour k, counted row by row, is c * 4 + k;
-`MERGE_NORM` and `MERGE_REDUCTION` carry its weights over.
+`MERGE_NORM` and `MERGE_REDUCTION` convert its weights.
 """
 
 import functools
@@ -191,13 +191,13 @@ class Encoder(nn.Module):
         return Block, PatchMerging
 
     def _block_options(self, stage: int) -> dict[str, Any]:
-        """What a stage's blocks have beside what all Swin Transformers' blocks have."""
+        """Arguments of a stage's blocks beyond those common to all Swin Transformers."""
         del stage
         return {}
 
 
 class Block(nn.Module):
-    """Window attention and a feed-forward part, each after its norm and beside a shortcut."""
+    """Window attention and a feed-forward part, each after its norm and with a shortcut."""
 
     num_heads: int
     window_size: int
@@ -262,7 +262,7 @@ class PatchMerging(nn.Module):
 
 
 def merge_neighbours(tokens: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4*c"]:
-    """The channels of every 2x2 tokens side by side; the layout is the file's docstring's."""
+    """The channels of every 2x2 tokens concatenated; the layout is the file's docstring's."""
     tokens = pad_with_zeros(tokens, 2)
     batch, height, width, channels = tokens.shape
     return (
@@ -415,10 +415,10 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
-    The fields of `UNTOLD` leave no trace in weights: the defaults.
+    The fields of `UNTOLD` cannot be seen in weights and get their defaults.
 
     Raises:
-        ValueError: if they are, but an entry that tells the architecture is missing or odd.
+        ValueError: if they are, but an entry that determines the architecture is missing or odd.
     """
     return _infer(
         shapes,
@@ -446,14 +446,14 @@ def structure(
     by_head: tuple[str, int],
     hidden: str,
 ) -> dict[str, Any] | None:
-    """The fields of a config, of Swin or Swin V2, that shapes tell whatever the windows are.
+    """The fields of a config, of Swin or Swin V2, that shapes determine whatever the windows are.
 
     Args:
         shapes: of the weights.
         patch_embed: name of the convolution.
         stages: what comes before the number of a stage.
-        by_head: below each block's name, an entry with an axis as long as the heads are many, and
-            which one.
+        by_head: below each block's name, an entry with an axis of one element per head, and which
+            axis.
         hidden: below each block's name, the first layer of the feed-forward part.
 
     Returns:
@@ -494,7 +494,7 @@ TIMM_BLOCK, BLOCK = r"layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
 
 
 def timm_rows(config: Config, first_merge: int) -> Rules:
-    """What Swin and Swin V2 both have, in timm's and Microsoft's names.
+    """The rows that Swin and Swin V2 share, in timm's and Microsoft's names.
 
     Args:
         config: of either.
@@ -511,7 +511,7 @@ def timm_rows(config: Config, first_merge: int) -> Rules:
 
 
 def classifier_skips() -> Rules:
-    """What a classifier in timm's names, since 0.9, has beside the weights of an encoder."""
+    """The entries of a classifier in timm's names, since 0.9, that an encoder does not have."""
     return (
         Skip(rf"{TIMM_BLOCK}\.attn\.relative_(position_index|coords_table)", _INDEX),
         Skip(rf"{TIMM_BLOCK}\.attn_mask", _MASK),
@@ -522,10 +522,10 @@ def classifier_skips() -> Rules:
 
 
 def classifier_constants(config: Config) -> Rules:
-    """What a classifier in Microsoft's names has beside the weights of an encoder.
+    """The entries of a classifier in Microsoft's names that an encoder does not have.
 
-    MiDaS's strict loading wants all of it, so that it is written: the shifts' masks, and timm's
-    last norm and head for ImageNet, of which nothing is read.
+    MiDaS's strict loading needs all of them, so they are written: the shifts' masks, and timm's
+    last norm and head for ImageNet. None of them is read.
     """
     rows: list[Row] = [NO_NORMS]
     for stage, depth in enumerate(config.depths):
@@ -607,7 +607,7 @@ def _weight_rules(config: Config, first_merge: int) -> Rules:
 
 
 def _transformers_rules(config: Config) -> Rules:
-    """Hugging Face's transformers: names as in files, or as modules are called since version 5."""
+    """Hugging Face's transformers: names as in files, or as modules have them since version 5."""
     block, here = r"encoder\.layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
     attention = rf"{block}\.attention"
     rows: tuple = ()
@@ -638,7 +638,7 @@ def _transformers_rules(config: Config) -> Rules:
 
 
 def _mmpretrain_rules(config: Config) -> Rules:
-    """mmcv's layout as a classifier has it: with the norm of the last stage's output only."""
+    """mmcv's layout for a classifier: only the last stage's output has a norm."""
     last = len(config.depths) - 1
     return (*rules(config), replace(NO_NORMS, pattern=rf"params/norm(?!{last}/)\d+/(scale|bias)"))
 
@@ -654,8 +654,8 @@ def merge_rules(config: Config, stages: str, first: int) -> Rules:
 
 
 def _infer_microsoft(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """Where no mask of a shift tells the image's size, it is the one for which the coarsest map is
-    one window, as in all that was published."""
+    """Where no shift mask gives the image's size, it is the one for which the coarsest map is one
+    window, as in all published models."""
     config = None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
     if config is None:
         return None

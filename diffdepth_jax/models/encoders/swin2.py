@@ -58,7 +58,7 @@ class Config(swin.Config):
     Attributes:
         window_size: side of the attention windows, in tokens, where the map does not fit into one.
         pretraining_windows: by stage, the side of the windows in which offsets are measured; 0 for
-            the stage's own. Empty: all their own.
+            the stage's own. Empty for the own windows of all stages.
         image_size: side of the square images, in pixels, that the windows are for.
     """
 
@@ -90,7 +90,7 @@ class Config(swin.Config):
 def _variant(
     size: str, window_size: int, image_size: int, pretraining_windows: tuple[int, ...] = ()
 ) -> Config:
-    """As published: of a size of the paper, for windows and images of these sizes."""
+    """A published variant: a size of the paper, for windows and images of these sizes."""
     embed_dim, depths, num_heads = _SIZES[size]
     return Config(
         embed_dim=embed_dim,
@@ -125,7 +125,7 @@ VARIANTS = {
     "base_window12to24": _variant("base", 24, 384, _WINDOW12),
     "large_window12to24": _variant("large", 24, 384, _WINDOW12),
 }
-# Of their sizes, those that MiDaS has.
+# The ones that MiDaS uses, by size.
 _MIDAS = ("tiny_window16", "base_window12to24", "large_window12to24")
 
 
@@ -142,7 +142,7 @@ class Encoder(swin.Encoder):
 
 
 class Block(nn.Module):
-    """Window attention and a feed-forward part, each before its norm and beside a shortcut."""
+    """Window attention and a feed-forward part, each before its norm and with a shortcut."""
 
     num_heads: int
     window_size: int
@@ -278,13 +278,13 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights that `rules` names; None if they are not of this family.
 
-    No weight's shape follows from the size of windows and images. The masks of the shifts tell
-    both. Where they are not stored, a published variant's size stands for its windows. So it does
-    for `pretraining_windows`, which nothing else tells; other configs get none.
+    No shape depends on the size of windows and images; the masks of the shifts give both. If they
+    are not stored, the windows are those of the published variant of this size. The same holds for
+    `pretraining_windows`, which nothing else gives; other configs get none.
 
     Raises:
-        ValueError: if an entry that tells the architecture is missing or odd.
-        WeightsError: if masks are missing beside weights of a size that was not published.
+        ValueError: if an entry that determines the architecture is missing or odd.
+        WeightsError: if masks are missing from weights of a size that was not published.
     """
     config = None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
     if config is None:
@@ -301,7 +301,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     raise WeightsError(
         f"a Swin V2 of embed_dim {config.embed_dim} and depths {config.depths} was not published, "
         "and the weights lack the masks of the shifts (layers.0.blocks.1.attn_mask and others), "
-        "which would tell the size of its windows"
+        "which would give the size of its windows"
     )
 
 
@@ -374,11 +374,11 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: what a `config.json` says, a `transformers_json.Described`. Without one, the
+        described: the content of a `config.json`. Without one, the
             windows are those that MiDaS has with an encoder of this size, or the default.
 
     Raises:
-        ValueError: if an entry that tells the architecture is missing or odd.
+        ValueError: if an entry that determines the architecture is missing or odd.
     """
     config = _infer(
         shapes,
@@ -428,7 +428,7 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def _classifier_rules(config: Config) -> Rules:
-    """transformers' `Swinv2Model`, with what it has beside its backbone."""
+    """transformers' `Swinv2Model`, including what its backbone does not have."""
     attention = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.attention\.self"
     return (
         *transformers_rules(config),

@@ -184,7 +184,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
     Raises:
-        ValueError: if they are, but an entry that tells the architecture is missing.
+        ValueError: if they are, but an entry that determines the architecture is missing.
     """
     if "torchvision_resnet" not in registry.matching("encoder", shapes):
         return None
@@ -207,7 +207,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def _classifier_rules(config: Config) -> Rules:
-    return (*rules(config), Skip(r"fc\..+", "the classifier, which an encoder ends before"))
+    return (*rules(config), Skip(r"fc\..+", "the classifier, which is not part of the encoder"))
 
 
 LAYOUTS = {"torchvision": Layout(infer, _classifier_rules, ("stem_features",))}

@@ -38,10 +38,10 @@ from diffdepth_jax.weights.rules import Constant, Rule, Rules, Skip
 
 
 def check(config: Any) -> None:
-    """Refuses a transformer that cannot be.
+    """Refuses an impossible transformer.
 
     Raises:
-        ValueError: says which number is wrong, and why.
+        ValueError: names the wrong number and the reason.
     """
     transformer.check_blocks(
         config.embed_dim, config.depth, config.num_heads, config.taps, config.drop_path_rate
@@ -180,7 +180,7 @@ def unused_norm_rules(name: str, channels: int) -> tuple[Constant, ...]:
 
 def classifier_rules(channels: int, classes: int = 1000) -> tuple[Constant, ...]:
     """The rows of timm's classifier, of ImageNet's classes unless said otherwise."""
-    reason = "the classifier, which a decoder of depth does without"
+    reason = "the classifier, which depth prediction does not need"
     return (
         Constant(r"head\.weight", reason, lambda: np.zeros((classes, channels), np.float32)),
         Constant(r"head\.bias", reason, lambda: np.zeros(classes, np.float32)),
@@ -190,11 +190,11 @@ def classifier_rules(channels: int, classes: int = 1000) -> tuple[Constant, ...]
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of weights with these names and shapes; None if they are not of this family.
 
-    Weights tell neither the heads, of 64 channels here, nor the taps, one at the end of each
-    quarter of the blocks.
+    Weights determine neither the heads (here of 64 channels) nor the taps (one at the end of each
+    quarter of the blocks).
 
     Raises:
-        ValueError: if they are, but what they tell cannot be.
+        ValueError: if they are, but describe an impossible network.
     """
     if "vit" not in registry.matching("encoder", shapes):
         return None
@@ -210,7 +210,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 def inferred(
     shapes: Mapping[str, tuple[int, ...]], norm: str, hidden: str, table: str
 ) -> dict[str, Any]:
-    """The fields of a transformer that its widths tell.
+    """The fields of a transformer that its widths determine.
 
     Args:
         norm, hidden: patterns of the names of the blocks' norms and of their hidden layers.
@@ -237,11 +237,11 @@ TRANSFORMERS_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)"
 def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Rules:
     """Rows of a `transformer.Block` without its scales in the names of ViT and its kin there.
 
-    Those are names as in files, or as modules are called since version 5.
+    Those are names as in files, or as modules have them since version 5.
 
     Args:
         block, path: pattern of the block's name and template of its path.
-        qkv_bias: whether queries, keys and values have a bias beside their kernel in one leaf.
+        qkv_bias: whether queries, keys and values also have their biases in one leaf.
     """
     attention, rows = rf"{block}\.attention", []
     for index, name in enumerate(("query", "key", "value")):
@@ -260,7 +260,7 @@ def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Ru
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of transformers' names, as in files or as modules are called since version 5."""
+    """The table of transformers' names, as in files or as modules have them since version 5."""
     return (
         *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
         *transformers_transformer_rules(config),
@@ -280,7 +280,7 @@ def transformers_transformer_rules(config: Any) -> Rules:
 
 
 def inferred_transformers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """The fields of a transformer that its names and widths tell; None if it is none of these."""
+    """The fields of a transformer that its names and widths determine; None if it is not one."""
     table, block = "embeddings.position_embeddings", TRANSFORMERS_BLOCK
     depth = count(shapes, rf"{block}\.layernorm_before\.")
     if table not in shapes or not depth:
@@ -297,11 +297,11 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: what a `config.json` says, a `transformers_json.Described`. Without one, heads
+        described: the content of a `config.json`. Without one, heads
             and taps as in `infer`.
 
     Raises:
-        ValueError: if they are, but what they tell cannot be.
+        ValueError: if they are, but describe an impossible network.
     """
     embedding = "embeddings.patch_embeddings.projection.weight"
     found = inferred_transformers(shapes)

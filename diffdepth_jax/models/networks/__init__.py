@@ -1,1 +1,1 @@
-"""Whole depth networks, one a file; `network.py` says what each offers."""
+"""Whole depth networks, one per file; `network.py` defines their contract."""

@@ -1,11 +1,12 @@
 """Depth Anything V1 and V2 (Yang et al. 2024, arXiv:2401.10891 and arXiv:2406.09414).
 
-DINOv2 under the head of DPT. The versions differ in the blocks whose maps the head gets, which V1
-takes from the end of the encoder, and in how results are resized to the image. V2 has metric models
-too: their last activation is a sigmoid, times the maximal depth. V1's metric models are ZoeDepth
+DINOv2 with the head of DPT. The versions differ in the blocks whose maps the head gets (V1 uses the
+last ones) and in how results are resized to the image. V2 also has metric models, whose last
+activation is a sigmoid times the maximal depth. V1's metric models are ZoeDepth
 with this network as its core (`zoedepth`).
 
-Weights tell none of that: `version` and `max_depth` come from the name of the published file or
+Weights determine none of that: `version` and `max_depth` come from the name of the published file
+  or
 from the caller.
 """
 
@@ -63,8 +64,8 @@ class Config(NetworkConfig, HasEncoder, Published):
             `implementation`, whatever is given.
         max_depth: metres, of a metric model of V2; None for a relative one.
         version: 1 or 2.
-        implementation: whose: that of the authors, or transformers', which resizes position
-            embeddings, images and results in other ways.
+        implementation: the authors' or transformers', which resizes position embeddings, images
+            and results differently.
         project_features: channels of the maps that the head reassembles, fine to coarse.
         fused_features: of the maps that it fuses.
         output_features: hidden channels of its last two convolutions.
@@ -201,7 +202,7 @@ class DepthAnything(nn.Module):
         return output if self.config.max_depth is None else output * self.config.max_depth
 
     def decode(self, image: Float[Array, "b h w 3"], train: bool = False) -> Decoded:
-        """The head's result, before `max_depth`, and what lies on the way; see `DPTHead`."""
+        """The head's result, before `max_depth`, and intermediate maps; see `DPTHead`."""
         height, width = image.shape[1:3]
         patch = self.config.encoder.patch_size
         if height % patch or width % patch:
@@ -242,7 +243,7 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of a state dict with these names and shapes; None if it is of no known family.
 
-    What they do not tell is as in a relative model of V2.
+    What they do not determine is as in a relative model of V2.
     """
     encoder = dinov2.infer(below(shapes, "pretrained."))
     head = below(shapes, "depth_head.")
@@ -266,7 +267,7 @@ def _inferred(
     last: str,
     **fields: Any,
 ) -> Config | None:
-    """The config; the patterns' entries tell widths, that of `project` has the level at `{}`."""
+    """The config; widths are those of the patterns' entries; `project` has the level at `{}`."""
     project_features = tuple(width(shapes, project.format(level)) for level in range(4))
     fused_features, output_features = width(shapes, fused), width(shapes, last)
     if None in (*project_features, fused_features, output_features):
@@ -281,10 +282,10 @@ def _inferred(
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with what `arguments` of such a network says; other arguments are left alone.
+    """The config with the values of `arguments`; other arguments are ignored.
 
     Raises:
-        WeightsError: if that is not a version, no depth or no implementation.
+        WeightsError: for an invalid version, depth or implementation.
     """
     names = ("version", "max_depth", "implementation")
     found = {name: arguments[name] for name in names if arguments.get(name) is not None}
@@ -309,7 +310,7 @@ def arguments(config: Config) -> dict[str, Any]:
 
 # ---- as transformers has it ----------------------------------------------------------------------
 
-_OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
+_OWN = "diffdepth_jax"  # an entry of config.json that transformers ignores
 
 
 def _transformers_rules(config: Config) -> Rules:

@@ -58,9 +58,9 @@ class Backbone:
 
     Attributes:
         layout: of the encoder's `LAYOUTS`, the one that the authors' files have.
-        root: of its names in transformers, where a ViT is a part of the network and others are
-            models of their own; None where transformers has no such DPT.
-        square: whether transformers takes no other than square images.
+        root: of its names in transformers, where a ViT is part of the network and other encoders
+            are separate models; None if transformers has no such DPT.
+        square: whether transformers only takes square images.
     """
 
     layout: str
@@ -84,11 +84,11 @@ class Config(NetworkConfig, HasEncoder, Published):
     Attributes:
         encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
         project_features: by level, channels that maps with a class token are projected to before
-            they are resampled; None for maps without one, which are taken as they are.
+            they are resampled; None for maps without one, which are used unchanged.
         fused_features: channels of the fused maps.
         output_features: channels before the last convolution.
-        implementation: whose: that of the authors, or transformers', which resizes images by
-            Pillow's bicubic, and to squares for a ViT. (Its epsilon of the layer norms is the
+        implementation: the authors' or transformers', which resizes images by Pillow's bicubic, and
+            to squares for a ViT. (Its epsilon of the layer norms is the
             encoder's `layer_norm_eps`. Its fusion resizes in another order where a side is an odd
             number of patches, which is not followed: `input_spec` has multiples of two.)
     """
@@ -207,7 +207,7 @@ class DPT(nn.Module):
         return self.decode(image, train).output
 
     def decode(self, image: Float[Array, "b h w 3"], train: bool = False) -> Decoded:
-        """Normalised image to disparity, and what the head had on the way."""
+        """Normalised image to disparity, and the head's intermediate maps."""
         image, train = jnp.asarray(image), train and "encoder" not in self.frozen
         height, width = image.shape[1:3]
         unit = max(self.config.encoder.reductions)
@@ -256,7 +256,7 @@ _BACKBONE = "pretrained.model."
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of a state dict with these names and shapes; None if it is of no known backbone.
 
-    Weights do not tell the taps: those of the releases.
+    Weights do not determine the taps: here those of the releases.
     """
     if "dpt" not in registry.matching("network", shapes):
         return None
@@ -277,10 +277,10 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with what `arguments` of such a network says; other arguments are left alone.
+    """The config with the values of `arguments`; other arguments are ignored.
 
     Raises:
-        ConfigError: if that is nothing that a config can have.
+        ConfigError: for invalid values.
     """
     found = {}
     if isinstance(arguments.get("implementation"), str):
@@ -302,7 +302,7 @@ def arguments(config: Config) -> dict[str, Any]:
 
 # ---- as transformers has it ----------------------------------------------------------------------
 
-_OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
+_OWN = "diffdepth_jax"  # an entry of config.json that transformers ignores
 
 
 def _root(config: Config) -> str:

@@ -28,7 +28,7 @@ class DPTHeadConfig:
 
     Attributes:
         project_features: by level, fine to coarse, channels of the 1x1 convolution before
-            resampling; None where a level goes without.
+            resampling; None for a level without one.
         factors: by level, how it is then resampled.
         readout: by level, whether the class token is concatenated to each patch token and projected
             back ("project" in the paper).
@@ -42,8 +42,8 @@ class DPTHeadConfig:
             otherwise twofold.
         output_features: hidden channels of the last two convolutions.
         output_align_corners: of the last upsampling.
-        activation: after the last convolution: "relu", "sigmoid" (times the maximal depth, which is
-            the caller's business) or "identity".
+        activation: after the last convolution: "relu", "sigmoid" (which the caller multiplies by
+            the maximal depth) or "identity".
     """
 
     project_features: tuple[int | None, ...]
@@ -81,7 +81,7 @@ class DPTHeadConfig:
 
 
 class Decoded(NamedTuple):
-    """The head's results on the way, which ZoeDepth's heads read.
+    """The head's output and intermediate maps, which ZoeDepth's heads use.
 
     Attributes:
         output: [b, h, w, 1], after the activation.
@@ -118,12 +118,12 @@ class DPTHead(nn.Module):
         size: tuple[int, int],
         class_tokens: Sequence[Float[Array, "b _"] | None] | None = None,
     ) -> Decoded:
-        """Maps to one channel, and what lies between.
+        """Maps to one channel, and the maps in between.
 
         Args:
             features: by level, fine to coarse.
             size: (height, width) of the result.
-            class_tokens: by level, wanted where the config has a readout, else None.
+            class_tokens: by level, needed where the config has a readout, else None.
         """
         config, dtype = self.config, self.dtype
         levels = []
@@ -165,7 +165,7 @@ class DPTHead(nn.Module):
 
 
 class Readout(nn.Module):
-    """Patch tokens with the class token beside each, projected back to their channels, GELU."""
+    """The class token concatenated to each patch token, projected back to its channels, GELU."""
 
     dtype: Any
 
@@ -180,7 +180,7 @@ class Readout(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """ReLU, 3x3 convolution, twice, beside a shortcut."""
+    """ReLU and 3x3 convolution, twice, with a shortcut."""
 
     rectified_shortcut: bool
     dtype: Any
@@ -214,7 +214,7 @@ class FusionBlock(nn.Module):
         level = ResidualUnit(rectified, self.dtype, name="unit2")(level)
         height, width = level.shape[1:3]
         if self.config.fusion_projection:
-            # The papers project after upsampling. The two commute, and here are fewer pixels.
+            # The papers project after upsampling. The two commute, and there are fewer pixels here.
             level = Conv(self.features, 1, dtype=self.dtype, name="project")(level)
         return resize_bilinear(level, size or (2 * height, 2 * width))
 

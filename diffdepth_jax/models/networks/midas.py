@@ -1,6 +1,6 @@
 """MiDaS v2.1 (Ranftl et al. 2022, arXiv:1907.01341): disparity up to scale and shift.
 
-The large network is a ResNeXt-101 and the small one an EfficientNet-Lite3, each under a RefineNet
+The large network is a ResNeXt-101 and the small one an EfficientNet-Lite3, each with a RefineNet
 decoder (Lin et al. 2017, arXiv:1611.06612), from which the head of dense prediction transformers
 was made. MiDaS v3 and later are `dpt`.
 """
@@ -90,7 +90,7 @@ class Config(NetworkConfig, HasEncoder, Published):
         super().__post_init__()
         if self.encoder.reductions != (4, 8, 16, 32):
             raise ValueError(
-                f"the encoder's maps have strides of {self.encoder.reductions}; the head wants "
+                f"the encoder's maps have strides of {self.encoder.reductions}; the head needs "
                 "(4, 8, 16, 32)"
             )
         if self.input_size < 32:
@@ -201,7 +201,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of a state dict with these names and shapes; None if it is of no known family.
 
     Raises:
-        ValueError: if it is, but an entry that tells the architecture is missing.
+        ValueError: if it is, but an entry that determines the architecture is missing.
     """
     if "midas" not in registry.matching("network", shapes):
         return None

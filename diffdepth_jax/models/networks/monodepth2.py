@@ -1,7 +1,7 @@
 """Monodepth2 (Godard et al. 2019, arXiv:1806.01260, section 4), its depth network as in md4all.
 
 A ResNet and a decoder of nearest-neighbour upsampling with skips, which gives disparity between 0
-and 1 at four scales. It stands for a range of depths. md4all (Gasperini et al. 2023,
+and 1 at four scales. Disparity represents a range of depths. md4all (Gasperini et al. 2023,
 arXiv:2308.09711) learns its scale from the car's speed, so that depth is in metres; monodepth2's
 own weights are right up to a factor (of 5.4 where they were trained on stereo pairs).
 """
@@ -77,10 +77,10 @@ class Config(NetworkConfig, HasEncoder, Published):
         encoder: see `HasEncoder`; its first map has a stride of 2.
         min_depth, max_depth: metres, what disparities of 1 and 0 stand for.
         normalisation: what `predict` subtracts from images and divides them by. "dataset" are
-            monodepth2's constants and md4all's default; the others of its are for single data sets
-            and times of day, or the mean and deviation of each image itself. Weights do not tell
-            with which of them they were trained: md4all evaluates by day and night, and takes the
-            image's own where that is not known.
+            monodepth2's constants and md4all's default; its others are for single data sets and
+            times of day, or the mean and deviation of each image itself. Weights do not show which
+            they were trained with: md4all evaluates by day and night, and uses the image's own
+            where that is unknown.
         input_size: (height, width) in pixels that `predict` resizes images to.
         decoder_features: channels of the decoder's levels, fine to coarse.
     """
@@ -101,7 +101,7 @@ class Config(NetworkConfig, HasEncoder, Published):
             )
         if self.encoder.reductions != (2, 4, 8, 16, 32):
             raise ValueError(
-                f"the encoder's maps have strides of {self.encoder.reductions}; the decoder wants "
+                f"the encoder's maps have strides of {self.encoder.reductions}; the decoder needs "
                 "(2, 4, 8, 16, 32): stem_features=True"
             )
         if len(self.decoder_features) != 5 or min(self.decoder_features) < 1:
@@ -173,7 +173,7 @@ class Monodepth2(nn.Module, PredictsScales):
             )
         image = jnp.asarray(image)
         if self.config.normalisation == "image":
-            # Each by its own. The authors' code, which is given one at a time, takes all of them.
+            # Each image by its own. The authors' code, which gets one at a time, pools the batch.
             mean = image.mean((1, 2, 3), keepdims=True)
             image = (image - mean) / image.std((1, 2, 3), ddof=1, keepdims=True)
         features = self.encoder(image, train and "encoder" not in self.frozen)
@@ -219,7 +219,7 @@ class Decoder(nn.Module):
 
 
 def _reflected(features: Array) -> Array:
-    """One more row and column on each side: the next to the last ones again."""
+    """Pads one row and column on each side by reflection."""
     return jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
 
 
@@ -231,11 +231,11 @@ def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()
 # The network's names in md4all, in its Lightning files, and in monodepth2's two files.
 _ENCODER = r"(?:encoder\.encoder\.|depth_model\.encoder\.encoder\.|encoder\.)"
 _DECODER = r"(?:decoder\.decoder\.|depth_model\.decoder\.decoder\.|decoder\.)"
-_CLASSES = 1000  # of the encoder's classifier, which nothing runs
+_CLASSES = 1000  # of the encoder's classifier, which is never run
 
 
 def rules(config: Config) -> Rules:
-    """The table of md4all's names; those of its files and of monodepth2's are read, too."""
+    """The table of md4all's names; those of its files and of monodepth2's are read too."""
     stages = [rf"{_ENCODER}layer{stage + 1}" for stage in range(len(config.encoder.depths))]
     encoder = torchvision_resnet.rules_named(f"{_ENCODER}conv1", f"{_ENCODER}bn1", stages)
     rows = [*prefix(encoder, "", "encoder")]
@@ -246,7 +246,7 @@ def rules(config: Config) -> Rules:
             index += 1
     for scale in range(_SCALES):
         rows += conv_rules(rf"{_DECODER}{index + scale}\.conv", f"decoder/disparity{scale}")
-    reason = "the classifier, which an encoder ends before"
+    reason = "the classifier, which is not part of the encoder"
     weight = (_CLASSES, config.encoder.channels[-1])
     rows.append(Constant(r"encoder\.encoder\.fc\.weight", reason, _zeros(weight)))
     rows.append(Constant(r"encoder\.encoder\.fc\.bias", reason, _zeros((_CLASSES,))))
@@ -263,11 +263,11 @@ def _zeros(shape: tuple[int, ...]):
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of a state dict with these names and shapes; None if it is of no known family.
 
-    Weights tell neither the range of depths nor the size of images: md4all's for nuScenes under its
-    names, monodepth2's under its own.
+    Weights determine neither the range of depths nor the size of images: here md4all's for nuScenes
+    under its names, monodepth2's under its own.
 
     Raises:
-        ValueError: if it is, but an entry that tells the architecture is missing.
+        ValueError: if it is, but an entry that determines the architecture is missing.
     """
     if "monodepth2" not in registry.matching("network", shapes):
         return None
@@ -294,7 +294,7 @@ _LARGEST_ARGUMENT = 1e6
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with what monodepth2's files, and ours, say beside the weights.
+    """The config with the values that monodepth2's files, and ours, have besides the weights.
 
     Raises:
         ValueError: for a value that a config cannot have.

@@ -1,7 +1,7 @@
-"""The contract of networks: what every file beside this one offers, and what only some do.
+"""The contract of networks: what every other file here offers, and what only some do.
 
-A network is a file. `Network` lists what it offers, `of` finds it by a config. What only some
-networks can do is a class that their module or their config inherits from, and callers ask
+A network is a file. `Network` lists what it offers, and `of` finds it by a config. What only some
+networks can do is a class that their module or config inherits from, which callers check with
 `isinstance`:
 
     Denoises        module   turns noise into a latent under a condition, in steps
@@ -47,7 +47,7 @@ class NetworkConfig:
 
     @property
     def input_spec(self) -> InputSpec:
-        """What images have to be like: the file's `INPUT`, unless fields decide."""
+        """The form of images: the file's `INPUT`, unless fields decide."""
         return of(self).INPUT
 
 
@@ -57,12 +57,12 @@ class TransformersLayout:
 
     Attributes:
         model_type: of `config.json`.
-        infer: names and shapes, and the content of `config.json` (empty where there is none), to
-            the config; None if the weights are not in this layout. ValueError for a
-            `config.json` that asks for what the network cannot be.
+        infer: from names and shapes, and the content of `config.json` (empty if there is none), to
+            the config; None if the weights are not in this layout. Raises ValueError for a
+            `config.json` that describes an impossible network.
         rules: the table of a config's names.
-        describe: a config to the content of `config.json`.
-        preprocessor: a config to the content of `preprocessor_config.json`.
+        describe: from a config to the content of `config.json`.
+        preprocessor: from a config to the content of `preprocessor_config.json`.
     """
 
     model_type: str
@@ -79,12 +79,12 @@ class Network(Protocol):
     Attributes:
         Config: the config class, a frozen dataclass.
         VARIANTS: ready configs by name.
-        OUTPUT, INPUT: of a config that does not say otherwise, see `NetworkConfig`.
-        FILES: patterns of published file names, without their ending, to the fields that such a
-            file's weights do not tell.
+        OUTPUT, INPUT: unless a config says otherwise, see `NetworkConfig`.
+        FILES: patterns of published file names, without suffix, to the fields that the weights in
+            such a file do not determine.
         TRANSFORMERS: how Hugging Face's transformers stores the network; None if it does not.
-        UNTOLD: fields that weights do not tell and that have no safe default, to the values they
-            can have. `load` wants them from the file's name or from the caller.
+        UNTOLD: fields that weights do not determine and that have no safe default, to their
+            possible values. `load` gets them from the file's name or from the caller.
     """
 
     Config: type[NetworkConfig]
@@ -115,7 +115,7 @@ class Network(Protocol):
         """The config with what a published checkpoint's `args` say."""
 
     def arguments(self, config: Any) -> dict[str, Any]:
-        """What `with_arguments` reads: the fields that weights do not tell."""
+        """What `with_arguments` reads: the fields that weights do not determine."""
 
 
 def of(config: NetworkConfig) -> Network:
@@ -193,8 +193,8 @@ class JudgesBatch:
 
 
 class PredictsScales:
-    """Capability of a module: it gives inverse depth at several scales, as losses of training want
-    it.
+    """Capability of a module: it gives inverse depth at several scales, for use in training
+    losses.
 
     Attributes:
         num_scales: how many; each has half of the sides of the one before.
@@ -227,7 +227,7 @@ C = TypeVar("C", bound=NetworkConfig)
 
 
 class Variants(Mapping[str, C], Generic[C]):
-    """Ready configs by name, each built when it is asked for: its encoder's file is imported only
+    """Ready configs by name, each built on demand, so that its encoder's file is only imported
     then.
 
     Args:

@@ -1,8 +1,8 @@
-"""Plain regression with DiffusionDepth's encoder, neck and decoder: the control beside the method.
+"""Plain regression with DiffusionDepth's encoder, neck and decoder: the control for the method.
 
-In place of the denoising stand the denoiser's last two convolutions, from the condition alone to
-the latent that is decoded. What this network reaches with the same data, losses and steps is what
-the diffusion has to beat. It is nobody's publication, so its weights have no PyTorch names.
+The denoiser's last two convolutions replace the denoising: they map the condition alone to the
+latent that is decoded. With the same data, losses and steps, this is the result that diffusion has
+to beat. It is not a published network, so its weights have no PyTorch names.
 """
 
 import functools
@@ -67,7 +67,7 @@ class Config(NetworkConfig, HasEncoder):
 
 
 def _beside(method: diffusion_depth.Config) -> Config:
-    """The control beside a variant of the method."""
+    """The control for a variant of the method."""
     return Config(
         encoder=method.encoder,
         neck=method.neck,
@@ -88,7 +88,7 @@ class Regression(nn.Module):
     """The network; images come normalised by `INPUT`, depth is in metres, float32.
 
     Attributes:
-        config: see there.
+        config: the network's config.
         dtype: of the convolutions and matrix products; parameters, norms' statistics and the
             result are float32.
         frozen: parts ("encoder", "neck", "project", "codec") that are not trained: they work as in

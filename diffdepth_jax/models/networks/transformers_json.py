@@ -1,4 +1,4 @@
-"""The JSON files of Hugging Face's transformers beside weights: read strictly, and written."""
+"""The JSON files that Hugging Face's transformers keeps with weights: read strictly, and written."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,11 +10,11 @@ _SHOWN = 100  # characters of a value in an error
 
 
 class Described:
-    """What a `config.json` says: entries of the type that is asked for, or an error names them.
+    """The content of a `config.json`: entries of the requested type, or an error that names them.
 
     Args:
         content: what was parsed.
-        path: of that within the file, for errors.
+        path: its place within the file, for errors.
     """
 
     def __init__(self, content: Mapping[str, Any], path: str = ""):
@@ -27,7 +27,7 @@ class Described:
         """A nested mapping; empty where there is none.
 
         Raises:
-            ValueError: for another thing than a mapping.
+            ValueError: for anything but a mapping.
         """
         return Described(self.value(name, Mapping, {}), f"{self._path}{name}.")
 
@@ -78,7 +78,7 @@ class Described:
             default: where neither entry is there.
 
         Raises:
-            ValueError: for entries that are no such lists.
+            ValueError: for entries that are not such lists.
         """
         stages = self.value("out_features", list, [])
         numbers = [str(stage).removeprefix("stage") for stage in stages]
@@ -87,11 +87,11 @@ class Described:
         return tuple(index % (depth + 1) - 1 for index in indices)
 
     def require(self, **allowed: tuple[Any, ...]) -> None:
-        """Refuses entries, by name, that are none of the allowed values; the first of these is what
-        an absent entry stands for.
+        """Refuses entries, by name, that are not among the allowed values; the first of these is the
+        default.
 
         Raises:
-            ValueError: says which one, and what there can be.
+            ValueError: names the entry and the allowed values.
         """
         for name, values in allowed.items():
             found = self._content.get(name, values[0])
@@ -109,7 +109,7 @@ def dpt_preprocessor(spec: InputSpec) -> dict[str, Any]:
     """The `preprocessor_config.json` of transformers' `DPTImageProcessor`.
 
     Args:
-        spec: with a size, without padding; what the processor cannot have is passed over.
+        spec: with a size, without padding; what the processor does not support is ignored.
     """
     height, width = spec.size
     return {

@@ -5,8 +5,8 @@ into metric depth. Published are N (trained on NYU), K (on KITTI) and NK (on bot
 all with DPT and BEiT-L as the core. The metric models of Depth Anything V1 are N's heads on Depth
 Anything.
 
-K's bins share out a range of depth, 1 mm to 80 m. Its hub entry builds it for 10 m, and so predicts
-an eighth of the depth that it was trained for: here that takes `max_depth=10.0`. The bins of the
+K's bins divide a range of depth, 1 mm to 80 m. Its hub entry builds it for 10 m, and so predicts an
+eighth of the depth that it was trained for; `max_depth=10.0` reproduces that here. The bins of the
 others have no range.
 """
 
@@ -58,7 +58,7 @@ FILES: Mapping[str, Mapping[str, Any]] = {
 }
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
 
-# The networks that can be a core, and the fields that weights do not tell of them.
+# The networks that can be a core, and the fields that their weights do not determine.
 CORES: Mapping[str, Mapping[str, Any]] = {"dpt": {}, "depth_anything": {"version": 1}}
 _DEPTH_ANYTHING_SIZE = (392, 518)
 _NORMED_SIZE = (384, 768)
@@ -71,9 +71,9 @@ class Config(NetworkConfig, Published):
     Attributes:
         core: the relative network, a `dpt` or a `depth_anything` of version 1.
         heads: see `HeadsConfig`.
-        max_depth: metres; the far end of the range of normed bins, which cannot do without.
+        max_depth: metres; the far end of the range of normed bins, required for them.
         min_depth: metres; the near end.
-        input_size: height and width that images are resized towards; the publication's when None.
+        input_size: height and width that images are resized towards; None for the publication's.
         keep_aspect: whether images keep their aspect ratio. The authors' evaluation does not.
         padding: see `InputSpec`. The authors' evaluation has none.
     """
@@ -109,7 +109,7 @@ class Config(NetworkConfig, Published):
                 "levels"
             )
         if self.heads.bins == "normed" and self.max_depth is None:
-            raise ValueError("max_depth is None, but normed bins share out a range of depth")
+            raise ValueError("max_depth is None, but normed bins divide a range of depth")
         if not 0 < self.min_depth < (self.max_depth or float("inf")):
             raise ValueError(
                 f"min_depth is {self.min_depth}; it must lie between 0 and max_depth "
@@ -119,7 +119,7 @@ class Config(NetworkConfig, Published):
 
     @property
     def depth_range(self) -> tuple[float, float] | None:
-        """Metres, of normed bins; others have none."""
+        """Metres, of normed bins; None for others."""
         return (self.min_depth, self.max_depth) if self.heads.bins == "normed" else None
 
     @property
@@ -204,7 +204,7 @@ class ZoeDepth(nn.Module):
 
 
 class RoutedZoeDepth(ZoeDepth, JudgesBatch):
-    """With domains, of which the router chooses one for the whole batch."""
+    """With domains, one of which the router chooses for the whole batch."""
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> ZoeDepth:
@@ -227,7 +227,7 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of a state dict with these names and shapes; None if it is of no known core.
 
-    The range of normed bins, which weights do not tell, is K's.
+    The range of normed bins, which weights do not determine, is K's.
     """
     names = below(shapes, _CORE)
     core = None
@@ -245,10 +245,10 @@ def _default_depth(heads: HeadsConfig) -> float | None:
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with the fields that our own files state and weights do not tell.
+    """The config with the fields that our own files state and weights do not determine.
 
     Raises:
-        WeightsError: if they cannot be those of such a network.
+        WeightsError: if they are not valid for such a network.
     """
     known = {name: value for name, value in arguments.items() if name in (*_UNTOLD, "heads")}
     try:
@@ -275,7 +275,7 @@ _UNTOLD_HEADS = ("temperatures", "router_heads")
 
 # ---- as transformers has it ----------------------------------------------------------------------
 
-_OWN = "diffdepth_jax"  # an entry of config.json that transformers passes over
+_OWN = "diffdepth_jax"  # an entry of config.json that transformers ignores
 _ROUTER_FEATURES, _ROUTER_DEPTH = 128, 4  # fixed there
 _SEED_FEATURES, _PROJECTOR_FEATURES = 256, 128  # fixed there without domains
 
@@ -400,7 +400,7 @@ def _described(config: Config) -> dict[str, Any]:
 
 
 def _check_transformers_has(config: Config) -> None:
-    """Refuses widths that follow from others there, or are fixed."""
+    """Refuses widths that transformers derives from others, or fixes."""
     core, heads = config.core, config.heads
     embedding, hidden = heads.embedding_features, core.output_features
     wanted = {

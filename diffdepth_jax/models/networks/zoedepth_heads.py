@@ -3,8 +3,8 @@
 The depth of a pixel is the mean of *bin centres* under a distribution over the bins. Centres are
 estimated from the coarsest map of a relative network and moved, from coarse to fine at each of its
 fused maps, towards *attractors*. The distribution is binomial in shape, with a probability and a
-temperature for every pixel. With several *domains*, such as indoors and outdoors, each has bins of
-its own, and a small transformer, the *router*, chooses among them.
+temperature for every pixel. With several *domains*, such as indoors and outdoors, each has its own
+bins, and a small transformer, the *router*, chooses among them.
 
 The arithmetic is that of the published code, which differs from the paper in places; comments say
 where.
@@ -32,7 +32,7 @@ from diffdepth_jax.weights.rules import Constant, Row, Rule, Rules, linear
 # Centres are positive and unbounded, or shares of a range of depth.
 Bins = Literal["softplus", "normed"]
 
-_ATTRACTION = 300.0  # whatever attractor_alpha a published config has: its code does not use it
+_ATTRACTION = 300.0  # whatever attractor_alpha a published config has, which its code does not use
 _WIDTH_EPS = 1e-3  # of normed bins and attractors
 _PAIR_EPS = 1e-4
 _SMALLEST_PROBABILITY = 1e-4
@@ -50,7 +50,7 @@ class HeadsConfig:
 
     Attributes:
         bins: see `Bins`.
-        num_bins: the number of centres.
+        num_bins: number of centres.
         domains: names of the domains, in the router's order; none where there is no router.
         attractors: their number by level, coarse to fine.
         embedding_features: channels of the embeddings.
@@ -116,11 +116,11 @@ class HeadsConfig:
 
 
 class MetricHeads(nn.Module):
-    """What a relative network's head found to depth in metres.
+    """From the output of a relative network's head to depth in metres.
 
     Attributes:
         config: of the heads.
-        depth_range: metres, of normed bins; others have none.
+        depth_range: metres, of normed bins; None for others.
         dtype: of the convolutions and matrix products.
     """
 
@@ -193,7 +193,7 @@ class BinHead(nn.Module):
         """Depth.
 
         Args:
-            bottleneck: of which the first centres are made.
+            bottleneck: the map from which the first centres are estimated.
             embeddings: of the bottleneck and of the levels, coarse to fine.
             hidden: what the distribution is estimated from, together with the last embedding.
         """
@@ -203,7 +203,7 @@ class BinHead(nn.Module):
             here = finer.shape[1:3]
             attractors = self._attractors(finer + resize_bilinear(coarser, here), level)
             centres = _attract(resize_bilinear(centres, here), attractors)
-        if config.bins == "normed":  # only here: what goes from level to level is not sorted
+        if config.bins == "normed":  # only here: centres passed from level to level are not sorted
             low, high = self.depth_range
             centres = jnp.clip(jnp.sort(low + (high - low) * centres), low, high)
 
@@ -230,7 +230,7 @@ class BinHead(nn.Module):
         attractors = attractors.astype(jnp.float32)
         if not normed:
             return jax.nn.softplus(attractors)
-        # Of each pair the first, not its share of the two as in the paper.
+        # The first of each pair, not its share of the two as in the paper.
         return jax.nn.relu(attractors[..., ::2]) + _WIDTH_EPS
 
 
@@ -240,7 +240,7 @@ def _attract(
     """Centres moved by the mean over the attractors."""
     count = attractors.shape[-1]
     shift = jnp.zeros_like(centres)
-    for index in range(count):  # one after the other: all at once would be n x a numbers a pixel
+    for index in range(count):  # one at a time: all at once would take n x a numbers per pixel
         offset = attractors[..., index : index + 1] - centres
         shift += offset / (1 + _ATTRACTION * offset**2)
     return centres + shift / count
@@ -252,7 +252,7 @@ def _distribution(
     """Weights of the bins: the softmax of a log-binomial distribution at a temperature.
 
     Args:
-        pairs: numbers whose shares in each other are the probability and the temperature.
+        pairs: pairs of numbers; their ratios give the probability and the temperature.
         num_bins: n.
         temperatures: the smallest and the largest.
     """
@@ -277,7 +277,7 @@ def _log_choices(num_bins: int) -> np.ndarray:
 
 
 class Router(nn.Module):
-    """The bottleneck to a vote on the domain: a transformer over its pixels."""
+    """From the bottleneck to a vote on the domain: a transformer over its pixels."""
 
     config: HeadsConfig
     dtype: Any
@@ -288,7 +288,7 @@ class Router(nn.Module):
         features = config.router_features
         tokens = Conv(features, 1, dtype=dtype, name="embed")(bottleneck)
         tokens = tokens.reshape(tokens.shape[0], -1, features)
-        tokens = jnp.pad(tokens, ((0, 0), (1, 0), (0, 0)))  # a token for the whole, of zeros
+        tokens = jnp.pad(tokens, ((0, 0), (1, 0), (0, 0)))  # a token of zeros for the whole map
         tokens += _sinusoids(tokens.shape[1], features).astype(dtype)[None]
         for index in range(config.router_depth):
             tokens = RouterBlock(config, dtype, name=f"block{index}")(tokens)
@@ -325,7 +325,7 @@ def _sinusoids(length: int, features: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Names:
-    """Patterns of how a layout names what differs between layouts.
+    """Patterns of the names that differ between layouts.
 
     Attributes:
         pair: of the two convolutions of a `TwoConvs`.
@@ -381,7 +381,7 @@ def rules(config: HeadsConfig, names: Names) -> Rules:
 
 
 def _constants(root: str, num_bins: int) -> Rules:
-    reason = "a number of the distribution, which the number of bins tells"
+    reason = "a constant of the distribution, which follows from the number of bins"
     return (
         Constant(rf"{root}\.k_idx", reason, lambda: np.arange(num_bins).reshape(1, num_bins, 1, 1)),
         Constant(
@@ -443,8 +443,8 @@ def infer(
     Args:
         shapes: of the heads alone.
         names: of their layout.
-        domains: in the router's order, where that is known; otherwise they must be the published.
-        bins: their kind, where it is known. Otherwise it follows from the numbers of attractors:
+        domains: in the router's order, if known; otherwise they must be the published ones.
+        bins: their kind, if known. Otherwise it follows from the numbers of attractors:
             normed bins have two channels for each, and one network has a single attractor at the
             finest level, the one with domains 16 at each.
     """
@@ -452,7 +452,7 @@ def infer(
     found = {
         match[1] for name in shapes if (match := re.match(r"seed_bin_regressors\.(\w+)\.", name))
     }
-    if domains is None:  # whose order the names do not tell
+    if domains is None:  # the names do not show their order
         domains = PUBLISHED_DOMAINS if found else ()
     if set(domains) != found:
         raise ValueError(f"the weights have the domains {sorted(found)}, not {sorted(domains)}")
