@@ -387,10 +387,10 @@ _BLOCK = 32  # channels, the fastest of 16 to 128 for each stage of a ResNeXt-10
 def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
     """Grouped convolution as a loop of dense ones, for the CPU.
 
-    XLA:CPU has no fast kernel for grouped convolutions. Groups are joined into
-    blocks of about 32 channels, each a dense convolution whose kernel is 0 between the groups.
-    Products of patches and kernels, group by group, were 2 to 10 times slower; the blocks written
-    out one after the other no faster, but ten times slower to compile.
+    XLA:CPU has no fast kernel for grouped convolutions. Groups are joined into blocks of about 32
+    channels, each a dense convolution whose kernel is 0 between the groups. Products of patches and
+    kernels, group by group, were 2 to 10 times slower; the blocks written out one after the other
+    no faster, but ten times slower to compile.
     """
     size, _, width, features = kernel.shape
     fitting = max(_BLOCK // width, 1)

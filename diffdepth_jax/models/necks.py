@@ -7,8 +7,8 @@ projections and fusions within each level.
 A plain vision transformer has no pyramid: its maps all have the stride of a patch, 14 pixels, too
 coarse a condition for a latent of stride 2. Its four maps are first reassembled, as DPT does
 (Ranftl et al. 2021, arXiv:2103.13413, section 3), at a quarter, a half, one and two of that stride.
-Depth Anything trained DINOv2 with such a reassembly of the same four maps; ViTDet's pyramid
-(Li et al. 2022, arXiv:2203.16527) would use only the last of them.
+Depth Anything trained DINOv2 with such a reassembly of the same four maps; ViTDet's pyramid (Li et
+al. 2022, arXiv:2203.16527) would use only the last of them.
 """
 
 from collections.abc import Sequence

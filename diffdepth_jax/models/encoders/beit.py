@@ -291,8 +291,8 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: the content of a `config.json`. Without one, taps as
-            in `infer`, and transformers' default norms.
+        described: the content of a `config.json`. Without one, taps as in `infer`, and
+            transformers' default norms.
 
     Raises:
         ValueError: if they are, but describe an impossible network.

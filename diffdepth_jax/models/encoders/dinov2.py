@@ -1,10 +1,10 @@
 """DINOv2's vision transformer (Oquab et al. 2023, arXiv:2304.07193), the encoder of Depth Anything.
 
 All of its maps have one stride, that of a patch. They are the outputs of some of the blocks, the
-*taps*, after the norm that follows the last block. Position embeddings belong to the grid
-of the pretraining's images, 37 x 37 patches; for any other they are resized (bicubic). Meta's code,
-and Depth Anything's, resizes by a factor of (patches + 0.1) / 37 and so shifts the samples
-slightly; Hugging Face's transformers resizes by size: `position_offset`.
+*taps*, after the norm that follows the last block. Position embeddings belong to the grid of the
+pretraining's images, 37 x 37 patches; for any other they are resized (bicubic). Meta's code, and
+Depth Anything's, resizes by a factor of (patches + 0.1) / 37 and so shifts the samples slightly;
+Hugging Face's transformers resizes by size: `position_offset`.
 """
 
 import functools
@@ -85,7 +85,7 @@ class Config(OfPatches):
 
 
 def spread_taps(depth: int) -> tuple[int, ...]:
-    """The blocks after which Depth Anything V2 takes its four maps, for an encoder of this depth."""
+    """The blocks after which Depth Anything V2 takes its maps, for an encoder of this depth."""
     return (4, 11, 17, 23) if depth == 24 else transformer.quarters(depth)
 
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite (Tan and Le 2019, arXiv:1905.11946, table 1, without operations that phones lack).
+"""EfficientNet-Lite: EfficientNet (Tan and Le 2019, arXiv:1905.11946, table 1) for phones.
 
 Unlike EfficientNet it has no squeeze-and-excitation, and ReLU6 instead of swish. The stem, and the
 number of blocks of the first and the last stage, are not scaled. Names are those of geffnet's

@@ -117,8 +117,8 @@ def layers_to_the_end(parts: Iterable[str]) -> dict[str, int]:
     """For layer-wise learning rates: how many layers below the rest of the network each part is.
 
     Every encoder names its parts alike. Norms of the results have 0, like the rest of the network,
-    the last block has 1, the block before it 2, and so on. Downsampling is part of the last
-    block of its stage, and a stage of parallel paths is one block. The stem and a transformer's
+    the last block has 1, the block before it 2, and so on. Downsampling is part of the last block
+    of its stage, and a stage of parallel paths is one block. The stem and a transformer's
     embeddings have one more than the first block (the rule of BEiT's fine-tuning, Bao et al. 2021,
     arXiv:2106.08254).
 

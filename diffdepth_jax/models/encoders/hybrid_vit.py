@@ -311,8 +311,8 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: the content of a DPT's `config.json`. Without one,
-            heads, groups and taps are as in `infer`.
+        described: the content of a DPT's `config.json`. Without one, heads, groups and taps are as
+            in `infer`.
 
     Raises:
         ValueError: if they are, but with `described` describe an impossible network.

@@ -1,8 +1,8 @@
 """MPViT, the multi-path vision transformer (Lee et al. 2022, arXiv:2112.11010).
 
-For each path a stage embeds its map by one more 3x3 convolution; it runs a transformer on each
-path and a convolutional block on the first, and joins them all. Attention is factorised (softmax
-over keys only, so that cost is linear in the tokens) and takes its positions from depthwise
+For each path a stage embeds its map by one more 3x3 convolution; it runs a transformer on each path
+and a convolutional block on the first, and joins them all. Attention is factorised (softmax over
+keys only, so that cost is linear in the tokens) and takes its positions from depthwise
 convolutions, which the layers of one path share.
 """
 

@@ -374,8 +374,8 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: the content of a `config.json`. Without one, the
-            windows are those that MiDaS has with an encoder of this size, or the default.
+        described: the content of a `config.json`. Without one, the windows are those that MiDaS has
+            with an encoder of this size, or the default.
 
     Raises:
         ValueError: if an entry that determines the architecture is missing or odd.

@@ -297,8 +297,7 @@ def infer_transformers(
 
     Args:
         shapes: of the weights.
-        described: the content of a `config.json`. Without one, heads
-            and taps as in `infer`.
+        described: the content of a `config.json`. Without one, heads and taps as in `infer`.
 
     Raises:
         ValueError: if they are, but describe an impossible network.

@@ -2,8 +2,8 @@
 
 DINOv2 with the head of DPT. The versions differ in the blocks whose maps the head gets (V1 uses the
 last ones) and in how results are resized to the image. V2 also has metric models, whose last
-activation is a sigmoid times the maximal depth. V1's metric models are ZoeDepth
-with this network as its core (`zoedepth`).
+activation is a sigmoid times the maximal depth. V1's metric models are ZoeDepth with this network
+as its core (`zoedepth`).
 
 Weights determine none of that: `version` and `max_depth` come from the name of the published file
   or
@@ -64,8 +64,8 @@ class Config(NetworkConfig, HasEncoder, Published):
             `implementation`, whatever is given.
         max_depth: metres, of a metric model of V2; None for a relative one.
         version: 1 or 2.
-        implementation: the authors' or transformers', which resizes position embeddings, images
-            and results differently.
+        implementation: the authors' or transformers', which resizes position embeddings, images and
+            results differently.
         project_features: channels of the maps that the head reassembles, fine to coarse.
         fused_features: of the maps that it fuses.
         output_features: hidden channels of its last two convolutions.

@@ -88,9 +88,9 @@ class Config(NetworkConfig, HasEncoder, Published):
         fused_features: channels of the fused maps.
         output_features: channels before the last convolution.
         implementation: the authors' or transformers', which resizes images by Pillow's bicubic, and
-            to squares for a ViT. (Its epsilon of the layer norms is the
-            encoder's `layer_norm_eps`. Its fusion resizes in another order where a side is an odd
-            number of patches, which is not followed: `input_spec` has multiples of two.)
+            to squares for a ViT. (Its epsilon of the layer norms is the encoder's `layer_norm_eps`.
+            Its fusion resizes in another order where a side is an odd number of patches, which is
+            not followed: `input_spec` has multiples of two.)
     """
 
     name: Literal["dpt"] = "dpt"

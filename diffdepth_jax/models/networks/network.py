@@ -193,8 +193,7 @@ class JudgesBatch:
 
 
 class PredictsScales:
-    """Capability of a module: it gives inverse depth at several scales, for use in training
-    losses.
+    """Capability of a module: it gives inverse depth at several scales, for use in training losses.
 
     Attributes:
         num_scales: how many; each has half of the sides of the one before.

@@ -1,4 +1,4 @@
-"""The JSON files that Hugging Face's transformers keeps with weights: read strictly, and written."""
+"""The JSON files that Hugging Face's transformers keeps with weights, read strictly and written."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -87,8 +87,8 @@ class Described:
         return tuple(index % (depth + 1) - 1 for index in indices)
 
     def require(self, **allowed: tuple[Any, ...]) -> None:
-        """Refuses entries, by name, that are not among the allowed values; the first of these is the
-        default.
+        """Refuses entries, by name, that are not among the allowed values; the first of these is
+        the default.
 
         Raises:
             ValueError: names the entry and the allowed values.
