@@ -74,8 +74,8 @@ def export(model: DepthModel, path: str | os.PathLike, layout: Layout = "authors
         takes it for`.
 
     Raises:
-        ConfigError: for a path or layout that `check_target` refuses, a network that is nobody's
-            publication, or one that transformers does not have.
+        ConfigError: for a path or layout that `check_target` refuses, a network that is not
+            published, or one that transformers does not have.
         FileError: if it cannot be written.
         WeightsError: for a model that the layout has no names for.
     """
@@ -99,7 +99,7 @@ def export(model: DepthModel, path: str | os.PathLike, layout: Layout = "authors
 def _write_authors(model: DepthModel, path: Path) -> None:
     if not isinstance(model.config, Published):
         raise ConfigError(
-            f"the network {model.config.name!r} is nobody's publication: there are no names to "
+            f"the network {model.config.name!r} is not a published one: there are no names to "
             "export its weights under. Keep its run directory, which diffdepth_jax.load reads"
         )
     file = network.of(model.config)

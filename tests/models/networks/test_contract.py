@@ -241,7 +241,7 @@ def test_what_is_published_is_exported_and_the_rest_says_why_not(name, tmp_path)
         )
     else:
         assert not file.rules(model.config)
-        with pytest.raises(ConfigError, match=rf"'{name}' is nobody's publication.*run directory"):
+        with pytest.raises(ConfigError, match=rf"'{name}' is not a published one.*run directory"):
             inference.export(depth_model, path)
         assert not path.exists()
 
