@@ -263,6 +263,23 @@ def fields(words: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def define_processes() -> None:
+    """Defines the flags that `processes` reads."""
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of the first of several processes, where it is not known."
+    )
+    flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+
+
+def processes() -> dict[str, Any]:
+    """What `training.distributed.start` is given, by the flags of `define_processes`."""
+    return {name: flags.FLAGS[name].value for name in _PROCESSES}
+
+
+_PROCESSES = ("coordinator", "num_processes", "process_id")
+
+
 def define_checkpoint() -> None:
     """Defines --checkpoint, and the flags that `model_options` reads."""
     flags.DEFINE_string(

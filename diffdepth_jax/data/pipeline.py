@@ -112,7 +112,8 @@ def train_iterator(
       batch_size: images in a batch, over all processes together.
       seed: 0 to 2**32 - 1.
       input_spec: the network's; its mean and std normalise the images.
-      shard: (index, count) of this process; each gets `batch_size / count` images of every batch.
+      shard: (index, count) of this process; each gets a block of `batch_size / count` images of
+        every batch, which is the same whatever their number.
       on_error: `skip` replaces a frame that cannot be read by the source's next one that can; the
         stream is then still a function of the seed (and of which frames are damaged). See
         `TrainIterator.skipped`.
@@ -147,7 +148,8 @@ def train_iterator(
     if config.clean_share:
         samples = samples.map_with_index(_CleanShare(config.clean_share))
     samples = samples.random_map(prepare)
-    batches = samples[index::count].batch(batch_size // count, drop_remainder=True)
+    # Every batch is made of `count` blocks, as the devices of each process hold a block of it.
+    batches = samples.batch(batch_size // count, drop_remainder=True)[index::count]
     return TrainIterator(batches, batch_size, len(source), config.num_workers, config.num_threads)
 
 
@@ -156,7 +158,8 @@ class TrainIterator(Iterator[Batch]):
 
     Attributes:
       skipped: why frames could not be read, by id: those that this process met in the batches it
-        has returned. Each was logged once. They are part of the state.
+        has returned, and those that others have told it. Each was logged once. They are part of
+        the state.
     """
 
     def __init__(

@@ -6,6 +6,9 @@ Started again with the same workdir, training continues from its last checkpoint
 On SIGTERM or SIGINT it finishes the step, saves, says where to go on, and exits with 143 or 130
 (128 + the signal): not 0, as the run is not done. A second signal ends it at once. Mistakes and
 failures that are reported in one line exit with 2, such as another run at work in the same workdir.
+
+Several processes train one model under SLURM, Open MPI or Kubernetes, or where --coordinator,
+--num_processes and --process_id are given; see docs/scaling.md.
 """
 
 import sys
@@ -18,6 +21,7 @@ from diffdepth_jax import cli
 def run() -> None:
     """Reads the command line, trains and evaluates."""
     config = cli.define_config()
+    cli.define_processes()
     workdir = cli.define_directory("workdir", "Where checkpoints, logs and results go.")
     allow_config_changes = flags.DEFINE_bool(
         "allow_config_changes", False, "Go on from checkpoints of another config."
@@ -30,9 +34,11 @@ def run() -> None:
     def main(_: list[str]) -> None:
         with cli.importing():  # Here, so that a mistake in the flags is reported at once.
             from diffdepth_jax.evaluation.report import tables
+            from diffdepth_jax.training import distributed
             from diffdepth_jax.training.interruption import Interrupted
             from diffdepth_jax.training.loop import train_and_evaluate
 
+        distributed.start(**cli.processes())
         try:
             result = train_and_evaluate(
                 cli.mapping(config),
@@ -45,7 +51,8 @@ def run() -> None:
             sys.exit(interrupted.exit_code)
         except KeyboardInterrupt as interrupt:  # Before or after training, or a second one in it.
             raise KeyboardInterrupt("ended at once; the same command goes on") from interrupt
-        print(tables.table(result))
+        if distributed.processes().is_first:
+            print(tables.table(result))
 
     cli.run(main)
 

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 
 from diffdepth_jax.errors import ConfigError, FileError, WeightsError
 from diffdepth_jax.evaluation import metrics
+from diffdepth_jax.processes import Processes
 from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.weights import checksums, orbax, rules
 
@@ -66,20 +67,19 @@ class Checkpointer:
     and the cause: from `check`, the next `save`, `wait`, or on leaving. What is there counts as
     saved only when it was looked at afterwards.
 
+    Several processes save and restore together, each the parts that its devices hold; the first
+    looks after the directory.
+
     Raises:
       FileError: if the directory cannot be made or read.
       WeightsError: if its newest checkpoint is not whole, for training would neither go on from it
         nor could save before that step is reached; says what is wrong and which older one is whole.
     """
 
-    def __init__(self, workdir: Path, keep: int) -> None:
+    def __init__(self, workdir: Path, keep: int, processes: Processes | None = None) -> None:
         self.directory = workdir.resolve() / FOLDER
-        # What a crash left unfinished goes now: Orbax's own cleaning goes on in a thread, which
-        # fails loudly where the program ends soon after, as it does of a mistake.
-        with self._writing():
-            for path in self.directory.glob(_UNFINISHED):
-                shutil.rmtree(path)
-        self._refuse_damaged()
+        self._processes = processes or Processes()
+        self._processes.from_first(self._prepare)
         self._policy = _NewestAndBest(keep)
         self._saving: int | None = None
         with self._writing():
@@ -91,6 +91,14 @@ class Checkpointer:
                 ),
                 item_names=tuple(orbax.ITEMS),
             )
+
+    def _prepare(self) -> None:
+        # What a crash left unfinished goes now: Orbax's own cleaning goes on in a thread, which
+        # fails loudly where the program ends soon after, as it does of a mistake.
+        with self._writing():
+            for path in self.directory.glob(_UNFINISHED):
+                shutil.rmtree(path)
+        self._refuse_damaged()
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None; waits for a save under way."""
@@ -197,6 +205,9 @@ class Checkpointer:
         """Looks at what the last save has left; its contents were read for their checksums."""
         step = self._saving
         if step is None:
+            return
+        if not self._processes.is_first:  # Another machine may see the files a little later.
+            self._saving = None
             return
         directory = self.directory / str(step)
         found = orbax.faults(directory, contents=False)

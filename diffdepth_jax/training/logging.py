@@ -47,7 +47,8 @@ class RunLog:
     Rows and events after `first_step`, left by a run that died after its last checkpoint, are
     dropped: the steps they tell of are about to be done again. `state` is what `get_state` returned
     at that checkpoint, so that the next row is the one that an uninterrupted run writes (but for
-    the steps per second).
+    the steps per second). Without `writes` nothing is written or shown, but all errors are found:
+    of several processes one writes.
 
     Raises:
       FileError: from any method, if a file cannot be written; names it.
@@ -62,8 +63,10 @@ class RunLog:
         num_steps: int,
         every_steps: int,
         state: Mapping[str, Any] | None = None,
+        writes: bool = True,
     ) -> None:
         self._path = workdir / CSV_NAME
+        self._writes = writes
         self._every_steps = every_steps
         self._num_steps = num_steps
         self._waiting: collections.deque = collections.deque()
@@ -73,13 +76,15 @@ class RunLog:
         self._has_labels = first_step > 0
         self._timed = 0  # Steps since `_time`.
         self._time: float | None = None  # Set by the first step, when it has been compiled.
-        self._columns = _drop_rows_after(self._path, first_step)
+        self._columns = _drop_rows_after(self._path, first_step) if writes else []
         with contextlib.ExitStack() as stack:
-            self._events = stack.enter_context(EventWriter(workdir / "tensorboard", first_step))
-            with naming_file(self._path, "written"):
-                self._file = self._path.open("a", newline="")
+            if writes:
+                self._events = stack.enter_context(EventWriter(workdir / "tensorboard", first_step))
+                with naming_file(self._path, "written"):
+                    self._file = self._path.open("a", newline="")
             stack.pop_all()
         self._bar = tqdm(
+            disable=not writes,
             total=num_steps,
             initial=first_step,
             desc="compile",
@@ -142,6 +147,8 @@ class RunLog:
         now = time.perf_counter()
         row = {"step": step, **means, "steps_per_second": self._timed / (now - self._time)}
         self._sums, self._count, self._timed, self._time = {}, 0, 0, now
+        if not self._writes:
+            return
         new = not self._columns
         self._columns = self._columns or list(row)
         if set(row) != set(self._columns):
@@ -173,6 +180,8 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         self._bar.close()
+        if not self._writes:
+            return
         with contextlib.suppress(*[OSError] if error else []), naming_file(self._path, "written"):
             self._file.close()  # Tries again to write what could not be written.
         self._events.__exit__(kind, error, traceback)

@@ -18,9 +18,11 @@ from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.inference import sampling
 from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks.network import Denoises
+from diffdepth_jax.processes import Processes
 from diffdepth_jax.training import (
     background,
     debugging,
+    distributed,
     experiment,
     optimizer,
     pictures,
@@ -85,15 +87,19 @@ def train_and_evaluate(
         raise ConfigError("workdir is empty: name the directory of the run")
     exp = experiment.from_mapping(config)
     workdir = Path(workdir).expanduser()
-    check_data(exp.data, exp.evaluation, labelled=not exp.labels_online)
-    with workdirs.held(workdir):
-        step = _train(exp, workdir, allow_config_changes, debug_nans)
-        with Evaluations(exp, workdir, step) as evaluations:
+    processes = distributed.processes()
+    with processes.agreed():
+        check_data(exp.data, exp.evaluation, labelled=not exp.labels_online)
+    with workdirs.held(workdir, processes):
+        step = _train(exp, workdir, processes, allow_config_changes, debug_nans)
+        with Evaluations(exp, workdir, step, processes) as evaluations:
             # The checkpoint as anybody would load it, with nothing left over from training.
             trained = inference.load(workdir)
             result = evaluations.run(step, trained)
-        pictures.draw_denoising(exp, trained, workdir)
-        pictures.draw_curves(workdir)
+        with processes.agreed():
+            if processes.is_first:
+                pictures.draw_denoising(exp, trained, workdir)
+                pictures.draw_curves(workdir)
     return result
 
 
@@ -106,7 +112,8 @@ def train(
 ) -> int:
     """Trains to the last step, from the latest checkpoint in `workdir` if there is one.
 
-    One process drives all devices.
+    Every process of a run (`distributed.start`) calls this, with a `workdir` that all see. Each
+    reads its part of every batch and saves what its devices hold; the first one writes the rest.
 
     Writes `config.json`, `checkpoints/`, `metrics.csv` and `tensorboard/`; where the experiment
     asks for evaluations on the way, also what `periodic.Evaluations` writes.
@@ -128,20 +135,25 @@ def train(
         good checkpoint.
       DataError, FileError: if data cannot be read or results be written, or another process trains
         in `workdir`; once training goes on, names the last good checkpoint.
-      RuntimeError: in one of several processes (`jax.distributed`): each would write the log, the
-        config and the results of the same directory.
-      Interrupted: after SIGTERM or SIGINT, when the state is saved.
+      Interrupted: after SIGTERM or SIGINT to any process, when the state is saved.
     """
-    with workdirs.held(workdir):
-        return _train(exp, workdir, allow_config_changes, debug_nans)
+    processes = distributed.processes()
+    with workdirs.held(workdir, processes):
+        return _train(exp, workdir, processes, allow_config_changes, debug_nans)
 
 
-def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nans: bool) -> int:
+def _train(
+    exp: Experiment,
+    workdir: Path,
+    processes: Processes,
+    allow_config_changes: bool,
+    debug_nans: bool,
+) -> int:
     """`train` in a directory that is held."""
-    if jax.process_count() > 1:
-        raise RuntimeError(
-            f"training runs in one process, not in {jax.process_count()}: leave out "
-            "jax.distributed.initialize and let one process drive the devices of its machine"
+    if debug_nans and processes.count > 1:
+        raise ConfigError(
+            f"debug_nans looks into the arrays of one process, not of {processes.count}: to find "
+            "the operation, go on from the last checkpoint in a single process"
         )
 
     # 1. Mesh: all devices; every one gets its share of each batch, and of the state if wanted.
@@ -149,16 +161,18 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
     sharding.check_batch_size(exp.batch_size, mesh, exp.accumulate)
     replicated, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
 
-    # 2. Input: an endless stream of batches.
+    # 2. Input: an endless stream of batches, of which each process reads a part.
     network = registry.module("network", exp.model.name)
-    iterator = pipeline.train_iterator(
-        exp.data.train,
-        exp.batch_size,
-        exp.seed,
-        exp.model.input_spec,
-        on_error=exp.data.on_error,
-        clean_images=exp.labels_online,
-    )
+    with processes.agreed():
+        iterator = pipeline.train_iterator(
+            exp.data.train,
+            exp.batch_size,
+            exp.seed,
+            exp.model.input_spec,
+            shard=(processes.index, processes.count),
+            on_error=exp.data.on_error,
+            clean_images=exp.labels_online,
+        )
 
     # 3. Model: its variables are born where they belong.
     model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
@@ -211,12 +225,12 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(contextlib.closing(iterator))
-        first_step = orbax.latest_step(workdir) or 0
+        first_step = processes.from_first(lambda: orbax.latest_step(workdir) or 0)
         if teacher and first_step and not allow_config_changes:
             teacher.check_same(workdir)
         loaded = {} if first_step else pretrained.load(exp.init, exp.model)
         stack.enter_context(background.reported_once())
-        checkpointer = stack.enter_context(Checkpointer(workdir, exp.checkpoint.keep))
+        checkpointer = stack.enter_context(Checkpointer(workdir, exp.checkpoint.keep, processes))
         if first_step:
             if not allow_config_changes:
                 _check_unchanged(checkpointer.config(first_step), exp, workdir)
@@ -238,6 +252,8 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
             exp,
             workdir,
             first_step,
+            processes=processes,
+            agreement=sharding.Agreement(mesh),
             iterator=iterator,
             checkpointer=checkpointer,
             interruption=interruption,
@@ -248,15 +264,15 @@ def _train(exp: Experiment, workdir: Path, allow_config_changes: bool, debug_nan
 
         # 7. Loop.
         with run:
-            if teacher:
+            if teacher and processes.is_first:
                 teacher.note(workdir)
             run.before_steps(state)
             for step in range(first_step + 1, exp.num_steps + 1):
                 batch = dict(next(iterator))
                 ids = batch.pop("id")
+                batch = sharding.shared_batch(batch, mesh)
                 if teacher:
                     batch = teacher.label(batch, step)
-                # The jitted step divides NumPy arrays itself, in a tenth of device_put's time.
                 state, scalars = train_step(state, batch, train_key)
                 run.after_step(step, state, scalars, ids)
 

@@ -11,6 +11,7 @@ WORKDIR/evaluations.csv          a row for each evaluation: step, protocol (the 
 import csv
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ from diffdepth_jax.errors import DataError, naming_file
 from diffdepth_jax.evaluation.report import pictures
 from diffdepth_jax.evaluation.run.checkpoint import score_model
 from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.processes import Processes
 from diffdepth_jax.training.checkpoint import FOLDER
 from diffdepth_jax.training.events import EventWriter
 from diffdepth_jax.training.experiment import Experiment
@@ -42,16 +44,25 @@ class Evaluations:
       FileError: from any method, if a file cannot be read or written; names it.
     """
 
-    def __init__(self, exp: Experiment, workdir: Path, first_step: int) -> None:
+    def __init__(
+        self, exp: Experiment, workdir: Path, first_step: int, processes: Processes | None = None
+    ) -> None:
+        self._processes = processes or Processes()
         self._exp = exp
         self._workdir = workdir
         self._first_step = first_step
         self._events: EventWriter | None = None
         self._protocol = exp.evaluation.build().name
-        rows = _read(workdir / CSV_NAME, exp.checkpoint.best_metric)
-        self._rows = [row for row in rows if int(row["step"]) <= first_step]
-        if (workdir / CSV_NAME).exists():
+        self._rows = self._processes.from_first(self._kept_rows)
+
+    def _kept_rows(self) -> list[dict[str, str]]:
+        """The rows up to the first step, when the file has no others."""
+        file = self._workdir / CSV_NAME
+        rows = _read(file, self._exp.checkpoint.best_metric)
+        self._rows = [row for row in rows if int(row["step"]) <= self._first_step]
+        if file.exists():
             self._write()
+        return self._rows
 
     def is_due(self, step: int) -> bool:
         """Whether training stops for an evaluation after `step`: not at its end, when the trained
@@ -61,13 +72,19 @@ class Evaluations:
 
     def has(self, step: int) -> bool:
         """Whether the results of `step` are there."""
-        return any(int(row["step"]) == step for row in self._of_protocol())
+        return self._processes.from_first(
+            lambda: any(int(row["step"]) == step for row in self._of_protocol())
+        )
 
     def best_step(self) -> int | None:
         """The evaluated step that is best by `checkpoint.best_metric`, the first among equals.
 
-        Of those whose checkpoint is there: one that another metric preferred may be gone.
+        Of those whose checkpoint is there: one that another metric preferred may be gone. All
+        processes ask together, and get the same answer.
         """
+        return self._processes.from_first(self._best_step)
+
+    def _best_step(self) -> int | None:
         name = self._exp.checkpoint.best_metric
         kept = self._workdir / FOLDER
         rows = [
@@ -82,11 +99,24 @@ class Evaluations:
     def run(self, step: int, model: DepthModel) -> dict[str, Any]:
         """Evaluates the model of `step` and writes all that is said above.
 
+        Several processes share the images; the first writes.
+
         Returns:
           What `metrics.json` holds.
         """
+        exp = self._exp
+        results = score_model(
+            model, exp.data, exp.evaluation, self._workdir, processes=self._processes
+        )
+        result = results[self._protocol]
+        with self._processes.agreed():
+            if self._processes.is_first:
+                self._note(step, model, result)
+        return result
+
+    def _note(self, step: int, model: DepthModel, result: Mapping[str, Any]) -> None:
+        """Writes what `run` has found."""
         exp, steps = self._exp, self._exp.evaluation.num_inference_steps
-        result = score_model(model, exp.data, exp.evaluation, self._workdir)[self._protocol]
         pictures.save_predictions(
             self._workdir,
             exp.evaluation.build(),
@@ -109,7 +139,6 @@ class Evaluations:
         with Image.open(self._workdir / pictures.PREDICTIONS_FILE) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         self._events.add_image("predictions", pixels, step)
-        return result
 
     def __enter__(self) -> "Evaluations":
         return self
@@ -133,7 +162,7 @@ class Evaluations:
         writer.writeheader()
         writer.writerows(self._rows)
         atomic.write_text(self._workdir / CSV_NAME, text.getvalue())
-        best, name = self.best_step(), self._exp.checkpoint.best_metric
+        best, name = self._best_step(), self._exp.checkpoint.best_metric
         if best is None:
             with naming_file(self._workdir / BEST_FILE, "removed"):
                 (self._workdir / BEST_FILE).unlink(missing_ok=True)

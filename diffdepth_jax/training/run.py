@@ -1,6 +1,7 @@
 """What goes on beside the steps of a run: the log, checkpoints, evaluations, and stopping."""
 
 import json
+import signal
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,11 +13,13 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax.data.pipeline import TrainIterator
 from diffdepth_jax.errors import DivergedError, FileError, UserError
 from diffdepth_jax.inference import DepthModel
+from diffdepth_jax.processes import Processes
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.interruption import Interruption
 from diffdepth_jax.training.logging import RunLog
 from diffdepth_jax.training.periodic import Evaluations
+from diffdepth_jax.training.sharding import Agreement
 from diffdepth_jax.training.state import TrainState
 
 SKIPPED_FILE = "skipped.json"
@@ -31,6 +34,8 @@ class Run:
       exp: the experiment.
       workdir: the run's directory.
       first_step: the checkpoint that the run goes on from; 0 for none.
+      processes: of the run; the first writes.
+      agreement: of the processes, on being stopped.
       iterator: of the training data, whose position is saved.
       checkpointer, interruption: both entered.
       as_trained: `state -> DepthModel`, for evaluations.
@@ -44,6 +49,8 @@ class Run:
         workdir: Path,
         first_step: int,
         *,
+        processes: Processes,
+        agreement: Agreement,
         iterator: TrainIterator,
         checkpointer: Checkpointer,
         interruption: Interruption,
@@ -53,6 +60,7 @@ class Run:
     ) -> None:
         self._exp, self._workdir, self._first_step = exp, workdir, first_step
         self._mapping = config_lib.to_mapping(exp)
+        self._processes, self._agreement = processes, agreement
         self._iterator = iterator
         self._checkpointer = checkpointer
         self._interruption = interruption
@@ -64,25 +72,30 @@ class Run:
 
     def __enter__(self) -> "Run":
         with self._open_files:
-            config = json.dumps(self._mapping, indent=2) + "\n"
-            atomic.write_text(self._workdir / "config.json", config)
-            if self._first_step:
-                self._note_skipped()  # Without those after the checkpoint.
+            self._processes.from_first(self._note_config)
             self._evaluations = self._open_files.enter_context(
-                Evaluations(self._exp, self._workdir, self._first_step)
+                Evaluations(self._exp, self._workdir, self._first_step, self._processes)
             )
             self._checkpointer.keep_best(self._evaluations.best_step())
-            self._log = self._open_files.enter_context(
-                RunLog(
-                    self._workdir,
-                    first_step=self._first_step,
-                    num_steps=self._exp.num_steps,
-                    every_steps=self._exp.logging.every_steps,
-                    state=self._log_state,
+            with self._processes.agreed():
+                self._log = self._open_files.enter_context(
+                    RunLog(
+                        self._workdir,
+                        first_step=self._first_step,
+                        num_steps=self._exp.num_steps,
+                        every_steps=self._exp.logging.every_steps,
+                        state=self._log_state,
+                        writes=self._processes.is_first,
+                    )
                 )
-            )
             self._open_files = self._open_files.pop_all()
         return self
+
+    def _note_config(self) -> None:
+        config = json.dumps(self._mapping, indent=2) + "\n"
+        atomic.write_text(self._workdir / "config.json", config)
+        if self._first_step:
+            self._note_skipped()  # Without those after the checkpoint.
 
     def before_steps(self, state: TrainState) -> None:
         """Makes up for the evaluation in which the run was stopped, if it was."""
@@ -102,17 +115,22 @@ class Run:
           scalars: of the step, by name.
           ids: of its images.
         """
-        if len(self._iterator.skipped) > self._num_skipped:
+        if self._processes.is_first and len(self._iterator.skipped) > self._num_skipped:
             self._note_skipped()
         self._log.add(step, scalars, ids)
         if self._explain:
             self._log.flush()
         self._checkpointer.check()
         is_last = step == self._exp.num_steps
-        stopping = self._interruption.requested is not None
         evaluating = self._evaluations.is_due(step)
-        if stopping or evaluating or is_last or step % self._exp.checkpoint.every_steps == 0:
+        saving = evaluating or is_last or step % self._exp.checkpoint.every_steps == 0
+        number = self._agreement.greatest(self._interruption.requested or 0, now=saving)
+        stopping = number > 0
+        if stopping:
+            self._interruption.requested = signal.Signals(number)
+        if stopping or saving:
             self._log.flush()  # A state that a failed step has spoilt is never saved.
+            self._share_skipped()
             position, log = self._iterator.get_state(), self._log.get_state()
             self._checkpointer.save(step, state, self._mapping, position, log)
         if stopping or is_last:
@@ -129,6 +147,14 @@ class Run:
         with self._interruption.at_once(saved(step, self._workdir)):
             self._evaluations.run(step, trained)
         self._checkpointer.keep_best(self._evaluations.best_step())
+
+    def _share_skipped(self) -> None:
+        """Tells all processes of the frames that any of them could not read."""
+        if self._processes.count > 1:
+            for skipped in self._processes.gather(self._iterator.skipped):
+                self._iterator.skipped.update(skipped)
+            if self._processes.is_first and len(self._iterator.skipped) > self._num_skipped:
+                self._note_skipped()
 
     def _note_skipped(self) -> None:
         """Lists the training frames that could not be read, where there are any."""

@@ -169,7 +169,7 @@ def test_processes_share_every_batch(root: str) -> None:
     for batch, *parts in zip(whole, *shares, strict=True):
         for key, values in batch.items():
             for index, part in enumerate(parts):
-                np.testing.assert_array_equal(part[key], values[index::2])
+                np.testing.assert_array_equal(part[key], values[2 * index : 2 * index + 2])
     with pytest.raises(ValueError, match="batch_size 3 cannot be shared by 2 processes"):
         train_iterator(config(root), 3, 0, SPEC, (0, 2))
 

@@ -43,6 +43,18 @@ def test_a_resumed_run_replaces_what_was_written_after_its_checkpoint(tmp_path):
     assert columns["loss"] == [1.5, 3.5, -5.5, -7.0]
 
 
+def test_a_log_that_does_not_write_finds_errors_all_the_same(tmp_path):
+    settings = {"first_step": 0, "num_steps": 4, "every_steps": 2, "writes": False}
+    with (
+        pytest.raises(DivergedError, match="loss is nan in step 3"),
+        RunLog(tmp_path, **settings) as log,
+    ):
+        for step, loss in enumerate((1.0, 2.0, float("nan")), 1):
+            log.add(step, {"loss": loss})
+        log.flush()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_from_the_start_forgets_an_older_file(tmp_path):
     write(tmp_path, range(1, 7))
     write(tmp_path, range(1, 4), num_steps=3)

@@ -18,7 +18,8 @@ import diffdepth_jax
 from diffdepth_jax import locking
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError, DataError, DivergedError, FileError
-from diffdepth_jax.training import debugging, experiment, loop, periodic
+from diffdepth_jax.processes import Processes
+from diffdepth_jax.training import debugging, distributed, experiment, loop, periodic
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.interruption import Interrupted, Interruption
 from diffdepth_jax.training.logging import RunLog
@@ -313,10 +314,11 @@ def test_a_config_that_cannot_be_used_leaves_no_trace(tiny, tmp_path, change, me
     assert not workdir.exists()
 
 
-def test_several_processes_are_refused_before_anything_is_written(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(RuntimeError, match="in one process, not in 2"):
-        train(tiny, tmp_path / "run")
+def test_several_processes_do_not_look_for_a_nan(tiny, tmp_path, monkeypatch):
+    two = Processes(0, 2, lambda message: [message] * 2)
+    monkeypatch.setattr(distributed, "processes", lambda: two)
+    with pytest.raises(ConfigError, match=r"debug_nans .* of one process, not of 2"):
+        loop.train(experiment.from_mapping(tiny), tmp_path / "run", debug_nans=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,3 +1,5 @@
+import types
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,20 @@ def test_a_state_is_divided_along_its_longest_axes():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         sharding.make_mesh(MeshConfig(**fields))
+
+
+def test_processes_with_unequal_devices_are_refused(monkeypatch):
+    devices = [types.SimpleNamespace(process_index=index) for index in (0, 1, 1)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    with pytest.raises(ValueError, match=r"have \[1, 2\] devices"):
+        sharding.make_mesh(MeshConfig())
+
+
+def test_a_single_process_needs_no_agreement():
+    agreement = sharding.Agreement(sharding.make_mesh(MeshConfig()))
+    assert [agreement.greatest(number) for number in (0, 15, 0)] == [0, 15, 0]
+    batch = {"image": np.zeros(2)}
+    assert sharding.shared_batch(batch, sharding.make_mesh(MeshConfig())) is batch
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -31,8 +31,10 @@ class Server:
         self._process.stdin.flush()
 
     def wait(self):
-        """The exit code, or minus the signal, of what was started."""
-        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+        """The exit code, or minus the signal, of what was started; a list of several processes."""
+        statuses = self._process.stdout.readline().split()
+        codes = [os.waitstatus_to_exitcode(int(status)) for status in statuses]
+        return codes if len(codes) > 1 else codes[0]
 
     def close(self):
         self._process.stdin.close()

@@ -18,6 +18,7 @@ from diffdepth_jax.evaluation.report import page
 from diffdepth_jax.evaluation.run import baseline
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.dataset import Shard, score_dataset
+from diffdepth_jax.processes import Processes
 from diffdepth_jax.typing import InputSpec
 
 _PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a model's output
@@ -39,9 +40,16 @@ class Model(typing.Protocol):
 
 
 def score_model(
-    model: Model, data: ExperimentData, config: EvaluationConfig, workdir: Path
+    model: Model,
+    data: ExperimentData,
+    config: EvaluationConfig,
+    workdir: Path,
+    *,
+    processes: Processes | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores a model as an experiment says; writes what `report.results` lists.
+
+    Several `processes` share the images, as in `dataset.score_dataset`.
 
     The baseline next to the metrics is the median depth map of the training data; it is left out,
     with a warning, if those are not available.
@@ -49,7 +57,7 @@ def score_model(
     Returns:
       Results by the protocol's name, in the order of the config.
     """
-    return _Scoring(model, data, config, workdir).run()
+    return _Scoring(model, data, config, workdir).run(processes=processes)
 
 
 def score_checkpoint(

@@ -24,6 +24,7 @@ from diffdepth_jax.evaluation.protocols.protocol import PredictFn, Prediction, n
 from diffdepth_jax.evaluation.report import comparisons, results
 from diffdepth_jax.evaluation.report.rows import Row
 from diffdepth_jax.evaluation.run.journal import Journal
+from diffdepth_jax.processes import Processes
 
 Shard = tuple[int, int]
 Item = TypeVar("Item")
@@ -40,6 +41,7 @@ def score_dataset(
     compare: Mapping[str, str | os.PathLike] | None = None,
     fingerprint: str | None = None,
     shard: Shard | None = None,
+    processes: Processes | None = None,
     batch_size: int = 1,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]] | None:
@@ -68,6 +70,8 @@ def score_dataset(
       shard: (index, count): process only every count-th image, starting with the index-th, keep the
         rows and write no result. The same call without a shard then collects all rows, processes
         what is missing and writes the result.
+      processes: which call this together, without a shard or a fingerprint: each scores a part of the
+        images, all return the whole result, and the first writes it. Default: this one alone.
       batch_size: images that `predict_fn` is given, and that are in memory, at once.
       progress: show a progress bar.
 
@@ -85,6 +89,10 @@ def score_dataset(
             f"shard is {shard}; it must be (index, count) with 0 <= index < count, and needs a "
             "fingerprint by which to find the rows of the others"
         )
+    processes = processes or Processes()
+    if processes.count > 1 and fingerprint is not None:
+        raise ValueError("with a fingerprint rows are kept on disk: use a shard, not processes")
+    part = shard or (processes.index, processes.count)
     options = dict(options or {})
     others = {each.name: comparisons.read(compare or {}, each, options) for each in protocols}
     # A training run's own evaluations keep nothing and need no lock.
@@ -103,20 +111,20 @@ def score_dataset(
             digest = hashlib.sha256(repr(parts).encode())
             digest.update(b"" if baseline_depth is None else baseline_depth.tobytes())
             digest.update(str(_length(samples)).encode())
-            journal = Journal(directory, digest.hexdigest()[:16], shard or (0, 1))
+            journal = Journal(directory, digest.hexdigest()[:16], part)
             finished = {
                 index: row
                 for index, row in journal.read().items()
                 if _belongs(row, protocols, _length(samples))
             }
-        with journal or contextlib.nullcontext(), _keeping(journal, finished):
+        with processes.agreed(), journal or contextlib.nullcontext(), _keeping(journal, finished):
             pending = tqdm(
-                _pending(samples, finished, shard or (0, 1)),
+                _pending(samples, finished, part),
                 "evaluate",
-                _length(samples) if shard is None else None,
-                initial=len(finished) if shard is None else 0,
+                _length(samples) if part == (0, 1) else None,
+                initial=len(finished) if part == (0, 1) else 0,
                 unit=" images",
-                disable=not progress,
+                disable=not (progress and processes.is_first),
                 dynamic_ncols=True,
             )
             for group in _groups(pending, batch_size):
@@ -127,13 +135,16 @@ def score_dataset(
         if shard is not None:
             return None
 
+        if processes.count > 1:
+            finished = _gathered(finished, processes)
         rows = [finished[index] for index in sorted(finished)]
         found = {p.name: results.of(rows, p, options, others[p.name]) for p in protocols}
-        for protocol in protocols:
-            place = results.directory(directory, protocols, protocol)
-            with naming_file(place, "created"):
-                place.mkdir(exist_ok=True)
-            results.write(place, rows, protocol, found[protocol.name])
+        with processes.agreed():
+            for protocol in protocols if processes.is_first else ():
+                place = results.directory(directory, protocols, protocol)
+                with naming_file(place, "created"):
+                    place.mkdir(exist_ok=True)
+                results.write(place, rows, protocol, found[protocol.name])
         if journal:
             journal.remove()
     return found
@@ -149,6 +160,13 @@ def parse_shard(text: str) -> Shard:
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise ConfigError(f"shard is {text!r}; it must be I/N with I from 0 to N-1, such as 0/4")
     return int(index), int(count)
+
+
+def _gathered(finished: Mapping[int, Row], processes: Processes) -> dict[int, Row]:
+    """The rows of all processes; numbers come through exactly."""
+    texts = itertools.chain(*processes.gather([row.to_json() for row in finished.values()]))
+    rows = (Row.from_json(text) for text in texts)
+    return {row.index: row for row in rows}
 
 
 def _lock(shard: Shard | None) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax import atomic
-from diffdepth_jax.errors import FileError
+from diffdepth_jax.errors import DataError, FileError
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.metrics import METRICS
 from diffdepth_jax.evaluation.protocols import PROTOCOLS
@@ -22,6 +22,8 @@ from diffdepth_jax.evaluation.run import dataset as dataset_lib
 from diffdepth_jax.evaluation.run import journal
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.dataset import parse_shard, score_dataset
+from diffdepth_jax.processes import Processes
+from tests.together import together
 
 RELEASE = PROTOCOLS["release"]
 
@@ -455,6 +457,39 @@ def test_shards_put_together_are_the_whole(samples, tmp_path):
     assert contents(tmp_path / "o") == contents(tmp_path / "whole")
     with pytest.raises(ValueError, match="needs a fingerprint"):
         score_each(rest, samples, SEVERAL, tmp_path / "o", shard=(0, 2))
+
+
+def test_processes_that_meet_write_what_one_writes(samples, tmp_path):
+    samples = [*samples, {"id": "broken", "error": "truncated"}, *samples]
+    settings = {"baseline_depth": np.full((3, 4), 20, np.float32), "progress": False}
+    expected = score_each(Predictor(), samples, SEVERAL, tmp_path / "whole", **settings)
+    predictors = [Predictor() for _ in range(3)]
+
+    def share(processes):
+        predict = predictors[processes.index]
+        return score_each(
+            predict, samples, SEVERAL, tmp_path / "o", processes=processes, **settings
+        )
+
+    assert together(share) == [expected] * 3
+    assert contents(tmp_path / "o") == contents(tmp_path / "whole")
+    assert [predict.count for predict in predictors] == [2, 2, 2]  # the broken one is the first's
+
+
+def test_an_image_that_one_process_cannot_score_stops_all(samples, tmp_path):
+    samples[1]["depth"] = samples[1]["depth"][:2]
+
+    def share(processes):
+        score(red, samples, RELEASE, tmp_path / "o", processes=processes, progress=False)
+
+    first, own, last = together(share)
+    assert "frame/1" in str(own)
+    assert str(first) == str(last) == f"process 1: {own}"
+    assert type(first) is type(own) is type(last) is DataError
+    assert not (tmp_path / "o").exists()
+    with pytest.raises(ValueError, match="use a shard"):
+        two = Processes(0, 2, lambda message: [message] * 2)
+        score(red, samples, RELEASE, tmp_path, fingerprint="f", processes=two)
 
 
 def test_shards_as_text():

@@ -1,0 +1,103 @@
+"""What several processes of one run tell each other, and how an error in one stops all.
+
+Every exchange is a round in which each process says one thing: a value, or the error that it met.
+All processes take part in the same rounds in the same order. An error in a round is raised in every
+process, so that none waits for one that has given up.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from diffdepth_jax import errors
+from diffdepth_jax.errors import UserError
+
+Exchange = Callable[[bytes], list[bytes]]
+
+
+class Processes:
+    """The processes of a run, as one of them sees them; by default there is only this one.
+
+    Args:
+      index: of this process, from 0.
+      count: how many there are.
+      exchange: gives every process the messages of all, in their order; a single process needs
+        none.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, exchange: Exchange | None = None) -> None:
+        if not 0 <= index < count or (count > 1 and exchange is None):
+            raise ValueError(f"process {index} of {count} with exchange {exchange}")
+        self.index, self.count = index, count
+        self._exchange = exchange
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes logs, results and pictures."""
+        return self.index == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order.
+
+        Args:
+          value: what JSON can hold.
+
+        Raises:
+          UserError: if one is raised in another process meanwhile, inside `agreed` or `from_first`;
+            of the same class, and names the process.
+          RuntimeError: if it was any other exception.
+        """
+        if self.count == 1:
+            return [value]
+        messages = self._exchange(json.dumps({"value": value}).encode())
+        found = [json.loads(message) for message in messages]
+        for index, each in enumerate(found):
+            if "error" in each:
+                _raise(index, each)
+        return [each["value"] for each in found]
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Ends when all processes have come to its end; an error inside is raised in all.
+
+        Raises:
+          UserError, RuntimeError: as `gather`; this process raises an error of its own unchanged.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._tell(error)
+            raise
+        self.gather(None)
+
+    def from_first(self, function: Callable[[], Any]) -> Any:
+        """What a function returns that the first process alone calls; all raise what it raises.
+
+        Args:
+          function: of no argument; its result is what JSON can hold.
+        """
+        result = None
+        with self.agreed():
+            if self.is_first:
+                result = function()
+        return self.gather(result)[0]
+
+    def _tell(self, error: Exception) -> None:
+        """Says of an error in this process what the others need to know, once."""
+        if self.count == 1 or getattr(error, "told_to_processes", False):
+            return
+        error.told_to_processes = True
+        kind = type(error).__name__
+        message = {"error": kind, "message": str(error), "by_user": isinstance(error, UserError)}
+        self._exchange(json.dumps(message).encode())
+
+
+def _raise(index: int, found: dict[str, Any]) -> NoReturn:
+    """Raises what another process has met."""
+    message = f"process {index}: {found['message']}"
+    error = RuntimeError(f"process {index} failed: {found['error']}: {found['message']}")
+    if found["by_user"]:
+        error = getattr(errors, found["error"], UserError)(message)
+    error.told_to_processes = True
+    raise error

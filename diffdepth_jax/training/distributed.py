@@ -1,0 +1,194 @@
+"""How the processes of one run find each other: from flags, or from what a launcher has set.
+
+    SLURM      srun sets SLURM_STEP_NODELIST, SLURM_PROCID, ...
+    Open MPI   mpirun sets OMPI_COMM_WORLD_SIZE, ...; on several machines also set
+               JAX_COORDINATOR_ADDRESS, as it does not say where the first process is
+    Kubernetes JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES, as the manifest sets them, and
+               JOB_COMPLETION_INDEX, which Kubernetes sets (or JAX_PROCESS_ID)
+    Cloud TPU  TPU_WORKER_HOSTNAMES; JAX reads the rest itself
+
+Flags come first, then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JAX's own
+detection is used on TPU only: under SLURM and Open MPI it shows every process a single GPU, also
+where one process drives a machine, and under Kubernetes it needs another package and the right to
+read pods.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.processes import Processes
+
+_PORTS = (61440, 4096)  # the first of those that jobs get by their number, and how many there are
+_LEAVING = 30  # seconds that a process which is done, or has failed, waits for the others
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """The place of this process in a run of several.
+
+    Attributes:
+      coordinator: HOST:PORT where the first process waits for the others; None if JAX finds it.
+      num_processes, process_id: None where JAX finds them.
+      local_devices: which of the machine's accelerators are this process's; None for all it sees.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    local_devices: tuple[int, ...] | None = None
+
+
+def detect(
+    environment: Mapping[str, str],
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Launch | None:
+    """Whether this is one of several processes, and which; None for a single one.
+
+    Args:
+      environment: variables, such as `os.environ`.
+      coordinator, num_processes, process_id: of flags; they go before the environment.
+
+    Raises:
+      ConfigError: if something is missing or wrong; says what to set.
+    """
+    found = _launcher(environment)
+    number = _integer(environment, "JAX_NUM_PROCESSES")
+    index = _integer(environment, "JAX_PROCESS_ID")
+    if index is None and number is not None:
+        index = _integer(environment, "JOB_COMPLETION_INDEX")
+    coordinator = coordinator or environment.get("JAX_COORDINATOR_ADDRESS") or found.coordinator
+    number = _first(num_processes, number, found.num_processes)
+    index = _first(process_id, index, found.process_id)
+    if number is None and coordinator is None and index is None:
+        several = environment.get("TPU_WORKER_HOSTNAMES", "").count(",")
+        return Launch() if several else None
+    missing = [
+        name
+        for name, value in (
+            ("--coordinator=HOST:PORT (or JAX_COORDINATOR_ADDRESS)", coordinator),
+            ("--num_processes (or JAX_NUM_PROCESSES)", number),
+            ("--process_id (or JAX_PROCESS_ID)", index),
+        )
+        if value is None
+    ]
+    if number == 1 and not index:
+        return None
+    if missing:
+        raise ConfigError(f"this is one of several processes, but {' and '.join(missing)} is unset")
+    if number < 1 or not 0 <= index < number:
+        raise ConfigError(f"process_id is {index}, num_processes {number}: ids go from 0 to N-1")
+    if not re.fullmatch(r"(\[[^]]+\]|[^:\s]+):\d+", coordinator):
+        raise ConfigError(f"coordinator is {coordinator!r}; it must be HOST:PORT")
+    return Launch(coordinator, number, index, found.local_devices)
+
+
+def start(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the other processes of the run, if there are any; before JAX is used.
+
+    Args:
+      coordinator, num_processes, process_id: as for `detect`, which also asks the environment.
+
+    Raises:
+      ConfigError: as `detect` does.
+    """
+    launch = detect(os.environ, coordinator, num_processes, process_id)
+    if launch is None:
+        return
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        launch.coordinator,
+        launch.num_processes,
+        launch.process_id,
+        local_device_ids=launch.local_devices,
+        cluster_detection_method="deactivate" if launch.coordinator else None,
+        shutdown_timeout_seconds=_LEAVING,
+    )
+
+
+def processes() -> Processes:
+    """Those of this run; a single one unless `start` has found others."""
+    return Processes(jax.process_index(), jax.process_count(), _exchange)
+
+
+def _exchange(message: bytes) -> list[bytes]:
+    """Gives every process the messages of all."""
+    sizes = multihost_utils.process_allgather(np.int32(len(message)))
+    # Few different sizes: each is compiled once.
+    padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
+    padded[: len(message)] = np.frombuffer(message, np.uint8)
+    found = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes() for row, size in zip(found, sizes, strict=True)]
+
+
+def _launcher(environment: Mapping[str, str]) -> Launch:
+    """What SLURM or Open MPI say; empty where neither has started several processes."""
+    slurm = {name: _integer(environment, f"SLURM_{name}") for name in ("PROCID", "LOCALID")}
+    number = _first(
+        _integer(environment, "SLURM_STEP_NUM_TASKS"), _integer(environment, "SLURM_NTASKS")
+    )
+    # A batch script outside `srun` sees the number of tasks too, but no step.
+    nodes = environment.get("SLURM_STEP_NODELIST")
+    if nodes and slurm["PROCID"] is not None and (number or 1) > 1:
+        port = _port(environment, _integer(environment, "SLURM_JOB_ID"))
+        alone = re.fullmatch(
+            r"1(\(x\d+\))?(,1(\(x\d+\))?)*", environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+        )
+        devices = None if alone else _own_device(environment, slurm["LOCALID"])
+        return Launch(f"{_first_host(nodes)}:{port}", number, slurm["PROCID"], devices)
+    number = _integer(environment, "OMPI_COMM_WORLD_SIZE")
+    if (number or 1) > 1:
+        beside = _integer(environment, "OMPI_COMM_WORLD_LOCAL_SIZE")
+        local = None if beside == 1 else _integer(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
+        coordinator = f"localhost:{_port(environment, 0)}" if beside == number else None
+        rank = _integer(environment, "OMPI_COMM_WORLD_RANK")
+        return Launch(coordinator, number, rank, _own_device(environment, local))
+    return Launch()
+
+
+def _own_device(environment: Mapping[str, str], local: int | None) -> tuple[int, ...] | None:
+    """The device of a process that shares a machine with others; None for all that it sees.
+
+    Where a launcher has bound a single GPU to each process already, that is what it sees.
+    """
+    if "JAX_LOCAL_DEVICE_IDS" in environment:  # JAX reads it.
+        return None
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    bound = visible is not None and "," not in visible
+    return None if local is None or bound else (local,)
+
+
+def _first_host(nodes: str) -> str:
+    """Of a list such as `node[001-004,007],other` the first: node001."""
+    prefix, number = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes).groups()
+    return prefix + (number or "")
+
+
+def _port(environment: Mapping[str, str], job: int | None) -> int:
+    """JAX_COORDINATOR_PORT, or one that other jobs of the machine hardly have."""
+    port = _integer(environment, "JAX_COORDINATOR_PORT")
+    return _PORTS[0] + (job or 0) % _PORTS[1] if port is None else port
+
+
+def _integer(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if text is None:
+        return None
+    if not text.strip().isdecimal():
+        raise ConfigError(f"the environment variable {name} is {text!r}; it must be a number")
+    return int(text)
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
