@@ -70,8 +70,8 @@ def score_dataset(
       shard: (index, count): process only every count-th image, starting with the index-th, keep the
         rows and write no result. The same call without a shard then collects all rows, processes
         what is missing and writes the result.
-      processes: which call this together, without a shard or a fingerprint: each scores a part of the
-        images, all return the whole result, and the first writes it. Default: this one alone.
+      processes: which call this together, without a shard or a fingerprint: each scores a part of
+        the images, all return the whole result, and the first writes it. Default: this one alone.
       batch_size: images that `predict_fn` is given, and that are in memory, at once.
       progress: show a progress bar.
 
