@@ -255,11 +255,11 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny, tmp_path, monke
     evaluate, calls = periodic.score_model, []
 
     def dying(action):
-        def function(*arguments):
+        def function(*arguments, **options):
             calls.append(1)
             if len(calls) == 2:
                 action()
-            return evaluate(*arguments)
+            return evaluate(*arguments, **options)
 
         return function
 

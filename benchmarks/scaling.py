@@ -1,0 +1,251 @@
+"""What GPUs send each other in a training step, and what that leaves of their speed.
+
+    .venv/bin/python benchmarks/scaling.py [--config=configs/kitti.py] [--fsdp=1] > table.md
+
+Nothing is run, and no GPU is needed. The training step is compiled for eight simulated devices, and
+the bytes of every collective operation are read off the compiled program. They do not depend on the
+number of devices, nor on the size of the images, which are small for it. Multiply-adds are counted
+in the traced step at the config's own image size, those of loops as often as they run.
+
+Times are a roofline, not a measurement: see `Machine`. A ring sends each byte of an all-reduce
+twice, less the share that stays, and of an all-gather or reduce-scatter once.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import runpy
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffdepth_jax import registry
+from diffdepth_jax.training import experiment, optimizer, sharding
+from diffdepth_jax.training import state as state_lib
+
+DEVICES = 8  # simulated; also those of a machine below
+_SMALL = (64, 64)  # the image by which collectives are counted
+_SIZES = {
+    "f32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "pred": 1,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
+_KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Machines of eight GPUs, each with a network card, as their makers state them.
+
+    Attributes:
+        flops: dense peak in the compute dtype, a second.
+        share: of the peak that the step reaches; an assumption.
+        inside, outside: bytes a second that a GPU sends to others of its machine, and to others.
+        latency: seconds of a round of a collective between machines.
+    """
+
+    name: str
+    flops: float
+    share: float
+    inside: float
+    outside: float
+    latency: float = 20e-6
+
+
+MACHINES = (
+    # NVLink 600 GB/s and 900 GB/s are both directions together; cards of 200 and 400 Gbit/s.
+    Machine("A100, TF32", 156e12, 0.4, 300e9, 25e9),
+    Machine("A100, bfloat16", 312e12, 0.4, 300e9, 25e9),
+    Machine("H100, bfloat16", 989e12, 0.4, 450e9, 50e9),
+)
+
+
+def step_of(config: dict[str, Any], crop: tuple[int, int], batch_size: int, mesh: Any) -> Any:
+    """The jitted training step, and its abstract arguments."""
+    augmentation = config["data"]["train"]["augmentation"] | {"crop": crop}
+    train = config["data"]["train"] | {"augmentation": augmentation}
+    data = config["data"] | {"train": train}
+    exp = experiment.from_mapping(config | {"data": data, "batch_size": batch_size})
+    network = registry.module("network", exp.model.name)
+    model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
+    schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
+    transformation = optimizer.build(exp.optimizer, schedule)
+
+    def init(key: jax.Array) -> state_lib.TrainState:
+        variables = model.init_variables(key)
+        return state_lib.create(variables, transformation, exp.ema_decay > 0, exp.optimizer.frozen)
+
+    state = jax.eval_shape(init, jax.random.key(0))
+    placed = sharding.of_state(state, mesh)
+    objective = registry.module("objective", exp.objective.name)
+    step = state_lib.make_train_step(
+        objective.build(exp.objective, model, exp.num_steps),
+        transformation,
+        schedule,
+        exp.ema_decay,
+        exp.accumulate,
+        exp.optimizer.frozen,
+    )
+    replicated = sharding.replicated(mesh)
+    jitted = jax.jit(
+        step,
+        in_shardings=(placed, sharding.over_batch(mesh), replicated),
+        out_shardings=(placed, replicated),
+    )
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+    batch = {
+        "image": array(*crop, 3),
+        "depth": array(*crop, 1),
+        "valid_mask": array(*crop, 1, dtype=jnp.bool_),
+        "intrinsics": array(3, 3),
+    }
+    return jitted, (state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def collectives(text: str) -> Counter[str]:
+    """Bytes of the arrays of a compiled program's collective operations, by their kind.
+
+    Those in a loop count as often as it runs.
+    """
+    counts: dict[str, Counter[str]] = {}
+    calls: dict[str, list[tuple[str, int]]] = {}
+    name = entry = ""
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line):
+            name = header[2]
+            entry = name if header[1] else entry
+            counts[name], calls[name] = Counter(), []
+            continue
+        operation = re.search(r"= (.*?) (" + "|".join(_KINDS) + r")(?:-start)?\(", line)
+        if operation:
+            # Each device gets a part of what a reduce-scatter sends.
+            parts = DEVICES if operation[2] == "reduce-scatter" else 1
+            counts[name][operation[2]] += parts * _bytes(operation[1])
+        trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+        inner = re.findall(
+            r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line
+        )
+        for called in inner:
+            calls[name].append((called, int(trips[1]) if trips and "body=" in line else 1))
+
+    def total(name: str) -> Counter[str]:
+        found = Counter(counts.get(name, {}))
+        for called, times in calls.get(name, ()):
+            for kind, size in total(called).items():
+                found[kind] += times * size
+        return found
+
+    return total(entry)
+
+
+def _bytes(shapes: str) -> int:
+    return sum(
+        _SIZES[dtype] * int(np.prod([int(side) for side in sides.split(",") if side]))
+        for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        if dtype in _SIZES
+    )
+
+
+def multiply_adds(jaxpr: Any) -> int:
+    """Of the matrix products and convolutions of a traced function."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            depth = int(np.prod([shape[axis] for axis in contracted]))
+            total += depth * equation.outvars[0].aval.size
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
+            # Where the input is spread out, most of what a kernel covers are zeros.
+            spread = int(np.prod(parameters["lhs_dilation"]))
+            total += equation.outvars[0].aval.size * (kernel.size // features) // spread
+        times = parameters["length"] if name == "scan" else 1
+        total += times * sum(multiply_adds(inner) for inner in _inner(parameters))
+    return total
+
+
+def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
+    for value in parameters.values():
+        for each in value if isinstance(value, tuple | list) else (value,):
+            each = getattr(each, "jaxpr", each)
+            if hasattr(each, "eqns"):
+                yield each
+
+
+def seconds_of_sending(sent: Counter[str], machine: Machine, gpus: int) -> float:
+    """Of a ring within each machine, and one between machines for each part that a GPU holds."""
+    twice, once = sent["all-reduce"], sum(sent.values()) - sent["all-reduce"]
+    inside = min(gpus, DEVICES)
+    hosts = gpus // inside
+    seconds = (2 * twice + once) * (inside - 1) / inside / machine.inside
+    if hosts > 1:
+        part = (2 * twice + once) / inside
+        seconds += part * (hosts - 1) / hosts / machine.outside + 2 * (hosts - 1) * machine.latency
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/kitti.py")
+    parser.add_argument(
+        "--fsdp", type=int, default=1, help="devices that share a copy of the state"
+    )
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
+    arguments = parser.parse_args()
+    # Read when JAX first looks for devices.
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
+        "--xla_llvm_disable_expensive_passes=true"
+    )
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    config = runpy.run_path(arguments.config)["get_config"]().to_dict()
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=arguments.fsdp))
+
+    step, abstract = step_of(config, _SMALL, DEVICES, mesh)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract[0].params))
+    state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract[0]))
+    print("compiling ...", file=sys.stderr)
+    sent = collectives(step.lower(*abstract).compile().as_text())
+
+    crop = tuple(config["data"]["train"]["augmentation"]["crop"])
+    one = sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    step, abstract = step_of(config, crop, 1, one)
+    flops = 2 * multiply_adds(jax.make_jaxpr(step)(*abstract).jaxpr)
+
+    print(f"{parameters / 1e6:.1f} million parameters, a state of {state / 1e9:.2f} GB")
+    print(f"{flops / 1e12:.2f} TFLOP an image of {crop[0]}x{crop[1]}")
+    print("sent: " + ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in sent.items()))
+    print("\n| machine | GPUs | images a step | computing | sending | efficiency | overlapped |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for machine in MACHINES:
+        for gpus in arguments.gpus:
+            computing = flops / (machine.flops * machine.share)
+            sending = seconds_of_sending(sent, machine, gpus)
+            efficiency = computing / (computing + sending)
+            overlapped = computing / max(computing, sending)
+            print(
+                f"| {machine.name} | {gpus} | {gpus} | {1e3 * computing:.0f} ms | "
+                f"{1e3 * sending:.1f} ms | {efficiency:.1%} | {overlapped:.0%} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
