@@ -280,6 +280,22 @@ def processes() -> dict[str, Any]:
 _PROCESSES = ("coordinator", "num_processes", "process_id")
 
 
+def define_size(name: str, help_string: str) -> None:
+    """Defines `--name=HEIGHTxWIDTH`, which may be absent; see `size`."""
+    flags.DEFINE_string(name, None, help_string)
+    flags.register_validator(
+        name,
+        lambda text: text is None or re.fullmatch(r"[1-9]\d*x[1-9]\d*", text),
+        "a size is written HEIGHTxWIDTH, such as 352x1216",
+    )
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width that a flag of `define_size` gives."""
+    height, width = map(int, text.split("x"))
+    return height, width
+
+
 def define_checkpoint() -> None:
     """Defines --checkpoint, and the flags that `model_options` reads."""
     flags.DEFINE_string(

@@ -16,7 +16,6 @@ In a run they are kept beside the weights, in `checkpoints/<step>/recalibrated.j
 the published PyTorch code, with the statistics in its metadata, which PyTorch does not look at.
 """
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +29,10 @@ flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a 
 flags.DEFINE_multi_integer("steps", None, "Denoising steps; can be given several times.")
 flags.DEFINE_string("input", None, "A directory of images, or a glob pattern.")
 flags.DEFINE_integer("num_images", 32, "At most so many of them, spread evenly.", lower_bound=1)
-flags.DEFINE_string("crop", None, "HEIGHTxWIDTH cut from the middle of each; all of it if absent.")
+cli.define_size("crop", "HEIGHTxWIDTH cut from the middle of each; all of it if absent.")
 flags.DEFINE_integer("seed", 0, "Of the noise.")
 flags.DEFINE_string("output", None, "A .safetensors file; the run's own directory if absent.")
 flags.mark_flags_as_required(["checkpoint", "steps", "input"])
-flags.register_validator(
-    "crop",
-    lambda value: value is None or re.fullmatch(r"[1-9]\d*x[1-9]\d*", value),
-    "a size is written HEIGHTxWIDTH, such as 352x906",
-)
 
 
 def middle(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -68,8 +62,7 @@ def main(_: list[str]) -> None:
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), FLAGS.num_images)).round().astype(int)
     images = [read_image(paths[index]) for index in chosen]
     if FLAGS.crop is not None:
-        height, width = map(int, FLAGS.crop.split("x"))
-        images = [middle(image, (height, width)) for image in images]
+        images = [middle(image, cli.size(FLAGS.crop)) for image in images]
     for steps in FLAGS.steps:
         model = model.recalibrate(images, steps, seed=FLAGS.seed, progress=True)
     if FLAGS.output is None:

@@ -109,7 +109,7 @@ class DepthModel:
         if flip_average not in typing.get_args(FlipAverage):
             known = " or ".join(typing.get_args(FlipAverage))
             raise ConfigError(f"flip_average is {flip_average!r}; it must be {known}")
-        _check_seed(seed)
+        check_seed(seed)
         if num_samples is not None:
             self.check_num_samples(num_samples)
             if noise is not None:
@@ -265,7 +265,7 @@ class DepthModel:
         """
         if not self.denoises:
             raise ConfigError(f"the network {self.config.name!r} does no denoising")
-        _check_seed(seed)
+        check_seed(seed)
         variables = self.variables_at(num_inference_steps)
         image = read_image(image)
         fed = preprocessing.to_input(image, self.input_spec)[None]
@@ -378,7 +378,8 @@ class _Options:
     num_samples: int | None
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Refuses, by a ConfigError, a seed that no noise is drawn from."""
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed}; it must be 0 to 2**63 - 1")
 

@@ -78,8 +78,10 @@ def pad_to_multiple(image: Float[Array, "b h w c"], multiple: int) -> Array:
     Padding is at the bottom and right only, so cropping to the old size undoes it.
     """
     _, height, width, _ = image.shape
-    amounts = ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0))
-    return jnp.pad(image, amounts, mode="edge")
+    rows, columns = -height % multiple, -width % multiple
+    if not rows and not columns:
+        return image
+    return jnp.pad(image, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
 
 
 def _resample(features: Array, size: tuple[int, int], matrix) -> Array:

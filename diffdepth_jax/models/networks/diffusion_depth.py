@@ -296,7 +296,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         module, variables = self.denoiser.unbind()
 
         def denoise(latent, timestep):
-            timesteps = jnp.full(latent.shape[0], timestep)
+            timesteps = jnp.broadcast_to(timestep, latent.shape[:1])
             return module.apply(variables, prepared, latent, timesteps, method="denoise")
 
         return ddim_sample(
