@@ -15,6 +15,8 @@ from diffdepth_jax.errors import UserError
 
 Exchange = Callable[[bytes], list[bytes]]
 
+_TOLD = "told_to_processes"  # an attribute of errors that the other processes know of
+
 
 class Processes:
     """The processes of a run, as one of them sees them; by default there is only this one.
@@ -48,7 +50,7 @@ class Processes:
             of the same class, and names the process.
           RuntimeError: if it was any other exception.
         """
-        if self.count == 1:
+        if self.count == 1 or self._exchange is None:
             return [value]
         messages = self._exchange(json.dumps({"value": value}).encode())
         found = [json.loads(message) for message in messages]
@@ -85,9 +87,9 @@ class Processes:
 
     def _tell(self, error: Exception) -> None:
         """Says of an error in this process what the others need to know, once."""
-        if self.count == 1 or getattr(error, "told_to_processes", False):
+        if self.count == 1 or self._exchange is None or getattr(error, _TOLD, False):
             return
-        error.told_to_processes = True
+        setattr(error, _TOLD, True)
         kind = type(error).__name__
         message = {"error": kind, "message": str(error), "by_user": isinstance(error, UserError)}
         self._exchange(json.dumps(message).encode())
@@ -96,8 +98,8 @@ class Processes:
 def _raise(index: int, found: dict[str, Any]) -> NoReturn:
     """Raises what another process has met."""
     message = f"process {index}: {found['message']}"
-    error = RuntimeError(f"process {index} failed: {found['error']}: {found['message']}")
+    error: Exception = RuntimeError(f"process {index} failed: {found['error']}: {found['message']}")
     if found["by_user"]:
         error = getattr(errors, found["error"], UserError)(message)
-    error.told_to_processes = True
+    setattr(error, _TOLD, True)
     raise error

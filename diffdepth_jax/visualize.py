@@ -53,7 +53,7 @@ def colour_disparity(
     """
     valid = np.isfinite(disparity)
     low, high = np.percentile(disparity[valid], (2, 98)) if valid.any() else (0.0, 0.0)
-    span = max(float(high - low), np.finfo(np.float32).tiny)
+    span = max(float(high - low), float(np.finfo(np.float32).tiny))
     return _paint((np.where(valid, disparity, low) - low) / span, valid, colour_map)
 
 
@@ -87,7 +87,7 @@ def colour_spread(
     relative = np.where(valid, spread, 0) / np.where(valid, unit, 1)
     if maximum is None:
         maximum = float(np.percentile(relative[valid], 98)) if valid.any() else 1.0
-    return _paint(relative / max(maximum, np.finfo(np.float32).tiny), valid, "Purples")
+    return _paint(relative / max(maximum, float(np.finfo(np.float32).tiny)), valid, "Purples")
 
 
 def _paint(

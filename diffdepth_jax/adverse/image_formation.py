@@ -109,7 +109,7 @@ def relative_depth(disparity: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h 
     right.
     """
     low, high = float(np.nanmin(disparity)), float(np.nanmax(disparity))
-    share = (disparity - low) / max(high - low, np.finfo(np.float32).tiny)
+    share = (disparity - low) / max(high - low, float(np.finfo(np.float32).tiny))
     return 1 / (1 / 80 + share * (1 / 4 - 1 / 80))
 
 

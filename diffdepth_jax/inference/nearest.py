@@ -44,7 +44,7 @@ def describe(
         agreement: the least fraction of the names of both that must have one shape in both.
         besides: names and shapes that the weights have been compared with already.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for candidate in _candidates(networks):
         patterns = [
             re.compile(row.pattern) for row in candidate.table if not isinstance(row, Skip | Fresh)

@@ -40,7 +40,7 @@ def run() -> None:
             shard=shard,
             merge=values.merge,
         )
-        if not result.complete:
+        if shard is not None and not result.complete:
             print(f"shard {shard[0]}/{shard[1]} is done; --merge puts all together")
         print(summary.table(result.records))
         if failed := result.failed:

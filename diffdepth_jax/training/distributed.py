@@ -83,7 +83,7 @@ def detect(
     ]
     if number == 1 and not index:
         return None
-    if missing:
+    if missing or coordinator is None:
         raise ConfigError(f"this is one of several processes, but {' and '.join(missing)} is unset")
     if number < 1 or not 0 <= index < number:
         raise ConfigError(f"process_id is {index}, num_processes {number}: ids go from 0 to N-1")
@@ -171,8 +171,10 @@ def _own_device(environment: Mapping[str, str], local: int | None) -> tuple[int,
 
 def _first_host(nodes: str) -> str:
     """Of a list such as `node[001-004,007],other` the first: node001."""
-    prefix, number = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes).groups()
-    return prefix + (number or "")
+    match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
+    if match is None:
+        raise ConfigError(f"{nodes!r} names no host; give --coordinator=HOST:PORT")
+    return match[1] + (match[2] or "")
 
 
 def _port(environment: Mapping[str, str], job: int | None) -> int:

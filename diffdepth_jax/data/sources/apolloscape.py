@@ -20,7 +20,7 @@ depth: 2301.3147 px * 0.36 m / disparity. Intrinsics are known at 960x3130 and N
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Config:
             raise ValueError(f"disparity_scale is {self.disparity_scale}; it must be positive")
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens ApolloScape stereo; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

@@ -22,7 +22,7 @@ import dataclasses
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,7 +55,7 @@ class Config:
         listing.require_split(self.split, ("train",), lists=True)
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens Booster; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

@@ -16,7 +16,7 @@ fx * baseline / disparity with both of the frame's camera file; 0 where disparit
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class Config:
             raise ValueError(f"depth is {self.depth!r}; it must be disparity or none")
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens Cityscapes; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

@@ -17,7 +17,7 @@ calibration have intrinsics of NaN.
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Config:
         listing.require_split(self.split, ("train", "test", "weathers", *WEATHERS))
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens DrivingStereo; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

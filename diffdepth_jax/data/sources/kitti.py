@@ -28,7 +28,7 @@ import dataclasses
 import logging
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -103,7 +103,7 @@ class Config:
             raise ValueError("cameras is empty; name image_02, image_03 or both")
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens KITTI; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

@@ -16,7 +16,7 @@ from the drives of the raw data, so do not evaluate on what was trained on.
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class Config:
         listing.require_split(self.split, _FOLDERS)
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens KITTI object; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

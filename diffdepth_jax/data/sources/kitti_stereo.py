@@ -19,7 +19,7 @@ Disparity is uint16 PNG, pixels * 256, 0 where nothing was measured (their devki
 
 import dataclasses
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Config:
             )
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens KITTI 2012 or 2015; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

@@ -89,7 +89,7 @@ class Config:
             raise ValueError(f"projection is {self.projection!r}; it must be nearest or devkit")
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens nuScenes; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

@@ -99,7 +99,7 @@ class Config:
         listing.require_split(self.split, names, lists=self.layout in ("h5", "sync"))
 
 
-def source(split: str, root: str | Path, **options: object) -> Source:
+def source(split: str, root: str | Path, **options: Any) -> Source:
     """Opens NYU; `options` are further fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 

@@ -41,7 +41,7 @@ class Config:
     name: Literal["md4all"] = "md4all"
     scales: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scales < 1:
             raise ValueError(f"scales is {self.scales}; it must be at least 1")
 

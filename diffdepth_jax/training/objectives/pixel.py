@@ -32,7 +32,7 @@ class SilogConfig:
     ddof: Literal[0, 1] = 0
     reduction: Literal["image", "batch"] = "image"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.scale > 0 and 0 <= self.variance_focus <= 1 and self.offset > 0):
             raise ValueError(
                 f"scale and offset must be positive, variance_focus between 0 and 1: {self}"
@@ -61,7 +61,7 @@ class PixelTerms:
     silog_options: SilogConfig = field(default_factory=SilogConfig)
     auxiliary_fraction: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in self.WEIGHTS}
         if min(weights.values()) < 0 or max(weights.values()) == 0:
             raise ValueError(f"weights must not be negative, nor all zero: {weights}")

@@ -50,7 +50,7 @@ class SsiTerms:
     space: Space = "auto"
     min_depth: float = 1e-3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.trim < 1:
             raise ValueError(f"trim is {self.trim}; it must be in [0, 1)")
         if not self.gradient >= 0:
