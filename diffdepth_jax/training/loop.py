@@ -47,6 +47,7 @@ _CHANGEABLE = (
     "mesh",
     "model.remat",
     "model.conv_gradient",
+    "model.sampler_form",
     "evaluation",
     "checkpoint",
     "logging",

@@ -28,7 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Fields of a network's config, at any depth, that change nothing of a network with weights outside
 # training.
-_OF_TRAINING = ("remat", "conv_gradient", "drop_path_rate", "initial_depth")
+_OF_TRAINING = ("remat", "conv_gradient", "sampler_form", "drop_path_rate", "initial_depth")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,19 +7,21 @@ DDIM; a small decoder turns the latent into depth in metres. All of the networks
 
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffdepth_jax import registry
 from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.models import codec, denoiser, necks
 from diffdepth_jax.models.codec import Codec, CodecConfig
-from diffdepth_jax.models.denoiser import Denoiser, DenoiserConfig
+from diffdepth_jax.models.denoiser import Denoiser, DenoiserConfig, SamplerForm, sampler_form
 from diffdepth_jax.models.encoders.encoder import multiple
 from diffdepth_jax.models.necks import Neck, NeckConfig
 from diffdepth_jax.models.networks.network import (
@@ -96,6 +98,14 @@ class DiffusionConfig:
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
 
+    def timesteps(self, counts: Sequence[int]) -> Int[np.ndarray, " n"]:
+        """All timesteps that samplers with these numbers of steps visit."""
+        visited = [
+            inference_timesteps(self.num_train_timesteps, count, self.timestep_spacing)
+            for count in counts
+        ]
+        return np.unique(np.concatenate(visited))
+
     @property
     def schedule(self) -> Schedule:
         return Schedule.create(
@@ -113,6 +123,8 @@ class Config(NetworkConfig, HasEncoder, Published):
         remat: what of the sampler's steps is recomputed in the backward pass, see `ops.remat`.
             (True and False, "full" and "none", occur in older checkpoints.)
         conv_gradient: how the denoiser's convolutions are differentiated, see `ops.conv.conv3x3`.
+        sampler_form: how the sampler's steps are computed, see `denoiser.sampler_form`; results
+            agree up to rounding.
     """
 
     name: Literal["diffusion_depth"] = "diffusion_depth"
@@ -122,6 +134,7 @@ class Config(NetworkConfig, HasEncoder, Published):
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     remat: Literal[Remat, True, False] = "full"
     conv_gradient: Gradient = "auto"
+    sampler_form: SamplerForm = "auto"
 
     def __post_init__(self):
         super().__post_init__()
@@ -143,6 +156,11 @@ class Config(NetworkConfig, HasEncoder, Published):
             raise ValueError(
                 f"neck.features {self.neck.features} do not divide into denoiser.num_heads "
                 f"{self.denoiser.num_heads}"
+            )
+        if self.sampler_form == "composed" and not self.denoiser.composes:
+            raise ValueError(
+                "sampler_form 'composed' needs denoiser.variant 'official' with fuse=True: "
+                "use 'auto' or 'plain'"
             )
         if self.diffusion.num_train_timesteps > self.denoiser.time_table:
             raise ValueError(
@@ -295,9 +313,17 @@ class DiffusionDepth(nn.Module, Recalibrates):
         # Inside the scan the denoiser is a function of arrays, no part of this module.
         module, variables = self.denoiser.unbind()
 
-        def denoise(latent, timestep):
-            timesteps = jnp.broadcast_to(timestep, latent.shape[:1])
-            return module.apply(variables, prepared, latent, timesteps, method="denoise")
+        counts = steps.counts if isinstance(steps, DrawnSteps) else (steps,)
+        form = sampler_form(self.config.sampler_form, module, noise.shape[1:3], max(counts))
+        if form == "composed":
+            timesteps = jnp.asarray(config.timesteps(counts))
+            composed = module.apply(variables, prepared, timesteps, method="compose")
+            denoise = partial(module.apply, variables, composed, method="denoise_composed")
+        else:
+
+            def denoise(latent, timestep):
+                timesteps = jnp.broadcast_to(timestep, latent.shape[:1])
+                return module.apply(variables, prepared, latent, timesteps, method="denoise")
 
         return ddim_sample(
             config.schedule,

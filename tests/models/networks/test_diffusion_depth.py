@@ -45,16 +45,18 @@ def _load(case):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "form"),
     [
-        "res18",
-        pytest.param("swin_hahi", marks=pytest.mark.slow),
-        pytest.param("mpvit", marks=pytest.mark.slow),
+        ("res18", "plain"),
+        pytest.param("swin_hahi", "plain", marks=pytest.mark.slow),
+        pytest.param("swin_hahi", "composed", marks=pytest.mark.slow),
+        pytest.param("mpvit", "composed", marks=pytest.mark.slow),
     ],
 )
-def test_recorded_run_is_reproduced(golden, name):
+def test_recorded_run_is_reproduced(golden, name, form):
     case = golden(name)
     model, variables = _load(case)
+    model = diffusion_depth.build(replace(model.config, sampler_form=form))
     recorded = {key: jnp.asarray(array) for key, array in case.arrays.items()}
 
     @jax.jit
