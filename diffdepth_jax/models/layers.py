@@ -333,7 +333,7 @@ class DropPath(nn.Module):
     def __call__(self, inputs: Float[Array, "b ..."], train: bool) -> Float[Array, "b ..."]:
         if not train or self.rate == 0.0:
             return inputs
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, (len(inputs),))
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1.0 - self.rate, inputs.shape[:1])
         kept = kept.reshape(-1, *[1] * (inputs.ndim - 1))
         return jnp.where(kept, inputs / (1.0 - self.rate), jnp.zeros_like(inputs))
 
