@@ -12,7 +12,6 @@ matter much; what is done before the first image does not count.
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
@@ -21,11 +20,11 @@ import threading
 import time
 from pathlib import Path
 
+import harness
 import numpy as np
 from PIL import Image
 
-PROJECT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(PROJECT)]
+sys.path[:0] = [str(harness.PROJECT)]
 SIZE, GENERATED = (375, 1242), (256, 832)
 
 
@@ -53,22 +52,21 @@ def main() -> None:
         plain = float(loop.stdout.readline() or "nan")
         if loop.wait() != 0:
             raise SystemExit("the plain loop has failed")
-    from importlib.metadata import version
-
-    versions = " ".join(f"{each} {version(each)}" for each in ("torch", "diffusers", "jax"))
-    csv.writer(sys.stdout, lineterminator="\n").writerow(
+    harness.print_rows(
         [
-            "t2i_adapter, tiny networks, 1 thread",
-            "x".join(map(str, SIZE)),
-            "x".join(map(str, GENERATED)),
-            options.steps,
-            options.images,
-            f"{plain:.3f}",
-            f"{ours:.3f}",
-            f"{ours / plain:.3f}",
-            commit(),
-            f"{os.cpu_count()} CPU cores (load {os.getloadavg()[0]:.1f})",
-            versions,
+            [
+                "t2i_adapter, tiny networks, 1 thread",
+                "x".join(map(str, SIZE)),
+                "x".join(map(str, GENERATED)),
+                options.steps,
+                options.images,
+                f"{plain:.3f}",
+                f"{ours:.3f}",
+                f"{ours / plain:.3f}",
+                harness.commit(),
+                harness.device_and_load(),
+                harness.versions("torch", "diffusers", "jax"),
+            ]
         ]
     )
 
@@ -177,11 +175,6 @@ def children_seconds() -> float:
             if "--loop=" not in Path(f"/proc/{child}/cmdline").read_text():
                 ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def commit() -> str:
-    command = ["git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

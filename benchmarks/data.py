@@ -13,19 +13,14 @@ less so the CPU milliseconds.
 """
 
 import argparse
-import csv
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
+import harness
 import numpy as np
-import PIL
 from PIL import Image
 
 from diffdepth_jax.data import pipeline
@@ -140,15 +135,12 @@ def main() -> None:
                 speed = measure(iterator, flags.images)
                 iterator.close()
                 rows.append((f"pipeline from {name}", with_, speed, speed / base))
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    versions = f"pillow {PIL.__version__} numpy {np.__version__} grain {grain.__version__}"
-    device = f"{os.cpu_count()} CPU cores (load {os.getloadavg()[0]:.1f})"
-    writer = csv.writer(sys.stdout)
-    for name, with_, value, ratio in rows:
-        shown = f"{ratio:.2f}" if ratio else ""
-        writer.writerow([name, with_, f"{value:.1f}", shown, commit, device, versions])
+    facts = [harness.commit(), harness.device_and_load()]
+    facts.append(harness.versions("pillow", "numpy", "grain"))
+    harness.print_rows(
+        [name, with_, f"{value:.1f}", f"{ratio:.2f}" if ratio else "", *facts]
+        for name, with_, value, ratio in rows
+    )
 
 
 if __name__ == "__main__":

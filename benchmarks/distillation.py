@@ -12,12 +12,10 @@ to the plain step of the same turn.
 """
 
 import argparse
-import csv
 import importlib.util
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +24,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import harness
 import jax
 import numpy as np
 from PIL import Image
@@ -39,19 +38,21 @@ from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.teacher import Teacher
 
-PROJECT = Path(__file__).resolve().parents[1]
 FRAMES = 48  # of the sample
 _FIRST = 13  # steps in which all is compiled and every frame is read
 
 
 def demo_mapping() -> dict[str, Any]:
     """The experiment of `configs/demo_regression.py`."""
-    path = PROJECT / "configs" / "demo_regression.py"
+    path = harness.PROJECT / "configs" / "demo_regression.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     mapping = module.get_config().to_dict()
-    sample = {"root": str(PROJECT / "sample/raw"), "depth_root": str(PROJECT / "sample/depth")}
+    sample = {
+        "root": str(harness.PROJECT / "sample/raw"),
+        "depth_root": str(harness.PROJECT / "sample/depth"),
+    }
     mapping["data"]["train"]["source"] |= sample
     mapping["data"]["evaluation"] |= sample
     return mapping
@@ -163,8 +164,7 @@ def main() -> None:
                 ended = time.perf_counter(), time.process_time()
                 for times, start, end in zip((clock, processor), started, ended, strict=True):
                     times.setdefault(name, []).append((end - start) / arguments.steps)
-    writer = csv.writer(sys.stdout)
-    device = f"{os.cpu_count()} CPU cores (load {os.getloadavg()[0]:.1f})"
+    facts = [harness.device_and_load(), harness.versions("jax")]
     for name in takes:
         seconds = [statistics.median(times[name]) for times in (clock, processor)]
         ratios = [
@@ -172,7 +172,7 @@ def main() -> None:
             for times in (clock, processor)
         ]
         figures = (f"{value:.3f}" for value in (*seconds, *ratios))
-        writer.writerow([name, *figures, device, f"jax {jax.__version__}"])
+        harness.print_rows([[name, *figures, *facts]])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ of them, while the others wait.
 
 import argparse
 import csv
+import ctypes
+import gc
 import json
 import os
 import re
@@ -16,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,11 @@ def cores() -> int:
 
 
 def device() -> str:
-    return f"{cores()} CPU core(s) (load {os.getloadavg()[0]:.1f})"
+    return "1 CPU core" if cores() == 1 else f"{cores()} CPU cores"
+
+
+def device_and_load() -> str:
+    return f"{device()} (load {os.getloadavg()[0]:.1f})"
 
 
 def versions(*packages: str) -> str:
@@ -66,7 +72,7 @@ def versions(*packages: str) -> str:
     return " ".join(found)
 
 
-def print_rows(rows: Sequence[Sequence[Any]]) -> None:
+def print_rows(rows: Iterable[Sequence[Any]]) -> None:
     csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
     sys.stdout.flush()
 
@@ -104,13 +110,11 @@ class Way:
         prepare: called in the worker with the case and the folder of `Question.setup`; returns a
             function that computes once and returns its results, by name.
         optional: whether a failure is only noted.
-        variables: of the process's environment.
     """
 
     environment: str
     prepare: Callable[[str, Path], Callable[[], Arrays]]
     optional: bool = False
-    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Question:
         ways: by name; the first is the peer, to which the others' times are related.
         setup: called with each case and a folder for files, before its workers start.
         tolerance: largest difference from the peer's results, over their largest value.
+        fresh: whether a round is a new process, from its start to its first result.
     """
 
     name: str
@@ -130,13 +135,20 @@ class Question:
     ways: Mapping[str, Way]
     setup: Callable[[str, Path], None]
     tolerance: float = 1e-3
+    fresh: bool = False
 
 
-def main(question: Question, description: str) -> None:
-    """The script's command line: measures all cases, prints and appends the rows."""
+def main(question: Question, description: str, ways: str | None = None) -> None:
+    """The script's command line: measures all cases, prints and appends the rows.
+
+    Args:
+        question: what is measured.
+        description: the script's docstring.
+        ways: those that are computed by default, separated by commas; all when None.
+    """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--cases", default=",".join(question.cases))
-    parser.add_argument("--ways", default=",".join(question.ways))
+    parser.add_argument("--ways", default=ways or ",".join(question.ways))
     parser.add_argument("--rounds", type=int, default=9, help="at most")
     parser.add_argument("--seconds", type=float, default=40, help="no new round after so many")
     parser.add_argument("--results", type=Path, default=RESULTS, help="- to print only")
@@ -173,42 +185,55 @@ def measure(
         for name in names:
             worker = Worker(question.ways[name], name, case, folder)
             stack.callback(worker.stop)
-            if worker.answer():
+            if worker.start():
                 workers[name] = worker
             elif question.ways[name].optional:
                 print(f"{question.name}, {case}: {name} does not work here", flush=True)
             else:
                 raise SystemExit(f"{question.name}, {case}: {name} has failed")
-        results = {name: dict(np.load(folder / f"{name}.npz")) for name in workers}
-        peer = next(iter(workers))
-        errors = {name: _error(results[name], results[peer]) for name in workers}
-        for name, error in errors.items():
-            if not error <= question.tolerance:
-                raise SystemExit(f"{question.name}, {case}: {name} differs by {error:.1e}")
+        errors = _compare(question, case, list(workers), folder)
         started, busy = time.perf_counter(), _busy()
         for done in range(rounds):
             if done >= _MIN_ROUNDS and time.perf_counter() - started > seconds:
                 break
             for worker in workers.values():
-                worker.compute()
+                worker.start_again() if question.fresh else worker.compute()
         elapsed = time.perf_counter() - started
         own = sum(sum(worker.processor) for worker in workers.values())
         others = max((_busy() - busy - own) / elapsed, 0.0) if elapsed else 0.0
         for worker in workers.values():
             worker.finish()
-        note = f"loaded: other work took {others:.1f} cores" if others > _LOADED else ""
-        return [
-            _row(question.name, case, name, worker, workers[peer])
-            | {
-                "error": f"{errors[name]:.1e}",
-                "commit": measured,
-                "versions": worker.facts["versions"],
-                "device": worker.facts["device"],
-                "load": f"{load:.2f}",
-                "note": note,
-            }
-            for name, worker in workers.items()
-        ]
+    note = f"loaded: other work took {others:.1f} cores" if others > _LOADED else ""
+    peer = next(iter(workers.values()))
+    return [
+        {"question": question.name, "case": case, "way": name}
+        | _figures(worker, peer)
+        | {
+            "error": f"{errors[name]:.1e}",
+            "commit": measured,
+            "versions": worker.facts["versions"],
+            "device": device(),
+            "load": f"{load:.2f}",
+            "note": note,
+        }
+        for name, worker in workers.items()
+    ]
+
+
+def _compare(question: Question, case: str, names: Sequence[str], folder: Path) -> dict[str, float]:
+    """Each way's difference from the first: the largest of any result, over its largest value."""
+    results = [dict(np.load(folder / f"{name}.npz")) for name in names]
+    errors = {}
+    for name, found in zip(names, results, strict=True):
+        errors[name] = max(
+            float(np.abs(found[part].astype(np.float64) - theirs).max() / np.abs(theirs).max())
+            for part, theirs in results[0].items()
+        )
+        if not errors[name] <= question.tolerance:
+            raise SystemExit(
+                f"{question.name}, {case}: the result of {name} differs by {errors[name]:.1e}"
+            )
+    return errors
 
 
 def environment() -> dict[str, str]:
@@ -225,45 +250,64 @@ class Worker:
     """
 
     def __init__(self, way: Way, name: str, case: str, folder: Path):
-        options = ["--worker", name, "--cases", case, "--folder", str(folder)]
         python = PYTHON[way.environment]
         if not python.exists():
             raise SystemExit(f"{python} is missing: make setup torch")
-        self.process = subprocess.Popen(
-            [str(python), sys.argv[0], *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if way.optional else None,
-            text=True,
-            env=environment() | way.variables,
-        )
+        options = ["--worker", name, "--cases", case, "--folder", str(folder)]
+        self.command = [str(python), sys.argv[0], *options]
+        self.is_quiet = way.optional
+        self.process: subprocess.Popen | None = None
         self.facts: dict[str, Any] = {}
         self.seconds: list[float] = []
         self.processor: list[float] = []
 
-    def answer(self) -> dict[str, Any] | None:
-        """The next line that the worker writes; None if it has failed."""
-        line = self.process.stdout.readline()
-        if not line:
-            return None
-        self.facts |= json.loads(line)
-        return self.facts
+    def start(self) -> bool:
+        """Starts the process and waits for its first result; whether there is one."""
+        self.process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if self.is_quiet else None,
+            text=True,
+            env=environment(),
+        )
+        return self._answer()
+
+    def start_again(self) -> None:
+        """A round that is a process from its start to its first result."""
+        self.finish()
+        start = time.perf_counter()
+        self._succeed(self.start())
+        self._note(time.perf_counter() - start)
 
     def compute(self) -> None:
+        """A round of a process that has computed before."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        if not self.answer():
-            raise SystemExit("a worker has failed")
-        self.seconds.append(self.facts["seconds"])
-        self.processor.append(self.facts["processor"])
+        self._succeed(self._answer())
+        self._note(self.facts["seconds"])
 
     def finish(self) -> None:
+        """Ends the process, after its last words."""
         self.facts |= json.loads(self.process.communicate()[0])
 
     def stop(self) -> None:
-        if self.process.poll() is None:
+        if self.process and self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+            self.process.communicate()
+
+    def _answer(self) -> bool:
+        line = self.process.stdout.readline()
+        self.facts |= json.loads(line or "{}")
+        return bool(line)
+
+    def _note(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.processor.append(self.facts["processor"])
+
+    def _succeed(self, succeeded: bool) -> None:
+        if not succeeded:
+            raise SystemExit(f"failed: {' '.join(self.command)}")
 
 
 def _work(
@@ -274,13 +318,17 @@ def _work(
     start = time.perf_counter()
     compute = prepare(case, folder)
     ready = time.perf_counter() - start
-    np.savez(folder / f"{name}.npz", **compute())
+    results = compute()
     first = time.perf_counter() - start - ready
+    np.savez(folder / f"{name}.npz", **results)
     overall = _memory("VmHWM")
+    del results
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what compilation has freed is no part of later peaks
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
-    facts = {"ready": ready, "first": first, "rest_mb": _memory("VmRSS")}
     framework = "torch" if "torch" in sys.modules else "jax"
-    facts |= {"device": f"{cores()} CPU core(s)", "versions": versions(framework)}
+    facts = {"ready": ready, "first": first, "rest_mb": _memory("VmRSS")}
+    facts |= {"processor": time.process_time(), "versions": versions(framework)}
     print(json.dumps(facts), file=answers, flush=True)
     for _ in sys.stdin:
         start, processor = time.perf_counter(), time.process_time()
@@ -292,14 +340,10 @@ def _work(
     print(json.dumps({"peak_mb": peak, "overall_mb": max(overall, peak)}), file=answers)
 
 
-def _row(question: str, case: str, name: str, worker: Worker, peer: Worker) -> dict[str, Any]:
-    median = statistics.median(worker.seconds)
+def _figures(worker: Worker, peer: Worker) -> dict[str, Any]:
+    median, facts = statistics.median(worker.seconds), worker.facts
     ratios = [ours / theirs for ours, theirs in zip(worker.seconds, peer.seconds, strict=True)]
-    facts = worker.facts
     return {
-        "question": question,
-        "case": case,
-        "way": name,
         "seconds": f"{median:.4g}",
         "seconds_range": _range(worker.seconds, 4),
         "ratio": f"{statistics.median(ratios):.3f}",
@@ -316,15 +360,6 @@ def _row(question: str, case: str, name: str, worker: Worker, peer: Worker) -> d
 
 def _range(values: Sequence[float], digits: int) -> str:
     return f"{min(values):.{digits}g}-{max(values):.{digits}g}"
-
-
-def _error(results: Arrays, peer: Arrays) -> float:
-    """The largest difference of any result, over the largest value of the peer's."""
-    worst = 0.0
-    for name, theirs in peer.items():
-        difference = np.abs(results[name].astype(np.float64) - theirs).max()
-        worst = max(worst, float(difference / np.abs(theirs).max()))
-    return worst
 
 
 def _memory(name: str) -> float:

@@ -7,16 +7,13 @@ of images per second and its ratio to the first batch size.
 """
 
 import argparse
-import csv
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import harness
 import jax
 import numpy as np
 from PIL import Image
@@ -69,17 +66,13 @@ def main() -> None:
             for key, way in ways.items():
                 times[key].append(seconds(way))
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    device = f"{os.cpu_count()} CPU cores (load {os.getloadavg()[0]:.1f})"
-    writer = csv.writer(sys.stdout)
+    facts = [harness.commit(), harness.device_and_load(), harness.versions("jax")]
     medians = {key: statistics.median(each) for key, each in times.items()}
     for (what, size), median in medians.items():
         ratio = medians[what, batch_sizes[0]] / median
         rate = flags.images / median
         row = [what, flags.variant, flags.size, size, f"{rate:.2f}", f"{ratio:.2f}"]
-        writer.writerow([*row, commit, device, f"jax {jax.__version__}"])
+        harness.print_rows([[*row, *facts]])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ time of all threads a step; the share of the time that the progress bar takes; a
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import os
 import statistics
@@ -24,6 +23,7 @@ from typing import Literal, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import harness
 import jax
 from tqdm import tqdm
 
@@ -35,7 +35,7 @@ from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.typing import InputSpec
 
 _FIRST = 50  # steps that are not counted
-SAMPLE = Path(__file__).resolve().parents[1] / "sample"
+SAMPLE = harness.PROJECT / "sample"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -213,10 +213,8 @@ def main() -> None:
         ("median step otherwise, ms", 1e3 * statistics.median(others)),
         ("longest step otherwise, ms", 1e3 * max(others)),
     ]
-    writer = csv.writer(sys.stdout)
-    device = f"{os.cpu_count()} CPU cores (load {os.getloadavg()[0]:.1f})"
-    for name, value in rows:
-        writer.writerow([name, f"{value:.3g}", device, f"jax {jax.__version__}"])
+    facts = [harness.device_and_load(), harness.versions("jax")]
+    harness.print_rows([name, f"{value:.3g}", *facts] for name, value in rows)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@
 Images are random, on a street's depth; reading and writing are left out. Medians of five.
 """
 
-import csv
 import os
 import statistics
-import subprocess
-import sys
 import time
 
+import harness
 import numpy as np
 
 from diffdepth_jax.adverse import image_formation
@@ -20,10 +18,7 @@ SIZES = ((64, 208), (375, 1242), (900, 1600))
 
 
 def main() -> None:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
-    writer = csv.writer(sys.stdout)
+    commit = harness.commit()
     for size in SIZES:
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         down = (np.arange(size[0]) - size[0] / 2)[:, None] / size[1]
@@ -37,7 +32,7 @@ def main() -> None:
                 image_formation.render(condition, scene, seed)
                 times.append(1000 * (time.process_time() - start))
             row = [condition, f"{size[0]}x{size[1]}", f"{statistics.median(times):.0f}", commit]
-            writer.writerow([*row, f"1 CPU core (load {os.getloadavg()[0]:.1f})"])
+            harness.print_rows([[*row, f"1 CPU core (load {os.getloadavg()[0]:.1f})"]])
 
 
 if __name__ == "__main__":

@@ -46,6 +46,8 @@ class DiffusionDepth(nn.Module):
 
     def forward(self, image, noise, steps: int = 20):
         height, width = image.shape[2:]
+        if height % 2 or width % 2:
+            image = functional.pad(image, (0, width % 2, 0, height % 2), mode="replicate")
         latent = self.sample(self.condition(image), noise, steps)
         return self.depth_head.depth_transform.decode(latent)[:, :, :height, :width]
 
