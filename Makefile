@@ -7,14 +7,16 @@
 # make lowest        tests with the lowest versions that pyproject.toml allows; needs uv
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
+# make benchmarks    speed and memory beside PyTorch: adds rows to results/benchmarks.csv
 # make sample        render the committed sample again (twenty minutes on two CPU cores)
 
 PYTHON ?= python3
 PIP_ARGS ?=
 UV ?= uv
 BIN := .venv/bin
+SECONDS_A_CASE ?= 20
 
-.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch sample clean
+.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch benchmarks sample clean
 
 setup: .venv/installed
 
@@ -82,6 +84,12 @@ test-torch: torch
 	  -r requirements-torch.txt
 	.venv-torch/bin/pip install --quiet --no-deps --editable .
 	touch $@
+
+# One question a script; a quarter of an hour on two CPU cores, with nothing else running.
+benchmarks: setup torch
+	set -e; for question in sampler prediction training_step startup; do \
+	  $(BIN)/python benchmarks/$$question.py --seconds=$(SECONDS_A_CASE); \
+	done
 
 # Aside at first, so that the old sample stays until the new one is whole.
 sample: setup
