@@ -244,7 +244,8 @@ def test_zeros_of_a_rectified_prediction_are_values_as_any(form):
     before, gradient = _step(f"ssi_{form}")(prediction, target, valid_mask)
     assert np.isfinite(gradient).all()
     learning = jnp.where(raw > 0, gradient, 0.0)
-    assert (jnp.abs(learning).sum((1, 2, 3)) > 0).all()
+    # In the others the residuals above 0 can have one sign: then the scale fixes their sum.
+    assert jnp.abs(learning[0]).sum() > 1e-3
     after, _ = _step(f"ssi_{form}")(prediction - 1e-2 * learning, target, valid_mask)
     assert after < before
 
