@@ -18,12 +18,12 @@ import re
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from counting import multiply_adds
 
 from diffdepth_jax import registry
 from diffdepth_jax.training import experiment, optimizer, sharding
@@ -159,35 +159,6 @@ def _bytes(shapes: str) -> int:
         for dtype, sides in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
         if dtype in _SIZES
     )
-
-
-def multiply_adds(jaxpr: Any) -> int:
-    """Of the matrix products and convolutions of a traced function."""
-    total = 0
-    for equation in jaxpr.eqns:
-        name, parameters = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = parameters["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            depth = int(np.prod([shape[axis] for axis in contracted]))
-            total += depth * equation.outvars[0].aval.size
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-            # Where the input is spread out, most of what a kernel covers are zeros.
-            spread = int(np.prod(parameters["lhs_dilation"]))
-            total += equation.outvars[0].aval.size * (kernel.size // features) // spread
-        times = parameters["length"] if name == "scan" else 1
-        total += times * sum(multiply_adds(inner) for inner in _inner(parameters))
-    return total
-
-
-def _inner(parameters: dict[str, Any]) -> Iterator[Any]:
-    for value in parameters.values():
-        for each in value if isinstance(value, tuple | list) else (value,):
-            each = getattr(each, "jaxpr", each)
-            if hasattr(each, "eqns"):
-                yield each
 
 
 def seconds_of_sending(sent: Counter[str], machine: Machine, gpus: int) -> float:
