@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -110,11 +110,13 @@ class Way:
         prepare: called in the worker with the case and the folder of `Question.setup`; returns a
             function that computes once and returns its results, by name.
         optional: whether a failure is only noted.
+        cases: where it is measured if `--ways` does not say so; everywhere when None.
     """
 
     environment: str
     prepare: Callable[[str, Path], Callable[[], Arrays]]
     optional: bool = False
+    cases: Collection[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,17 +140,11 @@ class Question:
     fresh: bool = False
 
 
-def main(question: Question, description: str, ways: str | None = None) -> None:
-    """The script's command line: measures all cases, prints and appends the rows.
-
-    Args:
-        question: what is measured.
-        description: the script's docstring.
-        ways: those that are computed by default, separated by commas; all when None.
-    """
+def main(question: Question, description: str) -> None:
+    """The script's command line: measures all cases, prints and appends the rows."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--cases", default=",".join(question.cases))
-    parser.add_argument("--ways", default=ways or ",".join(question.ways))
+    parser.add_argument("--ways", help=", ".join(question.ways))
     parser.add_argument("--rounds", type=int, default=9, help="at most")
     parser.add_argument("--seconds", type=float, default=40, help="no new round after so many")
     parser.add_argument("--results", type=Path, default=RESULTS, help="- to print only")
@@ -158,9 +154,16 @@ def main(question: Question, description: str, ways: str | None = None) -> None:
     if flags.worker:
         _work(question.ways[flags.worker].prepare, flags.worker, flags.cases, flags.folder)
         return
-    names = [name for name in question.ways if name in flags.ways.split(",")]
+    asked = flags.ways.split(",") if flags.ways else None
+    if unknown := set(asked or ()) - set(question.ways):
+        parser.error(f"--ways has {sorted(unknown)}; there are {list(question.ways)}")
     with tempfile.TemporaryDirectory() as folder:
         for case in flags.cases.split(","):
+            names = [
+                name
+                for name, way in question.ways.items()
+                if (name in asked if asked else way.cases is None or case in way.cases)
+            ]
             question.setup(case, Path(folder))
             rows = measure(question, case, names, Path(folder), flags.rounds, flags.seconds)
             for row in rows:

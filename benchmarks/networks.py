@@ -135,7 +135,7 @@ QUESTION = Question(
     CASES,
     {
         "torch": Way("torch", torch_way("sdpa")),
-        "torch, plain attention": Way("torch", torch_way("eager")),
+        "torch, plain attention": Way("torch", torch_way("eager"), cases=()),
         "jax": Way("jax", jax_way),
     },
     write_weights,
@@ -146,4 +146,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--write"]:
         write(sys.argv[2], Path(sys.argv[3]))
     else:
-        harness.main(QUESTION, __doc__, ways="torch,jax")
+        harness.main(QUESTION, __doc__)

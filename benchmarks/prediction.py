@@ -51,10 +51,10 @@ QUESTION = Question(
     {
         "torch": Way("torch", torch_way(compiled=False)),
         "jax": Way("jax", jax_way),
-        "torch.compile": Way("torch", torch_way(compiled=True), optional=True),
+        "torch.compile": Way("torch", torch_way(compiled=True), optional=True, cases=()),
     },
     peer.write_weights,
 )
 
 if __name__ == "__main__":
-    harness.main(QUESTION, __doc__, ways="torch,jax")
+    harness.main(QUESTION, __doc__)

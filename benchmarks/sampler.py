@@ -3,8 +3,9 @@
     python benchmarks/sampler.py [--cases="swin_tiny 96x320"] [--ways=torch,jax]
 
 The condition and x_T of one image of each size are given; the Swin-type denoiser (with `convA` and
-`convB`) has its condition at a quarter of the image's size, the ResNet-type at half. Appends to
-results/benchmarks.csv.
+`convB`) has its condition at a quarter of the image's size, the ResNet-type at half. "jax" takes
+the form of the sampler that the size and the device call for, "jax plain" the plain one; for the
+ResNet-type there is no other. Appends to results/benchmarks.csv.
 """
 
 from pathlib import Path
@@ -35,32 +36,39 @@ def torch_way(compiled: bool):
     return prepare
 
 
-def jax_way(case: str, folder: Path):
-    import jax
-    import numpy as np
+def jax_way(form: str):
+    def prepare(case: str, folder: Path):
+        import jax
+        import numpy as np
 
-    import diffdepth_jax
+        import diffdepth_jax
 
-    variant, height, width = peer.case(case)
-    model = diffdepth_jax.load(peer.weights(variant, folder))
-    condition, noise = map(
-        jax.device_put, (peer.condition(variant, height, width), peer.noise(height, width))
-    )
+        variant, height, width = peer.case(case)
+        model = diffdepth_jax.load(peer.weights(variant, folder), sampler_form=form)
+        condition, noise = map(
+            jax.device_put, (peer.condition(variant, height, width), peer.noise(height, width))
+        )
 
-    @jax.jit
-    def sample(variables, condition, noise):
-        return model.model.apply(variables, condition, noise, peer.STEPS, method="sample")
+        @jax.jit
+        def sample(variables, condition, noise):
+            return model.model.apply(variables, condition, noise, peer.STEPS, method="sample")
 
-    return lambda: {"latent": np.asarray(sample(model.variables, condition, noise))}
+        return lambda: {"latent": np.asarray(sample(model.variables, condition, noise))}
+
+    return prepare
 
 
+CASES = tuple(
+    f"{variant} {size}" for variant in ("swin_tiny", "res18") for size in ("96x320", "176x608")
+)
 QUESTION = Question(
     "sampler",
-    [f"{variant} {size}" for variant in ("swin_tiny", "res18") for size in ("96x320", "176x608")],
+    CASES,
     {
         "torch": Way("torch", torch_way(compiled=False)),
-        "jax": Way("jax", jax_way),
-        "torch.compile": Way("torch", torch_way(compiled=True), optional=True),
+        "jax": Way("jax", jax_way("auto")),
+        "jax plain": Way("jax", jax_way("plain"), cases=CASES[:2]),
+        "torch.compile": Way("torch", torch_way(compiled=True), optional=True, cases=CASES[::2]),
     },
     peer.write_weights,
 )

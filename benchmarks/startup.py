@@ -1,6 +1,6 @@
 """Time from the start of a process to its first depth map, beside plain PyTorch.
 
-    python benchmarks/startup.py [--cases="res18 96x320"]
+    python benchmarks/startup.py [--cases="res18 96x320,swin_tiny 96x320"]
 
 Every round is a new process for each way: imports, weights from their file, compilation, one
 prediction in 20 steps. "jax cached" keeps JAX's compilations on disk, from a process before. Files
@@ -25,7 +25,7 @@ def cached_jax_way(case: str, folder: Path):
 
 QUESTION = Question(
     "startup",
-    ("res18 96x320", "swin_tiny 96x320"),
+    ("swin_tiny 96x320",),
     {
         "torch": Way("torch", prediction.torch_way(compiled=False)),
         "jax": Way("jax", prediction.jax_way),

@@ -37,6 +37,7 @@ question = harness.Question(
     {{
         "peer": harness.Way("torch", way(0.0)),
         "ours": harness.Way("jax", way({difference})),
+        "slow": harness.Way("jax", way(0.0), cases=("large",)),
         "broken": harness.Way("torch", way(None), optional=True),
     }},
     lambda case, folder: (folder / "start").write_text("2.0"),
@@ -76,6 +77,16 @@ def test_ways_are_compared_and_measured_in_turns(tmp_path, fresh):
     # Over the largest of the peer's values, which is 2.
     assert [row["error"] for row in rows] == ["0.0e+00", "5.0e-06"]
     assert all(float(row["seconds"]) > 0 and float(row["peak_mb"]) > 1 for row in rows)
+
+
+def test_ways_can_be_chosen(tmp_path):
+    options = {"difference": 0.0, "fresh": False}
+    done = run_script(tmp_path, "--rounds=1", "--cases=small", "--ways=slow,peer", **options)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "rows.csv").open(newline="") as file:
+        assert [row["way"] for row in csv.DictReader(file)] == ["peer", "slow"]
+    done = run_script(tmp_path, "--ways=theirs", **options)
+    assert "--ways has ['theirs']; there are ['peer', 'ours', 'slow', 'broken']" in done.stderr
 
 
 def test_results_that_differ_are_not_timed(tmp_path):
