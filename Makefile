@@ -14,6 +14,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 UV ?= uv
 BIN := .venv/bin
+QUESTIONS ?= sampler prediction training_step startup
 SECONDS_A_CASE ?= 20
 
 .PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch benchmarks sample clean
@@ -87,8 +88,8 @@ test-torch: torch
 
 # One question a script; a quarter of an hour on two CPU cores, with nothing else running.
 benchmarks: setup torch
-	set -e; for question in sampler prediction training_step startup; do \
-	  $(BIN)/python benchmarks/$$question.py --seconds=$(SECONDS_A_CASE); \
+	set -e; folder=$$(mktemp -d); trap "rm -r $$folder" EXIT; for question in $(QUESTIONS); do \
+	  $(BIN)/python benchmarks/$$question.py --seconds=$(SECONDS_A_CASE) --folder=$$folder; \
 	done
 
 # Aside at first, so that the old sample stays until the new one is whole.

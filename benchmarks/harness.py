@@ -149,7 +149,7 @@ def main(question: Question, description: str) -> None:
     parser.add_argument("--seconds", type=float, default=40, help="no new round after so many")
     parser.add_argument("--results", type=Path, default=RESULTS, help="- to print only")
     parser.add_argument("--worker", choices=question.ways, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="for weights that several scripts share")
     flags = parser.parse_args()
     if flags.worker:
         _work(question.ways[flags.worker].prepare, flags.worker, flags.cases, flags.folder)
@@ -157,15 +157,16 @@ def main(question: Question, description: str) -> None:
     asked = flags.ways.split(",") if flags.ways else None
     if unknown := set(asked or ()) - set(question.ways):
         parser.error(f"--ways has {sorted(unknown)}; there are {list(question.ways)}")
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = flags.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for case in flags.cases.split(","):
             names = [
                 name
                 for name, way in question.ways.items()
                 if (name in asked if asked else way.cases is None or case in way.cases)
             ]
-            question.setup(case, Path(folder))
-            rows = measure(question, case, names, Path(folder), flags.rounds, flags.seconds)
+            question.setup(case, folder)
+            rows = measure(question, case, names, folder, flags.rounds, flags.seconds)
             for row in rows:
                 shown = ("question", "case", "way", "seconds", "ratio", "peak_mb", "note")
                 print("  ".join(f"{name}={row[name]}" for name in shown if row[name]), flush=True)
