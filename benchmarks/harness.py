@@ -28,6 +28,10 @@ from typing import Any
 import numpy as np
 
 PROJECT = Path(__file__).resolve().parents[1]
+sys.path.append(str(PROJECT))  # scripts have their own folder there only
+
+from studies.reporting import git  # noqa: E402
+
 RESULTS = PROJECT / "results" / "benchmarks.csv"
 PYTHON = {"jax": PROJECT / ".venv/bin/python", "torch": PROJECT / ".venv-torch/bin/python"}
 _MIN_ROUNDS = 3
@@ -39,11 +43,6 @@ _LOADED = 0.15  # cores that other work takes; the end of a process is counted a
 
 def commit() -> str:
     """Of the project, short, with + where the tree has changes; empty outside of git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PROJECT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
     return git("rev-parse", "--short", "HEAD") + "+" * bool(changes)
 
