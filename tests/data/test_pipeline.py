@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -107,6 +108,9 @@ def test_epochs_are_whole_and_differ(root: str) -> None:
     assert len({look.tobytes() for look in looks}) == 4
 
 
+@pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="older versions of Pillow make other pixels"
+)
 def test_batches_stay_what_they_were(root: str) -> None:
     """Digests of the first release's stream: no new option may change what others have drawn."""
     for name, crop, expected in STREAM:
