@@ -54,6 +54,7 @@ MODULES: dict[str, dict[str, str]] = {
     "objective": {
         "self_diffusion": "diffdepth_jax.training.objectives.self_diffusion",
         "ground_truth_diffusion": "diffdepth_jax.training.objectives.ground_truth_diffusion",
+        "consistency_distillation": ("diffdepth_jax.training.objectives.consistency_distillation"),
         "pixel": "diffdepth_jax.training.objectives.pixel",
         "metric": "diffdepth_jax.training.objectives.metric",
         "ssi": "diffdepth_jax.training.objectives.ssi",

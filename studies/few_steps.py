@@ -40,6 +40,8 @@ WAYS = {
     "self_20": "trained at 20",
     "few": "drawn from 1, 2, 4: equal cost",
     "few_500": "drawn from 1, 2, 4: equal updates",
+    "trailing_20": "trained at 20, trailing",
+    "distilled": "of that, consistency distillation",
 }
 
 
@@ -52,7 +54,7 @@ def main() -> None:
     flags = parser.parse_args()
     # What differs in its seed alone is compiled once.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    planned = runs.planned(flags.seeds)
+    planned = runs.planned(flags.seeds, flags.workdir)
     for training in planned if not flags.score_only else ():
         if flags.only is None or training.name in flags.only.split(","):
             training.run(flags.workdir)
@@ -71,11 +73,11 @@ def main() -> None:
 
 def settings(training: runs.Training) -> Iterator[Setting]:
     """How a training's network is asked: at 20 steps and at few, in all ways that there are."""
-    if training.method == "self_20":
+    if training.method in ("self_20", "trailing_20"):
         yield Setting(20)
     for steps in runs.COUNTS:
         yield Setting(steps)
-        if training.method == "self_20":
+        if training.method in ("self_20", "trailing_20"):
             yield Setting(steps, recalibrated=True)
 
 

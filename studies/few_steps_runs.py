@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import self_diffusion_runs
@@ -31,6 +32,11 @@ METHODS: Mapping[str, Method] = {
     # As many updates as cost what 500 with a sampler of 20 steps do.
     "few": Method("few_steps_demo", _updates(850), "drawn"),
     "few_500": Method("few_steps_demo", {}, "drawn, equal updates"),
+    # A trained sampler, and its distillation.
+    "trailing_20": Method(
+        "demo", {"model.diffusion.num_inference_steps": 20} | _TRAILING, "20 steps, trailing"
+    ),
+    "distilled": Method("few_steps_consistency", _updates(300), "consistency distillation"),
     "search_few": Method("few_steps_demo", _SEARCH, "as in configs/few_steps_demo.py"),
     "search_noise": Method("demo", _DRAWN | _TRAILING | _SEARCH, "predicting the noise"),
     "search_clipped": Method(
@@ -41,15 +47,32 @@ METHODS: Mapping[str, Method] = {
 
 @dataclasses.dataclass(frozen=True)
 class Training(self_diffusion_runs.Training):
-    """See there; the methods are those of this study."""
+    """See there; the methods are those of this study.
+
+    Attributes:
+        teacher: the run that is distilled, if one is.
+    """
+
+    teacher: str | None = None
 
     @property
     def description(self) -> Method:
         return METHODS[self.method]
 
+    def changes(self) -> dict[str, Any]:
+        names = ("teacher.checkpoint", "init.network") if self.teacher else ()
+        return super().changes() | dict.fromkeys(names, self.teacher)
 
-def planned(seeds: int) -> list[Training]:
-    """All trainings, those that matter most first."""
+
+def planned(seeds: int, workdir: Path) -> list[Training]:
+    """All trainings, those that matter most first; teachers are runs in `workdir`."""
     order = [(method, seed) for seed in range(seeds) for method in ("self_20", "few")]
     order += [(method, 0) for method in METHODS if (method, 0) not in order]
-    return [Training(method, "dense", seed) for method, seed in order]
+
+    def training(method: str, seed: int) -> Training:
+        teacher = None
+        if method == "distilled":
+            teacher = str(workdir / Training("trailing_20", "dense", seed).name)
+        return Training(method, "dense", seed, teacher)
+
+    return [training(*each) for each in order]

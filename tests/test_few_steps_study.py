@@ -17,7 +17,7 @@ def study(monkeypatch):
 
 
 def test_trainings_are_what_they_are_called(study):
-    planned = study.runs.planned(3)
+    planned = study.runs.planned(3, Path("runs"))
     assert len(set(planned)) == len(planned)
     assert {training.method for training in planned} == set(study.runs.METHODS)
     configs = {each.name: to_mapping(each.experiment()) for each in planned}
@@ -28,6 +28,9 @@ def test_trainings_are_what_they_are_called(study):
     assert few["seed"] == published["seed"] == 1
     for name in ("data", "optimizer", "batch_size"):
         assert few[name] == published[name]
+    distilled = configs["distilled-dense-0"]
+    assert distilled["teacher"]["checkpoint"] == distilled["init"]["network"]
+    assert distilled["teacher"]["checkpoint"] == "runs/trailing_20-dense-0"
     # At equal cost by the costs of an update that the study states.
     costs = study.runs.UPDATE_MS
     spent = few["num_steps"] * costs["few"], published["num_steps"] * costs["self_20"]

@@ -170,6 +170,36 @@ def posterior_mean_weight(schedule: Schedule, timesteps: Int[Array, " b"]) -> Fl
     return beta**2 / ((1 - beta) * (1 - alpha))
 
 
+def clean_sample(
+    schedule: Schedule,
+    model_output: Float[Array, "b *shape"],
+    sample: Float[Array, "b *shape"],
+    timesteps: Int[Array, " b"],
+    prediction_type: PredictionType = "epsilon",
+) -> Float[Array, "b *shape"]:
+    """x_0 by the network's prediction at (`sample`, `timesteps`), one timestep per image."""
+    alpha = jnp.asarray(schedule.alphas_cumprod)[timesteps]
+    alpha = alpha.reshape(-1, *[1] * (sample.ndim - 1))
+    signal, spread = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
+    return _clean_and_noise(signal, spread, model_output, sample, prediction_type)[0]
+
+
+def _clean_and_noise(
+    signal: Array, spread: Array, model_output: Array, sample: Array, prediction_type: str
+) -> tuple[Array, Array]:
+    """x_0 and the noise, whichever of them is predicted."""
+    if prediction_type == "epsilon":
+        return (sample - spread * model_output) / signal, model_output
+    if prediction_type == "sample":
+        return model_output, (sample - signal * model_output) / spread
+    if prediction_type == "v_prediction":
+        clean = signal * sample - spread * model_output
+        return clean, signal * model_output + spread * sample
+    raise ValueError(
+        f"prediction_type is 'epsilon', 'sample' or 'v_prediction', not {prediction_type!r}"
+    )
+
+
 def ddim_step(
     schedule: Schedule,
     model_output: Float[Array, "b *shape"],
@@ -206,19 +236,7 @@ def ddim_step(
         previous_timestep >= 0, alphas_cumprod[jnp.maximum(previous_timestep, 0)], 1.0
     )
     signal, spread = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
-    if prediction_type == "epsilon":
-        noise = model_output
-        clean = (sample - spread * noise) / signal
-    elif prediction_type == "sample":
-        clean = model_output
-        noise = (sample - signal * clean) / spread
-    elif prediction_type == "v_prediction":
-        clean = signal * sample - spread * model_output
-        noise = signal * model_output + spread * sample
-    else:
-        raise ValueError(
-            f"prediction_type is 'epsilon', 'sample' or 'v_prediction', not {prediction_type!r}"
-        )
+    clean, noise = _clean_and_noise(signal, spread, model_output, sample, prediction_type)
     if clip_sample is not None:
         clean = jnp.clip(clean, -clip_sample, clip_sample)
         noise = (sample - signal * clean) / spread

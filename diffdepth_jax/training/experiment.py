@@ -28,7 +28,8 @@ class Experiment:
       objective: `name` of an objective and the fields of its `Config`.
       data, init, optimizer, mesh, evaluation, checkpoint, logging: see their dataclasses.
       teacher: the network whose depth of the clean images is the label, computed during training;
-        None, or without a checkpoint, where the labels are in the data.
+        None, or without a checkpoint, where the labels are in the data. With the objective
+        "consistency_distillation" the trained sampler, and the labels are in the data.
       num_steps: updates in the whole run.
       batch_size: images in an update, over all devices together.
       seed: of the initial weights, the order and augmentation of the data, and the noise.
@@ -72,6 +73,11 @@ class Experiment:
             raise ValueError(
                 f"accumulate is {self.accumulate}; batch_size {self.batch_size} must divide by it"
             )
+        if self.distils_sampler and not self.has_teacher:
+            raise ValueError(
+                "the objective 'consistency_distillation' learns from a trained sampler: name its "
+                "checkpoint in teacher.checkpoint (and in init.network, to start from it)"
+            )
         if self.init.encoder is not None and not isinstance(self.model, HasEncoder):
             raise ValueError(
                 f"init.encoder is {self.init.encoder!r}, but the network {self.model.name!r} has "
@@ -80,9 +86,19 @@ class Experiment:
         optimizer_lib.learning_rate_schedule(self.optimizer, self.num_steps)
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher takes part in training."""
+        return self.teacher is not None and self.teacher.checkpoint is not None
+
+    @property
+    def distils_sampler(self) -> bool:
+        """Whether the objective learns from the teacher's sampler, and not from its depth."""
+        return self.objective.name == "consistency_distillation"
+
+    @property
     def labels_online(self) -> bool:
         """Whether a teacher labels the batches."""
-        return self.teacher is not None and self.teacher.checkpoint is not None
+        return self.has_teacher and not self.distils_sampler
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Experiment:

@@ -193,7 +193,7 @@ def _train(
     placed = sharding.of_state(abstract, mesh)
 
     teacher = None
-    if exp.labels_online:
+    if exp.has_teacher:
         teacher = Teacher(
             exp.teacher,
             exp.model,
@@ -201,6 +201,7 @@ def _train(
             dtype=jnp.dtype(exp.compute_dtype),
             depth_range=exp.data.train.depth_range,
             seed=exp.seed,
+            trajectories=exp.distils_sampler,
         )
 
     # 4. Step: (state, batch, key) -> (state, scalars), compiled once.
@@ -278,7 +279,9 @@ def _train(
                 run.after_step(step, state, scalars, ids)
 
     # 8. Decoder statistics of the other numbers of steps, where several were trained.
-    step_counts.recalibrate(exp, workdir)
+    with processes.agreed():
+        if processes.is_first:
+            step_counts.recalibrate(exp, workdir)
     return max(first_step, exp.num_steps)
 
 

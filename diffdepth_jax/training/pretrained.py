@@ -27,8 +27,15 @@ from diffdepth_jax.weights.rules import Skip, convert, prefix
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Fields of a network's config, at any depth, that change nothing of a network with weights outside
-# training.
-_OF_TRAINING = ("remat", "conv_gradient", "sampler_form", "drop_path_rate", "initial_depth")
+# training, and the number of denoising steps, which training may be to change.
+_OF_TRAINING = (
+    "remat",
+    "conv_gradient",
+    "sampler_form",
+    "drop_path_rate",
+    "initial_depth",
+    "num_inference_steps",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +45,8 @@ class InitConfig:
     Attributes:
       encoder: file of encoder weights in any layout that the encoder's file lists.
       network: the whole network's weights: a run, a file or a directory, whatever `inference.load`
-        takes. Its config has to equal `model`, but for what matters in training only.
+        takes. Its config has to equal `model`, but for what matters in training only and the number
+        of denoising steps.
       options: of `network`, what its name does not tell, as keyword arguments of `load`, such as
         {"version": 2} or {"step": "best"}; None leaves one out.
     """

@@ -27,6 +27,7 @@ from diffdepth_jax.models.networks.network import (
     JudgesBatch,
     NetworkConfig,
     PredictsScales,
+    of,
 )
 from diffdepth_jax.ops import random
 from diffdepth_jax.training import sharding
@@ -37,6 +38,11 @@ from diffdepth_jax.weights.text import parse_json
 # Entries of a batch that are dropped or replaced by the labels of the teacher.
 _REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
 TEACHER_FILE = "teacher.json"  # in a run's directory: {"checkpoint", "fingerprint"}
+# What a distilled sampler and its student must agree in, by part of their configs.
+_SAME = {
+    "codec": ("factor", "latent_channels"),
+    "diffusion": ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
+}
 Labels = dict[str, Any]  # arrays, and a tuple of them
 
 
@@ -74,6 +80,8 @@ class Teacher:
       dtype: of the teacher's convolutions and matrix products.
       depth_range: metres (low, high), between which metric labels are valid; None for above 0.
       seed: of the noise, where the teacher starts from noise.
+      trajectories: batches get points of the teacher's sampling trajectories, see
+        `make_trajectory_points`, and keep the labels that the data have.
 
     Raises:
       FileError, WeightsError: if the checkpoint cannot be read.
@@ -89,6 +97,7 @@ class Teacher:
         dtype: Any = jnp.float32,
         depth_range: tuple[float, float] | None = None,
         seed: int = 0,
+        trajectories: bool = False,
     ) -> None:
         model = open_network(config.checkpoint, config.options, "config.teacher.checkpoint", dtype)
         check_fits(model.config, student, config.checkpoint)
@@ -105,24 +114,32 @@ class Teacher:
         # A stream of its own: neither the student's initial weights nor its steps draw from it.
         self._key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
         over_batch, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
+        if trajectories:
+            check_distillable(model, student, config.checkpoint, config.num_inference_steps)
+            function = make_trajectory_points(model.model, config.num_inference_steps)
+            self._seen, self._replaced = ("image",), frozenset()
+        else:
+            function = make_labels(model, config.num_inference_steps, depth_range)
+            self._seen, self._replaced = ("clean_image", "inside"), _REPLACED
+        shown = [over_batch] * len(self._seen)
         self._labels = jax.jit(
-            make_labels(model, config.num_inference_steps, depth_range),
-            in_shardings=(placed, over_batch, over_batch, replicated, replicated),
+            function,
+            in_shardings=(placed, *shown, replicated, replicated),
             out_shardings=over_batch,
         )
 
     def label(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
         """The batch of an update with the teacher's labels, and without the clean images.
 
-        Labels that the data have are left out too.
+        Labels that the data have are left out too. With `trajectories` nothing is left out.
 
         Args:
-          batch: of `pipeline.train_iterator` with `clean_images`.
+          batch: of `pipeline.train_iterator`, with `clean_images` but for `trajectories`.
           step: the update; the teacher's noise is a function of it and of the seed.
         """
-        seen = [batch[name] for name in ("clean_image", "inside")]
+        seen = [batch[name] for name in self._seen]
         labels = self._labels(self._variables, *seen, self._key, np.uint32(step))
-        return {name: batch[name] for name in batch.keys() - _REPLACED} | labels
+        return {name: batch[name] for name in batch.keys() - self._replaced} | labels
 
     def note(self, workdir: Path) -> None:
         """Writes down, in a run's directory, which weights labelled its batches."""
@@ -191,6 +208,93 @@ def make_labels(
         return jax.lax.stop_gradient(found)
 
     return labels
+
+
+def make_trajectory_points(
+    module: nn.Module, num_inference_steps: int | None = None
+) -> Callable[..., Labels]:
+    """Returns the pure function `(variables, image, key, step) -> points`.
+
+    The teacher samples each image from noise of its own, and of each trajectory one step is drawn:
+    "latent" [b, h, w, d] at "timestep" [b], and "next_latent" at "next_timestep" where the step
+    led, -1 where to the clean latent. "clean_latent" is the trajectory's end. None has a gradient.
+
+    Args:
+      module: the teacher, which denoises; its variables are given to the function.
+      num_inference_steps: denoising steps; the model's own when None.
+    """
+    count = num_inference_steps or module.num_inference_steps
+
+    def points(
+        variables: Mapping[str, Any],
+        image: Float[Array, "b h w 3"],
+        key: Key[Array, ""],
+        step: Array,
+    ) -> Labels:
+        keys = jax.random.split(jax.random.fold_in(key, step), 3)
+        noise = random.normal(keys[0], module.latent_shape(image.shape))
+        condition = module.apply(variables, image, method="encode_image")
+        clean, later = module.apply(
+            variables,
+            condition,
+            noise,
+            count,
+            key=keys[1],
+            return_trajectory=True,
+            method="sample",
+        )
+        latents = jnp.concatenate([noise[None], later])
+        timesteps = jnp.append(jnp.asarray(module.timesteps(count)), -1)
+        images = jnp.arange(len(image))
+        drawn = jax.random.randint(keys[2], images.shape, 0, count)
+        found = {
+            "latent": latents[drawn, images],
+            "timestep": timesteps[drawn],
+            "next_latent": latents[drawn + 1, images],
+            "next_timestep": timesteps[drawn + 1],
+            "clean_latent": clean,
+        }
+        return jax.lax.stop_gradient(found)
+
+    return points
+
+
+def check_distillable(
+    teacher: DepthModel, student: NetworkConfig, path: str, num_inference_steps: int | None
+) -> None:
+    """Refuses to distil a sampler of other latents, another schedule or missing timesteps.
+
+    Args:
+      teacher: the trained sampler.
+      student: its config, of the teacher's kind.
+      path: the teacher's, for the error.
+      num_inference_steps: of the teacher.
+
+    Raises:
+      ConfigError: if they do not fit.
+    """
+    complaint = f"config.teacher.checkpoint: the sampler of {path} cannot be distilled: "
+    if not isinstance(teacher.model, Denoises):
+        raise ConfigError(f"{complaint}{teacher.config.name!r} does not denoise")
+    own = of(student).build(student)
+    lines = []
+    for part, names in _SAME.items():
+        lines += [
+            f"{part}.{name}: {theirs} -> {ours}"
+            for name in names
+            if (theirs := getattr(getattr(teacher.config, part), name))
+            != (ours := getattr(getattr(student, part), name))
+        ]
+    if lines:
+        raise ConfigError(f"{complaint}config.model denoises other latents ({'; '.join(lines)})")
+    known = teacher.model.timesteps(num_inference_steps).tolist()
+    wanted = own.timesteps().tolist()
+    if not set(wanted) <= set(known):
+        raise ConfigError(
+            f"{complaint}its timesteps {known} lack some of the student's {wanted}; with "
+            "timestep_spacing 'trailing' in both, and a number of steps that divides the teacher's,"
+            " they are among them"
+        )
 
 
 def check_fits(teacher: NetworkConfig, student: NetworkConfig, path: str) -> None:

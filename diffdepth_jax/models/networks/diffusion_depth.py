@@ -370,6 +370,14 @@ class DiffusionDepth(nn.Module, Recalibrates):
     def num_train_timesteps(self) -> int:
         return self.config.diffusion.num_train_timesteps
 
+    def timesteps(self, num_inference_steps: int | None = None) -> np.ndarray:
+        """Where the sampler calls the denoiser, int32 [n], falling; see `inference_timesteps`."""
+        return inference_timesteps(
+            self.num_train_timesteps,
+            num_inference_steps or self.num_inference_steps,
+            self.config.diffusion.timestep_spacing,
+        )
+
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, int, int, int]:
         """Shape of the noise for images of shape [b, h, w, 3]."""
         batch, height, width, _ = image_shape

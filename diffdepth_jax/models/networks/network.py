@@ -140,6 +140,10 @@ class Denoises:
         """Timesteps of the noise schedule: the largest number of denoising steps."""
         raise NotImplementedError
 
+    def timesteps(self, num_inference_steps: int | None = None) -> Any:
+        """Where the sampler calls the denoiser, falling, [n]; of the model's own number if None."""
+        raise NotImplementedError
+
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the noise for images of shape [b, h, w, 3]."""
         raise NotImplementedError

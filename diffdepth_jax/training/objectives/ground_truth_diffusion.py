@@ -35,11 +35,11 @@ class Config(self_diffusion.Config):
         super().__post_init__()
         if self.decoded == "refined":
             return
-        if self.latent or self.gradient_steps is not None:
+        if self.latent or self.gradient_steps is not None or self.step_counts:
             raise ValueError(
-                f"latent is {self.latent} and gradient_steps {self.gradient_steps}, but with "
-                "decoded='ground_truth' training does not run the sampler, whose result they are "
-                "about: set them to 0 and None"
+                f"latent is {self.latent}, gradient_steps {self.gradient_steps} and step_counts "
+                f"{self.step_counts}, but with decoded='ground_truth' training does not run the "
+                "sampler, whose result they are about: set them to 0, None and ()"
             )
         if not self.ddim or not (self.l1 or self.l2 or self.silog):
             raise ValueError(

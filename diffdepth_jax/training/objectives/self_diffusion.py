@@ -35,6 +35,12 @@ from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 Latent = Literal["refined", "ground_truth"]
 
 
+def check_counts(step_counts: tuple[int, ...]) -> None:
+    """Raises ValueError unless these are numbers of steps, each named once."""
+    if len(set(step_counts)) < len(step_counts) or min(step_counts, default=1) < 1:
+        raise ValueError(f"step_counts are {step_counts}; they must be at least 1, and different")
+
+
 @dataclass(frozen=True)
 class Config(PixelTerms):
     """Weights of the terms, each a mean over the batch's images, and what they mean.
@@ -65,13 +71,7 @@ class Config(PixelTerms):
 
     def __post_init__(self):
         super().__post_init__()
-        if (
-            len(set(self.step_counts)) < len(self.step_counts)
-            or min(self.step_counts, default=1) < 1
-        ):
-            raise ValueError(
-                f"step_counts are {self.step_counts}; they must be at least 1, and different"
-            )
+        check_counts(self.step_counts)
         if self.gradient_steps is not None and self.gradient_steps < 1:
             raise ValueError(
                 f"gradient_steps is {self.gradient_steps}; it must be at least 1, or None for all"
@@ -143,7 +143,7 @@ def build(
             f"{diffusion.num_inference_steps} steps: use fewer, or None for all"
         )
 
-    _check_step_counts(config.step_counts, diffusion)
+    check_step_counts(config.step_counts, diffusion)
 
     def loss_function(params, batch_stats, batch, key, step):
         draws = draw(model, batch["image"].shape, key, config.step_counts)
@@ -155,7 +155,7 @@ def build(
     return loss_function
 
 
-def _check_step_counts(step_counts: tuple[int, ...], diffusion: Any) -> None:
+def check_step_counts(step_counts: tuple[int, ...], diffusion: Any) -> None:
     """Raises ConfigError for numbers of steps that the model's sampler cannot have."""
     own = diffusion.num_inference_steps
     if step_counts and own not in step_counts:

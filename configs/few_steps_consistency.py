@@ -1,0 +1,118 @@
+r"""Consistency distillation: a trained sampler of 20 steps into one of 1, 2 or 4 (the demo's).
+
+    python train.py --config=configs/demo.py --workdir=runs/teacher \
+        --config.model.diffusion.num_inference_steps=20 \
+        --config.model.diffusion.timestep_spacing=trailing
+    python train.py --config=configs/few_steps_consistency.py --workdir=runs/few_steps \
+        --config.teacher.checkpoint=runs/teacher --config.init.network=runs/teacher
+
+The teacher's timesteps must include those of the student: with "trailing" the 20 of the teacher
+(999, 949, ..., 49) have those of 4, 2 and 1 steps (999, 749, 499, 249) among them. For a sampler
+that is yet to be trained `configs/few_steps_demo.py` is cheaper and better; `docs/results.md` has
+the numbers.
+"""
+
+from ml_collections import ConfigDict, FieldReference, config_dict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 4
+    config.num_steps = 400
+    config.ema_decay = 0.0
+    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.compute_dtype = "float32"
+
+    config.model = ConfigDict()
+    config.model.name = "diffusion_depth"
+    config.model.encoder = {
+        "name": "torchvision_resnet",
+        "depths": (2, 2, 2, 2),
+        "widths": (32, 64, 128, 256),
+    }
+    config.model.neck = {"features": 64, "hahi": False}
+    # Training starts at about the sample's mean depth: 1 m, PyTorch's start, loses 50 iterations.
+    config.model.codec = {"factor": 4, "latent_channels": 16, "initial_depth": 15.0}
+    config.model.denoiser = {"variant": "official", "hidden_features": 32, "fuse": False}
+    config.model.diffusion = {
+        "num_inference_steps": 4,  # where a caller does not say how many
+        "prediction_type": "epsilon",  # the teacher's
+        "timestep_spacing": "trailing",
+        "clip_sample": config_dict.placeholder(float),
+    }
+    config.model.max_depth = 80.0
+    config.model.remat = "none"
+
+    config.init = {
+        "encoder": config_dict.placeholder(str),  # a file of pretrained weights
+        "network": config_dict.placeholder(str),  # or of a whole network: a run or a file
+    }
+
+    config.teacher = {
+        "checkpoint": config_dict.placeholder(str),
+        "options": {},
+        "num_inference_steps": config_dict.placeholder(int),  # None: its own
+    }
+
+    config.objective = {
+        "name": "consistency_distillation",
+        "l1": 1.0,
+        "l2": 0.0,
+        "silog": 1.0,
+        "consistency": 1.0,
+        "max_depth": 80.0,
+        "silog_options": {"scale": 10.0, "variance_focus": 0.85},
+        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "step_counts": (1, 2, 4),  # for which the checkpoint gets statistics of the decoder
+    }
+
+    config.optimizer = {
+        "name": "adamw",
+        "learning_rate": 5e-4,
+        "schedule": "cosine",
+        "warmup_steps": 20,
+        "weight_decay": 1e-2,
+        "clip_norm": config_dict.placeholder(float),
+        "multipliers": {"encoder": 1.0},  # of the learning rate; 0 freezes
+    }
+
+    root = FieldReference("sample/raw")
+    depth_root = FieldReference("sample/depth")
+    config.data = ConfigDict()
+    config.data.train = ConfigDict()
+    config.data.train.source = {
+        "name": "kitti",
+        "root": root,
+        "depth_root": depth_root,
+        "depth": "dense",
+        "split": "train",
+    }
+    config.data.train.augmentation = {
+        "name": "kitti",
+        "crop": (64, 208),
+        "flip": 0.5,
+        "rotation": 0.0,
+        "jitter": 0.1,
+        "scale": (1.0, 1.0),
+    }
+    config.data.train.depth_range = (1e-3, 80.0)
+    config.data.train.cache = True
+    config.data.train.num_workers = 0
+    config.data.train.num_threads = 1
+    config.data.evaluation = {
+        "name": "kitti",
+        "root": root.identity(),
+        "depth_root": depth_root.identity(),
+        "depth": "dense",
+        "split": "val",
+    }
+    config.data.evaluation_limit = config_dict.placeholder(int)
+    config.data.baseline_frames = 200
+    config.data.on_error = "raise"  # or "skip" frames that cannot be read
+
+    config.evaluation = {"protocol": "dense", "flip_tta": True}
+    config.mesh = {"data": config_dict.placeholder(int), "fsdp": 1}  # devices
+    config.checkpoint = {"every_steps": 400, "keep": 1}
+    config.logging = {"every_steps": 10}
+    return config
