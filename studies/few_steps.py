@@ -8,7 +8,8 @@ The network of configs/demo.py learns from exact depth of the committed sample, 
 - with 20 steps, as published, and then asked for fewer: as it is ("just change the number"), and
   with its decoder's batch statistics computed again for that number;
 - by `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update: at equal updates and
-  at equal cost, that is with as many more updates as its cheaper ones allow.
+  at equal cost, that is with as many more updates as its cheaper ones allow;
+- by `configs/few_steps_consistency.py`, which distils a sampler of 20 steps (one seed).
 
 All are scored on the sample's 60 other streets, without the mirrored image. What is there is
 neither trained nor scored again. Leaves `few_steps.csv` and `few_steps.md` in the workdir.
@@ -108,7 +109,7 @@ def ratio_to_20(row: Row, rows: Iterable[Row]) -> float | None:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """The comparison and the search, as Markdown."""
+    """Every way of asking every method, as Markdown."""
     lines = []
     for method, title in WAYS.items():
         for recalibrated, ending in ((False, ""), (True, ", recalibrated")):
@@ -122,13 +123,7 @@ def tables(rows: Sequence[Row]) -> str:
                 if found:
                     lines.append([title + ending, str(steps), *_cells(found)])
     header = ["", "steps", "AbsRel", "to 20 steps", "RMSE", "training, CPU s", "an image, CPU ms"]
-    search = [
-        [method.title, *(values(found, "abs_rel") for found in _by_steps(rows, name))]
-        for name, method in runs.METHODS.items()
-        if name.startswith("search") and any(row["method"] == name for row in rows)
-    ]
-    found = ["", *(f"{steps} steps" for steps in runs.COUNTS)]
-    return f"{markdown(header, lines)}\n\n{markdown(found, search)}\n"
+    return markdown(header, lines) + "\n"
 
 
 def _cells(rows: Sequence[Row]) -> list[str]:
@@ -138,11 +133,6 @@ def _cells(rows: Sequence[Row]) -> list[str]:
         change += f" ± {statistics.stdev(changes):.1f}"
     cost = [values(rows, name, 0) for name in ("cpu_seconds", "predict_ms")]
     return [values(rows, "abs_rel"), change, values(rows, "rmse", 2), *cost]
-
-
-def _by_steps(rows: Iterable[Row], method: str) -> Iterator[list[Row]]:
-    for steps in runs.COUNTS:
-        yield [row for row in rows if (row["method"], row["steps"]) == (method, steps)]
 
 
 if __name__ == "__main__":

@@ -11,10 +11,6 @@ from self_diffusion_runs import RECORD, Method
 __all__ = ["COUNTS", "METHODS", "RECORD", "UPDATE_MS", "Training", "planned"]
 
 COUNTS = (1, 2, 4)
-_DRAWN = {"model.diffusion.num_inference_steps": 4, "objective.step_counts": COUNTS}
-_TRAILING = {"model.diffusion.timestep_spacing": "trailing"}
-_SAMPLE = {"model.diffusion.prediction_type": "sample"}
-_CLIPPED = {"model.diffusion.clip_sample": 3.0}
 
 
 def _updates(count: int) -> dict[str, Any]:
@@ -25,8 +21,6 @@ def _updates(count: int) -> dict[str, Any]:
 # of 20 steps and 119 with one of 5, so 108 at the mean of the numbers that are drawn.
 UPDATE_MS = {"self_20": 184, "few": 108}
 
-# What is compared before the rest, with one seed: fewer updates, equal for all.
-_SEARCH = _updates(300)
 METHODS: Mapping[str, Method] = {
     "self_20": self_diffusion_runs.METHODS["self_20"],
     # As many updates as cost what 500 with a sampler of 20 steps do.
@@ -34,14 +28,14 @@ METHODS: Mapping[str, Method] = {
     "few_500": Method("few_steps_demo", {}, "drawn, equal updates"),
     # A trained sampler, and its distillation.
     "trailing_20": Method(
-        "demo", {"model.diffusion.num_inference_steps": 20} | _TRAILING, "20 steps, trailing"
+        "demo",
+        {
+            "model.diffusion.num_inference_steps": 20,
+            "model.diffusion.timestep_spacing": "trailing",
+        },
+        "20 steps, trailing",
     ),
     "distilled": Method("few_steps_consistency", _updates(300), "consistency distillation"),
-    "search_few": Method("few_steps_demo", _SEARCH, "as in configs/few_steps_demo.py"),
-    "search_noise": Method("demo", _DRAWN | _TRAILING | _SEARCH, "predicting the noise"),
-    "search_clipped": Method(
-        "demo", _DRAWN | _TRAILING | _CLIPPED | _SEARCH, "predicting the noise, x_0 clipped to 3"
-    ),
 }
 
 

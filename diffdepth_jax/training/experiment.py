@@ -73,11 +73,6 @@ class Experiment:
             raise ValueError(
                 f"accumulate is {self.accumulate}; batch_size {self.batch_size} must divide by it"
             )
-        if self.distils_sampler and not self.has_teacher:
-            raise ValueError(
-                "the objective 'consistency_distillation' learns from a trained sampler: name its "
-                "checkpoint in teacher.checkpoint (and in init.network, to start from it)"
-            )
         if self.init.encoder is not None and not isinstance(self.model, HasEncoder):
             raise ValueError(
                 f"init.encoder is {self.init.encoder!r}, but the network {self.model.name!r} has "

@@ -157,6 +157,12 @@ def _train(
             "the operation, go on from the last checkpoint in a single process"
         )
 
+    if exp.distils_sampler and not exp.has_teacher:
+        raise ConfigError(
+            f"the objective {exp.objective.name!r} learns from a trained sampler: name its "
+            "checkpoint in config.teacher.checkpoint (and in config.init.network, to start from it)"
+        )
+
     # 1. Mesh: all devices; every one gets its share of each batch, and of the state if wanted.
     mesh = sharding.make_mesh(exp.mesh)
     sharding.check_batch_size(exp.batch_size, mesh, exp.accumulate)

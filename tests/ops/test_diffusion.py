@@ -12,6 +12,7 @@ from diffdepth_jax.ops.diffusion import (
     DrawnSteps,
     Schedule,
     add_noise,
+    clean_sample,
     ddim_sample,
     ddim_step,
     inference_timesteps,
@@ -105,6 +106,11 @@ def test_a_perfect_prediction_leads_back_to_the_sample(prediction_type):
     got = ddim_step(
         schedule, output, noisy, timesteps[0], jnp.int32(-1), prediction_type=prediction_type
     )
+    np.testing.assert_allclose(got, sample, atol=1e-5)
+    several = jnp.array([400, 20])  # each image at its own
+    noisy = add_noise(schedule, sample, noise, several)
+    output = training_target(schedule, sample, noise, several, prediction_type)
+    got = clean_sample(schedule, output, noisy, several, prediction_type)
     np.testing.assert_allclose(got, sample, atol=1e-5)
 
 

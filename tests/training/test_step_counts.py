@@ -32,6 +32,20 @@ def config(tiny):
     return tiny
 
 
+def _distil(config, teacher):
+    """A student that starts from this sampler of 2 steps, and learns to need 1."""
+    changes = {"init": {"network": str(teacher)}, "teacher": {"checkpoint": str(teacher)}}
+    model = config["model"] | {
+        "diffusion": config["model"]["diffusion"] | {"num_inference_steps": 1}
+    }
+    objective = {"name": "consistency_distillation", "l2": 0.0, "step_counts": COUNTS}
+    exp = experiment.from_mapping(config | changes | {"model": model, "objective": objective})
+    loop.train(exp, teacher / "student")
+    student = inference.load(teacher / "student")
+    assert student.model.num_inference_steps == 1 and list(student.recalibrated) == [2]
+    assert "consistency" in (teacher / "student" / "metrics.csv").read_text()
+
+
 def test_the_checkpoint_knows_every_number_that_was_drawn(config, tmp_path):
     exp = experiment.from_mapping(config)
     loop.train(exp, tmp_path)
@@ -47,8 +61,11 @@ def test_the_checkpoint_knows_every_number_that_was_drawn(config, tmp_path):
         for count in COUNTS:
             assert np.isfinite(model.predict(picture, num_inference_steps=count)).all()
 
+    _distil(config, tmp_path)
+
     # A run that is already there is left as it is.
-    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("recalibrated.json")}
+    found = (tmp_path / "checkpoints").rglob("recalibrated.json")
+    written = {path: path.stat().st_mtime_ns for path in found}
     assert len(written) == 1
     loop.train(exp, tmp_path)
     assert {path: path.stat().st_mtime_ns for path in written} == written
