@@ -1,9 +1,8 @@
 """The network that predicts the noise in a latent (DiffusionDepth's monocular conditioned block).
 
 It is called at every step of the sampler, and so comes in two parts: `prepare`, which does
-everything that does not depend on the step, and `denoise`. A second pair, `compose` and
-`denoise_composed`, computes the same in less time where the network has three convolutions in a
-row: `sampler_form` says where that pays.
+everything that does not depend on the step, and `denoise`. Where the network has three convolutions
+in a row, `compose` makes one of them, which takes less time: `sampler_form` says where that pays.
 """
 
 from dataclasses import dataclass
@@ -78,7 +77,7 @@ def sampler_form(
     size: tuple[int, int],
     num_inference_steps: int,
 ) -> Literal["plain", "composed"]:
-    """Whether a sampling run calls `denoise` or `denoise_composed`, which agree up to rounding.
+    """Whether a sampling run composes convolutions; the results agree up to rounding.
 
     Args:
         form: "auto" is "composed" where that was measured to be faster: in float32 on the CPU, for
@@ -119,21 +118,15 @@ _COMPOSED_PIXELS = 10_000  # of an image, over all steps
 
 
 class Composed(NamedTuple):
-    """All of a sampling run that does not depend on the latent, as `Denoiser.compose` returns it.
+    """`fuse_conv0`, `fuse_conv1` and `predict_conv0` as one, as `Denoiser.compose` returns them.
 
     Attributes:
-        conv: `fuse_conv0`, `fuse_conv1` and `predict_conv0` as one.
-        condition: what they make of the prepared condition.
-        times: what they make of the time embedding and of their biases, one for each timestep, on
-            a map of 7x7 pixels: a constant's result is the same wherever the border is 3 or more
-            pixels away.
-        timesteps: of the run.
+        conv: without their biases.
+        bias: what their biases add, which the border changes.
     """
 
     conv: ComposedConv
-    condition: Float[Array, "b h w f"]
-    times: Float[Array, "n 7 7 f"]
-    timesteps: Int[Array, " n"]
+    bias: Float[Array, "1 h w f"]
 
 
 class Denoiser(nn.Module):
@@ -206,55 +199,43 @@ class Denoiser(nn.Module):
         prepared: Float[Array, "b h w c"],
         latent: Float[Array, "b h w d"],
         timesteps: Int[Array, " b"],
+        composed: Composed | None = None,
     ) -> Float[Array, "b h w d"]:
-        """The prediction from what `prepare` returned; timesteps below `config.time_table`."""
-        hidden = prepared + self._embed_time(timesteps) + self._embed_noise(latent)
-        if self.config.variant == "paper":
-            for index, block in enumerate(self.blocks):
-                hidden = block(hidden)
-                if index == 0:
-                    hidden = self.attention(hidden)
-        elif self.config.fuse:
-            hidden = self.fuse_conv1(self.fuse_conv0(hidden))
-        return self._predict(self.predict_conv0(hidden))
+        """The prediction from what `prepare` returned; timesteps below `config.time_table`.
 
-    def compose(self, prepared: Float[Array, "b h w c"], timesteps: Int[Array, " n"]) -> Composed:
-        """For `denoise_composed`, from what `prepare` returned and all timesteps of a run."""
-        kernels = [
-            conv.variables["params"]["kernel"].astype(self.dtype)
-            for conv in (self.fuse_conv0, self.fuse_conv1, self.predict_conv0)
-        ]
-        conv = compose(*kernels)
-        side = KERNEL_SIZE
-        embedding = self._embed_time(timesteps)
-        constant = jnp.broadcast_to(embedding, (len(timesteps), side, side, embedding.shape[-1]))
-        times = self.predict_conv0(self.fuse_conv1(self.fuse_conv0(constant)))
-        condition = composed_conv(prepared, conv)
-        return Composed(conv, condition, times, timesteps)
-
-    def denoise_composed(
-        self, composed: Composed, latent: Float[Array, "b h w d"], timestep: Int[Array, ""]
-    ) -> Float[Array, "b h w d"]:
-        """What `denoise` returns for one of the timesteps of `compose`, up to rounding."""
-        hidden = composed_conv(self._embed_noise(latent), composed.conv)
-        time = composed.times[jnp.argmax(composed.timesteps == timestep)]
-        rows, columns = (_spread_matrix(side) for side in latent.shape[1:3])
-        time = jnp.einsum("hy,wx,yxf->hwf", rows, columns, time)
-        return self._predict(hidden + composed.condition + time[None])
-
-    def _embed_time(self, timesteps: Int[Array, " b"]) -> Float[Array, "b 1 1 c"]:
-        return self.time_embedding[timesteps].astype(self.dtype)[:, None, None, :]
-
-    def _embed_noise(self, latent: Float[Array, "b h w d"]) -> Float[Array, "b h w c"]:
+        With what `compose` returned, the same up to rounding.
+        """
+        embedding = self.time_embedding[timesteps].astype(self.dtype)[:, None, None, :]
         hidden = jax.nn.relu(self.noise_norm0(self.noise_conv0(latent)))
-        return jax.nn.relu(self.noise_norm1(self.noise_conv1(hidden)))
-
-    def _predict(self, hidden: Float[Array, "b h w f"]) -> Float[Array, "b h w d"]:
-        """From the result of `predict_conv0` to the output."""
+        hidden = jax.nn.relu(self.noise_norm1(self.noise_conv1(hidden)))
+        hidden = prepared + embedding + hidden
+        if composed is not None:
+            hidden = composed_conv(hidden, composed.conv) + composed.bias
+        else:
+            if self.config.variant == "paper":
+                for index, block in enumerate(self.blocks):
+                    hidden = block(hidden)
+                    if index == 0:
+                        hidden = self.attention(hidden)
+            elif self.config.fuse:
+                hidden = self.fuse_conv1(self.fuse_conv0(hidden))
+            hidden = self.predict_conv0(hidden)
         output = self.predict_conv1(jax.nn.relu(self.predict_norm0(hidden)))
         if self.config.variant == "official":
             output = jax.nn.relu(self.predict_norm1(output))
         return output.astype(jnp.float32)
+
+    def compose(self, size: tuple[int, int]) -> Composed:
+        """For `denoise` of latents of a size; see `sampler_form` for which networks."""
+        convs = (self.fuse_conv0, self.fuse_conv1, self.predict_conv0)
+        kernels = [conv.variables["params"]["kernel"].astype(self.dtype) for conv in convs]
+        # The biases alone, on a map where every pixel is another one counted from the border.
+        bias = jnp.zeros((1, KERNEL_SIZE, KERNEL_SIZE, self.features), self.dtype)
+        for conv in convs:
+            bias = conv(bias)
+        rows, columns = (_spread_matrix(side) for side in size)
+        bias = jnp.einsum("hy,wx,byxf->bhwf", rows, columns, bias, precision="highest")
+        return Composed(compose(*kernels), bias)
 
 
 def _spread_matrix(side: int) -> np.ndarray:

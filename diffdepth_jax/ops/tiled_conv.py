@@ -89,7 +89,7 @@ def tiled_conv(
 def _padded(features: Array, grid: tuple[int, int], valid: int, kernel_size: int) -> Array:
     border = kernel_size // 2
     amounts = [
-        (border, count * valid + border - side)
+        (border, (count + 1) * valid - border - side)
         for count, side in zip(grid, features.shape[1:3], strict=True)
     ]
     return jnp.pad(features, ((0, 0), *amounts, (0, 0)))
@@ -97,15 +97,19 @@ def _padded(features: Array, grid: tuple[int, int], valid: int, kernel_size: int
 
 def _windows(array: Array, axis: int, place: int, tile: int, valid: int) -> Array:
     """Windows of `tile` entries along an axis, every `valid`: the axis counts windows, and a new
-    one at `place` the entries of a window."""
-    count = (array.shape[axis] - tile) // valid + 1
-    return jnp.stack(
-        [
-            lax.slice_in_dim(array, start, start + (count - 1) * valid + 1, valid, axis)
-            for start in range(tile)
-        ],
-        place,
-    )
+    one at `place` the entries of a window.
+
+    A window is a block of `valid` entries and the first of the next block.
+    """
+    shape = array.shape
+    count = shape[axis] // valid
+    blocks = array.reshape(*shape[:axis], count, valid, *shape[axis + 1 :])
+    blocks = jnp.moveaxis(blocks, axis + 1, place)
+    counted = axis + 1 if place <= axis else axis
+    first = lax.slice_in_dim(blocks, 0, count - 1, axis=counted)
+    next_ones = lax.slice_in_dim(blocks, 1, count, axis=counted)
+    next_ones = lax.slice_in_dim(next_ones, 0, tile - valid, axis=place)
+    return jnp.concatenate([first, next_ones], place)
 
 
 class _Transforms(NamedTuple):

@@ -7,14 +7,12 @@ DDIM; a small decoder turns the latent into depth in metres. All of the networks
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffdepth_jax import registry
@@ -97,14 +95,6 @@ class DiffusionConfig:
             )
         if not 0.0 <= self.eta <= 1.0:
             raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
-
-    def timesteps(self, counts: Sequence[int]) -> Int[np.ndarray, " n"]:
-        """All timesteps that samplers with these numbers of steps visit."""
-        visited = [
-            inference_timesteps(self.num_train_timesteps, count, self.timestep_spacing)
-            for count in counts
-        ]
-        return np.unique(np.concatenate(visited))
 
     @property
     def schedule(self) -> Schedule:
@@ -315,15 +305,13 @@ class DiffusionDepth(nn.Module, Recalibrates):
 
         counts = steps.counts if isinstance(steps, DrawnSteps) else (steps,)
         form = sampler_form(self.config.sampler_form, module, noise.shape[1:3], max(counts))
+        composed = None
         if form == "composed":
-            timesteps = jnp.asarray(config.timesteps(counts))
-            composed = module.apply(variables, prepared, timesteps, method="compose")
-            denoise = partial(module.apply, variables, composed, method="denoise_composed")
-        else:
+            composed = module.apply(variables, noise.shape[1:3], method="compose")
 
-            def denoise(latent, timestep):
-                timesteps = jnp.broadcast_to(timestep, latent.shape[:1])
-                return module.apply(variables, prepared, latent, timesteps, method="denoise")
+        def denoise(latent, timestep):
+            timesteps = jnp.broadcast_to(timestep, latent.shape[:1])
+            return module.apply(variables, prepared, latent, timesteps, composed, method="denoise")
 
         return ddim_sample(
             config.schedule,
