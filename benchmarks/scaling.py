@@ -8,11 +8,13 @@ number of devices, nor on the size of the images, which are small for it. Multip
 in the traced step at the config's own image size, those of loops as often as they run.
 
 Times are a roofline, not a measurement: see `Machine`. A ring sends each byte of an all-reduce
-twice, less the share that stays, and of an all-gather or reduce-scatter once.
+twice, less the share that stays, and of an all-gather or reduce-scatter once. The last two columns
+are the efficiency if nothing is sent while something is computed, and if all is.
 """
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import runpy
@@ -53,7 +55,8 @@ class Machine:
         flops: dense peak in the compute dtype, a second.
         share: of the peak that the step reaches; an assumption.
         inside, outside: bytes a second that a GPU sends to others of its machine, and to others.
-        latency: seconds of a round of a collective between machines.
+        latency: seconds that an operation takes however little it sends: once in a machine, and
+            again for every doubling of the number of machines; an assumption.
     """
 
     name: str
@@ -61,7 +64,7 @@ class Machine:
     share: float
     inside: float
     outside: float
-    latency: float = 20e-6
+    latency: float = 10e-6
 
 
 MACHINES = (
@@ -120,7 +123,8 @@ def step_of(config: dict[str, Any], crop: tuple[int, int], batch_size: int, mesh
 def collectives(text: str) -> Counter[str]:
     """Bytes of the arrays of a compiled program's collective operations, by their kind.
 
-    Those in a loop count as often as it runs.
+    Those in a loop count as often as it runs. "operations" is their number, "in loops" are the
+    bytes of those.
     """
     counts: dict[str, Counter[str]] = {}
     calls: dict[str, list[tuple[str, int]]] = {}
@@ -136,6 +140,7 @@ def collectives(text: str) -> Counter[str]:
             # Each device gets a part of what a reduce-scatter sends.
             parts = DEVICES if operation[2] == "reduce-scatter" else 1
             counts[name][operation[2]] += parts * _bytes(operation[1])
+            counts[name]["operations"] += 1
         trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
         inner = re.findall(
             r"(?:body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)", line
@@ -146,7 +151,10 @@ def collectives(text: str) -> Counter[str]:
     def total(name: str) -> Counter[str]:
         found = Counter(counts.get(name, {}))
         for called, times in calls.get(name, ()):
-            for kind, size in total(called).items():
+            inner = total(called)
+            if times > 1:
+                inner["in loops"] = sum(inner[kind] for kind in _KINDS)
+            for kind, size in inner.items():
                 found[kind] += times * size
         return found
 
@@ -163,14 +171,13 @@ def _bytes(shapes: str) -> int:
 
 def seconds_of_sending(sent: Counter[str], machine: Machine, gpus: int) -> float:
     """Of a ring within each machine, and one between machines for each part that a GPU holds."""
-    twice, once = sent["all-reduce"], sum(sent.values()) - sent["all-reduce"]
-    inside = min(gpus, DEVICES)
-    hosts = gpus // inside
-    seconds = (2 * twice + once) * (inside - 1) / inside / machine.inside
-    if hosts > 1:
-        part = (2 * twice + once) / inside
-        seconds += part * (hosts - 1) / hosts / machine.outside + 2 * (hosts - 1) * machine.latency
-    return seconds
+    once = sum(sent[kind] for kind in _KINDS)
+    hosts = gpus // DEVICES
+    seconds = (once + sent["all-reduce"]) * (DEVICES - 1) / DEVICES / machine.inside
+    # Between machines only gradients are added up; parameters are gathered within each.
+    part = 2 * (sent["all-reduce"] + sent["reduce-scatter"]) / DEVICES
+    seconds += part * (hosts - 1) / hosts / machine.outside
+    return seconds + sent["operations"] * machine.latency * (1 + math.log2(hosts))
 
 
 def main() -> None:
@@ -181,6 +188,8 @@ def main() -> None:
     )
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     arguments = parser.parse_args()
+    if any(gpus % DEVICES for gpus in arguments.gpus):
+        parser.error(f"--gpus: whole machines of {DEVICES}")
     # Read when JAX first looks for devices.
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
@@ -203,7 +212,8 @@ def main() -> None:
 
     print(f"{parameters / 1e6:.1f} million parameters, a state of {state / 1e9:.2f} GB")
     print(f"{flops / 1e12:.2f} TFLOP an image of {crop[0]}x{crop[1]}")
-    print("sent: " + ", ".join(f"{kind} {size / 1e6:.1f} MB" for kind, size in sent.items()))
+    for kind, size in sent.items():
+        print(f"{kind}: {size}" if kind == "operations" else f"{kind}: {size / 1e6:.1f} MB")
     print("\n| machine | GPUs | images a step | computing | sending | efficiency | overlapped |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for machine in MACHINES:
