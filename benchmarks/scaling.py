@@ -1,11 +1,12 @@
 """What GPUs send each other in a training step, and what that leaves of their speed.
 
-    .venv/bin/python benchmarks/scaling.py [--config=configs/kitti.py] [--fsdp=1] > table.md
+    .venv/bin/python benchmarks/scaling.py [--config=configs/kitti.py] > table.md
 
 Nothing is run, and no GPU is needed. The training step is compiled for eight simulated devices, and
 the bytes of every collective operation are read off the compiled program. They do not depend on the
-number of devices, nor on the size of the images, which are small for it. Multiply-adds are counted
-in the traced step at the config's own image size, those of loops as often as they run.
+number of devices, nor on the size of the images, which are small for it. (Where the state is
+divided, `mesh.fsdp`, what is sent depends on that size, so it is not counted.) Multiply-adds are
+counted in the traced step at the config's own image size, those of loops as often as they run.
 
 Times are a roofline, not a measurement: see `Machine`. A ring sends each byte of an all-reduce
 twice, less the share that stays, and of an all-gather or reduce-scatter once. The last two columns
@@ -183,9 +184,6 @@ def seconds_of_sending(sent: Counter[str], machine: Machine, gpus: int) -> float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/kitti.py")
-    parser.add_argument(
-        "--fsdp", type=int, default=1, help="devices that share a copy of the state"
-    )
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     arguments = parser.parse_args()
     if any(gpus % DEVICES for gpus in arguments.gpus):
@@ -197,7 +195,7 @@ def main() -> None:
     )
     os.environ["JAX_PLATFORMS"] = "cpu"
     config = runpy.run_path(arguments.config)["get_config"]().to_dict()
-    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=arguments.fsdp))
+    mesh = sharding.make_mesh(sharding.MeshConfig())
 
     step, abstract = step_of(config, _SMALL, DEVICES, mesh)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract[0].params))

@@ -114,7 +114,18 @@ def main():
             probe.bind(("localhost", 0))
             port = probe.getsockname()[1]
         pids = [fork(job, index, port) for index in range(job.get("processes", 1))]
-        print(*(os.waitpid(pid, 0)[1] for pid in pids), flush=True)
+        print(*wait(pids), flush=True)
+
+
+def wait(pids):
+    """The wait statuses; where a process is killed the others are too, as a launcher does it."""
+    found = {}
+    while len(found) < len(pids):
+        pid, found[pid] = os.wait()
+        if os.WIFSIGNALED(found[pid]):
+            for other in set(pids) - set(found):
+                os.kill(other, signal.SIGKILL)
+    return [found[pid] for pid in pids]
 
 
 def fork(job, index, port):
