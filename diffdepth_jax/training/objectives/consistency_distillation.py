@@ -45,7 +45,7 @@ class Config(PixelTerms):
     consistency: float = 1.0
     step_counts: tuple[int, ...] = (1, 2, 4)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self_diffusion.check_counts(self.step_counts)
 
@@ -65,7 +65,9 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
         )
     self_diffusion.check_step_counts(config.step_counts, model.config.diffusion)
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: Mapping[str, Array], key: Key[Array, ""], step: Array
+    ) -> tuple[Array, Aux]:
         terms, aux = terms_of_points(config, model, params, batch_stats, batch, key)
         return pixel.weighted_sum(config, terms, step, num_steps), aux
 
@@ -96,10 +98,10 @@ def terms_of_points(
     target, valid_mask = pixel.ground_truth(batch)
     diffusion = model.config.diffusion
 
-    def forward(module):
+    def forward(module: Any) -> tuple[Array, Array, Array]:
         condition = module.encode_image(batch["image"], train=True)
 
-        def jump(condition, latent, timesteps):
+        def jump(condition: Array, latent: Array, timesteps: Array) -> Array:
             output = module.predict_noise(condition, latent, timesteps)
             return clean_sample(
                 diffusion.schedule, output, latent, timesteps, diffusion.prediction_type
