@@ -121,6 +121,8 @@ class Decoder(nn.Module):
     """Transposed 4x4 convolutions, BatchNorm, ReLU, 3x3 convolution to the logit of depth.
 
     With factor 1 two 3x3 convolutions without bias, BatchNorm after both and LeakyReLU between.
+    The last convolution is float32 whatever the dtype: depth is exponential in the logit, which
+    would be rounded to steps of 1%, and its bias with it.
     """
 
     config: CodecConfig
@@ -134,13 +136,13 @@ class Decoder(nn.Module):
         if self.config.factor == 1:
             hidden = Conv(channels, 3, use_bias=False, dtype=self.dtype, name="conv0")(hidden)
             hidden = jax.nn.leaky_relu(BatchNorm(train, name="norm0")(hidden), 0.2)
-            logit = Conv(1, 3, use_bias=False, dtype=self.dtype, name="conv1")(hidden)
+            logit = Conv(1, 3, use_bias=False, name="conv1")(hidden)
             bias_init = bias_init or nn.initializers.zeros_init()
             return BatchNorm(train, bias_init=bias_init, name="norm1")(logit)
         for index in range(self.config.factor // 2):
             hidden = ConvTranspose(channels, 4, 2, 1, dtype=self.dtype, name=f"up{index}")(hidden)
         hidden = jax.nn.relu(BatchNorm(train, name="norm0")(hidden))
-        return Conv(1, 3, dtype=self.dtype, bias_init=bias_init, name="conv0")(hidden)
+        return Conv(1, 3, bias_init=bias_init, name="conv0")(hidden)
 
 
 def rules(config: CodecConfig) -> Rules:

@@ -134,7 +134,7 @@ class Encoder(nn.Module):
             features
         )
         features = jax.nn.relu(GroupNorm(config.num_groups, name="stem_norm")(features))
-        features = nn.max_pool(features, (3, 3), (2, 2), "SAME")
+        features = nn.max_pool(features, window_shape=(3, 3), strides=(2, 2), padding="SAME")
         maps = []
         for stage, (depth, channels) in enumerate(zip(config.depths, config.widths, strict=True)):
             for block in range(depth):

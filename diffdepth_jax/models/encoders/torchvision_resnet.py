@@ -109,7 +109,9 @@ class Encoder(nn.Module):
         features = jax.nn.relu(BatchNorm(train, name="bn1")(features))
         if config.stem_features:
             outputs.append(features)
-        features = nn.max_pool(features, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        features = nn.max_pool(
+            features, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
+        )
         for stage, depth in enumerate(config.depths):
             for block in range(depth):
                 stride = 2 if stage > 0 and block == 0 else 1

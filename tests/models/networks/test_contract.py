@@ -115,7 +115,10 @@ def test_half_precision_is_computed_in_and_everything_else_is_single(name):
         if equation.primitive.name == "conv_general_dilated"
     ]
     assert len(convolutions) >= 9
-    assert all(types == {"bfloat16"} for types in convolutions), convolutions
+    # The codec's last convolution gives the logit of depth, which is not rounded.
+    logits = int(hasattr(model.config, "codec"))
+    assert convolutions.count({"float32"}) == logits, convolutions
+    assert convolutions.count({"bfloat16"}) == len(convolutions) - logits, convolutions
     norms = [
         str(equation.invars[0].aval.dtype)
         for equation in equations(jaxpr.jaxpr)
