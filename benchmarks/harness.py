@@ -3,7 +3,8 @@
 A comparison has several ways of computing the same thing, one of them the peer. Each way has a
 process of its own, in the environment of its framework. First all compute once, and their results
 are compared; then they compute in turn, round by round, so that other work on the machine meets all
-of them, while the others wait.
+of them, while the others wait. All compute on the CPU, with as many threads as this process may
+use cores; memory and processor time are read from /proc, so on Linux only.
 """
 
 import argparse
@@ -240,8 +241,8 @@ def _compare(question: Question, case: str, names: Sequence[str], folder: Path) 
 
 
 def environment() -> dict[str, str]:
-    """For processes that import this project's package, wherever else it is installed."""
-    return os.environ | {"PYTHONPATH": str(PROJECT)}
+    """For processes on the CPU that import this project's package, wherever else it is installed."""
+    return os.environ | {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
 
 
 class Worker:
