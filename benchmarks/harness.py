@@ -241,7 +241,7 @@ def _compare(question: Question, case: str, names: Sequence[str], folder: Path) 
 
 
 def environment() -> dict[str, str]:
-    """For processes on the CPU that import this project's package, wherever else it is installed."""
+    """For processes on the CPU that import the package from here, wherever else it is installed."""
     return os.environ | {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
 
 
