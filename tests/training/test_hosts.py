@@ -1,6 +1,7 @@
 """Several processes train one model: as one would, through signals, deaths and restarts."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -25,9 +26,16 @@ EXPERIMENT = tiny_parts.EXPERIMENT | {
 BOTH = {"processes": 2, "devices": 4, "divided": 1}
 
 
-def go(server, workdir, *, mesh=None, **job):
-    server.start(EXPERIMENT | {"mesh": mesh or {}}, workdir, **job)
+def go(server, workdir, *, mesh=None, changes=None, **job):
+    server.start(EXPERIMENT | {"mesh": mesh or {}} | (changes or {}), workdir, **job)
     return server.wait()
+
+
+def assert_close(workdir, other):
+    """Losses and gradient norms agree: sums over a batch are taken in another order."""
+    for row, expected in zip(rows_of(workdir), rows_of(other), strict=True):
+        values, wanted = (np.array(list(each.values()), float) for each in (row, expected))
+        np.testing.assert_allclose(values, wanted, rtol=5e-6, err_msg=row["step"])
 
 
 @pytest.mark.slow
@@ -51,12 +59,8 @@ def test_two_processes_train_as_one_through_a_signal_and_a_death(server, tmp_pat
     # A single process goes on with what eight devices of two have saved in parts.
     assert go(server, together) == 0, errors_of(together)
     assert [position for position, _ in batches(together)][-3:] == [10, 11, 12]
-    rows, expected = rows_of(together), rows_of(alone)
-    assert [row["step"] for row in rows] == [str(step + 1) for step in range(12)]
-    for row, other in zip(rows, expected, strict=True):
-        values, wanted = (np.array(list(each.values()), float) for each in (row, other))
-        # Sums over a batch are taken in another order.
-        np.testing.assert_allclose(values, wanted, rtol=5e-6, err_msg=row["step"])
+    assert [row["step"] for row in rows_of(together)] == [str(step + 1) for step in range(12)]
+    assert_close(together, alone)
 
     # Each read and held its part alone; results are of all images, and written once.
     order = {suffix: (together / f"order{suffix}.txt").read_text() for suffix in ("", "1")}
@@ -76,3 +80,21 @@ def test_two_processes_train_as_one_through_a_signal_and_a_death(server, tmp_pat
                         assert row[column] == other[column]
                     else:
                         assert float(row[column]) == pytest.approx(float(other[column]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_teacher_labels_for_two_processes_and_all_know_what_one_could_not_read(server, tmp_path):
+    changes = {"num_steps": 2, "evaluation": {"protocol": "release"}}
+    assert go(server, tmp_path / "teacher", changes=changes) == 0
+    source = {"name": "tiny", "pairs": True, "count": 40, "broken": tuple(range(0, 40, 5))}
+    train = {**EXPERIMENT["data"]["train"], "source": source}
+    changes |= {
+        "teacher": {"checkpoint": str(tmp_path / "teacher")},
+        "data": {**EXPERIMENT["data"], "train": train, "on_error": "skip"},
+    }
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert go(server, alone, changes=changes) == 0, errors_of(alone)
+    assert go(server, together, mesh={"fsdp": 8}, changes=changes, **BOTH) == [0, 0]
+    assert_close(together, alone)
+    skipped = [json.loads((path / "skipped.json").read_text()) for path in (alone, together)]
+    assert skipped[0] == skipped[1] and skipped[0]["num_skipped"] > 1

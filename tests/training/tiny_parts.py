@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffdepth_jax import registry
+from diffdepth_jax.errors import DataError
 from diffdepth_jax.models.networks.network import NetworkConfig
 from diffdepth_jax.typing import InputSpec
 
@@ -69,11 +70,13 @@ class SourceConfig:
     count: int = 5
     nan_image: int | None = None
     pairs: bool = False
+    broken: tuple[int, ...] = ()
+    check_files: bool = True
 
 
 class Source:
-    """Random frames; the intrinsics of `nan_image` are not numbers. With `pairs`, the clean image
-    is the image upside down."""
+    """Random frames; the intrinsics of `nan_image` are not numbers, those of `broken` cannot be
+    read. With `pairs`, the clean image is the image upside down."""
 
     def __init__(self, config):
         self.config = config
@@ -82,6 +85,8 @@ class Source:
         return self.config.count
 
     def __getitem__(self, index):
+        if index in self.config.broken:
+            raise DataError(f"frame {index} is broken")
         generator = np.random.default_rng(index)
         image = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
         pair = {"clean_image": image[::-1]} if self.config.pairs else {}
