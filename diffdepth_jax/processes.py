@@ -15,7 +15,7 @@ from diffdepth_jax.errors import UserError
 
 Exchange = Callable[[bytes], list[bytes]]
 
-_TOLD = "told_to_processes"  # an attribute of errors that the other processes know of
+_KNOWN = "known_to_all"  # an attribute of errors that the other processes know of
 
 
 class Processes:
@@ -69,7 +69,7 @@ class Processes:
         try:
             yield
         except Exception as error:
-            self._tell(error)
+            self._report(error)
             raise
         self.gather(None)
 
@@ -85,11 +85,11 @@ class Processes:
                 result = function()
         return self.gather(result)[0]
 
-    def _tell(self, error: Exception) -> None:
-        """Says of an error in this process what the others need to know, once."""
-        if self.count == 1 or self._exchange is None or getattr(error, _TOLD, False):
+    def _report(self, error: Exception) -> None:
+        """Reports an error of this process to the others, once."""
+        if self.count == 1 or self._exchange is None or getattr(error, _KNOWN, False):
             return
-        setattr(error, _TOLD, True)
+        setattr(error, _KNOWN, True)
         kind = type(error).__name__
         message = {"error": kind, "message": str(error), "by_user": isinstance(error, UserError)}
         self._exchange(json.dumps(message).encode())
@@ -101,5 +101,5 @@ def _raise(index: int, found: dict[str, Any]) -> NoReturn:
     error: Exception = RuntimeError(f"process {index} failed: {found['error']}: {found['message']}")
     if found["by_user"]:
         error = getattr(errors, found["error"], UserError)(message)
-    setattr(error, _TOLD, True)
+    setattr(error, _KNOWN, True)
     raise error

@@ -158,8 +158,7 @@ class TrainIterator(Iterator[Batch]):
 
     Attributes:
       skipped: why frames could not be read, by id: those that this process met in the batches it
-        has returned, and those that others have told it. Each was logged once. They are part of
-        the state.
+        has returned, and those that others met. Each was logged once. They are part of the state.
     """
 
     def __init__(
