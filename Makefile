@@ -7,6 +7,8 @@
 # make lowest        tests with the lowest versions that pyproject.toml allows; needs uv
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
+# make onnx          .venv-onnx with jax2onnx, by which tools/export.py writes ONNX
+# make test-onnx     the test of that
 # make benchmarks    speed and memory beside PyTorch: adds rows to results/benchmarks.csv
 # make sample        render the committed sample again (twenty minutes on two CPU cores)
 
@@ -17,7 +19,7 @@ BIN := .venv/bin
 QUESTIONS ?= sampler prediction training_step startup
 SECONDS_A_CASE ?= 20
 
-.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch benchmarks sample clean
+.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch onnx test-onnx benchmarks sample clean
 
 setup: .venv/installed
 
@@ -86,6 +88,21 @@ test-torch: torch
 	.venv-torch/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
+# jax2onnx asks for an older Orbax than the package, and needs it only for checkpoints: --no-deps.
+onnx: .venv-onnx/installed
+
+test-onnx: onnx
+	.venv-onnx/bin/python -m pytest tests/inference/test_portable.py
+
+.venv-onnx/installed: requirements.txt requirements-dev.txt requirements-onnx.txt pyproject.toml
+	$(PYTHON) -m venv .venv-onnx
+	sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv-onnx/requirements.txt
+	.venv-onnx/bin/pip install --quiet $(PIP_ARGS) -r .venv-onnx/requirements.txt -r requirements-dev.txt \
+	  -r requirements-onnx.txt
+	.venv-onnx/bin/pip install --quiet --no-deps jax2onnx==0.17.1
+	.venv-onnx/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 # One question a script; a quarter of an hour on two CPU cores, with nothing else running.
 benchmarks: setup torch
 	set -e; folder=$$(mktemp -d); trap "rm -r $$folder" EXIT; for question in $(QUESTIONS); do \
@@ -102,4 +119,4 @@ sample: setup
 	rmdir runs/sample
 
 clean:
-	rm -rf .venv .venv-lowest .venv-torch runs
+	rm -rf .venv .venv-lowest .venv-onnx .venv-torch runs

@@ -78,10 +78,12 @@ def pad_to_multiple(image: Float[Array, "b h w c"], multiple: int) -> Array:
     Padding is at the bottom and right only, so cropping to the old size undoes it.
     """
     _, height, width, _ = image.shape
-    rows, columns = -height % multiple, -width % multiple
-    if not rows and not columns:
-        return image
-    return jnp.pad(image, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
+    # Not `jnp.pad`, which jax2onnx cannot convert with this mode.
+    for axis, amount in ((1, -height % multiple), (2, -width % multiple)):
+        if amount:
+            last = lax.slice_in_dim(image, image.shape[axis] - 1, None, axis=axis)
+            image = jnp.concatenate([image, jnp.repeat(last, amount, axis)], axis)
+    return image
 
 
 def _resample(features: Array, size: tuple[int, int], matrix) -> Array:

@@ -109,9 +109,9 @@ class Encoder(nn.Module):
         features = jax.nn.relu(BatchNorm(train, name="bn1")(features))
         if config.stem_features:
             outputs.append(features)
-        features = nn.max_pool(
-            features, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1))
-        )
+        # Padded before, as jax2onnx gets other padding than "SAME" wrong; XLA makes it one again.
+        padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+        features = nn.max_pool(padded, window_shape=(3, 3), strides=(2, 2), padding="VALID")
         for stage, depth in enumerate(config.depths):
             for block in range(depth):
                 stride = 2 if stage > 0 and block == 0 else 1
