@@ -9,7 +9,8 @@ The network of configs/demo.py learns from exact depth of the committed sample, 
   with its decoder's batch statistics computed again for that number;
 - by `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update: at equal updates and
   at equal cost, that is with as many more updates as its cheaper ones allow;
-- by `configs/few_steps_consistency.py`, which distils a sampler of 20 steps (one seed).
+- with 20 steps spaced as for few ("trailing"), and what can be made of that: distilled
+  (`configs/few_steps_consistency.py`), or trained on with 1, 2 or 4 steps (one seed).
 
 All are scored on the sample's 60 other streets, without the mirrored image. What is there is
 neither trained nor scored again. Leaves `few_steps.csv` and `few_steps.md` in the workdir.
@@ -43,6 +44,7 @@ WAYS = {
     "few_500": "drawn from 1, 2, 4: equal updates",
     "trailing_20": "trained at 20, trailing",
     "distilled": "of that, consistency distillation",
+    "tuned": "that, trained on with 1, 2, 4",
 }
 
 

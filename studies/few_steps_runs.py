@@ -36,6 +36,19 @@ METHODS: Mapping[str, Method] = {
         "20 steps, trailing",
     ),
     "distilled": Method("few_steps_consistency", _updates(300), "consistency distillation"),
+    # The same sampler, trained on with few steps and no teacher.
+    "tuned": Method(
+        "demo",
+        {
+            "model.diffusion.num_inference_steps": 4,
+            "model.diffusion.timestep_spacing": "trailing",
+            "objective.step_counts": COUNTS,
+            "optimizer.learning_rate": 5e-4,
+            "optimizer.warmup_steps": 20,
+        }
+        | _updates(300),
+        "trained on with 1, 2 or 4 steps",
+    ),
 }
 
 
@@ -44,7 +57,7 @@ class Training(self_diffusion_runs.Training):
     """See there; the methods are those of this study.
 
     Attributes:
-        teacher: the run that is distilled, if one is.
+        teacher: the run that is distilled or trained on, if one is.
     """
 
     teacher: str | None = None
@@ -54,8 +67,10 @@ class Training(self_diffusion_runs.Training):
         return METHODS[self.method]
 
     def changes(self) -> dict[str, Any]:
-        names = ("teacher.checkpoint", "init.network") if self.teacher else ()
-        return super().changes() | dict.fromkeys(names, self.teacher)
+        start = {"init.network": self.teacher} if self.teacher else {}
+        if self.method == "distilled":
+            start["teacher.checkpoint"] = self.teacher
+        return super().changes() | start
 
 
 def planned(seeds: int, workdir: Path) -> list[Training]:
@@ -65,7 +80,7 @@ def planned(seeds: int, workdir: Path) -> list[Training]:
 
     def training(method: str, seed: int) -> Training:
         teacher = None
-        if method == "distilled":
+        if method in ("distilled", "tuned"):
             teacher = str(workdir / Training("trailing_20", "dense", seed).name)
         return Training(method, "dense", seed, teacher)
 
