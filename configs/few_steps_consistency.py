@@ -7,9 +7,9 @@ r"""Consistency distillation: a trained sampler of 20 steps into one of 1, 2 or 
         --config.teacher.checkpoint=runs/teacher --config.init.network=runs/teacher
 
 The teacher's timesteps must include those of the student: with "trailing" the 20 of the teacher
-(999, 949, ..., 49) have those of 4, 2 and 1 steps (999, 749, 499, 249) among them. For a sampler
-that is yet to be trained `configs/few_steps_demo.py` is cheaper and better; `docs/results.md` has
-the numbers.
+(999, 949, ..., 49) have those of 4, 2 and 1 steps (999, 749, 499, 249) among them. Measured on the
+demo this is worse than `configs/few_steps_demo.py`, from random weights or from the same teacher:
+`docs/results.md` has the numbers.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict

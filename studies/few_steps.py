@@ -7,8 +7,8 @@ The network of configs/demo.py learns from exact depth of the committed sample, 
 
 - with 20 steps, as published, and then asked for fewer: as it is ("just change the number"), and
   with its decoder's batch statistics computed again for that number;
-- by `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update: at equal updates and
-  at equal cost, that is with as many more updates as its cheaper ones allow;
+- by `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update, at equal cost: with
+  as many more updates as its cheaper ones allow;
 - with 20 steps spaced as for few ("trailing"), and what can be made of that: distilled
   (`configs/few_steps_consistency.py`), or trained on with 1, 2 or 4 steps (one seed).
 
@@ -40,8 +40,7 @@ COLUMNS = (
 )
 WAYS = {
     "self_20": "trained at 20",
-    "few": "drawn from 1, 2, 4: equal cost",
-    "few_500": "drawn from 1, 2, 4: equal updates",
+    "few": "drawn from 1, 2, 4",
     "trailing_20": "trained at 20, trailing",
     "distilled": "of that, consistency distillation",
     "tuned": "that, trained on with 1, 2, 4",
