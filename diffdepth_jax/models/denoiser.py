@@ -19,7 +19,13 @@ from diffdepth_jax.models.layers import Conv, GroupNorm, Linear, normal
 from diffdepth_jax.models.tables import conv_rules, norm_rules
 from diffdepth_jax.ops import platform
 from diffdepth_jax.ops.attention import attention
-from diffdepth_jax.ops.composed_conv import KERNEL_SIZE, ComposedConv, compose, composed_conv
+from diffdepth_jax.ops.composed_conv import (
+    KERNEL_SIZE,
+    ComposedConv,
+    best_tile,
+    compose,
+    composed_conv,
+)
 from diffdepth_jax.ops.conv import Gradient
 from diffdepth_jax.ops.image import adaptive_average_pool, resize_bilinear
 from diffdepth_jax.weights.rules import Rule, Rules
@@ -235,7 +241,7 @@ class Denoiser(nn.Module):
             bias = conv(bias)
         rows, columns = (_spread_matrix(side) for side in size)
         bias = jnp.einsum("hy,wx,byxf->bhwf", rows, columns, bias, precision="highest")
-        return Composed(compose(*kernels), bias)
+        return Composed(compose(*kernels, best_tile(size)), bias)
 
 
 def _spread_matrix(side: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffdepth_jax.ops.composed_conv import compose, composed_conv
+from diffdepth_jax.ops.composed_conv import best_tile, compose, composed_conv
 from diffdepth_jax.ops.conv import conv3x3
 
 
@@ -18,8 +18,8 @@ def _in_a_row(features, *kernels):
     return features
 
 
-def _composed(features, *kernels):
-    return composed_conv(features, compose(*kernels))
+def _composed(features, *kernels, tile=16):
+    return composed_conv(features, compose(*kernels, tile))
 
 
 def _arrays(size, batch=2, channels=(6, 5, 7, 4)):
@@ -38,11 +38,11 @@ def _values_and_gradients(function, arrays):
     return output, pullback(output)
 
 
-@pytest.mark.parametrize("size", [(4, 5), (13, 11)])
-def test_every_pixel_and_gradient_is_exact(size):
+@pytest.mark.parametrize(("size", "tile"), [((4, 5), 16), ((13, 21), 20)])
+def test_every_pixel_and_gradient_is_exact(size, tile):
     arrays = _arrays(size)
     want, wanted_gradients = _values_and_gradients(_in_a_row, arrays)
-    got, gradients = _values_and_gradients(_composed, arrays)
+    got, gradients = _values_and_gradients(partial(_composed, tile=tile), arrays)
     error = np.abs(got - want).max((0, 3)) / np.abs(want).max()
     assert (error < 2e-6).all(), np.argwhere(error >= 2e-6)
     for ours, theirs in zip(gradients, wanted_gradients, strict=True):
@@ -55,7 +55,7 @@ def test_the_border_needs_its_correction():
 
     @jax.jit
     def uncorrected(features, kernels):
-        conv = compose(*kernels)
+        conv = compose(*kernels, 16)
         nothing = {
             name: jnp.zeros_like(getattr(conv, name)) for name in ("rows", "columns", "corners")
         }
@@ -67,3 +67,8 @@ def test_the_border_needs_its_correction():
     border = np.ones((12, 14), bool)
     border[2:-2, 2:-2] = False
     assert (wrong[border] > 1e-3).all()
+
+
+def test_larger_maps_have_larger_tiles():
+    sizes = [(7, 7), (48, 160), (88, 304), (176, 608), (4000, 4000)]
+    assert [best_tile(size) for size in sizes] == [16, 16, 20, 24, 24]
