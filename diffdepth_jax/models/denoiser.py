@@ -234,14 +234,16 @@ class Denoiser(nn.Module):
     def compose(self, size: tuple[int, int]) -> Composed:
         """For `denoise` of latents of a size; see `sampler_form` for which networks."""
         convs = (self.fuse_conv0, self.fuse_conv1, self.predict_conv0)
-        kernels = [conv.variables["params"]["kernel"].astype(self.dtype) for conv in convs]
+        first, second, third = (
+            conv.variables["params"]["kernel"].astype(self.dtype) for conv in convs
+        )
         # The biases alone, on a map where every pixel is another one counted from the border.
         bias = jnp.zeros((1, KERNEL_SIZE, KERNEL_SIZE, self.features), self.dtype)
         for conv in convs:
             bias = conv(bias)
         rows, columns = (_spread_matrix(side) for side in size)
         bias = jnp.einsum("hy,wx,byxf->bhwf", rows, columns, bias, precision="highest")
-        return Composed(compose(*kernels, best_tile(size)), bias)
+        return Composed(compose(first, second, third, best_tile(size)), bias)
 
 
 def _spread_matrix(side: int) -> np.ndarray:
