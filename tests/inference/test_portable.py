@@ -3,8 +3,10 @@
 import dataclasses
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -100,3 +102,36 @@ def test_a_file_of_another_kind_is_refused(run, tmp_path):
     done = export(run, tmp_path / "model.pb")
     assert done.returncode == 2 and "must end in .stablehlo or .onnx" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_without_the_packages_that_write_files_the_error_says_what_to_install(run, monkeypatch):
+    model, options = diffdepth_jax.load(run), portable.Options(SIZE, batch_size=1)
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ConfigError, match="see requirements-onnx"):
+        portable.onnx(model, options)
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    monkeypatch.delitem(sys.modules, "jax._src.export.serialization", raising=False)
+    with pytest.raises(ConfigError, match="pip install flatbuffers"):
+        portable.serialized(portable.stablehlo(model, options, ["cpu"]))
+
+
+def test_a_conversion_that_computes_something_else_is_refused(run, monkeypatch):
+    """Both packages are stood in for: the graph's result is the network's, times `factor`."""
+    model, options = diffdepth_jax.load(run), portable.Options(SIZE, batch_size=1)
+    factor = 1.0
+
+    def to_onnx(program, inputs, **names):
+        assert names["input_names"] == ["image"] and names["output_names"] == ["depth"]
+        return types.SimpleNamespace(SerializeToString=lambda: program)
+
+    def session(program, providers):
+        return types.SimpleNamespace(
+            run=lambda _, feed: [factor * np.asarray(jax.jit(program)(feed["image"]))]
+        )
+
+    monkeypatch.setitem(sys.modules, "jax2onnx", types.SimpleNamespace(to_onnx=to_onnx))
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=session))
+    assert callable(portable.onnx(model, options))
+    factor = 1.01
+    with pytest.raises(ConfigError, match=r"wrongly: .* differs by 0.01"):
+        portable.onnx(model, options)
