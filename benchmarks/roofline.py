@@ -7,8 +7,9 @@ the matrix products, convolutions and reductions (of norms and softmax) are coun
 read and write; all else is taken to be fused into them. An operation takes the longer of its
 arithmetic at the peak and its bytes at the memory's bandwidth, and a stage the sum of its
 operations (Williams et al. 2009). Real kernels stay below the peaks; those that need fewer
-multiplications for a convolution, as Winograd's, are not considered. Beside it is the speed that the DiffusionDepth paper reports for PyTorch on an RTX 3090 in 20 steps, without
-saying at what size and of which ResNet and Swin: 14 and 5 images a second.
+multiplications for a convolution, as Winograd's, are not considered. Beside it is the speed that
+the DiffusionDepth paper reports for PyTorch on an RTX 3090 in 20 steps, without saying at what size
+and of which ResNet and Swin: 14 and 5 images a second.
 
 Rows are appended to results/roofline.csv.
 """

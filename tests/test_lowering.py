@@ -54,6 +54,7 @@ AS_THEY_RUN = {
     "training/teacher.py __init__",
 }
 ELSEWHERE = {
+    "inference/portable.py _difference": "runs on the CPU, to compare with ONNX Runtime",
     "inference/portable.py stablehlo": "tests/inference/test_portable.py",
     "training/sharding.py __init__": "reduces one number, in several processes only",
 }
