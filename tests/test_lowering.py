@@ -144,6 +144,10 @@ def test_gradients_of_objectives(name):
     image = inputs(model)[0]
     depth = jnp.ones((*image.shape[:3], 1))
     batch = {"image": image, "depth": depth, "valid_mask": depth > 0}
+    if name == "consistency_distillation":
+        latent, timesteps = inputs(model)[1], jnp.array([10, 5])
+        batch |= {"latent": latent, "next_latent": latent, "clean_latent": latent}
+        batch |= {"timestep": timesteps, "next_timestep": timesteps - 1}
 
     @jax.jit
     def gradient(params, batch_stats, key):
