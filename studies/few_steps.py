@@ -41,6 +41,7 @@ COLUMNS = (
 WAYS = {
     "self_20": "trained at 20",
     "few": "drawn from 1, 2, 4",
+    "few_500": "drawn from 1, 2, 4, equal updates",
     "trailing_20": "trained at 20, trailing",
     "distilled": "of that, consistency distillation",
     "tuned": "that, trained on with 1, 2, 4",

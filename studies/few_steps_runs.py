@@ -25,6 +25,7 @@ METHODS: Mapping[str, Method] = {
     "self_20": self_diffusion_runs.METHODS["self_20"],
     # As many updates as cost what 500 with a sampler of 20 steps do.
     "few": Method("few_steps_demo", _updates(850), "drawn"),
+    "few_500": Method("few_steps_demo", {}, "drawn, equal updates"),
     # A trained sampler, and its distillation.
     "trailing_20": Method(
         "demo",
