@@ -220,6 +220,7 @@ def test_the_pure_ablation_trains_on_the_encoded_ground_truth_alone():
     [
         ({"l1": 1.0, "ddim": 1.0, "latent": 1.0}, "latent is 1.0"),
         ({"l1": 1.0, "ddim": 1.0, "gradient_steps": 2}, "gradient_steps 2"),
+        ({"l1": 1.0, "ddim": 1.0, "step_counts": (4,)}, r"step_counts \(4,\)"),
         ({"l1": 1.0}, "ddim alone trains the denoiser"),
         ({"ddim": 1.0}, "l1, l2 and silog"),
     ],
