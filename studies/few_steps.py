@@ -8,7 +8,7 @@ The network of configs/demo.py learns from exact depth of the committed sample, 
 - with 20 steps, as published, and then asked for fewer: as it is ("just change the number"), and
   with its decoder's batch statistics computed again for that number;
 - by `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update, at equal cost: with
-  as many more updates as its cheaper ones allow;
+  as many more updates as its cheaper ones allow; and at equal updates (one seed);
 - with 20 steps spaced as for few ("trailing"), and what can be made of that: distilled
   (`configs/few_steps_consistency.py`), or trained on with 1, 2 or 4 steps (one seed).
 
