@@ -66,7 +66,7 @@ def load(
         ConfigError: for a network that does not exist, or fields that its config does not have.
     """
     model = _load(source, network, step, fields, dtype)
-    _return_freed_memory()
+    return_freed_memory()
     return model
 
 
@@ -401,8 +401,9 @@ def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
     return variables
 
 
-def _return_freed_memory() -> None:
-    """Gives the system back what glibc keeps of freed arrays: some quarter of the weights' size."""
+def return_freed_memory() -> None:
+    """Gives the system back what glibc keeps of freed arrays, some quarter of the weights' size, or
+    of what compiling took, some hundred megabytes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -16,7 +16,7 @@ from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.inference import sampling
-from diffdepth_jax.inference.load import expected_variables
+from diffdepth_jax.inference.load import expected_variables, return_freed_memory
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.processes import Processes
 from diffdepth_jax.training import (
@@ -282,6 +282,8 @@ def _train(
                 if teacher:
                     batch = teacher.label(batch, step)
                 state, scalars = train_step(state, batch, train_key)
+                if step == first_step + 1:  # compiled by now
+                    return_freed_memory()
                 run.after_step(step, state, scalars, ids)
 
     # 8. Decoder statistics of the other numbers of steps, where several were trained.
