@@ -18,13 +18,13 @@ _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)\.part", re.DOTALL)
 
 
 def write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file under a temporary name beside it and renames it.
+    """Writes a file under a temporary name in the same folder and renames it.
 
     The permissions are those of any new file (the umask).
 
     Args:
-        path: in a directory that exists; what is there already stays until the new file is whole.
-        write: is given the open binary file.
+        path: in a directory that exists; an existing file stays until the new one is complete.
+        write: is called with the open binary file.
 
     Raises:
         FileError: if the file cannot be written; names it and the cause (`MissingFileError`: its
@@ -41,7 +41,7 @@ def write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> Non
                 write(file)
             os.replace(temporary, path)
         finally:
-            with contextlib.suppress(OSError):  # What went wrong before matters more.
+            with contextlib.suppress(OSError):  # The first error matters more.
                 temporary.unlink(missing_ok=True)
 
 
@@ -58,7 +58,7 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], Any]) 
 
     Args:
         path: need not exist, but its folder must; if it does, it must be empty.
-        write: is given the temporary directory.
+        write: is called with the temporary directory.
 
     Raises:
         FileError: if it cannot be written, or holds something (`MissingFileError`: its folder does
@@ -79,7 +79,7 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], Any]) 
 
 @contextlib.contextmanager
 def directory(path: Path) -> Iterator[None]:
-    """Makes a directory for the work inside; what is new of it and still empty then is removed.
+    """Creates a directory for the work inside; new directories that are still empty are removed.
 
     Raises:
         FileError: if it cannot be made or written.
@@ -99,19 +99,19 @@ def directory(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
-    """Removes the temporary files and directories that killed processes of this machine left.
+    """Removes temporary files and directories left by killed processes of this machine.
 
-    To be called before writing into a directory. Files of running processes stay, and so do those
-    of other machines, which cannot be asked, and of a process whose number another one has got.
-    Two processes of one machine that do not see each other (containers that share its name) can
-    take a running one for gone: its `write` of that file then fails, and nothing else is lost.
+    To be called before writing into a directory. Files of running processes stay, as do those of
+    other machines, which cannot be checked, and of a process whose number has been reused. Two
+    processes of one machine that do not see each other (containers that share its name) can mistake
+    a running one for dead: its `write` of that file then fails, and nothing else is lost.
 
     Args:
         directory: need not exist.
         recursive: look into the directories below it as well.
 
     Returns:
-        What was removed; what must not be removed stays, silently.
+        What was removed; files that may not be removed stay, silently.
     """
     removed = []
     for folder, folders, names in os.walk(directory):
@@ -128,10 +128,10 @@ def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = Fal
 
 
 class _Writer(io.BufferedWriter):
-    """A file whose descriptor is kept back.
+    """A file that hides its descriptor.
 
-    Where they are given one, NumPy and Pillow bypass Python when they write, and then report a full
-    disk in words of their own ("1024 requested and 0 written", "encoder error -2").
+    Given a descriptor, NumPy and Pillow bypass Python when they write, and then report a full disk
+    in their own words ("1024 requested and 0 written", "encoder error -2").
     """
 
     def fileno(self) -> int:
@@ -139,9 +139,9 @@ class _Writer(io.BufferedWriter):
 
 
 def temporary_path(path: Path) -> Path:
-    """`.NAME.MACHINE-PROCESS.part` beside the file; NAME is shortened where that is too long.
+    """`.NAME.MACHINE-PROCESS.part` next to the file; NAME is shortened if that is too long.
 
-    Hidden and of another suffix, so that no search for results finds a half-written file.
+    Hidden and with another suffix, so that no search for results finds a half-written file.
     """
     ending = f".{_machine()}-{os.getpid()}.part"
     try:
@@ -164,6 +164,6 @@ def _running(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         return True
     return True

@@ -1,7 +1,7 @@
 """What the scripts share: `--config=FILE --config.key=value`, and how they end.
 
-Mistakes and failures that the user can mend end a script in one line on stderr with exit status 2
-(`errors.UserError`), Ctrl-C in one line with 130. A closed or unread output does not end a run.
+Errors that the user can fix (`errors.UserError`) end a script with one line on stderr and exit
+status 2, Ctrl-C with one line and 130. A closed or unread output does not end a run.
 """
 
 import ast
@@ -144,13 +144,13 @@ def mapping(
 ) -> dict[str, Any]:
     """The config as nested dicts.
 
-    Where the command line names another protocol than the file, the file's options of its own
-    protocol are left out: a crop of KITTI's says nothing about NYU. So are the fields of a source
+    Where the command line names another protocol than the file, the options that the file sets for
+    its own are left out: a crop for KITTI says nothing about NYU. So are the fields of a source
     where it names another one, see `chosen_mapping`.
 
     Args:
       holder: what `define_config` returned.
-      evaluation: fields of `config.evaluation` that flags of their own give.
+      evaluation: fields of `config.evaluation` that separate flags give.
     """
     from diffdepth_jax.evaluation import protocols
 
@@ -218,7 +218,7 @@ def directory(flag: str, text: str) -> Path:
     """The directory that a flag names; for scripts that read their flags by argparse.
 
     Raises:
-      ConfigError: if it is empty, which Python would take for the current directory.
+      ConfigError: if it is empty, which Python would treat as the current directory.
     """
     if not text.strip():
         raise ConfigError(f"{flag} {_EMPTY}")
@@ -313,7 +313,7 @@ def define_checkpoint() -> None:
 
 
 def model_options() -> dict[str, Any]:
-    """What `inference.load` is given beside the checkpoint, by the flags of `define_checkpoint`."""
+    """Arguments of `inference.load` except the checkpoint, by the flags of `define_checkpoint`."""
     words = (word.split("=", 1) for word in flags.FLAGS.field)
     values = {name: _LiteralParser().parse(text) for name, text in words}
     return {"network": flags.FLAGS.network, **values}
@@ -356,7 +356,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
     def guarded(arguments: list[str]) -> Any:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax tells every stage of every save.
+            logging.set_verbosity(logging.WARNING)  # Orbax logs every stage of every save.
         return main(arguments)
 
     with one_line_errors():
@@ -400,7 +400,7 @@ def one_line_errors() -> Iterator[None]:
     """Makes a script end as it should.
 
     A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; that line
-    is the message of the KeyboardInterrupt, such as how to go on, if it has one. Any other
+    is the message of the KeyboardInterrupt, such as how to continue, if it has one. Any other
     exception is a fault of the program and keeps its traceback. Where stdout or stderr is closed,
     or its reader is gone, what is printed there is dropped.
     """
@@ -438,7 +438,7 @@ def _print_line(message: str) -> None:
 
 
 class _Lasting:
-    """A standard stream that drops what nobody can read any more.
+    """A standard stream that drops output once its reader is gone.
 
     Other failures are raised as a `FileError`, once.
     """

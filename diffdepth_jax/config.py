@@ -44,7 +44,7 @@ def from_mapping(
           `tuple[X, ...]`, `dict[str, X]`, `Any` and other dataclasses.
         mapping: field names to values; nested mappings for nested dataclasses.
         resolve: `(kind, name) -> module`, for fields declared by `choice`.
-        path: how the mapping is called in errors.
+        path: the mapping's name in errors.
 
     Raises:
         ConfigError: an unknown key (with what was probably meant), a missing field, a value of
@@ -145,7 +145,7 @@ def differences(one: Any, other: Any, path: str = "config") -> list[str]:
 
 
 def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `values` put over it; so are nested mappings, unless they name another thing."""
+    """`base` overlaid with `values`; so are nested mappings, unless they have another `name`."""
     result = dict(base)
     for key, value in values.items():
         old = result.get(key)
@@ -208,7 +208,7 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
         if isinstance(value, hint):
             return value
         return from_mapping(hint, value, resolve=resolve, path=path)
-    # Beyond 64 bits no library takes them, and each says so in words of its own.
+    # No library takes more than 64 bits, and each reports that differently.
     if isinstance(value, int) and hint in (int, float) and not -(2**63) <= value < 2**63:
         raise ConfigError(f"{path} is {_show(value)}; it must fit into 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

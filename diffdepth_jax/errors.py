@@ -1,8 +1,8 @@
 """Errors whose message is meant for the user.
 
 Scripts print a `UserError` in one line and exit with status 2; every other exception is a fault of
-the program and keeps its traceback. So raise one of these only where the user can do something, and
-say what: name the value, the file and the remedy.
+the program and keeps its traceback. So raise one of these only where the user can do something
+about it, and name the value, the file and the remedy.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ class MissingPackageError(UserError, ImportError):
 def naming_file(path: str | os.PathLike[str], action: str) -> Iterator[None]:
     """Turns an OSError raised inside into a `FileError` "<path> cannot be <action>: <cause>".
 
-    A `UserError` raised inside passes unchanged, and so does what Python raises of a wrong call of
+    A `UserError` raised inside passes unchanged, and so does what Python raises for a wrong call of
     a file's method.
     """
     try:

@@ -1,12 +1,13 @@
 """One process at a time in a directory, for each purpose.
 
 The lock is the operating system's (`flock`), not the file's existence: it ends with the process
-that holds it, even after `kill -9` or a crash of the machine, so nobody has to remove stale locks.
-The file `DIRECTORY/.NAME.lock` only says who holds it, and is removed when the holder is done.
+that holds it, even after `kill -9` or a crash of the machine, so stale locks never have to be
+removed. The file `DIRECTORY/.NAME.lock` only names the holder, and is removed when the holder is
+done.
 
 On Linux, locks on NFS hold between machines; some network file systems keep them within one machine
-or have none, and Windows has no `flock`. Where there are none, a warning says so and the work goes
-on unguarded.
+or have none, and Windows has no `flock`. Without locks, a warning is given and the work goes on
+unguarded.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def hold(directory: str | os.PathLike[str], name: str) -> Iterator[None]:
-    """Keeps every other process, and other callers in this one, from the same work meanwhile.
+    """Excludes all other processes, and other callers in this one, from the same work.
 
     Args:
         directory: exists.
@@ -42,7 +43,7 @@ def hold(directory: str | os.PathLike[str], name: str) -> Iterator[None]:
           each other.
 
     Raises:
-        FileError: if it is held already; says by which process and since when. Or if the lock file
+        FileError: if it is already held; names the process and since when. Or if the lock file
           cannot be written.
     """
     path = Path(directory) / f".{name}.lock"
@@ -50,13 +51,13 @@ def hold(directory: str | os.PathLike[str], name: str) -> Iterator[None]:
     try:
         if descriptor is not None:
             with naming_file(path, "written"):
-                os.ftruncate(descriptor, 0)  # What a killed process left.
+                os.ftruncate(descriptor, 0)  # left by a killed process
                 os.pwrite(descriptor, _this_process().encode(errors="replace"), 0)
         yield
     finally:
         if descriptor is not None:
-            # Removed while the lock is held: whoever has opened it already finds, when the lock
-            # is theirs, that it is no longer the file of this path.
+            # Removed while the lock is held: a process that has already opened it finds, when it
+            # gets the lock, that it is no longer the file at this path.
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
@@ -89,7 +90,7 @@ def _acquire(path: Path, name: str) -> int | None:
             logging.warning("%s: its file system has no locks, so nothing guards it", path.parent)
             path.unlink(missing_ok=True)
             return None
-        os.close(descriptor)  # Its holder was just done and has removed it.
+        os.close(descriptor)  # Its holder has just finished and removed it.
 
 
 def _this_process() -> str:

@@ -1,6 +1,6 @@
-"""What several processes of one run tell each other, and how an error in one stops all.
+"""Exchanges between the processes of one run, and how an error in one stops all.
 
-Every exchange is a round in which each process says one thing: a value, or the error that it met.
+Every exchange is a round in which each process sends a value, or the error that it met.
 All processes take part in the same rounds in the same order. An error in a round is raised in every
 process, so that none waits for one that has given up.
 """
@@ -24,8 +24,7 @@ class Processes:
     Args:
       index: of this process, from 0.
       count: how many there are.
-      exchange: gives every process the messages of all, in their order; a single process needs
-        none.
+      exchange: returns to every process the messages of all, in order; a single process needs none.
     """
 
     def __init__(self, index: int = 0, count: int = 1, exchange: Exchange | None = None) -> None:
@@ -61,7 +60,7 @@ class Processes:
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """Ends when all processes have come to its end; an error inside is raised in all.
+        """Returns when all processes have reached its end; an error inside is raised in all.
 
         Raises:
           UserError, RuntimeError: as `gather`; this process raises an error of its own unchanged.
@@ -74,7 +73,7 @@ class Processes:
         self.gather(None)
 
     def from_first(self, function: Callable[[], Any]) -> Any:
-        """What a function returns that the first process alone calls; all raise what it raises.
+        """The result of a function that only the first process calls; all raise what it raises.
 
         Args:
           function: of no argument; its result is what JSON can hold.

@@ -123,7 +123,7 @@ def module(kind: str, name: str) -> ModuleType:
     """Imports and returns the file registered under `name`.
 
     Raises:
-        ConfigError: if there is no such name; lists those there are.
+        ConfigError: if there is no such name; lists the known ones.
     """
     table = MODULES[kind]
     if name not in table:
@@ -134,7 +134,7 @@ def module(kind: str, name: str) -> ModuleType:
 
 
 def matching(kind: str, keys: Iterable[str]) -> tuple[str, ...]:
-    """The names of a kind ("network", "encoder") whose signature a state dict's keys carry."""
+    """The names of a kind ("network", "encoder") whose signature matches a state dict's keys."""
     keys = tuple(keys)
 
     def occurs(pattern: str) -> bool:

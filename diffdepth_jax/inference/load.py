@@ -1,7 +1,7 @@
 """Any checkpoint to a `DepthModel`.
 
-The architecture comes from the checkpoint itself. Arrays are all that is read: no optimiser state,
-no data pipeline, no PyTorch.
+The architecture comes from the checkpoint itself. Only arrays are read: no optimiser state, no data
+pipeline, no PyTorch.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ from diffdepth_jax.weights import files, hugging_face, orbax, rules, text
 from diffdepth_jax.weights.files import WeightsFile
 from diffdepth_jax.weights.text import shown
 
-_RECALIBRATED = "recalibrated.json"  # in a checkpoint's directory, beside `state`
+_RECALIBRATED = "recalibrated.json"  # in a checkpoint's directory, next to `state`
 _PARTS = ("encoder.pth", "depth.pth")  # of monodepth2's release
 
 
@@ -51,18 +51,18 @@ def load(
           directory as Hugging Face's transformers writes it, or monodepth2's release; or a state
           dict, names to arrays in PyTorch's layout. Names are the publication's or transformers'.
         network: the registered name of the network that the weights belong to. Needed only where
-          several have the same names and shapes and the name of the file does not tell either.
-        step: which of a run's checkpoints; the latest when None; "best" for the one that the
-          run's evaluations found best.
+          several have the same names and shapes and the file name does not decide either.
+        step: which of a run's checkpoints; None for the latest; "best" for the one that the run's
+          evaluations found best.
         dtype: of the convolutions and matrix products, `jnp.bfloat16` for speed on accelerators;
             parameters, the norms' statistics, latents and depth stay float32.
-        **fields: of the network's config, over what the checkpoint and the name of the file say;
-            such as `max_depth=80.0`, which weights do not tell.
+        **fields: of the network's config, which override the checkpoint and the file name; such as
+            `max_depth=80.0`, which weights do not contain.
 
     Raises:
         FileError: if the file or directory does not exist (`MissingFileError`) or cannot be read.
         WeightsError: if the weights belong to no known network or to several, or do not fit it;
-            says which and why, and which known architecture comes nearest.
+            says which and why, and names the nearest known architecture.
         ConfigError: for a network that does not exist, or fields that its config does not have.
     """
     model = _load(source, network, step, fields, dtype)
@@ -113,10 +113,10 @@ def _read_parts(directory: Path) -> WeightsFile:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """A state dict and what is known of it.
+    """A state dict and what is known about it.
 
     Attributes:
-        name: what errors call it.
+        name: its name in errors.
         state_dict: names to arrays in PyTorch's layout.
         metadata: of its file.
         stems: names under which it may have been published.
@@ -135,12 +135,12 @@ class _Source:
 
     @functools.cached_property
     def described(self) -> Mapping[str, Any]:
-        """The content of transformers' `config.json` beside it."""
+        """The content of transformers' `config.json` in its folder."""
         return hugging_face.config_beside(self.file) if self.file else {}
 
 
 def _without_suffixes(stem: str) -> str:
-    """A file's name without torch.hub's hash and a browser's number."""
+    """A file's name without the hash of torch.hub or the number of a browser."""
     return re.sub(r"(-[0-9a-f]{8}| ?\(\d+\))+$", "", stem)
 
 
@@ -163,7 +163,7 @@ def _from_run(
         raise ConfigError(f"{path} is a run of the network {config.name!r}, not of {network!r}")
     config = _with_fields(config, fields)
     model = registry.module("network", config.name).build(config, dtype)
-    # Where an average of the parameters was kept, it is what is evaluated.
+    # If an average of the parameters was kept, that is evaluated.
     params = contents.ema_params or contents.params
     variables = {"params": params, "batch_stats": contents.batch_stats}
     expected = expected_variables(model)
@@ -196,10 +196,10 @@ class _Recognised:
 
     Attributes:
         file: of the network.
-        config: as names and shapes tell it.
+        config: as names and shapes determine it.
         layout: whose names the weights have: transformers', or the publication's own (None).
         named: fields that the name of the file stands for, if it is a published one, or that its
-            `config.json` tells.
+            `config.json` gives.
     """
 
     file: Network
@@ -231,7 +231,7 @@ def _from_state_dict(
         except WeightsError as error:
             variant = _variant(found)
             named = f"the network {found.config.name!r}" + (f" ({variant})" if variant else "")
-            # An odd entry may have been taken for the width of all.
+            # One odd entry may have been mistaken for the common width.
             near = ""
             if not variant:
                 tried = rules.shapes(expected, found.rules)
@@ -250,8 +250,8 @@ def _from_state_dict(
 
 
 def _unwrapped(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The entries without what a wrapper, such as Lightning or `torch.compile`, put before all
-    names; as they are if no known network comes out."""
+    """The entries without the prefix that a wrapper, such as Lightning or `torch.compile`, adds to
+    all names; unchanged if that does not give a known network."""
     names = {name: name for name in state_dict}
     while names and not registry.matching("network", names.values()):
         (first, *others) = {name.partition(".")[0] for name in names.values()}
@@ -265,7 +265,7 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
     """The one network that weights belong to.
 
     Raises:
-        WeightsError: if they belong to none, or to several of which nothing says which is meant.
+        WeightsError: if they belong to none, or to several and nothing decides which.
     """
     candidates = (network,) if network else registry.matching("network", source.shapes)
     found, reasons = {}, []
@@ -274,7 +274,7 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
         try:
             if recognised := _inferred(file, source):
                 found[candidate] = recognised
-        except ValueError as error:  # A config of these shapes, or of these numbers, cannot be.
+        except ValueError as error:  # These shapes or numbers give no valid config.
             reasons.append(str(error))
     if len(found) > 1:
         named = {name: each for name, each in found.items() if each.named is not None}
@@ -309,7 +309,7 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
 
 
 def _inferred(file: Network, source: _Source) -> _Recognised | None:
-    """What a network's file makes of names and shapes; None if they are not of that network."""
+    """How a network's file reads names and shapes; None if they are not of that network."""
     if (config := file.infer(source.shapes)) is not None:
         layout = None
     else:
@@ -333,7 +333,7 @@ def _inferred(file: Network, source: _Source) -> _Recognised | None:
 def _with_arguments(
     found: _Recognised, arguments: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> NetworkConfig:
-    """The config by what says more and more: the file's name, its own entries, the caller."""
+    """The config from the weights, then the file's name, its own entries and the caller."""
     config = _with_fields(found.config, found.named or {})
     try:
         config = found.file.with_arguments(config, arguments)
@@ -375,9 +375,9 @@ def _check_untold(found: _Recognised, told: Collection[str]) -> None:
 
 
 def _arguments(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The training script's arguments, where a checkpoint has them in the form of a mapping."""
+    """The training script's arguments, if a checkpoint has them as a mapping."""
     arguments = metadata.get("args") or {}
-    # A safetensors file's metadata are text; other text, such as a command line, says nothing.
+    # Metadata of a safetensors file are text; text other than JSON is ignored.
     if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
         arguments = text.parse_json(arguments, "the entry args of its metadata")
     if not isinstance(arguments, Mapping):
@@ -395,22 +395,22 @@ def _with_fields(config: NetworkConfig, fields: Mapping[str, Any]) -> NetworkCon
 
 
 def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
-    """Makes NumPy leaves JAX's, in place and one by one, so that few are in memory twice."""
+    """Converts NumPy leaves to JAX's in place, one by one, so that few are in memory twice."""
     for name, value in variables.items():
         variables[name] = _on_device(value) if isinstance(value, dict) else jnp.asarray(value)
     return variables
 
 
 def return_freed_memory() -> None:
-    """Gives the system back what glibc keeps of freed arrays, some quarter of the weights' size, or
-    of what compiling took, some hundred megabytes."""
+    """Returns to the system what glibc keeps: of freed arrays about a quarter of the weights'
+    size, of compiling a few hundred megabytes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def save_recalibrated(model: DepthModel, directory: str | os.PathLike) -> None:
-    """Writes recalibrated statistics beside the weights of our own that they were found with.
+    """Writes recalibrated statistics next to the weights of our own that they belong to.
 
     Args:
         model: with `recalibrated`, as `DepthModel.recalibrate` returns it.

@@ -28,14 +28,14 @@ _Program = Callable[[Mapping[str, Any], UInt8[Array, "b h w 3"]], Float[Array, "
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is decided when a model becomes a file.
+    """Choices that are fixed when a model becomes a file.
 
     Attributes:
         size: height and width in pixels of the images as the network is fed them: sides are
-            multiples of its `input_spec.multiple`. Where it resizes or pads images, that and the
-            way back are the caller's.
+            multiples of its `input_spec.multiple`. The caller resizes or pads images, and undoes
+            that on the result.
         batch_size: images in a call; None for any number.
-        num_inference_steps: denoising steps; the checkpoint's own number when None.
+        num_inference_steps: denoising steps; None for the checkpoint's own number.
         seed: of the noise, which is the same for every image of a call.
     """
 
@@ -55,11 +55,11 @@ class Options:
 def stablehlo(
     model: DepthModel, options: Options, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> jax_export.Exported:
-    """The model as StableHLO, lowered for each of the platforms; none has to be there.
+    """The model as StableHLO, lowered for each of the platforms, which need not be present.
 
     Args:
         model: a network with its weights, which become constants of the program.
-        options: see there.
+        options: see `Options`.
         platforms: of `ops.platform.PLATFORMS`. Each gets the form that is fast on it.
 
     Returns:
@@ -156,7 +156,7 @@ def _program(model: DepthModel, options: Options) -> _Program:
 
 
 def _sampling(model: DepthModel, options: Options) -> Callable[[Any], dict[str, Any]]:
-    """What a network that starts from noise takes beside a batch of images; others take nothing."""
+    """Further arguments of a network that starts from noise; empty for others."""
     module, config = model.model, typing.cast(Any, model.config)
     if not isinstance(module, Denoises):
         return lambda count: {}
@@ -181,15 +181,15 @@ def onnx(model: DepthModel, options: Options) -> bytes:
 
     Args:
         model: a network with its weights, which become initialisers of the graph.
-        options: see there.
+        options: see `Options`.
 
     Returns:
         A file: one input `image` uint8 [b, h, w, 3], one output `depth` float32 [b, h, w].
 
     Raises:
         ConfigError: for options that the network cannot have; where jax2onnx is missing; where it
-            cannot convert the network, or ONNX Runtime computes something else of the result (a
-            file holds 2 GB at most).
+            cannot convert the network, or ONNX Runtime gives another result (a file holds 2 GB at
+            most).
     """
     try:
         import jax2onnx

@@ -1,10 +1,10 @@
 """Batch statistics of the latent's decoder at another number of denoising steps.
 
-The sampler multiplies its noise by a factor that depends on the number of steps, so the latents
-that it ends in differ from one number to another, and with them what the BatchNorm layers of the
-decoder meet. Their running statistics belong to the number of steps that the model was trained
-with; at any other depth comes out wrong. Computing these few statistics again (the idea of Li et
-al. 2016, arXiv:1603.04779) needs a few images, no depth and no training.
+The sampler multiplies its noise by a factor that depends on the number of steps, so the final
+latents differ between numbers, and with them the inputs of the decoder's BatchNorm layers. Their
+running statistics belong to the number of steps that the model was trained with; at any other the
+depth is wrong. Computing these few statistics again (the idea of Li et al. 2016, arXiv:1603.04779)
+needs a few images, no depth and no training.
 """
 
 import json
@@ -39,17 +39,17 @@ def decoder_statistics(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Mean and unbiased variance of what each BatchNorm of the decoder meets, over all pixels.
+    """Mean and unbiased variance of the input of each BatchNorm of the decoder, over all pixels.
 
-    Every pixel of every image counts alike, so images of one size give the statistics of the batch
-    that they form. Where a layer lies behind another (factor-1 codecs), it meets what the first one
-    lets through with its new statistics; that takes another pass over the images.
+    Every pixel of every image has the same weight, so images of one size give the statistics of the
+    batch that they form. A layer behind another one (factor-1 codecs) gets the first one's output
+    under its new statistics, which takes another pass over the images.
 
     Args:
         module: a network that can be recalibrated.
         variables: {"params", "batch_stats"}; not changed.
-        images: as the network is fed them, of any sizes; each gets noise of its own, one that is
-            listed twice two.
+        images: as the network is fed them, of any sizes; every entry of the list gets different
+            noise.
         num_inference_steps: the number of steps that the statistics are for.
         seed: of the noise.
         progress: show a bar.
@@ -125,10 +125,10 @@ def from_text(text: str) -> dict[int, dict[str, np.ndarray]]:
     """What `to_text` was given.
 
     Raises:
-        WeightsError: if the text is nothing of the kind.
+        WeightsError: if the text is not such JSON.
     """
     try:
-        with np.errstate(over="ignore"):  # told below
+        with np.errstate(over="ignore"):  # reported below
             found = {
                 int(steps): {name: np.asarray(value, np.float32) for name, value in arrays.items()}
                 for steps, arrays in json.loads(text).items()
@@ -153,7 +153,7 @@ def _merged(tree: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoder_moments(module: nn.Module, *arguments: Any, **options: Any) -> _Moments:
-    """Runs a network; what its decoder's BatchNorm layers met, in the order of their call."""
+    """Runs a network; returns the inputs of its decoder's BatchNorm layers, in order."""
     found: _Moments = OrderedDict()
     decoding = False
 

@@ -1,6 +1,6 @@
 """The network that predicts the noise in a latent (DiffusionDepth's monocular conditioned block).
 
-It is called at every step of the sampler, and so comes in two parts: `prepare`, which does
+It is called at every step of the sampler, and so is split into two parts: `prepare`, which does
 everything that does not depend on the step, and `denoise`. Where the network has three convolutions
 in a row, `compose` makes one of them, which takes less time: `sampler_form` says where that pays.
 """
@@ -87,8 +87,7 @@ def sampler_form(
 
     Args:
         form: "auto" is "composed" where that was measured to be faster: in float32 on the CPU, for
-            128 channels or more, and where there are enough pixels and steps to make up for
-            `compose`.
+            128 channels or more, and where there are enough pixels and steps to outweigh `compose`.
         denoiser: of the run.
         size: (height, width) of the latent.
         num_inference_steps: of the run.
@@ -139,7 +138,7 @@ class Denoiser(nn.Module):
     """Condition, noisy latent and timesteps to the model output, of the latent's shape, float32.
 
     Attributes:
-        config: see there.
+        config: see `DenoiserConfig`.
         features: channels of the condition.
         latent_channels: channels of the latent.
         dtype: of the computation; parameters and result are float32.
@@ -192,8 +191,8 @@ class Denoiser(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """The condition at the latent's size.
 
-        The release adds the time embedding before it resizes. A constant stays what it is under
-        bilinear resizing, so it can be added after, and the resizing done once for all steps.
+        The release adds the time embedding before it resizes. Bilinear resizing does not change a
+        constant, so it can be added afterwards, and the resizing done once for all steps.
         """
         prepared = resize_bilinear(condition.astype(self.dtype), size)
         if self.config.variant == "paper":
@@ -247,7 +246,7 @@ class Denoiser(nn.Module):
 
 
 def _spread_matrix(side: int) -> np.ndarray:
-    """[side, 7]: which of seven pixels each of so many is like, counted from the nearer border."""
+    """[side, 7]: which of seven pixels each pixel equals, counted from the nearer border."""
     index, border = np.arange(side), KERNEL_SIZE // 2
     like = np.minimum(index, border) + np.maximum(index - (side - 1 - border), 0)
     return np.eye(KERNEL_SIZE, dtype=np.float32)[like]

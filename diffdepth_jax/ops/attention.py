@@ -16,9 +16,9 @@ def attention(
 ) -> Float[Array, "b n heads d"]:
     """softmax(query key^T / sqrt(d) + bias) value, for each head.
 
-    The CPU takes one head after the other: the logits of one stay in its cache, which takes a
-    quarter of the time and, with h heads, one part in h of the memory. Other devices take all heads
-    at once.
+    The CPU processes one head after another: the logits of one stay in its cache, which takes a
+    quarter of the time and, with h heads, 1/h of the memory. Other devices process all heads at
+    once.
 
     Args:
         query, key, value: of one floating type, in which the products are computed; the softmax is
@@ -37,7 +37,7 @@ def attention(
     return jnp.moveaxis(_head_by_head(*heads, *([] if bias is None else [bias])), 0, 2)
 
 
-@jax.jit  # called outside of `jit`, too, it is compiled once for equal shapes
+@jax.jit  # so that, outside of `jit` too, it is compiled once for equal shapes
 def _head_by_head(*arrays: Array) -> Array:
     """Queries (scaled), keys, values [heads, b, n, d] and perhaps biases [heads, n, m]."""
 
@@ -47,7 +47,7 @@ def _head_by_head(*arrays: Array) -> Array:
         if bias:
             logits += bias[0][None]
         weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
-        # Divided after the product, which has fewer numbers than the weights.
+        # Divided after the product, which has fewer elements than the weights.
         result = jnp.einsum("bqk,bkd->bqd", weights.astype(value.dtype), value)
         return result / weights.sum(-1, keepdims=True).astype(value.dtype)
 

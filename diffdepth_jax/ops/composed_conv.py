@@ -1,16 +1,16 @@
-"""Three 3x3 convolutions in a row, without anything between, as one 7x7 convolution.
+"""Three 3x3 convolutions in a row, with nothing between them, as one 7x7 convolution.
 
-Convolutions compose: what three of them do to a map is what one with a 7x7 kernel does, if it has
-the fewer channels less work. That is not so near the border, as each of the three takes its
-inputs outside the map to be zero, and the composed one lets the first write there and the second
-and third read it. What it has too much comes from the two outermost rows or columns and reaches
-the two outermost ones, so it is computed apart and subtracted: exact, up to rounding.
+Convolutions compose: three of them equal one with a 7x7 kernel, which is less work where the result
+has few channels. Near the border they differ: each of the three treats values outside the map as
+zero, but in the composed one the first also writes there, and the second and third read it. This
+excess comes from the two outermost rows or columns and only reaches these, so it is computed
+separately and subtracted: exact, up to rounding.
 
-In one dimension, a path of the sum leads from row r of the input by taps (a1, a2, a3) over row
-a = r - a1 of the first result and row b = a - a2 of the second to row y = b - a3 of the output. The
-7x7 kernel sums the products of all taps with equal r - y. A path is wrong at a border if a or b
-lies beyond. In two dimensions a path is wrong if it is in its rows or in its columns: the sum of
-both, less those that are wrong in both.
+In one dimension, a path of the sum leads from row r of the input by taps (a1, a2, a3) over row a =
+r - a1 of the first result and row b = a - a2 of the second to row y = b - a3 of the output. The 7x7
+kernel sums the products of all taps with equal r - y. A path is wrong at a border if a or b lies
+outside. In two dimensions a path is wrong if it is in its rows or in its columns: the sum of both,
+less those that are wrong in both.
 """
 
 import functools
@@ -28,7 +28,7 @@ from jaxtyping import Array, Float
 from diffdepth_jax.ops.tiled_conv import kernel_spectrum, tiled_conv
 
 KERNEL_SIZE = 7
-_STRIP = 2  # rows or columns at a border that wrong paths come from and lead to
+_STRIP = 2  # rows or columns at a border where wrong paths start and end
 _Place = Literal["inside", "border"]
 
 
@@ -51,8 +51,8 @@ class ComposedConv(NamedTuple):
 def best_tile(size: tuple[int, int]) -> int:
     """Side of the tiles for maps of (height, width) = size, in pixels.
 
-    Large tiles overlap less; small ones stick out less and have fewer frequencies to multiply by
-    kernels of their own. Measured on a CPU for maps of 48x160, 88x304 and 176x608 pixels, where the
+    Large tiles overlap less; small ones extend less beyond the map and have fewer frequencies, each
+    with its own kernel. Measured on a CPU for maps of 48x160, 88x304 and 176x608 pixels, where the
     next smaller tile takes 7% longer at the latter two.
     """
     pixels = size[0] * size[1]
@@ -67,7 +67,7 @@ def compose(
 ) -> ComposedConv:
     """The convolutions of these kernels (stride 1, zero padding 1, no bias) as one.
 
-    That takes as long as the three convolutions of a map of some 50x50 pixels.
+    That takes about as long as the three convolutions on a map of 50x50 pixels.
 
     Args:
         first, second, third: in the order in which they are applied.
@@ -76,7 +76,7 @@ def compose(
     channels, kernels = first.shape[2], (first, second, third)
     inside = _composed_kernel(*kernels, "inside", "inside")
 
-    # Every border is the top of a map turned so that it is.
+    # Every border becomes the top of a rotated map.
     def turned(*turns: Callable[[Array], Array]) -> list[Array]:
         return [jnp.stack([turn(kernel) for turn in turns]) for kernel in kernels]
 
@@ -94,7 +94,7 @@ def compose(
 
 
 def composed_conv(features: Float[Array, "b h w i"], conv: ComposedConv) -> Float[Array, "b h w o"]:
-    """What the three convolutions of `compose`, one after the other, make of a map.
+    """The three convolutions of `compose` applied to a map.
 
     Args:
         features: of at least 4x4 pixels.
@@ -113,7 +113,7 @@ def composed_conv(features: Float[Array, "b h w i"], conv: ComposedConv) -> Floa
 def _strips(
     features: Float[Array, "b h w i"], kernels: Float[Array, "2 i2 o14"]
 ) -> Float[Array, "2 b 2 w o"]:
-    """What wrong paths add to the two first and the two last rows."""
+    """The excess of wrong paths in the first two and the last two rows."""
     batch, _, width, channels = features.shape
     # By distance from the border.
     outer = jnp.stack([features[:, :_STRIP], features[:, : -_STRIP - 1 : -1]])
@@ -129,7 +129,7 @@ def _strips(
 def _corners(
     features: Float[Array, "b h w i"], kernels: Float[Array, "4 i4 o4"]
 ) -> Float[Array, "2 b 2 w o"]:
-    """What is wrong both in its rows and in its columns, in the two first and last rows."""
+    """The excess of paths wrong in both rows and columns, in the first two and last two rows."""
     batch, _, width, channels = features.shape
     turned = [
         features[:, rows, columns]

@@ -154,7 +154,8 @@ def training_target(
         return noise
     if prediction_type == "sample":
         return sample
-    # The velocity is x_t with the clean sample in the place of the noise and its sign turned.
+    # The velocity is x_t with the noise in place of the sample, and the negative sample in place of
+    # the noise.
     return add_noise(schedule, noise, -sample, timesteps)
 
 
@@ -271,13 +272,14 @@ def ddim_sample(
         denoise: `(sample [b, ...], timestep [] int32) -> model_output [b, ...]`; whatever does not
             depend on the step should be computed before and closed over.
         noise: x_T, float32.
-        num_inference_steps: N; see `inference_timesteps`. Of `DrawnSteps` the one drawn is run.
+        num_inference_steps: N; see `inference_timesteps`. With `DrawnSteps`, the drawn number is
+          run.
         spacing: of the timesteps, see `inference_timesteps`.
         prediction_type, clip_sample, eta: see `ddim_step`.
         key: as for `ddim_step`; step i draws from `fold_in(key, i)`.
         remat: what of a step is recomputed in the backward pass, see `ops.remat`.
-        gradient_steps: gradients flow through the last so many steps only, and nothing is stored
-            of those before; None for all.
+        gradient_steps: gradients flow through this many last steps only, and nothing is stored for
+            earlier ones; None for all.
         return_trajectory: also return the samples after every step, [N, b, ...]; not with
             `DrawnSteps`.
 
@@ -285,7 +287,7 @@ def ddim_sample(
         x_0, or (x_0, trajectory).
 
     Raises:
-        ValueError: for numbers of steps that cannot be.
+        ValueError: for impossible numbers of steps.
     """
     if isinstance(num_inference_steps, DrawnSteps):
         if return_trajectory:
@@ -334,7 +336,7 @@ def ddim_sample(
         return sample, sample if return_trajectory else None
 
     def step_without_gradient(sample, inputs):
-        # Stopped at every step, not after the last: so there are no tangents to store for.
+        # Stopped at every step, not after the last, so that nothing is stored for tangents.
         return lax.stop_gradient(step(sample, inputs))
 
     last_step = step

@@ -28,7 +28,7 @@ def resize_bilinear(
             stay its borders (half-pixel centres).
 
     Returns:
-        [b, height, width, c]; `features` itself where the size is its own.
+        [b, height, width, c]; `features` itself if it already has this size.
     """
     matrix = _bilinear_matrix if align_corners else _half_pixel_bilinear_matrix
     return _resample(features, size, matrix)
@@ -49,7 +49,8 @@ def resize_bicubic(
             PyTorch's do for `scale_factor=`; otherwise from the sizes.
 
     Returns:
-        [b, height, width, c]; `features` itself where the size is its own and no scales are given.
+        [b, height, width, c]; `features` itself if it already has this size and no scales are
+        given.
     """
     if scales is None:
         return _resample(features, size, _bicubic_matrix)
@@ -67,7 +68,7 @@ def adaptive_average_pool(features: Float[Array, "b h w c"], size: tuple[int, in
         size: (height, width) of the result; windows overlap where they do not divide the input.
 
     Returns:
-        [b, height, width, c]; `features` itself where the size is its own.
+        [b, height, width, c]; `features` itself if it already has this size.
     """
     return _resample(features, size, _pooling_matrix)
 
@@ -96,9 +97,9 @@ def _resample(features: Array, size: tuple[int, int], matrix) -> Array:
 def _along(features: Array, axis: int, matrix: np.ndarray) -> Array:
     """The matrix [out, in] applied to one axis.
 
-    Long axes get the sum of the few samples that each row of the matrix has weights for, which on
-    the CPU takes a tenth of the product's time. So does the gradient, with the transposed matrix:
-    differentiated by JAX, reading samples would become scattering them.
+    For long axes the few samples with weights in each row of the matrix are summed, which on the
+    CPU takes a tenth of the product's time. The gradient does the same with the transposed matrix:
+    differentiated by JAX, it would be a scatter.
     """
     if matrix.size < _SHORT or max(_width(matrix), _width(matrix.T)) > _MAX_TAPS:
         return _product(features, axis, matrix)
@@ -106,7 +107,7 @@ def _along(features: Array, axis: int, matrix: np.ndarray) -> Array:
 
 
 class _Matrix:
-    """An array that is equal to others by its values, as what is compiled with it has to be."""
+    """An array that is compared by value, so that it can be a static argument."""
 
     def __init__(self, array: np.ndarray):
         self.array = array

@@ -75,7 +75,7 @@ def silog(
     deviation = jnp.where(valid_mask, error - mean, 0.0)
     variance = jnp.sum(deviation**2, axes) / jnp.maximum(jnp.squeeze(count, axes) - ddof, 1.0)
     squared = variance + (1.0 - variance_focus) * jnp.squeeze(mean, axes) ** 2
-    # The root has no finite gradient at 0, where there is nothing left to learn.
+    # The root has no finite gradient at 0, where nothing is left to learn.
     positive = squared > 0.0
     return scale * jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
@@ -110,11 +110,11 @@ def relative_l1(prediction: Depth, target: Depth, valid_mask: Mask) -> Float[Arr
 
 
 class AlignedResidual(NamedTuple):
-    """What is left of a prediction's error when scale and shift are taken out.
+    """A prediction's error after scale and shift are removed.
 
     Attributes:
-        residual: [b, h, w, 1], prediction - target; 0 outside the mask and in an image of which
-            nothing can be learnt.
+        residual: [b, h, w, 1], prediction - target; 0 outside the mask and in images that cannot be
+            learnt from.
         flat_label: [b], whether the label's deviation is zero (up to rounding), or no pixel is
             valid: such a label has no scale, and the image's residual is 0.
         flat_prediction: [b], the same of the prediction. It counts as its mean or median

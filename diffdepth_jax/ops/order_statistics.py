@@ -1,8 +1,8 @@
-"""Medians and the like of masked maps, found without sorting.
+"""Medians and other order statistics of masked maps, without sorting.
 
 XLA sorts slowly on the CPU: the median of a batch of small maps would cost as much as a tenth of
-the training step. Here the bits of an order statistic are found one after the other instead, each
-by counting the smaller values. The result is exact.
+the training step. Here the bits of an order statistic are found one at a time instead, each by
+counting the smaller values. The result is exact.
 """
 
 from fractions import Fraction
@@ -40,7 +40,7 @@ def masked_median(values: Values, mask: Mask) -> Float[Array, "b 1 1 1"]:
 def weights_of_smallest(values: Values, mask: Mask, share: float) -> Values:
     """1 for the floor(share * M) smallest of each image's M values under the mask, 0 for the rest.
 
-    Values that are equal where the line is drawn share what is left for them. No gradient.
+    Values that are equal at the limit share the remaining weight. No gradient.
 
     Args:
         values: to be ordered.
@@ -75,7 +75,7 @@ def _mean_of_equal(
 
 @jax.jit  # or a caller that is not compiled would compile the loop at every call
 def _smallest(values: Values, mask: Mask, rank: Int[Array, "b 1 1 1"]) -> Float[Array, "b 1 1 1"]:
-    """The value that `rank` others, at most, are below; not differentiated.
+    """The value that at most `rank` others are below; not differentiated.
 
     Infinite where the mask has no such rank.
     """

@@ -13,7 +13,7 @@ import jax
 # As `jax.export` calls them.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-# A part of what `jax.jit` looks a trace up by, so that none is used for another platform.
+# Part of jit's cache key, so that no trace is used for another platform.
 _tracing_for = jax.make_user_context(None)
 
 
@@ -27,7 +27,7 @@ def tracing_for(platform: str) -> Iterator[None]:
     """Inside, functions are traced for `platform`, whatever the machine has.
 
     Raises:
-        ValueError: for what is none of `PLATFORMS`.
+        ValueError: for anything not in `PLATFORMS`.
     """
     if platform not in PLATFORMS:
         raise ValueError(f"platform is {platform!r}; it must be one of {', '.join(PLATFORMS)}")

@@ -1,4 +1,4 @@
-"""Random arrays of many axes, drawn as one long row.
+"""Random arrays of any shape, drawn as one long row.
 
 The numbers are those that `jax.random` gives for the same key and shape. But XLA:CPU takes five
 seconds to compile the counters of a four-dimensional draw, and a third of a second for a row; a

@@ -1,4 +1,4 @@
-"""How much of a forward pass is computed again in the backward pass instead of being stored."""
+"""How much of a forward pass is recomputed in the backward pass instead of being stored."""
 
 from typing import Literal
 

@@ -1,13 +1,12 @@
 """Convolution with a large kernel as products in the frequency domain of overlapping tiles.
 
-A k x k convolution multiplies every input by k^2 numbers. In a tile of n x n pixels, of which
-m x m outputs with m = n - k + 1 are free of wrapping around (overlap-save), it multiplies each of
-half the n^2 frequencies by one complex number (Mathieu et al. 2014, arXiv:1312.5851). There and
-back lead discrete Fourier transforms, as matrix products along one axis after the other. Float32
-stays as accurate as it is in the plain sum: unlike Winograd's, these transforms are orthogonal up
-to their scale.
+A k x k convolution multiplies every input by k^2 numbers. In a tile of n x n pixels, of which m x m
+outputs with m = n - k + 1 are free of wrapping around (overlap-save), it multiplies each of half
+the n^2 frequencies by one complex number (Mathieu et al. 2014, arXiv:1312.5851). The discrete
+Fourier transforms are matrix products along one axis after the other. Float32 is as accurate as in
+the plain sum: unlike Winograd's, these transforms are orthogonal up to scale.
 
-All is matrix products and slices, and so are the gradients, which stay fast inside `lax.scan`.
+Everything is matrix products and slices, in the gradients too, which stay fast inside `lax.scan`.
 """
 
 import functools
@@ -52,7 +51,7 @@ def tiled_conv(
     Args:
         features: [b, h, w, i], float32.
         spectrum: of `kernel_spectrum`.
-        kernel_size: k, of the kernel given there.
+        kernel_size: k, of that kernel.
     """
     batch, height, width, channels = features.shape
     half, tile, _, outputs = spectrum.shape
@@ -116,7 +115,7 @@ class _Transforms(NamedTuple):
     """Matrices of a transform of tiles and of its inverse.
 
     Attributes:
-        rows: [(f1, re/im), y], of real rows; half the frequencies tell all.
+        rows: [(f1, re/im), y], of real rows; half the frequencies suffice.
         columns: [(f2, re/im), (re/im, x)].
         columns_back: [(re/im, x), (f2, re/im)], of the valid x.
         rows_back: [y, (f1, re/im)], of the valid y, to real rows.

@@ -49,7 +49,7 @@ from diffdepth_jax.weights.rules import Rules, prefix
 
 OUTPUT = "metric_depth"
 INPUT = InputSpec()
-# The release's files are named by their users.
+# Files of the release have no fixed names.
 FILES: Mapping[str, Mapping[str, Any]] = {}
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
 TRANSFORMERS = None
@@ -66,8 +66,8 @@ class DiffusionConfig:
     Attributes:
         num_train_timesteps, beta_schedule, beta_start, beta_end: see `Schedule.create`.
         prediction_type, clip_sample, eta: see `ddim_step`.
-        num_inference_steps: denoising steps where a caller does not say how many.
-        timestep_spacing: see `inference_timesteps`; "leading" as published. For few steps take
+        num_inference_steps: denoising steps unless a caller gives another number.
+        timestep_spacing: see `inference_timesteps`; "leading" as published. For few steps use
             another one.
     """
 
@@ -188,7 +188,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
     """The network; images come normalised by `INPUT`, depth is in metres, float32.
 
     Attributes:
-        config: see there.
+        config: the network's config.
         dtype: of the convolutions and matrix products; parameters, norms' statistics, the latent
             during sampling and all results are float32.
         frozen: parts ("encoder", "neck", "codec", "denoiser") that are not trained: they work as
@@ -240,7 +240,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
             num_inference_steps,
             key=key,
         )
-        if self.is_initializing():  # the one part that inference does without
+        if self.is_initializing():  # the one part that inference does not use
             self.encode_depth(depth)
         return depth
 
@@ -261,7 +261,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         *,
         key: Key[Array, "*keys"] | None = None,
     ) -> Float[Array, "b h w 1"]:
-        """Noise to depth of an image of `size` whose `condition` is known; arguments as there."""
+        """Noise to depth of an image of `size` whose `condition` is known; else as the call."""
         latent = self.sample(condition, noise, num_inference_steps, key=key)
         return self.decode_latent(latent, train)[:, : size[0], : size[1]]
 
@@ -289,7 +289,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         Args:
             condition: what `encode_image` returned.
             noise: x_T.
-            num_inference_steps: that of the config when None; drawn in training, see
+            num_inference_steps: None for that of the config; drawn in training, see
                 `ops.diffusion.DrawnSteps`.
             key: for the steps' noise, see `ops.diffusion.ddim_step`; needed exactly if the config's
                 eta is not 0.
@@ -404,9 +404,10 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config of a state dict with these names and shapes; None if it is of no known family.
 
-    Structure is read off the names. Each width is the one that most of the entries concerned agree
-    on, so that a single entry of a wrong shape is found out later, as just that, when the weights
-    are converted. Weights tell neither the schedule nor the number of steps: the release's.
+    The names determine the structure. Each width is the one that most of the entries concerned
+    agree on, so that a single entry of a wrong shape is reported as such when the weights are
+    converted. Weights determine neither the schedule nor the number of steps: these are the
+    release's.
     """
     backbone = below(shapes, "depth_backbone.")
     head = below(shapes, "depth_head.")
@@ -471,7 +472,7 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """What `with_arguments` reads: of a config, the fields that weights do not tell."""
+    """What `with_arguments` reads: the fields that weights do not determine."""
     return {
         "inference_steps": config.diffusion.num_inference_steps,
         "num_train_timesteps": config.diffusion.num_train_timesteps,
