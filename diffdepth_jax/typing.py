@@ -1,4 +1,4 @@
-"""Array aliases and the small records that every package shares. Imports no JAX."""
+"""Array aliases and small records that all packages share. Does not import JAX."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ import numpy as np
 #   valid_mask  bool    [b, h, w, 1]
 #   intrinsics  float32 [b, 3, 3]     pixels; NaN where the data set has no calibration
 #   id          list of str           stays on the host
-# where labels are relative (a teacher's that knows no metres):
+# where labels are relative (of a relative teacher):
 #   relative_disparity  float32 [b, h, w, 1]  larger is nearer, 0 where unknown; `valid_mask` is
 #                                             where it is known, `depth` its inverse, in no unit
 # where a teacher of several scales labels the images (`training.teacher`):
 #   inverse_depths  of float32 [b, h / 2^k, w / 2^k, 1]  a tuple, 1/m, the finest first
-# where clean images are asked for (`data.pipeline.train_iterator`):
+# where clean images are requested (`data.pipeline.train_iterator`):
 #   clean_image float32 [b, h, w, 3]  what `image` was generated from, normalised alike
 #   inside      bool    [b, h, w, 1]  False where augmentation brought in what is outside the frame
 Batch = Mapping[str, Any]
@@ -42,15 +42,15 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """What a network expects of its image; declared by networks, obeyed by data and inference.
+    """The form of a network's input; declared by networks, followed by data and inference.
 
     The sizes are those of Depth Anything and MiDaS (`Resize` in their transforms): each side of the
     image is scaled towards the target and rounded to a multiple, so that the aspect ratio is kept
-    but for rounding. Padding and flip are those of ZoeDepth (`DepthModel.infer`).
+    up to rounding. Padding and flip are those of ZoeDepth (`DepthModel.infer`).
 
     Attributes:
         size: the target (height, width) in pixels; None for the image's own.
-        keep_aspect: scale both sides alike; otherwise each goes to its own target.
+        keep_aspect: scale both sides by one factor; otherwise each goes to its own target.
         bound: of the two sides' scales, take the larger ("lower": no side ends below its target),
             the smaller ("upper": none ends above it), or the one closer to 1 ("minimal").
         multiple: both sides of the network's input are multiples of this many pixels.
@@ -59,12 +59,11 @@ class InputSpec:
             smaller, rounded to 8 bits), or "lanczos" (Pillow's too, of three lobes).
         align_corners: whether corner pixels stay in the corners when the image is resized.
         mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
-        output_interpolation, output_align_corners: the same for the way of the network's result
-            back to the image's size.
-        padding: how far the image is first continued beyond its borders, by its mirror image
-            without the edge pixel: by int(padding * sqrt(side / 2)) pixels at both ends of an axis.
-            What the network says of them is cut off again.
-        flip_tta: whether the published prediction is the mean of that of the image and that of the
+        output_interpolation, output_align_corners: the same for resizing the network's result back
+            to the image's size.
+        padding: the image is first extended beyond its borders by reflection, by int(padding *
+            sqrt(side / 2)) pixels at both ends of an axis. The result for these is cut off again.
+        flip_tta: whether the published prediction is the mean of those for the image and the
             mirrored image.
     """
 
@@ -92,7 +91,7 @@ class InputSpec:
             raise ValueError(f"padding is {self.padding}; it must not be negative")
 
     def margins(self, height: int, width: int) -> tuple[int, int]:
-        """Rows above and below, and columns left and right, that an image is padded by."""
+        """Rows above and below, and columns left and right, added to an image."""
         rows, columns = (int(math.sqrt(side / 2) * self.padding) for side in (height, width))
         return rows, columns
 
@@ -102,7 +101,7 @@ class InputSpec:
         return height + 2 * rows, width + 2 * columns
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of this size is, once padded, resized to."""
+        """Height and width that an image of this size is resized to after padding."""
         height, width = self.padded_size(height, width)
         targets = self.size or (height, width)
         scales = [target / side for target, side in zip(targets, (height, width), strict=True)]

@@ -1,7 +1,7 @@
-"""Pictures: colour maps of depth, training curves, denoising steps, predictions beside the truth.
+"""Pictures: colour maps of depth, training curves, denoising steps, predictions and ground truth.
 
-All of it draws on figures of its own (no pyplot, no display), so it works in scripts, notebooks
-and worker threads alike.
+Everything is drawn on separate figures (no pyplot, no display), so it works in scripts, notebooks
+and worker threads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ def colour_depth(
 
     Args:
       depth: metres; pixels that are not finite or not above 0 are painted grey.
-      minimum, maximum: the ends of the scale in metres; the 2nd and 98th percentile when None.
-      colour_map: a name that Matplotlib knows.
+      minimum, maximum: the ends of the scale in metres; None for the 2nd and 98th percentile.
+      colour_map: the name of a Matplotlib colour map.
 
     Returns:
       RGB.
@@ -81,7 +81,7 @@ def colour_spread(
     Args:
       spread: of the samples.
       unit: their mean, for the relative spread, or ones; where it is not above 0, pixels are grey.
-      maximum: the 98th percentile when None.
+      maximum: None for the 98th percentile.
     """
     valid = np.isfinite(spread) & (unit > 0)
     relative = np.where(valid, spread, 0) / np.where(valid, unit, 1)
@@ -193,7 +193,7 @@ def save_comparison(
 
 
 def _scale(targets: Sequence[Float[np.ndarray, "h w"]]) -> tuple[float, float]:
-    """The ends of a colour scale, in metres, that suit several ground truths."""
+    """The ends of a colour scale, in metres, for several ground truths."""
     measured = np.concatenate([target[target > 0] for target in targets])
     if not measured.size:
         return 1.0, 80.0

@@ -1,8 +1,8 @@
 """Failures of background threads, which are reported once.
 
-When a checkpoint cannot be written, every thread of Orbax logs it with a traceback of its own,
+When a checkpoint cannot be written, every thread of Orbax logs it with its own traceback,
 TensorStore prints one more for each array that was waiting, and asyncio logs those that failed
-beside the first. `Checkpointer` raises the same as one error, in the thread that can answer it.
+after the first. `Checkpointer` raises them as one error, in the thread that can handle it.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from absl import logging
 
 @contextlib.contextmanager
 def reported_once() -> Iterator[None]:
-    """Keeps Orbax from logging errors in the meantime; `--verbosity=1` shows them anyway."""
+    """Keeps Orbax from logging errors inside; `--verbosity=1` shows them anyway."""
     logger = logging.get_absl_logger()
     if logging.get_verbosity() >= logging.DEBUG:
         yield
@@ -39,7 +39,7 @@ def _is_no_error_of_orbax(record: LogRecord) -> bool:
 
 
 def _is_retrieved(record: LogRecord) -> bool:
-    """Whether asyncio tells of anything but an exception that nobody has asked for."""
+    """Whether asyncio reports anything but an exception that was never retrieved."""
     return "exception was never retrieved" not in record.getMessage()
 
 

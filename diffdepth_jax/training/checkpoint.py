@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the state, the config it was made by and the position in the data.
+"""Checkpoints of a run: the state, its config and the position in the data.
 
     WORKDIR/checkpoints/<step>/state    arrays: step, params, batch_stats, opt_state, ema_params
                                config   JSON of the whole experiment
@@ -8,7 +8,7 @@
 
 Orbax writes in the background, to a temporary name that is renamed when all is on disk: a crash or
 a full disk leaves the last good checkpoint as the latest one, and the next run removes the rest.
-What comes in between, as a copy that was cut short, is refused before training starts.
+Other damage, such as a truncated copy, is refused before training starts.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.weights import checksums, orbax, rules
 
 FOLDER = "checkpoints"
-_UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name, after the step, for what it is writing
+_UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's suffix for a step that it is still writing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CheckpointConfig:
       every_steps: steps between two checkpoints.
       keep: how many of the newest to keep.
       best_metric: a name of `evaluation.metrics`; the checkpoint that periodic evaluation
-        (`evaluation.every_steps`) finds best by it is kept too. None keeps none for its metrics.
+        (`evaluation.every_steps`) finds best by it is kept too. None keeps no such checkpoint.
     """
 
     every_steps: int = 1000
@@ -63,17 +63,17 @@ class CheckpointConfig:
 class Checkpointer:
     """Saves and restores the checkpoints of one run directory; a context manager.
 
-    Whatever keeps a checkpoint from being written is raised as a FileError that names the directory
-    and the cause: from `check`, the next `save`, `wait`, or on leaving. What is there counts as
-    saved only when it was looked at afterwards.
+    If a checkpoint cannot be written, `check`, the next `save`, `wait` or leaving raises a
+    FileError that names the directory and the cause. A checkpoint only counts as saved after it has
+    been verified.
 
     Several processes save and restore together, each the parts that its devices hold; the first
     looks after the directory.
 
     Raises:
       FileError: if the directory cannot be made or read.
-      WeightsError: if its newest checkpoint is not whole, for training would neither go on from it
-        nor could save before that step is reached; says what is wrong and which older one is whole.
+      WeightsError: if its newest checkpoint is not whole, as training could neither continue from
+        it nor save before that step is reached; names the fault and an older complete one.
     """
 
     def __init__(self, workdir: Path, keep: int, processes: Processes | None = None) -> None:
@@ -93,8 +93,8 @@ class Checkpointer:
             )
 
     def _prepare(self) -> None:
-        # What a crash left unfinished goes now: Orbax's own cleaning goes on in a thread, which
-        # fails loudly where the program ends soon after, as it does of a mistake.
+        # Leftovers of a crash are removed now: Orbax's own cleaning runs in a thread, which fails
+        # loudly if the program ends soon after, as it does after a user's mistake.
         with self._writing():
             for path in self.directory.glob(_UNFINISHED):
                 shutil.rmtree(path)
@@ -104,12 +104,12 @@ class Checkpointer:
         """The step of the newest complete checkpoint, or None; waits for a save under way."""
         with contextlib.suppress(OSError):
             self.wait()
-        # A save that was looked at and found wanting does not count.
+        # A save that failed verification does not count.
         good = orbax.steps(self.directory).keys() - {self._saving}
         return max(good, default=None)
 
     def keep_best(self, step: int | None) -> None:
-        """From the next save on, keeps the checkpoint of `step` besides the newest."""
+        """From the next save on, also keeps the checkpoint of `step`."""
         self._policy.best = step
 
     def save(
@@ -133,7 +133,7 @@ class Checkpointer:
                     data=ocp.args.JsonSave({"iterator": data.decode("latin-1"), "log": log}),
                 ),
             )
-            if not begun:  # Orbax saves no step that is not newer than all others.
+            if not begun:  # Orbax only saves steps newer than all others.
                 self._saving = None
                 raise OSError(f"step {step} is not newer than what is there")
 
@@ -159,11 +159,11 @@ class Checkpointer:
     def restore(
         self, step: int, abstract_state: TrainState
     ) -> tuple[TrainState, bytes, dict[str, Any]]:
-        """Reads a checkpoint, placed as `abstract_state` says; the state, `data` and `log` of it.
+        """Reads a checkpoint: the state, placed as `abstract_state` says, `data` and `log`.
 
         Raises:
-          ConfigError: if it holds other arrays than `abstract_state`; names them.
-          WeightsError: if it is damaged; says which older one is whole.
+          ConfigError: if its arrays differ from `abstract_state`; names them.
+          WeightsError: if it is damaged; names an older complete one.
         """
         directory = self.directory / str(step)
         with orbax.naming_damage(directory, tuple(orbax.ITEMS)):
@@ -184,9 +184,9 @@ class Checkpointer:
             return restored.state, data, restored.data.get("log", {})
 
     def _refuse_damaged(self) -> None:
-        """Looks at the newest step's directory, whatever it holds.
+        """Verifies the newest step's directory, whatever it holds.
 
-        Older ones that are not whole are what a crash leaves of a deletion: Orbax goes on with it.
+        Incomplete older ones are left by a crash during a deletion, which Orbax continues.
         """
         with self._writing():
             steps = [path for path in self.directory.glob("*") if path.name.isdecimal()]
@@ -202,7 +202,7 @@ class Checkpointer:
         checksums.write(directory)
 
     def _verify(self) -> None:
-        """Looks at what the last save has left; its contents were read for their checksums."""
+        """Verifies the files of the last save; their contents were read for the checksums."""
         step = self._saving
         if step is None:
             return
@@ -239,14 +239,14 @@ class Checkpointer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Waits for saves under way; their failure is told unless something else went wrong first.
+        # Waits for saves under way; their failure is raised unless another error came first.
         with contextlib.suppress(*[Exception] if error else []), self._writing():
             self._manager.close()
             self._verify()
 
 
 class _NewestAndBest:
-    """Orbax's question which checkpoints to preserve, answered."""
+    """Tells Orbax which checkpoints to preserve."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
@@ -261,6 +261,6 @@ class _NewestAndBest:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    """Leaves by their path, which is the same for a dataclass and for the dict it is saved as."""
+    """Leaves by path, which is the same for a dataclass and the dict that it is saved as."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

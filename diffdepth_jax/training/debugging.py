@@ -1,4 +1,4 @@
-"""Where a number that is not one came from."""
+"""Finds the operation that produced a NaN."""
 
 import traceback
 from collections.abc import Callable
@@ -13,20 +13,20 @@ _LIBRARIES = "site-packages"
 def find_nan(function: Callable[..., Any], *arguments: Any) -> str:
     """Runs a pure function one operation at a time, up to the first that returns NaN.
 
-    Slow, and far slower where there are loops.
+    Slow, and far slower with loops.
 
     Args:
-      function: not jitted; also what it differentiates is looked into, forward and backward.
-      *arguments: which made it return NaN.
+      function: not jitted; functions that it differentiates are checked forward and backward.
+      *arguments: arguments for which it returns NaN.
 
     Returns:
-      The operation's name in JAX, and the line of the source that asked for it.
+      The operation's name in JAX, and the source line that called it.
     """
     try:
         with jax.disable_jit(), jax.debug_nans(True):
             function(*jax.device_put(arguments))
     except FloatingPointError as error:
-        # Of an operation that JAX has transformed, the cause tells where it was written.
+        # For an operation transformed by JAX, the cause has the source line.
         frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
         own = Path(__file__).parents[1]
         frame = [
@@ -42,7 +42,7 @@ class Watched:
     """A training step that remembers its last arguments, so that a NaN in its result can be found.
 
     Args:
-      step: compiled, and keeping the state that it is given.
+      step: compiled, without donating its state.
       function: the same, not jitted.
     """
 
@@ -55,5 +55,5 @@ class Watched:
         return self._step(*arguments)
 
     def explain(self) -> str:
-        """As `find_nan`, of the last step."""
+        """As `find_nan`, for the last step."""
         return find_nan(self._function, *self._arguments)

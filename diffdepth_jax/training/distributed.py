@@ -1,16 +1,16 @@
-"""How the processes of one run find each other: from flags, or from what a launcher has set.
+"""How the processes of one run find each other: by flags, or by a launcher's variables.
 
     SLURM      srun sets SLURM_STEP_NODELIST, SLURM_PROCID, ...
     Open MPI   mpirun sets OMPI_COMM_WORLD_SIZE, ...; on several machines also set
-               JAX_COORDINATOR_ADDRESS, as it does not say where the first process is
+               JAX_COORDINATOR_ADDRESS, as it does not give the host of the first process
     Kubernetes JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES, as the manifest sets them, and
                JOB_COMPLETION_INDEX, which Kubernetes sets (or JAX_PROCESS_ID)
     Cloud TPU  TPU_WORKER_HOSTNAMES; JAX reads the rest itself
 
-Flags come first, then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JAX's own
-detection is used on TPU only: under SLURM and Open MPI it shows every process a single GPU, also
-where one process drives a machine, and under Kubernetes it needs another package and the right to
-read pods.
+Flags take precedence, then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JAX's own
+detection is used on TPU only: under SLURM and Open MPI it gives every process a single GPU, even if
+one process drives a machine, and under Kubernetes it needs another package and permission to read
+pods.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from jax.experimental import multihost_utils
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.processes import Processes
 
-_PORTS = (61440, 4096)  # the first of those that jobs get by their number, and how many there are
-_LEAVING = 30  # seconds that a process which is done, or has failed, waits for the others
+_PORTS = (61440, 4096)  # the first port, and how many there are; a job's id chooses one
+_LEAVING = 30  # seconds for which a process that is done, or has failed, waits for the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +56,10 @@ def detect(
 
     Args:
       environment: variables, such as `os.environ`.
-      coordinator, num_processes, process_id: of flags; they go before the environment.
+      coordinator, num_processes, process_id: from flags; they take precedence over the environment.
 
     Raises:
-      ConfigError: if something is missing or wrong; says what to set.
+      ConfigError: if something is missing or wrong; names what to set.
     """
     found = _launcher(environment)
     number = _integer(environment, "JAX_NUM_PROCESSES")
@@ -98,7 +98,7 @@ def start(
     """Joins the other processes of the run, if there are any; before JAX is used.
 
     Args:
-      coordinator, num_processes, process_id: as for `detect`, which also asks the environment.
+      coordinator, num_processes, process_id: as for `detect`, which also reads the environment.
 
     Raises:
       ConfigError: as `detect` does.
@@ -118,14 +118,14 @@ def start(
 
 
 def processes() -> Processes:
-    """Those of this run; a single one unless `start` has found others."""
+    """The processes of this run; a single one unless `start` has found others."""
     return Processes(jax.process_index(), jax.process_count(), _exchange)
 
 
 def _exchange(message: bytes) -> list[bytes]:
-    """Gives every process the messages of all."""
+    """Returns the messages of all processes."""
     sizes = multihost_utils.process_allgather(np.int32(len(message)))
-    # Few different sizes: each is compiled once.
+    # Padded to few different sizes, as each is compiled once.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     found = multihost_utils.process_allgather(padded)
@@ -133,7 +133,7 @@ def _exchange(message: bytes) -> list[bytes]:
 
 
 def _launcher(environment: Mapping[str, str]) -> Launch:
-    """What SLURM or Open MPI say; empty where neither has started several processes."""
+    """The launch by SLURM or Open MPI; empty if neither has started several processes."""
     slurm = {name: _integer(environment, f"SLURM_{name}") for name in ("PROCID", "LOCALID")}
     number = _first(
         _integer(environment, "SLURM_STEP_NUM_TASKS"), _integer(environment, "SLURM_NTASKS")
@@ -160,7 +160,7 @@ def _launcher(environment: Mapping[str, str]) -> Launch:
 def _own_device(environment: Mapping[str, str], local: int | None) -> tuple[int, ...] | None:
     """The device of a process that shares a machine with others; None for all that it sees.
 
-    Where a launcher has bound a single GPU to each process already, that is what it sees.
+    If a launcher has already bound a single GPU to each process, it sees that one.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:  # JAX reads it.
         return None
@@ -170,7 +170,7 @@ def _own_device(environment: Mapping[str, str], local: int | None) -> tuple[int,
 
 
 def _first_host(nodes: str) -> str:
-    """Of a list such as `node[001-004,007],other` the first: node001."""
+    """The first host of a list such as `node[001-004,007],other`: node001."""
     match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
     if match is None:
         raise ConfigError(f"{nodes!r} names no host; give --coordinator=HOST:PORT")
@@ -178,7 +178,7 @@ def _first_host(nodes: str) -> str:
 
 
 def _port(environment: Mapping[str, str], job: int | None) -> int:
-    """JAX_COORDINATOR_PORT, or one that other jobs of the machine hardly have."""
+    """JAX_COORDINATOR_PORT, or one that other jobs on the machine are unlikely to have."""
     port = _integer(environment, "JAX_COORDINATOR_PORT")
     return _PORTS[0] + (job or 0) % _PORTS[1] if port is None else port
 

@@ -19,12 +19,12 @@ from diffdepth_jax.errors import naming_file
 
 
 class EventWriter:
-    """Writes a file of its own in `directory`; a context manager.
+    """Writes a new file in `directory`; a context manager.
 
-    Every event is with the system when its method returns: there is no thread and no queue, so a
-    full disk is an error here and not in the background, and a killed process loses nothing.
+    Every event has been written when its method returns: there is no thread and no queue, so a full
+    disk is an error here, not in the background, and a killed process loses nothing.
 
-    TensorBoard forgets what older files tell of the steps after `first_step`.
+    TensorBoard discards events of older files after `first_step`.
 
     Raises:
       FileError: from any method, if the file cannot be written; names it.
@@ -67,7 +67,7 @@ class EventWriter:
 
 
 def _new_file(directory: Path) -> tuple[Path, BinaryIO]:
-    """A file that no other writer has, however quickly they follow each other.
+    """A file that no other writer uses, however quickly they follow each other.
 
     TensorBoard reads files in the order of their names, so the names rise: by the second, and by
     the number of files within it.

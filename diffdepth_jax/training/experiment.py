@@ -1,4 +1,4 @@
-"""The whole of an experiment as one frozen dataclass; `configs/*.py` are written in its fields."""
+"""An experiment as one frozen dataclass, whose fields `configs/*.py` set."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from diffdepth_jax.training.teacher import TeacherConfig
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What is trained on what, how, and how it is evaluated.
+    """What is trained, on which data and how, and how it is evaluated.
 
     Attributes:
       model: `name` of a network, optionally `variant`, and the fields of its `Config`.
@@ -34,12 +34,12 @@ class Experiment:
       batch_size: images in an update, over all devices together.
       seed: of the initial weights, the order and augmentation of the data, and the noise.
       ema_decay: of the moving average of the parameters that is then evaluated; 0 for none.
-      accumulate: an update's images are processed in so many parts, one after the other: less
-        memory, the same gradient but for what pools the images of a batch, and then pools those of
-        one part: BatchNorm, and losses with reduction="batch" (silog), of which the mean over the
-        parts is taken.
+      accumulate: an update's images are processed in this many parts, one after another. That takes
+        less memory and gives the same gradient, except where images of a batch are pooled, which is
+        then done per part: BatchNorm, and losses with reduction="batch" (silog), whose mean over
+        the parts is used.
       compute_dtype: of convolutions and matrix products in training. Parameters, statistics of
-        norms, losses and the sampler's latent are float32 all the same.
+        norms, losses and the sampler's latent are always float32.
     """
 
     data: ExperimentData
@@ -97,5 +97,5 @@ class Experiment:
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Experiment:
-    """Reads a nested mapping strictly; ConfigError names the field that is wrong and the remedy."""
+    """Reads a nested mapping strictly; a ConfigError names the wrong field and the remedy."""
     return config_lib.from_mapping(Experiment, mapping, resolve=registry.module)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request that training answers when its state is saved."""
+"""SIGTERM and SIGINT as requests to stop, which training answers once its state is saved."""
 
 import contextlib
 import os
@@ -23,13 +23,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Notes a signal instead of dying of it; a context manager.
+    """Records a signal instead of ending the process; a context manager.
 
-    A second signal acts as ever, and so does, on leaving, one that was not answered. Outside the
+    A second signal acts as usual, and so does, on leaving, one that was not answered. Outside the
     main thread, where no signal arrives, nothing is done.
 
     Attributes:
-      requested: the signal that came, or None.
+      requested: the signal that was received, or None.
     """
 
     def __init__(self) -> None:
@@ -53,13 +53,13 @@ class Interruption:
             signal.signal(*self._before.popitem())
 
     def answer(self, message: str) -> None:
-        """Raises `Interrupted` if a signal came."""
+        """Raises `Interrupted` if a signal was received."""
         if self.requested is not None:
             raise Interrupted(f"{self.requested.name}: {message}", self.requested)
 
     @contextlib.contextmanager
     def at_once(self, message: str) -> Iterator[None]:
-        """Inside, a signal raises `Interrupted` wherever it finds the program."""
+        """Inside, a signal raises `Interrupted` immediately."""
         self._message = message
         try:
             self.answer(message)

@@ -23,7 +23,7 @@ from diffdepth_jax.training.events import EventWriter
 CSV_NAME = "metrics.csv"
 _FINITE = ("loss", "gradient_norm")  # Training stops where they are not.
 _LAG = 2  # Steps between handing scalars in and waiting for them.
-_PATIENCE = 50  # Steps after which labels of no use end a run; a few sparse ones may be by chance.
+_PATIENCE = 50  # Steps after which useless labels end a run; a few sparse ones may occur by chance.
 _NOT_SHOWN = ("learning_rate", "gradient_norm")  # The progress bar is for the losses.
 
 
@@ -39,20 +39,20 @@ class LoggingConfig:
 
 
 class RunLog:
-    """Receives every step's scalars and writes their means now and then; a context manager.
+    """Receives every step's scalars and writes their means regularly; a context manager.
 
-    Scalars are taken from the device a few steps after they were handed in, so that the device
-    always has work waiting, and that many steps at most.
+    Scalars are fetched from the device a few steps after they were added, so that the device always
+    has work queued, but at most that many steps.
 
     Rows and events after `first_step`, left by a run that died after its last checkpoint, are
-    dropped: the steps they tell of are about to be done again. `state` is what `get_state` returned
-    at that checkpoint, so that the next row is the one that an uninterrupted run writes (but for
-    the steps per second). Without `writes` nothing is written or shown, but all errors are found:
-    of several processes one writes.
+    dropped: their steps are about to be repeated. `state` is what `get_state` returned at that
+    checkpoint, so that the next row is the one that an uninterrupted run writes (but for the steps
+    per second). Without `writes` nothing is written or shown, but errors are still raised: only one
+    of several processes writes.
 
     Raises:
       FileError: from any method, if a file cannot be written; names it.
-      DataError: if the `metrics.csv` that is there is damaged.
+      DataError: if an existing `metrics.csv` is damaged.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RunLog:
             desc="compile",
             unit=" steps",
             dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # A log file wants fewer lines.
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # fewer lines for a log file
         )
 
     def add(self, step: int, scalars: Mapping[str, Any], ids: Collection[str] = ()) -> None:
@@ -109,12 +109,12 @@ class RunLog:
             self._take()
 
     def flush(self) -> None:
-        """Waits for all scalars handed in so far; raises as `add`."""
+        """Waits for all scalars added so far; raises as `add`."""
         while self._waiting:
             self._take()
 
     def get_state(self) -> dict[str, Any]:
-        """What the next row is made of so far, ready for JSON; call it after `flush`."""
+        """The sums for the next row so far, ready for JSON; call it after `flush`."""
         # A copy: a checkpoint is written while further steps are added.
         return {"sums": dict(self._sums), "count": self._count}
 
@@ -191,7 +191,7 @@ def read_csv(path: Path) -> dict[str, list[float]]:
     """The columns of a run's `metrics.csv`.
 
     Raises:
-      FileError, DataError: if it cannot be read or is damaged; says what to do.
+      FileError, DataError: if it cannot be read or is damaged; names the remedy.
     """
     header, rows = _read(path)
     if not rows:

@@ -41,7 +41,7 @@ from diffdepth_jax.training.teacher import Teacher
 from diffdepth_jax.weights import orbax
 
 # What a run may change when it continues from its checkpoint: none of it changes a training step,
-# but for the rounding of its sums (and for what stands in for a frame that cannot be read).
+# except for rounding (and for what replaces a frame that cannot be read).
 _CHANGEABLE = (
     "num_steps",
     "mesh",
@@ -94,7 +94,7 @@ def train_and_evaluate(
     with workdirs.held(workdir, processes):
         step = _train(exp, workdir, processes, allow_config_changes, debug_nans)
         with Evaluations(exp, workdir, step, processes) as evaluations:
-            # The checkpoint as anybody would load it, with nothing left over from training.
+            # The checkpoint as any user would load it, with nothing left over from training.
             trained = inference.load(workdir)
             result = evaluations.run(step, trained)
         with processes.agreed():
@@ -122,9 +122,9 @@ def train(
     Args:
       exp: the experiment.
       workdir: the run's directory.
-      allow_config_changes: go on even where `exp` is not what the checkpoint was made by.
-      debug_nans: of a loss or gradient that is not finite, find the operation. Steps then keep
-        the state they start from: more memory.
+      allow_config_changes: continue even if `exp` is not the config of the checkpoint.
+      debug_nans: find the operation that made a loss or gradient not finite. Steps then keep the
+        state that they start from, which takes more memory.
 
     Returns:
       The step of the latest checkpoint.
@@ -181,9 +181,9 @@ def _train(
             clean_images=exp.labels_online,
         )
 
-    # 3. Model: its variables are born where they belong.
+    # 3. Model: its variables are created where they belong.
     model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
-    if exp.evaluation.num_samples is not None:  # The evaluation would say it too late.
+    if exp.evaluation.num_samples is not None:  # The evaluation would report it too late.
         sampling.check_number(model, exp.model.name, exp.evaluation.num_samples)
     _check_crop(model, exp)
     schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
@@ -229,7 +229,7 @@ def _train(
     if debug_nans:
         train_step = debugging.Watched(train_step, step_function)
 
-    # 5. Checkpoint: start afresh, or where the latest one was.
+    # 5. Checkpoint: start from scratch, or from the latest one.
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(contextlib.closing(iterator))
@@ -249,7 +249,7 @@ def _train(
         else:
             state, log_state = jax.jit(init, out_shardings=placed)(init_key, loaded), {}
 
-        # 6. Beside the steps: the log, checkpoints, evaluations on the way, and stopping.
+        # 6. Around the steps: the log, checkpoints, evaluations on the way, and stopping.
         def as_trained(state: state_lib.TrainState) -> inference.DepthModel:
             params = state.ema_params or state.params
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -294,9 +294,9 @@ def _train(
 
 
 def _check_crop(model: nn.Module, exp: Experiment) -> None:
-    """Raises ConfigError if the network takes no images of the size that training shows it.
+    """Raises ConfigError if the network does not take images of the training crop's size.
 
-    Those that take any size are asked too where the size is not the best one.
+    Networks that take any size are checked too if the size is not a recommended one.
     """
     crop, multiple = exp.data.train.augmentation.crop, exp.model.input_spec.multiple
     if isinstance(model, Denoises) or not any(side % multiple for side in crop):
@@ -312,7 +312,7 @@ def _check_crop(model: nn.Module, exp: Experiment) -> None:
 
 
 def _check_unchanged(saved: Mapping[str, Any], exp: Experiment, workdir: Path) -> None:
-    # Read anew, so that a field which is younger than the checkpoint counts with its default.
+    # Parsed again, so that a field newer than the checkpoint has its default.
     try:
         saved = config_lib.to_mapping(experiment.from_mapping(saved))
     except ConfigError as error:

@@ -27,14 +27,14 @@ class OptimizerConfig:
         weight_decay: AdamW's; applied to arrays of two or more dimensions, so not to biases nor to
             the scales of norms.
         b1, b2, eps: Adam's.
-        clip_norm: gradients are scaled down to this global norm; None leaves them alone.
+        clip_norm: gradients are scaled down to this global norm; None for no clipping.
         multipliers: factors of the learning rate for parts of the network by their names, such as
-            {"encoder": 0.1} (an option of the release); 1 for those that are not named. A part of
-            factor 0 is frozen: it has no gradients and no optimiser state, and works as in
-            inference, so that its batch statistics stay what they were.
+            {"encoder": 0.1} (an option of the release); 1 for parts not named. A part with factor 0
+            is frozen: it has no gradients and no optimiser state, and works as in inference, so its
+            batch statistics do not change.
         layer_decay: layer-wise learning rates of the encoder, BEiT's (Bao et al. 2021,
             arXiv:2106.08254): a layer that is n below the rest of the network is trained at
-            layer_decay^n of the rate, beside `multipliers`; see `models.encoders.encoder`'s
+            layer_decay^n of the rate, in addition to `multipliers`; see `models.encoders.encoder`'s
             `layers_to_the_end`. 1 for the same rate everywhere.
     """
 
@@ -84,12 +84,12 @@ class OptimizerConfig:
 
     @property
     def frozen(self) -> tuple[str, ...]:
-        """The parts that are not trained."""
+        """The frozen parts."""
         return tuple(name for name, factor in self.multipliers.items() if factor == 0)
 
     def check_parts(self, params: Mapping[str, Any]) -> None:
-        """Raises ConfigError unless all multipliers are of parts of these params, and leave one to
-        train, and there is an encoder where its layers are to have rates of their own."""
+        """Raises ConfigError unless all multipliers belong to parts of these params and leave one
+        to train, and there is an encoder if its layers should have different rates."""
         parts = sorted(params)
         unknown = sorted(self.multipliers.keys() - set(parts))
         if unknown:
@@ -156,8 +156,8 @@ def build(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
 
 
 def learning_rate_factors(config: OptimizerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """By what the learning rate of each part is multiplied: a tree like the top of `params`, down
-    to the encoder's layers where these have rates of their own."""
+    """Factors of the learning rate: a tree like the top of `params`, down to the encoder's layers
+    if these have different rates."""
     factors: dict[str, Any] = {part: config.multipliers.get(part, 1.0) for part in params}
     path = _path_to_encoder(params)
     if config.layer_decay == 1 or path is None:

@@ -1,4 +1,4 @@
-"""Evaluations of a run while it is trained, and which of its checkpoints is best.
+"""Evaluations of a run during training, and its best checkpoint.
 
 WORKDIR/evaluations.csv          a row for each evaluation: step, protocol (the first of several,
                                  by which the best is found), num_images, the metrics, and those of
@@ -34,13 +34,13 @@ CSV_NAME = "evaluations.csv"
 
 
 class Evaluations:
-    """Evaluates now and then, and remembers the results; a context manager.
+    """Evaluates regularly and records the results; a context manager.
 
     Rows after `first_step` are of a run that died after its last checkpoint; they are dropped. A
     step that is evaluated again replaces its row.
 
     Raises:
-      DataError: if the `evaluations.csv` that is there is damaged.
+      DataError: if an existing `evaluations.csv` is damaged.
       FileError: from any method, if a file cannot be read or written; names it.
     """
 
@@ -65,13 +65,13 @@ class Evaluations:
         return self._rows
 
     def is_due(self, step: int) -> bool:
-        """Whether training stops for an evaluation after `step`: not at its end, when the trained
+        """Whether training pauses for an evaluation after `step`; not at the end, when the trained
         model is evaluated anyway."""
         every = self._exp.evaluation.every_steps
         return bool(every) and step > 0 and step % every == 0 and step < self._exp.num_steps
 
     def has(self, step: int) -> bool:
-        """Whether the results of `step` are there."""
+        """Whether the results of `step` exist."""
         return self._processes.from_first(
             lambda: any(int(row["step"]) == step for row in self._of_protocol())
         )
@@ -79,8 +79,8 @@ class Evaluations:
     def best_step(self) -> int | None:
         """The evaluated step that is best by `checkpoint.best_metric`, the first among equals.
 
-        Of those whose checkpoint is there: one that another metric preferred may be gone. All
-        processes ask together, and get the same answer.
+        Only steps whose checkpoint exists count: one preferred by another metric may be gone. All
+        processes call this together and get the same answer.
         """
         return self._processes.from_first(self._best_step)
 
@@ -92,12 +92,12 @@ class Evaluations:
         ]
         if not rows:
             return None
-        # Shares of good pixels are better the higher, errors the lower.
+        # Shares of good pixels should be high, errors low.
         best = max if name.startswith("delta") else min
         return int(best(rows, key=lambda row: float(row[name]))["step"])
 
     def run(self, step: int, model: DepthModel) -> dict[str, Any]:
-        """Evaluates the model of `step` and writes all that is said above.
+        """Evaluates the model of `step` and writes the files listed above.
 
         Several processes share the images; the first writes.
 
@@ -115,7 +115,7 @@ class Evaluations:
         return result
 
     def _note(self, step: int, model: DepthModel, result: Mapping[str, Any]) -> None:
-        """Writes what `run` has found."""
+        """Writes the results of `run`."""
         exp, steps = self._exp, self._exp.evaluation.num_inference_steps
         pictures.save_predictions(
             self._workdir,
@@ -173,7 +173,7 @@ class Evaluations:
 
 
 def _read(path: Path, metric: str | None) -> list[dict[str, str]]:
-    """The rows, of which step, protocol and the values of `metric` are what they should be."""
+    """The rows, with step, protocol and the values of `metric` checked."""
     if not path.exists():
         return []
     with naming_file(path, "read"):

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and the way of a sample's depth through the denoising steps."""
+"""Pictures of a run: its curves, and a sample's depth during the denoising steps."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.logging import CSV_NAME, read_csv
 
-_DENOISING = 6  # moments in denoising.png
+_DENOISING = 6  # steps shown in denoising.png
 
 
 def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
-    """Draws `denoising.png`, the way of one sample's depth, where the model goes in steps."""
+    """Draws `denoising.png`, one sample's depth during denoising, if the model denoises."""
     if not model.denoises:
         return
     protocol = exp.evaluation.build()
@@ -33,6 +33,6 @@ def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
 
 
 def draw_curves(workdir: Path) -> None:
-    """Draws `curves.png` of a run's log, where it has one."""
+    """Draws `curves.png` of a run's log, if it has one."""
     if (workdir / CSV_NAME).exists():
         visualize.save_curves(workdir / "curves.png", read_csv(workdir / CSV_NAME))

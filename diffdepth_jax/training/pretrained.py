@@ -1,10 +1,10 @@
 """Pretrained weights that a run starts from: of the whole network, or of its encoder.
 
-A whole network is opened as `inference.load` opens it, and has to be the one of the config.
+A whole network is opened as `inference.load` opens it, and must be the one of the config.
 
 A file of encoder weights is recognised by the names in it. Every encoder lists in `LAYOUTS` the
 sources whose weights it takes; the weights may lie below a common root (`module.`, `backbone.`,
-`depth_backbone.`, ...), and what lies beside that root belongs to other parts of a network.
+`depth_backbone.`, ...), and entries outside that root belong to other parts of a network.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from diffdepth_jax.weights.rules import Skip, convert, prefix
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Fields of a network's config, at any depth, that change nothing of a network with weights outside
-# training, and the number of denoising steps, which training may be to change.
+# Fields of a network's config, at any depth, that do not matter outside training, and the number of
+# denoising steps, which training may be meant to change.
 _OF_TRAINING = (
     "remat",
     "conv_gradient",
@@ -40,15 +40,15 @@ _OF_TRAINING = (
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """What a run starts from, instead of random weights.
+    """Weights that a run starts from, instead of random ones.
 
     Attributes:
       encoder: file of encoder weights in any layout that the encoder's file lists.
-      network: the whole network's weights: a run, a file or a directory, whatever `inference.load`
-        takes. Its config has to equal `model`, but for what matters in training only and the number
-        of denoising steps.
-      options: of `network`, what its name does not tell, as keyword arguments of `load`, such as
-        {"version": 2} or {"step": "best"}; None leaves one out.
+      network: the whole network's weights: a run, a file or a directory, anything that
+        `inference.load` takes. Its config must equal `model`, except for fields that only matter in
+        training and the number of denoising steps.
+      options: of `network`, what its file name does not say, as keyword arguments of `load`, such
+        as {"version": 2} or {"step": "best"}; None leaves one out.
     """
 
     encoder: str | None = None
@@ -71,11 +71,11 @@ def check_options(options: Mapping[str, Any], path: str | None, field: str) -> N
 
 
 def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
-    """The loaded part of a network's variables, for `overlay`; empty where nothing is asked for.
+    """The loaded part of a network's variables, for `overlay`; empty if nothing is configured.
 
     Raises:
       FileError: if there is no such file, or it cannot be read.
-      ConfigError: if it does not fit the model; says what to change.
+      ConfigError: if it does not fit the model; names what to change.
     """
     if config.network is not None:
         return load_network(config.network, config.options, model_config)
@@ -91,11 +91,11 @@ def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
 def load_network(
     path: str, options: Mapping[str, Any], model_config: NetworkConfig
 ) -> dict[str, Any]:
-    """The variables of a network that has to be the one of a config.
+    """The variables of a network that must match a config.
 
     Args:
       path, options: see `InitConfig`.
-      model_config: the network's, as the experiment says it.
+      model_config: the network's, from the experiment.
 
     Raises:
       FileError: as `inference.load`.
@@ -148,7 +148,7 @@ def open_network(
 
 
 def _outside_training(mapping: Any) -> Any:
-    """A config's mapping without the fields that change nothing outside training."""
+    """A config's mapping without the fields that do not matter outside training."""
     if not isinstance(mapping, Mapping):
         return mapping
     return {
@@ -159,7 +159,7 @@ def _outside_training(mapping: Any) -> Any:
 
 
 def overlay(variables: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """`variables` with the leaves of `loaded`, a part of the same tree, in their places."""
+    """`variables` with the leaves of `loaded`, a part of the same tree, replaced."""
     return {
         name: value
         if name not in loaded
@@ -178,13 +178,13 @@ def load_encoder(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
       config: of the encoder.
 
     Returns:
-      {"params", "batch_stats"} of the encoder alone, as NumPy; without leaves which, as the
-      layout's table says, such weights lack.
+      {"params", "batch_stats"} of the encoder alone, as NumPy; without leaves that such weights
+      lack according to the layout's table.
 
     Raises:
       FileNotFoundError: if there is no such file.
       WeightsError: if it is of no known layout or of several, or of another shape than the config;
-        one error names all that differs.
+        one error names all differences.
     """
     state_dict = files.read(path).state_dict
     shapes = {name: array.shape for name, array in state_dict.items()}
@@ -221,7 +221,7 @@ class _Match(NamedTuple):
 
 
 def _find(shapes: Shapes, encoder: str) -> _Match:
-    """The one layout of an encoder, and the one root, that the names carry."""
+    """The one layout of an encoder, and the one root, that the names match."""
     matches = _matches(shapes, encoder)
     if len(matches) == 1:
         return matches[0]

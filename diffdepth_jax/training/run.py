@@ -1,4 +1,4 @@
-"""What goes on beside the steps of a run: the log, checkpoints, evaluations, and stopping."""
+"""What happens around the steps of a run: the log, checkpoints, evaluations, and stopping."""
 
 import json
 import signal
@@ -26,20 +26,20 @@ SKIPPED_FILE = "skipped.json"
 
 
 class Run:
-    """Answers every step of a run; a context manager.
+    """Called after every step of a run; a context manager.
 
     A `UserError` or OSError that leaves it names the last good checkpoint.
 
     Args:
       exp: the experiment.
       workdir: the run's directory.
-      first_step: the checkpoint that the run goes on from; 0 for none.
+      first_step: the checkpoint that the run continues from; 0 for none.
       processes: of the run; the first writes.
-      agreement: of the processes, on being stopped.
+      agreement: between the processes, on stopping.
       iterator: of the training data, whose position is saved.
       checkpointer, interruption: both entered.
       as_trained: `state -> DepthModel`, for evaluations.
-      log_state: what the checkpoint says of the log; empty where there is none.
+      log_state: the log's state in the checkpoint; empty if there is none.
       explain: `() -> str`, where the last step's NaN came from. With it, every step is waited for.
     """
 
@@ -98,7 +98,7 @@ class Run:
             self._note_skipped()  # Without those after the checkpoint.
 
     def before_steps(self, state: TrainState) -> None:
-        """Makes up for the evaluation in which the run was stopped, if it was."""
+        """Repeats the evaluation during which the run was stopped, if it was."""
         step = self._first_step
         if self._evaluations.is_due(step) and not self._evaluations.has(step):
             self._evaluate(step, state)
@@ -106,9 +106,9 @@ class Run:
     def after_step(
         self, step: int, state: TrainState, scalars: Mapping[str, Any], ids: Collection[str]
     ) -> None:
-        """Logs a step; saves, evaluates and stops where it is time to.
+        """Logs a step; saves, evaluates and stops when due.
 
-        Waits for the device only then, but for the log, which is a few steps behind.
+        Waits for the device only then, and for the log, which is a few steps behind.
 
         Args:
           step: counted from 1; `state` is after it.
@@ -149,7 +149,7 @@ class Run:
         self._checkpointer.keep_best(self._evaluations.best_step())
 
     def _share_skipped(self) -> None:
-        """Tells all processes of the frames that any of them could not read."""
+        """Shares between all processes the frames that any of them could not read."""
         if self._processes.count > 1:
             for skipped in self._processes.gather(self._iterator.skipped):
                 self._iterator.skipped.update(skipped)
@@ -183,5 +183,5 @@ class Run:
 
 
 def saved(step: int, workdir: Path) -> str:
-    """Where to go on when a run is stopped after `step`."""
+    """How to continue after a run was stopped after `step`."""
     return f"step {step} is saved in {workdir}; the same command goes on from there"

@@ -1,4 +1,4 @@
-"""One named mesh over all devices, passed down and never global; models know nothing of it.
+"""One named mesh over all devices, passed down and never global; models do not know about it.
 
 Every device gets its share of each batch. Along the axis `fsdp` the devices also share one copy of
 the parameters, their average and the optimiser's arrays (fully sharded data parallelism, as in
@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diffdepth_jax.errors import ConfigError
 
 AXES = ("data", "fsdp")
-_DIVIDED = 4096  # Elements; to gather smaller arrays costs more than to hold them.
+_DIVIDED = 4096  # elements; gathering smaller arrays costs more than holding them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of the axes `data` and `fsdp` over the given devices (default: all of all processes).
 
-    Those of a process lie side by side, so that its part of a batch is a block of it.
+    The devices of a process are adjacent, so that its part of a batch is a contiguous block.
 
     The axes are of type Auto: with Explicit, the default of `jax.make_mesh`, the sampler's scan
     would have to name the sharding of its carry.
@@ -85,10 +85,10 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def shared_batch(batch: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
-    """The arrays of a whole batch, made of the part that each process has.
+    """The arrays of a whole batch, made from each process's part.
 
-    In a single process they stay as they are: the jitted step divides NumPy arrays itself, in a
-    tenth of `device_put`'s time.
+    In a single process they are unchanged: the jitted step divides NumPy arrays itself, in a tenth
+    of `device_put`'s time.
 
     Args:
       batch: arrays of this process's images, whose block of the batch comes after those of the
@@ -104,9 +104,9 @@ def shared_batch(batch: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
 
 
 class Agreement:
-    """The greatest of the numbers that the processes hand in, known a few steps later.
+    """The maximum of a number over the processes, known a few steps later.
 
-    Finding it costs a few bytes beside each step, and no process waits for the device.
+    It costs a few bytes per step, and no process waits for the device.
 
     Args:
       mesh: of the run.
@@ -119,10 +119,10 @@ class Agreement:
         self._greatest = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def greatest(self, number: int, *, now: bool = False) -> int:
-        """Hands in the number of this process, 0 or more, in every step.
+        """Passes the number of this process, 0 or more, in every step.
 
         Returns:
-          The greatest that any process handed in `lag` calls ago; of all calls since with `now`,
+          The greatest that any process passed `lag` calls ago; with `now` also of all calls since,
           which waits for the device. Every process gets the same.
         """
         if not self._mesh.is_multi_process:

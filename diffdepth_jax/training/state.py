@@ -15,13 +15,13 @@ Scalars = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes; arrays only.
+    """Everything that training changes; arrays only.
 
     Attributes:
         step: int32 scalar, the number of updates done.
         params, batch_stats: the model's collections.
         opt_state: optax's, of the parts that are trained.
-        ema_params: exponential moving average of the params; empty when it is switched off.
+        ema_params: exponential moving average of the params; empty if it is switched off.
     """
 
     step: Any
@@ -41,7 +41,7 @@ def create(
 
     Args:
         variables: "params" and, where there are any, "batch_stats".
-        optimizer: its state is that of the parts outside `frozen`.
+        optimizer: its state covers the parts outside `frozen`.
         ema: whether an average of the parameters is kept.
         frozen: top-level names of the params that are not trained.
     """
@@ -73,7 +73,7 @@ def make_train_step(
         optimizer: of the parts outside `frozen`.
         schedule: update to learning rate, for the log.
         ema_decay: of the parameters' average; 0 where none is kept.
-        accumulate: a batch is processed in so many parts, one after the other; see `accumulated`.
+        accumulate: a batch is processed in this many parts, one after another; see `accumulated`.
         frozen: top-level names of the params that are not trained; nothing is computed for their
             gradients.
     """
@@ -117,11 +117,11 @@ def make_train_step(
 
 
 def accumulated(gradients_of: Callable[..., tuple], parts: int) -> Callable[..., tuple]:
-    """`value_and_grad` of a loss function, computed on a batch in parts one after the other.
+    """`value_and_grad` of a loss function, computed on a batch in parts, one after another.
 
     The memory is that of one part. Gradients, loss and scalars are the means over the parts; batch
-    statistics pass through them; every part has a key of its own. A part takes every `parts`-th
-    image, and so an equal share from each device that the batch is divided over: nothing moves.
+    statistics pass through them; every part has its own key. A part takes every `parts`-th image,
+    and so an equal share from each device that the batch is divided over: no data move.
 
     Args:
         gradients_of: `(params, batch_stats, batch, key, step) -> ((loss, aux), gradients)`.

@@ -1,8 +1,8 @@
-"""Decoder statistics for every number of denoising steps that a training drew from.
+"""Decoder statistics for every number of denoising steps used in training.
 
-While it is trained, a model's decoder has running statistics for its own number of steps. Those for
+During training a model's decoder keeps running statistics for its own number of steps. Those for
 the others are computed once the weights are final, from training images (see
-`inference.recalibration`), so that the checkpoint can be asked for any of the numbers.
+`inference.recalibration`), so that the checkpoint supports all of the numbers.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ NUM_IMAGES = 32
 
 
 def recalibrate(exp: Experiment, workdir: Path) -> None:
-    """Adds the statistics to the latest checkpoint, where the objective draws numbers of steps.
+    """Adds the statistics to the latest checkpoint, if the objective draws numbers of steps.
 
-    Nothing is computed that is there already.
+    Existing ones are not computed again.
     """
     counts = getattr(exp.objective, "step_counts", ())
     if not counts:
@@ -39,7 +39,7 @@ def recalibrate(exp: Experiment, workdir: Path) -> None:
 
 
 def training_images(exp: Experiment) -> list[np.ndarray]:
-    """Images [h, w, 3], cropped, augmented and normalised as in training, and in its order."""
+    """Images [h, w, 3], cropped, augmented and normalised as in training, in the same order."""
     iterator = pipeline.train_iterator(
         exp.data.train,
         exp.batch_size,

@@ -2,8 +2,9 @@
 
 In self-distillation (Tosi et al. 2024, "Diffusion Models for Monocular Depth Estimation: Overcoming
 Challenging Conditions") the teacher is the pretrained network and sees the clean image, the student
-sees what was made of it. The labels may be computed once (`generate_adverse.py` keeps them with the
-images) or, as here, for every batch: the teacher then sees the very pixels of the student's crop.
+sees the image generated from it. The labels may be computed once (`generate_adverse.py` keeps them
+with the images) or, as here, for every batch: the teacher then sees the very pixels of the
+student's crop.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ from diffdepth_jax.weights.text import parse_json
 # Entries of a batch that are dropped or replaced by the labels of the teacher.
 _REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
 TEACHER_FILE = "teacher.json"  # in a run's directory: {"checkpoint", "fingerprint"}
-# What a distilled sampler and its student must agree in, by part of their configs.
+# Config fields in which a distilled sampler and its student must agree, by part.
 _SAME = {
     "codec": ("factor", "latent_channels"),
     "diffusion": ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
@@ -51,11 +52,12 @@ class TeacherConfig:
     """The network that labels the clean images during training.
 
     Attributes:
-      checkpoint: a run, a file or a directory, whatever `inference.load` takes; None where the
+      checkpoint: a run, a file or a directory, anything that `inference.load` takes; None if the
         labels are in the data.
-      options: what its name does not tell, as keyword arguments of `load`, such as {"version": 2};
-        None leaves one out.
-      num_inference_steps: denoising steps, where it has such; the checkpoint's own when None.
+      options: what its file name does not say, as keyword arguments of `load`, such as {"version":
+        2}; None leaves one out.
+      num_inference_steps: denoising steps, for networks that denoise; None for the checkpoint's
+        own.
     """
 
     checkpoint: str | None = None
@@ -71,7 +73,7 @@ class TeacherConfig:
 
 
 class Teacher:
-    """Labels batches; its variables lie on the devices of a mesh, divided as a state's are.
+    """Labels batches; its variables are on the devices of a mesh, sharded like a state.
 
     Args:
       config: with a checkpoint.
@@ -81,11 +83,11 @@ class Teacher:
       depth_range: metres (low, high), between which metric labels are valid; None for above 0.
       seed: of the noise, where the teacher starts from noise.
       trajectories: batches get points of the teacher's sampling trajectories, see
-        `make_trajectory_points`, and keep the labels that the data have.
+        `make_trajectory_points`, and keep the labels of the data.
 
     Raises:
       FileError, WeightsError: if the checkpoint cannot be read.
-      ConfigError: if it is of another kind than the student.
+      ConfigError: if it is not of the student's kind.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Teacher:
         variables = model.variables_at(config.num_inference_steps)
         placed = sharding.of_state(variables, mesh)
         self._variables = jax.device_put(variables, placed)
-        # A stream of its own: neither the student's initial weights nor its steps draw from it.
+        # A separate stream: neither the student's initial weights nor its steps draw from it.
         self._key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
         over_batch, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
         if trajectories:
@@ -131,7 +133,7 @@ class Teacher:
     def label(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
         """The batch of an update with the teacher's labels, and without the clean images.
 
-        Labels that the data have are left out too. With `trajectories` nothing is left out.
+        Labels of the data are left out too. With `trajectories` nothing is left out.
 
         Args:
           batch: of `pipeline.train_iterator`, with `clean_images` but for `trajectories`.
@@ -142,17 +144,18 @@ class Teacher:
         return {name: batch[name] for name in batch.keys() - self._replaced} | labels
 
     def note(self, workdir: Path) -> None:
-        """Writes down, in a run's directory, which weights labelled its batches."""
+        """Records in a run's directory which weights labelled its batches."""
         note = {"checkpoint": self._checkpoint, "fingerprint": self._fingerprint}
         atomic.write_text(workdir / TEACHER_FILE, json.dumps(note) + "\n")
 
     def check_same(self, workdir: Path) -> None:
-        """Refuses to go on with other weights than labelled what a run has learnt from, as when the
-        teacher is a run that went on.
+        """Refuses to continue with other weights than those that labelled the run so far.
+
+        They differ, for example, if the teacher is a run that was trained further.
 
         Raises:
-          ConfigError: if they are others.
-          FileError, WeightsError: if what `note` wrote down cannot be read.
+          ConfigError: if they differ.
+          FileError, WeightsError: if the record of `note` cannot be read.
         """
         file = workdir / TEACHER_FILE
         with naming_file(file, "read"):
@@ -176,12 +179,12 @@ def make_labels(
 
     clean_image is float32 [b, h, w, 3], normalised; inside bool [b, h, w, 1], where it shows the
     frame; the labels are part of a batch as `typing.Batch` describes it. They have no gradient.
-    What is not finite is no label, nor is a prediction that is the same all over its image. A
-    teacher that predicts several scales gives its `inverse_depths` at each of them, too.
+    Values that are not finite are not labels, nor are constant predictions. A teacher that predicts
+    several scales also gives its `inverse_depths` at each of them.
 
     Args:
-      model: the teacher; its variables are given to the function.
-      num_inference_steps: denoising steps; the model's own when None.
+      model: the teacher; its variables are arguments of the function.
+      num_inference_steps: denoising steps; None for the model's own.
       depth_range: see `Teacher`.
     """
 
@@ -215,13 +218,13 @@ def make_trajectory_points(
 ) -> Callable[..., Labels]:
     """Returns the pure function `(variables, image, key, step) -> points`.
 
-    The teacher samples each image from noise of its own, and of each trajectory one step is drawn:
-    "latent" [b, h, w, d] at "timestep" [b], and "next_latent" at "next_timestep" where the step
-    led, -1 where to the clean latent. "clean_latent" is the trajectory's end. None has a gradient.
+    The teacher samples each image from different noise, and one step of each trajectory is drawn:
+    "latent" [b, h, w, d] at "timestep" [b], and "next_latent" at "next_timestep" after the step,
+    -1 for the clean latent. "clean_latent" is the trajectory's end. None has a gradient.
 
     Args:
-      module: the teacher, which denoises; its variables are given to the function.
-      num_inference_steps: denoising steps; the model's own when None.
+      module: the teacher, which denoises; its variables are arguments of the function.
+      num_inference_steps: denoising steps; None for the model's own.
     """
     count = num_inference_steps or module.num_inference_steps
 
@@ -262,7 +265,7 @@ def make_trajectory_points(
 def check_distillable(
     teacher: DepthModel, student: NetworkConfig, path: str, num_inference_steps: int | None
 ) -> None:
-    """Refuses to distil a sampler of other latents, another schedule or missing timesteps.
+    """Refuses to distil a sampler with other latents, another schedule or missing timesteps.
 
     Args:
       teacher: the trained sampler.
@@ -298,7 +301,7 @@ def check_distillable(
 
 
 def check_fits(teacher: NetworkConfig, student: NetworkConfig, path: str) -> None:
-    """Raises ConfigError unless a teacher is of the student's family and sees what it sees.
+    """Raises ConfigError unless a teacher is of the student's family and takes the same images.
 
     Args:
       teacher, student: configs of the networks.
@@ -331,7 +334,7 @@ def _predict(
     key: Key[Array, ""],
     num_inference_steps: int | None,
 ) -> Float[Array, "b h w 1"]:
-    """What a network says of each image, as in inference."""
+    """A network's result for each image, as in inference."""
     if isinstance(module, Denoises):
         return module.apply(
             variables,
@@ -353,7 +356,7 @@ def _as_labels(
     depth_range: tuple[float, float] | None,
 ) -> Labels:
     known = inside & jnp.isfinite(prediction)
-    # Of a teacher that says the same everywhere, as one that has died, nothing can be learnt.
+    # Nothing can be learnt from a constant prediction, such as that of a dead teacher.
     axes = {"axis": (1, 2, 3), "keepdims": True, "where": known}
     least = jnp.min(prediction, initial=jnp.inf, **axes)
     most = jnp.max(prediction, initial=-jnp.inf, **axes)

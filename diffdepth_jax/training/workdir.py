@@ -1,4 +1,4 @@
-"""The directory of a run, which belongs to one run at a time, and which all its processes see."""
+"""The directory of a run, which belongs to one run at a time and which all its processes share."""
 
 import contextlib
 import socket
@@ -10,12 +10,12 @@ from diffdepth_jax import atomic, locking
 from diffdepth_jax.errors import FileError, naming_file
 from diffdepth_jax.processes import Processes
 
-_TOKEN = ".processes"  # the file by which processes find that they see the same directory
+_TOKEN = ".processes"  # the file by which processes check that they share the directory
 
 
 @contextlib.contextmanager
 def held(path: Path, processes: Processes | None = None) -> Iterator[None]:
-    """Makes the directory if need be, and keeps other runs away from it until the end.
+    """Creates the directory if needed, and keeps other runs out of it until the end.
 
     Half-written files of killed processes are removed first. A new directory into which nothing
     was written, because a mistake was reported first, is removed again.

@@ -1,1 +1,1 @@
-"""What is minimised; each file offers `Config` and `build(config, model, num_steps) -> loss_fn`."""
+"""Training objectives; each has `Config` and `build(config, model, num_steps) -> loss_fn`."""

@@ -1,13 +1,14 @@
 """Consistency distillation (Song et al. 2023, arXiv:2303.01469): a trained sampler in few steps.
 
 The student learns to jump from any point of the teacher's sampling trajectory to the trajectory's
-end. Of two neighbouring points both jumps must end alike (algorithm 2 there); the less noisy one is
-not followed by gradients, and of the last step it is the teacher's clean latent itself. The weights
-of both are the student's current ones (Song and Dhariwal 2024, arXiv:2310.14189, section 3.2).
+end. The jumps from two neighbouring points must end at the same place (algorithm 2 there); no
+gradient flows through the one from the less noisy point, and for the last step it is the teacher's
+clean latent itself. The weights of both are the student's current ones (Song and Dhariwal 2024,
+arXiv:2310.14189, section 3.2).
 
-Self-diffusion's latents have no unit of their own, so differences are counted in units of the
-teacher's clean latents. Beside that, what the jump ends in is decoded and compared with the ground
-truth, as the objective is still depth.
+Self-diffusion's latents have no fixed scale, so differences are measured in units of the teacher's
+clean latents. In addition the jump's end is decoded and compared with the ground truth, as the goal
+is still depth.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,8 +35,8 @@ class Config(PixelTerms):
         l1, l2, silog, max_depth, silog_options, auxiliary_fraction: see `pixel.PixelTerms`.
         consistency: squared difference of the two jumps, in units of the mean square of the
             teacher's clean latents.
-        step_counts: numbers of denoising steps that the checkpoint is to be asked for. Training
-            ends with computing the decoder's statistics for those that are not the model's own
+        step_counts: numbers of denoising steps that the checkpoint should support. At its end
+            training computes the decoder's statistics for those that are not the model's own
             (`training.step_counts`).
     """
 
@@ -53,7 +54,7 @@ class Config(PixelTerms):
 def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
-    The batch also has what `training.teacher.make_trajectory_points` gives.
+    The batch also has the points of `training.teacher.make_trajectory_points`.
 
     Raises:
         ConfigError: for a model that does not denoise, or numbers of steps that it cannot have.
@@ -93,7 +94,7 @@ def terms_of_points(
         key: for dropped paths.
 
     Returns:
-        The terms by name and, beside other scalars, among those of `Aux`.
+        The terms by name and, with other scalars, in `Aux`.
     """
     target, valid_mask = pixel.ground_truth(batch)
     diffusion = model.config.diffusion

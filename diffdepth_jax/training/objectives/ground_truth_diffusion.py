@@ -1,7 +1,7 @@
 """Diffusion on the ground truth (DiffusionDepth's ablation): noise is added to the encoded depth.
 
-What the ablation shows is why self-diffusion exists: the latent of sparse ground truth says little
-about the pixels between the measurements, and on KITTI this fails. There are two forms of it, see
+The ablation shows why self-diffusion exists: the latent of sparse ground truth says little about
+the pixels between the measurements, and on KITTI this fails. There are two forms, see
 `Config.decoded`.
 """
 
@@ -20,11 +20,11 @@ class Config(self_diffusion.Config):
     """See `self_diffusion.Config`.
 
     Attributes:
-        decoded: the latent that the pixel terms decode. With "refined" all but the diffused latent
-            is as in self-diffusion: the sampler runs, and the image's depth is learned through it
-            whatever is diffused. With "ground_truth" they reconstruct the ground truth from its
-            own latent and so train the codec alone. The denoiser learns from the encoded ground
-            truth and nothing else, as in other latent diffusion models, and no step runs the
+        decoded: the latent that the pixel terms decode. With "refined" everything but the diffused
+            latent is as in self-diffusion: the sampler runs, and the image's depth is learned
+            through it whatever is diffused. With "ground_truth" they reconstruct the ground truth
+            from its own latent and so train the codec alone. The denoiser learns from the encoded
+            ground truth and nothing else, as in other latent diffusion models, and no step runs the
             sampler.
     """
 

@@ -4,9 +4,9 @@ The mean of |student - teacher| / student over the pixels of the scaled inverse 
 the decoder's four scales, and over the scales (`SupervisedLoss` with the method `abs_rel`, the only
 loss of `train_md4allDDa_*.yaml`). The gradient goes through the denominator.
 
-A teacher that labels during training says what it sees at every scale, as in the publication. A
-cached label is one map: a coarser scale is then compared with the mean of its valid inverse depths
-in each block of pixels.
+A teacher that labels during training predicts every scale, as in the publication. A cached label is
+one map: a coarser scale is then compared with the mean of its valid inverse depths in each block of
+pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +34,8 @@ class Config:
     """The loss.
 
     Attributes:
-        scales: how many of the network's scales count, the finest first. A network that has one
-            only takes 1: the loss is then AbsRel of its depth.
+        scales: how many of the network's scales count, the finest first. A network with a single
+            scale needs 1: the loss is then AbsRel of its depth.
     """
 
     name: Literal["md4all"] = "md4all"

@@ -1,8 +1,8 @@
 """A teacher's depth in metres, for metric students: errors of depth, its logarithm, its shape.
 
-Distillation needs no other losses than training on measured depth does. Beside those of `pixel`
-there are a relative error, to which near things count as much as far ones, and the loss of `ssi`,
-which looks at the shape alone.
+Distillation needs no other losses than training on measured depth. Besides those of `pixel` there
+are a relative error, in which near things count as much as far ones, and the loss of `ssi`, which
+only compares the shape.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Config(PixelTerms):
         l1, l2, silog, max_depth, silog_options, auxiliary_fraction: see `pixel.PixelTerms`.
         log_l1: absolute error of the depth's logarithm.
         ssi: the scale- and shift-invariant loss, with its gradient term.
-        ssi_options: what that is.
+        ssi_options: options of that loss.
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "log_l1", "ssi")

@@ -1,7 +1,7 @@
 """Losses of the depth itself, for networks that map an image straight to metric depth.
 
-What other objectives have in common with it is here: the forward pass, the pixel terms, their
-weights, what counts as measured, and which networks they are for.
+Other objectives share its parts: the forward pass, the pixel terms, their weights, what counts as
+measured, and which networks they are for.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ class Config(PixelTerms):
 
 
 class Aux(NamedTuple):
-    """What a step reports beside its loss: scalars to log, and the moved running statistics."""
+    """What a step reports besides its loss: scalars to log, and the updated running statistics."""
 
     scalars: dict[str, Array]
     batch_stats: Any
@@ -113,12 +113,12 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
 
 
 def check_network(objective: str, model: nn.Module, output: Output | None = None) -> None:
-    """Refuses what an objective is not for.
+    """Refuses networks that an objective is not for.
 
     Args:
         objective: its name.
         model: the network's module.
-        output: what the network's numbers must mean; None where both will do.
+        output: what the network must predict; None if either will do.
 
     Raises:
         ConfigError: for a model that starts from noise, or of another output.
@@ -144,14 +144,14 @@ def forward(
     key: Key[Array, ""],
     method: str | None = None,
 ) -> tuple[Any, Any]:
-    """What a network says of images in training, and its moved running statistics.
+    """A network's results in training, and its updated running statistics.
 
     Args:
-        model: which starts from no noise.
-        params, batch_stats: its variables; the latter are empty where it has none.
+        model: one that does not start from noise.
+        params, batch_stats: its variables; the latter are empty if it has none.
         image: normalised.
         key: for dropped paths.
-        method: of the module; its call when None.
+        method: of the module; None for its call.
     """
     result, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -167,10 +167,10 @@ def forward(
 def ground_truth(
     batch: Mapping[str, Array],
 ) -> tuple[Float[Array, "b h w 1"], Bool[Array, "b h w 1"]]:
-    """Depth in metres, 0 where nothing was measured, and where something was.
+    """Depth in metres, 0 where nothing was measured, and the mask of measurements.
 
     Raises:
-        ConfigError: if the labels are relative: 1 / disparity is no depth then.
+        ConfigError: if the labels are relative: 1 / disparity is then not depth.
     """
     if "relative_disparity" in batch:
         raise ConfigError(
@@ -216,7 +216,7 @@ def depth_scalars(
     valid_mask: Bool[Array, "b h w 1"],
     output: Output = "metric_depth",
 ) -> dict[str, Float[Array, ""]]:
-    """What is logged of any prediction: of relative disparity under that name."""
+    """What is logged about any prediction; relative disparity under that name."""
     name = "depth" if output == "metric_depth" else "disparity"
     return {
         f"{name}_mean": jnp.mean(prediction),

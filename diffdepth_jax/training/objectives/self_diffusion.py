@@ -5,7 +5,7 @@ measurements. So the whole sampler runs with gradients, its result x_0 is decode
 the ground truth where there is any, and the denoiser is trained on x_0 with noise added. Gradients
 flow through x_0 there as well.
 
-The DDIM loss stays near 1, which predicting nothing would give: it does not show whether the model
+The DDIM loss stays near 1, the value for predicting zero: it does not show whether the model
 learns.
 """
 
@@ -31,7 +31,7 @@ from diffdepth_jax.ops.diffusion import (
 from diffdepth_jax.training.objectives import pixel
 from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
-# A clean latent of training: x_0 as the sampler found it, or the encoded ground truth.
+# The clean latent in training: the sampler's x_0, or the encoded ground truth.
 Latent = Literal["refined", "ground_truth"]
 
 
@@ -51,13 +51,13 @@ class Config(PixelTerms):
         ddim: squared error of the predicted noise.
         ddim_weighting: "noise" as the release; "posterior_mean" weights each image's error so
             that it becomes the paper's ||x_{t-1} - mu(x_t, t, c)||^2.
-        gradient_steps: gradients flow through the last so many steps of the sampler; None for all
-            of them, as published. Few steps cost little memory but leave the encoder with small
+        gradient_steps: gradients flow through this many last steps of the sampler; None for all of
+            them, as published. Few steps cost little memory but leave the encoder with small
             gradients.
         step_counts: numbers of denoising steps, of which every update draws one, for a model that
-            is asked for any of them; empty for the model's own number always, as published. The
-            decoder's running statistics are those of the model's own number; training ends with
-            computing them for the others (`training.step_counts`).
+            supports all of them; empty to always use the model's own number, as published. The
+            decoder's running statistics are those of the model's own number; at its end training
+            computes them for the others (`training.step_counts`).
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "latent", "ddim")
@@ -89,12 +89,12 @@ VARIANTS = {
 
 
 class Draws(NamedTuple):
-    """All that is random in one step.
+    """All random numbers of one step.
 
     Attributes:
         noise: x_T.
-        ddim_noise: what is added to x_0.
-        timesteps: at which, one per image, in [0, num_train_timesteps).
+        ddim_noise: the noise added to x_0.
+        timesteps: at which it is added, one per image, in [0, num_train_timesteps).
         key: for dropped paths and, if eta is not 0, the sampler's own noise.
         steps: the number of denoising steps; None for the model's own.
     """
@@ -119,9 +119,9 @@ def build(
         config: this objective's.
         model: a `DiffusionDepth`.
         num_steps: of the whole run; `auxiliary_fraction` is a share of them.
-        diffused: what noise is added to, for the denoiser to be trained on.
-        decoded: what the pixel terms decode; where both are the ground truth, the sampler does
-            not run.
+        diffused: the latent that noise is added to, to train the denoiser.
+        decoded: the latent that the pixel terms decode; if both are the ground truth, the sampler
+            does not run.
 
     Raises:
         ConfigError: for a model that does not fit the config.
@@ -182,7 +182,7 @@ def draw(
     last = model.config.diffusion.num_train_timesteps
     steps = None
     if step_counts:
-        # From a key of its own, so that everything else is drawn as without.
+        # From a separate key, so that everything else is drawn as without it.
         index = jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(step_counts))
         steps = DrawnSteps(step_counts, index)
     return Draws(
@@ -212,11 +212,11 @@ def terms_from_draws(
         params, batch_stats: its variables.
         batch: "image" [b, h, w, 3] normalised, "depth" [b, h, w, 1] in metres, "valid_mask".
             Height and width must be multiples of the codec's factor.
-        draws: see there.
+        draws: see `Draws`.
         diffused, decoded: see `build`.
 
     Returns:
-        The terms by name and, beside other scalars, among those of `Aux`.
+        The terms by name and, with other scalars, in `Aux`.
     """
     target, valid_mask = pixel.ground_truth(batch)
     if target.shape[1] % model.config.codec.factor or target.shape[2] % model.config.codec.factor:
@@ -230,7 +230,7 @@ def terms_from_draws(
 
     def forward(module):
         condition = module.encode_image(batch["image"], train=True)
-        # Moves the encoder's running statistics, as in the release, also where no term uses it.
+        # Updates the encoder's running statistics, as in the release, even if no term uses it.
         encoded = module.encode_depth(target, train=True)
         if "refined" in (diffused, decoded):
             latent = module.sample(
@@ -273,7 +273,7 @@ def terms_from_draws(
 
 
 def _moved_by_own_steps(moved: Any, before: Any, steps: DrawnSteps, own: int) -> Any:
-    """Batch statistics of which the decoder's are moved by the model's own number of steps only.
+    """Batch statistics whose decoder part is updated by the model's own number of steps only.
 
     They belong to one number of steps (see `inference.recalibration`): a mixture would fit none.
     """

@@ -1,11 +1,11 @@
-"""The scale- and shift-invariant loss, for relative networks first of all.
+"""The scale- and shift-invariant loss, mainly for relative networks.
 
 The loss of MiDaS (Ranftl et al. 2020, arXiv:1907.01341, section 5) and, in its median form, of
-distillation on generated images (Tosi et al. 2024, arXiv:2407.16698, section 3): of each image only
-the shape of its depth counts, not the unit. Labels are a teacher's or measured ones.
+distillation on generated images (Tosi et al. 2024, arXiv:2407.16698, section 3): only the shape of
+an image's depth counts, not its unit. Labels are a teacher's or measured ones.
 
-It says nothing of scale, so that a metric network may lose its own: `metric` has it as one term
-among others.
+It does not constrain scale, so a metric network may lose its own: `metric` has it as one term of
+several.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,13 +31,13 @@ class SsiTerms:
     """The loss and its options.
 
     Attributes:
-        form: how scale and shift are taken out, see `ops.losses.aligned_residual`: "median" as in
-            the distillation, "trimmed" as MiDaS was trained, or "least_squares", whose values are
-            in the squared unit of the labels.
+        form: how scale and shift are removed, see `ops.losses.aligned_residual`: "median" as in the
+            distillation, "trimmed" as MiDaS was trained, or "least_squares", whose values are in
+            the squared unit of the labels.
         trim: share of an image's pixels, those of the largest residuals, that "trimmed" leaves out.
-        gradient: weight of `ops.losses.multi_scale_gradient` beside it; MiDaS's is 0.5, the
-            distillation's 0.
-        gradient_scales: how many scales that has.
+        gradient: weight of `ops.losses.multi_scale_gradient` in addition; 0.5 for MiDaS, 0 for the
+            distillation.
+        gradient_scales: its number of scales.
         space: in which prediction and label are compared. "auto" takes depth where both are metric,
             and else inverse depth.
         min_depth: metres; smaller depths are raised to it before they are inverted.
@@ -79,13 +79,13 @@ class Compared(NamedTuple):
 def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
-    An image whose label has no deviation, or no valid pixel, counts 0; the scalar
-    `flat_labels` says which share of the batch that is, `flat_predictions` of how many images the
-    prediction has none. A relative network of which all become flat has died: its last ReLU lets
-    no gradient through.
+    An image whose label has no deviation, or no valid pixel, counts 0; the scalar `flat_labels` is
+    the share of such images, `flat_predictions` that of images with a constant prediction. A
+    relative network whose predictions are all constant has died: its last ReLU lets no gradient
+    through.
 
     Raises:
-        ConfigError: for a model that starts from noise, or that has no such space.
+        ConfigError: for a model that starts from noise, or that cannot predict in this space.
     """
     del num_steps
     pixel.check_network("ssi", model)
@@ -146,7 +146,7 @@ def compared(
 def ssi_terms(
     config: SsiTerms, both: Compared
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The loss, a mean over the batch's images, and what it is made of."""
+    """The loss, a mean over the batch's images, and its terms."""
     aligned = losses.aligned_residual(*both, form=config.form)
     masked = (aligned.residual, both.valid_mask)
     loss = jnp.mean(losses.ssi(*masked, form=config.form, trim=config.trim))
