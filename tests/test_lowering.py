@@ -240,8 +240,8 @@ def lowered(monkeypatch):
     return texts
 
 
-def test_a_run_with_a_teacher_and_its_step_that_moves_nothing(lowered, tmp_path):
-    tiny_parts.register()
+def test_a_run_with_a_teacher_and_its_step_that_moves_nothing(lowered, tmp_path, monkeypatch):
+    tiny_parts.register(monkeypatch.setitem)
     tiny = tiny_parts.EXPERIMENT | {"num_steps": 2, "ema_decay": 0.9}
     loop.train(experiment.from_mapping(tiny), tmp_path / "teacher")
     lowered.clear()

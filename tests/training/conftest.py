@@ -8,8 +8,6 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffdepth_jax import registry
-
 sys.path.append(str(Path(__file__).parent))
 import tiny_parts
 from training_client import Server
@@ -36,7 +34,5 @@ def server(tmp_path_factory):
 @pytest.fixture
 def tiny(monkeypatch):
     """Registers the tiny parts and returns an experiment of them."""
-    for kind, module in tiny_parts.MODULES.items():
-        monkeypatch.setitem(sys.modules, f"tiny_{kind}", module)
-        monkeypatch.setitem(registry.MODULES[kind], "tiny", f"tiny_{kind}")
+    tiny_parts.register(monkeypatch.setitem)
     return copy.deepcopy(tiny_parts.EXPERIMENT)

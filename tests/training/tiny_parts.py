@@ -135,8 +135,8 @@ EXPERIMENT = {
 }
 
 
-def register():
-    """Makes the parts known for as long as the process lives."""
+def register(setitem=dict.__setitem__):
+    """Makes the parts known until the process ends, or the test by `monkeypatch.setitem`."""
     for kind, module in MODULES.items():
-        sys.modules[f"tiny_{kind}"] = module
-        registry.MODULES[kind]["tiny"] = f"tiny_{kind}"
+        setitem(sys.modules, f"tiny_{kind}", module)
+        setitem(registry.MODULES[kind], "tiny", f"tiny_{kind}")
