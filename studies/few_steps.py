@@ -16,8 +16,6 @@ All are scored on the sample's 60 other streets, without the mirrored image. Wha
 neither trained nor scored again. Leaves `few_steps.csv` and `few_steps.md` in the workdir.
 """
 
-import argparse
-import json
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import few_steps_runs as runs
-import jax
 import self_diffusion_scores as scores
 from reporting import markdown
 from self_diffusion_report import Row, values, write_csv
+from self_diffusion_runs import carry_out, command_line
 from self_diffusion_scores import Setting
 
 from diffdepth_jax import atomic, inference
@@ -49,24 +47,8 @@ WAYS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="for runs and results")
-    parser.add_argument("--seeds", type=int, default=3, help="of what is trained several times")
-    parser.add_argument("--only", help="train just these, such as few-dense-0,self_20-dense-1")
-    parser.add_argument("--score_only", action="store_true", help="train nothing")
-    flags = parser.parse_args()
-    # What differs in its seed alone is compiled once.
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    planned = runs.planned(flags.seeds, flags.workdir)
-    for training in planned if not flags.score_only else ():
-        if flags.only is None or training.name in flags.only.split(","):
-            training.run(flags.workdir)
-            jax.clear_caches()
-    rows: list[dict[str, Any]] = []
-    for training in planned:
-        if (flags.workdir / training.name / runs.RECORD).exists():
-            rows += score(training, flags.workdir)
-            jax.clear_caches()
+    flags = command_line(__doc__.splitlines()[0], only="few-dense-0,self_20-dense-1")
+    rows = carry_out(runs.planned(flags.seeds, flags.workdir), flags, score)
     rows = [row | {"abs_rel_to_20": ratio_to_20(row, rows)} for row in rows]
     write_csv(flags.workdir / "few_steps.csv", rows, COLUMNS)
     table = tables(rows)
@@ -85,21 +67,16 @@ def settings(training: runs.Training) -> Iterator[Setting]:
 
 
 def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
-    """A row for each setting, kept beside the run; computed only where they are missing."""
-    path = workdir / training.name
-    if (path / FILE).exists():
-        return json.loads((path / FILE).read_text())
-    record = json.loads((path / runs.RECORD).read_text())
-    model = inference.load(path)
-    rows = []
+    """A row for each setting; see `scores.kept`."""
+
+    def rows(model: inference.DepthModel) -> Iterator[dict[str, Any]]:
+        for setting in settings(training):
+            asked = {"steps": setting.steps, "recalibrated": setting.recalibrated}
+            yield asked | scores.score_setting(model, setting)
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the checkpoint has its decoder's batch")
-        for setting in settings(training):
-            found = scores.score_setting(model, setting)
-            asked = {"steps": setting.steps, "recalibrated": setting.recalibrated}
-            rows.append(record | asked | found)
-    atomic.write_text(path / FILE, json.dumps(rows))
-    return rows
+        return scores.kept(workdir / training.name, FILE, rows)
 
 
 def ratio_to_20(row: Row, rows: Iterable[Row]) -> float | None:

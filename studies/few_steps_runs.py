@@ -6,15 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import self_diffusion_runs
-from self_diffusion_runs import RECORD, Method
-
-__all__ = ["COUNTS", "METHODS", "RECORD", "UPDATE_MS", "Training", "planned"]
+from self_diffusion_runs import Method, updates
 
 COUNTS = (1, 2, 4)
-
-
-def _updates(count: int) -> dict[str, Any]:
-    return {"num_steps": count, "checkpoint.every_steps": count}
 
 
 # Processor milliseconds of an update, from those of `studies/self_diffusion.py`: 184 with a sampler
@@ -24,7 +18,7 @@ UPDATE_MS = {"self_20": 184, "few": 108}
 METHODS: Mapping[str, Method] = {
     "self_20": self_diffusion_runs.METHODS["self_20"],
     # As many updates as cost what 500 with a sampler of 20 steps do.
-    "few": Method("few_steps_demo", _updates(850), "drawn"),
+    "few": Method("few_steps_demo", updates(850), "drawn"),
     "few_500": Method("few_steps_demo", {}, "drawn, equal updates"),
     # A trained sampler, and its distillation.
     "trailing_20": Method(
@@ -35,7 +29,7 @@ METHODS: Mapping[str, Method] = {
         },
         "20 steps, trailing",
     ),
-    "distilled": Method("few_steps_consistency", _updates(300), "consistency distillation"),
+    "distilled": Method("few_steps_consistency", updates(300), "consistency distillation"),
     # The same sampler, trained on with few steps and no teacher.
     "tuned": Method(
         "demo",
@@ -46,7 +40,7 @@ METHODS: Mapping[str, Method] = {
             "optimizer.learning_rate": 5e-4,
             "optimizer.warmup_steps": 20,
         }
-        | _updates(300),
+        | updates(300),
         "trained on with 1, 2 or 4 steps",
     ),
 }

@@ -13,11 +13,9 @@ this can be interrupted, and --score_only shows how far it is. Leaves in the wor
 `self_diffusion.csv`, `self_diffusion.png` and `tables.md`.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-import jax
 import self_diffusion_report as report
 import self_diffusion_runs as runs
 import self_diffusion_scores as scores
@@ -26,24 +24,8 @@ from diffdepth_jax import atomic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, required=True, help="for runs and results")
-    parser.add_argument("--seeds", type=int, default=3, help="of what is trained several times")
-    parser.add_argument("--only", help="train just these, such as self-dense-0,truth-dense-1")
-    parser.add_argument("--score_only", action="store_true", help="train nothing")
-    flags = parser.parse_args()
-    # What differs in its seed alone is compiled once.
-    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
-    planned = runs.planned(flags.seeds)
-    for training in planned if not flags.score_only else ():
-        if flags.only is None or training.name in flags.only.split(","):
-            training.run(flags.workdir)
-            jax.clear_caches()
-    rows = []
-    for training in planned:
-        if (flags.workdir / training.name / runs.RECORD).exists():
-            rows += scores.score(training, flags.workdir)
-            jax.clear_caches()
+    flags = runs.command_line(__doc__.splitlines()[0], only="self-dense-0,truth-dense-1")
+    rows = runs.carry_out(runs.planned(flags.seeds), flags, scores.score)
     rows += beside(flags.workdir, flags.seeds)
     baseline = scores.baseline_scores()
     report.write_csv(flags.workdir / "self_diffusion.csv", rows)

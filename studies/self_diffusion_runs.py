@@ -1,12 +1,13 @@
 """The trainings of `studies/self_diffusion.py`: what each changes of the demo's configs."""
 
+import argparse
 import dataclasses
 import functools
 import json
 import os
 import runpy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def _sampler(steps: int) -> dict[str, Any]:
     return {"model.diffusion.num_inference_steps": steps}
 
 
-def _updates(count: int) -> dict[str, Any]:
+def updates(count: int) -> dict[str, Any]:
+    """The fields of a training of this many updates, of which only the last state is saved."""
     return {"num_steps": count, "checkpoint.every_steps": count}
 
 
@@ -92,11 +94,9 @@ METHODS: Mapping[str, Method] = {
     "self_20": Method("demo", _sampler(20), "self-diffusion, 20 steps"),
     # As many updates as cost what the method's cost: a step of regression takes 74 ms of one core,
     # with a sampler of 5 steps 119 ms, with 20 steps 184 ms.
-    "regression_as_5": Method(
-        "demo_regression", _updates(800), "regression at the cost of 5 steps"
-    ),
+    "regression_as_5": Method("demo_regression", updates(800), "regression at the cost of 5 steps"),
     "regression_as_20": Method(
-        "demo_regression", _updates(1240), "regression at the cost of 20 steps"
+        "demo_regression", updates(1240), "regression at the cost of 20 steps"
     ),
     "self_factor2": Method("demo", {"model.codec.factor": 2}, "self-diffusion, latent of 1/2"),
     "regression_factor2": Method(
@@ -190,6 +190,36 @@ def planned(seeds: int) -> list[Training]:
     order += [("regression_as_20", "dense", 0), *both("self_paper", seed=0)]
     order += [each for seed in range(seeds) for each in both("pure", seed=seed)]
     return [Training(*each) for each in dict.fromkeys(order)]
+
+
+def command_line(description: str, *, only: str) -> argparse.Namespace:
+    """The flags of a study; `only` is an example of the trainings that --only names."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--workdir", type=Path, required=True, help="for runs and results")
+    parser.add_argument("--seeds", type=int, default=3, help="of what is trained several times")
+    parser.add_argument("--only", help=f"train just these, such as {only}")
+    parser.add_argument("--score_only", action="store_true", help="train nothing")
+    return parser.parse_args()
+
+
+def carry_out(
+    trainings: Sequence[Training],
+    flags: argparse.Namespace,
+    score: Callable[[Training, Path], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Trains what the flags ask for, and returns the scores of all trainings that are done."""
+    # Trainings that differ only in their seed are compiled once.
+    jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
+    for training in trainings if not flags.score_only else ():
+        if flags.only is None or training.name in flags.only.split(","):
+            training.run(flags.workdir)
+            jax.clear_caches()
+    rows: list[dict[str, Any]] = []
+    for training in trainings:
+        if (flags.workdir / training.name / RECORD).exists():
+            rows += score(training, flags.workdir)
+            jax.clear_caches()
+    return rows
 
 
 def _device() -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +69,27 @@ def settings(training: runs.Training, model: inference.DepthModel) -> Iterator[S
 
 
 def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
-    """A row for each setting, kept beside the run; computed only where they are missing."""
-    path = workdir / training.name
-    if (path / FILE).exists():
-        return json.loads((path / FILE).read_text())
-    record = json.loads((path / runs.RECORD).read_text())
-    model = inference.load(path)
-    rows = []
-    for setting in settings(training, model):
-        row = record | dataclasses.asdict(setting) | {"asked_steps": setting.steps}
-        row["steps"] = setting.steps or (model.denoises and model.model.num_inference_steps) or None
-        rows.append(row | score_setting(model, setting))
-    atomic.write_text(path / FILE, json.dumps(rows))
+    """A row for each setting; see `kept`."""
+
+    def rows(model: inference.DepthModel) -> Iterator[dict[str, Any]]:
+        for setting in settings(training, model):
+            row = dataclasses.asdict(setting) | {"asked_steps": setting.steps}
+            own = model.denoises and model.model.num_inference_steps
+            row["steps"] = setting.steps or own or None
+            yield row | score_setting(model, setting)
+
+    return kept(workdir / training.name, FILE, rows)
+
+
+def kept(
+    run: Path, name: str, score_model: Callable[[inference.DepthModel], Iterable[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Rows of a run, kept in its file of this name; computed only if that is missing."""
+    if (run / name).exists():
+        return json.loads((run / name).read_text())
+    record = json.loads((run / runs.RECORD).read_text())
+    rows = [record | row for row in score_model(inference.load(run))]
+    atomic.write_text(run / name, json.dumps(rows))
     return rows
 
 
