@@ -122,6 +122,13 @@ class InputSpec:
             sides.append(max(length, self.multiple))
         return sides[0], sides[1]
 
+    def nearest(self, height: int, width: int) -> tuple[int, int]:
+        """The size nearest to this one whose sides are multiples, at least one each."""
+        rows, columns = (
+            max(round(side / self.multiple), 1) * self.multiple for side in (height, width)
+        )
+        return rows, columns
+
     def normalise(self, image: np.ndarray) -> np.ndarray:
         """RGB [..., 3] in [0, 255] to float32 [..., 3] as the network expects it."""
         # As long rows: NumPy is ten times slower where the innermost axis has length 3.

@@ -499,7 +499,7 @@ class _Run:
             summary.write(self.workdir, records)
             gallery.write(self.workdir, records, self.config.gallery)
             self.report_file.set("gallery", pictures)
-            manifest.write(self.workdir, records)  # last, as it means that all is done
+            manifest.write(self.workdir, records)  # last: the run is complete when it exists
         self.report_file.set("of", self._shown())
 
 

@@ -126,7 +126,7 @@ def _program(model: DepthModel, options: Options) -> _Program:
     spec, network = model.input_spec, model.config.name
     height, width = options.size
     if any(side % spec.multiple for side in options.size):
-        near = tuple(max(round(side / spec.multiple), 1) * spec.multiple for side in options.size)
+        near = spec.nearest(height, width)
         raise ConfigError(
             f"size is {height} x {width}; the network {network!r} takes sides that are multiples "
             f"of {spec.multiple}: use for example {near[0]} x {near[1]}"

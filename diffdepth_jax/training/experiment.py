@@ -7,7 +7,9 @@ from typing import Any, Literal
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
+from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.data.pipeline import TrainIterator
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.models.networks.network import HasEncoder
 from diffdepth_jax.training import optimizer as optimizer_lib
@@ -94,6 +96,19 @@ class Experiment:
     def labels_online(self) -> bool:
         """Whether a teacher labels the batches."""
         return self.has_teacher and not self.distils_sampler
+
+
+def train_iterator(exp: Experiment, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
+    """The batches that an experiment trains on; otherwise as `pipeline.train_iterator`."""
+    return pipeline.train_iterator(
+        exp.data.train,
+        exp.batch_size,
+        exp.seed,
+        exp.model.input_spec,
+        shard=shard,
+        on_error=exp.data.on_error,
+        clean_images=exp.labels_online,
+    )
 
 
 def from_mapping(mapping: Mapping[str, Any]) -> Experiment:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference, registry
-from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.inference import sampling
@@ -171,15 +170,7 @@ def _train(
     # 2. Input: an endless stream of batches, of which each process reads a part.
     network = registry.module("network", exp.model.name)
     with processes.agreed():
-        iterator = pipeline.train_iterator(
-            exp.data.train,
-            exp.batch_size,
-            exp.seed,
-            exp.model.input_spec,
-            shard=(processes.index, processes.count),
-            on_error=exp.data.on_error,
-            clean_images=exp.labels_online,
-        )
+        iterator = experiment.train_iterator(exp, (processes.index, processes.count))
 
     # 3. Model: its variables are created where they belong.
     model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
@@ -298,14 +289,14 @@ def _check_crop(model: nn.Module, exp: Experiment) -> None:
 
     Networks that take any size are checked too if the size is not a recommended one.
     """
-    crop, multiple = exp.data.train.augmentation.crop, exp.model.input_spec.multiple
-    if isinstance(model, Denoises) or not any(side % multiple for side in crop):
+    crop, spec = exp.data.train.augmentation.crop, exp.model.input_spec
+    if isinstance(model, Denoises) or not any(side % spec.multiple for side in crop):
         return
     image = jax.ShapeDtypeStruct((1, *crop, 3), jnp.float32)
     try:
         jax.eval_shape(model.apply, expected_variables(model), image)
     except ValueError as error:
-        near = tuple(max(round(side / multiple), 1) * multiple for side in crop)
+        near = spec.nearest(*crop)
         raise ConfigError(
             f"config.data.train.augmentation.crop is {crop}: {error}; use for example {near}"
         ) from error

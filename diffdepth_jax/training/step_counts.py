@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from diffdepth_jax import inference
-from diffdepth_jax.data import pipeline
+from diffdepth_jax.training import experiment
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.weights import orbax
 
@@ -40,14 +40,6 @@ def recalibrate(exp: Experiment, workdir: Path) -> None:
 
 def training_images(exp: Experiment) -> list[np.ndarray]:
     """Images [h, w, 3], cropped, augmented and normalised as in training, in the same order."""
-    iterator = pipeline.train_iterator(
-        exp.data.train,
-        exp.batch_size,
-        exp.seed,
-        exp.model.input_spec,
-        on_error=exp.data.on_error,
-        clean_images=exp.labels_online,
-    )
-    with contextlib.closing(iterator):
+    with contextlib.closing(experiment.train_iterator(exp)) as iterator:
         images = itertools.chain.from_iterable(batch["image"] for batch in iterator)
         return list(itertools.islice(images, NUM_IMAGES))
