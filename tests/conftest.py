@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
-# A shell's background job ignores Ctrl-C, and so would everything that the tests start.
+# A shell's background job ignores Ctrl-C, and so would every process that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Annotated array arguments and results are checked while the tests run, wherever arrays are the
-# subject. (Not where users' mistakes are: there the package's own errors are under test.)
+# Array annotations are checked while the tests run, in the modules that compute with arrays. (Not
+# where user input is checked: there the package's own errors are under test.)
 install_import_hook(
     [
         "diffdepth_jax.ops",
@@ -56,11 +56,11 @@ def shared() -> Path:
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """A run of the published implementation, with the weights that it was made with.
+    """A recorded run of the published implementation, with the weights that it used.
 
     Attributes:
       arrays: inputs and results, maps as NHWC.
-      samples: of large maps, the numbers that were kept; see `error`.
+      samples: the values kept of large maps; see `error`.
       meta: what `golden/README.md` describes.
     """
 
@@ -70,7 +70,7 @@ class GoldenCase:
 
     @functools.cached_property
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The weights, drawn from the names: nothing but these draws was recorded of them."""
+        """The weights, drawn again by name: the recording does not contain them."""
         left_out = tuple(self.meta.get("constants", ()))
         return {
             name: _golden_weight(name, shape, self.meta.get("scale", {}))
@@ -79,7 +79,7 @@ class GoldenCase:
         }
 
     def error(self, name: str, got: Any) -> float:
-        """The relative L2 error of a map NHWC, or of another array, where it was recorded."""
+        """The relative L2 error of an NHWC map or another array, over the recorded values."""
         got = np.asarray(got, np.float64)
         if name in self.samples:
             wanted = self.samples[name]
@@ -93,7 +93,7 @@ class GoldenCase:
 
 
 def _cut(array: np.ndarray) -> np.ndarray:
-    """What the recordings of networks keep of a map [b, h, w, c] or of tokens [b, n, c]."""
+    """What network recordings keep of a map [b, h, w, c] or of tokens [b, n, c]."""
     if array.ndim == 4:
         rows, columns = (max(1, side // 8) for side in array.shape[1:3])
         return array[:, ::rows, ::columns, :8]
@@ -101,7 +101,7 @@ def _cut(array: np.ndarray) -> np.ndarray:
 
 
 def _golden_weight(name: str, shape: list[int], scale: Mapping[str, float]) -> np.ndarray:
-    """The entry of a name; `scale` has factors for names that end so."""
+    """The weight with this name; `scale` maps endings of names to factors."""
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith(("num_batches_tracked", "relative_position_index")):
         return np.zeros(shape, np.int64)
@@ -125,13 +125,13 @@ def _golden_weight(name: str, shape: list[int], scale: Mapping[str, float]) -> n
 
 @pytest.fixture
 def golden() -> Callable[[str], GoldenCase]:
-    """Reads a recorded case of the folder `golden` by its name."""
+    """Reads a recorded case from the folder `golden` by its name."""
     return _read_golden
 
 
 @pytest.fixture
 def network_case() -> Callable[[str], GoldenCase]:
-    """Reads a recorded network of the folder `golden/networks` by its name.
+    """Reads a recorded network from the folder `golden/networks` by its name.
 
     `arrays` has the normalised `image` [b, h, w, 3] and the `prediction` [b, h, w, 1] at its size.
     """

@@ -1,4 +1,4 @@
-"""Clean images, a teacher that is a formula, and a backend that needs nothing."""
+"""Clean images, a teacher defined by a formula, and a backend without dependencies."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def backend(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def frames(tmp_path: Path) -> Path:
-    """A folder of five frames, of two sizes, with dense depth."""
+    """A folder of five frames in two sizes, with dense depth."""
     root = tmp_path / "frames"
     write_frames(root, SIZES)
     return root
@@ -70,7 +70,7 @@ def predicted() -> list[int]:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes a checkpoint of a `Model`; with "relative" in its name, one of disparity."""
+    """Writes a checkpoint of a `Model`; with "relative" in its name, it predicts disparity."""
     monkeypatch.setattr(inference, "load", lambda path, **_: Model(Path(path)))
     PREDICTED.clear()
 
@@ -83,7 +83,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 @pytest.fixture
 def mapping(frames: Path) -> Callable[..., dict]:
-    """A config's mapping; arguments are put over it."""
+    """A config as a mapping; arguments override its entries."""
 
     def make(**changes):
         return {

@@ -41,7 +41,7 @@ def write_weights(path: Path, **arrays: np.ndarray) -> None:
 
 
 def write_base(folder: Path, family: str = "sd", *, weights: bool = True) -> Path:
-    """A base model's folder; without `weights`, as it serves beside a single file."""
+    """A base model's folder; without `weights`, as used beside a single file."""
     second = ("_2",) * (family == "sdxl")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "X"]}
     write_json(folder / "model_index.json", index)
@@ -80,7 +80,7 @@ def write_controlnet(folder: Path, family: str = "sd", **changes: object) -> Pat
 
 
 def write_interpreter(path: Path, **behaviour: object) -> Path:
-    """A program that runs the stand-in worker in place of the script that it is given."""
+    """A program that runs the stand-in worker instead of the script that it is given."""
     path.write_text(
         f"#!/bin/sh\nSTANDIN={shlex.quote(json.dumps(behaviour))} "
         f"exec {shlex.quote(sys.executable)} {shlex.quote(str(STANDIN))}\n"

@@ -1,4 +1,4 @@
-"""Tiny models under the names of the original code, as its single files have them. With torch."""
+"""Tiny models with the original code's names, as in its single-file checkpoints. Needs torch."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def read(folder: Path) -> Weights:
 
 
 def base(folder: Path, family: str) -> Weights:
-    """A whole base model of one block a stage, in one state dict."""
+    """A whole base model with one block per stage, in one state dict."""
     kinds = json.loads((folder / "unet" / "config.json").read_text())["up_block_types"]
     attention = [kind.startswith("CrossAttn") for kind in kinds]
     unet = {_unet_name(name, attention): each for name, each in read(folder / "unet").items()}
@@ -62,7 +62,7 @@ def base(folder: Path, family: str) -> Weights:
         "text_model." + name.removeprefix("text_model."): tensor
         for name, tensor in read(folder / "text_encoder").items()
     }
-    text["text_model.embeddings.position_ids"] = torch.arange(77)[None]  # as old files have
+    text["text_model.embeddings.position_ids"] = torch.arange(77)[None]  # as in old files
     before = "conditioner.embedders.0" if family == "sdxl" else "cond_stage_model"
     weights = {f"model.diffusion_model.{name}": tensor for name, tensor in unet.items()}
     weights |= {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
@@ -101,9 +101,9 @@ def _replaced(name: str, table: Mapping[str, str]) -> str:
 
 
 def _unet_name(name: str, attention: Sequence[bool] = ()) -> str:
-    """Of a network with one residual block a stage on the way down, and two on the way up.
+    """For a network with one residual block per stage on the way down, and two on the way up.
 
-    `attention` says which stages have it on the way up; the upsampling comes after it.
+    `attention` says which stages have attention on the way up; upsampling comes after it.
     """
     if match := re.match(r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.", name):
         stage = int(match[1])
@@ -156,7 +156,7 @@ def _vae_entry(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
         ("to_v", "v"),
     ):
         name = name.replace(theirs, original)
-    if "attn_1" in name and tensor.ndim == 2:  # a convolution of one pixel
+    if "attn_1" in name and tensor.ndim == 2:  # a 1x1 convolution
         tensor = tensor[:, :, None, None]
     return name, tensor
 

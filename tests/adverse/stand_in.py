@@ -1,4 +1,4 @@
-"""A backend that needs nothing: it darkens the clean image by a number that the seed draws."""
+"""A backend without dependencies: it darkens the clean image by an amount drawn from the seed."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from diffdepth_jax.errors import ConfigError
 
 CONDITIONS = None
 USES_PROMPTS = True
-OPENED = []  # the configs that were opened, in this process
+OPENED = []  # the configs opened in this process
 MADE = []  # the keys of the items of each batch
 
 
@@ -23,9 +23,9 @@ MADE = []  # the keys of the items of each batch
 class Config:
     """
     Attributes:
-      strength: decides the pixels.
-      fails, black: parts of the keys of items that fail, or come back black.
-      seconds: of each batch.
+      strength: brightness factor.
+      fails, black: items whose key contains this fail, or come back black.
+      seconds: time per batch.
       refuses: what `check` raises.
     """
 
@@ -74,10 +74,10 @@ class Session:
             time.sleep(self.config.seconds)
             for item in batch:
                 if self.config.fails in item.key:
-                    yield Outcome(item.key, error="it was told to")
+                    yield Outcome(item.key, error="told to fail")
                     continue
                 rng = np.random.default_rng(item.seed)
-                # That an item's pixels depend on its batch is what fixed batches are for.
+                # Pixels depend on the batch, which is why a run's batches are fixed.
                 place = [other.key for other in batch].index(item.key) + len(batch)
                 if item.image is None:
                     image = rng.integers(1, 255, (*item.size, 3)).astype(np.float64)

@@ -1,16 +1,16 @@
 """Speaks the protocol of `diffdepth_jax/adverse/worker.py` without PyTorch.
 
-Its image is the clean one in a tint that the seed decides. The environment variable STANDIN has its
-behaviour, in JSON:
+Its image is the clean one with a tint drawn from the seed. The environment variable STANDIN sets
+its behaviour, in JSON:
 
-    delay         seconds that an image takes
-    log           a file to which a line `key` is added for each image made
-    die_at        keys at which it ends itself by SIGKILL, whenever it comes to them
-    die_once_at   likewise, but only if the file named by the variable's `once` does not exist yet
+    delay         seconds per image
+    log           a file that gets a line `key` for each image made
+    die_at        keys at which it kills itself with SIGKILL, every time
+    die_once_at   likewise, but only until the file named by `once` exists
     hang_at, rubbish_at, fail_at, full_disk_at, flag_at   keys, likewise
-    opening       "die", "hang", "rubbish", "refuse", "old": what it does in place of a handshake
+    opening       "die", "hang", "rubbish", "refuse", "old": what it does instead of the handshake
     devices       how many GPUs it claims to have
-    faults        {key: fault} that a check finds
+    faults        {key: fault} that a check reports
 """
 
 import json
@@ -28,7 +28,7 @@ def main() -> None:
     behaviour = json.loads(os.environ.get("STANDIN", "{}"))
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    print("printed by a library")  # which must not get among the replies
+    print("printed by a library")  # which must not end up among the replies
 
     def send(**reply) -> None:
         replies.write(json.dumps(reply) + "\n")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _requests():
-    """As in the real worker: the end of the input ends the process at once."""
+    """As in the real worker, end of input ends the process at once."""
     lines: list[dict] = []
     ready = threading.Condition()
 
@@ -140,7 +140,7 @@ def _make(behaviour: dict, item: dict, send) -> None:
 
 
 def send_rubbish(send) -> None:
-    # The protocol's own stream: what `send` writes to.
+    # The protocol's stream, which `send` writes to.
     stream = send.__closure__[0].cell_contents
     stream.write("Downloading: 100%\n")
     stream.flush()

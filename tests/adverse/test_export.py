@@ -11,7 +11,7 @@ from diffdepth_jax.errors import ConfigError, FileError, MissingFileError
 
 
 def samples(source):
-    """What a source holds, in an order that its ids do not decide."""
+    """A source's arrays, in the order of the frames whatever the ids."""
     arrays = ("image", "clean_image", "depth")
     return sorted(
         (re.search(r"f\d", sample["id"])[0], *(sample[name].tobytes() for name in arrays))

@@ -31,7 +31,7 @@ def data_of(page):
     return json.loads(text)
 
 
-def test_the_page_holds_everything_and_asks_for_nothing(written):
+def test_the_page_is_complete_and_self_contained(written):
     workdir, records = written
     page = (workdir / "gallery.html").read_text()
     assert EVIL not in page and "owned'</script>" not in page
@@ -60,7 +60,7 @@ def test_the_sheet_has_a_row_for_each_frame(written):
     workdir, _ = written
     sheet = Image.open(workdir / "contact_sheet.png")
     assert sheet.width == 4 * (40 + 4) + 4  # clean, depth and two conditions
-    assert sheet.height == 4 * (24 + 16 + 4) + (16 + 16 + 4) + 4  # one frame is lower
+    assert sheet.height == 4 * (24 + 16 + 4) + (16 + 16 + 4) + 4  # one frame is shorter
     clean = np.asarray(sheet)[4 + 16 : 4 + 16 + 24, 4:44]
     np.testing.assert_array_equal(clean, np.asarray(Image.open(workdir / "clean/f0.png")))
 
@@ -73,7 +73,7 @@ def browser():
 
 
 def dom(page, tmp_path, script=""):
-    """What the page has become in a browser, after `script`."""
+    """The page's DOM in a browser after running `script`."""
     text = page.read_text().replace("</body>", f"<script>{script}</script></body>")
     (tmp_path / "page.html").write_text(text)
     command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
@@ -89,7 +89,7 @@ def test_a_browser_shows_sorts_and_filters(written, tmp_path):
     shown = dom(page, tmp_path)
     titles = re.findall(r"<h2>(.*?)</h2>", shown)
     assert titles == [f"{r.id}, {r.condition} {r.variant}" for r in records]
-    assert "<title>Generated conditions</title>" in shown  # nothing of the prompt was run
+    assert "<title>Generated conditions</title>" in shown  # no script from the prompt ran
     assert "10 of 10 images" in shown
 
     def choose(**fields):

@@ -1,4 +1,4 @@
-"""Models of image formation: their laws where a scene has an answer, and all of them anywhere."""
+"""Models of image formation: their physics on scenes with a known answer, and any input at all."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def brightness(image):
 
 
 @every_condition
-def test_the_seed_alone_decides_and_strengths_are_told(condition):
+def test_only_the_seed_matters_and_strengths_are_reported(condition):
     image, depth = street()
     first, strengths = rendered(condition, image, depth)
     again, same = rendered(condition, image, depth)
@@ -60,7 +60,7 @@ def test_any_size_and_any_depth(condition, size, depth):
     assert np.isfinite(list(strengths.values())).all()
 
 
-def test_fog_hides_what_is_beyond_its_sight_and_leaves_what_is_near():
+def test_fog_hides_what_is_beyond_visibility_and_keeps_what_is_near():
     image, _ = street()
     image[:, 48:] = 40  # dark against the fog
     near, strengths = rendered("fog", image, np.full(SIZE, 0.05))
@@ -69,7 +69,7 @@ def test_fog_hides_what_is_beyond_its_sight_and_leaves_what_is_near():
     assert np.abs(near[:, 48:].astype(int) - 40).max() <= 12
     contrast = np.abs(far[:, :40].astype(int).mean() - far[:, 56:].mean())
     assert contrast < 2
-    # At the sight itself the contrast has fallen to 5% (WMO): of radiance, not of bytes.
+    # At the visibility itself contrast has fallen to 5% (WMO): in radiance, not in byte values.
     scene = image_formation.scene(image, np.full(SIZE, strengths["sight_m"]), INTRINSICS)
     clarity = np.exp(-np.log(20) / strengths["sight_m"] * scene.distance)
     assert clarity[20, 48] == pytest.approx(0.05, rel=1e-6)
@@ -96,8 +96,8 @@ def test_night_is_dark_and_headlights_fall_off_with_distance():
 
 
 @pytest.mark.parametrize("condition", ["rain", "snow"])
-def test_nothing_falls_in_front_of_what_is_nearer(condition):
-    """With a wall half a metre away no drop or flake is between."""
+def test_drops_and_flakes_behind_a_near_wall_are_hidden(condition):
+    """With a wall half a metre away there is no drop or flake in between."""
     image, _ = street()
     image[:] = 128
     draw = {"rain": image_formation._streaks, "snow": image_formation._flakes}[condition]
@@ -109,7 +109,7 @@ def test_nothing_falls_in_front_of_what_is_nearer(condition):
         assert (np.abs(result - scene.radiance).max() > 0.01) == falls
 
 
-def test_snow_lies_on_what_looks_up_alone():
+def test_snow_lies_only_on_surfaces_that_face_up():
     image, depth = street()
     upward = image_formation._upward(image_formation.scene(image, depth, INTRINSICS))
     assert upward[-8:, 5:-5].min() > 0.9  # the road
@@ -137,7 +137,7 @@ def test_wet_ground_is_darker_and_mirrors_the_sky_at_grazing_angles():
     assert np.abs(mirrored[10:18]).max() < 0.01
 
 
-def test_the_sun_is_in_the_sky_and_its_veil_falls_with_the_angle():
+def test_the_sun_is_in_the_sky_and_its_glare_falls_with_the_angle():
     image, depth = street()
     image[:] = 60
     glare, strengths = rendered("glare", image, depth)
@@ -148,7 +148,7 @@ def test_the_sun_is_in_the_sky_and_its_veil_falls_with_the_angle():
     assert line[column] > line[away] + 20
 
 
-def test_the_sky_is_found_where_a_network_gives_it_a_depth():
+def test_the_sky_is_found_even_if_a_network_gives_it_a_depth():
     image, depth = street()
     depth[:8] = 30.0  # as far as the wall
     image[8:] = np.random.default_rng(0).integers(0, 120, (40, 96, 1))
@@ -165,7 +165,7 @@ def test_a_relative_disparity_keeps_its_order():
 
 
 @pytest.mark.parametrize("size", [(200, 90), (7, 300)])
-def test_a_wide_blur_on_a_coarser_grid_is_the_same(size):
+def test_a_wide_blur_is_the_same_on_a_coarser_grid(size):
     array = np.random.default_rng(0).normal(size=(*size, 3)).cumsum(0).cumsum(1)
     want = ndimage.gaussian_filter(array, (15, 15, 0))
     got = image_formation._blurred(array, 15.0)

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, again and again, ends as an uninterrupted one does."""
+"""A run that is killed again and again, at any moment, ends like an uninterrupted one."""
 
 import itertools
 import multiprocessing
@@ -20,7 +20,7 @@ KILLS = 50
 
 
 def generate(mapping, workdir, python=None):
-    """One start, in a process of its own."""
+    """One start, in its own process."""
     registry.MODULES["backend"]["stand_in"] = stand_in.__name__
     try:
         runner.run(config.from_mapping(mapping), workdir, python=python, progress=False)
@@ -41,13 +41,13 @@ def contents(workdir: Path) -> dict[str, bytes]:
 def processes():
     """Processes that are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    late = ("adverse.structure", "data.pipeline", "visualize")  # imported when they are needed
+    late = ("adverse.structure", "data.pipeline", "visualize")  # imported on demand
     context.set_forkserver_preload([__name__, *(f"diffdepth_jax.{name}" for name in late)])
     return context
 
 
 def timed(processes, settings, folder: Path, python=None) -> float:
-    """The seconds that a run takes; the first one also waits for the imports."""
+    """The seconds that a run takes; the first one includes the imports."""
     for name in ("first", "second"):
         started = time.monotonic()
         process = processes.Process(target=generate, args=(settings, folder / name, python))
@@ -63,7 +63,7 @@ def test_fifty_kills_at_any_moment(mapping, processes, tmp_path):
     generate(settings, tmp_path / "whole")
     length = timed(processes, settings, tmp_path)
     rng, kills = random.Random(0), 0
-    for number in itertools.count():  # as a run is over after a few lives
+    for number in itertools.count():  # each run finishes after a few lives
         workdir, lives = tmp_path / f"killed_{number}", 0
         while True:
             process = processes.Process(target=generate, args=(settings, workdir))
@@ -79,11 +79,11 @@ def test_fifty_kills_at_any_moment(mapping, processes, tmp_path):
         kills += lives - 1
         if kills >= KILLS:
             break
-    assert number < kills  # or they were hardly killed at work
+    assert number < kills  # otherwise runs were hardly killed while they worked
 
 
 def children(process: int) -> list[int]:
-    """The processes that a process has started."""
+    """A process's child processes."""
     try:
         return [
             int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()

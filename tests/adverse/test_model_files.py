@@ -1,4 +1,4 @@
-"""Model folders and files are looked through before PyTorch is, and no pickle is handed on."""
+"""Model folders and files are checked before PyTorch starts, and no pickle is passed on."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def control(path, base, into, pipeline="t2i_adapter"):
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_a_folder_of_diffusers_is_linked_with_its_family(tmp_path, family):
+def test_a_diffusers_folder_is_linked_with_its_family(tmp_path, family):
     folder = model_folders.write_base(tmp_path / "model", family)
     (folder / "unet" / "model.py").write_text("raise SystemExit")
     (folder / "pipeline.py").write_text("raise SystemExit")
@@ -44,10 +44,10 @@ def test_a_folder_of_diffusers_is_linked_with_its_family(tmp_path, family):
     assert (base.folder / "unet" / "config.json").read_bytes()
     assert (base.folder / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert (base.folder / "text_encoder_2").exists() == (family == "sdxl")
-    assert not list(base.folder.rglob("*.py"))  # no code goes along
+    assert not list(base.folder.rglob("*.py"))  # no code is linked
 
 
-def test_what_a_pickle_would_do_is_not_done(tmp_path):
+def test_code_in_a_pickle_is_not_run(tmp_path):
     folder = model_folders.write_base(tmp_path / "model")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
@@ -109,7 +109,7 @@ def test_weights_in_several_files_and_in_half_precision_are_found(tmp_path):
 
 
 def test_a_safety_checker_without_its_weights_is_left_out(tmp_path):
-    """diffusers would refuse the whole folder."""
+    """Otherwise diffusers would refuse the whole folder."""
     folder = model_folders.write_base(tmp_path / "model")
     index = json.loads((folder / "model_index.json").read_text())
     index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -123,7 +123,7 @@ def test_a_safety_checker_without_its_weights_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("library", ["my_pipeline", "os", "../evil"])
-def test_a_folder_that_wants_code_of_its_own_is_refused(tmp_path, library):
+def test_a_folder_that_needs_custom_code_is_refused(tmp_path, library):
     folder = model_folders.write_base(tmp_path / "model")
     model_folders.write_json(folder / "model_index.json", {"unet": [library, "Net"]})
     with pytest.raises(ConfigError, match="custom code"):
@@ -152,7 +152,7 @@ def test_sdxl_refiner_is_refused(tmp_path):
         prepare(folder, tmp_path / "into")
 
 
-def test_a_control_network_is_no_base(tmp_path):
+def test_a_control_network_is_not_a_base_model(tmp_path):
     folder = model_folders.write_controlnet(tmp_path / "model")
     with pytest.raises(ConfigError, match="ControlNetModel and not a whole pipeline"):
         prepare(folder, tmp_path / "into")
@@ -182,8 +182,8 @@ def test_networks_of_the_same_family_fit(tmp_path, family, pipeline):
     assert (prepared.folder / "diffusion_pytorch_model.safetensors").exists()
 
 
-def test_an_adapter_is_no_controlnet_and_the_reverse(tmp_path, base):
-    """diffusers would load either as the other, with weights that are all random."""
+def test_adapters_and_controlnets_are_not_confused(tmp_path, base):
+    """diffusers would load either as the other, with random weights throughout."""
     adapter = model_folders.write_adapter(tmp_path / "adapter")
     with pytest.raises(ConfigError, match=r"T2IAdapter.*set pipeline to 't2i_adapter'"):
         control(adapter, base, tmp_path / "one", "controlnet")
@@ -217,7 +217,7 @@ def test_adapters_of_other_widths_and_for_sketches_do_not_fit(tmp_path, base):
 
 
 def _original_adapter(factor=8, channels=(320, 640, 1280, 1280)):
-    """Names and shapes of the authors' file, without the kernels' sizes."""
+    """Names and shapes of the authors' file, without the kernel sizes."""
     shapes = {"conv_in.weight": (channels[0], 3 * factor**2, 1, 1), "conv_in.bias": (channels[0],)}
     for block in range(8):
         width, before = channels[block // 2], channels[max(0, block // 2 - 1)]
@@ -228,7 +228,7 @@ def _original_adapter(factor=8, channels=(320, 640, 1280, 1280)):
     return {name: np.zeros(shape, np.float16) for name, shape in shapes.items()}
 
 
-def test_an_adapter_of_the_original_code_becomes_a_folder(tmp_path, base):
+def test_an_original_adapter_file_becomes_a_folder(tmp_path, base):
     path = tmp_path / "t2iadapter_depth.safetensors"
     safetensors.numpy.save_file(_original_adapter(), path)
 
@@ -247,7 +247,7 @@ def test_an_adapter_of_the_original_code_becomes_a_folder(tmp_path, base):
         control(path, base, tmp_path / "again", "controlnet")
 
 
-def test_files_that_are_no_adapters_are_refused(tmp_path, base):
+def test_files_that_are_not_adapters_are_refused(tmp_path, base):
     arrays = _original_adapter()
     path = tmp_path / "adapter.safetensors"
     safetensors.numpy.save_file(arrays | {"extra": np.zeros(1, np.float32)}, path)
@@ -264,7 +264,7 @@ def test_files_that_are_no_adapters_are_refused(tmp_path, base):
             control(path, base, tmp_path / name)
 
 
-def test_a_controlnet_file_attends_to_text_of_the_base(tmp_path, base):
+def test_a_controlnet_file_must_match_the_text_width_of_the_base(tmp_path, base):
     path = tmp_path / "control_sd15_depth.safetensors"
     name = "control_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     safetensors.numpy.save_file({name: np.zeros((320, 1024), np.float16)}, path)
@@ -274,7 +274,7 @@ def test_a_controlnet_file_attends_to_text_of_the_base(tmp_path, base):
     assert control(path, base, tmp_path / "two", "controlnet").file.exists()
 
 
-def test_fingerprints_follow_from_the_content_alone(tmp_path):
+def test_fingerprints_depend_only_on_the_content(tmp_path):
     folders = [model_folders.write_base(tmp_path / name) for name in ("one", "two", "three")]
     model_folders.write_weights(
         folders[2] / "vae" / "diffusion_pytorch_model.safetensors",
@@ -296,7 +296,7 @@ def test_fingerprints_follow_from_the_content_alone(tmp_path):
         ("sd15.safetensors", False),
     ],
 )
-def test_repositories_of_the_hub_are_told_from_paths(name, repository):
+def test_hub_repositories_are_told_apart_from_paths(name, repository):
     assert model_files.is_repository(name) == repository
     if not repository:
         with pytest.raises(MissingFileError, match=r"base is .*no such file"):

@@ -43,7 +43,7 @@ def test_every_source_has_a_scene(bank):
         bank.scene_of("kitti", "suburbs")
 
 
-def test_a_prompt_depends_on_seed_id_condition_and_variant_alone(bank):
+def test_a_prompt_depends_only_on_seed_id_condition_and_variant(bank):
     places = [
         (seed, frame, condition, variant)
         for seed in (0, 1)
@@ -66,11 +66,11 @@ def test_a_prompt_depends_on_seed_id_condition_and_variant_alone(bank):
 
 
 def test_seeds_are_those_of_earlier_versions():
-    """A workdir that was begun with one goes on with another."""
+    """A workdir started with one version can be continued with another."""
     assert prompts.noise_seed(0, "a", "night", 0) == 4965637845143827919
 
 
-def test_scene_words_of_a_table_top_are_drawn_once_for_a_frame(bank):
+def test_scene_words_of_a_table_top_are_drawn_once_per_frame(bank):
     for number in range(20):
         frame = f"scene_{number}"
         scene = bank.draw(0, frame, "scene", 0, "tabletop").text
@@ -83,7 +83,7 @@ def test_scene_words_of_a_table_top_are_drawn_once_for_a_frame(bank):
                 assert objects in text.lower()
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_custom_file(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
         'negative = "nothing"\n'
@@ -120,7 +120,7 @@ def test_a_file_of_ones_own(tmp_path):
         ("negative = 3\n", "negative is 3"),
     ],
 )
-def test_a_mistake_in_a_file_is_told_with_its_place(tmp_path, text, told):
+def test_a_mistake_in_a_file_is_located(tmp_path, text, told):
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
@@ -128,7 +128,7 @@ def test_a_mistake_in_a_file_is_told_with_its_place(tmp_path, text, told):
     assert told in str(error.value) and "mine.toml" in str(error.value)
 
 
-def test_a_slot_that_nothing_fills_and_a_file_that_is_missing(bank, tmp_path):
+def test_an_unfilled_slot_and_a_missing_file(bank, tmp_path):
     with pytest.raises(ConfigError, match=r"'glass' have \{objects\}.*scene 'street'"):
         bank.check(["glass"], "street")
     with pytest.raises(ConfigError, match="did you mean 'night'"):

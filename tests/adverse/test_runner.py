@@ -28,7 +28,7 @@ def files(workdir):
     }
 
 
-def test_images_labels_and_a_line_each(mapping, checkpoint, tmp_path):
+def test_every_image_has_a_label_and_a_manifest_line(mapping, checkpoint, tmp_path):
     teacher = {"checkpoint": checkpoint(), "batch_size": 2}
     result = run(mapping(teacher=teacher, labels="teacher", variants=2), tmp_path / "out")
     rows = lines(tmp_path / "out")
@@ -60,7 +60,7 @@ def test_images_labels_and_a_line_each(mapping, checkpoint, tmp_path):
     }
 
 
-def test_the_depth_that_steers_is_inverse_depth_of_teacher_or_steering_network(
+def test_control_is_inverse_depth_of_the_teacher_or_the_steering_network(
     mapping, checkpoint, tmp_path
 ):
     teacher = {"checkpoint": checkpoint("metric.pt"), "batch_size": 2}
@@ -101,11 +101,11 @@ def test_sparse_labels_are_kept_and_images_are_made_from_the_teachers_depth(
     np.testing.assert_array_equal(dense, 200 / (1 + image.mean(-1, dtype=np.float32)))
 
 
-def test_batches_follow_from_the_frames_alone(mapping, backend, tmp_path):
+def test_batches_depend_only_on_the_frames(mapping, backend, tmp_path):
     wanted = [
         ["f0/night/0", "f0/fog/0"],
         ["f1/night/0", "f1/fog/0"],
-        ["f2/night/0", "f2/fog/0"],  # another size
+        ["f2/night/0", "f2/fog/0"],  # a different size
         ["f3/night/0", "f3/fog/0"],
         ["f4/night/0", "f4/fog/0"],
     ]
@@ -179,9 +179,7 @@ def test_limits_can_be_set_later(mapping, backend, checkpoint, tmp_path):
     assert [r.structure["abs_rel"] for r in night if r.status == "rejected"] == errors[-1:]
 
 
-def test_images_are_looked_at_only_where_that_is_asked_for(
-    mapping, backend, checkpoint, predicted, tmp_path
-):
+def test_images_are_scored_only_on_request(mapping, backend, checkpoint, predicted, tmp_path):
     teacher = {"checkpoint": checkpoint(), "batch_size": 2}
     trusted = mapping(teacher=teacher, structure={"score": False})
     first = run(trusted, tmp_path / "out")
@@ -198,11 +196,11 @@ def test_images_are_looked_at_only_where_that_is_asked_for(
         run(mapping(teacher=teacher, structure={"score": False, "worst_share": 0.1}), tmp_path)
 
 
-def test_failed_items_are_recorded_and_tried_again(mapping, tmp_path):
+def test_failed_items_are_recorded_and_retried(mapping, tmp_path):
     failing = {"name": "stand_in", "batch_size": 2, "fails": "f1/"}
     result = run(mapping(backend=failing), tmp_path / "out")
     assert [record.id for record in result.failed] == ["f1", "f1"]
-    assert all(record.reason == "it was told to" for record in result.failed)
+    assert all(record.reason == "told to fail" for record in result.failed)
     assert all(record.image is None and record.label for record in result.failed)
     result = run(mapping(), tmp_path / "out")
     assert result.failed == [] and [row["status"] for row in lines(tmp_path / "out")] == ["ok"] * 10
@@ -210,7 +208,7 @@ def test_failed_items_are_recorded_and_tried_again(mapping, tmp_path):
     assert lines(tmp_path / "out") == lines(tmp_path / "whole")
 
 
-def test_black_images_are_rejected_and_stay_so(mapping, backend, checkpoint, tmp_path):
+def test_black_images_are_rejected_and_stay_rejected(mapping, backend, checkpoint, tmp_path):
     black = {"name": "stand_in", "batch_size": 2, "black": "f1/fog"}
     teacher = {"checkpoint": checkpoint(), "batch_size": 2}
     for _ in range(2):
@@ -222,7 +220,7 @@ def test_black_images_are_rejected_and_stay_so(mapping, backend, checkpoint, tmp
     assert len(backend.OPENED) == 1
 
 
-def test_unreadable_frames_fail_alone_and_are_tried_again(mapping, frames, tmp_path):
+def test_unreadable_frames_fail_alone_and_are_retried(mapping, frames, tmp_path):
     good = (frames / "image/f3.png").read_bytes()
     (frames / "image/f3.png").write_bytes(good[:200])
     result = run(mapping(), tmp_path / "out")
@@ -274,7 +272,7 @@ def test_a_workdir_of_other_weights_or_frames_is_refused(mapping, checkpoint, fr
         run(mapping(teacher=one), tmp_path / "out")
 
 
-def test_what_is_wrong_is_told_before_the_first_image(mapping, backend, tmp_path):
+def test_config_errors_come_before_the_first_image(mapping, backend, tmp_path):
     for changes, told in [
         ({"conditions": ()}, "conditions is empty"),
         ({"conditions": ("nigth",)}, "did you mean 'night'"),
@@ -295,7 +293,7 @@ def test_what_is_wrong_is_told_before_the_first_image(mapping, backend, tmp_path
     assert backend.MADE == []
 
 
-def test_a_backend_that_lacks_a_condition_is_told(mapping, backend, monkeypatch):
+def test_a_backend_that_lacks_a_condition_is_an_error(mapping, backend, monkeypatch):
     monkeypatch.setattr(backend, "CONDITIONS", ("fog", "snow"))
     with pytest.raises(ConfigError, match=r"'night'.*it makes fog, snow"):
         config.from_mapping(mapping())
@@ -309,7 +307,7 @@ def test_a_backend_without_prompts_has_none_in_the_manifest(
     assert {(record.prompt, record.negative_prompt) for record in result.records} == {("", "")}
 
 
-def test_a_backend_is_not_believed(mapping, backend, monkeypatch, tmp_path):
+def test_outcomes_of_a_backend_are_checked(mapping, backend, monkeypatch, tmp_path):
     def generate(self, batches):
         for batch in batches:
             for item in batch:
@@ -353,7 +351,7 @@ def test_scenes_are_made_labelled_and_changed(mapping, backend, checkpoint, tmp_
         statuses = [record.status for record in result.records]
         assert statuses == ["ok", "ok", "rejected", "rejected", "failed", "failed"]
         assert "clean image" in result.records[2].reason
-        assert "could not be made: it was told to" in result.records[4].reason
+        assert "could not be made: told to fail" in result.records[4].reason
 
 
 def test_depth_is_cached_by_network_and_image(mapping, checkpoint, predicted, tmp_path):
@@ -403,7 +401,7 @@ def test_merge_finds_gaps_overlaps_and_other_configs(mapping, tmp_path):
         run(mapping(), out, merge=True)
 
 
-def test_a_plain_run_takes_up_what_shards_did(mapping, backend, tmp_path):
+def test_a_plain_run_continues_from_shards(mapping, backend, tmp_path):
     run(mapping(), tmp_path / "out", shard=(0, 2))
     backend.MADE.clear()
     result = run(mapping(), tmp_path / "out")
@@ -425,7 +423,7 @@ def test_two_runs_in_one_workdir_are_kept_apart(mapping, backend, monkeypatch, t
         run(mapping(), tmp_path / "out")
 
 
-def test_a_workdir_is_trained_on(mapping, frames, tmp_path):
+def test_training_on_a_workdir(mapping, frames, tmp_path):
     run(mapping(), tmp_path / "out")
     still = {"flip": 0.0, "rotation": 0.0, "jitter": 0.0, "scale": (1.0, 1.0)}
     crop = transforms.Augmentation(crop=(16, 40), **still)
@@ -450,7 +448,7 @@ def test_a_workdir_is_trained_on(mapping, frames, tmp_path):
         (["a", "b", "a"], "frames 0 and 2 of the source have the same id 'a'"),
     ],
 )
-def test_ids_that_cannot_be_files_names_are_refused(mapping, monkeypatch, tmp_path, names, told):
+def test_ids_that_cannot_be_file_names_are_refused(mapping, monkeypatch, tmp_path, names, told):
     class Source:
         def __len__(self):
             return len(names)

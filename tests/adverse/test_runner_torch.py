@@ -24,7 +24,7 @@ PROMPTS = "".join(
 
 @pytest.fixture(scope="module")
 def diffusion(tmp_path_factory):
-    """The mapping of a backend of a tiny Stable Diffusion and its adapter."""
+    """The mapping of a backend with a tiny Stable Diffusion and its adapter."""
     folder = tmp_path_factory.mktemp("models")
     tiny_models.write_base(folder / "sd", "sd")
     tiny_models.write_adapter(folder / "adapter", "sd")
@@ -41,7 +41,7 @@ def diffusion(tmp_path_factory):
 
 @pytest.fixture
 def prompts(tmp_path):
-    """Short ones: the tiny tokenizer's tokens are single characters."""
+    """Short prompts: the tiny tokenizer's tokens are single characters."""
     (tmp_path / "short.toml").write_text("negative = ''\n" + PROMPTS)
     return {"files": (str(tmp_path / "short.toml"),)}
 
@@ -61,10 +61,10 @@ def test_conditions_of_clean_images(mapping, diffusion, prompts, checkpoint, tmp
         clean = np.asarray(Image.open(tmp_path / "out" / record.clean))
         assert image.shape == clean.shape
         assert record.backend == "diffusers-t2i_adapter" and record.structure is not None
-    assert len({image.tobytes() for image in images}) == 10  # prompts and seeds tell
+    assert len({image.tobytes() for image in images}) == 10  # prompts and seeds matter
     assert manifest.read(tmp_path / "out") == list(records)
 
-    # An image that is lost comes back within its batch, as it was.
+    # A lost image is made again within its batch, unchanged.
     path = tmp_path / "out" / records[3].image
     before = path.read_bytes()
     path.unlink()

@@ -8,7 +8,7 @@ def slurm(**values):
     return {f"SLURM_ARRAY_TASK_{name}": value for name, value in values.items()}
 
 
-def test_the_flag_goes_first():
+def test_the_flag_takes_precedence():
     assert shards.chosen(None, {}) is None
     assert shards.chosen("2/5", slurm(ID="1", COUNT="4")) == (2, 5)
     with pytest.raises(ConfigError, match="'5/5'"):

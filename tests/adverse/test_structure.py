@@ -8,25 +8,25 @@ METRIC = {"prediction_is": "metric_depth", "label_is": "metric_depth"}
 
 @pytest.fixture
 def depth():
-    """A street: ground that recedes, and boxes on it."""
+    """A street: receding ground with boxes on it."""
     depth = np.broadcast_to(np.geomspace(60, 3, 60)[:, None], (60, 160)).copy()
     for column, near in ((20, 6.0), (60, 12.0), (110, 9.0)):
         depth[18:44, column : column + 25] = near
     return depth
 
 
-def test_scale_and_shift_do_not_count(depth):
+def test_scale_and_shift_do_not_matter(depth):
     found = structure.compare(3 * depth + 2, depth, **METRIC)
     assert found.abs_rel == pytest.approx(0, abs=1e-12) and found.edge_agreement == 1
 
 
 def test_abs_rel_is_the_mean_over_known_pixels(depth):
-    """By hand: pixels of 1 m and 2 m, of which the prediction confuses a quarter."""
+    """By hand: pixels at 1 m and 2 m, swapped in half of the prediction."""
     label = np.ones((8, 8))
     label[:, 4:] = 2
     prediction = label.copy()
     prediction[:4, :] = 3 - prediction[:4, :]
-    # Half of each side is the other's, so the fit is the mean, 1.5.
+    # Each side is half 1 and half 2, so the fit is their mean, 1.5.
     found = structure.compare(prediction, label, **METRIC)
     assert found.abs_rel == pytest.approx((0.5 / 1 + 0.5 / 2) / 2)
     label[0] = 0
@@ -35,7 +35,7 @@ def test_abs_rel_is_the_mean_over_known_pixels(depth):
     assert structure.compare(prediction, label, **METRIC).abs_rel == pytest.approx(0, abs=1e-9)
 
 
-def test_it_falls_when_things_move_or_vanish(depth):
+def test_agreement_falls_when_things_move_or_vanish(depth):
     moved = [structure.compare(np.roll(depth, n, 1), depth, **METRIC) for n in (0, 2, 6, 12)]
     errors = [each.abs_rel for each in moved]
     agreements = [each.edge_agreement for each in moved]
@@ -60,8 +60,8 @@ def test_relative_teachers(depth):
     assert other.abs_rel > 0.02 and other.edge_agreement < 0.6
 
 
-def test_a_pattern_of_the_network_is_no_edge(depth):
-    """Upsampling leaves one in all of its predictions."""
+def test_a_pattern_of_the_network_is_not_an_edge(depth):
+    """Upsampling leaves the same pattern in all predictions."""
     flat = np.full_like(depth, 10.0)
     pattern = 1 + 0.05 * (np.indices(depth.shape).sum(0) % 2)
     found = structure.compare(flat * pattern, depth * pattern, **METRIC)

@@ -31,7 +31,7 @@ def test_the_worker_imports_nothing_but_the_standard_library_at_first():
 
 
 @pytest.mark.parametrize("scale, shift", [(1, 0), (300, 0), (-0.5 + 1, -40), (1e-3, 7)])
-def test_control_is_minus_minimum_over_maximum_whatever_the_scale(scale, shift):
+def test_control_is_minus_minimum_over_maximum_at_any_scale(scale, shift):
     inverse_depth = np.array([[0.0, 1.0], [2.0, 4.0]], np.float32)
     image = worker.control_image(inverse_depth * scale + shift, "minimum_maximum")
     assert image.dtype == np.uint8
@@ -57,19 +57,19 @@ def test_control_of_zoedepth_is_depth_between_percentiles():
 @pytest.mark.parametrize(
     "values, complaint",
     [
-        (np.zeros((4, 4, 3), np.uint8), "not a picture"),  # the colour picture in place of depth
+        (np.zeros((4, 4, 3), np.uint8), "not a picture"),  # the colour picture instead of depth
         (np.zeros((4, 4), np.uint8), "not a picture"),
         (np.ones((4, 4), np.float32), "constant"),
         (np.full((4, 4), np.nan, np.float32), "finite"),
         (np.full((4, 4), np.inf, np.float32), "finite"),
     ],
 )
-def test_what_cannot_steer_is_refused(values, complaint, normalization):
+def test_unusable_control_maps_are_refused(values, complaint, normalization):
     with pytest.raises(worker.ItemError, match=complaint):
         worker.control_image(values, normalization)
 
 
-def test_control_maps_are_of_their_images_size_and_no_pickles(tmp_path):
+def test_control_maps_match_their_image_and_are_not_pickles(tmp_path):
     path = tmp_path / "control.npy"
     np.save(path, np.random.default_rng(0).random((6, 4), np.float32))
     assert worker.read_control(path, (6, 4), "minimum_maximum").size == (4, 6)
@@ -82,7 +82,7 @@ def test_control_maps_are_of_their_images_size_and_no_pickles(tmp_path):
         worker.read_control(tmp_path / "none.npy", (6, 4), "minimum_maximum")
 
 
-def test_clean_images_are_of_eight_bits_and_of_their_size(tmp_path):
+def test_clean_images_have_8_bits_and_the_expected_size(tmp_path):
     """Pillow would clip 16 bits at 255."""
     path = tmp_path / "clean.png"
     Image.fromarray(np.full((4, 6), 3000, np.uint16)).save(path)
@@ -104,7 +104,7 @@ def test_an_image_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(OSError, match=r"No such file|Is a directory|Not a directory"):
         worker.save(image, tmp_path / "missing" / "part", output)
     assert output.read_text() == "before"
-    image.save = None  # fails in the middle
+    image.save = None  # fails midway
     with pytest.raises(TypeError):
         worker.save(image, temporary, output)
     assert output.read_text() == "before" and not temporary.exists()

@@ -147,7 +147,7 @@ def read_all(items):
 
 
 def assert_same_pixels(one, other):
-    """Equal but for the rounding of a few values, as processors differ."""
+    """Equal up to the rounding of a few values, as processors differ."""
     difference = np.abs(one.astype(int) - other.astype(int))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
@@ -201,7 +201,7 @@ def test_images_equal_those_of_diffusers(models, workdir, tmp_path, pipeline, fa
     images = read_all(items)
     assert_same_pixels(images, by_diffusers_alone(config, items))
     assert images.std() > 1
-    # All of these matter, which an argument that was dropped in silence would not.
+    # All of these matter; a silently dropped argument would not.
     changes = [{"control": workdir / "other.npy"}, {"prompt": "fog"}, {"seed": 1}]
     if pipeline == "controlnet_img2img":
         Image.new("RGB", SIZE[::-1], "green").save(workdir / "green.png")
@@ -211,7 +211,7 @@ def test_images_equal_those_of_diffusers(models, workdir, tmp_path, pipeline, fa
     for change in changes:
         made.make(make_items(workdir, 1, **change))
         assert np.abs(read(items[0]) - images[0].astype(int)).max() > 3, change
-    # Nothing stays from one batch to the next.
+    # Nothing carries over from one batch to the next.
     made.make(items)
     np.testing.assert_array_equal(read_all(items), images)
 
@@ -221,7 +221,7 @@ def test_images_equal_those_of_diffusers(models, workdir, tmp_path, pipeline, fa
 def test_single_files_of_the_original_code_give_the_same_images(
     models, workdir, tmp_path, pipeline, family
 ):
-    """As safetensors, and as pickles, which are read without being run."""
+    """As safetensors, and as pickles, which are read without running them."""
     config = make_config(models, pipeline, family)
     items = make_items(workdir)
     Worker(config, tmp_path / "folders").make(items)
@@ -249,7 +249,7 @@ def test_single_files_of_the_original_code_give_the_same_images(
     assert_same_pixels(read_all(items), expected)
 
 
-def test_pickles_in_a_folder_are_handed_over_as_safetensors(models, workdir, tmp_path):
+def test_pickles_in_a_folder_are_passed_on_as_safetensors(models, workdir, tmp_path):
     config = make_config(models)
     items = make_items(workdir)
     Worker(config, tmp_path / "one").make(items)
@@ -281,7 +281,7 @@ def made(models, tmp_path):
     return Worker(make_config(models), tmp_path / "into")
 
 
-def test_a_batch_is_halved_where_memory_runs_out(made, workdir, monkeypatch):
+def test_a_batch_is_halved_when_memory_runs_out(made, workdir, monkeypatch):
     items = make_items(workdir, 5)
     made.make(items)
     expected = read_all(items)
@@ -314,7 +314,7 @@ def test_a_batch_is_halved_where_memory_runs_out(made, workdir, monkeypatch):
     assert all("set area lower" in reply["error"] for reply in replies.values())
 
 
-def test_one_by_one_is_what_the_host_can_ask_for(made, workdir):
+def test_the_host_can_ask_for_one_image_at_a_time(made, workdir):
     replies = made.make(make_items(workdir, 3), at_most=1)
     assert [reply["reduced_batch"] for reply in replies.values()] == [1, 1, 1]
 
@@ -334,8 +334,8 @@ def test_failures_of_an_item_and_of_a_batch_are_replies(made, workdir, monkeypat
     assert {reply["error"] for reply in replies.values()} == {"ValueError: shapes do not match"}
 
 
-def test_numbers_that_overflow_are_no_image(made, workdir):
-    """Half precision gives NaN, which as an 8-bit image is black, without an outcome."""
+def test_overflow_is_an_error_and_not_an_image(made, workdir):
+    """Half precision gives NaN, which would silently become a black 8-bit image."""
     with torch.no_grad():
         made.generator._controlled.vae.decoder.conv_out.weight.fill_(torch.nan)
     items = make_items(workdir)
@@ -352,7 +352,7 @@ def test_a_full_disk_is_fatal(made, workdir):
     assert list((workdir / "images").iterdir()) == []
 
 
-def test_flagged_images_are_black_and_say_so(models, workdir, tmp_path):
+def test_flagged_images_are_black_and_marked(models, workdir, tmp_path):
     tiny_models.write_base(tmp_path / "checked", "sd", safety_checker=True)
     config = make_config(models, base=str(tmp_path / "checked"))
     items = make_items(workdir)
@@ -366,7 +366,7 @@ def test_flagged_images_are_black_and_say_so(models, workdir, tmp_path):
 
 
 def test_prompts_are_checked_by_the_models_own_tokenizers(made):
-    # The tiny tokenizer has a token for each letter, and two for beginning and end.
+    # The tiny tokenizer has one token per letter, and two for start and end.
     fits, too_long = "n" * 75, "n" * 76
     faults = made.generator.check(
         [{"key": "a", "prompts": [fits]}, {"key": "b", "prompts": ["", too_long]}]
@@ -393,7 +393,7 @@ def test_bfloat16_is_close_to_float32(models, workdir, tmp_path, made):
     assert 0 < difference < 0.25 * expected.std()
 
 
-def test_options_that_the_model_or_the_machine_lacks_are_refused(models, tmp_path):
+def test_options_that_model_or_machine_do_not_support_are_refused(models, tmp_path):
     for changes, complaint in (
         ({"dtype": "float16", "device": "cpu"}, "which CPUs lack"),
         ({"num_inference_steps": 1001}, "the model has 1000"),
@@ -405,8 +405,8 @@ def test_options_that_the_model_or_the_machine_lacks_are_refused(models, tmp_pat
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "control"])
-def test_weights_that_are_missing_or_of_other_shapes_are_refused(models, tmp_path, part):
-    """diffusers and transformers would go on with random numbers."""
+def test_missing_weights_and_wrong_shapes_are_refused(models, tmp_path, part):
+    """diffusers and transformers would carry on with random weights."""
     folder = copied(models / "sd", tmp_path / "sd")
     control = copied(models / "t2i_adapter-sd", tmp_path / "control")
     config = make_config(models, base=str(folder), control=str(control))
@@ -449,8 +449,8 @@ def test_single_files_that_lack_weights_are_refused(models, tmp_path, prefix):
     assert raised.value.kind == "weights"
 
 
-def test_three_kills_of_runner_and_worker_cost_no_image(models, mapping, tmp_path):
-    """The whole run: the same manifest and images as without them."""
+def test_three_kills_of_runner_and_worker_lose_no_image(models, mapping, tmp_path):
+    """The whole run gives the same manifest and images as without kills."""
     base = str(tiny_models.write_base(tmp_path / "base", "sd", tokens=400))
     config = make_config(models, base=base, num_inference_steps=25, batch_size=2)
     settings = mapping(backend=dataclasses.asdict(config))
@@ -492,10 +492,8 @@ def test_three_kills_of_runner_and_worker_cost_no_image(models, mapping, tmp_pat
         assert_same_pixels(one, other)
 
 
-def test_repositories_of_the_hub_are_taken_from_the_cache_too(
-    models, workdir, tmp_path, monkeypatch
-):
-    """As the hub's own client keeps them; there is no network here."""
+def test_hub_repositories_are_found_in_the_cache(models, workdir, tmp_path, monkeypatch):
+    """Laid out as the hub's client does; nothing is downloaded."""
     for name, source in (("base", "sd"), ("adapter", "t2i_adapter-sd")):
         repository = tmp_path / "cache" / f"models--owner--{name}"
         copied(models / source, repository / "snapshots" / "0123")

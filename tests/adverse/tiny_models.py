@@ -1,6 +1,6 @@
 """Diffusion models of a few kilobytes with random weights, as diffusers writes them.
 
-With torch, so only for tests marked `torch`.
+Needs torch, so only for tests marked `torch`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ WIDTHS = {"sd": (32, 32, 64, 64), "sdxl": (32, 32, 64)}
 
 @contextlib.contextmanager
 def quiet():
-    """Libraries' own warnings are none of the tests'."""
+    """Ignores the libraries' own warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -49,7 +49,7 @@ def write_base(
 ) -> Path:
     """A base model of Stable Diffusion 1.x ("sd") or XL ("sdxl").
 
-    `tokens` is how many its text encoder reads; there is one for each letter.
+    `tokens` is how many its text encoder reads, one per letter.
     """
     torch.manual_seed(seed)
     xl = family == "sdxl"
@@ -118,7 +118,7 @@ def write_base(
             if isinstance(part, torch.nn.Module):
                 part.eval()
         if xl:
-            # Told apart from the first by its width, as in single files of SDXL.
+            # Only its width distinguishes it from the first, as in single files of SDXL.
             wider = CLIPTextConfig(**{**text.to_dict(), "hidden_size": 48})
             parts |= {
                 "text_encoder_2": CLIPTextModelWithProjection(wider).eval(),
@@ -138,7 +138,7 @@ def write_base(
 
 
 def _checker() -> tuple[StableDiffusionSafetyChecker, CLIPImageProcessor]:
-    """A checker that blacks every image."""
+    """A checker that blacks out every image."""
     vision = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -155,7 +155,7 @@ def _checker() -> tuple[StableDiffusionSafetyChecker, CLIPImageProcessor]:
 
 
 def write_tokenizer(folder: Path, tokens: int) -> CLIPTokenizer:
-    """One that knows single bytes, without merges."""
+    """A tokenizer of single bytes, without merges."""
     visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     symbols = [chr(code) for code in visible]
     symbols += [chr(256 + index) for index in range(256 - len(visible))]
@@ -184,7 +184,7 @@ def write_adapter(folder: Path, family: str, seed: int = 1) -> Path:
 
 
 def write_controlnet(folder: Path, base: Path, seed: int = 2) -> Path:
-    """A ControlNet for a base model, whose zero convolutions are drawn, or it would do nothing."""
+    """A ControlNet for a base model, with random zero convolutions, as zeros would do nothing."""
     torch.manual_seed(seed)
     with quiet():
         unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")

@@ -22,7 +22,7 @@ def peak(image: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def dot() -> np.ndarray:
-    """A smooth blob about column 17, row 13."""
+    """A smooth blob centred at column 17, row 13."""
     rows, columns = np.indices((30, 50))
     return np.exp(-((rows - 13.0) ** 2 + (columns - 17.0) ** 2) / 8).astype(np.float32)
 
@@ -49,7 +49,7 @@ def test_rotation(dot: np.ndarray, degrees: float) -> None:
     np.testing.assert_allclose(peak(turned), expected, atol=0.02)
 
 
-def test_the_kb_crop_lies_at_the_bottom_middle() -> None:
+def test_the_kb_crop_is_at_the_bottom_centre() -> None:
     assert geometry.kb_corner((375, 1242)) == (23, 13)
     assert geometry.kb_corner((370, 1227)) == (18, 5)
     assert geometry.kb_corner(geometry.KB_SIZE) == (0, 0)
@@ -57,7 +57,7 @@ def test_the_kb_crop_lies_at_the_bottom_middle() -> None:
         geometry.kb_corner((352, 1215))
 
 
-def test_the_columns_of_a_resize_to_rows_are_truncated() -> None:
+def test_resizing_to_a_number_of_rows_truncates_the_columns() -> None:
     assert geometry.size_of_rows((480, 640), 240) == (240, 320)
     assert geometry.size_of_rows((50, 91), 20) == (20, 36)
 
@@ -78,7 +78,9 @@ def test_rigid_transform() -> None:
     w, x, y, z = 0.5, -0.1, 0.7, 0.2
     rotation = geometry.rigid_transform([w, x, y, z], [0.0, 0.0, 0.0])[:3, :3]
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
-    np.testing.assert_allclose(rotation @ [x, y, z], [x, y, z], atol=1e-12)  # the axis stays
+    np.testing.assert_allclose(
+        rotation @ [x, y, z], [x, y, z], atol=1e-12
+    )  # the axis does not move
     for bad in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]):
         with pytest.raises(ValueError, match="a pose is a quaternion"):
             geometry.rigid_transform(bad, [0.0, 0.0, 0.0])
@@ -115,7 +117,7 @@ def test_projected_depth_equals_a_literal_loop(rule: str) -> None:
     got = geometry.projected_depth(points, intrinsics, (20, 32), rule=rule)
     np.testing.assert_array_equal(got, literal_projection(points, intrinsics, (20, 32), rule))
     assert got.dtype == np.float32
-    # Many points share a pixel, or the order would not matter.
+    # Many points share a pixel; otherwise the order would not matter.
     assert 0.7 < (got > 0).mean() < 1 and (points[:, 2] > 1).sum() > 2 * (got > 0).sum()
 
 

@@ -39,7 +39,7 @@ def test_8_bit_depth_is_refused(tmp_path: Path) -> None:
             io.read_depth_png(path)
 
 
-def test_depth_is_no_image(tmp_path: Path) -> None:
+def test_depth_is_not_an_image(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 6), np.uint16)).save(tmp_path / "depth.png")
     with pytest.raises(ValueError, match=r"depth\.png.*8 bits"):
         io.read_image(tmp_path / "depth.png")
@@ -81,7 +81,7 @@ def test_h5_errors(tmp_path: Path) -> None:
     path.write_bytes(whole[:100])
     with pytest.raises(DataError, match=r"frame\.h5"):
         io.read_h5(path, ("rgb",))
-    # h5py says KeyError and RuntimeError where the tables within are damaged.
+    # h5py raises KeyError or RuntimeError if the internal tables are damaged.
     raised = 0
     for position in range(0, len(whole) - 64, 32):
         path.write_bytes(whole[:position] + b"\xff" * 32 + whole[position + 32 :])
@@ -167,7 +167,7 @@ def test_depth_arrays_of_three_formats(tmp_path: Path) -> None:
     metres = np.array([[0.5, np.nan, 2.25], [np.inf, 0, 80]])
     for name, array in {"a": metres, "b": metres[:, :, None], "c": metres[None]}.items():
         np.save(tmp_path / f"{name}.npy", array)
-        for scale in (None, 1000.0):  # a PNG's; .npy holds metres
+        for scale in (None, 1000.0):  # for PNG; .npy holds metres
             depth = io.read_depth_array(tmp_path / f"{name}.npy", scale)
             np.testing.assert_array_equal(depth, metres)
             assert depth.dtype == np.float32

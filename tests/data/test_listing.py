@@ -33,7 +33,7 @@ def test_a_source_of_frames(tmp_path: Path) -> None:
     assert np.isnan(source[0]["intrinsics"]).all() and source[0]["condition"] == "day-clear"
 
 
-def test_what_is_refused_at_opening(tmp_path: Path) -> None:
+def test_what_is_refused_on_opening(tmp_path: Path) -> None:
     made = frames(tmp_path)
     with pytest.raises(DataError, match="no frames in split 'a' of here: do this"):
         open_source([])

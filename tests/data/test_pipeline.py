@@ -109,10 +109,10 @@ def test_epochs_are_whole_and_differ(root: str) -> None:
 
 
 @pytest.mark.skipif(
-    int(PIL.__version__.split(".")[0]) < 13, reason="older versions of Pillow make other pixels"
+    int(PIL.__version__.split(".")[0]) < 13, reason="older versions of Pillow give other pixels"
 )
-def test_batches_stay_what_they_were(root: str) -> None:
-    """Digests of the first release's stream: no new option may change what others have drawn."""
+def test_batches_are_those_of_the_first_release(root: str) -> None:
+    """Digests of the first release's stream: no new option may change what is drawn without it."""
     for name, crop, expected in STREAM:
         augmentation = Augmentation(name=name, crop=crop)
         digest = hashlib.sha256()
@@ -139,7 +139,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(root: str) -> None:
     state = iterator.get_state()
     later = [next(iterator) for _ in range(2)]
     assert_same(later, whole[3:5])
-    iterator.set_state(state)  # back, in the same iterator
+    iterator.set_state(state)  # rewinds the same iterator
     assert_same(take(iterator, 5), whole[3:])
     fresh = train_iterator(config(root), 2, 0, SPEC)
     fresh.set_state(state)
@@ -164,7 +164,7 @@ def test_broken_state(root: str) -> None:
 
 
 def test_processes_share_every_batch(root: str) -> None:
-    """Two processes together take what one takes, for any number of threads."""
+    """Two processes together read what one would, for any number of threads."""
     whole = take(train_iterator(config(root), 4, 0, SPEC), 3)
     shares = [
         take(train_iterator(config(root, num_threads=3), 4, 0, SPEC, (index, 2)), 3)
@@ -198,7 +198,7 @@ def test_cache(root: str) -> None:
     iterator.close()
 
 
-def test_more_images_in_a_batch_than_in_the_source(root: str) -> None:
+def test_a_batch_larger_than_the_source(root: str) -> None:
     batch = take(train_iterator(config(root), 12, 0, SPEC), 1)[0]
     assert len(batch["id"]) == 12 and set(np.unique(batch["id"], return_counts=True)[1]) == {2, 3}
 
@@ -211,7 +211,7 @@ def test_errors_reach_the_caller(root: str) -> None:
     iterator.close()
 
 
-def test_what_is_wrong_with_every_frame_is_told_before_the_first_batch(root: str) -> None:
+def test_an_error_of_every_frame_comes_before_the_first_batch(root: str) -> None:
     with pytest.raises(DataError, match="smaller than the crop 352x906"):
         train_iterator(config(root, augmentation=Augmentation()), 1, 0, SPEC)
 
@@ -229,7 +229,7 @@ def test_evaluation_samples(root: str, make_frame: Callable) -> None:
     assert len(evaluation_samples(source, limit=99)) == NUM_FRAMES
 
 
-def test_a_root_may_lie_in_the_home(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_may_start_with_a_tilde(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path(root).parent))
     source = build_source(kitti.Config(root=f"~/{Path(root).name}"))
     np.testing.assert_array_equal(
@@ -304,22 +304,22 @@ def test_clean_images_and_relative_labels(write_pairs: Callable[..., adverse.Con
     assert label.shape == batch["inside"].shape == (5, 20, 40, 1) and label.dtype == np.float32
     assert batch["clean_image"].dtype == np.float32 and batch["inside"].dtype == bool
     assert (label < 0)[known].mean() > 0.3 and not label[~known].any() and not known.all()
-    # The clean image is cut and turned as its label is.
+    # The clean image is cropped and rotated like its label.
     red = (batch["clean_image"][..., :1] * SPEC.std[0] + SPEC.mean[0]) * 255 - 150
     inside = batch["inside"]
     assert 0.5 < inside.mean() < 1 and known[inside].all()
     assert np.corrcoef(red[inside], label[inside])[0, 1] > 0.7  # bicubic against nearest
-    # Depth is the inverse of what is positive, divided by s.
+    # Depth is the inverse of positive disparity, divided by s.
     positive = label > 0
     scaled = batch["depth"][0][positive[0]] * label[0][positive[0]]
     np.testing.assert_allclose(scaled, scaled[0], rtol=1e-5)
     assert (batch["depth"][~positive] == 0).all()
 
 
-def test_clean_images_are_read_where_they_are_used(
+def test_clean_images_are_read_only_where_they_are_used(
     write_pairs: Callable[..., adverse.Config],
 ) -> None:
-    """Broken ones are not trouble for a training without them."""
+    """Broken ones do not affect training without them."""
     pairs = write_pairs()
     data = config("", source=pairs, augmentation=STILL)
     expected = take(train_iterator(data, 5, 0, SPEC), 2)
@@ -346,26 +346,28 @@ def test_clean_share(
     batches = take(train_iterator(data, batch_size, 0, SPEC), 6)
     clean = [[image.max() > 0 for image in batch["image"]] for batch in batches]
     assert [sum(each) for each in clean] == [round(share * batch_size)] * 6
-    # Two processes together see the same, and so does a later start.
+    # Two processes together see the same, also when they start later.
     for index in range(2 if batch_size % 2 == 0 else 0):
         part = train_iterator(data, batch_size, 0, SPEC, (index, 2))
         part.set_state(json.dumps({"samples": batch_size}).encode())
         for one, whole in zip(take(part, 2), batches[1:3], strict=True):
             np.testing.assert_array_equal(one["image"], np.split(whole["image"], 2)[index])
-    # Which frames these are changes from epoch to epoch.
+    # The clean frames change from epoch to epoch.
     if share < 1:
         names = np.concatenate([batch["id"] for batch in batches])[np.concatenate(clean)]
         assert len(set(names)) > 2
 
 
-def test_clean_share_that_no_batch_divides(write_pairs: Callable[..., adverse.Config]) -> None:
+def test_a_clean_share_that_is_no_whole_number_of_images(
+    write_pairs: Callable[..., adverse.Config],
+) -> None:
     data = config("", source=write_pairs(), augmentation=STILL, clean_share=0.3)
     batches = take(train_iterator(data, 4, 0, SPEC), 5)
     counts = [sum(image.max() > 0 for image in batch["image"]) for batch in batches]
     assert sum(counts) == 6 and set(counts) == {1, 2}
 
 
-def test_what_pairs_are_needed_for(root: str, write_pairs: Callable[..., adverse.Config]) -> None:
+def test_options_that_need_pairs(root: str, write_pairs: Callable[..., adverse.Config]) -> None:
     with pytest.raises(
         ConfigError, match=r"_image_02 of the source 'kitti' has no clean image, .*clean=True"
     ):
@@ -423,7 +425,7 @@ def test_a_broken_frame_is_replaced_by_the_next(
     for batch, whole in zip(batches, expected, strict=True):
         assert batch.keys() == whole.keys()
         assert list(batch["id"]) == [names[name] for name in whole["id"]]
-    # Both once, file and reason, although each came four times.
+    # Each is logged once, with file and reason, although it came up four times.
     assert sorted(iterator.skipped) == frame_ids()[1:3]
     assert f"{broken} cannot be read" in iterator.skipped[frame_ids()[1]]
     assert f"{missing} does not exist" in iterator.skipped[frame_ids()[2]]
@@ -431,7 +433,7 @@ def test_a_broken_frame_is_replaced_by_the_next(
         assert sum(reason in record.getMessage() for record in caplog.records) == 1
     iterator.close()
 
-    # The same for shares of the batch, from the middle on, and what was skipped is remembered.
+    # The same when two processes share the batch and resume midway; the state keeps the skips.
     caplog.clear()
     for index in range(2):
         part = train_iterator(
@@ -447,7 +449,7 @@ def test_a_broken_frame_is_replaced_by_the_next(
 
 
 def test_too_many_broken_frames(write_kitti: Callable[..., Path]) -> None:
-    """Neither a source with nothing readable nor one that is broken in the main goes on."""
+    """Training stops if most frames, or all, cannot be read."""
     root = str(write_kitti([(DRIVE, "image_02", number) for number in range(30)]))
     paths = sorted(Path(root).glob("**/groundtruth/**/*.png"))
     for path in paths[10:20]:
@@ -488,5 +490,5 @@ def test_broken_evaluation_samples(root: str, caplog: pytest.LogCaptureFixture) 
     assert len(caplog.records) == 1
     assert [sample["id"] for sample in readable(samples)] == frame_ids()[:1] + frame_ids()[2:]
     for image in Path(root).glob("**/data/*1.png"):
-        image.unlink()  # A missing file is met when it is read.
+        image.unlink()  # A missing file is noticed when it is read.
     assert "does not exist" in evaluation_samples(source, on_error="skip")[1]["error"]

@@ -19,7 +19,7 @@ def test_bilinear_resize_keeps_corners_and_planes():
 
 
 @pytest.mark.parametrize("size", [(3, 5), (12, 16), (7, 8)])
-def test_bilinear_with_borders_on_borders(size):
+def test_bilinear_resize_with_half_pixel_centres(size):
     array = np.random.default_rng(0).normal(size=(7, 8))
     resized = resampling.resize(array, size, "bilinear")
 

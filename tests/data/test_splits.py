@@ -31,7 +31,7 @@ def digest(rows: Iterable[tuple[object, ...]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# Of the published lists, read as sets of the same rows: eigen_test_files_with_gt.txt of
+# Digests of the published lists, read as sets of such rows: eigen_test_files_with_gt.txt of
 # prs-eth/Marigold, eigen_full and eigen_zhou of nianticlabs/monodepth2 (splits).
 PUBLISHED = {
     "eigen_test": "1c28efbc70fa52590020a41eb9a118559ad27e4ba976bde51098cce75cadf507",
@@ -41,7 +41,7 @@ PUBLISHED = {
 }
 
 
-def test_eigen_is_the_published_division() -> None:
+def test_eigen_is_the_published_split() -> None:
     ours = {(*pair, True) for pair in pairs(EIGEN_TEST)}
     ours |= {(*pair, False) for pair in pairs(EIGEN_TEST_WITHOUT_DEPTH)}
     assert digest(ours) == PUBLISHED["eigen_test"]
@@ -57,7 +57,7 @@ def test_zhou_counts() -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_zhou_is_the_published_division(part: Literal["train", "val"]) -> None:
+def test_zhou_is_the_published_split(part: Literal["train", "val"]) -> None:
     assert digest(zhou(part)) == PUBLISHED[part]
 
 

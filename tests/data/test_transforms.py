@@ -36,7 +36,7 @@ def sample(size: tuple[int, int] = (50, 90), share: float = 0.5) -> Sample:
 
 
 class Draws(np.random.Generator):
-    """A generator that hands out given numbers, so that a test knows what was drawn."""
+    """A generator that returns given numbers, so that a test knows what was drawn."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ def test_kitti_is_the_published_sequence(flip: bool, s: float, place: tuple[floa
 
 
 def test_a_large_kitti_frame() -> None:
-    """There the mean for the contrast is of a sample; it may be one off, which jitter amplifies."""
+    """The contrast's mean is then of a subsample; it may be off by one, which jitter amplifies."""
     frame, factors, s = sample((375, 1242)), (1.4, 0.6, 1.4), 1.2
     got = augment(frame, Augmentation(), Draws(s, 1.0, 0.9, factors, (0, 1, 2), (0.4, 0.3)))
     image = enhanced(Image.fromarray(frame["image"]).rotate(5.0, BICUBIC), factors, (0, 1, 2))
@@ -134,7 +134,7 @@ def test_nyu_never_mixes_measured_with_unmeasured() -> None:
 
 
 def points(frame: Sample) -> np.ndarray:
-    """The point cloud [n, 3] in camera coordinates; a roll of the camera is undone by K itself."""
+    """The point cloud [n, 3] in camera coordinates; the intrinsics undo a roll of the camera."""
     rows, columns = np.nonzero(frame["depth"])
     pixels = np.stack([columns, rows, np.ones(len(rows))])
     rays = np.linalg.solve(frame["intrinsics"].astype(np.float64), pixels)
@@ -143,14 +143,14 @@ def points(frame: Sample) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["kitti", "nyu"])
 def test_intrinsics_follow_the_pixels(name: str) -> None:
-    """A few exact depths; after augmentation each is found again on its viewing ray.
+    """After augmentation, a few exact depths are still on their viewing rays.
 
     Depth is divided by s, so the cloud must be the old one divided by s, up to half a pixel.
     """
     size, crop = ((50, 90), (44, 80)) if name == "kitti" else ((240, 320), (228, 304))
     frame = sample(size)
     frame["depth"] = np.zeros(size, np.float32)
-    # Blocks, so that resizing finds them; distinct depths, so that they are recognised.
+    # Blocks, so that they survive resizing; distinct depths, so that they can be told apart.
     for index in range(12):
         row, column = 10 + 9 * (index // 4), 14 + 17 * (index % 4)
         row, column = (row, column) if name == "kitti" else (row * 5, column * 3)
@@ -180,7 +180,7 @@ def test_intrinsics_follow_the_pixels(name: str) -> None:
 
 
 def test_rotation_is_a_roll_of_the_camera() -> None:
-    """With the principal point at the centre and square pixels it turns the axes, nothing else."""
+    """With a centred principal point and square pixels it only turns the axes."""
     intrinsics = np.array([[70, 0, 44.5], [0, 70, 24.5], [0, 0, 1]])
     roll = np.linalg.inv(intrinsics) @ rotation_map((50, 90), 5.0) @ intrinsics
     cosine, sine = np.cos(np.radians(5)), np.sin(np.radians(5))
@@ -200,7 +200,7 @@ def test_still_augmentation_only_crops() -> None:
     np.testing.assert_array_equal(part["depth"], frame["depth"][window])
 
 
-def test_kb_crop_takes_what_only_some_data_sets_have() -> None:
+def test_kb_crop_includes_optional_fields() -> None:
     frame = sample((376, 1241)) | {"baseline": 0.5}
     frame |= {"tom_mask": frame["depth"] > 40, "clean_image": 255 - frame["image"]}
     part = kb_crop(frame)
@@ -209,8 +209,8 @@ def test_kb_crop_takes_what_only_some_data_sets_have() -> None:
 
 
 @pytest.mark.parametrize("name", ["kitti", "nyu", "distillation"])
-def test_what_only_some_data_sets_have_goes_along(name: str) -> None:
-    """Where all are made of one map, they are of one map afterwards, whatever was drawn."""
+def test_optional_fields_are_augmented_too(name: str) -> None:
+    """If all are made from one map, they still agree afterwards, whatever was drawn."""
     frame = sample((300, 400), share=0.9)
     grey = (frame["depth"] * 3).astype(np.uint8)
     frame["image"] = np.stack([grey] * 3, -1)
@@ -224,39 +224,43 @@ def test_what_only_some_data_sets_have_goes_along(name: str) -> None:
         got, same = (augment(frame, c, np.random.default_rng(seed)) for c in (config, plain))
         s = np.random.default_rng(seed).uniform(1.0, 1.5)
         assert got.keys() == frame.keys() - {"disparity"}
-        np.testing.assert_array_equal(got["clean_image"], same["image"])  # the same but the colours
+        np.testing.assert_array_equal(
+            got["clean_image"], same["image"]
+        )  # the same except for the colours
         assert (got["clean_image"] != got["image"]).mean() > 0.5
         known = got["depth"] > 0
         np.testing.assert_array_equal(np.isfinite(got["relative_disparity"]), known)
         label = 30 - got["depth"][known] * np.float32(s)
-        # A bilinear resize on NYU lets 0.1% of an unknown neighbour in.
+        # On NYU the bilinear resize lets in up to 0.1% of an unknown neighbour.
         tolerance = 0.08 if name == "nyu" else 1e-4
         np.testing.assert_allclose(got["relative_disparity"][known], label, atol=tolerance)
         assert label.min() < 0
         assert (got["tom_mask"].dtype, got["categories"].dtype) == (bool, np.uint8)
-        if name != "nyu":  # there depth is interpolated
+        if name != "nyu":  # which interpolates depth
             np.testing.assert_array_equal(got["tom_mask"], got["depth"] * np.float32(s) > 40)
             classes = np.where(known, got["depth"] * np.float32(s) / 20, 0).astype(np.uint8)
-            assert (got["categories"] == classes).mean() > 0.999  # multiples of 20 round
+            assert (
+                got["categories"] == classes
+            ).mean() > 0.999  # except for rounding at multiples of 20
 
 
 @pytest.mark.parametrize("name", ["kitti", "nyu", "distillation"])
-def test_inside_is_what_a_turn_brings_nothing_into(name: str) -> None:
-    """Of a frame of one colour only what is inside keeps it."""
+def test_inside_excludes_what_a_rotation_fills_in(name: str) -> None:
+    """In a frame of one colour, pixels that are inside keep it."""
     frame = sample((300, 400), share=1.0)
     frame["image"] = np.full((300, 400, 3), 200, np.uint8)
     config = Augmentation(name=name, crop=(228, 304), jitter=0.0, rotation=20.0, scale=(1.0, 1.0))
     for seed in range(4):
         got = augment(frame, config, np.random.default_rng(seed), inside=True)
-        untouched = (np.abs(got["image"].astype(int) - 200) <= 1).all(-1)  # but for rounding
+        untouched = (np.abs(got["image"].astype(int) - 200) <= 1).all(-1)  # up to rounding
         assert untouched[got["inside"]].all()
-        # What is left out beyond that is a seam, where kernels reach outside without a trace.
+        # Only a seam is left out needlessly: there kernels reach outside without effect.
         assert 0 < got["inside"].mean() < 1 and (untouched & ~got["inside"]).mean() < 0.02
     still = dataclasses.replace(config, rotation=0.0)
     assert augment(frame, still, np.random.default_rng(0), inside=True)["inside"].all()
 
 
-def test_distillation_keeps_the_aspect_and_just_covers_the_crop() -> None:
+def test_distillation_keeps_the_aspect_ratio_and_just_covers_the_crop() -> None:
     for size, crop in [((50, 90), (60, 60)), ((90, 50), (60, 60)), ((50, 90), (30, 80))]:
         frame = sample(size, share=1.0)
         base = max(crop[0] / size[0], crop[1] / size[1])
@@ -268,7 +272,9 @@ def test_distillation_keeps_the_aspect_and_just_covers_the_crop() -> None:
                 got = augment(frame, config, np.random.default_rng(seed))
                 assert got["image"].shape == (*crop, 3)
                 focal = got["intrinsics"][[0, 1], [0, 1]] / INTRINSICS[[0, 1], [0, 1]]
-                np.testing.assert_allclose(focal, base * s, rtol=0.02)  # sizes are whole pixels
+                np.testing.assert_allclose(
+                    focal, base * s, rtol=0.02
+                )  # sizes are rounded to pixels
                 assert np.isin(got["depth"], frame["depth"] / np.float32(s)).all()
                 lefts.add(round(float(got["intrinsics"][0, 2])))
         assert len(lefts) > 10
@@ -289,7 +295,7 @@ def test_rgb_shift_moves_each_colour() -> None:
         np.testing.assert_array_equal(image[0], np.minimum(250 + shift, 255)[None].repeat(90, 0))
         shifts.append(shift)
     assert np.abs(shifts).max() in range(35, 41) and np.ptp(shifts, axis=1).min() > 0
-    # It is drawn last: everything else stays as it is without.
+    # It is drawn last, so everything else is as without it.
     moving = Augmentation(crop=(20, 30), rgb_shift=40.0)
     one, other = (
         augment(sample(), c, np.random.default_rng(5))
@@ -303,7 +309,7 @@ def test_rgb_shift_moves_each_colour() -> None:
 
 
 def test_drawn_ranges() -> None:
-    """All of the ranges are reached and none is left; the crop goes everywhere, flips are half."""
+    """Draws fill their ranges and stay inside; crops go everywhere, half the frames are flipped."""
     frame, config = (
         sample(),
         Augmentation(crop=(40, 60), rotation=0.0, jitter=0.0, scale=(1.0, 1.0)),
@@ -332,9 +338,9 @@ def test_deterministic_and_inputs_unchanged() -> None:
     assert one["intrinsics"].dtype == np.float32
 
 
-def test_too_small_fails_whatever_is_drawn() -> None:
+def test_a_frame_that_is_too_small_always_fails() -> None:
     config = Augmentation(crop=(60, 60))
-    for seed in range(5):  # 50 rows reach 60 by scale at most of these seeds
+    for seed in range(5):  # with most of these seeds the scale takes 50 rows to 60
         with pytest.raises(DataError, match=r"frame is 50x90 .*.*60x60"):
             augment(sample(), config, np.random.default_rng(seed))
     with pytest.raises(DataError, match="smaller than the crop"):

@@ -1,4 +1,4 @@
-"""The host's side of the diffusers backend, with a stand-in for the process with PyTorch."""
+"""The host side of the diffusers backend, with a stand-in for the PyTorch process."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def in_batches(items, size=2):
 
 @pytest.fixture
 def opened(config, workdir, tmp_path):
-    """Opens the backend with a stand-in that behaves as it is told."""
+    """Opens the backend with a stand-in whose behaviour the test chooses."""
 
     def open_with(changed=config, **behaviour):
         python = model_folders.write_interpreter(tmp_path / "python", **behaviour)
@@ -93,7 +93,7 @@ def test_it_is_registered():
     assert registry.module("backend", "diffusers") is diffusers
 
 
-def test_every_item_has_an_outcome_and_its_image(opened, workdir):
+def test_every_item_gets_an_outcome_and_an_image(opened, workdir):
     items = make_items(workdir, 5)
     with opened() as session:
         session.check(items)
@@ -114,7 +114,7 @@ def test_several_processes_share_the_batches(opened, config, workdir):
     assert len(made(workdir)) == 9
 
 
-def test_there_is_a_process_for_each_gpu(opened, workdir, tmp_path):
+def test_each_gpu_gets_a_process(opened, workdir, tmp_path):
     log = tmp_path / "log"
     items = make_items(workdir, 6)
     with opened(devices=3, delay=0.2, log=str(log)) as session:
@@ -123,7 +123,7 @@ def test_there_is_a_process_for_each_gpu(opened, workdir, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["die_at", "hang_at", "rubbish_at"])
-def test_an_image_at_which_the_process_always_fails_is_given_up_alone(opened, config, workdir, how):
+def test_only_an_image_that_always_breaks_the_process_is_given_up(opened, config, workdir, how):
     items = make_items(workdir, 6)
     quick = dataclasses.replace(config, timeout=2.0)
     with opened(quick, **{how: [items[2].key]}) as session:
@@ -141,7 +141,7 @@ def test_an_image_at_which_the_process_always_fails_is_given_up_alone(opened, co
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_process_that_dies_once_costs_no_image(opened, workdir, tmp_path, size):
+def test_a_process_that_dies_once_loses_no_image(opened, workdir, tmp_path, size):
     items = make_items(workdir, 6)
     behaviour = {"die_once_at": [items[4].key], "once": str(tmp_path / "once")}
     with opened(**behaviour) as session:
@@ -182,7 +182,7 @@ def test_a_full_disk_ends_the_run(opened, workdir):
     assert made(workdir) == ["0.png"]
 
 
-def test_a_consumer_that_stops_ends_the_processes(opened, workdir):
+def test_the_processes_end_when_the_consumer_stops(opened, workdir):
     items = make_items(workdir, 50)
     with opened(delay=0.05) as session:
         outcomes = session.generate(in_batches(items, 1))
@@ -194,7 +194,7 @@ def test_a_consumer_that_stops_ends_the_processes(opened, workdir):
 
 
 def test_the_process_ends_when_its_host_is_killed(config, workdir, tmp_path):
-    """Or it would go on writing while another run does."""
+    """Otherwise it would keep writing while another run does."""
     python = model_folders.write_interpreter(tmp_path / "python", delay=0.1)
     script = f"""
 from tests.adverse.backends.test_diffusers import make_items
@@ -227,14 +227,14 @@ with diffusers.open(diffusers.{config!r}, python={str(python)!r}, workdir=workdi
         ("refuse", WeightsError, "the weights do not fit"),
     ],
 )
-def test_a_process_that_does_not_open_ends_the_run(opened, config, opening, error, complaint):
+def test_a_process_that_fails_to_start_ends_the_run(opened, config, opening, error, complaint):
     quick = dataclasses.replace(config, timeout=1.5)
     with pytest.raises(error, match=complaint), opened(quick, opening=opening):
         pass
 
 
 @pytest.mark.parametrize("interpreter", ["/bin/cat", "/bin/false", "/bin/echo"])
-def test_an_interpreter_that_is_none_is_named(config, workdir, interpreter):
+def test_a_bad_interpreter_is_named(config, workdir, interpreter):
     with (
         pytest.raises(FileError, match=f"{interpreter} was to run"),
         diffusers.open(config, python=interpreter, workdir=workdir),
@@ -242,7 +242,7 @@ def test_an_interpreter_that_is_none_is_named(config, workdir, interpreter):
         pass
 
 
-def test_an_interpreter_without_torch_is_told_from_the_packages(config, workdir, tmp_path):
+def test_an_interpreter_without_torch_is_reported_as_such(config, workdir, tmp_path):
     """The real worker, without its packages."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
@@ -254,7 +254,7 @@ def test_an_interpreter_without_torch_is_told_from_the_packages(config, workdir,
         pass
 
 
-def test_no_environment_is_an_error_with_the_remedy(monkeypatch, tmp_path):
+def test_the_error_for_a_missing_environment_names_the_remedy(monkeypatch, tmp_path):
     with pytest.raises(MissingFileError, match="make torch"):
         diffusers.interpreter(str(tmp_path / "none"))
     monkeypatch.setattr(diffusers.diffdepth_jax, "__file__", str(tmp_path / "a" / "b.py"))
@@ -293,7 +293,7 @@ def test_depth_without_a_control_network_is_refused(opened, config, workdir):
         assert not any(outcome.error for outcome in session.generate([scenes]))
 
 
-def test_identity_says_what_decides_the_pixels(opened, config, tmp_path):
+def test_identity_covers_everything_that_affects_the_pixels(opened, config, tmp_path):
     def identity(**changes):
         with opened(dataclasses.replace(config, **changes)) as session:
             return json.loads(json.dumps(session.identity()))
@@ -364,7 +364,7 @@ def test_adapters_for_sdxl_need_multiples_of_16(opened, config, tmp_path):
         ({"clip_skip": 1}, "clip_skip does not exist"),
     ],
 )
-def test_values_that_cannot_be_used_are_refused_at_once(fields, complaint):
+def test_invalid_values_are_refused_at_once(fields, complaint):
     with pytest.raises(UserError, match=complaint):
         configs.from_mapping(diffusers.Config, {"base": "x", **fields})
 
@@ -373,7 +373,7 @@ def test_values_that_cannot_be_used_are_refused_at_once(fields, complaint):
     "size", [(375, 1242), (370, 1224), (900, 1600), (480, 640), (512, 512), (96, 320), (2000, 100)]
 )
 @pytest.mark.parametrize("area, multiple", [(512 * 512, 64), (1024 * 1024, 64), (64 * 96, 32)])
-def test_generated_sizes_keep_the_aspect_within_multiples(size, area, multiple):
+def test_generated_sizes_keep_the_aspect_ratio(size, area, multiple):
     height, width = diffusers.generated_size(size, area, multiple)
     assert height % multiple == width % multiple == 0
     assert 0.5 < height * width / area < 2
@@ -387,7 +387,7 @@ def test_generated_sizes_of_common_cameras():
     assert diffusers.generated_size((900, 1600), 512 * 512, 64) == (384, 704)
 
 
-def test_a_batch_is_parted_by_what_must_be_equal(opened, workdir):
+def test_a_batch_is_split_where_items_differ(opened, workdir):
     items = [
         *make_items(workdir, 2),
         *make_items(workdir, 1, key="a", size=(30, 20)),

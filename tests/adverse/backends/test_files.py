@@ -18,7 +18,7 @@ SIZES = [(24, 40), (24, 40), (16, 40), (24, 40), (24, 40)]
 
 @pytest.fixture
 def pictures(frames: Path) -> Path:
-    """Two conditions beside the clean frames, of colours of their own."""
+    """Two conditions beside the clean frames, each in its own colour."""
     for number, size in enumerate(SIZES):
         for place, condition in enumerate(("night", "fog")):
             write(frames / condition / f"image/f{number}.png", 10 * number + place + 20, size)
@@ -76,7 +76,7 @@ def test_pictures_become_pairs(
 
 
 def test_patterns(mapping: Callable, pictures: Path, tmp_path: Path) -> None:
-    """By id, name and variant, in a folder elsewhere, of another suffix and size."""
+    """By id, name and variant, in another folder, with another suffix and size."""
     other = tmp_path / "other"
     for number in range(5):
         for variant in range(2):
@@ -93,8 +93,8 @@ def test_patterns(mapping: Callable, pictures: Path, tmp_path: Path) -> None:
         number, variant = int(record.id[1:]), record.variant
         fog = record.condition == "fog"
         expected = 200 + number + 20 * variant if fog else 100 + number + 50 * variant
-        assert abs(shade(tmp_path / "out", record) - expected) <= 2  # WebP
-        # Those of another size than the clean image are brought to it, and the manifest says so.
+        assert abs(shade(tmp_path / "out", record) - expected) <= 2  # WebP is lossy
+        # Images of another size are resized to the clean image's, and the manifest says so.
         if not fog or number == 2:
             assert record.details["size"] == ([24, 40] if fog else [48, 80])
         else:
@@ -103,7 +103,7 @@ def test_patterns(mapping: Callable, pictures: Path, tmp_path: Path) -> None:
             assert image.size == SIZES[number][::-1]
 
 
-def test_what_is_missing_or_broken_has_failed_and_is_tried_again(
+def test_missing_and_broken_files_fail_and_are_retried(
     mapping: Callable, pictures: Path, tmp_path: Path
 ) -> None:
     (pictures / "fog/image/f1.png").unlink()
@@ -118,7 +118,7 @@ def test_what_is_missing_or_broken_has_failed_and_is_tried_again(
     assert adverse.source("all", tmp_path / "out").num_failed == 1
 
 
-def test_what_cannot_be_found_is_told_first(
+def test_missing_pictures_are_reported_first(
     mapping: Callable, pictures: Path, tmp_path: Path
 ) -> None:
     def refused(error: type[Exception], message: str, **changes: object) -> None:
@@ -139,7 +139,7 @@ def test_what_cannot_be_found_is_told_first(
         runner.run(settings, tmp_path / "python", python="python3", progress=False)
 
 
-def test_a_workdir_keeps_its_patterns_and_not_its_root(
+def test_a_workdir_fixes_its_patterns_but_not_its_root(
     mapping: Callable, pictures: Path, tmp_path: Path
 ) -> None:
     run(mapping(backend=backend(pictures)), tmp_path / "out")

@@ -12,7 +12,7 @@ from diffdepth_jax.data.sources import Source
 
 @pytest.fixture
 def save_image() -> Callable[[Path, np.ndarray], None]:
-    """Writes an image file of an array, and the folders to it."""
+    """Writes an array as an image file, creating its folders."""
 
     def save(path: Path, array: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def save_image() -> Callable[[Path, np.ndarray], None]:
 
 @pytest.fixture
 def check_contract() -> Callable[[Source], None]:
-    """What `Sample` promises, of every frame; sources also go to worker processes."""
+    """Checks every frame against `Sample`'s contract, after pickling as for worker processes."""
 
     def check(source: Source) -> None:
         ids = set()
@@ -32,7 +32,7 @@ def check_contract() -> Callable[[Source], None]:
             assert image.dtype == np.uint8 and image.shape == (*depth.shape, 3)
             assert depth.dtype == np.float32 and np.isfinite(depth).all() and depth.min() >= 0
             assert intrinsics.dtype == np.float32 and intrinsics.shape == (3, 3)
-            assert re.fullmatch(r"[\w+.-]+", sample["id"]), "usable as a file name"
+            assert re.fullmatch(r"[\w+.-]+", sample["id"]), "the id must be usable as a file name"
             assert sample["condition"]
             ids.add(sample["id"])
         assert len(ids) == len(source)

@@ -47,7 +47,7 @@ def test_nuscenes(tmp_path: Path) -> None:
 
 
 def test_cityscapes_with_labels(tmp_path: Path) -> None:
-    """Another suffix, a folder less, a smaller generated image, and depth of the clean one."""
+    """Another suffix, one folder less, a smaller generated image, and the clean image's depth."""
     name = "train/aachen/aachen_000000_000019_leftImg8bit"
     save(tmp_path / f"adverse/challenging/left/{name}.jpg", 20, (4, 6))
     save(tmp_path / f"leftImg8bit/{name}.png", 90)
@@ -64,7 +64,7 @@ def test_cityscapes_with_labels(tmp_path: Path) -> None:
 
 
 def test_pairs_without_label(tmp_path: Path) -> None:
-    """An error that counts them; or they are skipped, counted and named."""
+    """An error counts them; or they are skipped, counted and named."""
     for number in range(12):
         save(tmp_path / f"ToM/glass/challenging/{number:02d}.jpg", 10 + number)
         save(tmp_path / f"ToM/glass/easy/{number:02d}.jpg", 100 + number)
@@ -113,7 +113,7 @@ def test_bad_input(tmp_path: Path) -> None:
 
 
 def write_workdir(root: Path, **changes: object) -> None:
-    """A workdir of three images of one frame, of which the second is rejected."""
+    """A workdir with three images of one frame, the second one rejected."""
     save(root / "clean/a.png", 90)
     (root / "labels").mkdir()
     np.save(root / "labels/a.npy", np.full(SIZE, 4, np.float32))
@@ -162,7 +162,7 @@ def test_a_workdir_of_disparity(tmp_path: Path) -> None:
         adverse.source("all", tmp_path, relative="inverse")[0]
 
 
-def test_what_is_left_out_is_counted_and_told_once(
+def test_skipped_images_are_counted_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_workdir(tmp_path)
@@ -204,7 +204,7 @@ def test_relative_labels_of_the_published_layout(tmp_path: Path) -> None:
     assert (sample["depth"][0] == 0).all() and (sample["depth"][1:] == 0.25).all()
 
 
-def test_what_is_wrong_with_a_workdir(tmp_path: Path) -> None:
+def test_bad_workdirs(tmp_path: Path) -> None:
     write_workdir(tmp_path)
     with pytest.raises(ConfigError, match=r"conditions has 'snow'.*has night, rain, fog"):
         adverse.source("all", tmp_path, conditions=("snow",))

@@ -76,7 +76,7 @@ def test_bad_input(root: Path, save_image: Callable) -> None:
 
 
 def test_real_disparity(shared: Path, tmp_path: Path, save_image: Callable) -> None:
-    """The repository's evaluation sample, 2710x3384 in whole pixels; the image is made."""
+    """The repository's evaluation sample, 2710x3384 with integer disparities; a blank image."""
     real, part = shared / "data/apolloscape_stereo", tmp_path / "stereo_train_001"
     for folder in ("disparity", "fg_mask", "bg_mask"):
         part.mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ def test_real_disparity(shared: Path, tmp_path: Path, save_image: Callable) -> N
     options = dict(disparity_scale=1.0)
     depth = apolloscape.source("train", tmp_path, depth="disparity", **options)[0]["depth"]
     measured = depth > 0
-    # Disparities of 2 to 163 pixels in the file; 53.37% of its pixels, each in one of the masks.
+    # 53.37% of the pixels have disparities, of 2 to 163 pixels; each is in one of the masks.
     np.testing.assert_allclose(depth.max(), 2301.3147 * 0.36 / 2, rtol=1e-6)
     assert measured.mean() == pytest.approx(0.533704, abs=1e-6)
     cars, road = (

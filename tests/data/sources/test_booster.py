@@ -38,7 +38,7 @@ def test_frames(root: Path) -> None:
 
 
 def test_the_published_quarter_keeps_depth(root: Path) -> None:
-    """As the docstring says: every fourth pixel, disparity and fx divided by four."""
+    """As documented: every fourth pixel, disparity and fx divided by four."""
     sample = booster.source("train", root)[0]
     disparity, fx = sample["disparity"][::4, ::4] / 4, sample["intrinsics"][0, 0] / 4
     known = disparity > 0

@@ -41,7 +41,7 @@ def test_real_frame(root: Path) -> None:
 
 
 def test_synthetic_intrinsics(root: Path) -> None:
-    """The authors' own figure: 370 pixels, both ways, at 512x288."""
+    """The authors' own figure: 370 pixels for both axes at 512x288."""
     (sample,) = cleargrasp.source("synthetic-val", root)
     fx, fy = sample["intrinsics"][0, 0], sample["intrinsics"][1, 1]
     np.testing.assert_allclose((fx * 512 / 16, fy * 288 / 10), (369.71, 369.72), atol=0.01)
@@ -73,7 +73,7 @@ def test_bad_input(root: Path) -> None:
 
 
 def test_real_bytes(shared: Path) -> None:
-    """The published sample: depth NaN in one frame and 0 in the others where it is invalid."""
+    """The published sample: invalid depth is NaN in one frame and 0 in the others."""
     frames = list(cleargrasp.source("real", shared / "data/cleargrasp"))
     assert [sample["id"][-3:] for sample in frames] == ["080", "123", "130", "153"]
     invalid = [int((sample["depth"] == 0).sum()) for sample in frames]

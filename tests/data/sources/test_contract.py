@@ -14,10 +14,10 @@ def test_source_file(name: str, tmp_path: Path) -> None:
     module = registry.module("source", name)
     low, high = module.DEPTH_RANGE
     assert 0 < low < high
-    assert "root/" in module.__doc__, "the docstring shows the layout"
+    assert "root/" in module.__doc__, "the docstring must show the layout"
     config = module.Config()
     assert dataclasses.is_dataclass(config) and config.name == name
-    assert config.check_files  # may be switched off where missing files are to be skipped
+    assert config.check_files  # can be switched off to skip missing files
     with pytest.raises(MissingFileError, match=r"nowhere .*set root"):
         module.source(config.split, tmp_path / "nowhere")
     with pytest.raises(MissingFileError, match=r"nowhere .*set root"):

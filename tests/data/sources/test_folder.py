@@ -30,7 +30,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three frames in two rooms, images and PNG depth in folders of their own."""
+    """Three frames in two rooms, with images and PNG depth in separate folders."""
     for number, name in enumerate(["room_1/0001", "room_1/0002", "room_2/0001"]):
         image, depth = frame(number)
         save(tmp_path / "image" / f"{name}.png", image)
@@ -63,7 +63,7 @@ def test_one_folder_and_float_depth(tmp_path: Path) -> None:
     assert [sample["id"] for sample in frames] == ["kitchen_0", "kitchen_1"]
     np.testing.assert_allclose(frames[1]["depth"], frame(1)[1] / 1000, rtol=1e-6)
     np.testing.assert_array_equal(frames[1]["intrinsics"], np.diag([6, 6, 1]))
-    scaled = folder.source("all", tmp_path, **patterns, depth_scale=1000.0)  # of PNG alone
+    scaled = folder.source("all", tmp_path, **patterns, depth_scale=1000.0)  # applies to PNG only
     np.testing.assert_array_equal(scaled[0]["depth"], frames[0]["depth"])
 
 
@@ -128,16 +128,16 @@ def test_bad_files(root: Path) -> None:
         folder.source("all", root, images="*.webp", depths=None)
 
 
-def test_any_suffix_is_that_of_an_image_or_a_depth_map(root: Path) -> None:
+def test_a_wildcard_suffix_matches_only_images_and_depth_maps(root: Path) -> None:
     for name in ("image/room_1/Thumbs.db", "image/room_1/0001.txt", "depth/room_1/0001.json"):
-        (root / name).write_text("no picture")
+        (root / name).write_text("not a picture")
     frames = folder.source("all", root, depth_scale=1000.0)
     assert [sample["id"] for sample in frames] == ["room_1_0001", "room_1_0002", "room_2_0001"]
-    with pytest.raises(DataError, match=r"0001\.txt"):  # said outright, it is meant
+    with pytest.raises(DataError, match=r"0001\.txt"):  # an explicit suffix is obeyed
         folder.source("all", root, images="image/**/*.txt", depths=None)[0]
 
 
-def test_brackets_in_names_are_no_pattern(tmp_path: Path) -> None:
+def test_brackets_in_names_are_not_patterns(tmp_path: Path) -> None:
     for number, name in enumerate(["set [d]/a", "set [d]/b?"]):
         image, depth = frame(number)
         save(tmp_path / "rgb [left]" / f"{name}.png", image)
@@ -151,9 +151,7 @@ def test_brackets_in_names_are_no_pattern(tmp_path: Path) -> None:
     assert [sample["id"] for sample in one] == ["b"]
 
 
-def test_names_that_nothing_can_be_done_with_are_reported(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unusable_names_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "image/loop.png").symlink_to("loop.png")
     (root / "image/gone.png").symlink_to("nowhere.png")
     not_utf8 = os.fsencode(root / "image") + b"/\xff.png"

@@ -61,7 +61,7 @@ def test_converted_images(write_kitti: Callable[..., Path]) -> None:
 
 
 def test_prepared_as_in_diffusiondepth(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
-    """Images and calibration copied into the depth's drives; no folder of dates."""
+    """Images and calibration copied into the drives with depth; no date folders."""
     root = write_kitti([(DRIVE, LEFT, 5)])
     prepared = root / "train" / DRIVE
     (root / DRIVE[:10] / DRIVE / LEFT).rename(prepared / LEFT)
@@ -71,7 +71,7 @@ def test_prepared_as_in_diffusiondepth(write_kitti: Callable[..., Path], tmp_pat
 
 
 def test_rendered_scenes(write_kitti: Callable[..., Path], save_image: Callable) -> None:
-    """Drives may tell their condition and their frames' materials; those of KITTI do neither."""
+    """Drives may give their condition and their frames' materials; KITTI's give neither."""
     root = write_kitti([(DRIVE, LEFT, 5), (DRIVE, LEFT, 6), (OTHER, LEFT, 5)])
     classes = np.arange(24 * 60, dtype=np.uint8).reshape(24, 60) % 4
     drive = root / DRIVE[:10] / DRIVE
@@ -91,7 +91,7 @@ def test_rendered_scenes(write_kitti: Callable[..., Path], save_image: Callable)
         kitti.source("train", root)
 
 
-def test_lists_of_all_forms(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
+def test_lists_in_all_formats(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
     write_kitti([(DRIVE, LEFT, 69), (DRIVE, RIGHT, 69)], "val")
     root = write_kitti([(OTHER, LEFT, 5), (OTHER, LEFT, 6)], "train")
     stem, listed = f"{DRIVE}/image_02/data/0000000069", tmp_path / "list.txt"
@@ -309,9 +309,9 @@ def test_real_calibration_and_scans(shared: Path) -> None:
     np.testing.assert_allclose(frames[0]["depth"], scan, atol=1 / 256)
 
 
-def test_lists_in_the_forms_of_the_field(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
-    """Of Eigen's 697 frames as Marigold writes them, and as monodepth2 does: with and without the
-    45 that have no depth."""
+def test_lists_in_published_formats(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
+    """Eigen's 697 frames as Marigold and monodepth2 list them, with and without the 45 that lack
+    depth."""
     test = [(drive, LEFT, number) for drive, numbers in EIGEN_TEST.items() for number in numbers]
     others = [(d, LEFT, n) for d, numbers in EIGEN_TEST_WITHOUT_DEPTH.items() for n in numbers]
     root = write_kitti(test, "val", size=(4, 6), calibrated=False)

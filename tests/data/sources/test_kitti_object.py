@@ -35,7 +35,7 @@ def test_points_are_projected(
     write(tmp_path, make_frame, points[:1], "testing")
     check_contract(kitti_object.source("train", tmp_path))
     (sample,) = kitti_object.source("train", tmp_path)
-    # Straight ahead: 10 m and 5 m away fall on neighbours, as camera 2 sees them 6 cm to the right.
+    # Two points straight ahead, at 10 m and 5 m; camera 2 sees them 6 cm to the right.
     expected = np.zeros((20, 32), np.float32)
     expected[10, round(15 + 1.2 / 10)] = 5  # hides the one at 10 m
     expected[11, round(15 + (-4 * 20 + 1.2) / 20)] = 20

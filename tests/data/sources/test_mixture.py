@@ -36,7 +36,7 @@ def clear(tmp_path: Path) -> Callable[..., folder.Config]:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Callable[..., adverse.Config]:
-    """A workdir of dark images with clean ones of brightness 200."""
+    """A workdir of dark images whose clean ones have brightness 200."""
 
     def write(name: str, count: int, label_is: str = "metric_depth") -> adverse.Config:
         root, rows = tmp_path / name, []
@@ -70,7 +70,7 @@ def test_without_weights_every_frame_comes_once(clear: Callable) -> None:
     assert "clean_image" not in both[0]
 
 
-def test_the_order_of_the_parts_in_the_config_is_nothing(clear: Callable) -> None:
+def test_the_order_of_the_parts_in_the_config_does_not_matter(clear: Callable) -> None:
     settings = config((clear("x", 3, 10), 1.0), (clear("y", 2, 50), 3.0))
     turned = dataclasses.replace(settings, parts=dict(reversed(settings.parts.items())))
     one, other = build_source(settings), build_source(turned)
@@ -80,7 +80,7 @@ def test_the_order_of_the_parts_in_the_config_is_nothing(clear: Callable) -> Non
 
 
 def test_weights(clear: Callable) -> None:
-    """The scarcest part comes once, others as often as their weight wants."""
+    """The scarcest part comes once, others as often as their weights require."""
     x, y = clear("x", 6, 10), clear("y", 4, 50)
     mixed = build_source(config((x, 1.0), (y, 3.0)))
     assert mixed.counts == {"a": 6, "b": 18} and len(mixed) == 24
@@ -89,7 +89,7 @@ def test_weights(clear: Callable) -> None:
     counts = np.unique([s["image"].max() for s in mixed], return_counts=True)
     assert counts[0].tolist() == [10, 11, 12, 13, 14, 15, 50, 51, 52, 53]
     assert (counts[1][:6] == 1).all() and sorted(counts[1][6:]) == [4, 4, 5, 5]
-    # Which come once more is the seed's choice, and only that.
+    # The seed decides which frames come once more, and nothing else.
     chosen = []
     for seed in range(6):
         again = [build_source(config((x, 1.0), (y, 3.0), seed=seed)) for _ in range(2)]
@@ -104,13 +104,13 @@ def test_weights(clear: Callable) -> None:
         mixed[24]
 
 
-def test_the_stream_has_the_shares(clear: Callable, pairs: Callable) -> None:
+def test_the_stream_follows_the_weights(clear: Callable, pairs: Callable) -> None:
     """Pairs and clear frames in one stream; a clear one is its own clean image."""
     source = config((pairs("p", 6), 3.0), (clear("c", 4, 50), 1.0, True))
     data = DataConfig(source=source, augmentation=STILL)
     spec = InputSpec(mean=(0.0,) * 3, std=(1 / 255,) * 3)
     iterator = train_iterator(data, 8, 0, spec, clean_images=True)
-    batches = [next(iterator) for _ in range(2)]  # 16 samples: an epoch
+    batches = [next(iterator) for _ in range(2)]  # 16 samples, one epoch
     iterator.close()
     ids = np.concatenate([batch["id"] for batch in batches])
     images, cleans = (
@@ -127,7 +127,7 @@ def test_the_stream_has_the_shares(clear: Callable, pairs: Callable) -> None:
     assert 0 < dark.sum() <= 4
 
 
-def test_what_does_not_go_together(clear: Callable, pairs: Callable) -> None:
+def test_incompatible_parts(clear: Callable, pairs: Callable) -> None:
     metric, relative = pairs("m", 2), pairs("r", 2, "relative_disparity")
 
     def refused(message: str, source: mixture.Config, **options: object) -> None:

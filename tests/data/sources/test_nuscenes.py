@@ -27,14 +27,14 @@ SCENES = {
 def write(
     root: Path, make_frame: Callable, save_image: Callable, version: str = "v1.0-mini"
 ) -> Path:
-    """One sample a scene, at which the car drives 2 m between the scan and the image."""
+    """One sample per scene; the car drives 2 m between the scan and the image."""
     tables: dict[str, list[dict]] = {name: [] for name in ("scene", "sample", "sample_data")}
     tables["sensor"] = [
         {"token": "s0", "channel": "LIDAR_TOP", "modality": "lidar"},
         {"token": "s1", "channel": "CAM_FRONT", "modality": "camera"},
         {"token": "s2", "channel": "CAM_BACK", "modality": "camera"},
     ]
-    # The lidar is turned by 90 degrees about z: its y axis points forward.
+    # The lidar is rotated by 90 degrees about z: its y axis points forward.
     half = math.sqrt(0.5)
     tables["calibrated_sensor"] = [
         {
@@ -105,7 +105,7 @@ def test_values(root: Path, make_frame: Callable, check_contract: Callable) -> N
     check_contract(frames)
     assert ids(frames) == [f"{number}__CAM_FRONT" for number in range(4)]
     expected = np.zeros(SIZE, np.float32)
-    expected[10, 15] = 5.0  # 7 m ahead of the lidar, of which the car drove 2
+    expected[10, 15] = 5.0  # 7 m ahead of the lidar, minus the 2 m driven
     expected[10 + 5, 15 - 10] = 4.0
     for number, frame in enumerate(frames):
         np.testing.assert_allclose(frame["depth"], expected, atol=1e-5)
@@ -233,7 +233,7 @@ def test_bad_options() -> None:
         nuscenes.Config(projection="last")
 
 
-def test_tables_longer_than_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"token": f"{number}", "text": "\u00e9]},{[" * (number % 5)} for number in range(50)]
     path = tmp_path / "rows.json"
     for indent in (None, 1):

@@ -134,7 +134,7 @@ def test_intrinsics_belong_to_the_full_size(write_nyu: Callable[..., Path]) -> N
 
 
 def test_rendered_rooms(write_nyu: Callable[..., Path]) -> None:
-    """They bring their intrinsics, condition, a map of materials, and a validation split."""
+    """They come with intrinsics, a condition, a map of materials and a validation split."""
     root = write_nyu([("room_0001", 0), ("room_0002", 3)], "official_splits/val", "sync")
     scene = root / "official_splits/val/room_0001"
     (scene / "intrinsics.txt").write_text("30 0 15.5\n0 31 11.5\n0 0 1\n")
@@ -164,7 +164,7 @@ def test_rendered_rooms(write_nyu: Callable[..., Path]) -> None:
         rooms[0]
 
 
-def test_missing_files_may_be_found_later(write_nyu: Callable[..., Path]) -> None:
+def test_the_check_for_missing_files_can_be_skipped(write_nyu: Callable[..., Path]) -> None:
     root = write_nyu([("attic", 1), ("attic", 2)], "sync", "sync")
     (root / "sync/attic/sync_depth_00002.png").unlink()
     with pytest.raises(MissingFileError, match=r"1 of 4 files of split 'train'"):

@@ -11,7 +11,7 @@ from diffdepth_jax.errors import DataError, MissingFileError
 DAY, NIGHT = robotcar.SCENES
 CLOUDS = "lms_front_synchronized/vo/time_margin=+-4.0e+06"
 SIZE = (20, 32)
-# As the SDK's: x forward, y right and z down become z, x and y of the camera.
+# As in the SDK: x forward, y right and z down become the camera's z, x and y.
 MODEL = "20 20 15 10\n0 0 1 0\n1 0 0 0\n0 1 0 0\n0 0 0 1\n"
 STAMPS = {DAY: ["1418132504537582", "1418132504537583"], NIGHT: ["1418756721422679"]}
 
@@ -99,7 +99,7 @@ def test_real_images_and_model(shared: Path, tmp_path: Path) -> None:
         (tmp_path / scene / "stereo").mkdir(parents=True)
         os.symlink(real / "stereo_left_rgb", tmp_path / scene / "stereo/left")
         (tmp_path / f"splits/{scene}_test.txt").write_text(f"{stamp}\n")
-        # There is no real cloud: a wall 20 m ahead instead, in the vehicle's axes.
+        # Instead of a real point cloud, a wall 20 m ahead, in the vehicle's axes.
         y, z = np.meshgrid(np.linspace(-12, 12, 500), np.linspace(-9, 9, 400))
         cloud = np.stack([np.full(y.size, 20), y.ravel(), z.ravel()]).astype(np.float32)
         (tmp_path / scene / CLOUDS).mkdir(parents=True)

@@ -19,7 +19,7 @@ RECORD = {"frames": 5}
 
 
 def sample(number: int, **fields: object) -> Sample:
-    """A frame with every field that a source may have, each of a size of its own."""
+    """A frame with every field that a source may have; sizes differ between frames."""
     rng = np.random.default_rng(number)
     height, width = 20 + number, 31
     depth = rng.uniform(0, 80, (height, width)) * rng.integers(0, 2, (height, width))
@@ -41,7 +41,7 @@ def sample(number: int, **fields: object) -> Sample:
 
 
 class Frames:
-    """A source that breaks at a frame."""
+    """A source that fails at one frame."""
 
     def __init__(self, samples: list[Sample], broken: int | None = None):
         self.samples = samples
@@ -90,7 +90,7 @@ def test_every_field_comes_back(
         source[5]
 
 
-def test_an_interrupted_preparation_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_an_interrupted_preparation_is_resumed(folder: Path, tmp_path: Path) -> None:
     samples = [sample(number) for number in range(5)]
     with pytest.raises(ValueError, match="a broken frame"):
         tfds.write(Frames(samples, broken=3), folder, "part_a", RECORD, frames_per_file=2)
@@ -142,7 +142,7 @@ def test_damaged(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_tool(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
-    """As a process, without TensorFlow; what is there is not written over by something else."""
+    """As a process, without TensorFlow; it does not overwrite a different data set."""
     drive = "2011_09_26_drive_0002_sync"
     root = write_kitti([(drive, "image_02", number) for number in range(3)])
     program = "import runpy, sys; del sys.argv[0]; "

@@ -76,7 +76,7 @@ def test_predictions_that_are_not_finite_take_no_part_in_the_fit(target, mask, n
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8])
-def test_the_lower_median_is_the_lower_of_two(count):
+def test_the_lower_median_is_the_lower_middle_value(count):
     generator = np.random.default_rng(count)
     prediction, target = generator.uniform(1, 9, (2, 1, count))
     mask = np.ones((1, count), bool)
@@ -94,7 +94,7 @@ def test_the_lower_median_is_the_lower_of_two(count):
 
 def test_a_disparity_that_is_not_positive_counts_as_near_or_far():
     target = np.array([[1.0, 2.0, 4.0, 4.0]])
-    prediction = np.array([[1.0, 0.5, 0.25, -1.0]])  # 1 / target, but for the unmeasured last
+    prediction = np.array([[1.0, 0.5, 0.25, -1.0]])  # 1 / target, except for the unmeasured last
     mask = np.array([[True, True, True, False]])
     near = alignment.lsq_disparity_near(7 * prediction - 3, target, mask)
     np.testing.assert_allclose(near, [[1, 2, 4, 0]], rtol=1e-12)

@@ -7,7 +7,7 @@ from PIL import Image
 from diffdepth_jax.evaluation.protocols import crops, frames
 
 
-def test_the_kb_crop_is_the_bottom_middle():
+def test_the_kb_crop_is_at_the_bottom_centre():
     rows, columns = np.mgrid[:375, :1242]
     crop = frames.take(np.stack([rows, columns], axis=-1), "kb")
     assert crop.shape == (352, 1216, 2)
@@ -30,7 +30,7 @@ def test_a_kb_crop_is_put_back_where_it_came_from():
 
 
 def test_crop_boxes():
-    # int() of the fractions, of 375x1242 and of the kb crop.
+    # int() of the fractions, for 375x1242 and for the kb crop.
     assert crops.crop_box("kitti", "garg", (375, 1242)) == (slice(153, 371), slice(44, 1197))
     assert crops.crop_box("kitti", "garg", (352, 1216)) == (slice(143, 349), slice(43, 1172))
     assert crops.crop_box("kitti", "eigen", (375, 1242)) == (slice(124, 342), slice(44, 1197))
@@ -40,7 +40,7 @@ def test_crop_boxes():
         crops.crop_box("nyu", "eigen", (240, 320))
 
 
-def test_nyu_release_resizes_to_240_rows_and_takes_the_middle():
+def test_nyu_release_resizes_to_240_rows_and_takes_the_centre():
     generator = np.random.default_rng(0)
     image = generator.integers(0, 256, (480, 640, 3), np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((320, 240), Image.Resampling.BILINEAR))
@@ -86,7 +86,7 @@ def test_a_quarter_is_every_fourth_pixel(size):
 
 
 def kitti_background(depth):
-    """The development kit's filling of gaps, pixel by pixel."""
+    """The devkit's gap filling, pixel by pixel."""
     depth = depth.copy()
     columns = depth.shape[1]
     for row in depth:
@@ -104,7 +104,7 @@ def kitti_background(depth):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.2, 0.9, 1.0])
-def test_gaps_are_filled_as_by_the_development_kit(share):
+def test_gaps_are_filled_as_in_the_devkit(share):
     generator = np.random.default_rng(3)
     depth = generator.uniform(1, 9, (12, 17)) * (generator.random((12, 17)) < share)
     before = depth.copy()

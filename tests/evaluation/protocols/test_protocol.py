@@ -95,7 +95,7 @@ def test_the_metrics_are_those_of_the_cropped_valid_pixels(frame):
     assert score.num_clipped == (prediction[rows, columns][mask] > 50).sum()
 
 
-def test_outside_a_kb_crop_nothing_was_predicted_and_that_is_counted(frame):
+def test_pixels_outside_a_kb_crop_count_as_not_predicted(frame):
     prediction, depth = frame
     protocol = protocols.get("kitti_eigen", crop_reference="full", crop="none")
     score = protocol.score(frames.take(prediction, "kb"), depth)
@@ -104,7 +104,7 @@ def test_outside_a_kb_crop_nothing_was_predicted_and_that_is_counted(frame):
     assert score.num_nonfinite > 0
 
 
-def test_what_a_model_is_fed():
+def test_the_input_of_a_model():
     image = np.random.default_rng(0).integers(0, 256, (375, 1242, 3), np.uint8)
     for reference in ("kb", "full"):
         fed = protocols.get("kitti_eigen", crop_reference=reference).prepare(image)
@@ -127,7 +127,7 @@ def test_nyu_release_scores_full_and_model_sized_predictions():
 
 
 @pytest.mark.parametrize("reference", ["kb", "full"])
-def test_sizes_that_do_not_go_together_are_an_error(frame, reference):
+def test_mismatched_sizes_are_an_error(frame, reference):
     _, depth = frame
     protocol = protocols.get("kitti_eigen", crop_reference=reference)
     for size in ((370, 1226), (192, 640), (1242, 375)):
@@ -147,7 +147,7 @@ def test_sizes_that_do_not_go_together_are_an_error(frame, reference):
         ("kb", (375, 1242), "kb"),
     ],
 )
-def test_a_prediction_is_resized_to_what_it_shows(reference, shown, size, meant):
+def test_a_prediction_is_resized_to_the_frame_it_covers(reference, shown, size, meant):
     depth = np.full((375, 1242), 5.0)
     protocol = protocols.get(
         "kitti_eigen",
@@ -196,7 +196,7 @@ def test_relative_predictions_are_aligned_before_clipping():
         assert score.num_clipped == 0
 
 
-def test_the_disparity_floor_is_the_cap_unless_it_is_said():
+def test_the_disparity_floor_is_the_cap_unless_given():
     floors = [
         protocols.get(name, alignment="lsq_disparity", **options).options["disparity_floor"]
         for name, options in [
@@ -209,7 +209,7 @@ def test_the_disparity_floor_is_the_cap_unless_it_is_said():
     assert PROTOCOLS["kitti_eigen"].options["disparity_floor"] is None
 
 
-def test_options_are_named_and_no_cap_is_none():
+def test_options_are_complete_and_no_cap_is_none():
     assert protocols.get("kitti_eigen", crop_reference="full", max_depth=50.0).options == {
         "input": "kb",
         "input_size": None,
@@ -255,12 +255,12 @@ def test_options_are_named_and_no_cap_is_none():
         ("cleargrasp", {"fill_zeros": "background"}, "predicts=depth"),
     ],
 )
-def test_options_that_do_not_exist_are_an_error(name, options, message):
+def test_unknown_options_are_an_error(name, options, message):
     with pytest.raises(ValueError, match=message):
         protocols.get(name, **options)
 
 
-def test_robotcar_looks_at_the_top_rows(shared):
+def test_robotcar_scores_the_top_rows(shared):
     path = next((shared / "data/robotcar/stereo_left_rgb").glob("*.png"))
     image = np.asarray(Image.open(path).convert("RGB"))
     protocol = PROTOCOLS["robotcar"]
