@@ -1,6 +1,6 @@
-"""Writers of tiny data sets in the official layouts, with values that the tests can predict.
+"""Writers of tiny data sets in the official layouts, with values that tests can predict.
 
-A plugin of pytest, see `conftest.py`: its fixtures are there for every test.
+A pytest plugin, see `conftest.py`: every test can use its fixtures.
 """
 
 import io
@@ -24,7 +24,7 @@ P_rect_03: 7.3e+02 0.0 6.1e+02 -3.4e+02 0.0 7.4e+02 1.8e+02 2.2e+00 0.0 0.0 1.0 
 
 
 def frame(number: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """An image, and depth as uint16 with about half of the pixels unmeasured."""
+    """An image, and uint16 depth with about half of the pixels unmeasured."""
     rng = np.random.default_rng(number)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
     depth = rng.integers(256, 80 * 256, size, dtype=np.uint16) * rng.integers(0, 2, size, np.uint16)
@@ -89,7 +89,7 @@ def write_nyu(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_labelled_nyu(tmp_path: Path) -> Callable[..., Path]:
-    """Writes `nyu_depth_v2_labeled.mat` of some frames, and `splits.mat`; returns the root.
+    """Writes `nyu_depth_v2_labeled.mat` with some frames, and `splits.mat`; returns the root.
 
     `depths` are the stored depth / 4096; `rawDepths` are half of them.
     """
@@ -115,7 +115,7 @@ def write_tfds_nyu(tmp_path: Path) -> Callable[..., Path]:
     """Writes what tensorflow-datasets' `nyu_depth_v2` leaves on disk; returns its data folder."""
 
     def write(numbers: list[int], split: str, size: tuple[int, int] = (24, 32)) -> Path:
-        # Only here: they take a second to import.
+        # Imported here because they take a second to import.
         from array_record.python.array_record_module import ArrayRecordWriter
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -170,7 +170,7 @@ def write_tfds_nyu(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def make_frame() -> Callable[[int, tuple[int, int]], tuple[np.ndarray, np.ndarray]]:
-    """The image and the stored depth that the writers give frame `number`."""
+    """The image and the stored depth that the writers use for frame `number`."""
     return frame
 
 
@@ -245,7 +245,7 @@ def cleargrasp_frame(number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _save_cleargrasp(number: int, image_path: Path, depth_path: Path, mask_path: Path) -> None:
-    import OpenEXR  # Not everybody has it.
+    import OpenEXR  # optional
 
     image, depth, mask = cleargrasp_frame(number)
     for path in (image_path, depth_path, mask_path):

@@ -33,7 +33,7 @@ def literal(prediction, target, valid_mask, ratio, pooling="pairs"):
 
 
 def scene(seed):
-    """Boxes before a slope, and a prediction that is blurred, scaled and noisy."""
+    """Boxes in front of a slope, and a blurred, scaled and noisy prediction."""
     generator = np.random.default_rng(seed)
     target = np.linspace(20, 5, 24)[:, None].repeat(30, axis=1)
     for _ in range(6):
@@ -53,7 +53,7 @@ def test_contours_equal_the_literal_definition(seed, pooling):
         assert 0 < found.f1 < 1
 
 
-def test_the_metrics_are_those_at_each_ratio_and_depth_pros_weighted_mean():
+def test_the_metrics_are_given_per_ratio_and_as_depth_pros_weighted_mean():
     prediction, target, valid_mask = scene(3)
     found = boundary.compute(prediction, target, valid_mask)
     assert tuple(found) == boundary.METRICS
@@ -69,17 +69,17 @@ def test_the_metrics_are_those_at_each_ratio_and_depth_pros_weighted_mean():
 
 
 def test_an_exact_case():
-    """Of two contours of the truth one is found, one lies a pixel aside, one more is invented."""
+    """Of two true contours one is found and one is a pixel off; the prediction has one too many."""
     target = np.array([[1.0, 2, 2, 2, 4, 4, 4, 4]])
     prediction = np.array([[1.0, 2, 2, 2, 2, 4, 4, 8]])
     found = boundary.at_ratio(prediction, target, np.ones((1, 8), bool), 1.5)
     assert found == pytest.approx((0.4, 1 / 3, 1 / 2))
-    # The nearer side counts: a step down is no step up.
+    # The nearer side matters: a step down is not a step up.
     found = boundary.at_ratio(prediction[:, ::-1], target, np.ones((1, 8), bool), 1.5)
     assert found == (0, 0, 0)
 
 
-def test_a_perfect_prediction_of_any_scale_and_a_flat_one():
+def test_a_perfect_prediction_at_any_scale_and_a_flat_one():
     _, target, valid_mask = scene(1)
     for scale in (1.0, 0.01, 37.0):
         assert set(boundary.compute(scale * target, target, valid_mask).values()) == {1.0}
@@ -95,10 +95,10 @@ def test_where_the_truth_has_no_contour_nothing_is_defined():
         f"boundary_{kind}_{ratio}" for kind in boundary.KINDS for ratio in ("1.05", "1.10")
     }
     perfect = boundary.compute(step, step, valid_mask)
-    assert perfect["boundary_f1"] == pytest.approx(1)  # over the ratios that it has
+    assert perfect["boundary_f1"] == pytest.approx(1)  # over the ratios that have contours
 
 
-def test_pixels_that_do_not_count_have_no_say():
+def test_invalid_pixels_have_no_influence():
     prediction, target, valid_mask = scene(0)
     expected = boundary.compute(prediction, target, valid_mask)
     changed = [np.where(valid_mask, depth, np.nan) for depth in (prediction, target)]
@@ -111,7 +111,7 @@ def test_pixels_that_do_not_count_have_no_say():
         boundary.at_ratio(target, target, valid_mask, 1.0)
 
 
-def test_a_scan_is_not_dense_and_a_sky_does_not_matter():
+def test_a_scan_is_not_dense_and_sky_does_not_matter():
     generator = np.random.default_rng(0)
     sky = np.ones((40, 60), bool)
     sky[:35] = False

@@ -98,7 +98,7 @@ def test_without_a_cap_infinity_counts_as_the_farthest_depth():
     np.testing.assert_array_equal(clipped, [metrics.FARTHEST, 1e-4, 1e-4, 300.0])
 
 
-def test_ground_truth_counts_strictly_inside_the_range():
+def test_ground_truth_is_valid_strictly_inside_the_range():
     target = np.array([[0, 1e-3, 1.1e-3, 79.99, 80, 81, np.nan, np.inf, -1]])
     for dtype in (np.float64, np.float32):
         mask = metrics.valid_pixels(target.astype(dtype), 1e-3, 80.0)
@@ -107,7 +107,7 @@ def test_ground_truth_counts_strictly_inside_the_range():
 
 
 def real_pairs(shared):
-    """Two ground truths of one data set: one is a guess for the other."""
+    """Two ground truths of one data set, one as a prediction of the other."""
     from diffdepth_jax.data import io
 
     kitti = shared / "data/kitti_depth/val/2011_09_26_drive_9999_sync/proj_depth/groundtruth"
@@ -138,7 +138,7 @@ def real_pairs(shared):
 
 def test_metrics_of_real_frames(shared):
     for dataset, (prediction, target) in real_pairs(shared):
-        # Holes (0, or NaN in ClearGrasp) of the guess count as the nearest depth.
+        # Holes (0, or NaN in ClearGrasp) in the prediction count as the nearest depth.
         assert not (np.nan_to_num(prediction) > 0).all(), dataset
         expected = literal(prediction, target, 1e-3, 80.0)
         result = by_package(prediction, target, 1e-3, 80.0)
@@ -172,7 +172,7 @@ def test_an_empty_mask_is_an_error():
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
-def test_depths_that_have_no_logarithm_are_an_error(value):
+def test_depths_without_a_logarithm_are_an_error(value):
     ones, mask = np.ones((2, 2)), np.ones((2, 2), bool)
     wrong = ones.copy()
     wrong[0, 1] = value

@@ -1,4 +1,4 @@
-"""Whether a spread tells the error: rank correlation and sparsification."""
+"""Whether the spread predicts the error: rank correlation and sparsification."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from diffdepth_jax.evaluation import uncertainty
 
 
 def ranks(values):
-    """Each value's place in the order, equal ones at the mean of theirs."""
+    """Each value's rank; equal values share their mean rank."""
     return [
         sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
         for value in values
@@ -26,12 +26,12 @@ def literal_correlation(first, second):
 
 
 def literal_curve(order, error):
-    """The mean error of the k pixels that come first in an order, for k = 1 to n."""
+    """The mean error of the first k pixels in this order, for k = 1 to n."""
     return [sum(error[index] for index in order[:k]) / k for k in range(1, len(order) + 1)]
 
 
 def literal_area(spread, error):
-    """Without equal spreads: both curves, pixel by pixel."""
+    """The area between the two curves, pixel by pixel; assumes that no spreads are equal."""
     by_spread = literal_curve(sorted(range(len(error)), key=lambda index: spread[index]), error)
     oracle = literal_curve(sorted(range(len(error)), key=lambda index: error[index]), error)
     return sum(ours - best for ours, best in zip(by_spread, oracle, strict=True)) / len(error)
@@ -46,7 +46,7 @@ def frame(seed, shape=(9, 13)):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_measures_equal_the_literal_definitions(seed):
+def test_metrics_equal_the_literal_definitions(seed):
     spread, prediction, target, valid_mask = frame(seed)
     found = uncertainty.compute(spread, prediction, target, valid_mask).metrics
     assert tuple(found) == uncertainty.METRICS
@@ -71,7 +71,7 @@ def test_measures_equal_the_literal_definitions(seed):
     assert found["ause_rel_random"] == pytest.approx(1 - sum(oracle) / len(oracle) / mean)
 
 
-def test_equal_values_share_their_rank():
+def test_equal_values_share_a_rank():
     generator = np.random.default_rng(0)
     first, second = generator.integers(0, 5, (2, 40)).astype(float)
     found = uncertainty.rank_correlation(first, second)
@@ -82,7 +82,7 @@ def test_equal_values_share_their_rank():
     assert uncertainty.rank_correlation(first, -first) == pytest.approx(-1)
 
 
-def test_equal_spreads_may_be_left_out_in_any_order():
+def test_equal_spreads_may_be_removed_in_any_order():
     spread, error = np.array([2.0, 1, 2, 1, 2]), np.array([5.0, 1, 7, 2, 0])
     curves = [
         literal_curve([*low, *high], error)
@@ -95,7 +95,7 @@ def test_equal_spreads_may_be_left_out_in_any_order():
 
 
 def test_exact_cases():
-    """Four pixels with errors 0, 1, 2 and 3: the best order, the worst, and none."""
+    """Four pixels with errors 0, 1, 2 and 3: best order, worst order, no order."""
     target = np.full((1, 4), 10.0)
     error = np.array([[0.0, 1, 2, 3]])
     everywhere = np.ones((1, 4), bool)
@@ -110,7 +110,7 @@ def test_exact_cases():
         assert found.get("rank_correlation") == pytest.approx(expected)
 
 
-def test_curves_start_at_one_and_the_oracle_lies_below():
+def test_curves_start_at_one_and_the_oracle_is_lowest():
     spread, prediction, target, valid_mask = frame(1, (40, 50))
     curves = uncertainty.compute(spread, prediction, target, valid_mask).curves
     assert tuple(curves) == uncertainty.CURVES
@@ -124,7 +124,7 @@ def test_curves_start_at_one_and_the_oracle_lies_below():
     assert [curve[0] for curve in curves.values()] == pytest.approx([1, 1, 1])
 
 
-def test_without_an_error_shares_of_it_are_not_defined():
+def test_without_any_error_relative_areas_are_undefined():
     target = np.full((2, 2), 3.0)
     found = uncertainty.compute(np.eye(2), target, target, np.ones((2, 2), bool))
     assert found == ({"spread": 0.5, "ause": 0.0}, {})

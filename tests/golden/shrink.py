@@ -1,11 +1,11 @@
-"""Makes the files of this folder of whole recordings: python tests/golden/shrink.py FULL.npz ...
+"""Makes the files in this folder from full recordings: python tests/golden/shrink.py FULL.npz ...
 
-Inputs and the predicted depth stay whole. Of the other maps every `stride`-th number is kept, in
-the order in which they were recorded (NCHW), some 8,000 of them from all channels, rows and
-columns; `meta` says the strides. Maps that no test compares are left out.
+Inputs and the predicted depth are kept whole. Of the other maps every `stride`-th value is kept, in
+recorded order (NCHW): some 8,000 values from all channels, rows and columns. `meta` lists the
+strides. Maps that no test compares are left out.
 
-Recordings of other networks go to the folder `networks`. They are cut already: image and prediction
-are kept, and of the cuts those that tell where a difference begins.
+Recordings of other networks go to the folder `networks`. They are already reduced: kept are the
+image, the prediction, and the maps that show where a difference begins.
 """
 
 import itertools
@@ -26,18 +26,18 @@ SAMPLED = (
     "gt_latent",
     *(f"feat{i}" for i in range(4)),
 )
-# Of a training step.
+# Kept of a training step.
 TRAINING = ("image", "depth_gt", "x_T", "ddim_noise", "ddim_timesteps", "grad_norms", "bn_after")
 TRAINING += ("ddim_loss", "l1_loss", "l2_loss", "total_loss")
 KEPT = 8000
-# Of another network, beside the prediction.
+# Kept of another network, beside the prediction.
 OF_NETWORKS = r"image|infer|disp\d?|tap\d|post\d|path\d|centers\d|pt|domain_logits"
 NOTES = ("name", "model", "source", "checkpoint", "config", "shapes", "scale", "constants")
 NOTES += ("min_depth", "max_depth", "versions")
 
 
 def stride(size: int) -> int:
-    """About size / KEPT, and of no factor in common with it, so that no column is passed over."""
+    """About size / KEPT, and coprime to size, so that no column is left out."""
     return next(step for step in itertools.count(max(size // KEPT, 1)) if math.gcd(step, size) == 1)
 
 

@@ -22,7 +22,7 @@ from tests.inference.small_model import CONFIG, STEP, released_shapes
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run directory with one checkpoint of random weights."""
+    """A run directory with one checkpoint with random weights."""
     workdir = tmp_path_factory.mktemp("run")
     model = diffusion_depth.build(CONFIG)
     variables = jax.jit(model.init_variables)(jax.random.key(0))
@@ -45,7 +45,7 @@ def model(run) -> diffdepth_jax.DepthModel:
 
 @pytest.fixture(scope="module")
 def released_state_dict() -> dict[str, np.ndarray]:
-    """Random weights of CONFIG under the names that the release gives them."""
+    """Random weights for CONFIG under the release's names."""
     rng = np.random.default_rng(0)
     shapes = released_shapes()
     return {name: rng.uniform(0.1, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
@@ -53,7 +53,7 @@ def released_state_dict() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def layout(monkeypatch):
-    """DiffusionDepth as transformers might have named it: everything below `model.`."""
+    """DiffusionDepth as transformers might have named it: everything under `model.`."""
 
     def infer(shapes, config):
         if not all(name.startswith("model.") for name in shapes):

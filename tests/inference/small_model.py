@@ -1,4 +1,4 @@
-"""A small network, its released names and pictures, for the tests of inference."""
+"""A small network, the names in its release, and images, for the tests of inference."""
 
 import numpy as np
 

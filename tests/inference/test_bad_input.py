@@ -1,4 +1,4 @@
-"""Weights and images that are not what they should be, for every published network."""
+"""Bad weights and images, for every published network."""
 
 import re
 
@@ -21,13 +21,13 @@ PUBLISHED = [
 ]
 every_published_network = pytest.mark.parametrize("name", PUBLISHED)
 every_network = pytest.mark.parametrize("name", registry.names("network"))
-EXAMPLES = 4  # entries that are made wrong, one after the other
+EXAMPLES = 4  # entries that are damaged, one at a time
 
 
 @pytest.fixture
 def weights(name, monkeypatch):
-    """A small network's state dict, and the fields that it does not tell."""
-    # The architectures to compare with: those of the publications take seconds to trace.
+    """A small network's state dict, and the fields that it does not determine."""
+    # Small variants to compare with: the published ones take seconds to trace.
     tiny = {other: small(other)[1].config for other in registry.names("network")}
     for other, config in tiny.items():
         monkeypatch.setattr(registry.module("network", other), "VARIANTS", {"tiny": config})
@@ -38,7 +38,7 @@ def weights(name, monkeypatch):
 
 
 def examples(name, state_dict):
-    """Some entries that a leaf wants, from the first to the last."""
+    """Some of the entries that fill a leaf, from the first to the last."""
     file, model, _ = small(name)
     table = [row.pattern for row in file.rules(model.config) if isinstance(row, rules.Rule)]
     names = [key for key in state_dict if any(re.fullmatch(pattern, key) for pattern in table)]
@@ -66,7 +66,7 @@ def test_a_wrong_shape_is_named(name, weights):
 
 
 @every_published_network
-def test_an_entry_too_many_is_named(name, weights):
+def test_an_extra_entry_is_named(name, weights):
     state_dict, fields = weights
     for key in ("surprise", "depth_head.surprise.weight", f"{next(iter(state_dict))}.surprise"):
         with pytest.raises(WeightsError, match=rf"keys that no rule knows \(1\):\n +{key}$"):
@@ -75,7 +75,7 @@ def test_an_entry_too_many_is_named(name, weights):
 
 @every_published_network
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_weights_of_another_precision_are_taken(name, weights, dtype):
+def test_weights_of_other_precisions_are_accepted(name, weights, dtype):
     state_dict, fields = weights
     other = {
         key: array.astype(dtype) if array.dtype == np.float32 else array
@@ -90,7 +90,7 @@ def test_weights_of_another_precision_are_taken(name, weights, dtype):
 
 
 @every_published_network
-def test_whole_numbers_are_no_weights(name, weights):
+def test_integers_are_not_weights(name, weights):
     state_dict, fields = weights
     key = examples(name, state_dict)[-1]
     with pytest.raises(WeightsError, match=rf"another kind \(1\):\n +{key}: int32"):
@@ -98,7 +98,7 @@ def test_whole_numbers_are_no_weights(name, weights):
 
 
 @every_published_network
-def test_numbers_that_are_none_are_warned_of(name, weights):
+def test_nan_and_infinity_are_warned_about(name, weights):
     state_dict, fields = weights
     first, *_, last = examples(name, state_dict)
     bad = {key: state_dict[key].copy() for key in (first, last)}
@@ -109,7 +109,7 @@ def test_numbers_that_are_none_are_warned_of(name, weights):
 
 
 @every_network
-def test_an_image_of_any_kind_gets_the_depth_of_its_colours(name):
+def test_an_image_in_any_mode_gets_the_depth_of_its_colours(name):
     _, module, variables = small(name)
     model = DepthModel(module, variables, module.config)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 36, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""export() in both layouts; what every network promises of it is in `test_contract.py`."""
+"""export() in both layouts; `test_contract.py` has what holds for every network."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def model(released_state_dict) -> diffdepth_jax.DepthModel:
     return diffdepth_jax.load(released_state_dict, max_depth=20.0)
 
 
-def test_a_directory_of_transformers_comes_back(model, layout, tmp_path):
+def test_a_transformers_directory_loads_again(model, layout, tmp_path):
     path = tmp_path / "exported"
     untold = inference.export(model, path, "transformers")
     assert untold == []
@@ -42,7 +42,7 @@ def test_a_directory_of_transformers_comes_back(model, layout, tmp_path):
     assert os.listdir(tmp_path) == ["exported"]
 
 
-def test_only_a_new_or_empty_directory_is_written(model, layout, tmp_path):
+def test_only_a_new_or_empty_directory_is_written_to(model, layout, tmp_path):
     (tmp_path / "empty").mkdir()
     inference.export(model, tmp_path / "empty", "transformers")
     for taken in (tmp_path / "empty", tmp_path / "empty" / "config.json"):
@@ -56,7 +56,7 @@ def test_only_a_new_or_empty_directory_is_written(model, layout, tmp_path):
         inference.export(model, tmp_path / "no" / "where", "transformers")
 
 
-def test_what_fails_leaves_nothing(model, layout, tmp_path, monkeypatch):
+def test_a_failed_export_leaves_nothing(model, layout, tmp_path, monkeypatch):
     codec = dataclasses.replace(model.config.codec, latent_channels=16)
     other = dataclasses.replace(model, config=dataclasses.replace(model.config, codec=codec))
     with pytest.raises(ConfigError, match="'diffusion_depth': latent_channels are more than 9"):
@@ -72,7 +72,7 @@ def test_what_fails_leaves_nothing(model, layout, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_layout_that_is_none_is_refused(model, tmp_path):
+def test_an_unknown_layout_is_refused(model, tmp_path):
     with pytest.raises(ConfigError, match="'torch'; it must be 'authors' or 'transformers'"):
         inference.export(model, tmp_path / "a", "torch")
     assert diffusion_depth.TRANSFORMERS is None

@@ -1,4 +1,4 @@
-"""Depth of image files, by predict.py and beneath it."""
+"""Depth of image files, through predict.py and the functions below it."""
 
 import errno
 import os
@@ -59,12 +59,12 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
 
 
 def midas_write_depth(disparity):
-    """As MiDaS's utils.write_depth makes 16 bits of finite disparities."""
+    """Finite disparities in 16 bits, as MiDaS's utils.write_depth writes them."""
     low, high = disparity.min(), disparity.max()
     return ((2**16 - 1) * (disparity - low) / (high - low)).astype("uint16")
 
 
-def test_samples_leave_their_spread_too(run, model, tmp_path):
+def test_samples_also_write_their_spread(run, model, tmp_path):
     images, output = tmp_path / "images", tmp_path / "output"
     images.mkdir()
     picture = image(16, 24)
@@ -88,7 +88,7 @@ def test_samples_leave_their_spread_too(run, model, tmp_path):
     darkness = -painted.sum(-1, dtype=int).ravel()[(spread / mean).ravel().argsort()]
     assert darkness[-50:].mean() > darkness[:50].mean() + 100
     assert len(list(output.iterdir())) == 10
-    # What is missing is done again, and nothing else.
+    # Only what is missing is computed again.
     kept = output / "b.npy"
     kept.write_bytes(b"kept")
     (output / "a_spread.png").unlink()
@@ -96,7 +96,7 @@ def test_samples_leave_their_spread_too(run, model, tmp_path):
     assert (output / "a_spread.png").exists() and kept.read_bytes() == b"kept"
 
 
-def test_without_samples_an_image_with_a_spread_is_done(model, tmp_path):
+def test_without_samples_an_image_with_a_spread_counts_as_done(model, tmp_path):
     paths = pictures(tmp_path / "in", (16, 16))
     files.predict_files(model, paths, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 3
@@ -115,7 +115,7 @@ def test_a_spread_replaces_no_other_result(model, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_relative_disparity_is_written_as_midas_does(model, tmp_path, monkeypatch):
+def test_relative_disparity_is_written_as_in_midas(model, tmp_path, monkeypatch):
     monkeypatch.setattr(diffusion_depth, "OUTPUT", "relative_disparity")
     Image.fromarray(image(16, 24)).save(tmp_path / "a.png")
     assert files.predict_files(model, [tmp_path / "a.png"], tmp_path / "out") == []
@@ -143,7 +143,7 @@ def test_relative_disparity_is_written_as_midas_does(model, tmp_path, monkeypatc
         ([[4.0]], [[0]]),
     ],
 )
-def test_disparities_that_have_no_scale_or_no_number(tmp_path, disparity, want):
+def test_constant_and_nonfinite_disparities(tmp_path, disparity, want):
     disparity = np.array(disparity, np.float32)
     targets = [tmp_path / f"a{ending}" for ending in files._ENDINGS]
     files._write(disparity, None, "relative_disparity", targets)
@@ -198,14 +198,14 @@ def test_no_result_replaces_an_image_or_another_result(model, tmp_path, names):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_wrong_option_is_no_skipped_image(model, tmp_path):
+def test_a_wrong_option_is_an_error_and_not_a_skipped_image(model, tmp_path):
     Image.fromarray(image(16, 16)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="num_inference_steps"):
         files.predict_files(model, [tmp_path / "a.png"], tmp_path / "out", num_inference_steps=0)
 
 
 def pictures(folder, *sizes):
-    """Images of these sizes, named after their place."""
+    """Images of these sizes, named by their index."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index}.png" for index in range(len(sizes))]
     for seed, (path, size) in enumerate(zip(paths, sizes, strict=True)):
@@ -213,7 +213,7 @@ def pictures(folder, *sizes):
     return paths
 
 
-def test_batches_of_files_give_what_the_files_give_alone(model, tmp_path):
+def test_batches_of_files_give_the_same_depth_as_single_files(model, tmp_path):
     paths = pictures(tmp_path / "in", (16, 16), (16, 24), (16, 16), (16, 16), (16, 24))
     for name, batch_size in {"one": 1, "three": 3}.items():
         assert files.predict_files(model, paths, tmp_path / name, batch_size=batch_size) == []
@@ -231,11 +231,13 @@ def test_many_sizes_do_not_pile_up_in_memory(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         for batch in files._batches(pool, paths, files.read_image, 4, ahead=8, skip=None):
             given += batch
-            assert len(read) - len(given) <= 3 * 8  # 2 * ahead wait for others, ahead are read
+            assert (
+                len(read) - len(given) <= 3 * 8
+            )  # 2 * ahead are waiting for a batch, ahead are being read
     assert sorted(given) == sorted(paths)
 
 
-def test_an_interrupted_folder_goes_on_with_what_is_missing(model, tmp_path, monkeypatch):
+def test_an_interrupted_folder_is_resumed_with_what_is_missing(model, tmp_path, monkeypatch):
     paths = pictures(tmp_path / "in", *[(16, 16)] * 5)
     predict = DepthModel.predict
     calls = []
@@ -250,7 +252,7 @@ def test_an_interrupted_folder_goes_on_with_what_is_missing(model, tmp_path, mon
     with pytest.raises(KeyboardInterrupt, match=r"of 5 images.*--skip_existing"):
         files.predict_files(model, paths, tmp_path / "out")
     done = len(list((tmp_path / "out").glob("*_colour.png")))
-    assert done == 2  # what was computed is written all the same
+    assert done == 2  # what was already computed is still written
     calls[:] = [0] * 3
     files.predict_files(model, paths, tmp_path / "out", skip_existing=True)
     assert len(calls) - 3 == 5 - done
@@ -285,19 +287,19 @@ def test_no_result_leaves_the_output_directory(model, tmp_path):
     assert written == [Path("out/b/0.npy"), Path("out/c/0.npy")]
 
 
-def test_brackets_in_the_name_of_a_folder_are_no_pattern(tmp_path):
+def test_brackets_in_the_name_of_a_folder_are_not_a_pattern(tmp_path):
     paths = pictures(tmp_path / "in [d]", (8, 8), (8, 8))
     assert files.find_images(tmp_path / "in [d]") == paths
     assert files.find_images(tmp_path / "in [d]" / "*.png") == paths
     assert files.find_images(tmp_path / "in [d]" / "[0].png") == paths[:1]
 
 
-def test_a_fault_in_reading_is_not_taken_for_a_bad_image(model, tmp_path, monkeypatch):
+def test_a_bug_in_reading_is_not_mistaken_for_a_bad_image(model, tmp_path, monkeypatch):
     def faulty(path):
-        raise ValueError("a fault of ours")
+        raise ValueError("our own bug")
 
     monkeypatch.setattr(files, "read_image", faulty)
-    with pytest.raises(ValueError, match="a fault of ours"):
+    with pytest.raises(ValueError, match="our own bug"):
         files.predict_files(model, pictures(tmp_path / "in", (8, 8)), tmp_path / "out")
 
 
@@ -311,7 +313,7 @@ def test_a_full_disk_names_the_file_and_the_cause(model, tmp_path, monkeypatch):
         files.predict_files(model, paths, tmp_path / "out")
 
 
-def test_where_no_depth_is_known_the_png_says_so(tmp_path):
+def test_unknown_depth_is_marked_in_the_png(tmp_path):
     class Blind:
         output = "metric_depth"
         input_spec = InputSpec()

@@ -1,4 +1,4 @@
-"""The average of a prediction and that of the mirrored image."""
+"""The average of the predictions of an image and its mirror image."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from diffdepth_jax.inference import flipping
 
 
 def literal(first, second):
-    """md4all's definition of two inverse depths, pixel by pixel."""
+    """md4all's average of two inverse depths, pixel by pixel."""
     height, width = first.shape
     result = np.empty((height, width))
     for row, column in np.ndindex(height, width):

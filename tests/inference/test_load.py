@@ -1,4 +1,4 @@
-"""load() of every form that a checkpoint takes."""
+"""load() for every form of checkpoint."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def test_a_run_is_rebuilt_from_its_directory_alone(run, model):
         np.testing.assert_array_equal(diffdepth_jax.load(path).predict(image()), depth)
 
 
-def test_computation_in_bfloat16_leaves_weights_and_depth_in_float32(run, model):
+def test_computing_in_bfloat16_leaves_weights_and_depth_in_float32(run, model):
     half = diffdepth_jax.load(run, dtype=jnp.bfloat16)
     jax.tree.map(np.testing.assert_array_equal, half.variables, model.variables)
     depth, want = half.predict(image()), model.predict(image())
@@ -41,7 +41,7 @@ def test_computation_in_bfloat16_leaves_weights_and_depth_in_float32(run, model)
     assert 1e-4 < np.median(difference) < 0.05
 
 
-def test_sources_that_are_no_checkpoint_are_refused(tmp_path, run):
+def test_sources_that_are_not_checkpoints_are_refused(tmp_path, run):
     with pytest.raises(FileNotFoundError, match=r"missing\.pt does not exist"):
         diffdepth_jax.load(tmp_path / "missing.pt")
     with pytest.raises(WeightsError, match="no complete checkpoint"):
@@ -52,14 +52,14 @@ def test_sources_that_are_no_checkpoint_are_refused(tmp_path, run):
         diffdepth_jax.load({"fc.weight": np.zeros((2, 2))})
 
 
-def test_a_state_dict_says_its_architecture(released_state_dict):
+def test_a_state_dict_determines_its_architecture(released_state_dict):
     model = diffdepth_jax.load(released_state_dict)
     released = diffusion_depth.DiffusionConfig()
     assert model.config == dataclasses.replace(CONFIG, diffusion=released, max_depth=None)
     assert model.predict(image()).shape == (37, 50)
 
 
-def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
+def test_safetensors_load_like_the_state_dict(released_state_dict, tmp_path):
     path = tmp_path / "model.safetensors"
     weights.write_safetensors(path, released_state_dict)
     loaded, want = diffdepth_jax.load(path), diffdepth_jax.load(released_state_dict)
@@ -67,7 +67,7 @@ def test_safetensors_load_as_the_state_dict_does(released_state_dict, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
 
 
-def test_damaged_metadata_are_named(released_state_dict, tmp_path):
+def test_damaged_metadata_is_named(released_state_dict, tmp_path):
     weights.write_safetensors(tmp_path / "model.safetensors", released_state_dict, {"args": "{"})
     with pytest.raises(WeightsError, match=r"model\.safetensors .*args.*not valid JSON"):
         diffdepth_jax.load(tmp_path / "model.safetensors")
@@ -115,7 +115,7 @@ def test_a_checkpoint_written_by_pytorch_loads_to_the_same_variables(
     assert loaded.config.max_depth == 88.0
 
 
-# ---- what weights do not tell --------------------------------------------------------------------
+# ---- what weights do not determine ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -149,12 +149,12 @@ def test_the_caller_says_which_of_two_networks_is_meant(released_state_dict, twi
     assert model.config.max_depth == 80.0
 
 
-def test_a_published_file_name_says_it_too(released_state_dict, twins, tmp_path):
+def test_a_published_file_name_says_which_is_meant(released_state_dict, twins, tmp_path):
     for stem, depth in {"first_small": 20.0, "second_small": 10.0}.items():
         weights.write_safetensors(tmp_path / f"{stem}.safetensors", released_state_dict)
         assert diffdepth_jax.load(tmp_path / f"{stem}.safetensors").config.max_depth == depth
     named = diffdepth_jax.load(tmp_path / "second_small.safetensors", max_depth=30.0)
-    assert named.config.max_depth == 30.0  # the caller knows best
+    assert named.config.max_depth == 30.0  # the caller has the last word
     weights.write_safetensors(tmp_path / "other.safetensors", released_state_dict)
     with pytest.raises(WeightsError, match=r"other\.safetensors.*network='first'"):
         diffdepth_jax.load(tmp_path / "other.safetensors")
@@ -187,7 +187,7 @@ def checkpoint(path, state_dict, arguments):
 @pytest.mark.parametrize(
     "arguments", [["train.py"], ("a", "b"), 7, '"train.py"', "train.py --x=1", 0.5]
 )
-def test_arguments_that_are_no_mapping_are_left_alone(released_state_dict, tmp_path, arguments):
+def test_arguments_that_are_not_a_mapping_are_ignored(released_state_dict, tmp_path, arguments):
     path = checkpoint(tmp_path / "model.pt", released_state_dict, arguments)
     with pytest.warns(UserWarning, match=r"model\.pt.*args.*defaults"):
         loaded = diffdepth_jax.load(path)
@@ -205,7 +205,7 @@ def test_arguments_that_are_no_mapping_are_left_alone(released_state_dict, tmp_p
         ({"max_depth": -1.0}, "max_depth is -1"),
     ],
 )
-def test_arguments_that_cannot_be_are_named(released_state_dict, tmp_path, arguments, named):
+def test_impossible_arguments_are_named(released_state_dict, tmp_path, arguments, named):
     path = checkpoint(
         tmp_path / "model.pt", released_state_dict, torch_writer.namespace(**arguments)
     )
@@ -213,10 +213,10 @@ def test_arguments_that_cannot_be_are_named(released_state_dict, tmp_path, argum
         diffdepth_jax.load(path)
 
 
-# ---- the layout of transformers ------------------------------------------------------------------
+# ---- the transformers layout ---------------------------------------------------------------------
 
 
-def test_a_directory_of_transformers_tells_all(released_state_dict, layout, tmp_path):
+def test_a_transformers_directory_determines_everything(released_state_dict, layout, tmp_path):
     theirs = {f"model.{name}": array for name, array in released_state_dict.items()}
     weights.write_safetensors(tmp_path / "model.safetensors", theirs)
     want = diffdepth_jax.load(released_state_dict, max_depth=20.0)
@@ -247,20 +247,20 @@ def test_a_run_with_exported_weights_beside_it_is_a_run(run, tmp_path, released_
     assert diffdepth_jax.load(tmp_path).config != CONFIG
 
 
-# ---- what is almost a known network --------------------------------------------------------------
+# ---- almost a known network ----------------------------------------------------------------------
 
 
 def exported(variant):
-    """Zeros under the names and in the shapes of a variant."""
+    """Zeros with the names and shapes of a variant."""
     config = diffusion_depth.VARIANTS[variant]
     expected = expected_variables(diffusion_depth.build(config))
     shapes = rules.shapes(expected, diffusion_depth.rules(config))
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
 
 
-def test_the_nearest_architecture_and_the_differing_names_are_told():
+def test_the_error_names_the_nearest_architecture_and_the_differences():
     state_dict = exported("res18")
-    del state_dict["depth_head.model.time_embedding.weight"]  # the family is told by it
+    del state_dict["depth_head.model.time_embedding.weight"]  # this entry identifies the family
     first = "depth_backbone.layers.0.0.conv1.weight"
     state_dict[first] = np.zeros((7, 3, 3, 3), np.float32)
     state_dict["depth_head.surprise.weight"] = np.zeros(3, np.float32)
@@ -274,7 +274,7 @@ def test_the_nearest_architecture_and_the_differing_names_are_told():
     assert "unknown (1): depth_head.surprise.weight" in message
 
 
-def test_the_nearest_can_be_as_transformers_names_it(layout):
+def test_the_nearest_architecture_may_have_transformers_names(layout):
     state_dict = {f"model.{name}": array for name, array in exported("res18").items()}
     first = "model.depth_backbone.layers.0.0.conv1.weight"
     del state_dict[first]
@@ -285,7 +285,7 @@ def test_the_nearest_can_be_as_transformers_names_it(layout):
     assert f"missing (1): {first}" in message and "unknown (1): surprise" in message
 
 
-def test_what_a_wrapper_puts_before_all_names_does_not_matter(released_state_dict):
+def test_a_prefix_that_a_wrapper_adds_to_all_names_does_not_matter(released_state_dict):
     want = diffdepth_jax.load(released_state_dict)
     for prefix in ("model.", "_orig_mod.", "module.depth_model._orig_mod."):
         wrapped = {f"{prefix}{name}": array for name, array in released_state_dict.items()}
@@ -299,14 +299,14 @@ def test_what_a_wrapper_puts_before_all_names_does_not_matter(released_state_dic
         diffdepth_jax.load({7: np.zeros(2)})
 
 
-def test_an_encoder_alone_is_told(released_state_dict):
+def test_a_bare_encoder_is_recognised_in_the_error(released_state_dict):
     root = "depth_backbone."
     encoder = {name[len(root) :]: a for name, a in released_state_dict.items() if root in name}
     with pytest.raises(WeightsError, match=r"which an encoder \('resnet'; config\.init"):
         diffdepth_jax.load(encoder)
 
 
-def test_nothing_is_near_to_weights_of_another_kind():
+def test_unrelated_weights_have_no_nearest_architecture():
     with pytest.raises(WeightsError) as error:
         diffdepth_jax.load({"transformer.wte.weight": np.zeros((2, 2))})
     assert "nearest" not in str(error.value)
@@ -315,7 +315,7 @@ def test_nothing_is_near_to_weights_of_another_kind():
 @pytest.mark.parametrize(
     "stem", ["second_small", "second_small-0a1b2c3d", "second_small (1)", "second_small(2)"]
 )
-def test_a_file_name_with_a_hub_s_hash_or_a_browser_s_number(
+def test_a_file_name_with_a_hub_hash_or_a_browser_number(
     released_state_dict, twins, tmp_path, stem
 ):
     weights.write_safetensors(tmp_path / f"{stem}.safetensors", released_state_dict)
@@ -337,7 +337,7 @@ def test_weights_nested_beside_an_optimizer(released_state_dict, tmp_path, neste
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
 
 
-def test_a_file_of_lightning_is_read_without_its_classes(released_state_dict, tmp_path):
+def test_a_lightning_file_is_read_without_its_classes(released_state_dict, tmp_path):
     array = np.ones(2, np.float32)
     entries = released_state_dict | {"~moment": array}
     tensors = {name: torch_writer.whole(name, array) for name, array in entries.items()}
@@ -369,7 +369,7 @@ def test_a_file_of_lightning_is_read_without_its_classes(released_state_dict, tm
 def test_a_config_of_another_version_is_named_with_its_checkpoint(run, tmp_path, change, named):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     place = tmp_path / "checkpoints" / str(STEP)
-    (place / "checksums.json").unlink()  # as of checkpoints older than these
+    (place / "checksums.json").unlink()  # older checkpoints have none
     file = place / "config" / "metadata"
     config = json.loads(file.read_text())
     config["model"] |= change

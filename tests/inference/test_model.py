@@ -36,7 +36,7 @@ def test_predict_is_the_chain_of_the_public_methods(model):
     assert np.abs(model.predict(even, noise=noise) / want - 1).max() > 1e-3  # 3 steps, not 5
 
 
-def test_an_images_depth_does_not_depend_on_what_it_is_predicted_with(model):
+def test_an_images_depth_does_not_depend_on_the_rest_of_the_batch(model):
     one, other = image(seed=1), image(20, 30, seed=2)
     listed = model.predict([one, other])
     assert [depth.shape for depth in listed] == [(37, 50), (20, 30)]
@@ -54,7 +54,7 @@ def test_the_seed_draws_the_noise(model):
 def test_flip_tta_averages_with_the_mirrored_image(model):
     noise = np.zeros((19, 25, 4), np.float32)
     median = float(np.median(model.predict(image(), noise=noise)))
-    # So that what is averaged are predictions already clipped, as protocols score them.
+    # Clipped before averaging, as the protocols score predictions.
     model = dataclasses.replace(model, config=dataclasses.replace(CONFIG, max_depth=median))
     mirrored = model.predict(image()[:, ::-1].copy(), noise=noise)[:, ::-1]
     want = (model.predict(image(), noise=noise) + mirrored) / 2
@@ -62,7 +62,7 @@ def test_flip_tta_averages_with_the_mirrored_image(model):
     np.testing.assert_allclose(depth, want, rtol=1e-5)
 
 
-def test_paths_and_pillow_images_are_read_as_arrays_are(model, tmp_path):
+def test_paths_and_pillow_images_give_the_same_depth_as_arrays(model, tmp_path):
     path = tmp_path / "street.png"
     Image.fromarray(image()).save(path)
     want = model.predict(image())
@@ -80,19 +80,19 @@ def test_paths_and_pillow_images_are_read_as_arrays_are(model, tmp_path):
         (3, TypeError, r"not int"),
     ],
 )
-def test_what_is_no_image_is_refused(model, wrong, error, message):
+def test_bad_images_are_refused(model, wrong, error, message):
     with pytest.raises(error, match=message):
         model.predict(wrong)
 
 
-def test_noise_of_a_wrong_shape_is_refused_with_the_right_one(model):
+def test_noise_of_a_wrong_shape_is_refused_naming_the_right_one(model):
     with pytest.raises(ValueError, match=r"\(2, 2, 4\).*37, 50.*\(19, 25, 4\)"):
         model.predict(image(), noise=np.zeros((2, 2, 4)))
     with pytest.raises(ValueError, match="1 noise arrays were given for 2 images"):
         model.predict([image(), image()], noise=[np.zeros((19, 25, 4))])
 
 
-def test_deep_pixels_are_refused_not_saturated(model, tmp_path):
+def test_16_bit_pixels_are_refused_not_saturated(model, tmp_path):
     deep = Image.fromarray(np.full((16, 16), 1000, np.uint16))
     deep.save(tmp_path / "deep.png")
     for source in (deep, tmp_path / "deep.png"):
@@ -109,14 +109,14 @@ def test_a_sampler_that_adds_noise_predicts_too(model):
 
 
 def other_model(model, **fields):
-    """The same weights under another config."""
+    """The same weights with another config."""
     config = dataclasses.replace(CONFIG, **fields)
     return dataclasses.replace(model, model=diffusion_depth.build(config), config=config)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5])
 @pytest.mark.parametrize("flip_tta", [False, True])
-def test_a_batch_gives_what_its_images_give_alone(model, eta, flip_tta):
+def test_a_batch_gives_the_same_depth_as_single_images(model, eta, flip_tta):
     model = other_model(model, diffusion=dataclasses.replace(CONFIG.diffusion, eta=eta))
     images = [image(24, 32, seed=0), image(20, 30), image(24, 32, seed=1), image(24, 32, seed=2)]
     alone = [model.predict(each, flip_tta=flip_tta) for each in images]
@@ -131,7 +131,7 @@ def test_a_batch_gives_what_its_images_give_alone(model, eta, flip_tta):
     )
 
 
-def test_batches_hold_images_of_equal_size_and_no_more_than_asked(model, monkeypatch):
+def test_batches_hold_images_of_equal_size_up_to_the_limit(model, monkeypatch):
     fed = []
     apply = model_module._apply
     monkeypatch.setattr(
@@ -147,7 +147,7 @@ def test_batches_hold_images_of_equal_size_and_no_more_than_asked(model, monkeyp
     assert sorted(fed) == [(1, 16, 16), (2, 16, 16), (2, 16, 24)]
 
 
-def test_a_network_is_fed_what_its_input_spec_says(model, monkeypatch):
+def test_a_network_gets_the_input_that_its_spec_says(model, monkeypatch):
     spec = InputSpec(size=(32, 32), bound="lower", multiple=8, std=(0.5, 0.5, 0.5))
     monkeypatch.setattr(diffusion_depth, "INPUT", spec)
     picture = image(21, 35)
@@ -162,17 +162,17 @@ def test_a_network_is_fed_what_its_input_spec_says(model, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 10**30])
-def test_a_seed_beyond_its_range_is_refused(model, seed):
+def test_a_seed_out_of_range_is_refused(model, seed):
     with pytest.raises(ConfigError, match=f"seed is {seed}"):
         model.predict(image(), seed=seed)
 
 
-def test_an_unknown_average_is_refused_not_taken_for_another(model):
+def test_an_unknown_average_is_refused(model):
     with pytest.raises(ConfigError, match=r"'inverse'.*depth or inverse_depth"):
         model.predict(image(), flip_tta=True, flip_average="inverse")
 
 
-def test_only_what_decides_predictions_decides_the_fingerprint(model, run):
+def test_the_fingerprint_depends_on_what_affects_predictions_and_nothing_else(model, run):
     assert diffdepth_jax.load(run).fingerprint() == model.fingerprint()
     assert other_model(model, max_depth=70.0).fingerprint() != model.fingerprint()
     changed = jax.tree.map(lambda leaf: leaf + 1e-3, model.variables)

@@ -1,4 +1,4 @@
-"""A model as one file, run in a process that has no part of this package."""
+"""A model as one file, run in a process without this package."""
 
 import dataclasses
 import subprocess
@@ -19,7 +19,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 SIZE = (32, 48)
 IMAGES = np.stack([image(*SIZE, seed=seed) for seed in range(2)])
 
-# Run where no module of this package can be found.
+# Run in a folder from which this package cannot be imported.
 RUN = {
     "stablehlo": """
 import sys, jax, numpy
@@ -64,12 +64,12 @@ def test_the_file_predicts_without_the_package(kind, run, tmp_path):
     with pytest.warns(UserWarning, match="not for 2"):
         wanted = diffdepth_jax.load(run).predict(IMAGES, seed=3, num_inference_steps=2)
     assert wanted.std() > 1e-3
-    *depth, alone = np.load(tmp_path / "depth.npy")  # of batches of two and of one
+    *depth, alone = np.load(tmp_path / "depth.npy")  # from a batch of two and a batch of one
     np.testing.assert_allclose(alone, wanted[0], rtol=1e-5, atol=1e-5 * wanted.max())
     np.testing.assert_allclose(depth, wanted, rtol=1e-5, atol=1e-5 * wanted.max())
 
 
-def test_noise_in_the_steps_is_that_of_the_seed(run):
+def test_the_noise_of_the_steps_comes_from_the_seed(run):
     model = diffdepth_jax.load(run)
     diffusion = dataclasses.replace(model.config.diffusion, eta=1.0)
     model = diffdepth_jax.load(run, diffusion=diffusion)
@@ -88,23 +88,23 @@ def test_noise_in_the_steps_is_that_of_the_seed(run):
         ({"num_inference_steps": 2000}, "not 2000"),
     ],
 )
-def test_options_that_cannot_be_are_refused(changes, message, run):
+def test_impossible_options_are_refused(changes, message, run):
     with pytest.raises(ConfigError, match=message):
         portable.stablehlo(diffdepth_jax.load(run), portable.Options(**{"size": SIZE, **changes}))
 
 
-def test_what_is_no_platform_is_refused(run):
+def test_an_unknown_platform_is_refused(run):
     with pytest.raises(ConfigError, match="platforms are cpu, gpu; they must be of cpu, cuda"):
         portable.stablehlo(diffdepth_jax.load(run), portable.Options(SIZE), ["cpu", "gpu"])
 
 
-def test_a_file_of_another_kind_is_refused(run, tmp_path):
+def test_another_file_ending_is_refused(run, tmp_path):
     done = export(run, tmp_path / "model.pb")
     assert done.returncode == 2 and "must end in .stablehlo or .onnx" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_without_the_packages_that_write_files_the_error_says_what_to_install(run, monkeypatch):
+def test_if_a_package_for_writing_is_missing_the_error_says_what_to_install(run, monkeypatch):
     model, options = diffdepth_jax.load(run), portable.Options(SIZE, batch_size=1)
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ConfigError, match="see requirements-onnx"):
@@ -115,8 +115,8 @@ def test_without_the_packages_that_write_files_the_error_says_what_to_install(ru
         portable.serialized(portable.stablehlo(model, options, ["cpu"]))
 
 
-def test_a_conversion_that_computes_something_else_is_refused(run, monkeypatch):
-    """Both packages are stood in for: the graph's result is the network's, times `factor`."""
+def test_a_conversion_with_other_results_is_refused(run, monkeypatch):
+    """With stand-ins for both packages: the graph returns the network's result times `factor`."""
     model, options = diffdepth_jax.load(run), portable.Options(SIZE, batch_size=1)
     factor = 1.0
 

@@ -1,4 +1,4 @@
-"""What networks are fed and the way back, against recordings of the published transforms."""
+"""Preprocessing and its inverse, against recordings of the published transforms."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def recorded():
 
 
 def picture(height, width, seed):
-    """The image that was recorded: plane waves and one disc with a hard edge."""
+    """The recorded image: plane waves and one disc with a hard edge."""
     rng = np.random.default_rng(seed)
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     waves = np.zeros((height, width, 3))
@@ -87,7 +87,7 @@ def test_published_transforms_are_reproduced(recorded, family, size):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorded(NetworkConfig):
-    """Of the network that `zoe_*_out` were recorded with."""
+    """Config of the network with which `zoe_*_out` were recorded."""
 
     name: str = "recorded"
     family: str = "zoe_n"
@@ -120,7 +120,7 @@ def test_a_prediction_with_padding_and_flip_is_reproduced(recorded, family, size
     assert abs(model.predict(image, flip_tta=False) - depth).max() > 1e-2
 
 
-def test_padding_mirrors_without_the_edge_and_is_cut_off_again():
+def test_padding_reflects_without_the_edge_and_is_cropped_again():
     spec = InputSpec(padding=2.0, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     image = np.arange(8 * 18 * 3, dtype=np.uint8).reshape(8, 18, 3)
     assert spec.margins(8, 18) == (4, 6) and spec.padded_size(8, 18) == (16, 30)
@@ -144,7 +144,7 @@ def test_padding_mirrors_without_the_edge_and_is_cut_off_again():
         ("post_midas_down", (9, 13), {"output_interpolation": "bicubic"}),
     ],
 )
-def test_the_way_back_is_reproduced(recorded, name, size, options):
+def test_resizing_back_is_reproduced(recorded, name, size, options):
     result = recorded["post_input"][0, 0]
     back = preprocessing.to_image_size(result, size, InputSpec(**options))
     assert back.shape == size and back.dtype == np.float32
@@ -163,13 +163,13 @@ def test_an_image_of_the_right_size_is_only_normalised():
 @pytest.mark.parametrize(
     "field", [{"size": (0, 4)}, {"multiple": 0}, {"std": (0.0, 1.0, 1.0)}, {"padding": -1.0}]
 )
-def test_a_rule_that_cannot_be_is_refused(field):
+def test_an_impossible_spec_is_refused(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         InputSpec(**field)
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
-def test_resampling_keeps_what_is_linear_and_the_corners(method):
+def test_resampling_preserves_ramps_and_corners(method):
     ramp = np.add.outer(np.arange(9.0), 2 * np.arange(7.0))
     larger = resampling.resize(ramp, (17, 13), method, align_corners=True)
     want = np.add.outer(np.linspace(0, 8, 17), 2 * np.linspace(0, 6, 13))

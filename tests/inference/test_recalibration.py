@@ -1,4 +1,4 @@
-"""Batch statistics at other numbers of denoising steps, against NumPy; in every kind of file."""
+"""Batch statistics for other numbers of denoising steps, against NumPy and in all file formats."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ TRAINED = 20
 
 
 def model_of(factor: int) -> diffdepth_jax.DepthModel:
-    """Random weights and statistics that nothing has moved yet."""
+    """Random weights and initial statistics."""
     config = diffusion_depth.Config(
         encoder=resnet.Config(depths=(1,), widths=(4,)),
         neck=NeckConfig(8),
@@ -58,7 +58,7 @@ IMAGES = [image(seed=seed) for seed in range(3)]
 
 @pytest.fixture(scope="module")
 def model() -> diffdepth_jax.DepthModel:
-    """As after training: the decoder's statistics are those at 20 steps."""
+    """As after training: the decoder's statistics are those for 20 steps."""
     model = model_of(2)
     statistics = model.recalibrate(IMAGES, TRAINED).recalibrated[TRAINED]
     variables = recalibration.replaced(model.variables, statistics)
@@ -71,7 +71,7 @@ def at_five(model) -> diffdepth_jax.DepthModel:
 
 
 def latents(model, images, steps):
-    """Ends of the sampler, a list of [1, h, w, d]."""
+    """The sampler's results, a list of [1, h, w, d]."""
 
     @jax.jit
     def sample(normalised, noise):
@@ -91,7 +91,7 @@ def latents(model, images, steps):
 
 
 def convolve(inputs, kernel, dilation=1):
-    """Literal float64 correlation; zeros between and around: 4x4 with dilation 2, or 3x3."""
+    """Literal correlation in float64, zeros between and around: 4x4 with dilation 2, or 3x3."""
     batch, height, width, channels = inputs.shape
     spread = np.zeros(
         (batch, dilation * height - dilation + 1, dilation * width - dilation + 1, channels)
@@ -115,7 +115,7 @@ def moments(maps):
 
 
 def by_numpy(model, images, steps):
-    """What `recalibrate` should find, from the latents by literal sums."""
+    """What `recalibrate` should find, computed literally from the latents."""
     params = jax.tree.map(np.asarray, model.variables["params"])["codec"]["decoder"]
     maps = latents(model, images, steps)
     if model.config.codec.factor == 1:
@@ -132,7 +132,7 @@ def by_numpy(model, images, steps):
 
 
 @pytest.mark.parametrize(("factor", "sizes"), [(1, [15]), (2, [16, 21]), (4, [18])])
-def test_statistics_are_those_of_all_pixels_of_all_images(factor, sizes):
+def test_statistics_are_over_all_pixels_of_all_images(factor, sizes):
     model = model_of(factor)
     images = [image(height, seed=seed) for height in sizes for seed in range(2)]
     found = model.recalibrate(images, 5).recalibrated[5]
@@ -145,7 +145,7 @@ def test_statistics_are_those_of_all_pixels_of_all_images(factor, sizes):
         np.testing.assert_allclose(layer["var"], var, rtol=1e-4)
 
 
-def test_at_the_trained_count_they_are_the_batch_statistics(model):
+def test_at_the_trained_number_of_steps_they_are_the_batch_statistics(model):
     batch = jnp.concatenate(latents(model, IMAGES, TRAINED))
     _, changed = model.model.apply(
         model.variables, batch, True, method="decode_latent", mutable=["batch_stats"]
@@ -153,13 +153,13 @@ def test_at_the_trained_count_they_are_the_batch_statistics(model):
     old = model.variables["batch_stats"]["codec"]["decoder"]["norm0"]
     new = changed["batch_stats"]["codec"]["decoder"]["norm0"]
     found = model.recalibrate(IMAGES, TRAINED).recalibrated[TRAINED]["codec"]["decoder"]["norm0"]
-    for name in ("mean", "var"):  # moved by a tenth towards the batch's
+    for name in ("mean", "var"):  # a tenth of the way to the batch's
         np.testing.assert_allclose(
             old[name] + 0.1 * (found[name] - old[name]), new[name], rtol=1e-6, err_msg=name
         )
 
 
-def test_another_count_goes_wrong_and_comes_right(model, at_five):
+def test_another_number_of_steps_is_wrong_until_recalibrated(model, at_five):
     def spread(predictor, steps):
         depths = predictor.predict(IMAGES, num_inference_steps=steps)
         return np.std(np.log(np.stack(depths)))
@@ -168,11 +168,11 @@ def test_another_count_goes_wrong_and_comes_right(model, at_five):
     with pytest.warns(UserWarning, match="not for 5"):
         wrong = spread(dataclasses.replace(model), 5)
     right = spread(at_five, 5)
-    assert abs(np.log(wrong / want)) > 1  # hardly anything is left of the differences
+    assert abs(np.log(wrong / want)) > 1  # the differences have almost vanished
     assert abs(np.log(right / want)) < 0.1
 
 
-def test_each_count_has_its_own_and_the_others_keep_theirs(model, at_five):
+def test_each_number_of_steps_has_its_own_statistics(model, at_five):
     both = at_five.recalibrate(IMAGES[:1], 3)
     assert both.recalibrated.keys() == {3, 5}
     assert at_five.recalibrated.keys() == {5} and not model.recalibrated
@@ -188,7 +188,7 @@ def test_each_count_has_its_own_and_the_others_keep_theirs(model, at_five):
         both.variables_at(7)
 
 
-def test_one_warning_a_count(model):
+def test_one_warning_per_number_of_steps(model):
     model = dataclasses.replace(model)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -197,10 +197,10 @@ def test_one_warning_a_count(model):
             model.predict(image(), num_inference_steps=TRAINED)
             model.predict(image())
     assert len(caught) == 1, [str(each.message) for each in caught]
-    assert caught[0].filename == __file__  # who asked, not the library
+    assert caught[0].filename == __file__  # the caller, not the library
 
 
-def test_an_image_listed_twice_gets_noise_twice(model):
+def test_an_image_listed_twice_gets_different_noise(model):
     once, twice = model.recalibrate([image()], 1), model.recalibrate([image()] * 2, 1)
     other = model.recalibrate([image()], 1, seed=1)
     means = [
@@ -209,7 +209,7 @@ def test_an_image_listed_twice_gets_noise_twice(model):
     assert (means[0] != means[1]).all() and (means[0] != means[2]).all()
 
 
-def test_what_cannot_be_recalibrated_is_refused(model):
+def test_impossible_recalibrations_are_refused(model):
     with pytest.raises(ValueError, match="list of images is empty"):
         model.recalibrate([], 5)
     with pytest.raises(ValueError, match="num_inference_steps must lie between 1 and"):
@@ -232,19 +232,19 @@ def test_text_keeps_every_bit():
             recalibration.from_text(damaged)
 
 
-def test_a_file_of_published_names_holds_them(at_five, tmp_path):
+def test_a_file_with_published_names_holds_them(at_five, tmp_path):
     path = tmp_path / "model.safetensors"
     both = at_five.recalibrate([image()], 2)
     inference.export(both, path)
     loaded = diffdepth_jax.load(path)
     assert_same(loaded.recalibrated, both.recalibrated)
-    # What PyTorch reads has none of it; who wants it finds it by the published names.
+    # PyTorch does not see them; they are stored in the metadata under the published names.
     with safetensors.safe_open(path, framework="np") as file:
         names, found = set(file.keys()), json.loads(file.metadata()["recalibrated"])
     want = "depth_head.depth_transform.conv_inv_transform.1.running_"
     assert found["5"].keys() == {f"{want}mean", f"{want}var"} <= names
     assert not any("recalibrated" in name for name in names)
-    # Once more, through a checkpoint that has them already.
+    # Once more, starting from a checkpoint that already has them.
     inference.export(loaded, path)
     assert_same(diffdepth_jax.load(path).recalibrated, both.recalibrated)
 
@@ -277,7 +277,7 @@ def test_a_run_keeps_them_beside_the_weights(at_five, tmp_path):
     directory = orbax.checkpoint_directory(tmp_path)
     inference.save_recalibrated(at_five, directory)
     assert_same(diffdepth_jax.load(tmp_path).recalibrated, at_five.recalibrated)
-    # Training goes on, and they go with the checkpoint that they belong to.
+    # When training continues, they disappear with the checkpoint that they belong to.
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         assert checkpointer.latest_step() == 7
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -300,7 +300,7 @@ def run_tool(*arguments):
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Five images, of which the tool is told to take the first, the third and the last."""
+    """Five images; the tool is to use the first, third and last."""
     path = tmp_path / "images"
     path.mkdir()
     for index in range(5):

@@ -10,11 +10,11 @@ from diffdepth_jax.inference import DepthModel, sampling
 from diffdepth_jax.models.networks import diffusion_depth, regression
 from tests.inference.small_model import CONFIG, image
 
-PICTURE = image(21, 32)  # of an odd height
+PICTURE = image(21, 32)  # odd height
 
 
 def one_by_one(model, picture, num_samples, seed=0, **options):
-    """Mean and sample deviation of predictions of one seed each."""
+    """Mean and sample standard deviation of predictions with one seed each."""
     seeds = sampling.sample_seeds(seed, num_samples)
     depths = np.stack([model.predict(picture, seed=each, **options) for each in seeds])
     depths = depths.astype(np.float64)
@@ -38,7 +38,7 @@ def assert_close(found, expected):
     ],
 )
 @pytest.mark.filterwarnings("ignore:the checkpoint has its decoder")
-def test_samples_are_predictions_of_several_seeds(model, options):
+def test_samples_are_predictions_with_several_seeds(model, options):
     found = model.predict(PICTURE, num_samples=3, **options)
     options = {name: value for name, value in options.items() if name != "batch_size"}
     assert_close(found, one_by_one(model, PICTURE, 3, **options))
@@ -55,7 +55,7 @@ def test_samples_of_a_sampler_that_adds_noise(model):
         assert_close(sampling.Sampled(mean[index], spread[index]), expected)
 
 
-def test_samples_of_several_images_have_the_form_of_predictions(model):
+def test_samples_of_several_images_are_returned_like_predictions(model):
     pictures = [image(21, 32, seed=1), image(16, 24), image(21, 32, seed=2)]
     alone = [model.predict(picture, num_samples=3) for picture in pictures]
     for batch_size in (2, 7):
@@ -70,7 +70,7 @@ def test_samples_of_several_images_have_the_form_of_predictions(model):
 @pytest.mark.parametrize(
     ("batch_size", "count", "calls"), [(1, 1, 5), (2, 1, 3), (4, 1, 2), (4, 2, 3), (9, 1, 1)]
 )
-def test_one_program_serves_all_samples_and_the_batch_bounds_it(
+def test_one_program_serves_all_samples_within_the_batch_size(
     model, monkeypatch, batch_size, count, calls
 ):
     sizes, encoded = [], []
@@ -90,7 +90,7 @@ def test_one_program_serves_all_samples_and_the_batch_bounds_it(
     assert len(encoded) == 1 and len(encoded[0]) == count
 
 
-def test_every_sample_is_clipped_before_it_counts(model):
+def test_every_sample_is_clipped_before_averaging(model):
     median = float(np.median(model.predict(PICTURE)))
     clipped = dataclasses.replace(model, config=dataclasses.replace(CONFIG, max_depth=median))
     found = clipped.predict(PICTURE, num_samples=3)
@@ -120,7 +120,7 @@ def test_moments_equal_numpys():
     assert moments.result().spread.tolist() == pytest.approx([np.nan, 0], nan_ok=True)
 
 
-def test_what_cannot_be_sampled_is_refused(model):
+def test_impossible_sampling_is_refused(model):
     for number in (1, 0, -3):
         with pytest.raises(ConfigError, match=f"num_samples is {number}; .* at least 2"):
             model.predict(image(), num_samples=number)
@@ -134,7 +134,7 @@ def test_what_cannot_be_sampled_is_refused(model):
         plain.predict(image(), num_samples=2)
 
 
-def test_the_mean_is_infinite_where_a_sample_is():
+def test_the_mean_is_infinite_where_any_sample_is():
     moments = sampling.Moments()
     for values in ([1.0, np.inf, np.inf], [3.0, 2.0, np.inf], [2.0, 5.0, np.inf]):
         moments.add(np.array(values, np.float32))

@@ -279,7 +279,7 @@ def test_robotcar_scores_the_top_rows(shared):
 
 
 def md4all(prediction, depth):
-    """Metrics of md4all's `_gt` evaluation, one lidar point after another."""
+    """Metrics of md4all's `_gt` evaluation, one lidar point at a time."""
     height, width = depth.shape
     rows, columns = prediction.shape
     pairs = []
@@ -321,7 +321,7 @@ def test_a_real_nuscenes_frame_as_md4all_scores_it(shared):
         assert score.metrics[name] == pytest.approx(value, rel=1e-9), name
 
 
-def test_protocols_that_feed_alike_say_so():
+def test_protocols_know_which_of_them_share_a_model_input():
     fed = {name: protocol.fed for name, protocol in PROTOCOLS.items()}
     assert fed["kitti_eigen"] == fed["kitti_eigen_50m"] == ("kb", None)
     assert fed["nyu"] == fed["release"] == fed["booster"] == ("full", None)
@@ -355,8 +355,8 @@ def test_the_table_of_protocols(name, low, high, alignment, metric_set):
     assert (protocol.alignment, protocol.metric_set) == (alignment, metric_set)
 
 
-def test_clipping_apart_from_masking():
-    """Monodepth2 on `eigen_benchmark`: every measured pixel counts, predictions end at 80 m."""
+def test_clipping_is_independent_of_masking():
+    """Monodepth2 on `eigen_benchmark`: all measured pixels count, predictions stop at 80 m."""
     protocol = protocols.get(
         "kitti_official", max_depth=math.inf, clip_max=80.0, alignment="median"
     )
@@ -370,7 +370,7 @@ def test_clipping_apart_from_masking():
     assert floor.options["disparity_floor"] == 1 / 80
 
 
-def test_a_fit_without_disparities_that_are_not_positive():
+def test_a_fit_to_positive_disparities_only():
     depth = np.array([[1.0, 2.0, 4.0, 8.0, 8.0]])
     prediction = 2 / depth - 0.1
     prediction[0, -1] = -5
@@ -382,11 +382,11 @@ def test_a_fit_without_disparities_that_are_not_positive():
     assert everything.metrics["abs_rel"] > fitted.score(prediction, depth).metrics["abs_rel"]
 
 
-def test_half_pixel_resize_has_borders_on_borders():
+def test_half_pixel_resize():
     protocol = protocols.get("drivingstereo", resize_prediction="bilinear_half_pixel")
     prediction = np.array([[1.0, 3.0]])
     compared = protocol.compare(prediction, {"depth": np.ones((1, 4))})
-    np.testing.assert_allclose(compared.prediction, [[1, 1.5, 2.5, 3]])  # as OpenCV
+    np.testing.assert_allclose(compared.prediction, [[1, 1.5, 2.5, 3]])  # as in OpenCV
     compared = PROTOCOLS["drivingstereo"].compare(prediction, {"depth": np.ones((1, 4))})
     np.testing.assert_allclose(compared.prediction, [[1, 5 / 3, 7 / 3, 3]])
 

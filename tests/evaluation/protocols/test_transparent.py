@@ -29,7 +29,7 @@ def sample():
 
 
 def literal_booster(prediction, sample):
-    """Depth4ToM's evaluation in millimetres, one pixel after another."""
+    """Depth4ToM's evaluation in millimetres, one pixel at a time."""
     focal_length, baseline = 1500 / 4, 50.0
     pixels = []
     for row in range(6):
@@ -127,7 +127,7 @@ def test_real_frames_of_cleargrasp_by_class(shared):
         depth = sample["depth"]
         guess = np.where(depth > 0, 1 / np.maximum(depth, 0.1), 0.5).astype(np.float64)
         perfect = CLEARGRASP.score_sample(2 * guess + 3, sample)
-        assert perfect.metrics["mae_mm"] < 1e-3  # of float32
+        assert perfect.metrics["mae_mm"] < 1e-3  # float32 rounding
         guess[sample["tom_mask"]] *= 0.9
         score = CLEARGRASP.score_sample(guess, sample)
         assert score.classes["ToM"]["mae_mm"] > 3 * score.classes["Other"]["mae_mm"] > 0

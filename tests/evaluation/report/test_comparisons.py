@@ -20,7 +20,7 @@ def save(path, **changes):
     return path
 
 
-def test_a_file_its_directory_and_a_directory_of_several(tmp_path):
+def test_a_result_is_a_file_its_directory_or_a_directory_of_several(tmp_path):
     file = save(tmp_path / "one/metrics.json")
     save(tmp_path / "several/release/metrics.json", metrics={"abs_rel": 0.2})
     compare = {"a": file, "b": file.parent, "c": tmp_path / "several"}
@@ -29,7 +29,7 @@ def test_a_file_its_directory_and_a_directory_of_several(tmp_path):
     assert found["a"]["differences"] == [] and found["a"]["conditions"] == {}
 
 
-def test_other_options_are_named(tmp_path):
+def test_different_options_are_named(tmp_path):
     file = save(tmp_path / "metrics.json", options=RELEASE.options | {"flip_tta": False})
     found = comparisons.read({"a": file}, RELEASE.with_options(max_depth=80), {"flip_tta": True})
     assert found["a"]["differences"] == [
@@ -38,7 +38,7 @@ def test_other_options_are_named(tmp_path):
     ]
 
 
-def test_what_is_no_such_result_is_refused(tmp_path):
+def test_files_that_are_not_results_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent"):
         comparisons.read({"a": tmp_path / "absent"}, RELEASE, {})
     no_metrics = b'{"protocol": "release", "options": {}, "num_images": 1, "metrics": [1]}'

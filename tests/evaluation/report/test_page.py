@@ -33,13 +33,13 @@ def samples(count=9):
 
 
 def predict(images):
-    """The farther from right, the brighter the image."""
+    """The brighter the image, the larger the error."""
     ramp = np.linspace(1, 0.1, 160)[None, :].repeat(90, axis=0)
     return [ramp + float(image[0, 0, 0]) for image in images]
 
 
 class Tags(HTMLParser):
-    """The tags of a page, and whether each is closed."""
+    """Collects the tags of a page and checks that each is closed."""
 
     def __init__(self):
         super().__init__()
@@ -73,7 +73,7 @@ def written(tmp_path, monkeypatch):
     return (tmp_path / "report.html").read_text(), found
 
 
-def test_the_page_is_whole_and_needs_nothing_else(written):
+def test_the_page_is_complete_and_self_contained(written):
     text, _ = written
     tags, kinds = Tags(), []
     tags.feed(text)
@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_needs_nothing_else(written):
     assert kinds.count("data:image/svg+xml;base64") == len(kinds) - 6 * 4 == 2 * 3
 
 
-def test_the_page_shows_the_numbers_and_others_in_grey(written):
+def test_the_page_shows_the_numbers_and_incomparable_ones_in_grey(written):
     text, found = written
     for result in found.values():
         assert f"{result['metrics']['abs_rel']:.4f}" in text
@@ -107,7 +107,7 @@ def test_the_page_shows_the_numbers_and_others_in_grey(written):
 
 @pytest.fixture
 def measured(tmp_path):
-    """A result with depth edges and a spread, its page, and another one without beside it."""
+    """A result with depth edges and a spread, and its page, which compares it with one without."""
 
     def drawn(images):
         generator = np.random.default_rng(0)
@@ -157,7 +157,7 @@ def test_edges_and_the_spread_are_shown(measured):
     assert f"{values['ause_rel']:.4f}" in order["by the spread"]
     assert f"{values['rank_correlation_relative']:.4f}" in order["by the spread"]
     assert f"{values['ause_rel_depth']:.4f}" in order["by depth (control)"]
-    # Elsewhere they are not listed a second time, ratio by ratio.
+    # The general table does not repeat them ratio by ratio.
     assert "boundary_f1<" in text and "boundary_f1_1.05" not in text
     lines = tables.table(found).splitlines()
     (row,) = [line.split() for line in lines if line.startswith("1.15")]
@@ -165,12 +165,12 @@ def test_edges_and_the_spread_are_shown(measured):
     assert not any(line.startswith("boundary_f1_") for line in lines)
 
 
-def test_a_page_without_them_does_not_speak_of_them(written):
+def test_a_page_without_them_does_not_mention_them(written):
     text, _ = written
     assert not re.search("Depth edges|spread|sparsification|boundary", text)
 
 
-def test_the_curve_tells_its_orders_apart():
+def test_the_figure_depends_on_each_curve():
     curves = {"removed": [0, 0.5], "spread": [1, 0.5], "oracle": [1, 0.1], "depth": [1, 0.9]}
     assert figures.sparsification(curves) == figures.sparsification(curves)
     for name in ("spread", "oracle", "depth"):
@@ -181,7 +181,7 @@ def test_the_same_values_give_the_same_figure():
     values = [0.1, 0.2, 0.2, 0.4]
     assert figures.histogram(values) == figures.histogram(values)
     assert figures.histogram(values) != figures.histogram([*values, 0.5])
-    assert figures.histogram([0.3])  # of one value
+    assert figures.histogram([0.3])  # a single value
 
 
 def test_best_and_worst_images_by_the_first_protocol(written):
@@ -202,7 +202,7 @@ def test_few_images_are_shown_once_and_a_stream_has_no_pictures(tmp_path):
     assert "image/jpeg" not in (tmp_path / "report.html").read_text()
 
 
-def test_sparse_depth_stays_visible_when_it_is_made_smaller():
+def test_sparse_depth_stays_visible_when_shrunk():
     depth, mask = np.zeros((10, 1000)), np.zeros((10, 1000), bool)
     depth[4, 501:504], mask[4, 501:503] = 7, True
     small = figures.smaller(depth, mask)

@@ -5,7 +5,7 @@ from diffdepth_jax.evaluation.protocols import PROTOCOLS
 from diffdepth_jax.evaluation.report import papers
 
 
-def test_the_papers_numbers_carry_their_source():
+def test_published_numbers_carry_their_source():
     (reported,) = papers.of(PROTOCOLS["kitti_eigen"])
     assert "DiffusionDepth paper" in reported.source
     assert reported.metrics == {"abs_rel": 0.050, "rmse": 2.016, "delta1": 0.977}
@@ -60,11 +60,11 @@ def differences(name, num_images=None, dataset=None, **options):
         ("cleargrasp", {"dataset": "nyu"}, ["dataset=cleargrasp"]),
     ],
 )
-def test_numbers_are_comparable_under_the_same_conditions_only(name, options, expected):
+def test_numbers_are_comparable_only_under_the_same_conditions(name, options, expected):
     assert differences(name, **options) == expected
 
 
-def test_an_unknown_number_of_images_is_never_the_same():
+def test_an_unknown_number_of_images_never_matches():
     (reported,) = papers.of(PROTOCOLS["release"])
     options = {"dataset": "kitti", "depth": "groundtruth"}
     found = reported.differences(PROTOCOLS["release"], options, 1000)

@@ -52,13 +52,13 @@ def test_five_hundred_maps_with_their_names(samples, tmp_path):
     assert (tmp_path / "kitti.zip").read_bytes() == first
 
 
-def test_depths_beyond_the_format_stay_estimates():
+def test_depths_outside_the_format_stay_valid():
     content = submission.encode(np.array([[0, -3, np.inf, 1e4, 0.002, 80]]), "a", (1, 6))
     steps = np.asarray(Image.open(io.BytesIO(content)))
     assert steps.tolist() == [[1, 1, 65535, 65535, 1, 80 * 256]]
 
 
-def test_what_the_benchmark_would_refuse_is_not_written(samples, tmp_path):
+def test_nothing_the_benchmark_would_refuse_is_written(samples, tmp_path):
     path = tmp_path / "kitti.zip"
     with pytest.raises(ValueError, match=r"499 images; .* 1 are missing: 0000000499$"):
         submission.write(path, samples[:-1], depth_of)

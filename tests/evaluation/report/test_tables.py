@@ -25,7 +25,7 @@ def result(protocol, **changes):
     } | changes
 
 
-def test_the_papers_numbers_stand_beside_ours_and_are_marked():
+def test_published_numbers_are_listed_beside_ours_and_marked():
     lines = tables.table(result(protocols.get("kitti_eigen"))).splitlines()
     assert "652 images, 45 skipped" in lines[0] and "readable" not in lines[0]
     assert "crop=garg, crop_reference=kb" in lines[1] and "flip_tta=True" in lines[1]
@@ -48,14 +48,14 @@ def test_no_baseline_and_bad_predictions():
     assert "README*" in text and "2 not readable" in text
 
 
-def test_metrics_that_some_images_lack_are_told():
+def test_metrics_that_some_images_lack_are_reported():
     fewer = {"boundary_f1_1.20": 630, "boundary_f1_1.25": 630, "rank_correlation": 650}
     text = tables.table(result(protocols.get("dense"), num_images_of=fewer))
     assert "only 630 images have boundary_f1_1.20, boundary_f1_1.25\n" in text + "\n"
     assert "only 650 images have rank_correlation" in text
 
 
-def test_conditions_have_a_table_of_their_own():
+def test_conditions_have_their_own_table():
     protocol = protocols.get("nuscenes")
     groups = {
         name: {"num_images": 3, "metrics": {"abs_rel": value}, "baseline": {"abs_rel": 0.5}}
@@ -71,7 +71,7 @@ def test_conditions_have_a_table_of_their_own():
     }
     text = tables.table(result(protocol, conditions=groups, comparisons={"control": control}))
     lines = [line.split() for line in text.splitlines()]
-    assert lines[2] == ["ours", "median", "map", "control"]  # nobody reported the whole
+    assert lines[2] == ["ours", "median", "map", "control"]  # nobody reported the overall figure
     assert lines[3] == ["abs_rel", "0.0623", "0.3910", "0.0700"]
     start = lines.index(["abs_rel", "day-clear", "(3)", "night", "(3)"])
     assert lines[start + 1 : start + 5] == [
@@ -84,7 +84,7 @@ def test_conditions_have_a_table_of_their_own():
     assert "control has other options (ours -> its): options.flip_tta: True -> False" in text
 
 
-def test_numbers_that_are_not_comparable_are_told_apart():
+def test_numbers_that_are_not_comparable_are_set_apart():
     protocol = protocols.get("kitti_official")
     (reported,) = papers.of(protocol)
     other = dataclasses.asdict(reported) | {"differences": ["max_depth=50"]}

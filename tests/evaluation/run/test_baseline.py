@@ -12,7 +12,7 @@ def test_dense_maps_equal_numpys_median(count):
     assert result.dtype == np.float32
 
 
-def test_sparse_maps_equal_the_median_of_what_was_measured():
+def test_sparse_maps_equal_the_median_of_the_measured_values():
     generator = np.random.default_rng(0)
     depths = generator.uniform(1, 50, (9, 6, 9)).astype(np.float32)
     depths[generator.random(depths.shape) < 0.7] = 0
@@ -30,14 +30,14 @@ def test_pixels_never_measured_get_the_median_of_the_row_or_of_the_map():
     np.testing.assert_array_equal(median_depth_map([depth]), expected)
 
 
-def test_sizes_may_vary():
+def test_sizes_may_differ():
     small = np.array([[1, 2], [3, 4]], np.float32)
     large = small.repeat(2, 0).repeat(2, 1) * 3
     np.testing.assert_array_equal(median_depth_map([small, large]), small * 2)
     assert median_depth_map([small, large], size=(4, 4)).shape == (4, 4)
 
 
-def test_nothing_to_go_by_is_an_error():
+def test_no_depth_at_all_is_an_error():
     with pytest.raises(ValueError, match="no depth map"):
         median_depth_map([])
     with pytest.raises(ValueError, match="none of the 2"):

@@ -25,7 +25,7 @@ RELEASE = EvaluationConfig(protocol="release")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Random frames, of which the first channel tells the depth."""
+    """Random frames whose first channel encodes the depth."""
 
     name: Literal["random"] = "random"
     count: int = 3
@@ -52,7 +52,7 @@ class Source:
 
 @pytest.fixture
 def source(monkeypatch):
-    """The module of the source, registered."""
+    """The module of the source, added to the registry."""
     module = types.SimpleNamespace(Config=Config, build=Source)
     monkeypatch.setitem(sys.modules, "random_source", module)
     monkeypatch.setitem(registry.MODULES["source"], "random", "random_source")
@@ -73,7 +73,7 @@ def experiment_data(**evaluation):
 
 
 class Model:
-    """As far as evaluation knows a `DepthModel`: 2 m more than the red channel says."""
+    """What evaluation needs of a `DepthModel`; predicts the red channel plus 2 m."""
 
     output = "metric_depth"
     input_spec = InputSpec()
@@ -104,7 +104,7 @@ def test_results_of_a_checkpoint_without_a_run_need_a_place(tmp_path, place):
 
 
 @pytest.mark.parametrize("place", ["", "checkpoints", "checkpoints/460"])
-def test_results_go_into_the_run_not_among_its_checkpoints(tmp_path, place):
+def test_results_go_into_the_run_and_not_into_its_checkpoints(tmp_path, place):
     (tmp_path / "checkpoints/460").mkdir(parents=True)
     assert checkpoint.run_directory(tmp_path / place) == tmp_path
 
@@ -139,7 +139,7 @@ def test_options_of_the_prediction_reach_the_model_and_the_result(data, tmp_path
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_the_mirrored_image_counts_where_the_publication_says_so(data, tmp_path, published):
+def test_the_mirrored_image_is_averaged_if_the_publication_does_so(data, tmp_path, published):
     model = Model()
     model.input_spec = InputSpec(flip_tta=published)
     for name, chosen in (("by default", None), ("on", True), ("off", False)):
@@ -161,7 +161,7 @@ def test_results_do_not_depend_on_the_batches(data, tmp_path):
     assert len(first) == 2 and others == [first, first]
 
 
-def test_a_disparity_is_taken_for_one(data, tmp_path):
+def test_disparity_is_treated_as_disparity(data, tmp_path):
     model = Model()
     model.output = "relative_disparity"
     config = EvaluationConfig(protocol="release", alignment="lsq_disparity")
@@ -177,7 +177,7 @@ def test_a_disparity_is_taken_for_one(data, tmp_path):
         ("release", {"predicts": "depth"}, "predicts is 'depth', but the model predicts disparity"),
     ],
 )
-def test_relative_disparity_is_not_taken_for_metres(data, tmp_path, protocol, options, said):
+def test_relative_disparity_is_not_mistaken_for_metres(data, tmp_path, protocol, options, said):
     model = Model()
     model.output = "relative_disparity"
     with pytest.raises(ConfigError, match=said):
@@ -204,7 +204,7 @@ def test_without_the_training_data_there_is_no_baseline(
     ]
 
 
-def test_a_result_says_of_which_data_it_is_but_not_where_they_lie():
+def test_a_result_names_its_data_but_not_their_path():
     config = nyu.Config(root="some/place", split="test", layout="mat", mat_depth="rawDepths")
     assert checkpoint.measured(config) == {
         "dataset": "nyu",
@@ -214,13 +214,13 @@ def test_a_result_says_of_which_data_it_is_but_not_where_they_lie():
     }
 
 
-def test_evaluation_data_are_tried_before_training(data):
+def test_evaluation_data_are_checked_before_training(data):
     with pytest.raises(ValueError, match="12x16 is smaller than the kb crop"):
         check_data(data, EvaluationConfig(protocol="kitti_eigen"))
 
 
 @pytest.mark.parametrize("scale, depths", [(1000.0, "000 m"), (1e-5, "0.00079 m")])
-def test_depth_in_another_unit_is_told_before_training(source, scale, depths):
+def test_depth_in_the_wrong_unit_is_an_error_before_training(source, scale, depths):
     data = experiment_data(scale=scale)
     with pytest.raises(
         DataError, match=rf"data\.evaluation: .* 0% .*0\.001 to 80 m .*dense.*{depths}.*unit"
@@ -228,7 +228,7 @@ def test_depth_in_another_unit_is_told_before_training(source, scale, depths):
         check_data(data, EvaluationConfig(protocol="dense"))
 
 
-def test_edges_of_sparse_depth_are_told_before_training(source, data, monkeypatch):
+def test_edge_metrics_on_sparse_depth_are_an_error_before_training(source, data, monkeypatch):
     class Sparse(Source):
         def __getitem__(self, index):
             sample = super().__getitem__(index)
@@ -242,7 +242,7 @@ def test_edges_of_sparse_depth_are_told_before_training(source, data, monkeypatc
         check_data(data, config)
 
 
-def test_samples_are_scored_by_their_mean_and_spread(data, tmp_path):
+def test_samples_are_scored_by_mean_and_spread(data, tmp_path):
     class Drawing(Model):
         def check_num_samples(self, num_samples):
             assert num_samples == 3
@@ -255,12 +255,12 @@ def test_samples_are_scored_by_their_mean_and_spread(data, tmp_path):
     config = dataclasses.replace(RELEASE, num_samples=3, batch_size=2)
     result = checkpoint.score_checkpoint(Drawing(), data, config, tmp_path)["release"]
     assert result["metrics"]["mae"] == pytest.approx(2)
-    assert result["metrics"]["ause"] == pytest.approx(0)  # the error is everywhere the same
+    assert result["metrics"]["ause"] == pytest.approx(0)  # the error is the same everywhere
     assert result["options"]["num_samples"] == 3
     assert 'alt="sparsification curve"' in (tmp_path / "report.html").read_text()
 
 
-def test_a_likely_scale_is_named(source, monkeypatch):
+def test_the_likely_scale_is_suggested(source, monkeypatch):
     config = dataclasses.make_dataclass(
         "Scaled", [("depth_scale", float, 1.0)], bases=(Config,), frozen=True
     )
@@ -268,14 +268,14 @@ def test_a_likely_scale_is_named(source, monkeypatch):
     data = experiment_data(scale=1000.0)
     with pytest.raises(DataError, match=r"depth_scale, now 1\.0, rather 1000\?"):
         check_data(data, EvaluationConfig(protocol="dense"))
-    # In training the range is the config's own.
+    # In training the range comes from the config.
     train = dataclasses.replace(data.train, depth_range=(0.1, 0.5))
     data = dataclasses.replace(experiment_data(), train=train)
     with pytest.raises(DataError, match=r"data\.train\.source: .*0\.1 to 0\.5 m"):
         check_data(data, EvaluationConfig(protocol="dense"))
 
 
-def test_depth_that_mostly_lies_outside_is_a_warning(source, caplog):
+def test_depth_mostly_outside_the_range_is_a_warning(source, caplog):
     config = EvaluationConfig(protocol="dense", max_depth=3.0)
     check_data(experiment_data(), config)
     (record,) = caplog.records
@@ -334,7 +334,7 @@ def test_classes_and_conditions_come_from_the_source(source, tmp_path, monkeypat
 
 
 def kitti_tree(root):
-    """Two drives whose frames share their names."""
+    """Two drives whose frames have the same names."""
     generator = np.random.default_rng(0)
     for drive in ("0001", "0002"):
         name = f"2011_09_26_drive_{drive}_sync"
@@ -350,7 +350,7 @@ def kitti_tree(root):
 
 
 @pytest.mark.parametrize("start", ["", "2011_09_26/", "model/2011_09_26/"])
-def test_predictions_in_the_folders_of_kittis_images(tmp_path, start):
+def test_predictions_in_the_folders_of_kitti_images(tmp_path, start):
     root = kitti_tree(tmp_path / "kitti")
     source = {"name": "kitti", "root": str(root), "split": "val", "cameras": ("image_02",)}
     data = config_lib.from_mapping(
@@ -368,7 +368,7 @@ def test_predictions_in_the_folders_of_kittis_images(tmp_path, start):
         target = saved / f"{start}{drive}/image_02/data/{path.name}"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
-        target.with_stem(f"{target.stem}_colour").write_bytes(b"no depth map")
+        target.with_stem(f"{target.stem}_colour").write_bytes(b"not a depth map")
     protocols = EvaluationConfig(protocol="release").build_all()
     result = score_source_predictions(saved, data, protocols, tmp_path / "out", progress=False)
     result = result["release"]

@@ -30,7 +30,7 @@ RELEASE = PROTOCOLS["release"]
 
 @pytest.fixture
 def samples():
-    """Three frames whose red channel is the depth in metres; the second was never measured."""
+    """Three frames whose red channel is the depth in metres; the second has no ground truth."""
     generator = np.random.default_rng(0)
     result = []
     for index in range(3):
@@ -46,7 +46,7 @@ def red(image):
 
 
 def score_each(predict, samples, protocols, workdir, **settings):
-    """`score_dataset` of a function of one image."""
+    """`score_dataset` with a function that predicts one image."""
 
     def predict_fn(images):
         return [predict(image) for image in images]
@@ -80,7 +80,7 @@ def test_a_perfect_model(samples, tmp_path):
     ]
 
 
-def test_means_are_over_images_and_skipped_images_have_no_part(samples, tmp_path):
+def test_means_are_over_images_without_the_skipped_ones(samples, tmp_path):
     result = score(lambda image: red(image) + 3, samples, RELEASE, tmp_path, progress=False)
     table = rows(tmp_path)
     assert [row["id"] for row in table] == ["frame/0", "frame/1", "frame/2"]
@@ -96,14 +96,14 @@ def test_means_are_over_images_and_skipped_images_have_no_part(samples, tmp_path
         assert float(table[index]["mean_depth"]) == target[target > 0].mean()
 
 
-def test_settings_of_the_prediction_are_stated_beside_the_result(samples, tmp_path):
+def test_prediction_settings_are_recorded_with_the_result(samples, tmp_path):
     options = {"flip_tta": True, "num_inference_steps": 5}
     result = score(red, samples, RELEASE, tmp_path, options=options)
     assert result["options"] == RELEASE.options | options
 
 
-def test_the_baseline_is_scored_alike_and_never_aligned(samples, tmp_path):
-    baseline = np.full((3, 4), 20, np.float32)  # another size than the frames
+def test_the_baseline_is_scored_like_a_model_but_never_aligned(samples, tmp_path):
+    baseline = np.full((3, 4), 20, np.float32)  # not the frames' size
     protocol = protocols.get("release", alignment="median")
     result = score(red, samples, protocol, tmp_path, baseline_depth=baseline, progress=False)
     expected = [
@@ -122,7 +122,7 @@ def test_nonfinite_predictions_are_counted(samples, tmp_path):
     assert all(map(math.isfinite, result["metrics"].values()))
 
 
-def test_samples_are_asked_for_one_at_a_time(tmp_path):
+def test_samples_are_read_one_at_a_time(tmp_path):
     alive = []
 
     def stream():
@@ -152,17 +152,17 @@ def test_a_wrong_size_names_the_image_and_leaves_nothing(samples, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/results"])
-def test_a_workdir_that_cannot_be_written_is_told_before_any_prediction(samples, tmp_path, place):
+def test_an_unwritable_workdir_is_an_error_before_any_prediction(samples, tmp_path, place):
     (tmp_path / "file").write_text("")
 
     def predict(image):
-        raise AssertionError("predicted before the workdir was tried")
+        raise AssertionError("predicted before the workdir was checked")
 
     with pytest.raises(OSError):
         score(predict, samples, RELEASE, tmp_path / place, progress=False)
 
 
-def test_what_a_model_raises_is_left_alone(samples, tmp_path):
+def test_errors_of_the_model_are_passed_through(samples, tmp_path):
     def predict(image):
         raise ValueError("shapes")
 
@@ -181,7 +181,7 @@ def test_what_a_model_raises_is_left_alone(samples, tmp_path):
         ({}, {"dataset": "kitti", "depth": "groundtruth"}, []),
     ],
 )
-def test_numbers_reported_of_something_else_are_not_comparable(
+def test_numbers_reported_on_other_data_are_not_comparable(
     samples, tmp_path, changes, options, differences
 ):
     protocol = protocols.get("release", **changes)
@@ -192,7 +192,7 @@ def test_numbers_reported_of_something_else_are_not_comparable(
     assert other["differences"] == [*differences, "an unknown number of images"]
 
 
-def test_numbers_reported_of_the_same_images_stand_beside_ours():
+def test_numbers_reported_on_the_same_images_are_listed_beside_ours():
     score = PROTOCOLS["nyu"].score(np.ones((480, 640)), np.ones((480, 640)))
     rows = [Row(index, str(index), scores={"nyu": score}) for index in range(654)]
     result = results.of(rows, PROTOCOLS["nyu"], {"dataset": "nyu"}, {})
@@ -214,7 +214,7 @@ def test_the_config_is_checked_and_builds_its_protocol():
         EvaluationConfig(crop="grag")
 
 
-def test_the_config_takes_several_protocols_and_ways_to_average():
+def test_the_config_takes_several_protocols_and_averages():
     config = EvaluationConfig(protocol="kitti_eigen, kitti_eigen_50m", crop="eigen")
     assert [each.name for each in config.build_all()] == ["kitti_eigen", "kitti_eigen_50m"]
     assert {each.crop for each in config.build_all()} == {"eigen"}
@@ -230,7 +230,7 @@ def test_the_config_takes_several_protocols_and_ways_to_average():
 
 
 class Predictor:
-    """Reads depth from the red channel, and counts; stops like an interrupted process."""
+    """Predicts from the red channel and counts calls; can stop like an interrupted process."""
 
     def __init__(self, stop_after=math.inf):
         self.count = 0
@@ -270,7 +270,7 @@ def test_several_protocols_share_one_prediction_of_each_image(samples, tmp_path)
     }
 
 
-def test_protocols_that_feed_the_model_differently_predict_apart(tmp_path):
+def test_protocols_with_different_inputs_predict_separately(tmp_path):
     image = np.random.default_rng(0).integers(1, 80, (375, 1242, 3), np.uint8)
     sample = {"image": image, "depth": red(image), "id": "a"}
     sizes = []
@@ -287,7 +287,7 @@ def test_protocols_that_feed_the_model_differently_predict_apart(tmp_path):
 
 
 @pytest.mark.parametrize("protocols", [SEVERAL, SEVERAL[:1]])
-def test_an_interrupted_evaluation_goes_on(samples, tmp_path, protocols):
+def test_an_interrupted_evaluation_is_resumed(samples, tmp_path, protocols):
     samples = samples * 3
     expected = score_each(Predictor(), samples, protocols, tmp_path / "whole", progress=False)
     settings = {"fingerprint": "weights", "progress": False}
@@ -296,7 +296,7 @@ def test_an_interrupted_evaluation_goes_on(samples, tmp_path, protocols):
         score_each(Predictor(4), samples, protocols, tmp_path / "parts", **settings)
     assert all("partial" in name for name in contents(tmp_path / "parts"))
     for changed in ({"fingerprint": "others"}, {"options": {"a": 1}}, {"baseline_depth": baseline}):
-        other = Predictor()  # Nothing is taken for another evaluation's.
+        other = Predictor()  # A different evaluation reuses nothing.
         score_each(other, samples, protocols, tmp_path / "parts", **settings | changed)
         assert other.count == len(samples)
     rest = Predictor()
@@ -306,7 +306,7 @@ def test_an_interrupted_evaluation_goes_on(samples, tmp_path, protocols):
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_ctrl_c_says_how_to_go_on_where_rows_are_kept(samples, tmp_path):
+def test_ctrl_c_says_how_to_resume_if_rows_are_kept(samples, tmp_path):
     with pytest.raises(KeyboardInterrupt) as interrupt:
         score(Predictor(2), samples, RELEASE, tmp_path, fingerprint="f", progress=False)
     assert "2 images" in str(interrupt.value) and str(tmp_path) in str(interrupt.value)
@@ -317,9 +317,7 @@ def test_ctrl_c_says_how_to_go_on_where_rows_are_kept(samples, tmp_path):
         assert not str(interrupt.value) and not (tmp_path / "new").exists()
 
 
-def test_ctrl_c_before_the_first_image_says_what_is_kept_from_before(
-    samples, tmp_path, monkeypatch
-):
+def test_ctrl_c_before_the_first_image_counts_the_rows_kept_earlier(samples, tmp_path, monkeypatch):
     settings = {"fingerprint": "f", "progress": False}
     with pytest.raises(KeyboardInterrupt):
         score(Predictor(2), samples, RELEASE, tmp_path, **settings)
@@ -330,7 +328,7 @@ def test_ctrl_c_before_the_first_image_says_what_is_kept_from_before(
 
 
 def test_two_processes_in_one_directory(samples, tmp_path):
-    """The second one stops with an error; the rows and results of the first stay as they are."""
+    """The second one stops with an error and leaves the first one's rows and results alone."""
     rivals = []
 
     def predict(image):
@@ -362,7 +360,7 @@ def test_two_processes_in_one_directory(samples, tmp_path):
         {"error": "cannot be read"},
     ],
 )
-def test_a_row_that_cannot_be_one_of_ours_is_done_again(samples, tmp_path, damage):
+def test_an_invalid_row_is_computed_again(samples, tmp_path, damage):
     for options in ({"stop": 3}, {}):
         predict = Predictor(2 if options else math.inf)
         with contextlib.suppress(KeyboardInterrupt):
@@ -372,7 +370,7 @@ def test_a_row_that_cannot_be_one_of_ours_is_done_again(samples, tmp_path, damag
             first, second = map(json.loads, journal.read_text().splitlines())
             lines = json.dumps(second | damage), "[" * 100_000
             journal.write_text("\n".join([json.dumps(first), *lines, ""]))
-    assert predict.count == 2  # of three, as the first row is whole
+    assert predict.count == 2  # of three, as the first row is intact
     untouched = score(Predictor(), samples, RELEASE, tmp_path / "again", progress=False)
     assert contents(tmp_path / "again") == {
         name: text for name, text in contents(tmp_path).items() if "/" not in name
@@ -380,7 +378,7 @@ def test_a_row_that_cannot_be_one_of_ours_is_done_again(samples, tmp_path, damag
     assert untouched["num_images"] == 2
 
 
-def test_a_row_that_cannot_be_kept_names_file_and_cause(samples, tmp_path, monkeypatch):
+def test_a_row_that_cannot_be_written_names_file_and_cause(samples, tmp_path, monkeypatch):
     class Full(io.StringIO):
         def flush(self):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -390,7 +388,7 @@ def test_a_row_that_cannot_be_kept_names_file_and_cause(samples, tmp_path, monke
         score(red, samples, RELEASE, tmp_path, fingerprint="f", progress=False)
 
 
-def test_what_a_killed_process_left_is_removed(samples, tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(samples, tmp_path):
     leftovers = [tmp_path / name for name in ("metrics.json", "release/per_image.csv")]
     for path in leftovers:
         path.parent.mkdir(exist_ok=True)
@@ -411,7 +409,7 @@ def interrupted(file):
 interrupted.seen = []
 
 
-def test_groups_of_images_give_the_same_rows(samples, tmp_path):
+def test_batches_give_the_same_rows(samples, tmp_path):
     counts = []
 
     def predict_fn(images):
@@ -428,7 +426,7 @@ def test_groups_of_images_give_the_same_rows(samples, tmp_path):
     assert others == [first] * 3
 
 
-def test_shards_put_together_are_the_whole(samples, tmp_path):
+def test_shards_together_equal_the_whole(samples, tmp_path):
     samples = samples * 3
     settings = {"baseline_depth": np.full((3, 4), 20, np.float32), "progress": False}
     expected = score_each(Predictor(), samples, SEVERAL, tmp_path / "whole", **settings)
@@ -459,7 +457,7 @@ def test_shards_put_together_are_the_whole(samples, tmp_path):
         score_each(rest, samples, SEVERAL, tmp_path / "o", shard=(0, 2))
 
 
-def test_processes_that_meet_write_what_one_writes(samples, tmp_path):
+def test_several_processes_write_what_one_writes(samples, tmp_path):
     samples = [*samples, {"id": "broken", "error": "truncated"}, *samples]
     settings = {"baseline_depth": np.full((3, 4), 20, np.float32), "progress": False}
     expected = score_each(Predictor(), samples, SEVERAL, tmp_path / "whole", **settings)
@@ -473,7 +471,7 @@ def test_processes_that_meet_write_what_one_writes(samples, tmp_path):
 
     assert together(share) == [expected] * 3
     assert contents(tmp_path / "o") == contents(tmp_path / "whole")
-    assert [predict.count for predict in predictors] == [2, 2, 2]  # the broken one is the first's
+    assert [predict.count for predict in predictors] == [2, 2, 2]  # the first got the broken one
 
 
 def test_an_image_that_one_process_cannot_score_stops_all(samples, tmp_path):
@@ -499,7 +497,7 @@ def test_shards_as_text():
             parse_shard(wrong)
 
 
-def test_images_that_cannot_be_read_are_counted_and_named(samples, tmp_path):
+def test_unreadable_images_are_counted_and_named(samples, tmp_path):
     samples.insert(1, {"id": "broken", "error": "broken.png cannot be read"})
     result = score(red, samples, RELEASE, tmp_path, progress=False)
     counts = [result[name] for name in ("num_images", "num_skipped", "num_unreadable")]
@@ -512,7 +510,7 @@ def test_images_that_cannot_be_read_are_counted_and_named(samples, tmp_path):
         score(red, samples[1:2], RELEASE, tmp_path / "none", progress=False)
 
 
-def test_an_image_that_was_repaired_is_scored_after_all(samples, tmp_path):
+def test_a_repaired_image_is_scored_on_the_next_run(samples, tmp_path):
     settings = {"fingerprint": "weights", "progress": False}
     broken = [{"id": "frame/0", "error": "truncated"}, *samples[1:]]
     with pytest.raises(KeyboardInterrupt):
@@ -527,7 +525,7 @@ def conditioned(samples, conditions):
     return [sample | {"condition": condition} for sample, condition in pairs]
 
 
-def test_conditions_are_averaged_apart_by_the_protocols_groups(samples, tmp_path):
+def test_conditions_are_averaged_by_the_protocols_groups(samples, tmp_path):
     def predict(image):
         return np.full((320, 576), 20.0)
 
@@ -543,7 +541,7 @@ def test_conditions_are_averaged_apart_by_the_protocols_groups(samples, tmp_path
     assert groups["day-rain"] == values[3]
 
 
-def test_without_groups_every_condition_is_one(samples, tmp_path):
+def test_without_groups_every_condition_is_averaged_separately(samples, tmp_path):
     weather = conditioned(samples, ["foggy", "rainy", "foggy", "foggy"])
     baseline = np.full((6, 8), 20, np.float32)
     protocol = PROTOCOLS["drivingstereo"]
@@ -578,7 +576,7 @@ def test_classes_are_means_over_the_images_that_have_them(samples, tmp_path):
     assert [row["ToM/mae_mm"] for row in table[:2]] == ["", ""] and float(table[2]["ToM/mae_mm"])
 
 
-def test_other_results_stand_beside_ours(samples, tmp_path):
+def test_other_results_are_listed_beside_ours(samples, tmp_path):
     control = score(red, samples, RELEASE, tmp_path / "control", progress=False)
     compare = {"control": tmp_path / "control"}
     result = score(

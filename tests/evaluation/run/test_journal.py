@@ -25,7 +25,7 @@ def test_rows_come_back_exactly(tmp_path):
     assert math.isnan(back.scores["nyu"].mean_depth) and back.scores["nyu"].metrics == {}
 
 
-def test_processes_read_each_other_and_nothing_else(tmp_path):
+def test_processes_read_each_others_rows_and_nothing_else(tmp_path):
     write(tmp_path, [row(0), row(2)], shard=(0, 2))
     write(tmp_path, [row(1)], shard=(1, 2))
     write(tmp_path, [row(7)], fingerprint="cd34")
@@ -36,7 +36,7 @@ def test_processes_read_each_other_and_nothing_else(tmp_path):
     assert sorted(Journal(tmp_path, "cd34").read()) == [7]
 
 
-def test_a_line_that_was_cut_off_is_written_anew(tmp_path):
+def test_a_truncated_line_is_written_again(tmp_path):
     write(tmp_path, [row(0), row(1)])
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-30])
@@ -45,7 +45,7 @@ def test_a_line_that_was_cut_off_is_written_anew(tmp_path):
     assert Journal(tmp_path, "ab12").read() == {index: row(index) for index in range(3)}
 
 
-def test_a_line_that_is_damaged_is_no_row(tmp_path):
+def test_a_damaged_line_is_not_a_row(tmp_path):
     for damage in (b"\0" * 40, b"\xff\xfe{", b'{"index": 1}', b"[1]"):
         write(tmp_path, [row(0), row(1), row(2)])
         (path,) = tmp_path.iterdir()

@@ -1,4 +1,4 @@
-"""Evaluations that measure depth edges and the spread of samples too."""
+"""Evaluations that also measure depth edges and the spread of samples."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ EDGES = protocols.get("dense", boundary=True)
 
 
 def samples(count=5):
-    """A box before a wall, of whose corner nothing is known; the second scene has no box."""
+    """A box in front of a wall with one unmeasured corner; the second scene has no box."""
     found = []
     for index in range(count):
         depth = np.full((20, 30), 30.0, np.float32)
@@ -32,7 +32,7 @@ def samples(count=5):
 
 
 class Predictor:
-    """The truth with noise, and the noise's size, pixel by pixel; the image tells which noise."""
+    """The truth with noise, and the size of the noise per pixel; the image seeds the noise."""
 
     def __init__(self, spread=True, stop_after=100):
         self.count, self._spread, self._stop_after = 0, spread, stop_after
@@ -63,7 +63,7 @@ def rows(workdir):
         return list(csv.DictReader(file))
 
 
-def test_images_have_what_the_functions_say(tmp_path):
+def test_rows_hold_what_the_functions_return(tmp_path):
     result = score(Predictor(), EDGES, tmp_path)
     assert json.loads((tmp_path / results.METRICS_FILE).read_text()) == result
     values, curves = {}, []
@@ -89,8 +89,8 @@ def test_images_have_what_the_functions_say(tmp_path):
     assert result["sparsification"]["removed"] == list(uncertainty.REMOVED)
 
 
-def test_nothing_else_depends_on_what_is_measured_too(tmp_path):
-    """Byte for byte, but for what is added."""
+def test_extra_measures_change_nothing_else(tmp_path):
+    """Byte for byte, except for what is added."""
     baseline = {"baseline_depth": np.full((20, 30), 20.0, np.float32)}
     plain = score(Predictor(spread=False), DENSE, tmp_path / "plain", **baseline)
     found = score(Predictor(), EDGES, tmp_path / "measured", **baseline)
@@ -106,13 +106,13 @@ def test_nothing_else_depends_on_what_is_measured_too(tmp_path):
     assert set(second[0]) - set(first[0]) == set(protocols.MEASURES)
 
 
-def test_an_interrupted_evaluation_goes_on_and_shards_fit_together(tmp_path):
+def test_an_interrupted_evaluation_is_resumed_and_shards_fit_together(tmp_path):
     settings = {"fingerprint": "weights"}
     score(Predictor(), EDGES, tmp_path / "whole")
     place = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
         score(Predictor(stop_after=2), EDGES, place, **settings)
-    # Rows without edges are another evaluation's.
+    # Rows without edges belong to another evaluation.
     other = Predictor()
     score(other, DENSE, place, **settings)
     assert other.count == 5
@@ -124,7 +124,7 @@ def test_an_interrupted_evaluation_goes_on_and_shards_fit_together(tmp_path):
         assert (place / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
-def test_edges_of_sparse_depth_are_refused(tmp_path):
+def test_edge_metrics_on_sparse_depth_are_refused(tmp_path):
     given = samples()
     generator = np.random.default_rng(0)
     given[2]["depth"] = given[2]["depth"] * (generator.random((20, 30)) < 0.1)
@@ -135,8 +135,8 @@ def test_edges_of_sparse_depth_are_refused(tmp_path):
     assert not list(tmp_path.glob("**/metrics.json"))
 
 
-def test_the_spread_goes_the_way_of_its_mean():
-    """Resized, cropped, put into the full frame, scaled with a scale that is fitted."""
+def test_the_spread_is_transformed_like_the_mean():
+    """Resized, cropped, pasted into the full frame, multiplied by the fitted scale."""
     generator = np.random.default_rng(0)
     target = generator.uniform(5, 50, (40, 60))
     mean, spread = target[::2, ::2] * 0.5, generator.uniform(0.1, 1, (20, 30))
@@ -156,11 +156,11 @@ def test_the_spread_goes_the_way_of_its_mean():
     compared = kb.compare((np.ones((352, 1216)), np.ones((352, 1216))), {"depth": depth})
     assert np.isnan(compared.spread).sum() == depth.size - 352 * 1216
     found = kb.score((np.full((352, 1216), 9.0), generator.random((352, 1216))), depth)
-    assert 0.45 < found.metrics["spread"] < 0.55  # where there is one
+    assert 0.45 < found.metrics["spread"] < 0.55  # over the pixels that have one
 
 
 class Model:
-    """As far as evaluation knows a model that draws."""
+    """What evaluation needs of a model that draws samples."""
 
     output = "metric_depth"
 

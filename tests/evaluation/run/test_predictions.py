@@ -27,7 +27,7 @@ def save_png(path, depth, scale=256):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two frames on both sides: predictions `.npy`, ground truth PNG, in steps of 1/8 m."""
+    """Two frames: predictions as `.npy`, ground truth as PNG, in steps of 1/8 m."""
     generator = np.random.default_rng(0)
     predicted, measured = tmp_path / "predicted", tmp_path / "measured"
     predicted.mkdir(), measured.mkdir()
@@ -72,7 +72,7 @@ def test_png_depth_is_divided_in_float64_and_npy_is_metres(tmp_path):
         assert depth.tolist() == np.ones((3, 4)).tolist()
 
 
-def test_the_folder_that_predict_writes_is_scored_by_its_npy(folders, tmp_path):
+def test_a_folder_written_by_predict_is_scored_from_its_npy_files(folders, tmp_path):
     predicted, measured = folders
     np.save(predicted / "c.npy", np.ones((5, 7), np.float32))  # without ground truth
     for name in ("a", "b", "c"):
@@ -116,7 +116,7 @@ def pairs(wanted, folder):
     return dict(zip(wanted, names, strict=True))
 
 
-def test_files_belong_together_by_their_paths(tmp_path):
+def test_files_are_matched_by_path(tmp_path):
     frames = [f"2011_09_26/drive_{drive}/data/{index}" for drive in (1, 2) for index in (5, 6)]
     same = tree(tmp_path / "same", *frames)
     assert pairs(frames, same) == {name: name for name in frames}
@@ -128,7 +128,7 @@ def test_files_belong_together_by_their_paths(tmp_path):
     assert pairs(["drive_1_data_5"], same) == {"drive_1_data_5": frames[0]}  # an id
 
 
-def test_names_that_do_not_tell_files_apart_are_an_error(tmp_path):
+def test_ambiguous_names_are_an_error(tmp_path):
     flat = tree(tmp_path / "flat", "5", "6")
     with pytest.raises(DataError, match=r"5 in .*flat matches both drive_1/5 and drive_2/5"):
         pairs(["drive_1/5", "drive_2/5"], flat)

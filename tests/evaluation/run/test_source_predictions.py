@@ -1,4 +1,4 @@
-"""Saved predictions against data sets in their official layouts, named in every way they may be."""
+"""Saved predictions against data sets in their official layouts, under every allowed name."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ def nyu_h5(request):
 
 
 def nyu_sync(request):
-    """Two scenes that share a frame's number."""
+    """Two scenes that share a frame number."""
     frames = [("bathroom", 45), ("bathroom", 46), ("kitchen", 45)]
     write = request.getfixturevalue("write_nyu")
     root = write(frames, "official_splits/test", "sync", (480, 640))
@@ -32,7 +32,7 @@ def nyu_sync(request):
 
 
 def nyu_one_scene(request):
-    """`predict.py` writes no folder for it."""
+    """A single scene, for which `predict.py` makes no folder."""
     write = request.getfixturevalue("write_nyu")
     root = write([("attic", 0), ("attic", 7)], "official_splits/test", "sync", (480, 640))
     return nyu.Config(root=str(root), layout="sync", split="test"), "nyu"
@@ -45,13 +45,13 @@ def nyu_mat(request):
 
 
 def booster_train(request):
-    """Images of a scene share its ground truth; scenes share the names of their images."""
+    """Images of a scene share its ground truth; image names repeat between scenes."""
     root = request.getfixturevalue("booster_root")
     return booster.Config(root=str(root), split="train"), "booster"
 
 
 def cleargrasp_real(request):
-    """Cameras share the names of their images."""
+    """Image names repeat between cameras."""
     root = request.getfixturevalue("cleargrasp_root")
     return cleargrasp.Config(root=str(root), split="real"), "cleargrasp"
 
@@ -76,13 +76,15 @@ def save(folder: Path, name: str, depth: np.ndarray) -> None:
 
 
 def unaligned(protocol):
-    """Depth against depth as it is stored, so that the right prediction has no error."""
+    """Compares depth with depth as stored, so that the right prediction has no error."""
     protocol = protocols.get(protocol, predicts="depth", alignment="none")
-    return dataclasses.replace(protocol, ground_truth="depth")  # Booster's is a quarter of it
+    return dataclasses.replace(
+        protocol, ground_truth="depth"
+    )  # Booster's own is a quarter of the size
 
 
 def assert_exact(result) -> None:
-    """The prediction is the ground truth: no error in any of its classes."""
+    """The prediction is the ground truth: no error in any class."""
     errors = {name: value for name, value in result["metrics"].items() if "rmse" in name}
     assert errors and max(errors.values()) < 1e-2, errors  # metres or millimetres
 
@@ -118,7 +120,7 @@ def test_predictions_are_found_by_the_frames_ids(layout, request, tmp_path):
 def test_predictions_are_found_in_the_folders_that_predict_writes(
     layout, pattern, request, tmp_path
 ):
-    """Also where it wrote those of other images beside them."""
+    """Also with predictions of other images beside them."""
     config, protocol = layout(request)
     samples = samples_of(config)
     images = sorted(Path(config.root).rglob(pattern))
@@ -132,11 +134,11 @@ def test_predictions_are_found_in_the_folders_that_predict_writes(
     result = score(predicted, config, unaligned(protocol), tmp_path / "out")
     assert result["num_images"] == len(samples) > 0
     assert_exact(result)
-    unused = 2 * len(images) - len(samples)  # there are pictures of depth, too
+    unused = 2 * len(images) - len(samples)  # pictures of depth match too
     assert result["options"]["predictions_without_ground_truth"] == unused
 
 
-def test_scenes_that_were_put_into_one_folder_are_not_mixed_up(request, tmp_path):
+def test_scenes_merged_into_one_folder_are_not_mixed_up(request, tmp_path):
     config, protocol = booster_train(request)
     for number in range(12):
         save(tmp_path / "flat", f"im{number}", np.ones((12, 16)))

@@ -1,4 +1,4 @@
-"""What the encoders' tests share: recorded features, and tables of weights there and back."""
+"""Shared by the encoders' tests: recorded features, and round trips through weight tables."""
 
 import re
 from dataclasses import dataclass
@@ -59,9 +59,10 @@ def encoder_case(golden):
 
 @pytest.fixture
 def round_trip():
-    """Checks that a table carries exactly these weights to an encoder's variables and back.
+    """Checks that a table converts exactly these weights to an encoder's variables and back.
 
-    Returns the written ones, among them the derived and constant, which need not be what was read.
+    Returns what is written, including derived and constant entries, which may differ from what
+    was read.
     """
 
     def check(module: ModuleType, config: Any, shapes: dict[str, tuple[int, ...]]) -> dict:
@@ -88,7 +89,7 @@ def round_trip():
 
 @pytest.fixture
 def random_variables():
-    """Positive random variables, without the compilation of an initialisation."""
+    """Positive random variables, without compiling an initialisation."""
 
     def make(encoder: Any, image: jax.Array) -> dict:
         rng = np.random.default_rng(0)

@@ -25,8 +25,8 @@ def shapes_of(config, table):
 
 
 @pytest.mark.parametrize("size", [(3, 3), (2, 3), (5, 2), (1, 1)])
-def test_position_biases_by_their_definition(size):
-    """Each offset of the new grid is read between those of the table's grid."""
+def test_position_biases_match_their_definition(size):
+    """Each offset of the new grid is interpolated between those of the table's grid."""
     (height, width), side = size, 5
     table = np.random.default_rng(0).standard_normal((side**2 + 3, 2)).astype(np.float32)
     found = np.asarray(beit.position_bias(jnp.asarray(table), size))
@@ -50,12 +50,12 @@ def test_position_biases_by_their_definition(size):
     assert (found[:, 0, 0] == table[-1]).all()
 
 
-def test_weights_fill_the_encoder_and_come_back(round_trip):
+def test_weights_survive_a_round_trip(round_trip):
     table = beit.rules(TINY)
     written = round_trip(beit, TINY, shapes_of(TINY, table))
     index = written["blocks.1.attn.relative_position_index"]
     assert index.dtype == np.int64 and index.shape == (10, 10)
-    # Row of the table of the offset (query - key) + 2 in a square of side 5, and the last three.
+    # The table's row for offset (query - key) + 2 in a square of side 5, and the last three rows.
     assert index[1, 1] == 12 and index[1, 9] == 0 and index[9, 1] == 24 and index[2, 1] == 13
     assert index[0, 1] == 25 and index[1, 0] == 26 and index[0, 0] == 27
     biases = np.random.default_rng(0).standard_normal((28, 2)).astype(np.float32)
@@ -76,8 +76,8 @@ def test_every_variant_is_inferred_from_its_names(layout):
     assert vit.infer(shapes_of(TINY, beit.rules(TINY))) is None
 
 
-def test_the_index_may_be_missing_or_of_another_type():
-    """timm has left it out of files since 0.9."""
+def test_the_index_may_be_missing_or_have_another_type():
+    """timm leaves it out of files since 0.9."""
     rng = np.random.default_rng(0)
     shapes = shapes_of(TINY, beit.rules(TINY))
     state_dict = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
@@ -89,7 +89,7 @@ def test_the_index_may_be_missing_or_of_another_type():
     assert jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
-def test_recomputing_changes_no_gradient(random_variables):
+def test_recomputing_does_not_change_gradients(random_variables):
     config = dataclasses.replace(TINY, depth=2, taps=(0, 1), drop_path_rate=0.3)
     image = jax.random.normal(jax.random.key(0), (2, 8, 20, 3))
     variables = random_variables(beit.Encoder(config), image)

@@ -1,4 +1,4 @@
-"""What every registered encoder promises, on the shapes of its variants."""
+"""What every registered encoder promises, checked on the shapes of its variants."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from diffdepth_jax.weights.rules import names
 every_encoder = pytest.mark.parametrize("name", registry.names("encoder"))
 
 
-# Encoders that take images of one size only, as a variant of theirs has it.
+# Encoders that take images of one size only, as set by the variant.
 SIZES: dict[str, tuple[int, int]] = {}
 
 
@@ -65,7 +65,7 @@ def test_features_have_the_promised_channels_and_reductions(name):
 
 
 @every_encoder
-def test_the_table_names_every_variable_and_the_names_tell_the_config(name):
+def test_the_table_names_every_variable_and_the_names_determine_the_config(name):
     file = registry.module("encoder", name)
     config = next(iter(file.VARIANTS.values()))
     _, variables = shapes_of(file, config)
@@ -74,7 +74,7 @@ def test_the_table_names_every_variable_and_the_names_tell_the_config(name):
     assert registry.matching("encoder", found) == (name,)
 
 
-# For each encoder some of its parts, from the image on, and the layers from each to the end.
+# For each encoder some parts, starting at the image, and the layers from each to the end.
 LAYERS = {
     "resnet": {"stage0_block0": 8, "stage0_block1": 7, "stage3_block1": 1},
     "swin": {"patch_embed": 25, "patch_norm": 25, "stage0_block0": 24, "stage0_block1": 23}

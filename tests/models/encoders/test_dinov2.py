@@ -1,4 +1,4 @@
-"""DINOv2: positions, padding, its feed-forward parts, what is recomputed, what its names tell."""
+"""DINOv2: positions, padding, feed-forward parts, recomputation, inference from names."""
 
 import dataclasses
 
@@ -31,10 +31,10 @@ def image_of(size):
     return jnp.asarray(image, jnp.float32)
 
 
-def test_positions_are_left_alone_on_the_grid_of_pretraining_only():
+def test_positions_are_unchanged_only_on_the_pretraining_grid():
     table = jnp.asarray(np.random.default_rng(0).standard_normal((10, 4)), jnp.float32)
     np.testing.assert_array_equal(dinov2._fitted(table, (3, 3), TINY), table)
-    # On any other, the offset moves them along both axes, that of the same length too.
+    # On any other grid the offset moves them along both axes, even an axis of the same length.
     for size in ((3, 5), (5, 3)):
         scales = tuple((length + 0.1) / 3 for length in size)
         grid = resize_bicubic(table[1:].reshape(1, 3, 3, 4), size, scales=scales)
@@ -46,7 +46,7 @@ def test_positions_are_left_alone_on_the_grid_of_pretraining_only():
         assert moved.shape == (3,) and moved.min() > 1e-3
 
 
-def test_an_image_that_does_not_divide_into_patches_is_continued_by_its_border():
+def test_an_image_that_does_not_divide_into_patches_is_edge_padded():
     variables, image = variables_of(TINY), image_of((30, 45))
     features = jax.jit(Encoder(TINY).apply)(variables, image)
     assert [array.shape for array in features] == [(2, 3, 4, 64)] * 2
@@ -55,7 +55,7 @@ def test_an_image_that_does_not_divide_into_patches_is_continued_by_its_border()
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_gated_feed_forward_part():
+def test_a_gated_feed_forward_network():
     tokens = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 8)), jnp.float32)
     module = SwiGLU(6)
     params = module.init(jax.random.key(0), tokens)["params"]
@@ -68,7 +68,7 @@ def test_a_gated_feed_forward_part():
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_recomputing_blocks_changes_no_gradient():
+def test_recomputing_blocks_does_not_change_gradients():
     variables, image, grads = variables_of(TINY), image_of((28, 42)), []
     for remat in ("none", "full"):
         encoder = Encoder(dataclasses.replace(TINY, remat=remat, drop_path_rate=0.3))
@@ -88,7 +88,7 @@ def test_recomputing_blocks_changes_no_gradient():
 @pytest.mark.parametrize("layout", dinov2.LAYOUTS)
 @pytest.mark.parametrize("root", ["", "pretrained.", "core.core.pretrained."])
 def test_files_of_either_layout_fill_the_encoder(layout, gated, root, tmp_path):
-    """Below a network's root too, as in Depth Anything's files and its metric ones."""
+    """Also below a network's root, as in Depth Anything's relative and metric files."""
     config = dataclasses.replace(MODEL, gated=gated)
     variables, table = variables_of(config), dinov2.LAYOUTS[layout].rules(config)
     state_dict = rules.export(variables, table, rules.names(variables, table))
@@ -101,7 +101,7 @@ def test_files_of_either_layout_fill_the_encoder(layout, gated, root, tmp_path):
 
 
 @pytest.mark.parametrize("name", dinov2.VARIANTS)
-def test_every_variant_is_read_off_its_weights(name):
+def test_every_variant_is_inferred_from_its_weights(name):
     config = dinov2.VARIANTS[name]
     image = jnp.zeros((1, 28, 28, 3))
     expected = jax.eval_shape(Encoder(config).init, jax.random.key(0), image)
@@ -123,6 +123,6 @@ def test_every_variant_is_read_off_its_weights(name):
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(fields, complaint):
+def test_an_impossible_config_is_refused(fields, complaint):
     with pytest.raises(ValueError, match=complaint):
         dataclasses.replace(TINY, **fields)

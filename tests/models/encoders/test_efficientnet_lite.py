@@ -19,7 +19,7 @@ def shapes_of(config, size=(64, 64)):
 
 
 def published_shapes(config):
-    """Names and PyTorch shapes: the inverted table."""
+    """Names and PyTorch shapes, from the inverted table."""
     _, variables = shapes_of(config)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), variables)
     table = efficientnet_lite.rules(config)
@@ -39,12 +39,12 @@ def test_published_parameter_counts(variant, millions):
     assert round(count / 1e6, 2) == millions
 
 
-def test_names_tell_the_config():
+def test_names_determine_the_config():
     for config in (TINY, efficientnet_lite.VARIANTS["lite3"]):
         assert efficientnet_lite.infer(published_shapes(config)) == config
 
 
-def test_weights_fill_the_encoder_and_come_back(round_trip):
+def test_weights_survive_a_round_trip(round_trip):
     round_trip(efficientnet_lite, TINY, published_shapes(TINY))
 
 

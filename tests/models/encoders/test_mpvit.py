@@ -75,7 +75,7 @@ def official_shapes(config: mpvit.Config) -> dict[str, tuple[int, ...]]:
 
 
 def test_recorded_features(encoder_case):
-    """Also tells which of the aliases are in force: in the record each has numbers of its own."""
+    """Also shows which aliases are in effect: in the recording each has different values."""
     case = encoder_case("mpvit")
     config = mpvit.infer(case.shapes)
     assert config == mpvit.VARIANTS["small"]

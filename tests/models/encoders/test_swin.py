@@ -65,7 +65,7 @@ def test_every_variant_is_inferred_and_filled(variant, round_trip):
     assert from_mapping(swin.Config, json.loads(json.dumps(to_mapping(config)))) == config
 
 
-def test_windows_are_cut_to_the_maps_of_images_of_one_size():
+def test_windows_are_clipped_to_the_maps_of_a_given_image_size():
     config = swin.Config(window_size=12, image_size=288)
     assert [config.windows(stage) for stage in range(4)] == [(12, 6), (12, 6), (12, 6), (9, 0)]
     assert [config.shift(2, block) for block in range(3)] == [0, 6, 0]
@@ -75,7 +75,7 @@ def test_windows_are_cut_to_the_maps_of_images_of_one_size():
 
 
 def test_a_stage_of_one_window_attends_to_the_whole_map(random_variables):
-    """The same as a window of the map's size that is not shifted."""
+    """Equals an unshifted window of the map's size."""
     config = dataclasses.replace(TINY, depths=(2,), num_heads=(2,), window_size=7, image_size=20)
     image = jax.random.normal(jax.random.key(1), (2, 20, 20, 3))
     encoder = swin.Encoder(config)
@@ -97,7 +97,7 @@ def test_a_stage_of_one_window_attends_to_the_whole_map(random_variables):
     np.testing.assert_allclose(whole, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_microsofts_names_are_written_with_what_strict_loading_wants():
+def test_microsofts_names_are_written_complete_for_strict_loading():
     layout = swin.LAYOUTS["microsoft"]
     config = dataclasses.replace(
         TINY, depths=(2, 2, 1), num_heads=(2, 4, 4), image_size=64, output_norms=False
@@ -178,7 +178,7 @@ def test_window_attention_is_masked_attention_over_the_padded_map(size, shift):
     expected = np.zeros((height, width, heads, channels // heads))
 
     def place(y, x):
-        """Of a token: its window, its position there, and the side of the border it came from."""
+        """A token's window, its position in it, and the side of the border that it came from."""
         y, x = (y - shift) % rows, (x - shift) % columns
         wrapped = (y >= rows - shift, x >= columns - shift)
         return (y // window, x // window), (y % window, x % window), wrapped
@@ -206,7 +206,7 @@ def test_window_attention_is_masked_attention_over_the_padded_map(size, shift):
 
 
 def test_merging_reads_the_unfold_layout():
-    """The transform against OpenMMLab's unfold, whose channel c of neighbour k is c * 4 + k."""
+    """The transform against OpenMMLab's unfold, where channel c of neighbour k is c * 4 + k."""
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((1, 3, 4, 2))
     weight, scale, bias = (rng.standard_normal(shape) for shape in ((4, 8), (8,), (8,)))
@@ -228,7 +228,7 @@ def test_merging_reads_the_unfold_layout():
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
-def test_drop_path_is_drawn_in_training_only(random_variables):
+def test_drop_path_is_drawn_only_in_training(random_variables):
     config = dataclasses.replace(TINY, depths=(2,), num_heads=(2,), drop_path_rate=0.5)
     encoder = swin.Encoder(config)
     image = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
@@ -245,7 +245,7 @@ def test_drop_path_is_drawn_in_training_only(random_variables):
     assert inference[0] == inference[1]
 
 
-def test_the_more_is_recomputed_the_less_is_stored(random_variables):
+def test_recomputing_more_stores_less(random_variables):
     image = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     sizes = []
     for remat in ("none", "convolutions", "full"):
@@ -260,8 +260,8 @@ def test_the_more_is_recomputed_the_less_is_stored(random_variables):
     assert sizes[0] > 1.2 * sizes[1] and sizes[1] > 1.2 * sizes[2], sizes
 
 
-def test_recomputing_changes_no_gradient(random_variables):
-    """With dropped paths: what is computed again must be what was computed first."""
+def test_recomputing_does_not_change_gradients(random_variables):
+    """With dropped paths: recomputing must give what was computed first."""
     config = dataclasses.replace(TINY, depths=(1,), num_heads=(2,), drop_path_rate=0.5)
     image = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     variables = random_variables(swin.Encoder(config), image)

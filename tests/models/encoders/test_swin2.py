@@ -17,7 +17,7 @@ TINY = swin2.Config(
 
 
 def shapes_in_files(config: swin2.Config, classes: int = 1000) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a classifier as Microsoft has it."""
+    """Names and shapes of Microsoft's classifier."""
     shapes, patch = {}, config.patch_size
 
     def add(name, *shape, bias=True):
@@ -57,7 +57,7 @@ def without_masks(shapes):
     return {name: shape for name, shape in shapes.items() if "attn_mask" not in name}
 
 
-def test_windows_are_cut_to_the_maps_of_the_images_they_are_for():
+def test_windows_are_clipped_to_the_maps_of_their_image_size():
     large = swin2.VARIANTS["large_window12to24"]
     assert [large.windows(stage) for stage in range(4)] == [(24, 12), (24, 12), (24, 0), (12, 0)]
     assert [large.largest_offset(stage) for stage in range(4)] == [11, 11, 11, 5]
@@ -70,9 +70,9 @@ def test_windows_are_cut_to_the_maps_of_the_images_they_are_for():
 
 
 @pytest.mark.parametrize("variant", swin2.VARIANTS)
-def test_variants_are_inferred_from_the_masks_and_the_published_ones_without(variant):
+def test_variants_are_inferred_from_masks_and_published_ones_without(variant):
     config = swin2.VARIANTS[variant]
-    # Nothing tells the windows of a pretraining from the same windows trained from the beginning.
+    # Weights do not tell pretraining windows from the same windows trained from scratch.
     expected = swin2.VARIANTS[variant.replace("base_window12to16", "base_window16")]
     assert swin2.infer(shapes_in_files(config)) == expected
     assert from_mapping(swin2.Config, json.loads(json.dumps(to_mapping(config)))) == config
@@ -87,7 +87,7 @@ def test_variants_are_inferred_from_the_masks_and_the_published_ones_without(var
             swin2.infer(shapes)
 
 
-def test_any_shape_is_inferred_and_written_as_it_was_read():
+def test_any_shape_is_inferred_and_written_back():
     odd = dataclasses.replace(
         TINY, patch_size=2, mlp_ratio=1.5, num_heads=(4, 8), depths=(2, 3), image_size=72
     )
@@ -108,7 +108,7 @@ def test_any_shape_is_inferred_and_written_as_it_was_read():
             elif not name.startswith(("norm.", "head.")):
                 np.testing.assert_array_equal(array, weights[name], err_msg=name)
         assert (written["norm.weight"] == 1).all() and not written["head.weight"].any()
-        # What is computed and not read may be missing, or of other windows or classes.
+        # Entries that are computed and not read may be missing, or have other windows or classes.
         for left in (without_masks(weights), {**weights, "head.bias": np.zeros(5)}):
             again = convert(left, table, expected)
             jax.tree.map(np.testing.assert_array_equal, again, variables)
@@ -131,7 +131,7 @@ def test_attention_compares_directions_over_the_padded_map(size, shift, largest)
     module = swin2.WindowAttention(heads, window, shift, largest, jnp.float32)
     rng = np.random.default_rng(0)
     params = {
-        "logit_scale": np.array([1.3, 6.0]),  # the second is cut to ln 100
+        "logit_scale": np.array([1.3, 6.0]),  # the second is clipped to ln 100
         "qkv_bias": rng.standard_normal(2 * channels),
         "position": {
             "fc1": {"kernel": rng.standard_normal((2, 512)), "bias": rng.standard_normal(512)},
@@ -154,7 +154,7 @@ def test_attention_compares_directions_over_the_padded_map(size, shift, largest)
     query, key, value = np.split(qkv.reshape(rows, columns, 3, heads, -1), 3, axis=2)
 
     def place(y, x):
-        """Of a token: its window, its position there, and the side of the border it came from."""
+        """A token's window, its position in it, and the side of the border that it came from."""
         y, x = (y - shift) % rows, (x - shift) % columns
         wrapped = (y >= rows - shift, x >= columns - shift)
         return (y // window, x // window), (y % window, x % window), wrapped
@@ -191,7 +191,7 @@ def test_attention_compares_directions_over_the_padded_map(size, shift, largest)
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
 
 
-def test_norms_come_last_and_those_of_blocks_begin_at_zero():
+def test_norms_come_last_and_those_of_blocks_start_at_zero():
     tokens = jax.random.normal(jax.random.key(1), (1, 4, 4, 6))
     block = swin2.Block(2, 4, 0, 12, 0.0, 3, jnp.float32)
     unchanged, variables = block.init_with_output(jax.random.key(0), tokens, False)
@@ -217,7 +217,7 @@ def test_feature_sizes_and_types():
     assert {"norm0", "norm1"} < set(variables["params"])
 
 
-def test_padded_keys_which_have_no_direction_keep_gradients_finite():
+def test_padded_keys_without_direction_keep_gradients_finite():
     module = swin2.WindowAttention(2, 4, 2, 3, jnp.float32)
     tokens = jax.random.normal(jax.random.key(1), (1, 5, 6, 6))
     variables = module.init(jax.random.key(0), tokens)

@@ -1,7 +1,7 @@
-"""Swin V2 against transformers' own, with random weights.
+"""Swin V2 against transformers, with random weights.
 
-It subtracts a shift's mask twice, so that keys across the border get 200 less, not 100 as with timm
-and Microsoft. That shows only where logits differ by about 100: with factors of more than 40.
+transformers subtracts the mask of a shift twice, so keys across the border get 200 less, not 100 as
+in timm and Microsoft's code. It shows only if logits differ by about 100, with factors above 40.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
-# Windows of 4 in the first two stages; in the third one the map is smaller, 3 x 3.
+# Windows of 4 in the first two stages; the third stage's map is smaller, 3 x 3.
 CONFIG = swin2.Config(
     embed_dim=8,
     depths=(2, 2, 2),

@@ -78,7 +78,7 @@ def test_every_variant_is_inferred(variant):
         {"width_per_group": 128},  # "wide"
     ],
 )
-def test_weights_fill_the_encoder_and_come_back(fields, round_trip):
+def test_weights_survive_a_round_trip(fields, round_trip):
     config = dataclasses.replace(TINY, **fields)
     shapes = torchvision_shapes(config)
     assert torchvision_resnet.infer(shapes) == config
@@ -95,7 +95,7 @@ def test_feature_sizes_and_types():
     assert {array.dtype for array in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
 
 
-def test_the_stem_is_the_first_of_the_features_where_it_is_asked_for():
+def test_the_stem_is_the_first_feature_map_on_request():
     config = dataclasses.replace(TINY, stem_features=True)
     image = jax.random.normal(jax.random.key(0), (1, 37, 50, 3))
     variables = torchvision_resnet.Encoder(config).init(jax.random.key(1), image)
@@ -115,7 +115,7 @@ def test_the_stem_is_the_first_of_the_features_where_it_is_asked_for():
 @pytest.mark.parametrize(
     "fields", [{"block": "basic", "groups": 2}, {"groups": 0}, {"width_per_group": 8}]
 )
-def test_groups_that_cannot_be_are_refused(fields):
+def test_impossible_groups_are_refused(fields):
     with pytest.raises(ValueError, match="groups"):
         dataclasses.replace(TINY, **fields)
 
@@ -132,7 +132,7 @@ def test_training_uses_and_records_the_batch(random_variables):
         assert not np.allclose(old, new)
 
 
-def test_other_weights_are_not_of_this_family():
+def test_other_weights_are_not_recognised():
     assert torchvision_resnet.infer({"layers.0.0.conv1.weight": (64, 3, 3, 3)}) is None
     assert resnet.infer(torchvision_shapes(TINY)) is None
     with pytest.raises(ValueError, match="depths"):

@@ -40,7 +40,7 @@ def shapes_of(module, config, table):
 
 
 @FAMILIES
-def test_weights_fill_the_encoder_and_come_back(module, config, round_trip):
+def test_weights_survive_a_round_trip(module, config, round_trip):
     round_trip(module, config, shapes_of(module, config, module.rules(config)))
 
 
@@ -62,7 +62,7 @@ def test_every_variant_is_inferred_from_its_names(module, layout):
     ("variant", "count"), [("base_384", 86_859_496), ("large_384", 304_715_752)]
 )
 def test_published_parameter_counts(variant, count):
-    """timm's, classifiers included."""
+    """timm's counts, classifiers included."""
     config = vit.VARIANTS[variant]
     shapes = shapes_of(vit, config, vit.rules(config))
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
@@ -93,8 +93,8 @@ def test_class_tokens_belong_to_the_tapped_blocks():
     assert tokens[2].shape == tokens[3].shape == (1, 64)
 
 
-def test_positions_of_another_grid_are_interpolated_between_pixel_centres(random_variables):
-    """The tokens before the first block, of patches that are zero: positions alone."""
+def test_positions_for_another_grid_are_interpolated_between_pixel_centres(random_variables):
+    """The tokens before the first block with zero patches, that is positions alone."""
     config = dataclasses.replace(TINY, depth=1, taps=(0,))
     encoder, image = vit.Encoder(config), jnp.zeros((1, 8, 20, 3))
     variables = random_variables(encoder, image)
@@ -118,7 +118,7 @@ def test_positions_of_another_grid_are_interpolated_between_pixel_centres(random
 @pytest.mark.parametrize(
     ("size", "stride", "kernel"), [(7, 2, 7), (8, 2, 7), (5, 1, 3), (6, 2, 3), (7, 2, 1)]
 )
-def test_standardised_convolution_by_its_definition(size, stride, kernel):
+def test_standardised_convolution_matches_its_definition(size, stride, kernel):
     rng = np.random.default_rng(0)
     inputs = rng.standard_normal((1, size, size + 1, 2)).astype(np.float32)
     weights = rng.standard_normal((kernel, kernel, 2, 3)).astype(np.float32)
@@ -141,7 +141,7 @@ def test_standardised_convolution_by_its_definition(size, stride, kernel):
         np.testing.assert_allclose(found[0, y, x], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_recomputing_changes_no_gradient(random_variables):
+def test_recomputing_does_not_change_gradients(random_variables):
     config = dataclasses.replace(TINY, depth=2, taps=(0, 1), drop_path_rate=0.3)
     image = jax.random.normal(jax.random.key(0), (2, 8, 20, 3))
     variables = random_variables(vit.Encoder(config), image)
@@ -172,7 +172,7 @@ def test_recomputing_changes_no_gradient(random_variables):
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),
     ],
 )
-def test_configs_that_cannot_be(fields, message):
+def test_impossible_configs(fields, message):
     for config in (TINY, TINY_HYBRID):
         if config is TINY_HYBRID and fields.get("taps") == (1, 0, 2, 3):
             fields = {"taps": (1, 0, 3)}
@@ -182,7 +182,7 @@ def test_configs_that_cannot_be(fields, message):
             dataclasses.replace(config, **fields)
 
 
-def test_hybrid_configs_that_cannot_be():
+def test_impossible_hybrid_configs():
     with pytest.raises(ValueError, match="num_groups 3"):
         dataclasses.replace(TINY_HYBRID, num_groups=3)
     with pytest.raises(ValueError, match="one positive entry"):

@@ -1,4 +1,4 @@
-"""What the networks' tests share."""
+"""Shared by the networks' tests."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from diffdepth_jax.models.networks import network
 
 @pytest.fixture
 def random_network():
-    """Makes a network of a config with random weights of a size that keeps the features' size."""
+    """Builds a network from a config, with random weights scaled to keep the size of features."""
 
     def make(config, seed: int = 0) -> DepthModel:
         model = network.of(config).build(config)

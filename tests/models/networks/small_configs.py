@@ -1,14 +1,14 @@
 """A small config of every registered network."""
 
-# Of what DiffusionDepth is made of, and its control.
+# Shared by DiffusionDepth and its control.
 DIFFUSION = {
     "encoder": {"name": "resnet", "depths": (1, 1), "widths": (4, 8)},
     "neck": {"features": 8},
     "codec": {"latent_channels": 4, "initial_depth": 8.0},
     "max_depth": 80.0,
 }
-# A small config of each network. Where a prediction is rectified at the end, the fields have to be
-# such that it is not zero everywhere: `SEEDS` has other weights.
+# A small config of each network. A prediction that ends in a ReLU must not be zero everywhere: for
+# such networks `SEEDS` selects other weights.
 SMALL = {
     "diffusion_depth": {
         **DIFFUSION,
@@ -29,7 +29,7 @@ SMALL = {
         | {"hidden_features": 24, "taps": (0, 1, 2, 3)},
         "project_features": (8, 8, 8, 8),
         "fused_features": 8,
-        "output_features": 32,  # as transformers has it
+        "output_features": 32,  # as in transformers
     },
     "monodepth2": {
         "encoder": {"name": "torchvision_resnet", "depths": (1,) * 4, "widths": (4,) * 4}

@@ -1,4 +1,4 @@
-"""What every registered network promises, on a small one of each."""
+"""What every registered network promises, checked on a small one of each."""
 
 import ast
 import dataclasses
@@ -91,7 +91,7 @@ def test_any_image_gets_depth_of_its_own_size(name):
     assert depth.max() <= (model.config.max_depth or np.inf)
     mirrored = depth_model.predict(image[:, ::-1].copy())[:, ::-1]
     averaged = depth_model.predict(image, flip_tta=True)
-    # Where images are resized, small numbers are differences of large ones.
+    # If images are resized, small values are differences of large ones.
     atol = 1e-5 * depth.max() if model.config.input_spec.size else 0
     np.testing.assert_allclose(averaged, (depth + mirrored) / 2, rtol=1e-5, atol=atol)
     if not isinstance(model, network.Denoises):
@@ -101,7 +101,7 @@ def test_any_image_gets_depth_of_its_own_size(name):
 
 
 @every_network
-def test_half_precision_is_computed_in_and_everything_else_is_single(name):
+def test_half_precision_is_used_for_convolutions_and_single_for_the_rest(name):
     _, model, variables = small(name, dtype=jnp.bfloat16)
 
     def train(variables, *arguments):
@@ -128,7 +128,7 @@ def test_half_precision_is_computed_in_and_everything_else_is_single(name):
 
 
 def equations(jaxpr):
-    """All equations, those of nested functions and loops too."""
+    """All equations, including those of nested functions and loops."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
@@ -162,7 +162,7 @@ def test_frozen_parts_work_as_in_inference(name):
         assert changed[("encoder",)]["neck"] == {True}
 
 
-# ---- what the files offer ------------------------------------------------------------------------
+# ---- what the modules offer ----------------------------------------------------------------------
 
 CALLS = {
     "build": ["config", "dtype", "frozen"],
@@ -229,7 +229,7 @@ def test_the_module_has_the_capabilities_that_it_claims(name):
 
 
 @every_network
-def test_what_is_published_is_exported_and_the_rest_says_why_not(name, tmp_path):
+def test_published_networks_are_exported_and_others_say_why_not(name, tmp_path):
     file, model, variables = small(name)
     depth_model = DepthModel(model, variables, model.config)
     path = tmp_path / "weights.safetensors"
@@ -250,7 +250,7 @@ def test_what_is_published_is_exported_and_the_rest_says_why_not(name, tmp_path)
 
 
 @every_network_of_transformers
-def test_the_layout_of_transformers_goes_both_ways(name, tmp_path):
+def test_the_transformers_layout_is_read_and_written(name, tmp_path):
     file, model, variables = small(name)
     layout = file.TRANSFORMERS
     assert isinstance(layout, network.TransformersLayout)
@@ -266,7 +266,7 @@ def test_the_layout_of_transformers_goes_both_ways(name, tmp_path):
     assert not untold and again.config == model.config
     assert jax.tree.all(jax.tree.map(np.array_equal, dict(again.variables), dict(variables)))
     assert layout.infer({"nothing.weight": (1,)}, {}) is None
-    if isinstance(model.config, network.Published):  # each layout is told from the other
+    if isinstance(model.config, network.Published):  # the two layouts are told apart
         theirs = file.rules(model.config)
         names = rules.names(variables, theirs)
         published = rules.export(variables, theirs, names)
@@ -311,8 +311,8 @@ def encoders_imported_after(code):
     return set(ast.literal_eval(done.stdout))
 
 
-def test_a_network_is_imported_without_the_encoders_that_nobody_asked_for():
-    """Of one variant of each network, no other encoders than those that it has."""
+def test_a_network_imports_only_the_encoders_that_it_uses():
+    """One variant of each network imports only the encoders that it uses."""
     variants = {
         name: next(iter(registry.module("network", name).VARIANTS))
         for name in registry.names("network")
@@ -328,7 +328,7 @@ def test_a_network_is_imported_without_the_encoders_that_nobody_asked_for():
 
 
 def encoders_of(config):
-    """The configs of encoders within a network's, wherever they stand."""
+    """The encoder configs inside a network's config, at any depth."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "encoder":

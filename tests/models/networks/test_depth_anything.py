@@ -1,4 +1,4 @@
-"""Depth Anything against recordings of the authors' code, and what its files leave open."""
+"""Depth Anything against recordings of the authors' code, and what its files do not say."""
 
 import dataclasses
 import re
@@ -82,7 +82,7 @@ def test_taps_and_their_class_tokens(network_case):
         ("my_depth_anything_v2_vits", None),
     ],
 )
-def test_published_names_say_what_weights_do_not(stem, fields):
+def test_published_names_supply_what_weights_do_not_say(stem, fields):
     found = [named for pattern, named in FILES.items() if re.fullmatch(pattern, stem)]
     assert found == ([fields] if fields else [])
 
@@ -105,7 +105,7 @@ def test_without_a_published_name_the_caller_is_asked_for_the_version():
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("version", [1, 2])
-def test_names_and_shapes_tell_the_rest(gated, version):
+def test_names_and_shapes_determine_the_rest(gated, version):
     encoder = dataclasses.replace(TINY.encoder, gated=gated, hidden_features=24)
     config = dataclasses.replace(TINY, encoder=encoder, version=version)
     model = diffdepth_jax.load(state_dict_of(config), version=version)
@@ -113,7 +113,7 @@ def test_names_and_shapes_tell_the_rest(gated, version):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_is_read_off_its_weights(name):
+def test_every_variant_is_inferred_from_its_weights(name):
     config = VARIANTS[name]
     shapes = shapes_of(config, depth_anything.rules(config))
     inferred = depth_anything.infer(shapes)
@@ -124,7 +124,7 @@ def test_every_variant_is_read_off_its_weights(name):
     assert TRANSFORMERS.infer(theirs, described) == config
 
 
-def test_entries_that_are_not_used_may_be_missing_and_are_written():
+def test_unused_entries_may_be_missing_and_are_written():
     state_dict = state_dict_of(TINY)
     unused = [
         name for name in state_dict if "mask_token" in name or "refinenet4.resConfUnit1" in name
@@ -147,7 +147,7 @@ def test_an_image_that_does_not_divide_into_patches_is_refused():
         jax.eval_shape(module.init, jax.random.key(0), image)
 
 
-def test_the_way_back_to_the_image_is_the_versions():
+def test_each_version_resizes_its_own_way():
     one, two = (dataclasses.replace(TINY, version=version).input_spec for version in (1, 2))
     assert (one.output_align_corners, two.output_align_corners) == (False, True)
     assert one.input_size(480, 640) == two.input_size(480, 640) == (518, 686)
@@ -168,7 +168,7 @@ def test_the_way_back_to_the_image_is_the_versions():
         ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
     ],
 )
-def test_a_config_json_that_the_network_cannot_follow_is_refused(change, complaint):
+def test_an_unsupported_config_json_is_refused(change, complaint):
     described = TRANSFORMERS.describe(TINY)
     described["backbone_config"] |= change
     shapes = shapes_of(TINY, TRANSFORMERS.rules(TINY))
@@ -176,8 +176,8 @@ def test_a_config_json_that_the_network_cannot_follow_is_refused(change, complai
         TRANSFORMERS.infer(shapes, described)
 
 
-def test_a_config_json_of_old_leaves_out_what_is_default():
-    """As transformers wrote them before version 4.40: without the numbers that are its defaults."""
+def test_an_old_config_json_leaves_out_the_defaults():
+    """As transformers wrote them before version 4.40: without the values that are its defaults."""
     config = VARIANTS["v1_base"]
     shapes = shapes_of(config, TRANSFORMERS.rules(config))
     described = {
@@ -201,7 +201,7 @@ def test_half_precision_stays_near(network_case):
     assert case.error("prediction", prediction) <= 0.02
 
 
-def test_export_keeps_what_weights_do_not_tell(tmp_path):
+def test_export_keeps_what_weights_do_not_say(tmp_path):
     config = dataclasses.replace(TINY, max_depth=12.5, implementation="transformers")
     model = diffdepth_jax.load(
         state_dict_of(TINY), version=2, max_depth=12.5, implementation="transformers"

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.torch
 
-# (height, width) in patches, of a grid of 5 x 5 position embeddings.
+# (height, width) in patches, for a grid of 5 x 5 position embeddings.
 GRIDS = [(5, 8), (7, 5), (3, 11)]
 KINDS = {
     "v1": {"out_indices": [2, 3, 4, 5]},
@@ -29,7 +29,7 @@ KINDS = {
 
 
 def their_model(kind: str):
-    """A small Depth Anything of transformers'."""
+    """A small Depth Anything from transformers."""
     options = dict(KINDS[kind])
     backbone = transformers.Dinov2Config(
         hidden_size=32,
@@ -49,7 +49,7 @@ def their_model(kind: str):
         **options,
     )
     model = randomised(transformers.DepthAnythingForDepthEstimation(config))
-    with torch.no_grad():  # a few pixels are cut off at 0
+    with torch.no_grad():  # a few pixels are clipped at 0
         model.head.conv3.bias.fill_(0.0 if kind == "indoor" else 1.0)
     return model
 
@@ -91,7 +91,7 @@ def error(ours, wanted) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_directory_of_transformers_gives_the_same_depth(kind, tmp_path):
+def test_a_transformers_directory_gives_the_same_depth(kind, tmp_path):
     model = their_model(kind)
     model.save_pretrained(tmp_path)
     ours = diffdepth_jax.load(tmp_path)
@@ -105,7 +105,7 @@ def test_a_directory_of_transformers_gives_the_same_depth(kind, tmp_path):
         assert error(applied(ours, image), wanted) <= 1e-5, grid
 
 
-def test_the_authors_positions_are_others_than_transformers(tmp_path):
+def test_the_authors_positions_differ_from_those_of_transformers(tmp_path):
     model = their_model("v2")
     model.save_pretrained(tmp_path)
     ours = diffdepth_jax.load(tmp_path, implementation="authors")
@@ -117,7 +117,7 @@ def test_the_authors_positions_are_others_than_transformers(tmp_path):
 
 @pytest.mark.parametrize("grid", [(37, 49), (37, 123), (49, 37), (5, 7), (41, 37)])
 def test_positions_are_those_of_the_authors(grid):
-    """Resized by a factor, which their code hands to PyTorch, where one side stays as well."""
+    """Their code gives PyTorch a scale factor, even if one side does not change."""
     config = dinov2.Config(embed_dim=64, num_heads=1)
     table = np.random.default_rng(0).standard_normal((1370, 64)).astype(np.float32)
     fitted = dinov2._fitted(jnp.asarray(table), grid, config)
@@ -131,7 +131,7 @@ def test_positions_are_those_of_the_authors(grid):
 
 
 @pytest.mark.parametrize("kind", ["v1", "indoor"])
-def test_a_picture_goes_through_predict_as_through_processor_and_post_processing(kind, tmp_path):
+def test_predict_equals_processor_model_and_post_processing(kind, tmp_path):
     model = their_model(kind)
     model.save_pretrained(tmp_path)
     ours = diffdepth_jax.load(tmp_path)
@@ -145,13 +145,13 @@ def test_a_picture_goes_through_predict_as_through_processor_and_post_processing
             outputs = model(**processor(images=picture, return_tensors="pt"))
         (wanted,) = processor.post_process_depth_estimation(outputs, [size])
         wanted = wanted["predicted_depth"].numpy()
-        if kind == "indoor":  # what the way back overshoots is cut off
+        if kind == "indoor":  # overshoot of resizing back is clipped
             wanted = wanted.clip(0, 20)
         assert error(ours.predict(picture), wanted) <= 1e-5, size
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_go_out_to_transformers_and_back(kind, tmp_path):
+def test_weights_survive_a_round_trip_through_transformers(kind, tmp_path):
     model = their_model(kind)
     model.save_pretrained(tmp_path / "theirs")
     ours = diffdepth_jax.load(tmp_path / "theirs")
@@ -165,7 +165,7 @@ def test_weights_go_out_to_transformers_and_back(kind, tmp_path):
     assert diffdepth_jax.load(tmp_path / "ours").config == ours.config
 
 
-def test_weights_as_modules_are_called_in_version_5_are_read_too():
+def test_module_names_of_version_5_are_read_too():
     model = their_model("v2")
     state_dict = {name: array.numpy() for name, array in model.state_dict().items()}
     assert any(name.endswith("attention.q_proj.weight") for name in state_dict)
@@ -176,7 +176,7 @@ def test_weights_as_modules_are_called_in_version_5_are_read_too():
 
 
 @pytest.mark.parametrize("kind", ["indoor", "gated"])
-def test_gradients_with_respect_to_every_parameter_agree(kind, tmp_path):
+def test_gradients_of_every_parameter_agree(kind, tmp_path):
     model = their_model(kind)
     model.save_pretrained(tmp_path)
     ours = diffdepth_jax.load(tmp_path)
@@ -201,7 +201,7 @@ def test_gradients_with_respect_to_every_parameter_agree(kind, tmp_path):
     table = depth_anything.TRANSFORMERS.rules(ours.config)
     wanted = rules.convert(wanted, table, ours.variables)["params"]
     errors = jax.tree.map(error, grads, wanted)
-    # Keys' biases shift all logits alike: their gradient is rounding alone.
+    # Biases of keys shift all logits equally: their gradient is just rounding.
     channels = ours.config.encoder.embed_dim
     for block in range(ours.config.encoder.depth):
         each = [tree["encoder"][f"block{block}"]["attention"]["qkv"] for tree in (grads, wanted)]

@@ -1,4 +1,4 @@
-"""The network against recorded runs of the published one, and what holds for any configuration."""
+"""The network against recorded runs of the published one, and what holds for any config."""
 
 import functools
 import re
@@ -87,7 +87,7 @@ def test_recorded_run_is_reproduced(golden, name, form):
     assert np.percentile(relative, 99) <= 1e-4
 
 
-def test_weights_survive_the_way_there_and_back(golden):
+def test_weights_survive_a_round_trip(golden):
     case = golden("res18")
     model, variables = _load(case)
     table = diffusion_depth.rules(model.config)
@@ -140,7 +140,7 @@ def _converts(shapes, config):
 
 
 @pytest.mark.parametrize("kind", ["factor1", "factor2", "factor4", "pointwise"])
-def test_codec_is_told_from_names(golden, kind):
+def test_the_codec_is_inferred_from_names(golden, kind):
     shapes = _tiny_shapes(golden)
     shapes = {name: s for name, s in shapes.items() if "depth_transform" not in name}
     shapes |= _codec_shapes(kind)
@@ -151,7 +151,7 @@ def test_codec_is_told_from_names(golden, kind):
     _converts(shapes, config)
 
 
-def test_heads_are_told_from_names(golden):
+def test_heads_are_inferred_from_names(golden):
     shapes = _tiny_shapes(golden)
     assert diffusion_depth.infer(shapes) == diffusion_depth.VARIANTS["res18"]
     convolutions = {
@@ -165,12 +165,12 @@ def test_heads_are_told_from_names(golden):
 
 
 @pytest.mark.parametrize(("name", "variant"), [("swin_hahi", "swin_large_hahi")])
-def test_swin_heads_are_told_from_names(golden, name, variant):
+def test_swin_heads_are_inferred_from_names(golden, name, variant):
     shapes = {key: tuple(shape) for key, shape in golden(name).meta["shapes"].items()}
     config = diffusion_depth.infer(shapes)
     want = diffusion_depth.VARIANTS[variant]
     assert (config.neck, config.denoiser) == (want.neck, want.denoiser)
-    # `_Swin_ADD`: the same without HAHI, and with a deconvolution that is never used.
+    # `_Swin_ADD`: the same without HAHI, with a deconvolution that is never used.
     shapes = {key: shape for key, shape in shapes.items() if "hahineck" not in key}
     shapes[f"{HEAD}convup_fp.0.weight"] = (256, 256, 2, 2)
     config = diffusion_depth.infer(shapes)
@@ -179,12 +179,12 @@ def test_swin_heads_are_told_from_names(golden, name, variant):
     _converts(shapes, config)
 
 
-def test_mpvit_small_is_told_from_names(golden):
+def test_mpvit_small_is_inferred_from_names(golden):
     shapes = {key: tuple(shape) for key, shape in golden("mpvit").meta["shapes"].items()}
     assert diffusion_depth.infer(shapes) == diffusion_depth.VARIANTS["mpvit_small"]
 
 
-def test_strangers_are_not_taken_for_diffusion_depth(golden):
+def test_other_weights_are_not_mistaken_for_diffusion_depth(golden):
     shapes = _tiny_shapes(golden)
     assert diffusion_depth.infer({}) is None
     assert diffusion_depth.infer({"conv1.weight": (64, 3, 7, 7)}) is None
@@ -193,7 +193,7 @@ def test_strangers_are_not_taken_for_diffusion_depth(golden):
 
 
 def test_one_wrong_shape_in_the_head_is_named(golden):
-    """Whichever it is: the rest still tells the architecture."""
+    """Whichever it is: the others still determine the architecture."""
     shapes = _tiny_shapes(golden)
     right = diffusion_depth.infer(shapes)
     model = diffusion_depth.build(right)
@@ -268,7 +268,7 @@ def _noise(model, image):
         (CodecConfig(1, 4), (13, 11), (13, 11)),
     ],
 )
-def test_depth_has_the_images_size_whatever_it_is(codec, size, latent):
+def test_depth_has_the_size_of_the_image(codec, size, latent):
     model, variables = _tiny(replace(TINY, codec=codec))
     image = _image(*size)
     assert model.latent_shape(image.shape) == (2, *latent, 4)
@@ -277,13 +277,13 @@ def test_depth_has_the_images_size_whatever_it_is(codec, size, latent):
     depth = apply(variables, image, noise)
     assert depth.shape == (2, *size, 1) and depth.dtype == jnp.float32
     assert (depth > 0).all() and np.isfinite(depth).all()
-    # The images of a batch do not see each other, and every border pixel depends on its image.
+    # Images of a batch do not affect each other, and border pixels depend on their image.
     changed = apply(variables, image.at[1, -1, -1].add(5.0), noise)
     np.testing.assert_allclose(changed[0], depth[0], rtol=1e-5)
     assert not np.allclose(changed[1, -1, -1], depth[1, -1, -1], rtol=1e-5)
 
 
-def test_whole_path_is_its_parts():
+def test_the_whole_equals_its_parts_in_sequence():
     model, variables = _tiny()
     image = _image(16, 20)
     noise = _noise(model, image)
@@ -302,7 +302,7 @@ def test_whole_path_is_its_parts():
 @pytest.mark.parametrize(
     "changes", [{"timestep_spacing": "trailing"}, {"clip_sample": 0.5}], ids=["spacing", "clip"]
 )
-def test_the_sampler_is_that_of_the_config(changes):
+def test_the_sampler_follows_the_config(changes):
     diffusion = replace(TINY.diffusion, num_inference_steps=2, **changes)
     model, variables = _tiny(replace(TINY, diffusion=diffusion))
     condition = jax.random.normal(jax.random.key(1), (2, 6, 7, 8))
@@ -346,13 +346,13 @@ def test_sampler_is_the_loop_over_its_public_parts():
         np.testing.assert_allclose(got, latent, rtol=1e-4, atol=1e-4)
 
 
-def test_wrong_noise_is_refused_with_the_right_shape():
+def test_wrong_noise_is_refused_naming_the_right_shape():
     model, variables = _tiny()
     with pytest.raises(ValueError, match=r"must be \(2, 9, 12, 4\)"):
         model.apply(variables, _image(17, 23), jnp.zeros((2, 8, 12, 4)))
 
 
-def test_stochastic_sampling_needs_a_key_and_repeats_with_it():
+def test_stochastic_sampling_needs_a_key_and_is_repeatable():
     model, variables = _tiny(replace(TINY, diffusion=replace(TINY.diffusion, eta=1.0)))
     condition, noise = jnp.ones((1, 6, 6, 8)), jnp.ones((1, 6, 6, 4))
     with pytest.raises(ValueError, match="needs a key"):
@@ -395,14 +395,14 @@ def test_the_latent_stays_in_single_precision():
 
 
 @pytest.mark.parametrize(("old", "new"), [(True, "full"), (False, "none")])
-def test_older_checkpoints_say_remat_by_a_truth_value(old, new):
+def test_older_checkpoints_have_a_boolean_remat(old, new):
     mapping = to_mapping(TINY) | {"remat": old}
     assert from_mapping(Config, mapping, resolve=registry.module).remat == new
     with pytest.raises(ConfigError, match="remat is 'yes'"):
         from_mapping(Config, mapping | {"remat": "yes"}, resolve=registry.module)
 
 
-def test_initialisation_makes_every_variable_of_every_method():
+def test_initialisation_creates_the_variables_of_every_method():
     model = diffusion_depth.build(TINY)
     variables = jax.eval_shape(model.init_variables, jax.random.key(0))
     assert set(variables) == {"params", "batch_stats"}
@@ -422,7 +422,7 @@ def test_initialisation_makes_every_variable_of_every_method():
         ({"max_depth": 0.0}, r"max_depth is 0\.0"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused(changes, message):
+def test_parts_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)
 

@@ -1,4 +1,4 @@
-"""DPT against recordings of the authors' code, and what its files and configs leave open."""
+"""DPT against recordings of the authors' code, and what its files and configs do not say."""
 
 import dataclasses
 import re
@@ -61,7 +61,7 @@ def state_dict_of(config):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "variant", "tolerance"),
-    # The hybrid's own float32 differs from its float64 by 1e-5: its small weights are standardised.
+    # The recorded hybrid's float32 and float64 differ by 1e-5: small weights are standardised.
     [("dpt_beit_base_384", "beit_base_384", 5e-6), ("dpt_hybrid", "hybrid_384", 5e-5)],
 )
 def test_the_authors_recordings(name, variant, tolerance, network_case):
@@ -75,7 +75,7 @@ def test_the_authors_recordings(name, variant, tolerance, network_case):
 
 @pytest.mark.parametrize(
     ("variant", "size", "count"),
-    # As MiDaS's table of models counts them, in millions.
+    # In millions, as in MiDaS's table of models.
     [
         ("large_384", 384, 344),
         ("hybrid_384", 384, 123),
@@ -84,7 +84,7 @@ def test_the_authors_recordings(name, variant, tolerance, network_case):
         ("beit_large_512", 512, 345),
     ],
 )
-def test_variants_have_the_published_numbers_of_parameters(variant, size, count):
+def test_variants_have_the_published_parameter_counts(variant, size, count):
     config = VARIANTS[variant]
     params = expected_variables(dpt.build(config))["params"]
     published = rules.shapes({"params": params}, dpt.rules(config))
@@ -98,7 +98,7 @@ def test_variants_have_the_published_numbers_of_parameters(variant, size, count)
 
 
 def test_sizes_of_the_networks_input():
-    """As preprocessing was recorded, for images of 375 x 1242 and 480 x 640."""
+    """As recorded from preprocessing, for images of 375 x 1242 and 480 x 640."""
     small, large = VARIANTS["large_384"].input_spec, VARIANTS["beit_large_512"].input_spec
     assert [small.input_size(375, 1242), small.input_size(480, 640)] == [(384, 1280), (384, 512)]
     assert [large.input_size(375, 1242), large.input_size(480, 640)] == [(512, 1696), (512, 672)]
@@ -116,12 +116,12 @@ def test_sizes_of_the_networks_input():
         "dpt_hybrid-midas-501f0c75",
     ],
 )
-def test_published_files_are_known_by_name(stem):
+def test_published_files_are_recognised_by_name(stem):
     assert [fields for pattern, fields in FILES.items() if re.fullmatch(pattern, stem)] == [{}]
 
 
 @every_backbone
-def test_weights_tell_the_config(config):
+def test_weights_determine_the_config(config):
     state_dict = state_dict_of(config)
     shapes = {name: array.shape for name, array in state_dict.items()}
     assert registry.matching("network", shapes) == ("dpt",)
@@ -139,7 +139,7 @@ def test_weights_tell_the_config(config):
     assert jax.tree.all(jax.tree.map(np.array_equal, model.variables, again.variables))
 
 
-def test_what_weights_do_not_tell_is_written_beside_them(tmp_path):
+def test_what_weights_do_not_say_is_written_beside_them(tmp_path):
     encoder = dataclasses.replace(
         TINY.encoder, num_heads=4, depth=5, taps=(0, 2, 3, 4), layer_norm_eps=1e-5
     )
@@ -150,13 +150,13 @@ def test_what_weights_do_not_tell_is_written_beside_them(tmp_path):
     assert inference.export(DepthModel(model, variables, config), path) == []
     assert diffdepth_jax.load(path).config == config
     written = safetensors.numpy.load_file(path)
-    # What the authors' strict loading asks for, neutral where it would be applied.
+    # Entries that the authors' strict loading requires, with values that have no effect.
     assert (written["pretrained.model.norm.weight"] == 1).all()
     assert written["pretrained.model.head.weight"].shape == (1000, 64)
     assert not written["scratch.refinenet4.resConfUnit1.conv1.weight"].any()
 
 
-def test_arguments_of_other_programs_are_left_alone():
+def test_arguments_of_other_programs_are_ignored():
     arguments = {"encoder": "vitl", "batch_size": 4, "implementation": None}
     assert dpt.with_arguments(TINY, arguments) == TINY
     with pytest.raises(ConfigError, match=r"args\.implementation"):
@@ -176,7 +176,7 @@ def test_disparity_has_the_images_size_and_is_never_negative(config):
         )
 
 
-def test_images_of_a_batch_do_not_meet():
+def test_images_of_a_batch_do_not_affect_each_other():
     model = dpt.build(TINY)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(
@@ -205,7 +205,7 @@ def test_a_frozen_encoder_drops_no_paths():
         dpt.build(config).apply(variables, image, train=True)
 
 
-def test_transformers_resizes_in_its_own_way():
+def test_transformers_resizes_differently():
     config = dataclasses.replace(VARIANTS["large_384"], implementation="transformers")
     spec = config.input_spec
     assert spec.interpolation == "pillow" and not spec.keep_aspect and spec.size == (384, 384)
@@ -222,12 +222,12 @@ def test_transformers_resizes_in_its_own_way():
         ({"encoder": dataclasses.replace(TINY.encoder, patch_size=8)}, "a map of stride 8"),
     ],
 )
-def test_configs_that_cannot_be(fields, message):
+def test_impossible_configs(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **fields)
 
 
-def test_what_transformers_cannot_have_is_an_error():
+def test_configs_that_transformers_lacks_are_an_error():
     with pytest.raises(ConfigError, match="32 only"):
         dpt.TRANSFORMERS.describe(TINY)
     with pytest.raises(ConfigError, match="no DPT on the encoder 'swin'"):

@@ -37,7 +37,7 @@ def test_the_recorded_network_is_recognised_and_predicts_the_same(network_case, 
     assert model.config == dpt.VARIANTS["swin2_tiny_256"]
     image = jnp.asarray(case.arrays["image"])
     prediction, features = model.model.apply(model.variables, image, method=_with_features)
-    assert case.error("prediction", prediction) <= 2e-6  # of float32 to float64 it is 5e-7
+    assert case.error("prediction", prediction) <= 2e-6  # float32 against float64: 5e-7
     for index, each in enumerate(features):
         tokens = np.asarray(each).reshape(1, -1, each.shape[-1])
         cut = tokens[:, :: tokens.shape[1] // 16, :16]
@@ -49,7 +49,7 @@ def _with_features(model, image):
 
 
 @pytest.mark.parametrize("variant", [name for name in dpt.VARIANTS if "swin" in name])
-def test_images_become_squares_of_the_one_size(variant):
+def test_images_become_squares_of_the_fixed_size(variant):
     config, side = dpt.VARIANTS[variant], int(variant.split("_")[-1])
     assert config.input_spec.size == (side, side)
     assert config.input_spec.input_size(375, 1242) == (side, side)
@@ -58,7 +58,7 @@ def test_images_become_squares_of_the_one_size(variant):
 
 
 @pytest.mark.parametrize("encoder", SMALL)
-def test_the_authors_names_go_out_and_back(encoder, random_network, tmp_path):
+def test_the_authors_names_survive_a_round_trip(encoder, random_network, tmp_path):
     model = random_network(config_of(encoder))
     table = dpt.rules(model.config)
     state_dict = rules.export(model.variables, table, rules.names(model.variables, table))
@@ -66,7 +66,7 @@ def test_the_authors_names_go_out_and_back(encoder, random_network, tmp_path):
     root = "pretrained.model.layers."
     assert masks == {f"{root}{stage}.blocks.1.attn_mask" for stage in (0, 2)}
     wanted = model.config
-    if encoder == "swin2":  # which a bare state dict does not tell
+    if encoder == "swin2":  # which a bare state dict does not say
         wanted = dataclasses.replace(
             wanted, encoder=dataclasses.replace(wanted.encoder, pretraining_windows=())
         )
@@ -76,7 +76,7 @@ def test_the_authors_names_go_out_and_back(encoder, random_network, tmp_path):
     path = tmp_path / "model.safetensors"
     assert inference.export(model, path) == []
     assert inference.load(path).config == model.config
-    # The index and the masks are computed: newer versions of timm do not store them.
+    # The index and the masks are computed, as newer versions of timm do not store them.
     stored = {
         name: array
         for name, array in state_dict.items()
@@ -92,7 +92,7 @@ def test_the_authors_names_go_out_and_back(encoder, random_network, tmp_path):
             inference.load(stored)
 
 
-def test_windows_that_are_measured_otherwise_predict_otherwise(random_network):
+def test_other_window_sizes_predict_differently(random_network):
     model = random_network(config_of("swin2"))
     own = dataclasses.replace(model.config.encoder, pretraining_windows=())
     image = jnp.asarray(np.random.default_rng(0).standard_normal((1, 96, 96, 3)), jnp.float32)

@@ -1,4 +1,4 @@
-"""DPT on Swin V2 against transformers', with random weights."""
+"""DPT on Swin V2 against transformers, with random weights."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(scope="module")
 def model():
-    """A small DPT of transformers' for images of 96 pixels; its last stage is one window of 3."""
+    """A small DPT from transformers for images of 96 pixels; its last stage is one window of 3."""
     backbone = transformers.Swinv2Config(
         image_size=96,
         embed_dim=8,
@@ -44,7 +44,7 @@ def model():
                 array.copy_(1 + 0.3 * draws)
             else:
                 array.copy_(0.2 * draws)
-        model.head.head[4].bias.fill_(0.5)  # a few pixels are cut off at 0
+        model.head.head[4].bias.fill_(0.5)  # a few pixels are clipped at 0
     return model
 
 
@@ -64,7 +64,7 @@ def inputs(seed=0):
     return np.random.default_rng(seed).standard_normal((2, 96, 96, 3)).astype(np.float32)
 
 
-def test_a_directory_of_transformers_gives_the_same_disparity(model, ours):
+def test_a_transformers_directory_gives_the_same_disparity(model, ours):
     encoder = ours.config.encoder
     assert (encoder.window_size, encoder.image_size) == (4, 96)
     assert encoder.pretraining_windows == (3, 3, 3, 2)
@@ -77,7 +77,7 @@ def test_a_directory_of_transformers_gives_the_same_disparity(model, ours):
     assert error(found[..., 0], wanted) <= 1e-5
 
 
-def test_a_picture_goes_through_predict_as_through_processor_and_post_processing(model, ours):
+def test_predict_equals_processor_model_and_post_processing(model, ours):
     described = dpt.TRANSFORMERS.preprocessor(ours.config)
     described.pop("image_processor_type")
     processor = transformers.models.dpt.image_processing_pil_dpt.DPTImageProcessorPil(**described)
@@ -90,7 +90,7 @@ def test_a_picture_goes_through_predict_as_through_processor_and_post_processing
     assert error(ours.predict(picture), wanted["predicted_depth"].numpy()) <= 1e-5
 
 
-def test_weights_go_out_to_transformers_and_back(model, ours, tmp_path):
+def test_weights_survive_a_round_trip_through_transformers(model, ours, tmp_path):
     table = dpt.TRANSFORMERS.rules(ours.config)
     written = rules.export(ours.variables, table, rules.names(ours.variables, table))
     fresh = transformers.DPTForDepthEstimation(
@@ -100,7 +100,7 @@ def test_weights_go_out_to_transformers_and_back(model, ours, tmp_path):
     image = torch.from_numpy(inputs(1).transpose(0, 3, 1, 2))
     with torch.no_grad():
         np.testing.assert_array_equal(fresh(image).predicted_depth, model(image).predicted_depth)
-    # In MiDaS's names, with what strict loading wants there, and back by the file alone.
+    # In MiDaS's names, complete for strict loading, and back from the file alone.
     theirs = dpt.rules(ours.config)
     published = rules.export(ours.variables, theirs, rules.names(ours.variables, theirs))
     assert published["pretrained.model.layers.0.blocks.1.attn_mask"].shape == (36, 16, 16)

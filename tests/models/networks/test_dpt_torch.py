@@ -19,7 +19,7 @@ pytestmark = pytest.mark.torch
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 SIZES |= {"intermediate_size": 48, "layer_norm_eps": 1e-5}
-# transformers takes square images alone but for BEiT, and for the hybrid those of one size.
+# Except for BEiT, transformers takes only square images, and for the hybrid only one size.
 IMAGES = {"vit": (160, 160), "hybrid": (96, 96), "beit": (96, 160)}
 
 
@@ -72,7 +72,7 @@ def model(kind):
                 array.copy_(1 + 0.3 * draws)
             else:
                 array.copy_(0.2 * draws)
-        model.head.head[4].bias.fill_(2.5)  # a few pixels are cut off at 0
+        model.head.head[4].bias.fill_(2.5)  # a few pixels are clipped at 0
     return model
 
 
@@ -98,7 +98,7 @@ def theirs(model, image):
         return model(torch.from_numpy(image.transpose(0, 3, 1, 2))).predicted_depth.numpy()
 
 
-def test_a_directory_of_transformers_gives_the_same_disparity(kind, model, ours):
+def test_a_transformers_directory_gives_the_same_disparity(kind, model, ours):
     encoder = ours.config.encoder
     assert encoder.name == {"hybrid": "hybrid_vit"}.get(kind, kind)
     assert encoder.layer_norm_eps == 1e-5 and encoder.num_heads == 4
@@ -111,7 +111,7 @@ def test_a_directory_of_transformers_gives_the_same_disparity(kind, model, ours)
     assert error(found[..., 0], wanted) <= (1e-4 if kind == "hybrid" else 1e-5)
 
 
-def test_a_picture_goes_through_predict_as_through_processor_and_post_processing(model, ours):
+def test_predict_equals_processor_model_and_post_processing(model, ours):
     described = dpt.TRANSFORMERS.preprocessor(ours.config)
     described.pop("image_processor_type")
     processor = transformers.models.dpt.image_processing_pil_dpt.DPTImageProcessorPil(**described)
@@ -124,7 +124,7 @@ def test_a_picture_goes_through_predict_as_through_processor_and_post_processing
     assert error(found, wanted["predicted_depth"].numpy()) <= (1e-4 if hybrid else 1e-5)
 
 
-def test_weights_go_out_to_transformers_and_back(kind, model, ours, tmp_path):
+def test_weights_survive_a_round_trip_through_transformers(kind, model, ours, tmp_path):
     assert inference.export(ours, tmp_path / "again", "transformers") == []
     again, found = transformers.DPTForDepthEstimation.from_pretrained(
         tmp_path / "again", output_loading_info=True
@@ -132,7 +132,7 @@ def test_weights_go_out_to_transformers_and_back(kind, model, ours, tmp_path):
     assert not any(found.values()), found
     image = images(IMAGES[kind], 1, seed=1)
     np.testing.assert_array_equal(theirs(again.eval(), image), theirs(model, image))
-    # In MiDaS's names, with what strict loading wants there, and back.
+    # In MiDaS's names, complete for strict loading, and back.
     path = tmp_path / "published.safetensors"
     assert inference.export(ours, path) == []
     published = safetensors.numpy.load_file(path)
@@ -142,12 +142,12 @@ def test_weights_go_out_to_transformers_and_back(kind, model, ours, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, diffdepth_jax.load(path).variables, ours.variables)
 
 
-def test_gradients_with_respect_to_every_parameter_agree(kind, model, ours, tmp_path):
+def test_gradients_of_every_parameter_agree(kind, model, ours, tmp_path):
     image = images(IMAGES[kind], 1, seed=2)
     model.zero_grad()
     predicted = model(torch.from_numpy(image.transpose(0, 3, 1, 2))).predicted_depth
     torch.sin(predicted).sum().backward()
-    gradients = copy.deepcopy(model)  # in place of the weights, for the names that files have
+    gradients = copy.deepcopy(model)  # instead of the weights, to get the names used in files
     with torch.no_grad():
         for array, weight in zip(gradients.parameters(), model.parameters(), strict=True):
             array.copy_(torch.zeros_like(weight) if weight.grad is None else weight.grad)
@@ -167,6 +167,6 @@ def test_gradients_with_respect_to_every_parameter_agree(kind, model, ours, tmp_
     ):
         where = jax.tree_util.keystr(path)
         if "'qkv']['bias'" in where:
-            # Keys' biases shift all logits alike: their gradient is rounding alone.
+            # Biases of keys shift all logits equally: their gradient is just rounding.
             one, other = (np.delete(each, np.s_[channels : 2 * channels]) for each in (one, other))
         assert error(one, other) <= 1e-3, where

@@ -1,4 +1,4 @@
-"""MiDaS v2.1 against recordings of the authors' code, and what is particular to it."""
+"""MiDaS v2.1 against recordings of the authors' code, and what is specific to it."""
 
 import dataclasses
 
@@ -45,10 +45,10 @@ def test_the_recorded_network_is_recognised_and_predicts_the_same(
     model = inference.load(path)
     assert model.config == midas.VARIANTS["small" if "small" in name else "large"]
     image = jnp.asarray(case.arrays["image"])
-    # Not compiled: that takes longer than to run it once.
+    # Not compiled: that takes longer than running it once.
     prediction, features = model.model.apply(model.variables, image, method=_with_features)
     assert case.error("prediction", prediction) <= 1e-5
-    if name == "midas_v21_small":  # of float32 to float64 it is 4e-7
+    if name == "midas_v21_small":  # float32 against float64: 4e-7
         assert case.error("prediction", prediction) <= 2e-6
         for index, each in enumerate(features):
             assert case.error(f"tap{index}", each) <= 2e-6
@@ -59,7 +59,9 @@ def _with_features(model, image):
 
 
 @pytest.mark.parametrize("config", [LARGE, SMALL], ids=["large", "small"])
-def test_names_tell_the_config_and_weights_come_back(config, random_network, tmp_path):
+def test_names_determine_the_config_and_weights_survive_a_round_trip(
+    config, random_network, tmp_path
+):
     model = random_network(config)
     path = tmp_path / "weights.safetensors"
     inference.export(model, path)
@@ -85,7 +87,7 @@ def test_input_sizes_are_the_published_ones(variant, image_size, input_size):
     assert midas.VARIANTS[variant].input_spec.input_size(*image_size) == input_size
 
 
-def test_sides_that_do_not_fit_and_encoders_without_four_maps_are_refused(random_network):
+def test_bad_sizes_and_encoders_without_four_maps_are_refused(random_network):
     model = random_network(SMALL)
     with pytest.raises(ValueError, match=r"48x64 pixels.*multiples of 32"):
         model.model.apply(model.variables, jnp.zeros((1, 48, 64, 3)))

@@ -1,7 +1,7 @@
-"""MiDaS v2.1 in PyTorch, written out over a state dict: values, gradients, whole predictions.
+"""MiDaS v2.1 against PyTorch, written out here over a state dict: values, gradients, predictions.
 
-No package that is installed for the tests has this network. That what is written here is the
-authors' network is shown by the recordings in `test_midas.py`, which both must agree with.
+None of the test packages contains this network. The recordings in `test_midas.py`, with which both
+must agree, show that this is the authors' network.
 """
 
 import jax
@@ -22,7 +22,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 class Weights:
-    """Layers by the names of their entries."""
+    """Layers by the names of their weights."""
 
     def __init__(self, state_dict):
         self.of = state_dict
@@ -98,7 +98,7 @@ def efficientnet(weights, image):
 
 
 def midas(state_dict, image, groups):
-    """Disparity [b, 1, h, w] of a normalised image [b, 3, h, w]; `groups` None is the small one."""
+    """Disparity [b, 1, h, w] of a normalised image [b, 3, h, w]; no `groups`: the small network."""
     weights, large = Weights(state_dict), groups is not None
     maps = resnext(weights, image, groups) if large else efficientnet(weights, image)
     fused = None
@@ -128,7 +128,7 @@ def groups_of(config):
 
 
 def prediction(model, image):
-    """PyTorch's, of a normalised image [b, h, w, 3], in that layout."""
+    """PyTorch's prediction for a normalised image [b, h, w, 3], NHWC as well."""
     inputs = torch.tensor(np.asarray(image)).permute(0, 3, 1, 2)
     with torch.no_grad():
         result = midas(tensors(model), inputs, groups_of(model.config))
@@ -143,7 +143,7 @@ both = pytest.mark.parametrize("config", [LARGE, SMALL], ids=["large", "small"])
 
 
 @pytest.mark.parametrize(("name", "groups"), [("midas_v21_small", None), ("midas_v21", 32)])
-def test_what_is_written_here_is_the_authors_network(name, groups, network_case):
+def test_this_reimplementation_is_the_authors_network(name, groups, network_case):
     case = network_case(name)
     weights = {key: torch.tensor(array) for key, array in case.state_dict.items()}
     image = torch.tensor(case.arrays["image"].transpose(0, 3, 1, 2))
@@ -154,7 +154,7 @@ def test_what_is_written_here_is_the_authors_network(name, groups, network_case)
 
 @both
 def test_values_agree_at_other_sizes_and_in_batches(config, random_network):
-    """To what float32 leaves of them where few pixels are positive."""
+    """As closely as float32 allows where few pixels are positive."""
     model = random_network(config)
     for shape in ((2, 64, 96, 3), (1, 160, 32, 3), (3, 32, 32, 3)):
         image = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
@@ -182,7 +182,7 @@ def test_gradients_of_every_parameter_agree(config, random_network):
     for name in trained:
         entries[name].requires_grad_()
     result = midas(entries, torch.tensor(image).permute(0, 3, 1, 2), groups_of(config))
-    assert (result > 0).float().mean() > 0.2  # the last ReLU lets something through
+    assert (result > 0).float().mean() > 0.2  # the last ReLU does not block everything
     (torch.tensor(weight).permute(0, 3, 1, 2) * result).sum().backward()
     assert len(trained) == len(jax.tree.leaves(gradients))
     for name in trained:
@@ -190,7 +190,7 @@ def test_gradients_of_every_parameter_agree(config, random_network):
 
 
 @both
-def test_a_whole_prediction_is_that_of_the_authors_script(config, random_network):
+def test_a_whole_prediction_equals_the_authors_script(config, random_network):
     model = random_network(config)
     image = np.random.default_rng(3).integers(0, 256, (57, 91, 3), np.uint8)
     size = model.input_spec.input_size(57, 91)

@@ -1,4 +1,4 @@
-"""md4all's network against recordings of its code, and what is particular to it."""
+"""md4all's network against recordings of its code, and what is specific to it."""
 
 import dataclasses
 
@@ -37,19 +37,19 @@ def test_the_recorded_network_is_recognised_and_predicts_the_same(name, variant,
     model = inference.load(case.state_dict, **limits)
     assert model.config == dataclasses.replace(monodepth2.VARIANTS[variant], **limits)
     image = jnp.asarray(case.arrays["image"])
-    # Not compiled: that takes longer than to run it once.
+    # Not compiled: that takes longer than running it once.
     depth, inverse = model.model.apply(
         model.variables,
         image,
         method=lambda model, image: (model(image), model.inverse_depths(image)),
     )
-    assert case.error("prediction", depth) <= 2e-6  # of float32 to float64 it is 1e-7
+    assert case.error("prediction", depth) <= 2e-6  # float32 against float64: 1e-7
     nearest, farthest = 1 / limits["min_depth"], 1 / limits["max_depth"]
     for scale, each in enumerate(inverse):
         name = f"disp{scale or ''}"
         if name in case.arrays:
             disparity = (np.asarray(each, np.float64) - farthest) / (nearest - farthest)
-            assert case.error(name, disparity) <= 2e-5  # the subtraction costs digits
+            assert case.error(name, disparity) <= 2e-5  # the subtraction loses digits
 
 
 @pytest.mark.parametrize("form", ["md4all", "Lightning", "monodepth2"])
@@ -69,7 +69,7 @@ def test_every_form_of_the_names_is_read(form, random_network):
     assert told == ((100.0, (192, 640)) if form == "monodepth2" else (80.0, (320, 576)))
 
 
-def test_what_weights_do_not_tell_is_in_the_exported_file(random_network, tmp_path):
+def test_what_weights_do_not_say_is_in_the_exported_file(random_network, tmp_path):
     config = dataclasses.replace(
         SMALL, min_depth=0.5, max_depth=50.0, normalisation="robotcar_night"
     )
@@ -77,7 +77,7 @@ def test_what_weights_do_not_tell_is_in_the_exported_file(random_network, tmp_pa
     assert inference.export(random_network(config), path) == []
     assert inference.load(path).config == config
     assert inference.load(path, normalisation="image").config.normalisation == "image"
-    # As the authors' strict loading wants it.
+    # As the authors' strict loading requires.
     assert files.read(path).state_dict["encoder.encoder.fc.weight"].shape == (1000, 10)
 
 
@@ -91,7 +91,7 @@ def test_what_weights_do_not_tell_is_in_the_exported_file(random_network, tmp_pa
         ({"normalisation": ["day"]}, "normalisation is not one of dataset"),
     ],
 )
-def test_arguments_that_cannot_be_are_refused(arguments, message):
+def test_impossible_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         monodepth2.with_arguments(SMALL, arguments)
 
@@ -100,14 +100,14 @@ def test_arguments_that_cannot_be_are_refused(arguments, message):
     ("stem", "size"),
     [("md4allDDa_nuscenes", (320, 576)), ("md4allDDa_robotcar", (320, 544)), ("last", (320, 576))],
 )
-def test_published_files_tell_the_size_of_images(stem, size, random_network, tmp_path):
+def test_published_files_determine_the_image_size(stem, size, random_network, tmp_path):
     path = tmp_path / f"{stem}.safetensors"
     files.write_safetensors(path, entries(random_network(SMALL)))
     assert inference.load(path).config.input_size == size
 
 
 @pytest.mark.parametrize("normalisation", ["dataset", "nuscenes_night", "image"])
-def test_images_are_resized_and_normalised_as_md4all_does(normalisation, random_network):
+def test_images_are_resized_and_normalised_as_in_md4all(normalisation, random_network):
     config = dataclasses.replace(SMALL, normalisation=normalisation)
     model = random_network(config)
     image = np.random.default_rng(1).integers(0, 256, (71, 53, 3), np.uint8)
@@ -119,7 +119,7 @@ def test_images_are_resized_and_normalised_as_md4all_does(normalisation, random_
         "image": (fed.mean(), fed.std(ddof=1)),
     }[normalisation]
     normalised = jnp.asarray((fed - mean) / deviation, jnp.float32)[None]
-    plain = random_network(SMALL)  # it takes images as they are given
+    plain = random_network(SMALL)  # takes images as given
     expected = np.asarray(plain.model.apply(plain.variables, normalised))[0, ..., 0]
     found = model.predict(image)
     assert found.shape == (71, 53)
@@ -129,7 +129,7 @@ def test_images_are_resized_and_normalised_as_md4all_does(normalisation, random_
     np.testing.assert_allclose(found[corners], expected[corners], rtol=2e-5)  # align_corners
 
 
-def test_a_picture_is_normalised_by_itself_whatever_else_is_in_the_batch(random_network):
+def test_each_image_of_a_batch_is_normalised_by_itself(random_network):
     model = random_network(dataclasses.replace(SMALL, normalisation="image"))
     images = (
         jax.random.uniform(jax.random.key(0), (2, 64, 96, 3))
@@ -150,7 +150,7 @@ def test_a_picture_is_normalised_by_itself_whatever_else_is_in_the_batch(random_
         ({"encoder": torchvision_resnet.Config()}, "stem_features"),
     ],
 )
-def test_configs_that_cannot_be_are_refused(fields, message):
+def test_impossible_configs_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **fields)
 

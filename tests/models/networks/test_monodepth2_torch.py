@@ -1,6 +1,6 @@
-"""md4all's and monodepth2's files as PyTorch writes them, and the decoder beside PyTorch's own.
+"""md4all's and monodepth2's files as PyTorch writes them, and the decoder against PyTorch.
 
-The encoder is compared with PyTorch's in the encoders' own tests, and the whole with recordings.
+The encoders' tests compare the encoder with PyTorch; recordings cover the whole network.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def encoded(weights, image):
 
 
 def depth(weights, image):
-    """Depth between 0.1 and 80 m [b, 1, h, w] of a normalised image [b, 3, h, w]."""
+    """Depth in 0.1 to 80 m [b, 1, h, w] of a normalised image [b, 3, h, w]."""
 
     def reflected(name, inputs):
         padded = functional.pad(inputs, (1, 1, 1, 1), mode="reflect")
@@ -102,7 +102,7 @@ def test_gradients_of_every_parameter_agree(random_network):
     gradients = {"params": jax.jit(jax.grad(loss))(model.variables["params"])}
     found = rules.export(gradients, table, rules.names(gradients, table))
     weights = tensors(model)
-    coarse = tuple(f"decoder.decoder.{index}." for index in (11, 12, 13))  # the other scales'
+    coarse = tuple(f"decoder.decoder.{index}." for index in (11, 12, 13))  # of the other scales
     trained = [name for name in found if ".fc." not in name and not name.startswith(coarse)]
     for name in trained:
         weights[name].requires_grad_()
@@ -115,7 +115,7 @@ def test_gradients_of_every_parameter_agree(random_network):
 
 
 def test_a_lightning_file_with_the_authors_config_is_read(random_network, tmp_path, monkeypatch):
-    """Its hyper-parameters are of a class in a package of theirs, `config.config`."""
+    """Its hyper-parameters have a class from the authors' package, `config.config`."""
     module = types.ModuleType("config.config")
     module.CfgNode = type("CfgNode", (dict,), {"__module__": "config.config"})
     monkeypatch.setitem(sys.modules, "config", types.ModuleType("config"))

@@ -16,7 +16,7 @@ from diffdepth_jax.ops.image import resize_bilinear
 TINY = Config(
     encoder=resnet.Config(depths=(1, 1), widths=(4, 8)),
     neck=NeckConfig(8),
-    codec=CodecConfig(factor=1, latent_channels=4),  # a latent of twice the condition's size
+    codec=CodecConfig(factor=1, latent_channels=4),  # a latent twice the size of the condition
     hidden_features=8,
 )
 
@@ -49,7 +49,7 @@ def test_depth_is_decoded_from_two_convolutions_of_the_condition():
     np.testing.assert_allclose(jax.jit(model.apply)(variables, image), want, rtol=1e-4)
 
 
-def test_it_has_the_methods_parts_and_nothing_of_the_denoising():
+def test_it_has_the_methods_parts_without_the_denoising():
     for name, config in regression.VARIANTS.items():
         method = diffusion_depth.VARIANTS[name]
         assert (config.encoder, config.neck, config.codec) == (
@@ -68,7 +68,7 @@ def test_it_has_the_methods_parts_and_nothing_of_the_denoising():
     assert ours.keys() == {"encoder", "neck", "project", "codec"}
     for part in ("encoder", "neck"):
         assert jax.tree.map(jnp.shape, ours[part]) == jax.tree.map(jnp.shape, theirs[part])
-    assert ours["codec"].keys() == {"decoder"}  # the other half would only see ground truth
+    assert ours["codec"].keys() == {"decoder"}  # the encoder would only see ground truth
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,6 @@ def test_it_has_the_methods_parts_and_nothing_of_the_denoising():
         ({"max_depth": 0.0}, r"max_depth is 0\.0"),
     ],
 )
-def test_what_cannot_be_is_refused(fields, message):
+def test_impossible_configs_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Config(encoder=resnet.Config(), **fields)

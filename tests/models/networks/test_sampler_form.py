@@ -1,4 +1,4 @@
-"""The two forms of the sampler's steps: equal results and gradients, and which one is chosen."""
+"""The two forms of the sampler's step: equal results and gradients, and which one is chosen."""
 
 import re
 from dataclasses import replace
@@ -28,12 +28,12 @@ TINY = Config(
     denoiser=FUSED,
     diffusion=DiffusionConfig(num_inference_steps=3),
 )
-SIZE = (2, 24, 36)  # images; the latent has half of it
+SIZE = (2, 24, 36)  # images; the latent is half that size
 
 
 @cache
 def _variables():
-    """Weights of about PyTorch's size, drawn by NumPy: compiling an initialisation takes longer."""
+    """Weights scaled like PyTorch's, but from NumPy: compiling an initialisation takes longer."""
     model, rng = diffusion_depth.build(TINY), np.random.default_rng(0)
 
     def draw(leaf):
@@ -72,7 +72,7 @@ def _gradient(form, remat):
 
 
 def _convolutions_in_loops(compiled):
-    """Layouts of all convolutions in computations that are part of a loop's body."""
+    """Layouts of all convolutions inside loop bodies."""
     text = compiled.as_text()
     computations = dict(re.findall(r"^%?([\w.-]+) \(.*?\{\n(.*?)^\}", text, re.M | re.S))
     waiting = re.findall(r"body=%?([\w.-]+)", text)
@@ -103,14 +103,14 @@ def test_training_steps_have_equal_losses_and_gradients(remat):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the slow path is XLA:CPU's")
 @pytest.mark.parametrize(("form", "remat"), [("plain", "none"), ("composed", "full")])
-def test_training_steps_keep_to_convolutions_that_are_fast_on_the_cpu(form, remat):
-    """`ops.conv`: in other forms than this one, loops take tens of times as long."""
+def test_training_steps_use_only_convolutions_that_are_fast_on_the_cpu(form, remat):
+    """See `ops.conv`: with other forms, loops take tens of times as long."""
     layouts = _convolutions_in_loops(_gradient(form, remat))
     assert len(layouts) >= 6 and set(layouts) == {"b01f_01io->b01f"}
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the slow path is XLA:CPU's")
-def test_a_slow_convolution_would_be_seen():
+def test_a_slow_convolution_would_be_noticed():
     def loss(kernel):
         def step(maps, _):
             return jnp.tanh(conv3x3(maps, kernel, gradient="xla")), None
@@ -163,7 +163,7 @@ def test_auto_composes_large_runs_of_wide_networks_on_the_cpu(changes, size, ste
         assert sampler_form("auto", denoiser, size, steps) == "plain"
 
 
-def test_forms_that_cannot_be_are_refused():
+def test_impossible_forms_are_refused():
     with pytest.raises(ValueError, match="'composed' needs"):
         replace(TINY, denoiser=DenoiserConfig(hidden_features=8), sampler_form="composed")
     with pytest.raises(ValueError, match="it is 6x80"):

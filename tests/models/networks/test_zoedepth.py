@@ -1,4 +1,4 @@
-"""ZoeDepth as a whole: its core, its variants, what files and callers tell."""
+"""ZoeDepth as a whole: its core, its variants, what files and callers specify."""
 
 import dataclasses
 import functools
@@ -70,7 +70,7 @@ def small(kind):
 
 
 def reconfigured(model, **fields):
-    """The same weights with other fields that they do not tell."""
+    """The same weights with other values of fields that they do not determine."""
     config = dataclasses.replace(model.config, **fields)
     return DepthModel(zoedepth.build(config), model.variables, config)
 
@@ -89,7 +89,7 @@ def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def test_depth_is_what_the_heads_make_of_the_core():
+def test_depth_comes_from_the_heads_on_top_of_the_core():
     depth_model = small("depth_anything")
     model, params = depth_model.model, depth_model.variables["params"]
     side = depth_model.input_spec.multiple
