@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from diffdepth_jax.scenes import conditions, street, tabletop
-from diffdepth_jax.scenes.layouts import Layout
+from diffdepth_jax.scenes import street, tabletop
+from diffdepth_jax.scenes.layouts import Condition, Layout
 
 
 class Kind(NamedTuple):
@@ -24,7 +24,7 @@ class Kind(NamedTuple):
     """
 
     layout: Callable[[np.random.Generator, tuple[int, int], float], Layout]
-    conditions: Mapping[str, conditions.Condition]
+    conditions: Mapping[str, Condition]
     focals: tuple[float, ...]
     samples: int
     lidar: bool
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
 KINDS: Mapping[str, Kind] = {
     "street": Kind(
         street.street,
-        conditions.STREET,
+        street.CONDITIONS,
         focals=(0.52, 0.58, 0.65, 0.73),
         samples=4,
         lidar=True,

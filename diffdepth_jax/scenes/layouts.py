@@ -4,14 +4,21 @@ World axes: x right, y forward, z up, metres. Radiance and intensity are linear 
 unit for the whole layout, as pictures are exposed automatically.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from diffdepth_jax.scenes.shapes import Mesh
+from diffdepth_jax.scenes.shapes import Mesh, rotation
 
 RGB = tuple[float, float, float]
+
+
+def rgb(values: np.ndarray) -> RGB:
+    """Plain numbers of an array `[3]`."""
+    red, green, blue = values.tolist()
+    return red, green, blue
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +64,16 @@ def pinhole(size: tuple[int, int], focal: float) -> Float[np.ndarray, "3 3"]:
             [0.0, 0.0, 1.0],
         ]
     )
+
+
+def mounted(yaw: float, pitch: float, roll: float) -> Float[np.ndarray, "3 3"]:
+    """A camera's x, y and z axes in the level vehicle, as columns `[3 3]`: ahead, then turned.
+
+    Args:
+        yaw, pitch, roll: as for `shapes.rotation`.
+    """
+    ahead = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # right, down, forward
+    return rotation(yaw, pitch, roll) @ ahead
 
 
 @dataclass(frozen=True)
@@ -165,3 +182,7 @@ class Layout:
     lamps: tuple[Lamp, ...] = ()
     panels: tuple[Panel, ...] = ()
     weather: Weather = Weather()
+
+
+# A scene of the same geometry and camera under other light or weather, or of other materials.
+Condition = Callable[[Layout, np.random.Generator], Layout]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from diffdepth_jax.scenes import materials
-from diffdepth_jax.scenes.materials import Material
+from diffdepth_jax.scenes.materials import Material, noise, to_bytes
 
 WOODS = (
     (0.72, 0.54, 0.36),
@@ -18,6 +18,7 @@ WOODS = (
     (0.80, 0.68, 0.50),
     (0.56, 0.36, 0.20),
 )
+
 COLOURS = (
     (0.80, 0.24, 0.20),
     (0.86, 0.52, 0.18),
@@ -45,10 +46,6 @@ def colour(
     return np.clip(base * (1 + light) * (1 + hue), 0.02, 0.99)
 
 
-def _bytes(image: np.ndarray) -> np.ndarray:
-    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
-
-
 def _field(size: int, tone: np.ndarray) -> np.ndarray:
     return np.broadcast_to(tone, (size, size, 3)).astype(float)
 
@@ -59,9 +56,9 @@ def wood(rng: np.random.Generator, role: str, *, planks: int = 0, gloss: float =
     base = colour(rng, WOODS)
     row, column = np.mgrid[:size, :size] / size
     # Growth rings cut at a slant: wavy stripes, drawn out along the grain.
-    wave = materials.noise(rng, size, 32, slope=1.6, finest=0.1).repeat(8, axis=1)
+    wave = noise(rng, size, 32, slope=1.6, finest=0.1).repeat(8, axis=1)
     rings = np.sin(2 * np.pi * (rng.integers(5, 12) * row + 0.35 * wave))
-    fibres = materials.noise(rng, size, 16, slope=0.3).repeat(16, axis=1)
+    fibres = noise(rng, size, 16, slope=0.3).repeat(16, axis=1)
     image = base * (1 + rng.uniform(0.04, 0.12) * rings + 0.05 * fibres)[..., None]
     if planks:
         board = (row * planks).astype(int)
@@ -70,7 +67,7 @@ def wood(rng: np.random.Generator, role: str, *, planks: int = 0, gloss: float =
         image *= rng.normal(1, 0.10, size=(planks, 2))[board, piece][..., None]
         joint = (row * planks % 1 < planks / size) | ((column + shift) * 2 % 1 < 2 / size)
         image[joint] *= 0.6
-    return Material(role, _bytes(image), gloss)
+    return Material(role, to_bytes(image), gloss)
 
 
 def stone(rng: np.random.Generator, role: str, *, gloss: float = 0.7) -> Material:
@@ -80,15 +77,15 @@ def stone(rng: np.random.Generator, role: str, *, gloss: float = 0.7) -> Materia
         rng, ((0.90, 0.89, 0.86), (0.62, 0.60, 0.57), (0.30, 0.31, 0.32), (0.78, 0.70, 0.58))
     )
     if rng.random() < 0.6:
-        veins = np.exp(-np.abs(materials.noise(rng, size, size, slope=1.7)) * rng.uniform(8, 20))
+        veins = np.exp(-np.abs(noise(rng, size, size, slope=1.7)) * rng.uniform(8, 20))
         ink = base * 0.55 if base.mean() > 0.5 else base + 0.35
         strength = (0.7 * veins)[..., None]
         image = base * (1 - strength) + ink * strength
-        image *= 1 + 0.04 * materials.noise(rng, size, size, slope=1.5)[..., None]
+        image *= 1 + 0.04 * noise(rng, size, size, slope=1.5)[..., None]
     else:
-        grain = materials.noise(rng, size, size, slope=0.5, finest=0.25)
+        grain = noise(rng, size, size, slope=0.5, finest=0.25)
         image = base * (1 + 0.16 * grain + 0.3 * (grain > 1.8) - 0.3 * (grain < -1.8))[..., None]
-    return Material(role, _bytes(image), gloss)
+    return Material(role, to_bytes(image), gloss)
 
 
 def cloth(rng: np.random.Generator, role: str) -> Material:
@@ -111,7 +108,7 @@ def cloth(rng: np.random.Generator, role: str) -> Material:
         image = np.where((across < rng.uniform(0.12, 0.3))[..., None], figure, image)
     threads = np.indices((size, size)).sum(axis=0) % 2
     image = image * (0.95 + 0.07 * threads + 0.03 * rng.normal(size=(size, size)))[..., None]
-    return Material(role, _bytes(image))
+    return Material(role, to_bytes(image))
 
 
 def glaze(rng: np.random.Generator, role: str) -> Material:
@@ -122,22 +119,22 @@ def glaze(rng: np.random.Generator, role: str) -> Material:
     image = _field(size, ground)
     style = rng.integers(6)
     if style == 1:
-        spots = materials.noise(rng, size, size, slope=0.6, finest=0.2) > rng.uniform(1.2, 2.0)
+        spots = noise(rng, size, size, slope=0.6, finest=0.2) > rng.uniform(1.2, 2.0)
         image[spots] = figure
     elif style == 2:
         for _ in range(rng.integers(1, 5)):
             middle, width = rng.uniform(0.05, 0.9), rng.uniform(0.02, 0.12)
             image[np.abs(row - middle) < width / 2] = colour(rng)
     elif style == 3:  # the upper part dipped, with runs
-        run = 0.04 * materials.noise(rng, 1, size, slope=1.2)[0] + rng.uniform(0.2, 0.7)
+        run = 0.04 * noise(rng, 1, size, slope=1.2)[0] + rng.uniform(0.2, 0.7)
         image[row < run[None, :]] = figure
     elif style == 4:
         teeth = np.abs(column * rng.integers(4, 10) % 1 - 0.5) * 0.16
         middle = rng.uniform(0.3, 0.7)
         image[np.abs(row - middle - teeth + 0.04) < rng.uniform(0.03, 0.08)] = figure
     elif style == 5:
-        image *= (1 + 0.14 * materials.noise(rng, size, size, slope=1.3))[..., None]
-    return Material(role, _bytes(image), gloss=float(rng.choice((0.0, 0.5, 0.8, 0.9))))
+        image *= (1 + 0.14 * noise(rng, size, size, slope=1.3))[..., None]
+    return Material(role, to_bytes(image), gloss=float(rng.choice((0.0, 0.5, 0.8, 0.9))))
 
 
 def print_(rng: np.random.Generator, role: str, *, gloss: float = 0.3) -> Material:
@@ -158,7 +155,7 @@ def print_(rng: np.random.Generator, role: str, *, gloss: float = 0.3) -> Materi
         edge = np.minimum(np.minimum(row, 1 - row), np.minimum(column, 1 - column))
         image[np.abs(edge - inset) < 0.02] = ink
     elif style == 2:  # a mottled picture
-        blot = materials.noise(rng, size, size, slope=1.5)[..., None]
+        blot = noise(rng, size, size, slope=1.5)[..., None]
         image = np.where(blot > 0.2, image * (1 + 0.1 * blot), colour(rng) * (1 + 0.1 * blot))
     else:  # slanting bars
         image[(row + column) * rng.integers(2, 6) % 1 < 0.4] = colour(rng)
@@ -166,14 +163,14 @@ def print_(rng: np.random.Generator, role: str, *, gloss: float = 0.3) -> Materi
         letters = np.kron(rng.random(16) < 0.75, np.ones(size // 16, bool))
         text = (np.abs(row - line) < height / 2) & letters[None, :] & (np.abs(column - 0.5) < 0.4)
         image[text] = ink
-    return Material(role, _bytes(image), gloss)
+    return Material(role, to_bytes(image), gloss)
 
 
 def pages(rng: np.random.Generator) -> Material:
     """The cut edges of a book's pages, lines along the texture's width."""
     base = np.array([0.90, 0.86, 0.76]) * rng.uniform(0.85, 1.05)
     lines = rng.normal(1, 0.07, size=(64, 1, 1)) * np.ones((1, 8, 1))
-    return Material("pages", _bytes(base * lines))
+    return Material("pages", to_bytes(base * lines))
 
 
 def picture(rng: np.random.Generator) -> Material:
@@ -185,7 +182,7 @@ def picture(rng: np.random.Generator) -> Material:
         top, low = np.array([0.50, 0.66, 0.84]), np.array([0.92, 0.86, 0.74])
         image = top + (low - top) * row[..., None]
         for depth in range(4):  # ridges, nearer ones lower and darker
-            ridge = 0.35 + 0.14 * depth + 0.05 * materials.noise(rng, 1, size, slope=1.3)[0]
+            ridge = 0.35 + 0.14 * depth + 0.05 * noise(rng, 1, size, slope=1.3)[0]
             image[row > ridge[None, :]] = colour(rng, ((0.40, 0.50, 0.34),)) * (1.3 - 0.2 * depth)
     elif style == 1:
         image = _field(size, colour(rng))
@@ -194,10 +191,10 @@ def picture(rng: np.random.Generator) -> Material:
             inside = (row > top) & (row < top + rng.uniform(0.1, 0.5))
             image[inside & (column > left) & (column < left + rng.uniform(0.1, 0.5))] = colour(rng)
     else:
-        mix = [materials.noise(rng, size, size, slope=1.6)[..., None] for _ in range(2)]
+        mix = [noise(rng, size, size, slope=1.6)[..., None] for _ in range(2)]
         image = np.where(mix[0] > 0, colour(rng), colour(rng)) * (1 + 0.15 * mix[1])
         image = np.where(mix[1] > 1, colour(rng), image)
-    return Material("picture", _bytes(image), gloss=0.2)
+    return Material("picture", to_bytes(image), gloss=0.2)
 
 
 PAINTS = (
@@ -216,9 +213,7 @@ def wall(rng: np.random.Generator) -> Material:
     size = 192
     tone = colour(rng, PAINTS)
     row, column = np.mgrid[:size, :size] / size
-    image = (
-        _field(size, tone) * (1 + 0.015 * materials.noise(rng, size, size, slope=1.2))[..., None]
-    )
+    image = _field(size, tone) * (1 + 0.015 * noise(rng, size, size, slope=1.2))[..., None]
     style = rng.choice(6, p=[0.4, 0.14, 0.12, 0.12, 0.1, 0.12])
     count = rng.integers(5, 14)
     if style == 1:
@@ -238,7 +233,7 @@ def wall(rng: np.random.Generator) -> Material:
         image[joint] *= 0.75
     elif style == 5:
         return Material("wall", materials.wall(rng, "brick").texture)
-    return Material("wall", _bytes(image))
+    return Material("wall", to_bytes(image))
 
 
 def floor(rng: np.random.Generator) -> Material:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.scenes import shapes
-from diffdepth_jax.scenes import tabletop_objects as objects
+from diffdepth_jax.scenes.tabletop import objects
 
 KINDS = sorted(set(objects.VESSELS + objects.OTHERS), key=lambda kind: kind.__name__)
 SHEETS = ("label",)  # the only open ones

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
 
 from diffdepth_jax.scenes import layouts, materials, render, shapes
+from diffdepth_jax.scenes.render import denoising, outdoors, parts, passes, picture
 
 SIZE = (20, 48)
 GREY = materials.plain("grey", (0.5, 0.5, 0.5))
@@ -125,10 +126,10 @@ def test_no_geometry_is_all_sky():
     assert (hits.depth == 0).all() and (hits.surface == -1).all()
 
 
-def outdoors(scene, samples=16):
+def opaque(scene, samples=16):
     hits = render.first_hits(scene)
-    sky = render._constant(scene.ambient)
-    radiance, _ = render._outdoors(scene, hits, None, sky, samples, 0)
+    sky = parts.constant(scene.ambient)
+    radiance, _ = outdoors.radiance_and_glow(scene, hits, None, sky, samples, 0)
     return radiance, hits
 
 
@@ -143,7 +144,7 @@ ALBEDO = ((128 / 255 + 0.055) / 1.055) ** 2.4  # of GREY, linear
 def test_even_light_from_all_sides_gives_the_albedo():
     """A matt plane under a sky of radiance 2 has radiance 2 * albedo; the sky stays 2."""
     scene = layouts.Layout((floor(GREY),), camera(pitch=-0.1), None, ambient=(2.0, 2.0, 2.0))
-    radiance, hits = outdoors(scene)
+    radiance, hits = opaque(scene)
     ground = (hits.depth > 0) & (hits.depth < 100)
     np.testing.assert_allclose(radiance[ground], 2 * ALBEDO, rtol=0.02)
     np.testing.assert_allclose(radiance[0], 2.0, rtol=1e-5)
@@ -151,7 +152,9 @@ def test_even_light_from_all_sides_gives_the_albedo():
 
 def unsmoothed(monkeypatch):
     """In small pictures smoothing is a blur."""
-    monkeypatch.setattr(render, "_smoothed", lambda radiances, *_, **__: [r for r, _ in radiances])
+    monkeypatch.setattr(
+        denoising, "smoothed", lambda radiances, *_, **__: [r for r, _ in radiances]
+    )
 
 
 def lamplight(scene, hits, lamp):
@@ -169,7 +172,7 @@ def test_light_of_a_lamp_follows_the_inverse_square_law(monkeypatch):
     lamp = layouts.Lamp((0, 8, 15), (0, 0, -1), (50.0, 50.0, 50.0), cutoff=1.5, beam=1.4)
     scene = layouts.Layout((floor(GREY),), camera(pitch=-0.2), None, lamps=(lamp,))
     unsmoothed(monkeypatch)
-    radiance, hits = outdoors(scene)
+    radiance, hits = opaque(scene)
     expected = lamplight(scene, hits, lamp)
     near = (hits.depth > 0) & (hits.depth < 12)
     assert near.sum() > 100
@@ -181,7 +184,7 @@ def test_a_pool_of_light_outlasts_the_smoothing():
     lamp = layouts.Lamp((0, 6, 3), (0, 0, -1), (1000.0,) * 3, cutoff=0.8, beam=0.799)
     dim = (0.01, 0.01, 0.01)
     scene = layouts.Layout((floor(GREY),), camera(pitch=-0.3), None, ambient=dim, lamps=(lamp,))
-    radiance, hits = outdoors(scene)
+    radiance, hits = opaque(scene)
     expected = lamplight(scene, hits, lamp)
     assert 0.2 < (expected > 0).sum() / (hits.depth > 0).sum() < 0.3
     assert radiance[hits.depth > 0].mean(-1).sum() == pytest.approx(expected.sum(), rel=0.15)
@@ -192,16 +195,16 @@ def test_wet_ground_mirrors_by_fresnels_law():
     board = dataclasses.replace(GREY, emission=np.full((2, 2, 3), 255, np.uint8), radiance=30.0)
     upright = shapes.quad([(-3, 12, 0.5), (3, 12, 0.5), (3, 12, 2.5), (-3, 12, 2.5)], board)
     ground = dataclasses.replace(GREY, role="road", gloss=0.999)
-    view, black = camera(pitch=-0.15), render._constant((0.0, 0.0, 0.0))
+    view, black = camera(pitch=-0.15), parts.constant((0.0, 0.0, 0.0))
     scene = layouts.Layout((floor(ground), upright), view, None)
     hits = render.first_hits(scene)
 
     def mirrored_by(scene):
-        stage = render._built(scene, None, black, 0.0)
-        seen = render._pass(stage.scene, view, {"type": "path", "max_depth": 1}, 16, 0)
-        render._flood(stage, scene)
+        stage = outdoors._built(scene, None, black, 0.0)
+        seen = passes.render_pass(stage.scene, view, {"type": "path", "max_depth": 1}, 16, 0)
+        outdoors._flood(stage, scene)
         both = {"type": "direct", "emitter_samples": 1, "bsdf_samples": 1}
-        return render._pass(stage.scene, view, both, 16, 0) - seen
+        return passes.render_pass(stage.scene, view, both, 16, 0) - seen
 
     mirrored = mirrored_by(scene)
 
@@ -224,7 +227,7 @@ def test_wet_ground_mirrors_by_fresnels_law():
     # By night without any light but the camera's own.
     lamp = layouts.Lamp((0, 6, 3), (0, 0, -1), (9.0, 9.0, 9.0), cutoff=0.8, beam=0.7)
     alone = layouts.Layout((floor(ground),), view, None, ambient=(0.1, 0.1, 0.1), lamps=(lamp,))
-    assert np.isfinite(outdoors(alone, samples=4)[0]).all()
+    assert np.isfinite(opaque(alone, samples=4)[0]).all()
 
 
 def test_glow_is_seen_but_not_taken_for_colour():
@@ -235,18 +238,18 @@ def test_glow_is_seen_but_not_taken_for_colour():
         for m in (GREY, shining)
     )
     hits = render.first_hits(lit)
-    _, glow = render._outdoors(lit, hits, None, render._constant(lit.ambient), 4, 0)
+    _, glow = outdoors.radiance_and_glow(lit, hits, None, parts.constant(lit.ambient), 4, 0)
     ground = hits.depth > 0
     np.testing.assert_allclose(glow[ground][-100:], 30.0, rtol=1e-5)
-    np.testing.assert_allclose(render._glow(lit, 4, 0), glow, rtol=1e-5)
-    np.testing.assert_allclose(outdoors(lit)[0][-4:], outdoors(plain)[0][-4:], rtol=0.02)
+    np.testing.assert_allclose(passes.glow(lit, 4, 0), glow, rtol=1e-5)
+    np.testing.assert_allclose(opaque(lit)[0][-4:], opaque(plain)[0][-4:], rtol=0.02)
 
 
 def test_air_dims_by_distance():
     """Transmittance along each ray is exp(-extinction * distance), not of planar depth."""
     scene = layouts.Layout((floor(GREY),), camera(pitch=-0.3), SKY)
     hits = render.first_hits(scene)
-    clarity = render._transmittance(scene.camera, hits, 0.05)
+    clarity = picture._transmittance(scene.camera, hits, 0.05)
     distance = hits.depth * np.linalg.norm(rays(scene.camera), axis=-1)
     sure = (distance > 0) & (distance < 10)  # steps between pixels are small there
     np.testing.assert_allclose(clarity[sure], np.exp(-0.05 * distance[sure]), rtol=2e-3)

@@ -10,12 +10,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from diffdepth_jax.scenes import materials, shapes
-from diffdepth_jax.scenes.layouts import Camera, Lamp, Layout, Sky, Weather
-from diffdepth_jax.scenes.materials import Material
+from diffdepth_jax.scenes import shapes
+from diffdepth_jax.scenes.layouts import Camera, Condition, Lamp, Layout, Sky, Weather, rgb
+from diffdepth_jax.scenes.materials import GROUND, Material, noise, to_bytes
 from diffdepth_jax.scenes.shapes import Mesh
-
-Condition = Callable[[Layout, np.random.Generator], Layout]
+from diffdepth_jax.scenes.street import surfaces
 
 
 def clear(layout: Layout, rng: np.random.Generator) -> Layout:
@@ -40,7 +39,7 @@ def fog(layout: Layout, rng: np.random.Generator) -> Layout:
 def rain(layout: Layout, rng: np.random.Generator) -> Layout:
     """Rain: a dark sky, wet ground that mirrors, streaks, drops on the lens, lights switched on."""
     amount = rng.uniform(0.6, 1.0)
-    wet = dict.fromkeys(materials.GROUND, _wet)
+    wet = dict.fromkeys(GROUND, _wet)
     weather = Weather(
         extinction=rng.uniform(0.004, 0.010), rain=amount, halo=0.10,
         key=rng.uniform(0.09, 0.14), noise=0.004, seed=_seed(rng),
@@ -94,7 +93,7 @@ def night(layout: Layout, rng: np.random.Generator) -> Layout:
         return _lit_windows(own, material, share)
 
     changes = {"window": lit, "door": _lit_shops, "lamp": _shine(tone, 12.0)}
-    ambient = tuple(np.array([0.0045, 0.005, 0.0075]) * rng.uniform(0.6, 2.0))
+    ambient = rgb(np.array([0.0045, 0.005, 0.0075]) * rng.uniform(0.6, 2.0))
     return replace(
         _repainted(layout, changes, rng), sky=None, ambient=ambient, weather=weather,
         lamps=(*_own_headlights(layout.camera), *street_lamps, *_others_headlights(layout)),
@@ -105,10 +104,10 @@ def night_rain(layout: Layout, rng: np.random.Generator) -> Layout:
     """Night and rain together."""
     dark, amount = night(layout, rng), rng.uniform(0.6, 1.0)
     weather = replace(dark.weather, rain=amount, extinction=rng.uniform(0.004, 0.010), halo=0.2)
-    return replace(_repainted(dark, dict.fromkeys(materials.GROUND, _wet), rng), weather=weather)
+    return replace(_repainted(dark, dict.fromkeys(GROUND, _wet), rng), weather=weather)
 
 
-STREET: Mapping[str, Condition] = {
+CONDITIONS: Mapping[str, Condition] = {
     "clear": clear, "night": night, "fog": fog, "rain": rain, "snow": snow, "glare": glare,
     "night-rain": night_rain,
 }  # fmt: skip
@@ -126,9 +125,6 @@ def _overcast(rng: np.random.Generator) -> Sky:
         cloudiness=1.0,
         cloud_seed=_seed(rng),
     )
-
-
-# --- materials ----------------------------------------------------------------------------------
 
 
 def _repainted(
@@ -152,17 +148,13 @@ def _repainted(
 def _wet(material: Material, rng: np.random.Generator) -> Material:
     """Darker, as water fills the pores (albedo about halved), and shining."""
     linear = (material.texture / 255.0) ** 2.2 * rng.uniform(0.4, 0.55)
-    return replace(material, texture=_bytes(linear ** (1 / 2.2)), gloss=rng.uniform(0.90, 0.98))
-
-
-def _bytes(image: np.ndarray) -> np.ndarray:
-    return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    return replace(material, texture=to_bytes(linear ** (1 / 2.2)), gloss=rng.uniform(0.90, 0.98))
 
 
 def _snow(rng: np.random.Generator) -> Material:
-    field = materials.noise(rng, 128, 128, slope=1.3)
+    field = noise(rng, 128, 128, slope=1.3)
     white = np.array([0.90, 0.92, 0.95]) * (1 + 0.025 * field[..., None])
-    return Material("snow", _bytes(white))
+    return Material("snow", to_bytes(white))
 
 
 _NEVER_SNOWED = (
@@ -181,14 +173,14 @@ _NEVER_SNOWED = (
 def _snowed_road(material: Material, rng: np.random.Generator) -> Material:
     """Snow over the road, thin and dirty where wheels ran."""
     rows, columns = material.texture.shape[:2]
-    across = np.arange(columns) / materials.ROAD_PIXELS  # metres
+    across = np.arange(columns) / surfaces.ROAD_PIXELS  # metres
     track = np.cos(2 * np.pi * (across - rng.uniform(0, 0.4)) / 1.65)  # two in a lane of 3.3 m
-    ragged = 0.3 * materials.noise(rng, rows, columns, slope=0.9)
+    ragged = 0.3 * noise(rng, rows, columns, slope=0.9)
     bare = np.clip(1.6 * (track[None, :] - rng.uniform(-0.1, 0.6) + ragged), 0, 1)[..., None]
-    white = 0.88 + 0.03 * materials.noise(rng, rows, columns, slope=1.0)[..., None]
+    white = 0.88 + 0.03 * noise(rng, rows, columns, slope=1.0)[..., None]
     slush = 0.6 * material.texture / 255.0 + 0.22
     image = bare * slush + (1 - bare) * white * np.array([0.98, 1.0, 1.03])
-    return replace(material, texture=_bytes(image))
+    return replace(material, texture=to_bytes(image))
 
 
 def _wintry(material: Material, rng: np.random.Generator) -> Material:
@@ -208,7 +200,7 @@ def _face_normals(mesh: Mesh) -> np.ndarray:
 def _shine(colour: np.ndarray, radiance: float) -> Callable:
     def shining(material: Material, rng: np.random.Generator) -> Material:
         del rng
-        emission = np.broadcast_to(_bytes(np.asarray(colour)), (2, 2, 3)).copy()
+        emission = np.broadcast_to(to_bytes(np.asarray(colour)), (2, 2, 3)).copy()
         return replace(material, emission=emission, radiance=radiance)
 
     return shining
@@ -238,11 +230,11 @@ def _with_lights_on(layout: Layout, beam: float) -> Layout:
 
 def _lit_windows(rng: np.random.Generator, material: Material, share: float) -> Material:
     """Lamps burning behind a random share of the sheet's windows."""
-    size = material.texture.shape[0] // materials.ATLAS
+    size = material.texture.shape[0] // surfaces.ATLAS
     emission = np.zeros_like(material.texture)
-    for index in range(materials.ATLAS**2):
+    for index in range(surfaces.ATLAS**2):
         if rng.random() < share:
-            row, column = divmod(index, materials.ATLAS)
+            row, column = divmod(index, surfaces.ATLAS)
             cell = np.s_[row * size : (row + 1) * size, column * size : (column + 1) * size]
             warm = np.array([1.0, rng.uniform(0.70, 0.92), rng.uniform(0.35, 0.75)])
             picture = material.texture[cell] / 255.0
@@ -250,7 +242,7 @@ def _lit_windows(rng: np.random.Generator, material: Material, share: float) -> 
             bright = warm * inside * rng.uniform(0.5, 1.0)
             frame = np.ones((size, size, 1))
             frame[4:-4, 4:-4] = 0.0  # frames stay dark
-            emission[cell] = _bytes(bright * (1 - frame))
+            emission[cell] = to_bytes(bright * (1 - frame))
     return replace(material, emission=emission, radiance=0.8)
 
 
@@ -259,11 +251,8 @@ def _lit_shops(material: Material, rng: np.random.Generator) -> Material:
     half = material.texture.shape[0] // 2
     emission = np.zeros_like(material.texture)
     goods = material.texture[half:] / 255.0
-    emission[half:] = _bytes((0.35 + 0.65 * goods) * np.array([1.0, 0.93, 0.80]))
+    emission[half:] = to_bytes((0.35 + 0.65 * goods) * np.array([1.0, 0.93, 0.80]))
     return replace(material, emission=emission, radiance=float(rng.uniform(0.6, 1.2)))
-
-
-# --- lights -------------------------------------------------------------------------------------
 
 
 def _quads(layout: Layout, role: str) -> tuple[np.ndarray, np.ndarray]:
@@ -292,9 +281,9 @@ def _lamps(layout: Layout, rng: np.random.Generator, most: int = 8) -> list[Lamp
     tone = np.array([1.0, 0.74, 0.45]) if rng.random() < 0.6 else np.array([0.95, 1.0, 0.95])
     return [
         Lamp(
-            position=tuple(centres[i] - np.array([0, 0, 0.05])),
+            position=rgb(centres[i] - np.array([0, 0, 0.05])),
             direction=(0.0, 0.0, -1.0),
-            intensity=tuple(strength * tone),
+            intensity=rgb(strength * tone),
             cutoff=np.radians(78.0),
             beam=np.radians(50.0),
         )

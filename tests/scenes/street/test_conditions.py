@@ -5,7 +5,8 @@ import pytest
 
 pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
 
-from diffdepth_jax.scenes import conditions, render, shapes, street
+from diffdepth_jax.scenes import render, shapes, street
+from diffdepth_jax.scenes.street import conditions
 
 SIZE = (32, 96)
 
@@ -24,7 +25,7 @@ def hits(clear):
 def pictures(clear, hits):
     return {
         name: render.render(condition(clear, np.random.default_rng(1)), hits=hits) / 255.0
-        for name, condition in conditions.STREET.items()
+        for name, condition in street.CONDITIONS.items()
     }
 
 
@@ -34,15 +35,15 @@ def triangles(meshes):
     return corners[np.lexsort(corners.T)]
 
 
-@pytest.mark.parametrize("name", conditions.STREET)
+@pytest.mark.parametrize("name", street.CONDITIONS)
 def test_conditions_keep_geometry_and_camera(clear, name):
-    changed = conditions.STREET[name](clear, np.random.default_rng(0))
+    changed = street.CONDITIONS[name](clear, np.random.default_rng(0))
     assert changed.camera is clear.camera
     np.testing.assert_array_equal(triangles(changed.meshes), triangles(clear.meshes))
     for old, new in zip(clear.meshes, changed.meshes, strict=False):
         assert old.vertices is new.vertices, "the order of meshes is kept"
-    again = conditions.STREET[name](clear, np.random.default_rng(0))
-    other = conditions.STREET[name](clear, np.random.default_rng(1))
+    again = street.CONDITIONS[name](clear, np.random.default_rng(0))
+    other = street.CONDITIONS[name](clear, np.random.default_rng(1))
     assert (again.weather, again.sky, again.lamps) == (changed.weather, changed.sky, changed.lamps)
     assert name == "clear" or other.weather != changed.weather
 

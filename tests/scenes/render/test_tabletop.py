@@ -8,8 +8,9 @@ import pytest
 pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
 
 from diffdepth_jax.scenes import materials, render, shapes, tabletop
-from diffdepth_jax.scenes import tabletop_objects as objects
 from diffdepth_jax.scenes.layouts import Camera, Layout, Panel, pinhole
+from diffdepth_jax.scenes.render import denoising, indoors, parts, passes
+from diffdepth_jax.scenes.tabletop import objects
 
 SIZE = (30, 40)
 HEIGHT, RADIUS = 0.7, 0.09
@@ -119,29 +120,29 @@ def test_specks_go_and_edges_stay():
     radiance[5:7, 1:8] = 5.0  # a highlight
     where = np.ones((9, 9), bool)
     where[:, 8] = False
-    result = render._despeckled(radiance, where)
+    result = denoising.despeckled(radiance, where)
     expected = radiance.copy()
     expected[2, 2] = expected[2, 6] = 1.0
     np.testing.assert_array_equal(result[:, 1:7], expected[:, 1:7])
     # What lies outside is not drawn on: a lone pixel there keeps its value.
     alone = np.zeros((9, 9), bool)
     alone[2, 2] = True
-    assert render._despeckled(radiance, alone)[2, 2, 0] == 50.0
+    assert denoising.despeckled(radiance, alone)[2, 2, 0] == 50.0
 
 
 def test_glass_and_its_outline_are_rendered_in_detail(monkeypatch):
     scene = ball_on_a_table("glass")
     hits = render.first_hits(scene)
-    where, ball = render._see_through(scene, hits), hits.surface == 0
+    where, ball = indoors._see_through(scene, hits), hits.surface == 0
     rows, columns = np.nonzero(ball)
     assert where[ball].all() and where.sum() < 2 * ball.sum()
     assert where[rows - 1, columns].all() and where[rows, columns + 1].all()
-    assert not render._see_through(ball_on_a_table(), hits).any()
+    assert not indoors._see_through(ball_on_a_table(), hits).any()
 
     def red(scene, camera, where, *_):
         return np.tile(np.array([10.0, 0, 0]), (where.sum(), 1))
 
-    monkeypatch.setattr(render, "_in_detail", red)
+    monkeypatch.setattr(indoors, "_in_detail", red)
     picture = render.render(scene, samples=1, hits=hits).astype(float)
     np.testing.assert_array_equal(picture[..., 0] > 2 * picture[..., 1] + 50, where)
 
@@ -151,9 +152,9 @@ def test_windows_of_detail_lie_where_they_belong(monkeypatch):
     where = np.zeros(SIZE, bool)
     where[5:27, 9:33] = True  # several windows, some cut
     where[14:18] = False
-    parts = [render._mesh(mesh, render._bsdf(mesh.material)) for mesh in scene.meshes]
-    lit = render._scene([*parts, *map(render._panel, scene.panels)])
-    whole = render._traced(lit, scene.camera, 64, 2, 0)[where]
-    monkeypatch.setattr(render, "_despeckled", lambda radiance, where: radiance)
-    detail = render._in_detail(lit, scene.camera, where, 64, 2, 0)
+    things = [parts.mesh(mesh, parts.bsdf(mesh.material)) for mesh in scene.meshes]
+    lit = parts.scene([*things, *map(parts.panel, scene.panels)])
+    whole = passes.traced(lit, scene.camera, 64, 2, 0)[where]
+    monkeypatch.setattr(denoising, "despeckled", lambda radiance, where: radiance)
+    detail = indoors._in_detail(lit, scene.camera, where, 64, 2, 0)
     assert np.corrcoef(detail.ravel(), whole.ravel())[0, 1] > 0.97

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.scenes import shapes, tabletop
-from diffdepth_jax.scenes import tabletop_objects as objects
 from diffdepth_jax.scenes.layouts import Layout
+from diffdepth_jax.scenes.tabletop import arrangement, objects
 
 SIZE = (24, 32)
 APART = [np.array([np.cos(a), np.sin(a)]) for a in np.linspace(0, np.pi, 90, endpoint=False)]
@@ -38,7 +38,7 @@ def test_things_are_put_apart_and_on_the_table(seed):
     def inside(corners):
         return bool((np.abs(corners) < (0.6, 0.4)).all())
 
-    placed = tabletop.arrange(rng, things, inside, spread=0.2)
+    placed = arrangement.arrange(rng, things, inside, spread=0.2)
     assert 6 < len(placed) <= len(things)
     for i, thing in enumerate(placed):
         cloud = points(thing)
@@ -50,11 +50,11 @@ def test_things_are_put_apart_and_on_the_table(seed):
 def test_apart_measures_the_gap():
     square = np.array([(0, 0), (1, 0), (1, 1), (0, 1)], float)
     beside = square + np.array([1.2, 0.5])
-    assert tabletop.apart(square, beside, gap=0.19)
-    assert not tabletop.apart(square, beside, gap=0.21)
+    assert arrangement.apart(square, beside, gap=0.19)
+    assert not arrangement.apart(square, beside, gap=0.21)
     diamond = np.array([(0.8, 1.8), (1.8, 0.8), (2.8, 1.8), (1.8, 2.8)])
-    assert tabletop.apart(square, diamond, gap=0.4)  # only its own edge tells them apart
-    assert not tabletop.apart(square, square + 0.9, gap=0.0)
+    assert arrangement.apart(square, diamond, gap=0.4)  # only its own edge tells them apart
+    assert not arrangement.apart(square, square + 0.9, gap=0.0)
 
 
 @pytest.mark.parametrize("seed", range(8))

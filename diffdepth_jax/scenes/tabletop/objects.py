@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 
 from diffdepth_jax.scenes import materials, shapes
-from diffdepth_jax.scenes import tabletop_materials as surfaces
 from diffdepth_jax.scenes.materials import Material
 from diffdepth_jax.scenes.shapes import Mesh
+from diffdepth_jax.scenes.tabletop import surfaces
 
 WARE = "ware"
 
@@ -29,21 +29,21 @@ def curve(points: Sequence[tuple[float, float]], steps: int = 5) -> Profile:
     Monotone cubics over the chord length, their slopes harmonic means (Fritsch and Butland, 1984):
     between two points no coordinate leaves the range of the two, so no wall bulges by surprise.
     """
-    points = np.asarray(points, float)
-    length = np.hypot(*np.diff(points, axis=0).T)[:, None]
-    secants = np.diff(points, axis=0) / length
+    knots = np.asarray(points, float)
+    length = np.hypot(*np.diff(knots, axis=0).T)[:, None]
+    secants = np.diff(knots, axis=0) / length
     product, total = secants[:-1] * secants[1:], secants[:-1] + secants[1:]
     bends = np.where(product > 0, 2 * product / np.where(product > 0, total, 1.0), 0.0)
     slopes = np.concatenate([secants[:1], bends, secants[-1:]])
     at = np.linspace(0, 1, steps, endpoint=False)[:, None]
     pieces = [
-        (1 + 2 * at) * (1 - at) ** 2 * points[i]
+        (1 + 2 * at) * (1 - at) ** 2 * knots[i]
         + at * (1 - at) ** 2 * length[i] * slopes[i]
-        + at**2 * (3 - 2 * at) * points[i + 1]
+        + at**2 * (3 - 2 * at) * knots[i + 1]
         + at**2 * (at - 1) * length[i] * slopes[i + 1]
-        for i in range(len(points) - 1)
+        for i in range(len(knots) - 1)
     ]
-    return np.concatenate([*pieces, points[-1:]])
+    return np.concatenate([*pieces, knots[-1:]])
 
 
 def hollow(outside: Profile, thickness: float, bottom: float) -> Profile:

@@ -1,0 +1,9 @@
+"""Pictures and exact depth of a layout, by Mitsuba 3.
+
+The only package that imports mitsuba, which comes with the optional extra `render`.
+"""
+
+from diffdepth_jax.scenes.render.hits import Hits, first_hits
+from diffdepth_jax.scenes.render.picture import SAMPLES, render
+
+__all__ = ["SAMPLES", "Hits", "first_hits", "render"]

@@ -1,0 +1,99 @@
+"""Noise of few light paths taken out of radiance."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffdepth_jax.scenes.layouts import Camera
+from diffdepth_jax.scenes.render.hits import Hits
+
+
+def cut(radiance: np.ndarray, albedo: np.ndarray, hits: Hits) -> np.ndarray:
+    """Radiance `[h w 3]` whose light (radiance over albedo) is cut at its brightest hundredth.
+
+    Next to a lamp light is unbounded. The pool of a headlight is so much brighter than the rest of
+    the picture that the cut for even light would remove it.
+    """
+    light = radiance / (albedo + 0.02)
+    if (surface := hits.depth > 0).any():
+        light = np.minimum(light, np.quantile(light[surface], 0.99, axis=0))
+    return light * (albedo + 0.02)
+
+
+def smoothed(
+    radiances: Sequence[tuple[np.ndarray, bool]],
+    albedo: np.ndarray,
+    hits: Hits,
+    camera: Camera,
+    passes: int = 3,
+) -> list[np.ndarray]:
+    """Noisy soft lights averaged over neighbouring pixels of the same surface.
+
+    The edge-avoiding a-trous filter (Dammertz et al., 2010): windows of 5x5 pixels, their steps
+    doubling from pass to pass. What is averaged is radiance over albedo, so textures stay; the
+    noiseless normals and positions show which neighbours lie in the same plane.
+
+    Args:
+        radiances: `[h w 3]`, each with whether it is light from all around, so that what is far
+            brighter is noise.
+        albedo: `[h w 3]`.
+        hits: of the layout; where there is none, the sky, radiance is left alone.
+        camera: the viewpoint.
+        passes: 3 reach 14 pixels.
+    """
+    surface = hits.depth > 0
+    if not surface.any():
+        return [radiance for radiance, _ in radiances]
+    height, width = hits.depth.shape
+    point = hits.depth[..., None] * camera.rays()
+    given = np.concatenate([hits.normal, point, surface[..., None]], axis=-1).astype(np.float32)
+    normal, point = given[..., :3], given[..., 3:6]
+    lights = []
+    for radiance, even in radiances:
+        light: np.ndarray = (radiance / (albedo + 0.02)).astype(np.float32)
+        if even:  # fireflies (bright clouds, mirrored) would be smeared into blots
+            light = np.minimum(light, 4 * np.median(light[surface], axis=0))
+        lights.append(light)
+    light = np.concatenate(lights, axis=-1)
+    tolerance = 0.006 * hits.depth.astype(np.float32) + 0.02  # metres from the plane
+    for step in (2**index for index in range(passes)):
+        margin = ((2 * step, 2 * step), (2 * step, 2 * step), (0, 0))
+        padded = np.pad(np.concatenate([given, light], axis=-1), margin)
+        total, weights = np.zeros_like(light), np.zeros_like(tolerance)
+        for down in range(5):
+            for right in range(5):
+                other = padded[down * step :, right * step :][:height, :width]
+                away = np.einsum("hwc,hwc->hw", normal, other[..., 3:6] - point)
+                alike = np.einsum("hwc,hwc->hw", normal, other[..., :3]).clip(0, 1)
+                weight = _SPLINE[down] * _SPLINE[right] * other[..., 6] * alike**16
+                weight = weight * np.exp(-((away / tolerance) ** 2))
+                total += weight[..., None] * other[..., 7:]
+                weights += weight
+        light = total / np.maximum(weights, 1e-6)[..., None]
+    smooth = np.split(light, len(radiances), axis=-1)
+    return [
+        np.where(surface[..., None], light * (albedo + 0.02), radiance)
+        for light, (radiance, _) in zip(smooth, radiances, strict=True)
+    ]
+
+
+_SPLINE = np.array([1, 4, 6, 4, 1], np.float32) / 16
+
+
+def despeckled(radiance: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Each pixel held between the third lowest and the third highest of its eight neighbours.
+
+    Few paths find light focused by glass: single pixels come out far too bright or too dark. Edges
+    and highlights stay, unless they are but a pixel wide. Neighbours outside `where` do not count.
+    """
+    height, width = where.shape
+    inside = np.pad(where, 1)
+    padded = np.pad(radiance, ((1, 1), (1, 1), (0, 0)))
+    neighbours = []
+    for down in range(3):
+        for right in range(3):
+            if (down, right) != (1, 1):
+                window = slice(down, down + height), slice(right, right + width)
+                neighbours.append(np.where(inside[window][..., None], padded[window], radiance))
+    ordered = np.sort(np.stack(neighbours), axis=0)
+    return np.clip(radiance, ordered[2], ordered[-3])
