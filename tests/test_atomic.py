@@ -1,4 +1,4 @@
-"""Tests of files that are whole or absent."""
+"""Files are complete or absent."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from diffdepth_jax import atomic
 from diffdepth_jax.errors import FileError, MissingFileError
 
 
-def test_a_file_appears_under_its_name_only_when_whole(tmp_path):
+def test_a_file_appears_under_its_name_only_when_complete(tmp_path):
     path = tmp_path / "result.txt"
     path.write_text("before")
 
@@ -32,7 +32,7 @@ def test_a_file_appears_under_its_name_only_when_whole(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [OSError, RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_what_was_there(tmp_path, kind):
+def test_a_failure_leaves_the_old_file(tmp_path, kind):
     path = tmp_path / "result.txt"
     path.write_text("before")
 
@@ -65,7 +65,7 @@ def test_a_full_disk_names_file_and_cause(tmp_path, kind):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_libraries_write_is_what_they_wrote(tmp_path):
+def test_files_written_by_libraries_are_unchanged(tmp_path):
     array = np.arange(12.0).reshape(3, 4)
     atomic.write(tmp_path / "a.npy", lambda file: np.save(file, array))
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), array)
@@ -75,7 +75,7 @@ def test_what_libraries_write_is_what_they_wrote(tmp_path):
         np.testing.assert_array_equal(np.asarray(read), array)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(MissingFileError, match=r"note\.txt.*no folder .*nowhere"):
         atomic.write_text(tmp_path / "nowhere" / "note.txt", "a")
     (tmp_path / "file").touch()
@@ -121,7 +121,7 @@ atomic.write(sys.argv[1], write)
 """
 
 
-def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path):
     below = tmp_path / "below"
     below.mkdir()
     for folder in (tmp_path, below):

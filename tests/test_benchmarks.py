@@ -1,4 +1,4 @@
-"""The benchmarks' harness, and the peer that the project is timed against."""
+"""The harness of the benchmarks, and the peer that the project is timed against."""
 
 import csv
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
-# Three ways to compute the same thing: the peer, one as good, and one that fails.
+# Ways to compute the same thing: the peer, equivalent ones, and one that fails.
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -63,7 +63,7 @@ def run_script(folder: Path, *options: str, **values) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_ways_are_compared_and_measured_in_turns(tmp_path, fresh):
+def test_ways_are_compared_and_timed_in_turn(tmp_path, fresh):
     done = run_script(tmp_path, "--rounds=2", "--cases=small", difference=1e-5, fresh=fresh)
     assert done.returncode == 0, done.stderr
     assert "broken does not work here" in done.stdout
@@ -74,7 +74,7 @@ def test_ways_are_compared_and_measured_in_turns(tmp_path, fresh):
         ("toy", "small", "2")
     }
     assert float(rows[0]["ratio"]) == 1.0
-    # Over the largest of the peer's values, which is 2.
+    # Relative to the largest of the peer's values, 2.
     assert [row["error"] for row in rows] == ["0.0e+00", "5.0e-06"]
     assert all(float(row["seconds"]) > 0 and float(row["peak_mb"]) > 1 for row in rows)
 
@@ -107,7 +107,7 @@ def test_rows_are_appended_below_one_header(tmp_path, harness):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("case", ["res18 33x62", "swin_tiny 36x64"])
-def test_peer_predicts_what_the_project_predicts(tmp_path, harness, case):
+def test_the_peer_predicts_the_same_as_the_project(tmp_path, harness, case):
     pytest.importorskip("torch")
     import peer
     import prediction

@@ -1,4 +1,4 @@
-"""What the scripts share."""
+"""Code that the scripts share."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def get_config():
 IN_FILE = {"protocol": "kitti_eigen", "crop": "garg", "max_depth": 70.0, "flip_tta": True}
 
 
-@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections's
+@pytest.mark.filterwarnings("ignore:the load_module")  # from ml_collections
 @pytest.mark.parametrize(
     "arguments, given, expected",
     [
@@ -45,7 +45,7 @@ IN_FILE = {"protocol": "kitti_eigen", "crop": "garg", "max_depth": 70.0, "flip_t
         ),
     ],
 )
-def test_another_protocol_drops_the_files_options(tmp_path, arguments, given, expected):
+def test_another_protocol_drops_the_options_in_the_file(tmp_path, arguments, given, expected):
     (tmp_path / "config.py").write_text(CONFIG)
     values = flags.FlagValues()
     arguments = [f"--config.evaluation.{argument}" for argument in arguments]
@@ -58,7 +58,7 @@ def test_another_protocol_drops_the_files_options(tmp_path, arguments, given, ex
     assert mapping == {"seed": 3, "evaluation": expected}
 
 
-@pytest.mark.filterwarnings("ignore:the load_module")  # ml_collections's
+@pytest.mark.filterwarnings("ignore:the load_module")  # from ml_collections
 @pytest.mark.parametrize(
     "arguments, source",
     [
@@ -70,7 +70,7 @@ def test_another_protocol_drops_the_files_options(tmp_path, arguments, given, ex
         (["source.name=folder", "source.new=1"], {"name": "folder", "new": 1}),
     ],
 )
-def test_another_source_drops_the_files_fields(tmp_path, arguments, source):
+def test_another_source_drops_the_fields_in_the_file(tmp_path, arguments, source):
     (tmp_path / "config.py").write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config():\n"
@@ -113,7 +113,7 @@ cli.run(main)
 
 @pytest.fixture
 def script(tmp_path):
-    """Runs a script of one statement."""
+    """Runs a script with this statement as its main function."""
 
     def run(body, *arguments, **options):
         (tmp_path / "script.py").write_text(SCRIPT.format(body=body))
@@ -135,14 +135,14 @@ def script(tmp_path):
         ("FloatingPointError('the crop is 7')", False),
     ],
 )
-def test_user_errors_alone_lose_their_traceback(script, error, one_line):
+def test_only_user_errors_are_shown_without_traceback(script, error, one_line):
     result = script(f"raise {error}")
     assert ("Traceback" in result.stderr) is not one_line
     assert result.stderr.splitlines()[-1].endswith("the crop is 7")
     assert result.returncode == (2 if one_line else 1)
 
 
-def test_names_in_errors_cannot_steer_the_terminal(script):
+def test_names_in_errors_cannot_control_the_terminal(script):
     result = script(r"raise errors.DataError('a\x1b[2J\x9b\r\udcff.png\nis 7')")
     assert result.returncode == 2
     error = r"script.py: error: a\x1b[2J\x9b\r\udcff.png"
@@ -174,7 +174,7 @@ def test_a_directory_must_be_named(script, arguments):
 
 
 @pytest.mark.parametrize("flag", ["--seed", "--config.seed"])
-def test_numbers_beyond_64_bits_are_told_by_their_flag(script, tmp_path, flag):
+def test_numbers_beyond_64_bits_are_an_error_that_names_the_flag(script, tmp_path, flag):
     (tmp_path / "config.py").write_text(CONFIG)
     for value in (2**63, -(2**63) - 1):
         result = script("print('ran')", "--config=config.py", f"{flag}={value}")
@@ -185,7 +185,7 @@ def test_numbers_beyond_64_bits_are_told_by_their_flag(script, tmp_path, flag):
     assert largest.stdout == "ran\n", largest.stderr
 
 
-def test_of_a_tuple_given_twice_the_last_one_counts(script, tmp_path):
+def test_a_tuple_given_twice_takes_the_last_value(script, tmp_path):
     config = "from ml_collections import ConfigDict\ndef get_config():\n"
     (tmp_path / "config.py").write_text(config + "    return ConfigDict(dict(crop=(5, 6)))\n")
     flags = ("--config.crop=(1,2)", "--config.crop=(3,4)")
@@ -194,7 +194,7 @@ def test_of_a_tuple_given_twice_the_last_one_counts(script, tmp_path):
 
 
 CONFIG_FILES = {
-    "text.md": ("# A title\n\nIt's no Python.\n", "line 3"),
+    "text.md": ("# A title\n\nThis is not Python.\n", "line 3"),
     "other.py": ("x = 1\n", "get_config"),
     "wrong.py": ("def get_config():\n    return undefined\n", "line 2.*undefined"),
     "needs.py": ("import not_there\n", "line 1.*not_there"),
@@ -206,7 +206,7 @@ CONFIG_FILES = {
 
 
 @pytest.mark.parametrize("name", CONFIG_FILES)
-def test_a_file_that_is_no_config_is_told_in_one_line(script, tmp_path, name):
+def test_a_file_that_is_not_a_config_is_a_one_line_error(script, tmp_path, name):
     content, says = CONFIG_FILES[name]
     if name == "folder":
         (tmp_path / name).mkdir()
@@ -221,8 +221,8 @@ def test_a_file_that_is_no_config_is_told_in_one_line(script, tmp_path, name):
 PRINTS = "print('out'); print('error', file=sys.stderr); os.write(2, b'x'); print('more')"
 
 
-def test_nobody_reads_what_is_printed(script):
-    """The reader of a pipe is gone, as after `2>&1 | head`."""
+def test_a_broken_pipe_does_not_end_a_run(script):
+    """A pipe whose reader is gone, as after `2>&1 | head`."""
     read, write = os.pipe()
     os.close(read)
     result = script(PRINTS + "; sys.stderr.write('again')", stderr=write)
@@ -234,7 +234,7 @@ def test_nobody_reads_what_is_printed(script):
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(script, tmp_path, closed):
-    """Nor does what is printed go into a file that happens to get the descriptor."""
+    """Output does not end up in a file that happens to get the free descriptor either."""
     script("pass")
     write = "file = open('file', 'w'); os.write(2, b'library'); file.write('content')"
     (tmp_path / "script.py").write_text(SCRIPT.format(body=f"{write}; print('a', file=sys.stderr)"))
@@ -244,7 +244,7 @@ def test_closed_streams(script, tmp_path, closed):
     assert (tmp_path / "file").read_text() == "content"
 
 
-def test_a_full_disk_under_stderr_does_not_end_a_run(script):
+def test_a_full_disk_behind_stderr_does_not_end_a_run(script):
     with open("/dev/full", "w") as full:
         result = script("sys.stderr.write('a' * 10_000); print('ran')", stderr=full)
     assert (result.returncode, result.stdout) == (0, "ran\n")
@@ -252,7 +252,7 @@ def test_a_full_disk_under_stderr_does_not_end_a_run(script):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("size", [1, 100_000])
-def test_a_full_disk_under_stdout_is_told_in_one_line(script, size):
+def test_a_full_disk_behind_stdout_is_a_one_line_error(script, size):
     with open("/dev/full", "w") as full:
         result = script(f"print('a' * {size})", stdout=full)
     assert result.returncode == 2
@@ -260,12 +260,12 @@ def test_a_full_disk_under_stdout_is_told_in_one_line(script, size):
     assert "standard output" in line and "No space left" in line
 
 
-def test_ctrl_c_within_imports_ends_the_program_whatever_catches_it(script):
+def test_ctrl_c_during_imports_ends_the_program_even_if_caught(script):
     body = """
     with cli.importing():
         try:
             os.kill(os.getpid(), signal.SIGINT)
-        except KeyboardInterrupt:  # as the loading of an extension may
+        except KeyboardInterrupt:  # as loading an extension may do
             pass
     print("went on")"""
     result = script(body)
@@ -273,7 +273,7 @@ def test_ctrl_c_within_imports_ends_the_program_whatever_catches_it(script):
     assert result.stderr == "script.py: interrupted\n"
 
 
-def test_of_a_warning_users_see_the_message(script):
+def test_users_see_only_the_message_of_a_warning(script):
     result = script("import warnings; warnings.warn('weights of \\x1b are odd')")
     assert result.returncode == 0
     assert result.stderr == "warning: weights of \\x1b are odd\n"

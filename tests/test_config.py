@@ -103,7 +103,7 @@ def test_errors_name_the_field_and_the_remedy(mapping, message):
         read(**mapping)
 
 
-def test_a_variant_keeps_what_nested_overrides_do_not_name():
+def test_a_variant_keeps_fields_that_nested_overrides_do_not_set():
     module = types.SimpleNamespace(
         Config=Experiment,
         VARIANTS={"v": Experiment(batch_size=1, crop=Crop((8, 8), "centre"))},

@@ -1,4 +1,4 @@
-"""`train.py` as a process, distilling teachers in published files; and its bad input."""
+"""`train.py` as a process, distilling teachers from published files, and on bad input."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def get_config():
 
 
 def mapping_of(folder: Path) -> dict:
-    """Distillation of monodepth2, small: the teacher, its labels and evaluation are in `folder`."""
+    """Distillation of a small monodepth2; teacher, labels and evaluation data are in `folder`."""
     file = folder / "teacher.safetensors"
     model = write_teacher(file, "monodepth2")
     pairs = str(write_pairs(folder / "pairs", relative=False))
@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
 
 
 def changed(folder, **changes):
-    """The experiment of the folder with fields changed: `data__train=...`."""
+    """The folder's experiment with some fields changed: `data__train=...`."""
     mapping = json.loads((folder / "mapping.json").read_text())
     for path, value in changes.items():
         *parents, name = path.split("__")
@@ -83,7 +83,7 @@ def train(folder, workdir, **changes):
 
 
 def copied(folder, tmp_path, remove=(), **changes):
-    """The pairs, with the entries of the manifest's rows changed by number, without some files."""
+    """The pairs, with entries of some manifest rows changed, by row number, and some files gone."""
     pairs = tmp_path / "pairs"
     shutil.copytree(folder / "pairs", pairs)
     manifest = pairs / "manifest.jsonl"
@@ -99,7 +99,7 @@ def copied(folder, tmp_path, remove=(), **changes):
 
 @pytest.mark.slow
 def test_a_student_is_trained_evaluated_and_continues(folder, tmp_path):
-    """Labels are computed in training; images that were rejected or failed are left out."""
+    """Labels are computed during training; rejected and failed images are left out."""
     changes = {
         "data__train__source__root": copied(folder, tmp_path, status={0: "rejected", 3: "failed"}),
         "teacher": {"checkpoint": str(folder / "teacher.safetensors")},
@@ -115,7 +115,7 @@ def test_a_student_is_trained_evaluated_and_continues(folder, tmp_path):
     assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
 
 
-def test_a_teacher_of_another_family_is_told_in_one_line(folder, tmp_path):
+def test_a_teacher_of_another_family_is_a_one_line_error(folder, tmp_path):
     write_teacher(tmp_path / "dpt.safetensors", "dpt")
     teacher = {"checkpoint": str(tmp_path / "dpt.safetensors")}
     result = train(folder, tmp_path / "run", teacher=teacher)
@@ -143,7 +143,7 @@ ALL = range(6)
     ],
     ids=["no label", "no image", "relative labels", "two kinds of labels", "all rejected"],
 )
-def test_pairs_that_cannot_be_learnt_from_are_told_before_training(folder, tmp_path, pairs, told):
+def test_unusable_pairs_are_an_error_before_training(folder, tmp_path, pairs, told):
     root = copied(folder, tmp_path, **pairs)
     with pytest.raises(UserError) as info:
         mapping = changed(folder, data__train__source__root=root)
@@ -153,7 +153,7 @@ def test_pairs_that_cannot_be_learnt_from_are_told_before_training(folder, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_a_crop_that_the_network_cannot_take_is_told_before_training(folder, tmp_path):
+def test_a_crop_that_the_network_cannot_take_is_an_error_before_training(folder, tmp_path):
     augmentation = {"name": "distillation", "crop": (70, 50), "rotation": 0.0}
     with pytest.raises(UserError, match=r"augmentation\.crop is \(70, 50\): .*example \(64, 64"):
         loop.train_and_evaluate(
@@ -162,7 +162,7 @@ def test_a_crop_that_the_network_cannot_take_is_told_before_training(folder, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_student_that_sees_other_images_than_its_teacher_is_told(folder, tmp_path):
+def test_a_student_with_another_input_than_its_teacher_is_an_error(folder, tmp_path):
     write_teacher(tmp_path / "other.safetensors", "monodepth2", input_size=(64, 64))
     other = {"checkpoint": str(tmp_path / "other.safetensors")}
     with pytest.raises(UserError, match=r"other images .*input_spec\.size: .*generate_adverse"):

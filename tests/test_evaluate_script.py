@@ -60,7 +60,7 @@ def get_config():
 
 @pytest.fixture
 def untrained_run(tmp_path):
-    """A config of three small frames in KITTI's layout, and a run that did not train yet."""
+    """A config for three small frames in KITTI's layout, and an untrained run."""
     import jax
     import optax
 
@@ -93,12 +93,12 @@ def untrained_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_by_its_config(untrained_run):
+def test_a_checkpoint_with_its_config(untrained_run):
     config, checkpoint = untrained_run
     done = run(
         f"--config={config}",
         f"--checkpoint={checkpoint}",
-        "--protocol=release",  # drops the file's crop of another protocol
+        "--protocol=release",  # drops the config's crop, which belongs to another protocol
         "--max_depth=40",
         "--flip_tta",
         "--num_inference_steps=3",
@@ -108,7 +108,7 @@ def test_a_checkpoint_by_its_config(untrained_run):
     assert result["protocol"] == "release" and result["num_images"] == 3
     options = {"max_depth": 40, "flip_tta": True, "num_inference_steps": 3}
     assert options.items() <= result["options"].items()
-    # Noise around 30 m: the median map misses little, an untrained network nearly all.
+    # Noise around 30 m: the median map is off a little, an untrained network by almost everything.
     assert result["metrics"]["abs_rel"] > 0
     assert result["baseline"]["rmse"] < result["metrics"]["rmse"]
     assert len(num_valid(checkpoint)) == 3
@@ -116,7 +116,7 @@ def test_a_checkpoint_by_its_config(untrained_run):
     page = (checkpoint / "report.html").read_text()
     assert page.count('class="example"') == 3 and "flip_tta=True" in page
 
-    # The same in parts, averaged otherwise, beside the one before.
+    # The same in parts, with another average, compared with the first result.
     workdir = checkpoint.parent / "parts"
     again = [
         f"--config={config}",
@@ -136,7 +136,7 @@ def test_a_checkpoint_by_its_config(untrained_run):
     assert len(part.read_text().splitlines()) == 1
     done = run(*again)
     assert done.returncode == 0, done.stderr
-    assert "1/3" in done.stderr  # where it went on
+    assert "1/3" in done.stderr  # where it resumed
     other = json.loads((workdir / "metrics.json").read_text())
     assert other["options"]["flip_average"] == "inverse_depth" and other["num_images"] == 3
     assert other["comparisons"]["before"]["metrics"] == result["metrics"] != other["metrics"]
@@ -154,7 +154,7 @@ def test_a_checkpoint_by_its_config(untrained_run):
     found = json.loads((sampled / "metrics.json").read_text())
     assert found["options"]["num_samples"] == 2 and found["metrics"]["spread"] >= 0
     assert "sparsification curve" in (sampled / "report.html").read_text()
-    done = run(*again, "--boundary")  # of random points
+    done = run(*again, "--boundary")  # the depth consists of random points
     assert done.returncode == 2 and "image '2011_09_26" in done.stderr
     assert "the boundary metrics need dense, exact ground truth" in done.stderr
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_by_its_config(untrained_run):
 
 @pytest.mark.parametrize("kind", ["full", "kb"])
 @pytest.mark.parametrize("suffix", [".png", ".npy"])
-def test_real_frames_against_themselves(shared, tmp_path, kind, suffix):
+def test_real_frames_scored_against_themselves(shared, tmp_path, kind, suffix):
     folder = (
         shared / "data/kitti_depth/val/2011_09_26_drive_9999_sync/proj_depth/groundtruth/image_02"
     )
@@ -236,7 +236,7 @@ def test_the_table_and_the_files(folders, tmp_path):
     assert result["options"]["crop"] == "eigen" and result["options"]["max_depth"] == 80
     assert (result["num_images"], result["num_skipped"]) == (2, 0)
     assert result["metrics"]["delta1"] == 1
-    assert 0.09 < result["metrics"]["abs_rel"] < 0.1  # 10%, less where the cap clips it
+    assert 0.09 < result["metrics"]["abs_rel"] < 0.1  # 10%, less where the cap clips
     lines = done.stdout.splitlines()
     assert ["ours"] in [line.split() for line in lines]
     assert any("holds under dataset" not in line and "652 images" in line for line in lines)
@@ -261,13 +261,13 @@ def test_depth_edges_of_saved_maps(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]
-    # Of 10 + 10 + 12 + 12 steps those above and below stay, but for their ends.
+    # Of 10 + 10 + 12 + 12 steps those at the top and bottom match, except for one end each.
     assert found["boundary_f1"] == pytest.approx(22 / 44)
     assert "depth edges by ratio" in done.stdout
     assert "Depth edges" in (tmp_path / "out/report.html").read_text()
 
 
-def test_several_protocols_beside_another_result(folders, tmp_path):
+def test_several_protocols_compared_with_another_result(folders, tmp_path):
     predicted, measured = folders
     scored = [
         "--protocol=kitti_eigen,kitti_eigen_50m",
@@ -290,7 +290,7 @@ def test_several_protocols_beside_another_result(folders, tmp_path):
     assert (tmp_path / "out/kitti_eigen_50m/per_image.csv").exists()
 
 
-def test_mistakes_are_told_in_one_line_and_leave_nothing(folders, tmp_path):
+def test_mistakes_are_one_line_errors_and_leave_nothing(folders, tmp_path):
     predicted, measured = folders
     scored = [f"--predictions={predicted}", f"--ground_truth={measured}"]
     out = [f"--workdir={tmp_path / 'out'}"]

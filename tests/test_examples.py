@@ -1,4 +1,4 @@
-"""The notebooks: executed as they stand, and committed without what a run leaves in them."""
+"""The notebooks: they run as committed, and are committed without outputs."""
 
 import json
 import os
@@ -30,7 +30,7 @@ CONFIG = diffusion_depth.Config(
     max_depth=80.0,
 )
 
-# Random weights, each large array divided over eight devices.
+# Random weights, each large array sharded over eight devices.
 WRITE = """
 import sys
 from pathlib import Path
@@ -53,7 +53,7 @@ with Checkpointer(Path(sys.argv[1]), keep=1) as checkpointer:
     checkpointer.save(9, state, {"model": to_mapping(CONFIG)}, b"", {})
 """
 
-# What Jupyter would do: the cells one after another, showing what their last expression is.
+# Like Jupyter: runs the cells in order and shows the value of each last expression.
 EXECUTE = """
 import ast, json, sys
 
@@ -92,7 +92,7 @@ def python(code, devices, *arguments, cwd=EXAMPLES.parent, **variables):
     return done.stdout
 
 
-def test_predict_with_what_eight_devices_wrote_on_one(tmp_path):
+def test_predict_on_one_device_with_a_checkpoint_from_eight(tmp_path):
     assert python(WRITE, 8, tmp_path / "run").split() == ["8", "8"]
     image = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
     Image.fromarray(image).save(tmp_path / "image.png")
@@ -110,7 +110,7 @@ def test_predict_with_what_eight_devices_wrote_on_one(tmp_path):
     assert f"40 x 24 pixels, {depth.min():.1f} to {depth.max():.1f} m" in printed
 
 
-def test_networks_with_a_small_one_under_a_published_name(tmp_path):
+def test_networks_with_a_small_network_under_a_published_name(tmp_path):
     config = depth_anything.Config(
         encoder=dinov2.Config(
             embed_dim=16, num_heads=2, hidden_features=32, depth=8, taps=(1, 3, 5, 7), grid=5

@@ -1,4 +1,4 @@
-"""Weights out under the published names, and in again."""
+"""Weights exported under the published names and read again."""
 
 import dataclasses
 import re
@@ -70,7 +70,7 @@ def config_of(name: str) -> diffusion_depth.Config:
 
 
 def model_of(config: diffusion_depth.Config) -> inference.DepthModel:
-    """Random variables of a network."""
+    """Random variables for a network."""
     module, rng = diffusion_depth.build(config), np.random.default_rng(0)
     shapes = jax.eval_shape(module.init_variables, jax.random.key(0))
     variables = jax.tree.map(
@@ -85,7 +85,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_model_comes_back_bit_for_bit(name, tmp_path):
+def test_a_model_survives_a_round_trip_bit_for_bit(name, tmp_path):
     model, path = model_of(config_of(name)), tmp_path / "model.safetensors"
     untold = inference.export(model, path)
     loaded = diffdepth_jax.load(path)
@@ -96,7 +96,7 @@ def test_a_model_comes_back_bit_for_bit(name, tmp_path):
     assert all(trace and trace in line for line in untold), untold
 
 
-def test_what_the_file_does_not_tell_is_told(tmp_path):
+def test_fields_that_the_file_does_not_determine_are_reported(tmp_path):
     config = dataclasses.replace(config_of("resnet"), remat="none")
     untold = inference.export(model_of(config), tmp_path / "model.safetensors")
     assert untold == ["config.remat: 'none' -> 'full'"]
@@ -120,7 +120,7 @@ def test_a_model_without_published_names_is_refused(tmp_path):
         pytest.param("swin_hahi", marks=pytest.mark.slow),
     ],
 )
-def test_official_weights_go_out_as_they_came_in(case, golden, tmp_path):
+def test_official_weights_are_exported_unchanged(case, golden, tmp_path):
     official, path = golden(case).state_dict, tmp_path / "model.safetensors"
     model = diffdepth_jax.load(official)
     inference.export(model, path)

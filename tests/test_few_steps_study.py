@@ -1,4 +1,4 @@
-"""The study of few steps: its trainings are what it says, its tables what its rows hold."""
+"""The study of few steps: its trainings are as described, its tables match its rows."""
 
 import importlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def study(monkeypatch):
     return importlib.import_module("few_steps")
 
 
-def test_trainings_are_what_they_are_called(study):
+def test_trainings_match_their_names(study):
     planned = study.runs.planned(3, Path("runs"))
     assert len(set(planned)) == len(planned)
     assert {training.method for training in planned} == set(study.runs.METHODS)
@@ -31,7 +31,7 @@ def test_trainings_are_what_they_are_called(study):
     distilled = configs["distilled-dense-0"]
     assert distilled["teacher"]["checkpoint"] == distilled["init"]["network"]
     assert distilled["teacher"]["checkpoint"] == "runs/trailing_20-dense-0"
-    # At equal cost by the costs of an update that the study states.
+    # Equal cost, by the cost per update that the study states.
     costs = study.runs.UPDATE_MS
     spent = few["num_steps"] * costs["few"], published["num_steps"] * costs["self_20"]
     assert spent[0] == pytest.approx(spent[1], rel=0.01)
@@ -42,14 +42,14 @@ def _row(method, steps, abs_rel, seed=0, recalibrated=False):
     return row | {"abs_rel": abs_rel, "rmse": 8.0, "cpu_seconds": 100.0, "predict_ms": 5.0}
 
 
-def test_tables_compare_with_20_steps_of_the_same_seed(study):
+def test_tables_compare_with_20_steps_at_the_same_seed(study):
     rows = [
         _row("self_20", 20, 0.3),
         _row("self_20", 20, 0.4, seed=1),
         _row("self_20", 1, 0.6, recalibrated=True),
         _row("few", 1, 0.33),
         _row("few", 1, 0.38, seed=1),
-        _row("few", 4, 0.31, seed=2),  # without a model of 20 steps yet
+        _row("few", 4, 0.31, seed=2),  # no model with 20 steps yet
     ]
     rows = [row | {"abs_rel_to_20": study.ratio_to_20(row, rows)} for row in rows]
     table = study.tables(rows)

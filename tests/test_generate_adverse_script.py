@@ -37,7 +37,7 @@ def lines(workdir):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_whole_and_survives_json(path):
+def test_every_config_is_valid_and_survives_json(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -52,7 +52,7 @@ def test_every_config_is_whole_and_survives_json(path):
 
 
 @pytest.mark.slow
-def test_a_run_a_second_one_and_shards(tmp_path):
+def test_a_run_a_second_run_and_shards(tmp_path):
     done = generate("adverse_demo", tmp_path / "out", *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:4] == ["night", "physical-night", "3", "3"]
@@ -76,7 +76,7 @@ def test_a_run_a_second_one_and_shards(tmp_path):
     assert lines(tmp_path / "parts") == lines(tmp_path / "out")
 
 
-def test_failed_images_are_told_by_the_exit_status(tmp_path):
+def test_failed_images_set_the_exit_status(tmp_path):
     (tmp_path / "frames/image").mkdir(parents=True)
     (tmp_path / "frames/depth").mkdir()
     for number in range(2):
@@ -107,7 +107,7 @@ def test_failed_images_are_told_by_the_exit_status(tmp_path):
         (["--workdir="], "workdir"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(tmp_path, arguments, message):
+def test_a_mistake_is_a_one_line_error(tmp_path, arguments, message):
     done = generate("adverse_demo", tmp_path / "out", *SMALL, *arguments)
     assert done.returncode == 2 or "workdir" in message
     told = done.stderr.splitlines()[-1]
@@ -117,7 +117,7 @@ def test_a_mistake_is_told_in_one_line(tmp_path, arguments, message):
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+def test_ctrl_c_says_how_to_resume(tmp_path):
     command = [sys.executable, "generate_adverse.py", "--config=configs/adverse_demo.py"]
     command += [f"--workdir={tmp_path / 'out'}", *SMALL, "--config.limit=60"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT)

@@ -1,4 +1,4 @@
-"""The tool, its parts and as a process."""
+"""The tool, in parts and as a process."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ from diffdepth_jax.data.sources import Sample
 PROJECT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("inspect_data", PROJECT / "tools/inspect_data.py")
 tool = importlib.util.module_from_spec(SPEC)
-sys.modules["inspect_data"] = tool  # dataclasses look their module up
+sys.modules["inspect_data"] = tool  # dataclasses look up their module
 SPEC.loader.exec_module(tool)
 
 
@@ -34,7 +34,7 @@ def sample(share: float, **others: object) -> Sample:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.9])
-def test_the_nearest_depth_of_a_cell_is_drawn(share: float) -> None:
+def test_the_nearest_depth_in_a_cell_is_drawn(share: float) -> None:
     depth = sample(share)["depth"]
     cells = (5, 6) if share < 0.3 else (10, 12)
     expected = np.zeros(cells, np.float32)
@@ -91,7 +91,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_as_a_process(tmp_path: Path) -> None:
-    """The committed sample; and three frames of a user's own, of which one has no depth file."""
+    """The committed sample; and three frames of a user, one without a depth file."""
     roots = ("--root=sample/raw", "--depth_root=sample/depth", "--cameras=['image_02']")
     done = run("kitti", *roots, "--split=val", "--limit=3", f"--output={tmp_path / 'sheet.png'}")
     assert done.returncode == 0, done.stderr

@@ -31,9 +31,9 @@ def holder(tmp_path):
         yield process
 
 
-def test_a_second_process_is_told_who_holds_the_directory(holder, tmp_path):
+def test_a_second_process_learns_who_holds_the_directory(holder, tmp_path):
     with pytest.raises(FileError) as caught, locking.hold(tmp_path, "training"):
-        pytest.fail("two processes hold one lock")
+        pytest.fail("two processes hold the same lock")
     message = str(caught.value)
     for fact in (str(tmp_path), "training", f"process {holder.pid} on ", "since 2", "python"):
         assert fact in message
@@ -46,7 +46,7 @@ def test_another_purpose_or_directory_is_free(holder, tmp_path):
         pass
 
 
-def test_a_killed_process_holds_nothing_any_more(holder, tmp_path):
+def test_a_killed_process_no_longer_holds_the_lock(holder, tmp_path):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     assert (tmp_path / ".training.lock").exists()
@@ -56,7 +56,7 @@ def test_a_killed_process_holds_nothing_any_more(holder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_one_process_does_not_hold_it_twice_but_again(tmp_path):
+def test_one_process_cannot_hold_it_twice_but_can_again_later(tmp_path):
     for _ in range(2):
         with locking.hold(tmp_path, "training"):
             with pytest.raises(FileError, match=f"process {os.getpid()} "):
@@ -66,7 +66,7 @@ def test_one_process_does_not_hold_it_twice_but_again(tmp_path):
 
 
 def test_a_file_that_its_holder_has_just_removed_locks_nothing(tmp_path, monkeypatch):
-    """Opened before, and locked after, the one who held it was done."""
+    """The file is opened before its holder finishes, and locked afterwards."""
     opened, original = [], locking.fcntl.flock
 
     def late(descriptor, operation):

@@ -1,4 +1,4 @@
-"""A path that the system refuses is the user's to mend: one line, wherever it is named."""
+"""A path that the system refuses is a user error: one line, wherever it is given."""
 
 import pytest
 
@@ -27,7 +27,7 @@ USES = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_a_name_that_is_too_long_is_named_with_the_cause(tmp_path, use):
+def test_a_name_that_is_too_long_is_reported_with_the_cause(tmp_path, use):
     path = tmp_path / ("x" * 300)
     with pytest.raises(FileError, match=r"x{300}.*File name too long"):
         USES[use](path)

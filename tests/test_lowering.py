@@ -33,9 +33,9 @@ def lowered_for_cuda(jitted, *arguments):
     return exported.mlir_module()
 
 
-# ---- which functions there are -------------------------------------------------------------------
+# ---- all jitted functions ------------------------------------------------------------------------
 
-# Lowered below by themselves, or by the tests that are named.
+# Lowered below on their own, as they run, or by the named tests.
 ALONE = {
     "ops/attention.py _head_by_head",
     "ops/image.py _taps",
@@ -56,12 +56,12 @@ AS_THEY_RUN = {
 ELSEWHERE = {
     "inference/portable.py _difference": "runs on the CPU, to compare with ONNX Runtime",
     "inference/portable.py stablehlo": "tests/inference/test_portable.py",
-    "training/sharding.py __init__": "reduces one number, in several processes only",
+    "training/sharding.py __init__": "reduces one number, only with several processes",
 }
 
 
 def jitted_functions():
-    """Where the package says `jax.jit`: the file, and the function that is or contains it."""
+    """Uses of `jax.jit` in the package: the file, and the outermost function around it."""
 
     def visit(node, owner):
         for child in ast.iter_child_nodes(node):
@@ -132,7 +132,7 @@ def test_samples():
 
 # ---- training ------------------------------------------------------------------------------------
 
-# A network that each objective trains; the diffusion network otherwise.
+# A network that the objective can train, if not the diffusion network.
 TRAINED = {"pixel": "regression", "metric": "regression", "ssi": "dpt", "md4all": "monodepth2"}
 
 
@@ -159,7 +159,7 @@ def test_gradients_of_objectives(name):
     assert "stablehlo.convolution" in text and "bf16" in text
 
 
-# Encoders that none of those networks has.
+# Encoders that none of those networks uses.
 ENCODERS = {
     "swin": {"embed_dim": 8, "depths": (1, 2), "num_heads": (2, 4), "window_size": 3},
     "swin2": {"embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window_size": 4}
@@ -199,7 +199,7 @@ def test_gradients_of_encoders(name):
     assert "bf16" in lowered_for_cuda(gradient, variables["params"], others, image)
 
 
-# ---- functions that are made where they are called -----------------------------------------------
+# ---- functions created where they are called -----------------------------------------------------
 
 
 def shapes_of(tree):
@@ -210,10 +210,10 @@ def shapes_of(tree):
 
 @pytest.fixture
 def lowered(monkeypatch):
-    """Lowers for CUDA what is jitted from now on, when it is first called: text by name.
+    """Lowers for CUDA whatever is jitted from now on, on its first call; maps names to text.
 
-    The training step runs under JAX's transfer guard, and has to give up the state that it gets.
-    What recalibration computes is not computed, only lowered.
+    The training step runs under JAX's transfer guard and must donate its state. Recalibration is
+    only lowered, not computed.
     """
     texts, jit = {}, jax.jit
 
@@ -240,7 +240,7 @@ def lowered(monkeypatch):
     return texts
 
 
-def test_a_run_with_a_teacher_and_its_step_that_moves_nothing(lowered, tmp_path, monkeypatch):
+def test_a_run_with_a_teacher_whose_step_transfers_nothing(lowered, tmp_path, monkeypatch):
     tiny_parts.register(monkeypatch.setitem)
     tiny = tiny_parts.EXPERIMENT | {"num_steps": 2, "ema_decay": 0.9}
     loop.train(experiment.from_mapping(tiny), tmp_path / "teacher")
@@ -252,7 +252,7 @@ def test_a_run_with_a_teacher_and_its_step_that_moves_nothing(lowered, tmp_path,
     assert lowered.keys() == {"init", "train_step", "labels"}
 
 
-def test_what_is_computed_beside_predictions(lowered):
+def test_computations_besides_predictions(lowered):
     _, model, variables = small("diffusion_depth")
     recalibration.decoder_statistics(model, variables, [np.zeros((16, 24, 3), np.float32)], 1)
     mesh = sharding.make_mesh(sharding.MeshConfig())

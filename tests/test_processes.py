@@ -5,7 +5,7 @@ from diffdepth_jax.processes import Processes
 from tests.together import together
 
 
-def test_a_single_process_asks_nobody():
+def test_a_single_process_needs_no_exchange():
     alone = Processes()
     assert alone.is_first
     assert alone.gather({"a": 1}) == [{"a": 1}]
@@ -16,14 +16,14 @@ def test_a_single_process_asks_nobody():
         Processes(1, 2)
 
 
-def test_all_get_the_values_of_all_in_their_order():
+def test_all_get_the_values_of_all_in_order():
     assert (
         together(lambda each: each.gather([each.index, "ü"]))
         == [[[0, "ü"], [1, "ü"], [2, "ü"]]] * 3
     )
 
 
-def test_the_first_answers_for_all():
+def test_the_first_computes_for_all():
     called = []
 
     def function(each):
@@ -33,7 +33,7 @@ def test_the_first_answers_for_all():
     assert called == [0]
 
 
-def test_an_error_of_the_user_stops_all_with_the_same_class():
+def test_a_user_error_stops_all_with_the_same_class():
     def function(each):
         def fail():
             raise FileError("the disk is full")
@@ -46,8 +46,8 @@ def test_an_error_of_the_user_stops_all_with_the_same_class():
     assert [str(error) for error in others] == ["process 0: the disk is full"] * 2
 
 
-def test_an_error_reaches_those_that_are_in_an_earlier_round():
-    """A process that fails takes part in no further round, nor do those that hear of it."""
+def test_an_error_reaches_processes_in_an_earlier_round():
+    """A process that fails takes part in no further round, nor do those that learn of it."""
 
     def function(each):
         with each.agreed():
@@ -63,7 +63,7 @@ def test_an_error_reaches_those_that_are_in_an_earlier_round():
     assert str(first) == str(last) == "process 1: no such frame"
 
 
-def test_a_fault_of_the_program_is_not_taken_for_the_users():
+def test_a_bug_is_not_mistaken_for_a_user_error():
     def function(each):
         with each.agreed():
             if each.index == 2:

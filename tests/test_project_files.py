@@ -1,4 +1,4 @@
-"""What the files for contributors say, where it can go out of date."""
+"""What the project's files say, where it can go out of date."""
 
 import re
 import tomllib
@@ -15,7 +15,7 @@ SETTINGS = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 
 
 def pins(*files):
-    """Package -> version, of the files of tested versions."""
+    """Package -> version, from the requirements files."""
     lines = [
         line.split("#")[0] for file in files for line in (PROJECT / file).read_text().split("\n")
     ]
@@ -31,14 +31,14 @@ def pins(*files):
     ],
     ids=["dependencies", "dev"],
 )
-def test_every_dependency_has_a_tested_version_within_its_bounds(declared, files):
+def test_every_dependency_has_a_tested_version_within_bounds(declared, files):
     tested = pins(*files)
     for requirement in map(Requirement, declared):
         assert tested[requirement.name.lower()] in requirement.specifier, requirement
         assert all(bound.operator == ">=" for bound in requirement.specifier)
 
 
-def test_the_citation_is_of_this_version_and_licence():
+def test_the_citation_has_this_version_and_licence():
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
     assert citation["version"] == diffdepth_jax.__version__
     assert citation["license"] == SETTINGS["license"]
@@ -54,14 +54,14 @@ def test_the_workflow_runs_every_declared_python():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_hooks_run_what_lint_runs():
+def test_hooks_run_the_same_as_lint():
     hooks = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (PROJECT / "Makefile").read_text(), re.MULTILINE)
     commands = {line.split("/")[1].split()[0] for line in lint[1].splitlines()}
     assert commands <= {hook["entry"].removeprefix(".venv/bin/").split()[0] for hook in hooks}
 
 
-def test_paths_that_contributors_are_sent_to_exist():
+def test_paths_named_for_contributors_exist():
     text = (PROJECT / "CONTRIBUTING.md").read_text()
     paths = re.findall(r"\b(?:diffdepth_jax|tests|tools)/[\w/.]+\.\w+", text)
     assert len(paths) > 10

@@ -3,12 +3,12 @@ import pytest
 from diffdepth_jax import registry
 
 
-def test_an_unknown_name_lists_what_is_known():
+def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"no encoder named 'swim'; did you mean 'swin'\?"):
         registry.module("encoder", "swim")
 
 
-def test_a_signature_of_keys_tells_the_family():
+def test_a_signature_of_keys_determines_the_family():
     keys = ["depth_backbone.layers.0.0.conv1.weight", "depth_head.model.time_embedding.weight"]
     assert registry.matching("network", keys) == ("diffusion_depth",)
     assert registry.matching("network", keys[:1]) == ()

@@ -1,4 +1,4 @@
-"""What the study of robustness makes of its scores; the runs themselves are `make robust-demo`."""
+"""What the robustness study does with its scores; `make robust-demo` does the runs."""
 
 import csv
 import dataclasses
@@ -46,14 +46,14 @@ def records():
     ]
 
 
-def test_gain_is_that_of_the_mean_over_conditions_for_each_seed(study_modules, records):
+def test_gain_is_of_the_mean_over_conditions_for_each_seed(study_modules, records):
     _, report = study_modules
     found = report.gain(records, "rendered", ("night", "fog"), "abs_rel_aligned")
     assert found == pytest.approx([1 - 0.2 / 0.6, 1 - 0.4 / 0.6])
     assert report.gain(records, "clear", ("night",), "abs_rel") == pytest.approx([0.0, -1.0])
 
 
-def test_repaired_scale_is_what_alignment_gives_as_well(study_modules):
+def test_repaired_scale_is_the_part_that_alignment_also_gives(study_modules):
     _, report = study_modules
     records = [
         record("rendered", 0, "fog", "abs_rel", 0.9, 0.4),
@@ -120,7 +120,7 @@ def test_wrong_flags_are_named(study_modules, monkeypatch, capsys, tmp_path, wor
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_runs_are_commands_with_everything_in_them(study_modules, monkeypatch, tmp_path):
+def test_runs_are_complete_commands(study_modules, monkeypatch, tmp_path):
     robustness, _ = study_modules
     monkeypatch.setattr(sys, "argv", ["robustness.py", f"--workdir={tmp_path}"])
     study, commands = robustness._parse(), []
@@ -137,7 +137,7 @@ def test_runs_are_commands_with_everything_in_them(study_modules, monkeypatch, t
         controls = "--config.data.train.clean_share=1.0" in command
         assert controls == (images in ("clear", "colour"))
     assert "--config.data.train.augmentation.jitter=0.4" in runs["colour"]
-    # Nothing came of the commands here, so pairs are asked for again by each student.
+    # The commands make nothing here, so each student asks for the pairs again.
     assert {c[2] for c in pairs} == {
         f"--workdir={tmp_path / name}" for name in ("rendered_pairs", "physical_pairs")
     }
@@ -147,8 +147,8 @@ def test_runs_are_commands_with_everything_in_them(study_modules, monkeypatch, t
     )
 
 
-def test_committed_rows_are_whole():
-    """`results/robustness.csv` has every condition of every student and seed once."""
+def test_committed_rows_are_complete():
+    """`results/robustness.csv` lists each condition of each student and seed once."""
     path = STUDIES.parent / "results" / "robustness.csv"
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
     names = ("scenes", "images", "seed", "condition", "pixels", "metric", "steps", "command")

@@ -51,7 +51,7 @@ MATRIX = jnp.ones((3, 3))
             (IMAGE.astype(jnp.bfloat16), KERNEL[:, :, :2].astype(jnp.bfloat16)),
             ("conv_general_dilated", 2 * 8 * 8 * 6 * 9 * 2, 2 * (512 + 108 + 768), 1),
         ),
-        (  # a transposed convolution: a quarter of what the kernel covers are numbers
+        (  # a transposed convolution: only a quarter of the values under the kernel are not zeros
             lambda *arrays: convolve(
                 *arrays, ((1, 2), (1, 2)), window_strides=(1, 1), lhs_dilation=(2, 2)
             ),
@@ -62,7 +62,7 @@ MATRIX = jnp.ones((3, 3))
     ],
     ids=["product", "loop", "strided", "grouped", "transposed", "sum"],
 )
-def test_operations_are_counted_with_what_they_touch(function, arguments, wanted, benchmark):
+def test_operations_are_counted_with_their_memory_traffic(function, arguments, wanted, benchmark):
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     assert list(benchmark("counting").operations(jaxpr)) == [wanted]
 
@@ -76,7 +76,7 @@ def test_an_operation_takes_the_longer_of_arithmetic_and_memory(benchmark):
     assert roofline.seconds([arithmetic, memory], gpu, "tf32") == 30.0 + 2 * 4.0
 
 
-def test_the_script_tells_the_stages_and_their_sum(tmp_path):
+def test_the_script_lists_the_stages_and_their_sum(tmp_path):
     def rows(steps):
         path = tmp_path / f"{steps}.csv"
         command = [sys.executable, "benchmarks/roofline.py", "--variants=res18", "--size=64x64"]

@@ -1,4 +1,4 @@
-"""The study of self-diffusion: its trainings are what it says, its tables what its rows hold."""
+"""The study of self-diffusion: its trainings are as described, its tables match its rows."""
 
 import csv
 import importlib
@@ -22,7 +22,7 @@ def report(runs):
     return importlib.import_module("self_diffusion_report")
 
 
-def test_trainings_differ_in_what_they_compare_alone(runs):
+def test_trainings_differ_only_in_what_they_compare(runs):
     planned = runs.planned(3)
     assert len(set(planned)) == len(planned)
     assert {training.method for training in planned} == set(runs.METHODS)
@@ -50,7 +50,7 @@ def _row(**fields):
     return row | asked | scores | fields
 
 
-def test_tables_show_the_rows_and_leave_out_what_is_missing(report, tmp_path):
+def test_tables_show_the_rows_and_leave_missing_cells_empty(report, tmp_path):
     rows = [
         _row(method="regression"),
         _row(method="regression", seed=1, abs_rel=0.4),

@@ -25,10 +25,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = [
     path
     for path in sorted((PROJECT / "configs").glob("*.py"))
-    if not path.stem.startswith("adverse_")  # of `generate_adverse.py`
+    if not path.stem.startswith("adverse_")  # for `generate_adverse.py`
 ]
 
-# Widths at which everything of a model still happens.
+# Small widths that still exercise every part of a model.
 SMALL = (
     "--config.model.neck.features=8",
     "--config.model.denoiser.hidden_features=8",
@@ -53,7 +53,7 @@ def rows_of(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_whole_and_survives_json(path):
+def test_every_config_is_valid_and_survives_json(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -61,14 +61,14 @@ def test_every_config_is_whole_and_survives_json(path):
     exp = experiment.from_mapping(module.get_config().to_dict())
     mapping = config_lib.to_mapping(exp)
     groups = {name for name, value in mapping.items() if isinstance(value, dict)}
-    assert groups <= set(module.get_config())  # The command line sets fields of these only.
+    assert groups <= set(module.get_config())  # The command line can set only fields of these.
     again = experiment.from_mapping(json.loads(json.dumps(mapping)))
     assert config_lib.differences(config_lib.to_mapping(again), mapping) == []
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # in ml_collections
-def test_the_overrides_that_make_the_papers_recipe_are_read(monkeypatch):
-    """Those in the docstring of configs/kitti.py."""
+def test_the_overrides_for_the_papers_recipe_are_read(monkeypatch):
+    """The ones in the docstring of configs/kitti.py."""
     path = PROJECT / "configs" / "kitti.py"
     recipe = path.read_text().split("by overrides:")[1].split("\n\n")[1]
     arguments = shlex.split(recipe.replace("\\\n", " "))
@@ -103,7 +103,7 @@ def test_the_overrides_that_make_the_papers_recipe_are_read(monkeypatch):
         (["--config.init.encoder=README.md"], "config.init.encoder: README.md"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, arguments, message):
+def test_a_mistake_is_a_one_line_error_and_nothing_is_written(tmp_path, arguments, message):
     (tmp_path / "empty.txt").write_text("")
     arguments = [argument.format(empty=tmp_path / "empty.txt") for argument in arguments]
     result = train("demo", tmp_path / "run", *arguments)
@@ -114,7 +114,7 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(tmp_path, argument
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unwritable_workdir_is_told_in_one_line():
+def test_an_unwritable_workdir_is_a_one_line_error():
     result = train("demo", "/proc/run")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert result.stderr.startswith("train.py: error: ") and "/proc/run" in result.stderr
@@ -128,7 +128,7 @@ def test_a_config_file_that_is_missing_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_runs_from_end_to_end_and_continues(tmp_path):
+def test_the_demo_runs_end_to_end_and_continues(tmp_path):
     small = (*SMALL, *SMALL_DEMO, "--config.data.evaluation_limit=3")
     result = train("demo", tmp_path, *small)
     assert result.returncode == 0, result.stderr
@@ -147,12 +147,12 @@ def test_the_demo_runs_from_end_to_end_and_continues(tmp_path):
     result = train("demo", tmp_path, *small, "--config.num_steps=3")
     assert result.returncode == 0, result.stderr
     assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2", "3"]
-    # Of step 2 too, the best of those evaluated until then.
+    # Step 2 as well, the best evaluated so far.
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]
 
 
 @pytest.mark.slow
-def test_the_regression_control_trains_is_evaluated_and_predicts(tmp_path):
+def test_the_regression_control_trains_evaluates_and_predicts(tmp_path):
     result = train(
         "demo_regression",
         tmp_path / "run",
@@ -187,7 +187,7 @@ def test_the_regression_control_trains_is_evaluated_and_predicts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_says_where_to_go_on_and_is_no_success(tmp_path):
+def test_a_stopped_run_says_how_to_resume_and_fails(tmp_path):
     command = [sys.executable, "train.py", "--config=configs/demo.py", f"--workdir={tmp_path}"]
     arguments = (*SMALL, *SMALL_DEMO, "--config.num_steps=100000")
     process = subprocess.Popen(
@@ -198,7 +198,7 @@ def test_a_stopped_run_says_where_to_go_on_and_is_no_success(tmp_path):
         cwd=PROJECT,
     )
     shown = ""
-    while "compile" not in shown:  # The progress bar begins when training does.
+    while "compile" not in shown:  # The progress bar starts with training.
         shown += (part := process.stderr.read(1))
         assert part, shown
     process.terminate()
@@ -210,7 +210,7 @@ def test_a_stopped_run_says_where_to_go_on_and_is_no_success(tmp_path):
     assert "Traceback" not in errors
 
 
-def test_ctrl_c_during_the_imports_is_told_in_one_line(tmp_path):
+def test_ctrl_c_during_the_imports_prints_one_line(tmp_path):
     (tmp_path / "optax.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     command = [sys.executable, "train.py", "--config=configs/demo.py"]
     result = subprocess.run(
@@ -226,7 +226,7 @@ def test_ctrl_c_during_the_imports_is_told_in_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_run_in_a_workdir_is_told_who_is_at_work_there(tmp_path):
+def test_a_second_run_in_a_workdir_learns_who_holds_it(tmp_path):
     with locking.hold(tmp_path, "training"):
         result = train("demo", tmp_path, *SMALL, *SMALL_DEMO)
     assert result.returncode == 2, result.stderr
@@ -253,7 +253,7 @@ def test_two_steps_and_the_evaluation_on_real_kitti_frames(tmp_path, shared):
     assert result.returncode == 0, result.stderr
     assert [row["step"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2"]
     rows = {row["id"]: row for row in rows_of(tmp_path / "per_image.csv")}
-    # Pixels and their mean depth in the garg crop of the kb crop, 1e-3 to 80 m.
+    # Pixel counts and mean depths in the garg crop of the kb crop, 1e-3 to 80 m.
     expected = {5: (82930, 16.3860), 50: (89864, 17.2152), 100: (79635, 16.5490)}
     for frame, (count, mean) in expected.items():
         row = rows[f"2011_09_26_drive_9999_sync_{frame:010d}_image_02"]

@@ -13,7 +13,7 @@ def luminance(colours):
     return colours.astype(float) @ [0.299, 0.587, 0.114]
 
 
-def test_near_is_brighter_than_far_and_nothing_is_grey():
+def test_near_is_brighter_than_far_and_no_depth_is_grey():
     depth = np.array([[1.0, 5.0, 20.0, 80.0], [0.0, np.nan, np.inf, -1.0]], np.float32)
     colours = visualize.colour_depth(depth, 1.0, 80.0)
     assert colours.dtype == np.uint8 and colours.shape == (2, 4, 3)
@@ -66,7 +66,7 @@ def test_spread_is_white_where_samples_agree_and_grey_where_there_is_no_depth():
     unit = np.array([[2.0, 2, 4, 0]])
     painted = visualize.colour_spread(np.array([[0.0, 1, 2, 1]]), unit, maximum=0.5)[0].astype(int)
     assert painted[0].min() > 245  # white
-    assert (painted[1] == painted[2]).all()  # the same share of the depth
+    assert (painted[1] == painted[2]).all()  # the same fraction of the depth
     assert painted[1].sum() < 300 and painted[1].argmin() == 1  # purple
     assert (painted[3] == 128).all()
     spread = np.linspace(0, 1, 500)[None]
@@ -76,7 +76,7 @@ def test_spread_is_white_where_samples_agree_and_grey_where_there_is_no_depth():
     assert flat.min() > 245
 
 
-def test_pictures_are_written_whole_and_without_a_display(tmp_path, frames):
+def test_pictures_are_written_atomically_and_without_a_display(tmp_path, frames):
     images, depths = frames
     visualize.save_predictions(
         tmp_path / "predictions.png", images, [d + 1 for d in depths], depths, [0.1, 0.2, 0.3]

@@ -1,4 +1,4 @@
-"""The wheel that a user installs, in another folder than the project's."""
+"""The wheel as installed by a user, outside the project's folder."""
 
 import os
 import re
@@ -27,7 +27,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A folder to be put on PYTHONPATH; its `bin` has the console scripts."""
+    """A folder for PYTHONPATH; its `bin` has the console scripts."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([*PIP, "install", "--no-deps", f"--target={folder}", wheel], check=True)
     return folder
@@ -66,16 +66,16 @@ def test_the_wheel_holds_the_package_its_data_the_configs_and_the_licence(wheel)
 
 
 @pytest.mark.parametrize("name", SETTINGS["project"]["scripts"])
-def test_help_is_that_of_the_script(run, name):
+def test_help_is_the_scripts_help(run, name):
     result = run(name, "--help")
     script = name.removeprefix("diffdepth-").replace("-", "_")
     assert f"python {script}.py --" in result.stdout, result.stderr
     flag = "--checkpoint:" if script == "predict" else "--config:"
-    assert flag in result.stdout  # defined by what the scripts share
+    assert flag in result.stdout  # defined by the code that the scripts share
 
 
 def test_saved_depth_is_scored(run, tmp_path):
-    """Reads a config, a data source and the template of the page, all from the wheel."""
+    """Reads a config, a data source and the page template, all from the wheel."""
     for split in ("train", "val"):
         for folder in ("image", "depth"):
             (tmp_path / split / folder).mkdir(parents=True)
@@ -99,6 +99,6 @@ def test_a_config_that_the_package_lacks_is_reported(run, installed):
     result = run("diffdepth-train", "--config=configs/demmo.py", "--workdir=out")
     assert result.returncode == 2
     told = result.stderr.strip()
-    assert told.startswith("diffdepth-train: error: ")  # without the folder of the script
+    assert told.startswith("diffdepth-train: error: ")  # without the script's folder
     assert "no file configs/demmo.py" in told
     assert told.endswith(str(installed / "diffdepth_jax" / "configs"))

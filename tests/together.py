@@ -1,4 +1,4 @@
-"""Several processes of a run, played by threads."""
+"""Threads that stand in for the processes of a run."""
 
 import queue
 import threading

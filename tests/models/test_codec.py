@@ -27,7 +27,7 @@ def _conv(maps, weight, bias=None, stride=1):
 
 
 def _conv_transpose(maps, weight, bias):
-    """torch.nn.functional.conv_transpose2d, kernel 4, stride 2, padding 1: each pixel is spread."""
+    """torch.nn.functional.conv_transpose2d, kernel 4, stride 2, padding 1, by scattering."""
     batch, _, height, width = maps.shape
     output = np.zeros((batch, weight.shape[1], 2 * height + 2, 2 * width + 2))
     for y in range(height):
@@ -39,7 +39,7 @@ def _conv_transpose(maps, weight, bias):
 
 
 class Reference:
-    """The published codec; `weights` collects what it asks for, under the published names."""
+    """The published codec; `weights` collects the weights it uses, under the published names."""
 
     def __init__(self, rng):
         self.weights, self._rng = {}, rng

@@ -1,4 +1,4 @@
-"""What the denoiser's variants promise; its numbers are compared with recorded ones elsewhere."""
+"""What the denoiser's variants promise; other tests compare its values with recordings."""
 
 import functools
 
@@ -26,7 +26,7 @@ def _inputs(size=(9, 13), coarse=(5, 7), batch=2):
 
 
 def _random_variables(module, *inputs):
-    """Weights of about PyTorch's size, drawn by NumPy: compiling an initialisation takes longer."""
+    """Weights scaled like PyTorch's, but from NumPy: compiling an initialisation takes longer."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -43,7 +43,7 @@ def _build(name, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_output_has_the_latents_shape_and_its_own_timestep(name):
+def test_output_has_the_latents_shape_and_each_image_its_own_timestep(name):
     apply, variables = _build(name)
     condition, latent, timesteps = _inputs()
     output = apply(variables, condition, latent, timesteps)
@@ -65,7 +65,7 @@ def test_time_embedding_may_be_added_after_resizing(name):
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
-def test_prepared_once_is_as_good_as_every_time():
+def test_preparing_once_gives_the_same_result():
     apply, variables = _build("fuse")
     condition, latent, timesteps = _inputs()
     denoiser = Denoiser(CONFIGS["fuse"], WIDTH, CHANNELS)

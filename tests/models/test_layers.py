@@ -64,10 +64,10 @@ def test_conv(size, stride, padding, groups, channels, features):
         (3, 2, 1, ((0, 1), (1, 1))),
         (3, 2, 4, ((0, 1), (1, 1))),
         (5, 2, 4, ((1, 2), (2, 2))),
-        (2, 3, 1, ((0, 0), (0, 0))),  # the stride passes over the rest
+        (2, 3, 1, ((0, 0), (0, 0))),  # the stride skips the rest
     ],
 )
-def test_same_padding_is_as_in_tensorflow(size, stride, groups, borders):
+def test_same_padding_matches_tensorflow(size, stride, groups, borders):
     conv = layers.Conv(8, size, stride, "same", groups, use_bias=False)
     inputs, kernel = normal(2, 8, 11, 4), normal(size, size, 4 // groups, 8)
     params = {"kernel": jnp.asarray(kernel)}
@@ -80,7 +80,7 @@ def test_same_padding_is_as_in_tensorflow(size, stride, groups, borders):
     ("channels", "features", "groups", "stride"),
     [(64, 64, 8, 1), (64, 32, 8, 2), (96, 96, 2, 1), (24, 12, 6, 1)],
 )
-def test_grouped_is_the_convolution_in_value_and_gradient(channels, features, groups, stride):
+def test_grouped_equals_the_convolution_in_value_and_gradient(channels, features, groups, stride):
     inputs = jnp.asarray(normal(2, 6, 7, channels))
     kernel = jnp.asarray(normal(3, 3, channels // groups, features, seed=1)) / channels
     arguments = (stride, ((1, 1), (1, 1)), groups)
@@ -104,7 +104,7 @@ def test_grouped_is_the_convolution_in_value_and_gradient(channels, features, gr
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (5, 1)])
-def test_depthwise_is_the_convolution_in_value_and_gradient(size, stride):
+def test_depthwise_equals_the_convolution_in_value_and_gradient(size, stride):
     inputs, kernel = jnp.asarray(normal(2, 6, 7, 3)), jnp.asarray(normal(size, size, 1, 3, seed=1))
     arguments = (stride, ((size // 2,) * 2,) * 2)
     np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_depthwise_is_the_convolution_in_value_and_gradient(size, stride):
     ("size", "stride", "padding", "use_bias"),
     [(2, 2, 0, False), (4, 2, 1, True), (3, 2, 1, True), (3, 3, 0, True), (3, 1, 1, False)],
 )
-def test_conv_transpose_scatters_as_pytorch(size, stride, padding, use_bias):
+def test_conv_transpose_scatters_as_in_pytorch(size, stride, padding, use_bias):
     channels, features, height, width = 3, 4, 4, 5
     inputs, weight = normal(2, height, width, channels), normal(channels, features, size, size)
     bias = normal(features, seed=2) * use_bias
@@ -174,11 +174,13 @@ def test_initialisation_is_pytorchs_default(module, fan_in):
 
 
 def test_batch_norm_in_training():
-    # A mean far from zero: a variance in one pass would be lost in float32.
+    # A mean far from zero: in float32 a one-pass variance would be lost to rounding.
     inputs = 1000 + normal(3, 4, 5, 2)
     norm = layers.BatchNorm(train=True)
     variables = norm.init(jax.random.key(0), jnp.asarray(inputs))
-    assert float(variables["batch_stats"]["mean"].max()) == 0.0, "initialisation is no step"
+    assert float(variables["batch_stats"]["mean"].max()) == 0.0, (
+        "initialisation must not count as a step"
+    )
     variables["params"] = {"scale": jnp.asarray([2.0, 3.0]), "bias": jnp.asarray([0.5, -1.0])}
     outputs, updates = norm.apply(variables, jnp.asarray(inputs), mutable="batch_stats")
 
@@ -278,7 +280,7 @@ def test_drop_path_rates_rise_evenly():
     np.testing.assert_allclose(sum(rates, ()), [0, 0.1, 0.2, 0.3])
 
 
-def test_gelu_is_the_exact_one():
+def test_gelu_is_exact():
     values = np.linspace(-4, 4, 33)
     expected = [value * 0.5 * (1 + math.erf(value / math.sqrt(2))) for value in values]
     np.testing.assert_allclose(layers.gelu(jnp.asarray(values)), expected, atol=1e-6)

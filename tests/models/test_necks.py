@@ -1,4 +1,4 @@
-"""The pyramid and HAHI against a NumPy rendering of the published forward pass."""
+"""The pyramid and HAHI against the published forward pass in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from diffdepth_jax.ops.image import adaptive_average_pool
 from diffdepth_jax.weights.rules import convert
 
 CHANNELS = (3, 4, 5)
-# Sizes rounded up at every stage, so that the pyramid must average 14 rows to 13, and 4 to 3.
+# Sizes are rounded up at every stage, so the pyramid must pool 14 rows to 13, and 4 to 3.
 SIZES = ((13, 20), (7, 10), (3, 5))
 
 
@@ -24,7 +24,7 @@ def _features():
 
 
 class Reference:
-    """Evaluation mode, NHWC; collects the weights that it draws under the published names."""
+    """In evaluation mode, NHWC; collects the weights it draws under the published names."""
 
     def __init__(self):
         self.weights, self._rng = {}, np.random.default_rng(1)
@@ -91,7 +91,7 @@ def test_condition_matches_the_published_arithmetic(hahi):
     reference, features = Reference(), _features()
     config = NeckConfig(features=6, hahi=hahi, hahi_features=7)
     want = reference.pyramid(reference.hahi(features, 7) if hahi else features, 6)
-    if not hahi:  # built by the heads without HAHI, and never called
+    if not hahi:  # heads without HAHI create it but never call it
         reference.weights["convup_fp.0.weight"] = np.zeros((6, 6, 2, 2), np.float32)
     neck = Neck(config)
     inputs = tuple(jnp.asarray(array) for array in features)
@@ -117,8 +117,8 @@ def test_impossible_widths_are_refused():
         NeckConfig(features=0)
 
 
-def test_maps_of_one_stride_are_reassembled_before_the_pyramid():
-    """At a quarter, a half, one and two of their stride; odd sides are rounded up."""
+def test_maps_with_equal_strides_are_reassembled_before_the_pyramid():
+    """At a quarter, a half, once and twice their stride; odd sides are rounded up."""
     rng = np.random.default_rng(0)
     maps = tuple(jnp.asarray(rng.standard_normal((2, 3, 5, 6)), jnp.float32) for _ in range(4))
     neck = Neck(NeckConfig(8, reassemble=(2, 3, 4, 5)))
@@ -130,7 +130,7 @@ def test_maps_of_one_stride_are_reassembled_before_the_pyramid():
         if name.startswith("lateral")
     }
     assert kernels == {f"lateral{level}": (3, 3, level + 2, 8) for level in range(4)}
-    # Every map counts.
+    # Every map matters.
     for level in range(4):
         other = tuple(array + (at == level) for at, array in enumerate(maps))
         assert jnp.abs(neck.apply(variables, other) - condition).max() > 1e-4
@@ -144,15 +144,15 @@ def test_maps_of_one_stride_are_reassembled_before_the_pyramid():
         ({"reassemble": (8,) * 4}, (14,) * 3, "leave it empty"),
     ],
 )
-def test_a_neck_that_does_not_suit_the_encoder_is_refused(fields, reductions, complaint):
+def test_a_neck_that_does_not_fit_the_encoder_is_refused(fields, reductions, complaint):
     with pytest.raises(ValueError, match=complaint):
         check(NeckConfig(**fields), reductions)
     with pytest.raises(ValueError, match="four numbers of channels"):
         NeckConfig(reassemble=(8, 8))
 
 
-def test_the_condition_keeps_what_belongs_to_the_image():
-    whole = jnp.zeros((1, 104, 260, 1))  # of 364 x 910 pixels, in patches of 14
+def test_the_condition_is_cropped_to_the_image():
+    whole = jnp.zeros((1, 104, 260, 1))  # for 364 x 910 pixels in patches of 14
     one = within_image(whole, NeckConfig(reassemble=(8,) * 4), (14,) * 4, (352, 906))
     assert one.shape == (1, 101, 259, 1)
     pyramid = within_image(jnp.zeros((1, 88, 227, 1)), NeckConfig(), (4, 8, 16, 32), (352, 906))

@@ -26,7 +26,7 @@ def literal(query, key, value, bias):
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # each has a form of its own
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # each has its own form
 def test_definition_and_gradient(with_bias, backend, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     query, key, value, bias = draws((2, 5, 3, 4), (2, 7, 3, 4), (2, 7, 3, 4), (3, 5, 7))
@@ -47,7 +47,7 @@ def test_large_logits_do_not_overflow():
     assert np.isfinite(attention(1e4 * query, key, value)).all()
 
 
-def test_half_precision_is_that_of_the_products_only():
+def test_half_precision_affects_only_the_products():
     arrays = [jnp.asarray(each, jnp.bfloat16) for each in draws(*[(1, 64, 2, 16)] * 3)]
     got = attention(*arrays)
     assert got.dtype == jnp.bfloat16

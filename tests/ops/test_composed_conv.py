@@ -1,4 +1,4 @@
-"""Three convolutions composed against the same one after the other."""
+"""Three composed convolutions against the same three in sequence."""
 
 import itertools
 from functools import partial
@@ -50,7 +50,7 @@ def test_every_pixel_and_gradient_is_exact(size, tile):
 
 
 def test_the_border_needs_its_correction():
-    """The 7x7 kernel alone is off by much there: the test above can fail."""
+    """The 7x7 kernel alone is far off there, so the test above can fail."""
     features, *kernels = _arrays((12, 14))
 
     @jax.jit
@@ -69,6 +69,6 @@ def test_the_border_needs_its_correction():
     assert (wrong[border] > 1e-3).all()
 
 
-def test_larger_maps_have_larger_tiles():
+def test_larger_maps_use_larger_tiles():
     sizes = [(7, 7), (48, 160), (88, 304), (176, 608), (4000, 4000)]
     assert [best_tile(size) for size in sizes] == [16, 16, 20, 24, 24]

@@ -1,4 +1,4 @@
-"""conv3x3 against a literal float64 loop, XLA's own gradient, and the clock inside a scan."""
+"""conv3x3 against a literal float64 loop and XLA's own gradient, also inside a scan."""
 
 import re
 
@@ -95,7 +95,7 @@ def test_scan_gradient_matches_xla(rematerialise):
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the slow path is XLA:CPU's")
-def test_scan_gradient_keeps_to_the_form_that_is_fast_on_the_cpu():
+def test_scan_gradient_uses_only_the_form_that_is_fast_on_the_cpu():
     """On two idle cores XLA's own gradient, in other forms, took 13 times as long
     (results/sampler_gradient.csv)."""
     inputs, kernel, _ = _arrays((2, 12, 20, 16, 16))

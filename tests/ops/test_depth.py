@@ -20,7 +20,7 @@ def test_extreme_logits_give_finite_depths_and_gradients():
     assert np.isfinite(depth).all() and np.isfinite(gradient).all()
     np.testing.assert_allclose(depth[:3], MAX_DECODED_DEPTH, rtol=1e-5)
     np.testing.assert_array_equal(gradient[:3], 0.0)
-    # Elsewhere d depth / d logit = -depth.
+    # Where nothing is clamped, d depth / d logit = -depth.
     np.testing.assert_allclose(gradient[3:], -depth[3:], rtol=1e-6)
 
 

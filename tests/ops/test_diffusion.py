@@ -64,7 +64,7 @@ def test_impossible_step_counts_are_refused(steps):
 
 
 def test_few_timesteps_start_at_pure_noise():
-    """As in table 2 of Lin et al. 2024, whose timesteps are counted from 1."""
+    """As in table 2 of Lin et al. 2024, which counts timesteps from 1."""
     for spacing in ("trailing", "linspace"):
         assert inference_timesteps(1000, 1, spacing).tolist() == [999]
         assert inference_timesteps(7, 7, spacing).tolist() == [6, 5, 4, 3, 2, 1, 0]
@@ -96,8 +96,8 @@ def test_add_noise_uses_each_images_own_timestep():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_a_perfect_prediction_leads_back_to_the_sample(prediction_type):
-    """Whatever is predicted: stepping with the truth to no noise at all gives x_0."""
+def test_a_perfect_prediction_recovers_the_sample(prediction_type):
+    """For any prediction type, stepping to zero noise with the true value gives x_0."""
     schedule = Schedule.create()
     sample, noise = _arrays("sample", "noise")
     timesteps = jnp.array([400, 400])
@@ -107,7 +107,7 @@ def test_a_perfect_prediction_leads_back_to_the_sample(prediction_type):
         schedule, output, noisy, timesteps[0], jnp.int32(-1), prediction_type=prediction_type
     )
     np.testing.assert_allclose(got, sample, atol=1e-5)
-    several = jnp.array([400, 20])  # each image at its own
+    several = jnp.array([400, 20])  # one per image
     noisy = add_noise(schedule, sample, noise, several)
     output = training_target(schedule, sample, noise, several, prediction_type)
     got = clean_sample(schedule, output, noisy, several, prediction_type)
@@ -172,7 +172,7 @@ def test_sampler_matches_a_literal_loop(kind, prediction_type, eta):
     )
     np.testing.assert_array_equal(x_0, trajectory[-1])
     for got, expected in zip(trajectory, want, strict=True):
-        # The division by sqrt(alphas_cumprod) near t = T amplifies rounding of both.
+        # Dividing by sqrt(alphas_cumprod) near t = T amplifies the rounding of both.
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
@@ -200,10 +200,10 @@ def test_few_steps_match_a_literal_loop(spacing, timesteps, limit):
         "linear", "v_prediction", 0.0, start, denoise, timesteps, [0.0] * 4, limit or np.inf
     )[-1]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-    assert limit is None or np.abs(got).max() == np.float32(limit)  # it does clip here
+    assert limit is None or np.abs(got).max() == np.float32(limit)  # clipping does happen here
 
 
-def test_of_drawn_steps_the_one_drawn_is_run():
+def test_a_drawn_number_of_steps_runs_that_many():
     weights, noise = _problem()
 
     @jax.jit
@@ -221,7 +221,7 @@ def test_of_drawn_steps_the_one_drawn_is_run():
         _assert_same(gradients, expected)
 
 
-def test_drawn_steps_have_no_trajectory():
+def test_a_drawn_number_of_steps_has_no_trajectory():
     with pytest.raises(ValueError, match="drawn number of steps"):
         _loss(*_problem(), DrawnSteps((1, 2), jnp.int32(0)), return_trajectory=True)
 
@@ -253,7 +253,7 @@ def test_rematerialised_gradients_are_the_same(remat):
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-def test_posterior_mean_weight_turns_noise_error_into_that_of_the_mean():
+def test_posterior_mean_weight_turns_the_error_of_the_noise_into_that_of_the_mean():
     schedule = Schedule.create()
     sample, noise, other = _arrays("sample", "noise", "other")
     timesteps = jnp.array([1, 600])
@@ -292,7 +292,7 @@ def _problem():
 
 
 def _compiled(**options):
-    """The gradient and the bytes that it needs beside arguments and results."""
+    """The gradient, and the bytes that it needs besides arguments and results."""
     gradient = jax.jit(jax.grad(functools.partial(_loss, **options)))
     compiled = gradient.lower(*_problem()).compile()
     return compiled(*_problem()), compiled.memory_analysis().temp_size_in_bytes
@@ -303,18 +303,18 @@ def _assert_same(got, want):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * float(abs(other).max()))
 
 
-def test_the_more_is_recomputed_the_less_is_stored():
+def test_recomputing_more_stores_less():
     gradients, sizes = zip(
         *(_compiled(remat=remat, steps=32) for remat in ("none", "convolutions", "full")),
         strict=True,
     )
     for other in gradients[1:]:
         _assert_same(other, gradients[0])
-    # "full" stores one latent a step, "convolutions" two maps more, "none" everything.
+    # "full" stores one latent per step, "convolutions" two maps more, "none" everything.
     assert sizes[0] > 1.5 * sizes[1] and sizes[1] > 1.5 * sizes[2], sizes
 
 
-def test_gradients_flow_through_the_last_steps_only():
+def test_gradients_flow_only_through_the_last_steps():
     weights, noise = _problem()
 
     def literal(weights):

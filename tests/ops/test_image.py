@@ -67,8 +67,8 @@ def test_resize_bilinear_aligns_corners(size, output):
 
 @pytest.mark.parametrize(("size", "output"), [((150, 3), (300, 2)), ((5, 301), (4, 131))])
 @pytest.mark.parametrize("align_corners", [True, False])
-def test_long_axes_are_resized_as_short_ones(size, output, align_corners):
-    """They are summed from samples: in float64, and as a linear map with its transpose."""
+def test_long_axes_are_resized_like_short_ones(size, output, align_corners):
+    """Long axes sum samples instead: against float64, and value and gradient as a linear map."""
     features = _features(size)
     resize = functools.partial(resize_bilinear, size=output, align_corners=align_corners)
     want = features
@@ -100,8 +100,8 @@ def test_resize_bicubic(output):
     np.testing.assert_allclose(got, want, atol=5e-6)
 
 
-def test_resize_bicubic_by_factors_that_are_not_the_sizes_ratio():
-    """As Depth Anything resizes its positions: a grid of 37 by (n + 0.1) / 37 to n."""
+def test_resize_bicubic_by_factors_other_than_the_ratio_of_sizes():
+    """As Depth Anything resizes positions: a grid of 37 by a factor of (n + 0.1) / 37 to n."""
 
     def kernel(distance, a=-0.75):
         if distance <= 1:
@@ -122,7 +122,7 @@ def test_resize_bicubic_by_factors_that_are_not_the_sizes_ratio():
 
 
 def test_resize_keeps_constants():
-    """What allows the condition to be resized without the time embedding."""
+    """Therefore the condition can be resized without the time embedding."""
     constant = jnp.full((1, 5, 7, 2), 0.37)
     np.testing.assert_allclose(resize_bilinear(constant, (11, 13)), 0.37, rtol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Losses against float64 NumPy on the valid pixels alone, and what invalid pixels may hold."""
+"""Losses against float64 NumPy on the valid pixels, and indifference to invalid pixels."""
 
 import functools
 
@@ -36,12 +36,12 @@ for _form in FORMS:
 
 @functools.cache
 def _step(name):
-    """The sum over the images, and its gradient, compiled once."""
+    """The sum over images and its gradient, compiled once."""
     return jax.jit(jax.value_and_grad(lambda *arrays: LOSSES[name](*arrays).sum()))
 
 
 def _maps(seed=0):
-    """Depths up to 14 m: some beyond the clamp of 10 m."""
+    """Depths up to 14 m, some beyond the clamp at 10 m."""
     rng = np.random.default_rng(seed)
     prediction = rng.uniform(0.5, 14.0, (3, 4, 5, 1))
     target = rng.uniform(0.5, 14.0, (3, 4, 5, 1))
@@ -93,7 +93,7 @@ def test_the_relative_error_pushes_small_predictions_up_through_its_denominator(
 
 
 def _literal_residual(prediction, target, form):
-    """Of one image's valid pixels, in float64."""
+    """The residual on one image's valid pixels, in float64."""
     if form == "least_squares":
         columns = np.stack([prediction, np.ones_like(prediction)], 1)
         solution, *_ = np.linalg.lstsq(columns, target)
@@ -122,7 +122,7 @@ def _literal_gradient(residual, mask, num_scales):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [(4, 5), (13, 18)])
-def test_ssi_and_its_gradient_term_are_the_published_ones(form, size):
+def test_ssi_and_its_gradient_term_are_as_published(form, size):
     rng = np.random.default_rng(3)
     prediction, target = rng.uniform(0.5, 14.0, (2, 3, *size, 1))
     valid_mask = rng.random((3, *size, 1)) < 0.7
@@ -154,8 +154,8 @@ def test_ssi_is_invariant_to_the_predictions_scale_and_shift(name, scale, shift)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_ssi_and_the_labels_scale_and_shift(form):
-    """The robust forms ignore both; least squares is in the label's squared unit."""
+def test_how_ssi_depends_on_the_labels_scale_and_shift(form):
+    """The robust forms ignore both; least squares scales with the label's unit squared."""
     prediction, target, valid_mask = _maps()
     got = LOSSES[f"ssi_{form}"](*_device(prediction, 3 * target - 5, valid_mask))
     want = LOSSES[f"ssi_{form}"](*_device(prediction, target, valid_mask))
@@ -164,15 +164,15 @@ def test_ssi_and_the_labels_scale_and_shift(form):
 
 
 @pytest.mark.parametrize("form", ["median", "trimmed"])
-def test_a_mirrored_prediction_is_no_match_for_the_robust_forms(form):
-    """Their scale is positive. Least squares has a negative one, too, as published."""
+def test_a_negated_prediction_is_wrong_for_the_robust_forms(form):
+    """Their scale is positive. That of least squares may be negative, as published."""
     _, target, valid_mask = _maps()
     arrays = _device(-target, target, valid_mask)
     assert (LOSSES[f"ssi_{form}"](*arrays) > 0.3).all()
     assert (LOSSES["ssi_least_squares"](*arrays) < 1e-9).all()
 
 
-def test_the_trimmed_form_leaves_out_as_much_as_it_is_told():
+def test_the_trimmed_form_leaves_out_the_given_share():
     _, target, valid_mask = _maps()
     prediction = target + np.random.default_rng(1).standard_normal(target.shape)
     residual = losses.aligned_residual(*_device(prediction, target, valid_mask)).residual
@@ -188,7 +188,7 @@ def test_the_trimmed_form_leaves_out_as_much_as_it_is_told():
 
 
 @pytest.mark.parametrize("num_scales", [1, 2, 3])
-def test_each_scale_of_the_gradient_term_counts(num_scales):
+def test_the_gradient_term_uses_every_scale(num_scales):
     residual, _, valid_mask = _maps()
     got = losses.multi_scale_gradient(
         jnp.asarray(residual, jnp.float32), jnp.asarray(valid_mask), num_scales=num_scales
@@ -202,7 +202,7 @@ def test_each_scale_of_the_gradient_term_counts(num_scales):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("rounding", [0.0, 1e-7])
-def test_a_label_without_deviation_counts_nothing_and_is_named(form, rounding):
+def test_a_constant_label_counts_nothing_and_is_reported(form, rounding):
     prediction, target, valid_mask = _maps()
     target[1] = 0.1 * (1 + rounding * np.random.default_rng(0).random(target[1].shape))
     valid_mask[2] = False
@@ -217,8 +217,8 @@ def test_a_label_without_deviation_counts_nothing_and_is_named(form, rounding):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_prediction_without_deviation_costs_but_has_no_infinite_gradient(form):
-    """As of a relative network whose last ReLU is dead."""
+def test_a_constant_prediction_has_a_loss_and_a_finite_gradient(form):
+    """As from a relative network whose last ReLU is dead."""
     prediction, target, valid_mask = _maps()
     prediction[1] = 0.0
     arrays = _device(prediction, target, valid_mask)
@@ -233,9 +233,9 @@ def test_a_prediction_without_deviation_costs_but_has_no_infinite_gradient(form)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_zeros_of_a_rectified_prediction_are_values_as_any(form):
+def test_zeros_of_a_rectified_prediction_are_ordinary_values(form):
     """More than half of the pixels are 0, and so is the median: the scale is still the mean
-    deviation, and what is above 0 learns."""
+    deviation, and pixels above 0 still learn."""
     _, target, valid_mask = _maps()
     cuts = [np.quantile(t[m], 0.7) for t, m in zip(target, valid_mask, strict=True)]
     raw = target - np.reshape(cuts, (-1, 1, 1, 1))
@@ -244,7 +244,7 @@ def test_zeros_of_a_rectified_prediction_are_values_as_any(form):
     before, gradient = _step(f"ssi_{form}")(prediction, target, valid_mask)
     assert np.isfinite(gradient).all()
     learning = jnp.where(raw > 0, gradient, 0.0)
-    # In the others the residuals above 0 can have one sign: then the scale fixes their sum.
+    # Only image 0: where all residuals above 0 have one sign, the scale fixes their sum.
     assert jnp.abs(learning[0]).sum() > 1e-3
     after, _ = _step(f"ssi_{form}")(prediction - 1e-2 * learning, target, valid_mask)
     assert after < before
@@ -252,7 +252,7 @@ def test_zeros_of_a_rectified_prediction_are_values_as_any(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_flow_through_scale_and_shift(form):
-    """So a step along the prediction itself, or along a constant, changes nothing."""
+    """So a step along the prediction, or along a constant, changes nothing."""
     arrays = _device(*_maps())
     _, gradient = _step(f"ssi_{form}")(*arrays)
     size = jnp.sqrt(jnp.sum(gradient**2))
@@ -262,8 +262,8 @@ def test_gradients_flow_through_scale_and_shift(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_looking_for_a_nan_finds_none_in_the_losses_own_arithmetic(form):
-    """With an image that has no valid pixel, and one whose label has no deviation."""
+def test_debug_nans_finds_none_in_the_arithmetic_of_the_losses(form):
+    """With an image without valid pixels, and one with a constant label."""
     prediction, target, valid_mask = _maps()
     valid_mask[1], target[2] = False, 0.3
     arrays = _device(prediction, target, valid_mask)
@@ -275,7 +275,7 @@ def test_looking_for_a_nan_finds_none_in_the_losses_own_arithmetic(form):
             assert value > 0 and gradient.any()
 
 
-def test_a_diverged_prediction_shows():
+def test_a_diverged_prediction_is_visible():
     prediction, target, valid_mask = _maps()
     prediction[0, 0, 0], valid_mask[0, 0, 0] = np.nan, True
     for form in FORMS:
@@ -306,7 +306,7 @@ def test_silog_of_the_release_pools_the_batch():
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf, -np.inf, -5.0])
 def test_invalid_pixels_do_not_matter(name, garbage):
-    """Neither to the value nor to the gradient, whatever both sides hold there."""
+    """They change neither value nor gradient, whatever prediction and target hold there."""
     prediction, target, valid_mask = _maps()
     clean = _device(
         np.where(valid_mask, prediction, 1.0), np.where(valid_mask, target, 1.0), valid_mask
@@ -349,7 +349,7 @@ def test_a_perfect_prediction_costs_nothing(name):
     target = np.minimum(target, 9.0)
     arrays = _device(target, target, valid_mask)
     value, gradient = _step(name)(*arrays)
-    # Both sides are normalised alike, but compiled apart.
+    # Both sides are normalised in the same way, but compiled separately.
     assert value <= (1e-6 if name.startswith("ssi") else 0.0)
     assert np.isfinite(gradient).all()
 

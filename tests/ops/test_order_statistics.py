@@ -11,7 +11,7 @@ _median = jax.jit(masked_median)
 
 
 def _maps(seed=0, shape=(6, 5, 7, 1)):
-    """Of all signs and magnitudes, with many equal values; the masks hold odd and even numbers."""
+    """Values of all magnitudes with many ties; the masks select odd and even numbers of them."""
     rng = np.random.default_rng(seed)
     values = rng.standard_normal(shape) * 10.0 ** rng.integers(-8, 9, shape)
     values = np.where(rng.random(shape) < 0.3, rng.integers(-1, 2, shape), values)
@@ -24,7 +24,7 @@ def _maps(seed=0, shape=(6, 5, 7, 1)):
 
 
 @pytest.mark.parametrize("garbage", [0.0, np.nan, np.inf, -np.inf])
-def test_the_median_is_numpys(garbage):
+def test_the_median_equals_numpys(garbage):
     values, mask = _maps()
     assert {int(each.sum()) % 2 for each in mask} == {0, 1}
     dirty = jnp.asarray(np.where(mask, values, garbage), jnp.float32)
@@ -42,7 +42,7 @@ def test_the_median_of_few_values():
     np.testing.assert_array_equal(gradient[..., 0, 0], want)
 
 
-def test_equal_values_in_the_middle_share_its_gradient():
+def test_equal_middle_values_share_the_gradient():
     values = jnp.asarray([[2.0, 5.0, 2.0, 1.0, 9.0, 2.0]])[..., None, None]
     mask = jnp.ones_like(values, bool)
     gradient = jax.grad(lambda values: masked_median(values, mask).sum())(values)
@@ -50,7 +50,7 @@ def test_equal_values_in_the_middle_share_its_gradient():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.8, 1.0])
-def test_the_smallest_sum_up_to_those_of_a_sorted_list(share):
+def test_the_smallest_values_match_a_sorted_list(share):
     values, mask = _maps(1)
     values = np.abs(values)
     weights = weights_of_smallest(jnp.asarray(values), jnp.asarray(mask), share)
@@ -63,8 +63,8 @@ def test_the_smallest_sum_up_to_those_of_a_sorted_list(share):
         assert not weights[image][~m].any()
 
 
-def test_a_share_of_a_number_is_not_rounded_below_it():
-    """0.8 * 35 is 28, though not in float32, nor is 1 - 0.2 quite 0.8."""
+def test_a_share_that_is_a_whole_number_is_not_rounded_down():
+    """0.8 * 35 is 28, but not in float32, and 1 - 0.2 is not quite 0.8."""
     for count in (35, 70):
         ordered = jnp.arange(count, dtype=jnp.float32).reshape(1, count, 1, 1)
         weights = weights_of_smallest(ordered, jnp.ones_like(ordered, bool), 1.0 - 0.2)

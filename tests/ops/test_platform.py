@@ -8,7 +8,7 @@ from diffdepth_jax.ops import platform
 from diffdepth_jax.ops.attention import attention
 
 
-def test_a_function_is_traced_for_the_platform_that_is_asked_for():
+def test_a_function_is_traced_for_the_requested_platform():
     tokens = jnp.ones((1, 3, 2, 4))
 
     @jax.jit
@@ -18,7 +18,7 @@ def test_a_function_is_traced_for_the_platform_that_is_asked_for():
     def has_loop():
         return "scan" in str(jax.make_jaxpr(attend)(tokens))
 
-    # The CPU takes one head after the other. The same jitted function is traced for each platform.
+    # The CPU computes one head at a time. The same jitted function is traced for each platform.
     assert platform.current() == "cpu" and has_loop()
     with platform.tracing_for("cuda"):
         assert platform.current() == "cuda" and not has_loop()

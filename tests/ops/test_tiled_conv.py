@@ -37,7 +37,7 @@ def _arrays(size, kernel_size, batch=2, inputs=3, outputs=4):
     ("size", "kernel_size", "tile"),
     [((5, 30), 7, 16), ((21, 9), 7, 12), ((11, 13), 3, 7)],
 )
-def test_values_and_gradients_are_those_of_a_plain_convolution(size, kernel_size, tile):
+def test_values_and_gradients_equal_a_plain_convolution(size, kernel_size, tile):
     features, kernel = _arrays(size, kernel_size)
     cotangent = _plain(features, kernel)
 
@@ -52,7 +52,7 @@ def test_values_and_gradients_are_those_of_a_plain_convolution(size, kernel_size
 
 
 @pytest.mark.parametrize(("kernel_size", "tile"), [(7, 11), (4, 16)])
-def test_tiles_that_cannot_be_are_refused(kernel_size, tile):
+def test_impossible_tiles_are_refused(kernel_size, tile):
     _, kernel = _arrays((8, 8), kernel_size)
     with pytest.raises(ValueError, match=f"not {kernel_size} and {tile}"):
         kernel_spectrum(kernel, tile)

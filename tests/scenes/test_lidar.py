@@ -9,7 +9,7 @@ MOUNT = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # level, looking ahead
 
 
 def flat_road(size, focal=0.58, height=1.65, wall=40.0):
-    """Depth of a flat road closed by a wall that fills the picture's rest."""
+    """Depth of a flat road that ends at a wall filling the rest of the picture."""
     intrinsics = layouts.pinhole(size, focal)
     below = (np.arange(size[0]) - intrinsics[1, 2]) / intrinsics[1, 1]
     depth = np.where(below > 0, height / np.maximum(below, 1e-9), np.inf)
@@ -17,7 +17,7 @@ def flat_road(size, focal=0.58, height=1.65, wall=40.0):
 
 
 @pytest.mark.parametrize("size", [(80, 256), (96, 320), (192, 640), (375, 1242)])
-def test_share_of_pixels_stays_with_the_size(size):
+def test_the_share_of_pixels_does_not_depend_on_the_size(size):
     depth, intrinsics = flat_road(size)
     sparse = lidar.scan(depth, intrinsics, MOUNT, np.random.default_rng(0))
     assert 0.035 < (sparse > 0).mean() < 0.065
@@ -37,10 +37,10 @@ def test_beams_are_at_their_angles():
     row, column = np.nonzero(sparse)
     across = (column - intrinsics[0, 2]) / intrinsics[0, 0]
     angle = np.degrees(np.arctan2((intrinsics[1, 2] - row) / intrinsics[1, 1], np.hypot(1, across)))
-    assert np.abs(angle + 5).max() < 0.06, "half a pixel"
+    assert np.abs(angle + 5).max() < 0.06, "within half a pixel"
 
 
-def test_nothing_from_sky_or_beyond_range():
+def test_no_returns_from_sky_or_beyond_range():
     depth, intrinsics = flat_road((80, 256), wall=100.0)
     depth[:, :50] = 0
     sparse = lidar.scan(depth, intrinsics, MOUNT, np.random.default_rng(0))
@@ -78,8 +78,8 @@ def test_a_perfect_medium_changes_nothing():
     np.testing.assert_array_equal(measured(lidar.Medium(), depth, intrinsics), plain)
 
 
-def test_beams_pass_glass_or_are_lost():
-    """A pane at 10 m before a wall at 30 m on the left half, before nothing on the right."""
+def test_beams_pass_through_glass_or_are_lost():
+    """A pane at 10 m, on the left in front of a wall at 30 m, on the right in front of nothing."""
     depth, intrinsics = np.full((80, 256), 10.0), layouts.pinhole((80, 256), 0.58)
     behind = np.where(np.arange(256) < 128, 30.0, 0.0) * np.ones((80, 1))
     glass = lidar.Medium(transparent=np.ones(depth.shape, bool), behind=behind)
@@ -91,13 +91,15 @@ def test_beams_pass_glass_or_are_lost():
     assert (sparse[right] > 0).sum() < 0.2 * plain[right].sum()
 
 
-def test_fog_shortens_the_range_and_returns_itself():
+def test_fog_shortens_the_range_and_gives_false_returns():
     depth, intrinsics = flat_road((192, 640), wall=70.0)
     clear = measured(None, depth, intrinsics)
     thin, thick = (measured(lidar.Medium(extinction=e), depth, intrinsics) for e in (0.01, 0.1))
     for sparse in (thin, thick):
         true = sparse[sparse > 0] == depth[sparse > 0]
-        assert (sparse[sparse > 0][~true] < depth[sparse > 0][~true]).all(), "false ones are nearer"
+        assert (sparse[sparse > 0][~true] < depth[sparse > 0][~true]).all(), (
+            "false returns must be nearer"
+        )
     reach = [sparse[(sparse > 0) & (sparse == depth)].max() for sparse in (clear, thin, thick)]
     assert reach[0] > 60 and reach[1] > reach[2] and reach[2] < 40
     false = [((sparse > 0) & (sparse != depth)).sum() for sparse in (clear, thin, thick)]

@@ -6,11 +6,11 @@ import pytest
 from diffdepth_jax.scenes import materials
 
 
-def test_noise_is_standard_seamless_and_seeded():
+def test_noise_is_standardised_seamless_and_seeded():
     field = materials.noise(np.random.default_rng(3), 64, 96, slope=1.5)
     assert field.shape == (64, 96)
     assert abs(field.mean()) < 1e-9 and field.std() == pytest.approx(1.0)
-    # The step over the seam is like any other step.
+    # The step across the seam is like any other.
     inner = np.abs(np.diff(field, axis=0)).mean()
     assert np.abs(field[0] - field[-1]).mean() < 2 * inner
     np.testing.assert_array_equal(

@@ -48,13 +48,13 @@ def test_seeded_resumable_and_split_by_layout(tmp_path):
     with Image.open(sheet) as picture:
         assert picture.width == 4 * 48 and picture.height > 2 * 16
 
-    # In two goes, by condition, and with a lost frame made again: the same bytes.
+    # In two runs, by condition, and with a lost frame made again: the same bytes.
     assert run(twice, "--count=1", "--seed=4", "--conditions=night").returncode == 0
     next(twice.glob("night/raw/*/*/image_02/data/*.png")).unlink()
     assert run(twice, "--count=2", "--seed=4", night).returncode == 0
     assert files(once) == files(twice)
 
-    # Another split has other drives and other streets.
+    # A different split has different drives and streets.
     assert run(once, "--count=1", "--seed=4", "--split=test").returncode == 0
     train, test = (
         {path.name for path in (once / "depth" / split).iterdir()} for split in ("train", "test")
@@ -64,7 +64,7 @@ def test_seeded_resumable_and_split_by_layout(tmp_path):
     images = [np.asarray(Image.open(p)) for p in sorted(once.rglob("image_02/data/*.png"))]
     assert all((a != b).any() for i, a in enumerate(images) for b in images[:i])
 
-    # Other options may not be mixed in.
+    # Different options must not be mixed.
     mixed = run(once, "--count=3", "--seed=5")
     assert mixed.returncode != 0 and "other options" in mixed.stderr
     assert json.loads((once / "render.json").read_text())["seed"] == 4
@@ -97,8 +97,8 @@ def test_jpeg_pictures_are_resumed_and_listed(tmp_path):
     assert mixed.returncode != 0 and "other options" in mixed.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
-    """It reaches all processes of a terminal; that of the tool alone may speak."""
+def test_ctrl_c_says_how_to_resume(tmp_path):
+    """Ctrl-C reaches all processes of a terminal; only the tool's own may print something."""
     tool = subprocess.Popen(
         command(tmp_path, "--count=100"),
         cwd=PROJECT,
@@ -122,7 +122,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Runs the tool in this process; returns what it says of flags that it refuses."""
+    """Runs the tool in this process; returns what it prints when it refuses flags."""
     spec = importlib.util.spec_from_file_location("render_scenes", PROJECT / command("")[1])
     tool = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "render_scenes", tool)

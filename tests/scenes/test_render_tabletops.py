@@ -1,4 +1,4 @@
-"""Table-tops from the tool, run as a process, to the data source that reads them."""
+"""Table-tops, from the tool run as a process to the data source that reads them."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ def run(output, *flags):
 
 
 def test_nyu_layout(tmp_path):
-    """One scene, three conditions: equal depth, masks of their own, read back by the source."""
+    """One scene, three conditions: equal depth, separate masks, read back by the source."""
     done = run(tmp_path, "--layout=nyu", "--conditions=all", "--seed=2")
     assert done.returncode == 0, done.stderr
     clear, depths, images = None, set(), set()
@@ -39,7 +39,7 @@ def test_nyu_layout(tmp_path):
         (sample,) = nyu.source("train", root, layout="sync")
         assert sample["condition"] == name
         assert sample["image"].shape == (24, 32, 3) and (sample["depth"] > 0).all()
-        focal = 0.75 * 32  # of the first camera
+        focal = 0.75 * 32  # the first camera's
         expected = [[focal, 0, 15.5], [0, focal, 11.5], [0, 0, 1]]
         np.testing.assert_allclose(sample["intrinsics"], expected)
         clear = sample if clear is None else clear
@@ -48,7 +48,7 @@ def test_nyu_layout(tmp_path):
 
 
 def test_kitti_layout_is_dense_and_has_masks(tmp_path):
-    """Protocols for transparent things and mirrors find a picture's own mask."""
+    """Protocols for transparent things and mirrors find each picture's mask."""
     assert run(tmp_path, "--layout=kitti", "--conditions=clear,mirror").returncode == 0
     (drive,) = (tmp_path / "depth" / "train").glob("*/proj_depth")
     dense, sparse = (

@@ -1,4 +1,4 @@
-"""The committed sample is whole: what the demo trains on."""
+"""The committed sample, on which the demo trains, is complete."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def source(split, depth):
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_every_frame_is_sound(split):
+def test_every_frame_is_valid(split):
     dense, sparse = source(split, "dense"), source(split, "groundtruth")
     assert len(dense) == len(sparse) == COUNTS[split]
     shares = []
@@ -45,7 +45,7 @@ def test_every_frame_is_sound(split):
     assert min(shares) > 0.02 and max(shares) < 0.08
 
 
-def test_no_street_is_in_both_splits():
+def test_splits_share_no_street():
     drives = {
         split: {path.name for path in (SAMPLE / "depth" / split).iterdir()} for split in COUNTS
     }
@@ -78,5 +78,5 @@ def test_the_tool_renders_the_committed_frames(tmp_path):
         again, committed = (
             np.asarray(Image.open(root / name)).astype(float) for root in (tmp_path, SAMPLE)
         )
-        # Other processors round otherwise: at edges another surface may be hit.
+        # Other processors round differently: at edges another surface may be hit.
         assert (np.abs(again - committed) > 2).mean() < 0.005, name

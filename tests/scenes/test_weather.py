@@ -1,4 +1,4 @@
-"""What air, lens and sensor add, against formulas and counts."""
+"""Effects of air, lens and sensor, against formulas and counts."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def grey(value=0.2):
     return np.full((*SIZE, 3), value)
 
 
-def test_haze_is_koschmieders_law():
+def test_haze_follows_koschmieders_law():
     rng = np.random.default_rng(0)
     radiance, airlight = rng.uniform(0, 2, (4, 5, 3)), np.array([0.7, 0.8, 0.9])
     distance = rng.uniform(0, 200, (4, 5))
@@ -41,7 +41,7 @@ def test_exposure_does_not_depend_on_the_unit():
     assert developed(radiance, replace(DRY, key=0.04)).mean() < 0.7 * developed(radiance).mean()
 
 
-def test_noise_grows_with_its_deviation_and_follows_its_seed():
+def test_noise_grows_with_its_deviation_and_depends_on_the_seed():
     spread = [developed(grey(), replace(DRY, noise=n)).std() for n in (0.0, 0.004, 0.02)]
     assert spread[0] < 1e-9 and 0.005 < spread[1] < 0.6 * spread[2]
     first, other = (developed(grey(), replace(DRY, noise=0.01, seed=seed)) for seed in (1, 2))
@@ -59,7 +59,7 @@ def test_falling_things_grow_in_number(kind):
     assert developed(grey(), replace(DRY, **{kind: 1.0})).mean() > developed(grey()).mean()
 
 
-def test_rain_falls_in_upright_threads():
+def test_rain_falls_in_vertical_streaks():
     picture = developed(grey(), replace(DRY, rain=1.0, seed=4)).mean(axis=-1)
     down, across = (np.abs(np.diff(picture, axis=axis)).mean() for axis in (0, 1))
     assert down < 0.7 * across

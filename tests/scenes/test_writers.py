@@ -1,4 +1,4 @@
-"""Official layouts: what is written is read back, by plain means and by the sources."""
+"""Official layouts: files read back equal what was written, directly and through the sources."""
 
 import json
 from dataclasses import replace
@@ -99,7 +99,7 @@ def test_the_kitti_source_reads_it(picture, tmp_path, condition, kind):
     np.testing.assert_allclose(sample["intrinsics"], picture.intrinsics, rtol=1e-5)
 
 
-def test_the_kitti_source_reads_the_test_split_by_its_list(picture, tmp_path):
+def test_the_kitti_source_reads_the_test_split_from_its_list(picture, tmp_path):
     frames = [writers.KittiFrame(tmp_path, "test", "2000_01_02", drive) for drive in (8, 9)]
     for frame in frames:
         frame.write("clear", picture)
@@ -116,10 +116,10 @@ def test_the_kitti_source_reads_the_test_split_by_its_list(picture, tmp_path):
 
 
 def test_jpeg_pictures(picture, tmp_path):
-    """Only the picture's file is another one, it is close to the picture, the sources read it."""
+    """Only the picture's file differs; it is close to the original, and the sources read it."""
     height, width = SIZE
     smooth = np.linspace(0, 255, height * width).reshape(height, width, 1) * [1, 0.5, 0]
-    smooth[:, ::2, 2] = 160  # a fine pattern of colour, which subsampling would blur
+    smooth[:, ::2, 2] = 160  # a fine colour pattern, which subsampling would blur
     picture = replace(picture, image=smooth.astype(np.uint8), category=np.ones(SIZE, np.uint8))
     written = {}
     for form in ("png", "jpg"):
@@ -148,7 +148,7 @@ def test_jpeg_pictures(picture, tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_the_nyu_source_reads_it(picture, tmp_path, split):
-    """Each condition is a whole root; validation frames are read by their list."""
+    """Each condition is a complete root; validation frames are read from their list."""
     frame = writers.NyuFrame(tmp_path, split, "room_0001")
     frame.write("mirror", replace(picture, category=np.full(SIZE, 2, np.uint8)))
     writers.write_list(tmp_path, "mirror", split, [frame])

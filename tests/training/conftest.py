@@ -1,4 +1,4 @@
-"""What tests of training share: an experiment that costs next to nothing."""
+"""Shared by the tests of training: an experiment that costs next to nothing."""
 
 import contextlib
 import copy
@@ -15,7 +15,7 @@ from training_client import Server
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-    """Most tests here train the same network: compile it once."""
+    """Most tests here train the same network, so compile it once."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     jax.config.update(names[0], str(tmp_path_factory.mktemp("compiled")))
@@ -33,6 +33,6 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Registers the tiny parts and returns an experiment of them."""
+    """Registers the tiny parts and returns an experiment that uses them."""
     tiny_parts.register(monkeypatch.setitem)
     return copy.deepcopy(tiny_parts.EXPERIMENT)

@@ -184,7 +184,7 @@ def test_images_are_prepared_as_published():
 
 
 @every_kind
-def test_what_weights_do_not_tell_is_exported_beside_them(kind, tmp_path):
+def test_what_weights_do_not_say_is_exported_beside_them(kind, tmp_path):
     model = small(kind)
     heads = dataclasses.replace(model.config.heads, temperatures=(0.1, 20.0))
     told = {"input_size": (64, 96), "keep_aspect": False, "padding": 1.0, "min_depth": 0.5}
@@ -193,7 +193,7 @@ def test_what_weights_do_not_tell_is_exported_beside_them(kind, tmp_path):
     assert inference.load(tmp_path / "weights.safetensors").config == model.config
 
 
-def test_an_image_is_judged_by_itself_however_many_are_predicted_at_once():
+def test_an_images_domain_does_not_depend_on_the_rest_of_the_batch():
     model = reconfigured(small("nk"), input_size=(32, 64))
     images = [picture(30, 50, seed) for seed in range(4)]
     alone = [model.predict(image) for image in images]
@@ -215,7 +215,7 @@ def test_an_image_is_judged_by_itself_however_many_are_predicted_at_once():
         ("n", {"padding": -1.0}, "padding is -1"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(kind, fields, message):
+def test_an_impossible_network_is_refused(kind, fields, message):
     with pytest.raises(ConfigError, match=message):
         config_of(kind, **fields)
 
@@ -223,7 +223,7 @@ def test_a_network_that_cannot_be_is_refused(kind, fields, message):
 @pytest.mark.parametrize(
     "arguments", [{"core": 3}, {"max_depth": "far"}, {"heads": {"temperatures": (1.0,)}}]
 )
-def test_arguments_that_cannot_be_are_refused(arguments):
+def test_impossible_arguments_are_refused(arguments):
     config = small("n").config
     assert zoedepth.with_arguments(config, {"batch_size": 4}) == config
     with pytest.raises(WeightsError, match=next(iter(arguments))):

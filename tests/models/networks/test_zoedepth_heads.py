@@ -38,7 +38,7 @@ def heads(kind, **options):
 
 
 def decoded(batch=2, seed=0):
-    """Of a core with 5 channels, whose coarse maps have an odd number of rows."""
+    """Outputs of a core with 5 channels, whose coarse maps have an odd number of rows."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape):
@@ -86,7 +86,7 @@ def gelu(array):
 
 
 def resize(array, size):
-    """Bilinear, corners stay in the corners."""
+    """Bilinear, with aligned corners."""
     for axis, length in zip((1, 2), size, strict=True):
         position = np.linspace(0, array.shape[axis] - 1, length)
         low = np.minimum(position.astype(int), max(array.shape[axis] - 2, 0))
@@ -118,7 +118,7 @@ def attract(config, params, centres, embedding, count):
 
 
 def probabilities(pairs, num_bins):
-    """Of the bins at each pixel."""
+    """Probabilities of the bins at each pixel."""
     p0, p1, t0, t1 = np.moveaxis(pairs, -1, 0)
     probability = (p0 + 1e-4) / (p0 + p1 + 2e-4)
     temperature = (50 - 0.0212) * (t0 + 1e-4) / (t0 + t1 + 2e-4) + 0.0212
@@ -203,7 +203,7 @@ def test_depth_is_as_defined(kind):
     assert np.linalg.norm(got - want) < 2e-6 * np.linalg.norm(want)
 
 
-def test_the_router_votes_as_defined_and_the_batch_decides_together():
+def test_the_router_votes_as_defined_and_selects_the_head():
     module, inputs = heads("domains"), decoded(3)
     variables = variables_of(module, inputs)
     bottleneck = jnp.asarray(np.random.default_rng(2).standard_normal((3, 3, 4, 5)), jnp.float32)
@@ -216,7 +216,7 @@ def test_the_router_votes_as_defined_and_the_batch_decides_together():
     apply = jax.jit(module.apply)
 
     def routed(first, inputs):
-        """With votes of +-1 on the first domain for those images, whose coarsest map is zero."""
+        """The depth if all images vote +1 or -1 for the first domain."""
         changed = jax.tree.map(jnp.zeros_like, params)
         changed["vote1"]["bias"] = changed["vote1"]["bias"].at[0].set(1.0)
         changed["vote2"]["kernel"] = changed["vote2"]["kernel"].at[0, 0].set(first)
@@ -232,7 +232,7 @@ def test_the_router_votes_as_defined_and_the_batch_decides_together():
 
 
 def test_images_of_one_batch_share_a_domain():
-    """The votes of all are added up: an image can be outvoted."""
+    """The votes of all images are summed, so an image can be outvoted."""
     module, inputs = heads("domains"), decoded(2)
     variables = variables_of(module, inputs)
     params = variables["params"]
@@ -247,7 +247,7 @@ def test_images_of_one_batch_share_a_domain():
         if len(set(single.argmax(-1))) == 2:
             break
     else:
-        pytest.fail("no two images of different domains were found")
+        pytest.fail("no two images with different domains were found")
     apply = jax.jit(module.apply)
     together = np.asarray(apply(variables, inputs))
     alone = [
@@ -260,8 +260,8 @@ def test_images_of_one_batch_share_a_domain():
 
 
 @pytest.mark.parametrize("kind", ["normed", "domains"])
-def test_gradients_are_those_of_the_definition(kind):
-    """Of a sum over depth with respect to every parameter, along a random direction each."""
+def test_gradients_match_the_definition(kind):
+    """Of a weighted sum of depth, for each part along a random direction."""
     module, inputs = heads(kind), decoded(1)
     params = variables_of(module, inputs)["params"]
     weights = np.random.default_rng(4).standard_normal((1, 20, 24, 1)).astype(np.float32)
@@ -298,7 +298,7 @@ def np_tree(tree):
 
 @every_kind
 @pytest.mark.parametrize("names", [zoedepth_heads.AUTHORS, zoedepth_heads.TRANSFORMERS])
-def test_weights_go_both_ways_and_tell_the_config(kind, names):
+def test_weights_survive_a_round_trip_and_determine_the_config(kind, names):
     module, inputs = heads(kind), decoded(1)
     if kind == "domains":
         config = dataclasses.replace(CONFIGS[kind], attractors=(16,) * 4)
@@ -312,7 +312,7 @@ def test_weights_go_both_ways_and_tell_the_config(kind, names):
     assert found == module.config
     if names is zoedepth_heads.AUTHORS:
         for name in [name for name in state_dict if name.endswith(("k_idx", "K_minus_1"))]:
-            del state_dict[name]  # what no leaf wants may be missing
+            del state_dict[name]  # entries that no leaf needs may be missing
     again = rules.convert(state_dict, table, variables)
     name = next(name for name in state_dict if "projectors.1" in name)
     del state_dict[name]
@@ -339,6 +339,6 @@ def test_domains_whose_order_is_unknown_are_refused():
         ({"domains": ("nyu", "kitti"), "router_features": 12}, "router_features 12"),
     ],
 )
-def test_heads_that_cannot_be_are_refused(fields, message):
+def test_impossible_heads_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         HeadsConfig(**fields)

@@ -33,12 +33,12 @@ KINDS = {
     },
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
-# In pixels, of a grid of 4 x 4 patches of 16; sides are multiples of 32 here.
+# In pixels, for a grid of 4 x 4 patches of 16 pixels; sides are multiples of 32 here.
 SIZES = [(64, 96), (96, 64), (32, 160)]
 
 
 def their_model(kind: str, seed: int = 0, heads: float = 1.5):
-    """A small ZoeDepth of transformers'; `heads` scales the kernels of the metric heads."""
+    """A small ZoeDepth from transformers; `heads` scales the kernels of the metric heads."""
     backbone = transformers.BeitConfig(
         hidden_size=32,
         num_hidden_layers=5,
@@ -93,7 +93,7 @@ def error(ours, wanted) -> float:
 
 
 @every_kind
-def test_a_directory_of_transformers_gives_the_same_depth(kind, tmp_path):
+def test_a_transformers_directory_gives_the_same_depth(kind, tmp_path):
     model = their_model(kind)
     model.save_pretrained(tmp_path)
     ours = diffdepth_jax.load(tmp_path)
@@ -109,7 +109,7 @@ def test_a_directory_of_transformers_gives_the_same_depth(kind, tmp_path):
         assert error(got, wanted) <= 1e-5, size
 
 
-def test_each_domain_is_taken_where_transformers_takes_it(tmp_path):
+def test_domains_are_chosen_as_in_transformers(tmp_path):
     """Also with the domains in another order."""
     model, image = their_model("domains"), images((32, 64), 3)
     for order in (1, -1):
@@ -127,9 +127,7 @@ def test_each_domain_is_taken_where_transformers_takes_it(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["softplus", "domains"])
-def test_a_picture_goes_through_predict_as_through_processor_and_post_processing(
-    kind, tmp_path, monkeypatch
-):
+def test_predict_equals_processor_model_and_post_processing(kind, tmp_path, monkeypatch):
     model = their_model(kind)
     model.save_pretrained(tmp_path)
     ours = diffdepth_jax.load(tmp_path, input_size=(64, 96))
@@ -142,7 +140,7 @@ def test_a_picture_goes_through_predict_as_through_processor_and_post_processing
         assert interpolation == "bicubic" and not antialias
         return torch.nn.functional.interpolate(depth[None], size, mode=interpolation)[0]
 
-    # Of torchvision, which need not be there, this much.
+    # Stands in for torchvision, which need not be installed.
     modes = types.SimpleNamespace(BICUBIC="bicubic")
     functional = types.SimpleNamespace(resize=resize, InterpolationMode=modes)
     monkeypatch.setattr(module, "tvF", functional, raising=False)
@@ -161,7 +159,7 @@ def test_a_picture_goes_through_predict_as_through_processor_and_post_processing
 
 
 @every_kind
-def test_weights_go_out_to_transformers_and_back(kind, tmp_path):
+def test_weights_survive_a_round_trip_through_transformers(kind, tmp_path):
     model = their_model(kind)
     model.save_pretrained(tmp_path / "theirs")
     ours = diffdepth_jax.load(tmp_path / "theirs")
@@ -180,7 +178,7 @@ def test_weights_go_out_to_transformers_and_back(kind, tmp_path):
     assert diffdepth_jax.load(tmp_path).config == ours.config
 
 
-def test_weights_as_modules_are_called_in_version_5_are_read_too():
+def test_module_names_of_version_5_are_read_too():
     model = their_model("softplus")
     state_dict = {name: array.numpy() for name, array in model.state_dict().items()}
     assert any(name.endswith("attention.q_proj.weight") for name in state_dict)
@@ -192,8 +190,8 @@ def test_weights_as_modules_are_called_in_version_5_are_read_too():
 
 
 @every_kind
-def test_gradients_with_respect_to_every_parameter_agree(kind, tmp_path):
-    # Attractors are so steep that with larger kernels single precision itself is off by a percent.
+def test_gradients_of_every_parameter_agree(kind, tmp_path):
+    # Attractors are so steep that with larger kernels float32 itself is off by a percent.
     model = their_model(kind, seed=1, heads=0.5)
     model.save_pretrained(tmp_path)
     ours = diffdepth_jax.load(tmp_path)
@@ -231,7 +229,7 @@ def test_gradients_with_respect_to_every_parameter_agree(kind, tmp_path):
         ("min_temp", "cold"),
     ],
 )
-def test_a_description_of_what_the_network_cannot_be_is_refused(entry, value):
+def test_an_unsupported_config_json_is_refused(entry, value):
     model = their_model("softplus")
     state_dict = {name: tuple(array.shape) for name, array in model.state_dict().items()}
     content = model.config.to_dict() | {entry: value}

@@ -21,7 +21,7 @@ def camera(yaw=0.0, pitch=0.0, roll=0.0, position=(0.0, 0.0, 1.5), focal=0.6):
 
 
 def rays(view):
-    """World directions of unit planar depth through the pixels' centres, in nested loops."""
+    """World directions with unit planar depth through the pixel centres, in nested loops."""
     directions = np.zeros((*view.size, 3))
     for row in range(view.size[0]):
         for column in range(view.size[1]):
@@ -42,7 +42,7 @@ def test_depth_of_a_plane(view):
     depth = render.first_hits(layouts.Layout((ground,), view, SKY)).depth
     climb = rays(view)[..., 2]
     expected = np.where(climb < 0, -view.position[2] / np.minimum(climb, -1e-9), 0.0)
-    expected[expected > 2000] = 0  # the horizon's last row is left out of the comparison
+    expected[expected > 2000] = 0  # leaves the last row before the horizon out of the comparison
     near = (expected > 0) | (climb > 1e-3)
     np.testing.assert_allclose(depth[near], expected[near], rtol=2e-5)
 
@@ -57,7 +57,7 @@ def test_depth_and_normal_of_a_sphere():
     b = direction @ offset
     discriminant = b**2 - a * (offset @ offset - radius**2)
     expected = np.where(discriminant > 0, (-b - np.sqrt(np.maximum(discriminant, 0))) / a, 0.0)
-    sure = np.abs(discriminant) > 0.1  # rays that graze the outline may fall either way
+    sure = np.abs(discriminant) > 0.1  # rays that graze the outline may go either way
     assert (expected > 0).sum() > 50
     np.testing.assert_allclose(depth[sure], expected[sure], rtol=1e-4)
     hit = sure & (expected > 0)
@@ -67,8 +67,8 @@ def test_depth_and_normal_of_a_sphere():
     np.testing.assert_allclose(behind, depth, rtol=1e-5)
 
 
-def test_glass_is_a_surface_and_hides_nothing_from_behind():
-    """A pane 5 m ahead of a wall 8 m ahead: planar depth of both, in every pixel."""
+def test_glass_is_a_surface_that_does_not_hide_what_is_behind():
+    """A pane 5 m ahead, a wall 8 m ahead: the planar depth of both, in every pixel."""
 
     def upright(y, material):
         corners = [(-99, y, -50), (99, y, -50), (99, y, 50), (-99, y, 50)]
@@ -83,7 +83,7 @@ def test_glass_is_a_surface_and_hides_nothing_from_behind():
 
 
 def test_picture_is_seeded_and_upright():
-    """Equal seeds, equal bytes; a red box on the left and above, a green one on the right."""
+    """Equal seeds give equal bytes; a red box at the top left, a green one on the right."""
     red, green = materials.plain("a", (0.9, 0.05, 0.05)), materials.plain("b", (0.05, 0.9, 0.05))
     scene = layouts.Layout(
         (
@@ -108,7 +108,7 @@ def test_picture_is_seeded_and_upright():
 
 
 def test_textures_stand_upright():
-    """A picture, white above and dark below, keeps its sides on a wall."""
+    """A picture that is white at the top and dark at the bottom is so on a wall too."""
     texture = np.zeros((8, 8, 3), np.uint8)
     texture[:4] = 230
     texture[4:] = 40
@@ -151,7 +151,7 @@ def test_even_light_from_all_sides_gives_the_albedo():
 
 
 def unsmoothed(monkeypatch):
-    """In small pictures smoothing is a blur."""
+    """Turns smoothing off, which would blur small pictures."""
     monkeypatch.setattr(
         denoising, "smoothed", lambda radiances, *_, **__: [r for r, _ in radiances]
     )
@@ -167,8 +167,8 @@ def lamplight(scene, hits, lamp):
     return np.where(lit, ALBEDO / np.pi * lamp.intensity[0] * cosine / distance**2, 0.0)
 
 
-def test_light_of_a_lamp_follows_the_inverse_square_law(monkeypatch):
-    """Below a lamp 15 m up, and beside."""
+def test_lamplight_follows_the_inverse_square_law(monkeypatch):
+    """Directly below a lamp at 15 m, and to the side."""
     lamp = layouts.Lamp((0, 8, 15), (0, 0, -1), (50.0, 50.0, 50.0), cutoff=1.5, beam=1.4)
     scene = layouts.Layout((floor(GREY),), camera(pitch=-0.2), None, lamps=(lamp,))
     unsmoothed(monkeypatch)
@@ -179,8 +179,8 @@ def test_light_of_a_lamp_follows_the_inverse_square_law(monkeypatch):
     np.testing.assert_allclose(radiance[near].mean(-1), expected[near], rtol=0.02)
 
 
-def test_a_pool_of_light_outlasts_the_smoothing():
-    """A lamp that lights a quarter of the ground in view: as much light as by the law, in sum."""
+def test_a_pool_of_light_survives_smoothing():
+    """A lamp that lights a quarter of the visible ground: the total light follows the law."""
     lamp = layouts.Lamp((0, 6, 3), (0, 0, -1), (1000.0,) * 3, cutoff=0.8, beam=0.799)
     dim = (0.01, 0.01, 0.01)
     scene = layouts.Layout((floor(GREY),), camera(pitch=-0.3), None, ambient=dim, lamps=(lamp,))
@@ -190,8 +190,8 @@ def test_a_pool_of_light_outlasts_the_smoothing():
     assert radiance[hits.depth > 0].mean(-1).sum() == pytest.approx(expected.sum(), rel=0.15)
 
 
-def test_wet_ground_mirrors_by_fresnels_law():
-    """A shining board beyond a road with smooth water on it, by reflecting each ray by hand."""
+def test_wet_ground_reflects_by_fresnels_law():
+    """A glowing board behind a road covered with smooth water; each ray is reflected by hand."""
     board = dataclasses.replace(GREY, emission=np.full((2, 2, 3), 255, np.uint8), radiance=30.0)
     upright = shapes.quad([(-3, 12, 0.5), (3, 12, 0.5), (3, 12, 2.5), (-3, 12, 2.5)], board)
     ground = dataclasses.replace(GREY, role="road", gloss=0.999)
@@ -224,14 +224,14 @@ def test_wet_ground_mirrors_by_fresnels_law():
     assert mirrored[dark].max() < 0.3 and np.abs(mirrored[~on_road]).max() < 30 * 0.6
     dry = dataclasses.replace(scene, meshes=(floor(GREY), upright))
     assert (mirrored_by(dry) == 0).all()
-    # By night without any light but the camera's own.
+    # At night with no light but the camera's own lamp.
     lamp = layouts.Lamp((0, 6, 3), (0, 0, -1), (9.0, 9.0, 9.0), cutoff=0.8, beam=0.7)
     alone = layouts.Layout((floor(ground),), view, None, ambient=(0.1, 0.1, 0.1), lamps=(lamp,))
     assert np.isfinite(opaque(alone, samples=4)[0]).all()
 
 
-def test_glow_is_seen_but_not_taken_for_colour():
-    """A shining plane: its glow apart, and its own colour as if it did not shine."""
+def test_glow_is_visible_but_not_part_of_the_colour():
+    """The glow of a glowing plane is kept apart; its colour is as if it did not glow."""
     shining = dataclasses.replace(GREY, emission=np.full((2, 2, 3), 255, np.uint8), radiance=30.0)
     plain, lit = (
         layouts.Layout((floor(m),), camera(pitch=-0.3), None, ambient=(1.0, 1.0, 1.0))
@@ -251,11 +251,11 @@ def test_air_dims_by_distance():
     hits = render.first_hits(scene)
     clarity = picture._transmittance(scene.camera, hits, 0.05)
     distance = hits.depth * np.linalg.norm(rays(scene.camera), axis=-1)
-    sure = (distance > 0) & (distance < 10)  # steps between pixels are small there
+    sure = (distance > 0) & (distance < 10)  # where steps between pixels are small
     np.testing.assert_allclose(clarity[sure], np.exp(-0.05 * distance[sure]), rtol=2e-3)
     assert (clarity[hits.depth == 0] < 0.3).all()
 
 
-def test_outdoors_wants_a_power_of_four():
+def test_outdoors_needs_a_power_of_four():
     with pytest.raises(ValueError, match="samples is 6"):
         render.render(layouts.Layout((floor(GREY),), camera(), SKY), samples=6)

@@ -1,4 +1,4 @@
-"""Table-tops as rendered: first-surface depth by hand, masks, what conditions leave alone."""
+"""Rendered table-tops: first-surface depth by hand, masks, and what conditions leave alone."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ CENTRE = np.array([0.03, 0.1, HEIGHT + RADIUS])
 
 
 def ball_on_a_table(kind="opaque"):
-    """A ball on a square table, nothing else; lit from above."""
+    """A ball on a square table and nothing else, lit from above."""
     ware = replace(materials.plain(objects.WARE, (0.9, 0.9, 0.9)), kind=kind)
     wood = materials.plain("table", (0.5, 0.35, 0.2))
     ball = shapes.ball([RADIUS] * 3, CENTRE, ware, steps=(120, 180))
@@ -30,7 +30,7 @@ def ball_on_a_table(kind="opaque"):
 
 
 def test_depth_of_a_ball_on_a_table():
-    """Against ray-sphere and ray-plane intersections, the nearer one; glass is no exception."""
+    """The nearer of ray-sphere and ray-plane intersections; glass is no exception."""
     scene = ball_on_a_table()
     hits = render.first_hits(scene)
     camera = scene.camera
@@ -62,8 +62,8 @@ def test_depth_of_a_ball_on_a_table():
         np.testing.assert_array_equal(other.surface, hits.surface)
 
 
-def test_glass_shows_what_is_behind_and_mirrors_what_is_before():
-    """A red ball; made of glass it shows the brown table, made of silver the white panel above."""
+def test_glass_shows_what_is_behind_and_mirrors_show_what_is_in_front():
+    """A red ball: as glass it shows the brown table, as silver the white panel above."""
     pictures = {}
     for kind in ("opaque", "glass", "mirror"):
         scene = ball_on_a_table(kind)
@@ -86,7 +86,7 @@ def test_masks_are_where_the_changed_things_are():
     for name, expected in (("transparent", 3), ("mirror", 2)):
         changed = tabletop.CONDITIONS[name](scene, np.random.default_rng(1))
         remade = [a is not b for a, b in zip(scene.meshes, changed.meshes, strict=True)]
-        # Apart from the renderer's own numbering: where the depth grows when they are taken away.
+        # Independently of the renderer's numbering: where depth grows when they are removed.
         kept = [mesh for mesh, new in zip(scene.meshes, remade, strict=True) if not new]
         without = render.first_hits(replace(scene, meshes=tuple(kept)))
         mask = tabletop.categories(changed, hits.surface)
@@ -114,7 +114,7 @@ def test_pictures_are_seeded_and_differ_at_the_ware(name):
         assert difference[mask].mean() > 2 * difference[~mask].mean()
 
 
-def test_specks_go_and_edges_stay():
+def test_specks_are_removed_and_edges_stay():
     radiance = np.ones((9, 9, 3), np.float32)
     radiance[2, 2], radiance[2, 6] = 50.0, 0.0  # specks
     radiance[5:7, 1:8] = 5.0  # a highlight
@@ -124,7 +124,7 @@ def test_specks_go_and_edges_stay():
     expected = radiance.copy()
     expected[2, 2] = expected[2, 6] = 1.0
     np.testing.assert_array_equal(result[:, 1:7], expected[:, 1:7])
-    # What lies outside is not drawn on: a lone pixel there keeps its value.
+    # Pixels outside are not used, so a lone pixel keeps its value.
     alone = np.zeros((9, 9), bool)
     alone[2, 2] = True
     assert denoising.despeckled(radiance, alone)[2, 2, 0] == 50.0
@@ -147,10 +147,10 @@ def test_glass_and_its_outline_are_rendered_in_detail(monkeypatch):
     np.testing.assert_array_equal(picture[..., 0] > 2 * picture[..., 1] + 50, where)
 
 
-def test_windows_of_detail_lie_where_they_belong(monkeypatch):
+def test_windows_of_detail_are_in_the_right_place(monkeypatch):
     scene = ball_on_a_table()
     where = np.zeros(SIZE, bool)
-    where[5:27, 9:33] = True  # several windows, some cut
+    where[5:27, 9:33] = True  # several windows, some cropped
     where[14:18] = False
     things = [parts.mesh(mesh, parts.bsdf(mesh.material)) for mesh in scene.meshes]
     lit = parts.scene([*things, *map(parts.panel, scene.panels)])

@@ -1,4 +1,4 @@
-"""Conditions of a street: same geometry, other light, and pictures that differ as they should."""
+"""Conditions of a street: same geometry, other light, and the expected changes in the picture."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def pictures(clear, hits):
 
 
 def triangles(meshes):
-    """All triangles `[n 9]`, sorted, without those of no extent."""
+    """All triangles `[n 9]`, sorted, without degenerate ones."""
     corners = np.concatenate([mesh.vertices[mesh.faces] for mesh in meshes]).reshape(-1, 9)
     return corners[np.lexsort(corners.T)]
 
@@ -41,7 +41,7 @@ def test_conditions_keep_geometry_and_camera(clear, name):
     assert changed.camera is clear.camera
     np.testing.assert_array_equal(triangles(changed.meshes), triangles(clear.meshes))
     for old, new in zip(clear.meshes, changed.meshes, strict=False):
-        assert old.vertices is new.vertices, "the order of meshes is kept"
+        assert old.vertices is new.vertices, "the order of meshes must not change"
     again = street.CONDITIONS[name](clear, np.random.default_rng(0))
     other = street.CONDITIONS[name](clear, np.random.default_rng(1))
     assert (again.weather, again.sky, again.lamps) == (changed.weather, changed.sky, changed.lamps)
@@ -49,7 +49,7 @@ def test_conditions_keep_geometry_and_camera(clear, name):
 
 
 def test_snow_has_the_depth_of_the_clear_scene(clear, hits):
-    """Snow sorts faces into other meshes, so here depth is traced anew."""
+    """Snow moves faces to other meshes, so here depth is traced again."""
     snowed = conditions.snow(clear, np.random.default_rng(0))
     depth = render.first_hits(snowed).depth
     np.testing.assert_array_equal(depth, hits.depth)
@@ -68,13 +68,15 @@ def test_night_is_dark_and_lit_by_lamps(clear, pictures):
     assert len(night.lamps) >= 2 and night.sky is None
     own = [lamp for lamp in night.lamps if lamp.position[1] < 3]
     for lamp in own[:2]:
-        assert 0.2 < lamp.position[2] < 1.2 and lamp.direction[1] > 0.9, "low, and shining ahead"
+        assert 0.2 < lamp.position[2] < 1.2 and lamp.direction[1] > 0.9, (
+            "must be low and shine ahead"
+        )
     sky = pictures["clear"].mean(axis=-1)[:4] > 0.5
     assert pictures["night"][:4][sky].mean() < 0.35
 
 
-def test_fog_hides_what_is_far(hits, pictures):
-    """Local contrast falls with distance; the sky is of one grey."""
+def test_fog_hides_distant_things(hits, pictures):
+    """Local contrast falls with distance; the sky is a uniform grey."""
     steps = {name: np.abs(np.diff(picture, axis=1)).mean(-1) for name, picture in pictures.items()}
     depth = hits.depth[:, 1:]
     far, near = (depth > 40) | (depth == 0), (depth > 0) & (depth < 15)
@@ -102,7 +104,7 @@ def test_wet_road_mirrors_and_snow_whitens_it(clear, hits, pictures):
     assert saturation["snow"] < 0.1
 
 
-def test_snow_lies_on_what_looks_up(clear):
+def test_snow_lies_on_surfaces_that_face_up(clear):
     snowed = conditions.snow(clear, np.random.default_rng(0))
     covered = [mesh for mesh in snowed.meshes if mesh.material.role == "snow"]
     assert covered

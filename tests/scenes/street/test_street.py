@@ -22,7 +22,7 @@ def test_one_seed_is_one_street():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_meshes_are_sound(seed):
+def test_meshes_are_valid(seed):
     scene = layout(seed)
     roles = {mesh.material.role for mesh in scene.meshes}
     assert {"road", "foliage", "grass"} <= roles
@@ -41,12 +41,12 @@ def test_camera_stands_on_the_road(seed):
         np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-12)
         assert np.linalg.det(axes) == pytest.approx(1.0)
         assert axes[1, 2] > 0.9, "looks ahead"
-        assert axes[2, 1] < -0.9, "y points down"
+        assert axes[2, 1] < -0.9, "y must point down"
     assert 1.2 < camera.position[2] < 2.4
 
 
 def test_camera_projects_like_a_pinhole():
-    """A point 10 m along the axis, 2 m to its right and 1 m below, by hand."""
+    """A point 10 m along the axis, 2 m to the right and 1 m down, by hand."""
     camera = layout(1, size=(80, 256), focal=0.5).camera
     point = camera.position + camera.orientation @ np.array([2.0, 1.0, 10.0])
     pixel = camera.intrinsics @ camera.orientation.T @ (point - camera.position)
@@ -59,8 +59,8 @@ def test_cameras_differ():
 
 
 def beside(scene):
-    """Metres between the camera's lengthwise axis and the nearest surface beside it, below eye
-    level and above the kerb: edges of triangles cut by planes across the car's bonnet."""
+    """Metres from the camera's long axis to the nearest surface beside it, below eye level and
+    above the kerb: triangle edges cut by planes across the car's bonnet."""
     camera = scene.camera
     vehicle = camera.orientation @ np.linalg.inv(camera.mount)  # columns: right, forward, up
     nearest = np.inf
@@ -78,9 +78,9 @@ def beside(scene):
     return nearest
 
 
-# The last one had a bus parked half a metre from the camera.
+# The last seed once had a bus parked half a metre from the camera.
 @pytest.mark.parametrize("seed", [*range(8), np.random.SeedSequence([1, 1, 50], spawn_key=(0,))])
-def test_nothing_stands_where_the_cameras_own_car_is(seed):
+def test_nothing_stands_where_the_cameras_car_is(seed):
     assert beside(layout(seed, (64, 208), 0.65)) > 1.1
 
 

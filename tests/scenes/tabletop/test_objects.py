@@ -1,4 +1,4 @@
-"""Things of a table: closed, facing outwards, standing on it; profiles as they are said to be."""
+"""Things on a table: closed, facing outwards and standing on it, with the right profiles."""
 
 from collections import Counter
 
@@ -9,17 +9,17 @@ from diffdepth_jax.scenes import shapes
 from diffdepth_jax.scenes.tabletop import objects
 
 KINDS = sorted(set(objects.VESSELS + objects.OTHERS), key=lambda kind: kind.__name__)
-SHEETS = ("label",)  # the only open ones
+SHEETS = ("label",)  # the only open meshes
 
 
 def volume(mesh):
-    """Enclosed volume by the divergence theorem; positive if all faces look outwards."""
+    """Enclosed volume by the divergence theorem; positive if all faces point outwards."""
     a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
     return np.einsum("fi,fi->", a, np.cross(b, c)) / 6
 
 
 def is_closed(mesh):
-    """Whether every edge is passed as often in one way as in the other."""
+    """Whether every edge is used equally often in both directions."""
     _, point = np.unique(np.round(mesh.vertices, 8) + 0.0, axis=0, return_inverse=True)
     a, b, c = point.reshape(-1)[mesh.faces].T
     edges = Counter(zip(np.concatenate([a, b, c]), np.concatenate([b, c, a]), strict=True))
@@ -54,7 +54,7 @@ def test_shading_normals_agree_with_the_faces(kind):
         assert cosine.min() > 0.5
 
 
-def test_curve_meets_its_points_and_never_overshoots():
+def test_curve_passes_through_its_points_without_overshoot():
     points = [(0.03, 0.0), (0.05, 0.02), (0.05, 0.1), (0.01, 0.15), (0.012, 0.3)]
     line = objects.curve(points, steps=7)
     np.testing.assert_allclose(line[::7], points, atol=1e-12)
@@ -64,8 +64,8 @@ def test_curve_meets_its_points_and_never_overshoots():
         assert (piece >= low - 1e-12).all() and (piece <= high + 1e-12).all()
 
 
-def test_hollow_has_walls_of_the_thickness():
-    """A straight beaker's material by hand: outer minus inner cylinder, the lip half a turn."""
+def test_hollow_has_walls_of_the_given_thickness():
+    """Volume of a straight beaker's material by hand: outer minus inner cylinder, a round lip."""
     radius, height, wall, bottom = 0.04, 0.1, 0.003, 0.006
     outside = np.column_stack([np.full(21, radius), np.linspace(0, height, 21)])
     profile = objects.hollow(outside, wall, bottom)
@@ -81,7 +81,7 @@ def test_hollow_has_walls_of_the_thickness():
 
 
 def test_narrow_vessels_stay_hollow():
-    """The inside of every vessel keeps its distance from the outside."""
+    """The inside of every vessel stays away from the outside."""
     for seed in range(20):
         for kind in (objects.bottle, objects.vase, objects.goblet):
             body = kind(np.random.default_rng(seed))[0]
@@ -95,7 +95,7 @@ def test_narrow_vessels_stay_hollow():
             assert between.min() > 1e-3
 
 
-def test_equal_seeds_make_equal_things():
+def test_equal_seeds_give_equal_things():
     for kind in KINDS:
         first, again, other = (kind(np.random.default_rng(seed)) for seed in (5, 5, 6))
         for mesh, same in zip(first, again, strict=True):

@@ -1,4 +1,4 @@
-"""Table-tops: things stand on the table without touching, conditions change the ware alone."""
+"""Table-tops: things stand on the table without touching; conditions change only the ware."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def points(thing):
 
 
 def separated(first, second):
-    """Whether some vertical plane lies between two clouds of points."""
+    """Whether a vertical plane separates two point clouds."""
     for direction in APART:
         one, other = first[:, :2] @ direction, second[:, :2] @ direction
         if one.max() < other.min() or other.max() < one.min():
@@ -31,7 +31,7 @@ def separated(first, second):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_things_are_put_apart_and_on_the_table(seed):
+def test_things_are_placed_apart_and_on_the_table(seed):
     rng = np.random.default_rng(seed)
     things = [kind(rng) for kind in objects.VESSELS + objects.OTHERS]
 
@@ -53,12 +53,12 @@ def test_apart_measures_the_gap():
     assert arrangement.apart(square, beside, gap=0.19)
     assert not arrangement.apart(square, beside, gap=0.21)
     diamond = np.array([(0.8, 1.8), (1.8, 0.8), (2.8, 1.8), (1.8, 2.8)])
-    assert arrangement.apart(square, diamond, gap=0.4)  # only its own edge tells them apart
+    assert arrangement.apart(square, diamond, gap=0.4)  # only an edge of the diamond separates them
     assert not arrangement.apart(square, square + 0.9, gap=0.0)
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_ware_stands_on_the_table_before_the_camera(seed):
+def test_ware_stands_on_the_table_in_front_of_the_camera(seed):
     scene = layout(seed)
     ware = [mesh for mesh in scene.meshes if mesh.material.role == objects.WARE]
     top = max(m.vertices[:, 2].max() for m in scene.meshes if m.material.role == "table")
@@ -71,14 +71,14 @@ def test_ware_stands_on_the_table_before_the_camera(seed):
     pixels = np.array([(camera.intrinsics @ place)[:2] / place[2] for place in seen])
     in_view = (pixels > -0.5).all(axis=1) & (pixels < np.array(SIZE[::-1]) - 0.5).all(axis=1)
     assert in_view.any() and min(place[2] for place in seen) > 0
-    # The camera is within the walls, and the table too.
+    # Both the camera and the table are inside the walls.
     room = np.concatenate([m.vertices for m in scene.meshes if m.material.role == "wall"])
     low, high = room.min(axis=0), room.max(axis=0)
     for inner in (camera.position, *np.concatenate([mesh.vertices for mesh in ware])):
         assert (low < inner).all() and (inner < high).all()
 
 
-def test_one_seed_one_scene():
+def test_one_seed_is_one_scene():
     first, again = layout(1), layout(1)
     assert len(first.meshes) == len(again.meshes)
     for mesh, same in zip(first.meshes, again.meshes, strict=True):
@@ -93,7 +93,7 @@ def test_one_seed_one_scene():
 @pytest.mark.parametrize(
     ("name", "kinds"), [("transparent", {"glass", "thin_glass"}), ("mirror", {"mirror"})]
 )
-def test_conditions_change_ware_alone(name, kinds):
+def test_conditions_change_only_ware(name, kinds):
     shares, seen = [], set()
     for seed in range(6):
         scene = layout(seed)
@@ -111,12 +111,12 @@ def test_conditions_change_ware_alone(name, kinds):
         ware = sum(mesh.material.role == objects.WARE for mesh in scene.meshes)
         assert 1 <= count <= ware
         shares.append(count / ware)
-    assert min(shares) < 1 and max(shares) == 1  # some scenes in part, some in full
+    assert min(shares) < 1 and max(shares) == 1  # some scenes partly, some entirely
     assert seen == kinds
     assert tabletop.CONDITIONS["clear"](scene, rng) is scene
 
 
-def test_categories_are_boosters():
+def test_categories_match_boosters():
     grey = objects.ball(np.random.default_rng(0))[0]
 
     def mesh(kind, gloss):
@@ -131,7 +131,7 @@ def test_categories_are_boosters():
 
 
 def test_no_ray_leaves_the_room():
-    """Upwards, too, the widest picture ends on a wall."""
+    """Even upwards the widest picture ends at a wall."""
     for size in ((24, 32), (48, 24)):
         scene = tabletop.tabletop(np.random.default_rng(3), size, 0.75)
         rays = scene.camera.rays().reshape(-1, 3)
