@@ -112,18 +112,16 @@ def _last_line(name: str, trace: TracebackType | None, error: Exception) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
-# A field that a config file leaves at None can be set too; what fits there is known, and checked,
-# where the config becomes a dataclass.
-config_flags.register_flag_parser_for_type(type(None), _LiteralParser())
-config_flags.register_flag_parser_for_type(tuple, _TupleParser())
-
-
 def define_config(*, required: bool = True) -> flags.FlagHolder:
     """Defines `--config=FILE` and `--config.key=value` for every key.
 
     Keys that the file does not mention are accepted here, as a field may keep its default: whether
     such a field exists is judged once, by `config.from_mapping`, before any work.
     """
+    # A field that a config file leaves at None can be set too; what fits there is known, and
+    # checked, where the config becomes a dataclass.
+    config_flags.register_flag_parser_for_type(type(None), _LiteralParser())
+    config_flags.register_flag_parser_for_type(tuple, _TupleParser())
     holder = config_flags.DEFINE_config_file(
         "config",
         help_string="A file of configs/, changed by --config.key=value.",
