@@ -1,4 +1,4 @@
-"""What distillation starts from: pairs of images with labels, and teachers in published files."""
+"""Inputs of distillation: pairs of images with labels, and teachers in published files."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ SIZE = (70, 84)
 
 
 def write_pairs(root: Path, *, relative: bool, conditions=("night", "fog"), **rows) -> Path:
-    """A workdir of `generate_adverse.py`: three frames under each condition, random labels.
+    """Writes a workdir of `generate_adverse.py`: three frames per condition, random labels.
 
     Args:
       root: the workdir.
       relative: whether the labels are disparity.
-      conditions: of the images.
-      **rows: entries of all rows of the manifest.
+      conditions: the images' conditions.
+      **rows: entries for all rows of the manifest.
     """
     rng = np.random.default_rng(0)
     lines = []
@@ -45,7 +45,7 @@ def write_pairs(root: Path, *, relative: bool, conditions=("night", "fog"), **ro
 
 
 def write_folder(root: Path) -> Path:
-    """A folder of images and depth, of three frames each for training and validation."""
+    """Writes a folder of images and depth, with three frames each for training and validation."""
     rng = np.random.default_rng(1)
     for part in ("train", "val"):
         for frame in "abc":
@@ -63,7 +63,7 @@ def _save(path: Path, rng: np.random.Generator) -> None:
 
 
 def teacher(name: str, **fields) -> DepthModel:
-    """A small network with random weights, of a size that keeps that of the features."""
+    """A small network with random weights, scaled to keep the size of features."""
     mapping = {"name": name, **SMALL[name], **fields}
     config = config_lib.chosen("network", mapping, resolve=registry.module, path="model")
     model = registry.module("network", name).build(config)
@@ -81,7 +81,7 @@ def teacher(name: str, **fields) -> DepthModel:
 
 
 def write_teacher(path: Path, name: str, **fields) -> dict:
-    """Writes a teacher under its published names; returns its config as an experiment says it."""
+    """Writes a teacher under its published names; returns its config as a mapping."""
     model = teacher(name, **fields)
     export(model, path)
     return config_lib.to_mapping(model.config)

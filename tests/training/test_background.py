@@ -9,12 +9,12 @@ from absl import logging as absl_logging
 
 from diffdepth_jax.training import background
 
-RAISED = RuntimeError("Event loop is closed")  # by TensorStore, once for every array
+RAISED = RuntimeError("Event loop is closed")  # TensorStore raises it once per array
 
 
 @pytest.fixture
 def logged():
-    """The messages that pass the logger of absl, which Orbax uses."""
+    """The messages that pass absl's logger, which Orbax uses."""
     handler = logging.Handler()
     messages = []
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -26,14 +26,14 @@ def logged():
 
 @pytest.fixture
 def raised(monkeypatch):
-    """What reaches the hook for exceptions that nobody can catch."""
+    """The exceptions that reach the hook for unraisable ones."""
     found = []
     monkeypatch.setattr(sys, "unraisablehook", lambda each: found.append(each.exc_value))
     return found
 
 
 def fail():
-    """As Orbax and TensorStore do in their threads; then something else goes wrong."""
+    """Fails like Orbax and TensorStore in their threads; then something else goes wrong."""
     logger = absl_logging.get_absl_logger()
     for place in ("site-packages/orbax/checkpoint/future.py", "elsewhere.py"):
         for level in (logging.WARNING, logging.ERROR):
@@ -43,7 +43,7 @@ def fail():
         sys.unraisablehook(types.SimpleNamespace(exc_value=error))
 
 
-def test_what_orbax_and_tensorstore_tell_of_a_failure_is_left_to_the_one_error(logged, raised):
+def test_messages_of_orbax_and_tensorstore_about_a_failure_are_suppressed(logged, raised):
     with background.reported_once():
         fail()
     orbax, elsewhere = "site-packages/orbax/checkpoint/future.py", "elsewhere.py"
@@ -55,10 +55,10 @@ def test_what_orbax_and_tensorstore_tell_of_a_failure_is_left_to_the_one_error(l
     assert [str(error) for error in raised] == ["other"]
     logged.clear()
     fail()
-    assert len(logged) == 4  # outside, others may use Orbax too
+    assert len(logged) == 4  # outside, nothing is suppressed: other code may use Orbax
 
 
-def test_those_who_ask_for_details_get_all(logged, raised, monkeypatch):
+def test_debug_logging_shows_everything(logged, raised, monkeypatch):
     monkeypatch.setattr(absl_logging, "get_verbosity", lambda: absl_logging.DEBUG)
     with background.reported_once():
         fail()
@@ -66,7 +66,7 @@ def test_those_who_ask_for_details_get_all(logged, raised, monkeypatch):
 
 
 async def lose_failures():
-    """As Orbax does of many arrays: waits for the first that fails, and drops the others."""
+    """Like Orbax with many arrays: waits for the first failure and drops the others."""
     tasks = [asyncio.ensure_future(fail_array(number)) for number in range(3)]
     await asyncio.wait(tasks)
     tasks[0].result()
@@ -76,11 +76,11 @@ async def fail_array(number):
     raise ValueError(f"disk is full, array {number}")
 
 
-def test_asyncio_does_not_tell_of_those_that_failed_beside_the_first(caplog):
+def test_asyncio_does_not_report_the_failures_after_the_first(caplog):
     with background.reported_once():
         pass
     with pytest.raises(ValueError, match="array 0"):
         asyncio.run(lose_failures())
-    gc.collect()  # asyncio tells when an object goes, whenever that is
+    gc.collect()  # asyncio reports when an object is collected
     logging.getLogger("asyncio").error("something else")
     assert [record.getMessage() for record in caplog.records] == ["something else"]

@@ -39,7 +39,7 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize("ema", [False, True])
-def test_state_config_and_data_come_back(tmp_path, ema):
+def test_state_config_and_data_are_restored(tmp_path, ema):
     state = example_state(ema)
     data = json.dumps({"position": 7}).encode() + bytes([0, 255])
     with Checkpointer(tmp_path, keep=1) as checkpointer:
@@ -94,7 +94,7 @@ def test_leftovers_of_a_crash_are_removed(tmp_path):
         checkpointer.save(1, state, {}, b"", {})
     (checkpointer.directory / "1").rename(
         checkpointer.directory / "2.orbax-checkpoint-tmp"
-    )  # as Orbax calls what it has not finished
+    )  # Orbax's name for an unfinished checkpoint
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         assert checkpointer.latest_step() is None
         checkpointer.save(3, state, {}, b"", {})
@@ -102,8 +102,8 @@ def test_leftovers_of_a_crash_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize("gone", ["state", "config", "data", "state/_METADATA", "*"])
-def test_a_checkpoint_that_was_being_deleted_is_no_obstacle(tmp_path, gone):
-    """Old checkpoints are deleted file by file; a crash leaves some of them."""
+def test_a_half_deleted_checkpoint_does_not_matter(tmp_path, gone):
+    """Old checkpoints are deleted file by file, so a crash may leave some files."""
     state = example_state()
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(2, state, {}, b"", {})
@@ -117,8 +117,8 @@ def test_a_checkpoint_that_was_being_deleted_is_no_obstacle(tmp_path, gone):
     assert [path.name for path in checkpointer.directory.iterdir()] == ["3"]
 
 
-def test_a_save_holds_the_state_of_its_step_while_training_goes_on(tmp_path):
-    """The step donates the state's buffers; the save in the background must not see that."""
+def test_a_save_holds_the_state_of_its_step_while_training_continues(tmp_path):
+    """The step donates the state's buffers, which must not affect the save in the background."""
     state = example_state()
     step = jax.jit(lambda state: jax.tree.map(lambda array: array + 1, state), donate_argnums=0)
     state = step(state)
@@ -135,7 +135,7 @@ def test_a_save_holds_the_state_of_its_step_while_training_goes_on(tmp_path):
 
 @pytest.fixture(scope="module")
 def two_steps(tmp_path_factory):
-    """A run with checkpoints of the steps 1 and 2."""
+    """A run with checkpoints of steps 1 and 2."""
     workdir = tmp_path_factory.mktemp("run")
     with Checkpointer(workdir, keep=2) as checkpointer:
         for step in (1, 2):
@@ -144,10 +144,8 @@ def two_steps(tmp_path_factory):
 
 
 @pytest.mark.parametrize("gone", ["*", "state/_METADATA", "state/d", "data", "config"])
-def test_training_does_not_start_where_the_newest_checkpoint_is_not_whole(
-    two_steps, tmp_path, gone
-):
-    """Saves of steps before it would be left out, and it could not be resumed."""
+def test_training_does_not_start_if_the_newest_checkpoint_is_incomplete(two_steps, tmp_path, gone):
+    """Otherwise saves of earlier steps would be skipped, and the run could not be resumed."""
     shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     newest = tmp_path / "checkpoints" / "2"
     for path in newest.glob(gone):
@@ -166,7 +164,7 @@ def test_an_empty_directory_as_the_only_step_is_refused(tmp_path):
         Checkpointer(tmp_path, keep=1)
 
 
-def test_a_flipped_bit_keeps_training_from_going_on(two_steps, tmp_path):
+def test_a_flipped_bit_prevents_resuming(two_steps, tmp_path):
     shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     files = (tmp_path / "checkpoints" / "2" / "state").glob("**/d/*")
     largest = max(files, key=lambda path: path.stat().st_size)
@@ -188,7 +186,7 @@ def test_a_checkpoint_from_before_the_checksums_can_be_resumed(two_steps, tmp_pa
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"iterator": 3}', '{"iterator": "\u0416"}'])
-def test_a_position_in_the_data_that_is_none_is_damage(two_steps, tmp_path, text):
+def test_an_invalid_data_position_is_damage(two_steps, tmp_path, text):
     shutil.copytree(two_steps, tmp_path, dirs_exist_ok=True)
     (tmp_path / "checkpoints" / "2" / "checksums.json").unlink()
     (tmp_path / "checkpoints" / "2" / "data" / "metadata").write_text(text)
@@ -201,7 +199,7 @@ def test_a_position_in_the_data_that_is_none_is_damage(two_steps, tmp_path, text
 
 
 def test_a_save_that_does_nothing_is_an_error(tmp_path):
-    """Orbax saves no step that is older than another: it says so, and nothing else happens."""
+    """Orbax saves no step older than the latest: it only returns that it did not."""
     state = example_state()
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(5, state, {}, b"", {})
@@ -213,7 +211,7 @@ def test_a_save_that_does_nothing_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("act", ["wait", "save", "leave"])
 @pytest.mark.parametrize("part", ["state/_METADATA", "checksums.json"])
-def test_a_save_counts_when_it_was_looked_at(tmp_path, monkeypatch, act, part):
+def test_a_save_is_verified(tmp_path, monkeypatch, act, part):
     write = checksums.write
 
     def spoil(directory):
@@ -232,13 +230,13 @@ def test_a_save_counts_when_it_was_looked_at(tmp_path, monkeypatch, act, part):
             checkpointer.save(2, state, {}, b"", {})
 
 
-def test_a_run_directory_that_cannot_be_one_is_named(tmp_path):
+def test_an_impossible_run_directory_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileError, match=r"file/checkpoints"):
         Checkpointer(tmp_path / "file", keep=1)
 
 
 @pytest.mark.parametrize("fields", [{"every_steps": 0}, {"keep": 0}, {"best_metric": "absrel"}])
-def test_values_that_cannot_be_are_refused(fields):
+def test_impossible_values_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         CheckpointConfig(**fields)

@@ -1,4 +1,4 @@
-"""Consistency distillation: points of the teacher's trajectories, the loss, and what is refused."""
+"""Consistency distillation: points on the teacher's trajectories, the loss, and errors."""
 
 import dataclasses
 from dataclasses import replace
@@ -32,7 +32,7 @@ KEY = jax.random.key(0)
 
 
 class Toy(nn.Module, Denoises):
-    """One number in each part; latents have the image's size."""
+    """One number per part; latents have the size of the image."""
 
     config: diffusion_depth.Config
 
@@ -118,7 +118,7 @@ def _batch():
 
 
 def _literal(params, batch, targets_of):
-    """The consistency term, with the noisier jump by `params` and the other by `targets_of`."""
+    """The consistency term; `params` make the noisier jump and `targets_of` the other one."""
     alphas = jnp.asarray(SCHEDULE.alphas_cumprod)
 
     def jump(params, latent, timesteps):
@@ -134,9 +134,9 @@ def _literal(params, batch, targets_of):
     return ((got - wanted) ** 2).mean() / (batch["clean_latent"] ** 2).mean(), got
 
 
-def test_loss_and_gradient_are_the_written_ones():
+def test_loss_and_gradient_match_the_formula():
     batch = _batch()
-    # Another student than the teacher; the weights of the jump that is followed alone have one.
+    # A student that differs from the teacher; only the weights of the noisier jump get a gradient.
     student = PARAMS | {"denoiser": jnp.float32(0.35), "encoder": jnp.float32(0.5)}
     config = Config(l1=0.5, l2=0.0, silog=0.25, consistency=2.0)
     loss = consistency_distillation.build(config, TOY, 10)

@@ -1,4 +1,4 @@
-"""The configs of distillation and fine-tuning train small networks, from published files."""
+"""The configs for distillation and fine-tuning train small networks from published files."""
 
 import importlib.util
 import math
@@ -36,7 +36,7 @@ def config_of(name, *form):
 
 
 def small(config, network, crop, path):
-    """The experiment with another network, and small in everything else that costs time."""
+    """The experiment with another network, and everything else that costs time made small."""
     mapping = config.to_dict()
     mapping |= {"model": network, "num_steps": 2, "batch_size": 2}
     mapping["init"] = {"network": str(path), "encoder": None}
@@ -60,7 +60,7 @@ def check(server, mapping, workdir):
         assert np.isfinite(leaf).all()
 
 
-# Compiling is all that these take; the others are alike for the trainer.
+# All their time is compilation; to the trainer the slow ones look the same.
 @pytest.mark.parametrize(
     "name",
     [
@@ -68,7 +68,7 @@ def check(server, mapping, workdir):
         for name in CASES
     ],
 )
-def test_a_student_goes_on_from_a_published_teacher_with_stored_labels(name, server, tmp_path):
+def test_a_student_starts_from_a_published_teacher_with_stored_labels(name, server, tmp_path):
     network = CASES[name]
     fields = RELATIVE.get(network) or METRIC.get(network, {})
     model = write_teacher(tmp_path / "teacher.safetensors", network, **fields)
@@ -82,7 +82,7 @@ def test_a_student_goes_on_from_a_published_teacher_with_stored_labels(name, ser
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["relative", "metric"])
-def test_depth_anything_is_tuned_to_a_folder_of_images(form, server, tmp_path):
+def test_depth_anything_is_fine_tuned_on_a_folder_of_images(form, server, tmp_path):
     fields = {"max_depth": 20.0 if form == "metric" else None}
     model = write_teacher(tmp_path / "file.safetensors", "depth_anything", **fields)
     config = config_of("finetune_depth_anything", form)
@@ -92,7 +92,7 @@ def test_depth_anything_is_tuned_to_a_folder_of_images(form, server, tmp_path):
     check(server, mapping, tmp_path / "run")
 
 
-def test_every_form_of_fine_tuning_is_whole():
+def test_every_form_of_fine_tuning_is_valid():
     forms = {form: config_of("finetune_depth_anything", form) for form in FORMS}
     found = {form: experiment.from_mapping(config.to_dict()) for form, config in forms.items()}
     outputs = {form: exp.model.output for form, exp in found.items()}
@@ -100,11 +100,11 @@ def test_every_form_of_fine_tuning_is_whole():
     assert set(outputs.values()) == {"metric_depth"}
     starts = {form: (exp.init.network, exp.init.encoder) for form, exp in found.items()}
     assert all((network is None) != (encoder is None) for network, encoder in starts.values())
-    forms["metric"].model.max_depth = 80.0  # said once, for the network, its loss and its scores
+    forms["metric"].model.max_depth = 80.0  # set once for the network, its loss and its scores
     exp = experiment.from_mapping(forms["metric"].to_dict())
     assert exp.objective.max_depth == exp.evaluation.max_depth == exp.model.max_depth == 80.0
 
 
-def test_a_form_of_fine_tuning_that_does_not_exist_is_told():
+def test_an_unknown_form_of_fine_tuning_is_an_error():
     with pytest.raises(ValueError, match="'meters'; it must be one of relative, metric"):
         config_of("finetune_depth_anything", "meters")

@@ -1,4 +1,4 @@
-"""Self-distillation under all that the trainer offers: resuming, meshes, bfloat16, freezing."""
+"""Self-distillation with the trainer's options: resuming, meshes, bfloat16, freezing."""
 
 import signal
 
@@ -34,12 +34,12 @@ def train(server, experiment, workdir, **job):
 
 
 def distilling(network, **changes):
-    """Fields of an experiment that goes on from the run `network` with labels of the same run."""
+    """Fields of an experiment that starts from the run `network` and takes its labels from it."""
     fields = {"init": {"network": str(network)}, "teacher": {"checkpoint": str(network)}}
     return fields | {"data": data(clean_share=0.5)} | changes
 
 
-def test_a_killed_run_with_a_teacher_ends_as_one_that_was_left_alone(server, tmp_path):
+def test_a_killed_run_with_a_teacher_ends_like_an_uninterrupted_one(server, tmp_path):
     assert train(server, tiny_parts.EXPERIMENT | {"seed": 9}, tmp_path / "teacher") == 0
     experiment = tiny_parts.EXPERIMENT | distilling(
         tmp_path / "teacher",
@@ -54,7 +54,7 @@ def test_a_killed_run_with_a_teacher_ends_as_one_that_was_left_alone(server, tmp
     assert_equal(state_of(whole, 7), state_of(parts, 7))
     assert rows_of(parts) == rows_of(whole)
     assert len(batches(parts)) > 7
-    # It has learnt, but for what is frozen, and the average is not what it started from.
+    # All but the frozen part has learnt, and the average has moved from its start.
     state, start = state_of(whole, 7)[0], orbax.read_arrays(tmp_path / "teacher").params
     for name, part in state["params"].items():
         moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), part, start[name])
@@ -65,7 +65,7 @@ def test_a_killed_run_with_a_teacher_ends_as_one_that_was_left_alone(server, tmp
 
 
 def constant(root, frames):
-    """Pairs of which the labels of some frames are constant."""
+    """Pairs in which some frames have constant labels."""
     write_pairs(root, relative=True)
     for frame in frames:
         path = root / "labels" / f"{frame}.npy"
@@ -75,7 +75,7 @@ def constant(root, frames):
     return {"source": source, "augmentation": augmentation}
 
 
-def test_constant_labels_are_counted_and_if_all_are_so_the_run_stops(tiny, tmp_path):
+def test_constant_labels_are_counted_and_stop_the_run_if_all_are(tiny, tmp_path):
     tiny |= {"objective": {"name": "ssi"}, "num_steps": 6}
     tiny["data"]["train"] = constant(tmp_path / "some", "ab")
     loop.train(experiment.from_mapping(tiny), tmp_path / "run")
@@ -88,7 +88,7 @@ def test_constant_labels_are_counted_and_if_all_are_so_the_run_stops(tiny, tmp_p
     assert 6 not in orbax.steps(tmp_path / "stopped")
 
 
-# Arrays that are large enough to be divided.
+# Arrays that are large enough to be sharded.
 REGRESSION = tiny_parts.EXPERIMENT | {
     "num_steps": 2,
     "batch_size": 8,
@@ -108,7 +108,7 @@ REGRESSION = tiny_parts.EXPERIMENT | {
 
 
 @pytest.mark.slow
-def test_any_mesh_and_half_precision_distil_alike(server, tmp_path):
+def test_any_mesh_and_half_precision_give_the_same_distillation(server, tmp_path):
     alone = REGRESSION | {"objective": {"name": "pixel", "max_depth": 10.0}, "seed": 9}
     train(server, alone | {"num_steps": 1}, tmp_path / "teacher", devices=1)
     experiment = REGRESSION | distilling(tmp_path / "teacher", ema_decay=0.9)
@@ -142,7 +142,7 @@ class Config(NetworkConfig):
     input_spec = InputSpec()
 
 
-def test_the_teachers_variables_lie_on_the_devices_as_a_state_does(monkeypatch):
+def test_the_teachers_variables_are_sharded_like_a_state(monkeypatch):
     variables = {"params": {"kernel": np.ones((64, 128), np.float32), "bias": np.ones(3, "f4")}}
     model = DepthModel(Identity(), variables, Config(name="fake"))
     monkeypatch.setattr(teacher, "open_network", lambda *arguments: model)

@@ -31,15 +31,15 @@ A_GPU_EACH = {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1"}
     "environment, expected",
     [
         ({}, None),
-        # A process for each machine sees all its devices; 61440 + 4099 % 4096 is the port.
+        # One process per machine sees all its devices; the port is 61440 + 4099 % 4096.
         (SLURM, Launch("node003:61443", 4, 2)),
         (SLURM | {"SLURM_STEP_NODELIST": "gpu-a,gpu-b"}, Launch("gpu-a:61443", 4, 2)),
         (SLURM | {"JAX_COORDINATOR_PORT": "99"}, Launch("node003:99", 4, 2)),
-        # Several on a machine have a device each, unless SLURM has bound one to each.
+        # Several per machine get one device each, unless SLURM has already bound them.
         (SLURM | A_GPU_EACH, Launch("node003:61443", 4, 2, (1,))),
         (SLURM | A_GPU_EACH | {"CUDA_VISIBLE_DEVICES": "0,1"}, Launch("node003:61443", 4, 2, (1,))),
         (SLURM | A_GPU_EACH | {"CUDA_VISIBLE_DEVICES": "1"}, Launch("node003:61443", 4, 2)),
-        # A batch script that starts Python without srun is alone, and so is a task alone in a step.
+        # A batch script that starts Python without srun is alone, as is the only task of a step.
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
         (OPEN_MPI, Launch("localhost:61440", 4, 3, (3,))),
@@ -55,11 +55,11 @@ A_GPU_EACH = {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1"}
         ({"TPU_WORKER_HOSTNAMES": "a"}, None),
     ],
 )
-def test_launchers_say_who_a_process_is(environment, expected):
+def test_launchers_identify_a_process(environment, expected):
     assert detect(environment) == expected
 
 
-def test_flags_go_before_the_environment():
+def test_flags_take_precedence_over_the_environment():
     assert detect({}, "[::1]:5", 2, 0) == Launch("[::1]:5", 2, 0)
     assert detect(KUBERNETES, num_processes=9, process_id=8).process_id == 8
     assert detect(SLURM, "other:1").coordinator == "other:1"
@@ -77,13 +77,13 @@ def test_flags_go_before_the_environment():
         (KUBERNETES | {"JAX_NUM_PROCESSES": "all"}, {}, "JAX_NUM_PROCESSES is 'all'"),
     ],
 )
-def test_what_is_missing_is_named(environment, flags, message):
+def test_missing_and_wrong_values_are_named(environment, flags, message):
     with pytest.raises(ConfigError, match=message):
         detect(environment, **flags)
 
 
 def test_a_directory_that_processes_do_not_share_is_refused(tmp_path):
-    """As where every machine has a disk of its own under the same name."""
+    """As when every machine has its own disk under the same name."""
     places = [tmp_path / "a", tmp_path / "a", tmp_path / "b"]
 
     def hold(processes):
@@ -100,7 +100,7 @@ def test_a_directory_that_processes_do_not_share_is_refused(tmp_path):
     assert together(hold) == ["held"] * 3
 
 
-def test_of_several_processes_the_first_holds_the_directory(tmp_path):
+def test_the_first_process_locks_the_directory_for_all(tmp_path):
     def hold(processes):
         with workdir.held(tmp_path, processes):
             return "held"

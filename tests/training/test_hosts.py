@@ -1,4 +1,4 @@
-"""Several processes train one model: as one would, through signals, deaths and restarts."""
+"""Several processes train one model as one would, through signals, deaths and restarts."""
 
 import csv
 import json
@@ -10,13 +10,13 @@ from training_client import batches, errors_of, rows_of
 
 from diffdepth_jax.weights import orbax
 
-# Each of the eight devices has a part of the state (see "divided"), and one image of a batch.
+# Each of the eight devices has a part of the state (see "divided") and one image per batch.
 EXPERIMENT = tiny_parts.EXPERIMENT | {
     "num_steps": 12,
     "batch_size": 8,
     "ema_decay": 0.9,
-    # Adam divides a gradient by its own size, and makes much of what rounding leaves of a zero (of
-    # a bias before BatchNorm). With a greater epsilon such gradients stay small.
+    # Adam divides a gradient by its own size, which blows up rounding errors of zero gradients
+    # (those of a bias before BatchNorm). With a larger epsilon they stay small.
     "optimizer": {"learning_rate": 1e-2, "eps": 1e-3},
     "model": {"name": "tiny", "features": 8},
     "evaluation": {"protocol": "release", "every_steps": 3},
@@ -32,7 +32,7 @@ def go(server, workdir, *, mesh=None, changes=None, **job):
 
 
 def assert_close(workdir, other):
-    """Losses and gradient norms agree: sums over a batch are taken in another order."""
+    """Losses and gradient norms agree up to the order of sums over a batch."""
     for row, expected in zip(rows_of(workdir), rows_of(other), strict=True):
         values, wanted = (np.array(list(each.values()), float) for each in (row, expected))
         np.testing.assert_allclose(values, wanted, rtol=5e-6, err_msg=row["step"])
@@ -43,7 +43,7 @@ def test_two_processes_train_as_one_through_a_signal_and_a_death(server, tmp_pat
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert go(server, alone) == 0, errors_of(alone)
 
-    # One of the processes is asked to stop: both do, after the same step.
+    # One process is asked to stop: both do, after the same step.
     stopped = {"batch": 4, "number": 15}
     assert go(server, together, mesh={"fsdp": 8}, signal=stopped, **BOTH) == [143, 143]
     stopped_after = orbax.latest_step(together)
@@ -51,18 +51,18 @@ def test_two_processes_train_as_one_through_a_signal_and_a_death(server, tmp_pat
     for suffix in ("", "1"):
         assert f"step {stopped_after} is saved" in (together / f"errors{suffix}.txt").read_text()
 
-    # One dies, and with it the other; the checkpoint before stays.
+    # One dies and takes the other with it; the checkpoint before that stays.
     codes = go(server, together, mesh={"fsdp": 8}, kill={"batch": 11}, **BOTH)
     assert codes == [-9, -9]
     assert orbax.latest_step(together) == 9
 
-    # A single process goes on with what eight devices of two have saved in parts.
+    # A single process continues from what eight devices of two processes saved in parts.
     assert go(server, together) == 0, errors_of(together)
     assert [position for position, _ in batches(together)][-3:] == [10, 11, 12]
     assert [row["step"] for row in rows_of(together)] == [str(step + 1) for step in range(12)]
     assert_close(together, alone)
 
-    # Each read and held its part alone; results are of all images, and written once.
+    # Each read and held only its part; results cover all images and are written once.
     order = {suffix: (together / f"order{suffix}.txt").read_text() for suffix in ("", "1")}
     of_two = [line.split() for line in order[""].splitlines()[:stopped_after]]
     whole = [line.split() for line in (alone / "order.txt").read_text().splitlines()]
@@ -83,7 +83,7 @@ def test_two_processes_train_as_one_through_a_signal_and_a_death(server, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_teacher_labels_for_two_processes_and_all_know_what_one_could_not_read(server, tmp_path):
+def test_a_teacher_labels_for_two_processes_which_share_what_was_skipped(server, tmp_path):
     changes = {"num_steps": 2, "evaluation": {"protocol": "release"}}
     assert go(server, tmp_path / "teacher", changes=changes) == 0
     source = {"name": "tiny", "pairs": True, "count": 40, "broken": tuple(range(0, 40, 5))}

@@ -30,7 +30,7 @@ DEPTH_ANYTHING = depth_anything.Config(
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """A file of Depth Anything that tells its version by its name alone, and its variables."""
+    """A Depth Anything file that only its name identifies as version 2, and its variables."""
     rng, table = np.random.default_rng(0), depth_anything.rules(DEPTH_ANYTHING)
     shapes = expected_variables(depth_anything.build(DEPTH_ANYTHING))
     variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
@@ -45,7 +45,7 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_goes_on_from_the_variables_of_another(tiny, tmp_path):
+def test_a_run_starts_from_the_variables_of_another(tiny, tmp_path):
     loop.train(experiment.from_mapping(tiny | {"ema_decay": 0.5}), tmp_path / "teacher")
     teacher = inference.load(tmp_path / "teacher")
     tiny["init"] = {"network": str(tmp_path / "teacher"), "options": {"step": None}}
@@ -58,7 +58,7 @@ def test_a_run_goes_on_from_the_variables_of_another(tiny, tmp_path):
         student.variables["params"],
         teacher.variables["params"],
     )
-    # The average starts from the teacher too, and running statistics move on from its own.
+    # The average starts from the teacher too, and running statistics continue from the teacher's.
     mean = [model.variables["batch_stats"]["BatchNorm_0"]["mean"] for model in (student, teacher)]
     assert 0 < np.abs(mean[0] - mean[1]).max() < np.abs(mean[1]).max()
 
@@ -67,7 +67,7 @@ def test_a_run_goes_on_from_the_variables_of_another(tiny, tmp_path):
     loop.train(experiment.from_mapping(tiny | {"num_steps": 2}), tmp_path / "student")
 
 
-def test_a_step_of_a_run_may_be_chosen(tiny, tmp_path):
+def test_the_step_of_a_run_can_be_chosen(tiny, tmp_path):
     loop.train(experiment.from_mapping(tiny), tmp_path)
     config = experiment.from_mapping(tiny).model
     first = pretrained.load(InitConfig(network=str(tmp_path), options={"step": 3}), config)
@@ -81,7 +81,7 @@ def test_a_step_of_a_run_may_be_chosen(tiny, tmp_path):
 def test_a_published_file_fills_the_whole_network(file, tmp_path):
     path, variables = file
     assert_equal(pretrained.load(InitConfig(network=str(path)), DEPTH_ANYTHING), variables)
-    # The name is all that tells the version.
+    # Only the name determines the version.
     unnamed = tmp_path / "mine.safetensors"
     shutil.copy(path, unnamed)
     with pytest.raises(
@@ -94,7 +94,7 @@ def test_a_published_file_fills_the_whole_network(file, tmp_path):
     assert_equal(found, variables)
 
 
-def test_what_matters_in_training_only_may_differ(file):
+def test_fields_that_matter_only_in_training_may_differ(file):
     encoder = replace(DEPTH_ANYTHING.encoder, remat="full", drop_path_rate=0.1)
     assert pretrained.load(
         InitConfig(network=str(file[0])), replace(DEPTH_ANYTHING, encoder=encoder)
@@ -109,14 +109,14 @@ def test_what_matters_in_training_only_may_differ(file):
         ({"output_features": 8}, "config.model.output_features: 8 -> 4"),
     ],
 )
-def test_another_config_is_refused_with_what_to_change(fields, message, file):
+def test_another_config_is_refused_saying_what_to_change(fields, message, file):
     with pytest.raises(ConfigError) as info:
         pretrained.load(InitConfig(network=str(file[0])), replace(DEPTH_ANYTHING, **fields))
     assert str(info.value).startswith("config.init.network: ") and message in str(info.value)
     assert str(file[0]) in str(info.value) and "project_features" not in str(info.value)
 
 
-def test_mistakes_are_told_by_field(tiny, file, tmp_path):
+def test_errors_name_the_field(tiny, file, tmp_path):
     path = str(file[0])
     with pytest.raises(ConfigError, match=r"config\.init: encoder is 'a' and network 'b': give on"):
         experiment.from_mapping(tiny | {"init": {"encoder": "a", "network": "b"}})

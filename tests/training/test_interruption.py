@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or out of room, as processes of their own."""
+"""Runs in separate processes that are killed, stopped or out of disk space."""
 
 import random
 import signal
@@ -7,7 +7,7 @@ import pytest
 import tiny_parts
 from training_client import assert_equal, batches, errors_of, rows_of, state_of
 
-# Where a checkpoint is half-written, and where an older one is being removed.
+# While a checkpoint is being written, and while an older one is being removed.
 SAVING = (
     "os.mkdir */state.*",
     "os.rename */config",
@@ -28,7 +28,7 @@ def train(server, experiment, workdir, **job):
 
 
 @pytest.mark.slow
-def test_a_run_killed_ten_times_ends_as_one_that_was_left_alone(server, tmp_path):
+def test_a_run_killed_ten_times_ends_like_an_uninterrupted_one(server, tmp_path):
     experiment = tiny_parts.EXPERIMENT | {
         "num_steps": 80,
         "ema_decay": 0.9,
@@ -39,7 +39,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_left_alone(server, tmp_path
     assert train(server, experiment, whole) == 0
 
     generator = random.Random(0)
-    places = [*SAVING, REMOVING, *[None] * 4]  # The last are killed between two steps.
+    places = [*SAVING, REMOVING, *[None] * 4]  # The last ones are killed between two steps.
     generator.shuffle(places)
     for number, place in enumerate(places):
         kill = {"batch": 1 + 7 * number + generator.randrange(7)}
@@ -59,7 +59,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_left_alone(server, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_says_where_to_go_on_and_exits(server, tmp_path, number):
+def test_a_signal_saves_says_how_to_resume_and_exits(server, tmp_path, number):
     experiment = tiny_parts.EXPERIMENT | {
         "num_steps": 60,
         "checkpoint": {"every_steps": 1000},
@@ -79,8 +79,8 @@ def test_a_signal_saves_says_where_to_go_on_and_exits(server, tmp_path, number):
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_last_good_checkpoint_and_is_told_in_one_line(server, tmp_path):
-    """A limit of the size of files stands for the full disk: writing fails in the same place."""
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_a_one_line_error(server, tmp_path):
+    """A limit on file sizes simulates the full disk: writing fails in the same place."""
     experiment = tiny_parts.EXPERIMENT | {
         "num_steps": 50,
         "model": {"name": "tiny", "features": 2000},

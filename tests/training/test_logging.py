@@ -21,29 +21,29 @@ def write(workdir, steps, first_step=0, num_steps=7, loss=lambda step: float(ste
 def test_rows_hold_the_means_of_their_steps(tmp_path):
     write(tmp_path, range(1, 8))
     columns = read_csv(tmp_path / "metrics.csv")
-    assert columns["step"] == [2, 4, 6, 7]  # The last step of the run always has a row.
+    assert columns["step"] == [2, 4, 6, 7]  # The last step of the run always gets a row.
     assert columns["loss"] == [1.5, 3.5, 5.5, 7.0]
     assert columns["learning_rate"] == [0.5] * 4
 
 
-def test_the_speed_is_that_of_the_steps_since_the_last_row(tmp_path, monkeypatch):
-    times = iter([100.0, 104.0, 105.0, 105.5, 105.75])  # of the first step, then of the rows
+def test_the_speed_is_over_the_steps_since_the_last_row(tmp_path, monkeypatch):
+    times = iter([100.0, 104.0, 105.0, 105.5, 105.75])  # for the first step, then for each row
     monkeypatch.setattr(logging.time, "perf_counter", lambda: next(times))
     write(tmp_path, range(1, 8))
     assert read_csv(tmp_path / "metrics.csv")["steps_per_second"] == [0.5, 2.0, 4.0, 4.0]
 
 
-def test_a_resumed_run_replaces_what_was_written_after_its_checkpoint(tmp_path):
+def test_a_resumed_run_replaces_rows_written_after_its_checkpoint(tmp_path):
     write(tmp_path, range(1, 7))
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("8,1.0")  # Cut short by a crash.
+        file.write("8,1.0")  # Truncated by a crash.
     write(tmp_path, range(5, 8), first_step=4, loss=lambda step: -float(step))
     columns = read_csv(tmp_path / "metrics.csv")
     assert columns["step"] == [2, 4, 6, 7]
     assert columns["loss"] == [1.5, 3.5, -5.5, -7.0]
 
 
-def test_a_log_that_does_not_write_finds_errors_all_the_same(tmp_path):
+def test_a_log_that_does_not_write_still_finds_errors(tmp_path):
     settings = {"first_step": 0, "num_steps": 4, "every_steps": 2, "writes": False}
     with (
         pytest.raises(DivergedError, match="loss is nan in step 3"),
@@ -55,13 +55,13 @@ def test_a_log_that_does_not_write_finds_errors_all_the_same(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_from_the_start_forgets_an_older_file(tmp_path):
+def test_a_run_from_the_start_replaces_an_older_file(tmp_path):
     write(tmp_path, range(1, 7))
     write(tmp_path, range(1, 4), num_steps=3)
     assert read_csv(tmp_path / "metrics.csv")["step"] == [2, 3]
 
 
-def test_a_row_that_a_checkpoint_cut_in_two_is_whole_again(tmp_path):
+def test_a_row_that_spans_a_checkpoint_is_complete_after_resuming(tmp_path):
     def log(name, first_step, state=None):
         return RunLog(
             tmp_path / name, first_step=first_step, num_steps=6, every_steps=3, state=state
@@ -79,7 +79,7 @@ def test_a_row_that_a_checkpoint_cut_in_two_is_whole_again(tmp_path):
     with log("parts", 0) as run:
         add(run, range(1, 6))
         state = run.get_state()
-        add(run, [6])  # While a thread writes the state of step 5, perhaps.
+        add(run, [6])  # Perhaps while a thread writes the state of step 5.
         state = json.loads(json.dumps(state))
     with log("parts", 5, state) as run:
         add(run, [6])
@@ -90,7 +90,7 @@ def test_a_row_that_a_checkpoint_cut_in_two_is_whole_again(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"step,loss\nfour,1.0\n", b"loss\n1.0\n", b"\xff\x00", b"a\n1"]
 )
-def test_a_damaged_log_is_named_with_what_to_do(tmp_path, content):
+def test_the_error_for_a_damaged_log_says_what_to_do(tmp_path, content):
     path = tmp_path / "metrics.csv"
     path.write_bytes(content)
     for use in (lambda: write(tmp_path, range(5, 8), first_step=4), lambda: read_csv(path)):
@@ -102,7 +102,7 @@ def test_a_damaged_log_is_named_with_what_to_do(tmp_path, content):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("name", ["metrics.csv", "events.out.tfevents"])
-def test_a_log_that_finds_no_room_is_named_with_the_cause(tmp_path, monkeypatch, name):
+def test_a_log_on_a_full_disk_is_named_with_the_cause(tmp_path, monkeypatch, name):
     original = Path.open
 
     def full(self, mode="r", *arguments, **options):
@@ -127,7 +127,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
     np.testing.assert_allclose(found, [(2, 1.5), (4, 3.5), (6, 5.5), (7, 7.0)])
 
 
-def test_writers_that_follow_each_other_within_a_second_have_a_file_each(tmp_path, monkeypatch):
+def test_writers_started_within_the_same_second_write_separate_files(tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1234567890.5)
     for step in range(12):
         with EventWriter(tmp_path, first_step=step) as writer, EventWriter(tmp_path, step) as other:
@@ -135,14 +135,14 @@ def test_writers_that_follow_each_other_within_a_second_have_a_file_each(tmp_pat
             other.add_scalar("number", 2.0 * step + 1, step)
     values = [
         value.simple_value
-        for path in sorted(tmp_path.iterdir())  # as TensorBoard reads them
+        for path in sorted(tmp_path.iterdir())  # in TensorBoard's order
         for event in events_of(path)
         for value in event.summary.value
     ]
     assert values == list(range(24))
 
 
-def test_what_a_killed_run_has_logged_is_on_disk_and_its_undone_steps_are_forgotten(tmp_path):
+def test_events_of_a_killed_run_are_on_disk_and_repeated_steps_are_purged(tmp_path):
     writer = EventWriter(tmp_path, first_step=0)
     writer.add_scalar("loss", 1.0, 5)
     (path,) = tmp_path.iterdir()
@@ -153,7 +153,7 @@ def test_what_a_killed_run_has_logged_is_on_disk_and_its_undone_steps_are_forgot
     assert [(event.step, event.session_log.status) for event in restart] == [(5, 1)]  # START
 
 
-def test_other_scalars_than_the_file_has_are_refused(tmp_path):
+def test_scalars_that_the_file_lacks_are_refused(tmp_path):
     write(tmp_path, range(1, 5))
     log = RunLog(tmp_path, first_step=4, num_steps=7, every_steps=2)
     with pytest.raises(ValueError, match="another workdir"), log:
@@ -162,11 +162,11 @@ def test_other_scalars_than_the_file_has_are_refused(tmp_path):
         log.flush()
 
 
-def test_scalars_are_awaited_a_few_steps_later_and_by_flush(tmp_path):
+def test_scalars_are_read_a_few_steps_later_or_by_flush(tmp_path):
     fetched = []
 
     class Scalar:
-        """Says when it is looked at."""
+        """Records when its value is read."""
 
         def __init__(self, step):
             self.step = step
@@ -184,7 +184,7 @@ def test_scalars_are_awaited_a_few_steps_later_and_by_flush(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_stops_with_step_and_images_named(tmp_path, value):
+def test_a_value_that_is_not_finite_stops_naming_step_and_images(tmp_path, value):
     with RunLog(tmp_path, first_step=0, num_steps=6, every_steps=1) as log:
         log.add(1, {"loss": 1.0, "l2": np.inf}, ["one"])
         log.add(2, {"loss": 1.0, "gradient_norm": np.float32(value)}, np.array(["two", "three"]))
@@ -195,7 +195,7 @@ def test_what_is_not_finite_stops_with_step_and_images_named(tmp_path, value):
 
 
 @pytest.mark.parametrize("useless", [{"flat_labels": 1.0}, {"valid_fraction": 0.0}])
-def test_a_run_stops_if_no_label_can_be_learnt_from(tmp_path, useless):
+def test_a_run_stops_if_all_labels_are_useless(tmp_path, useless):
     def log(workdir, scalars, first_step=0, num_steps=60):
         workdir.mkdir()
         with RunLog(workdir, first_step=first_step, num_steps=num_steps, every_steps=5) as log:

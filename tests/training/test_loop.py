@@ -55,7 +55,7 @@ class Killed(Exception):
 
 
 def kill_at(monkeypatch, batch):
-    """Makes the data stream raise when this batch is asked for; returns all ids it gave."""
+    """Makes the data stream raise at this batch; returns the ids of all batches before."""
     given = []
     original = pipeline.TrainIterator.__next__
 
@@ -76,7 +76,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path, m
         whole_order = kill_at(patch, None)
         train(tiny, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        first_order = kill_at(patch, 5)  # After the checkpoint of step 3, within step 6.
+        first_order = kill_at(patch, 5)  # After the checkpoint of step 3, during step 6.
         with pytest.raises(Killed):
             train(tiny, tmp_path / "parts")
     with monkeypatch.context() as patch:
@@ -97,7 +97,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny, tmp_path, m
     assert logs[0] == logs[1] == ["2", "4", "6"]
 
 
-def test_the_run_directory_holds_what_it_promises(tiny, tmp_path):
+def test_the_run_directory_is_complete(tiny, tmp_path):
     result = loop.train_and_evaluate(tiny, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "config.json",
@@ -123,7 +123,7 @@ def test_the_run_directory_holds_what_it_promises(tiny, tmp_path):
         picture.load()
 
 
-def test_training_learns_and_the_seed_decides_everything(tiny, tmp_path):
+def test_training_learns_and_depends_only_on_the_seed(tiny, tmp_path):
     tiny["num_steps"] = 40
     tiny["checkpoint"]["every_steps"] = 40
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -135,7 +135,7 @@ def test_training_learns_and_the_seed_decides_everything(tiny, tmp_path):
     assert float(rows[-1]["loss"]) < 0.8 * float(rows[0]["loss"])
 
 
-def test_a_finished_run_is_left_alone_and_a_longer_one_goes_on(tiny, tmp_path, monkeypatch):
+def test_a_finished_run_is_left_alone_and_a_longer_one_continues(tiny, tmp_path, monkeypatch):
     train(tiny, tmp_path)
     given = kill_at(monkeypatch, None)
     train(tiny, tmp_path)
@@ -159,7 +159,7 @@ def test_another_config_in_the_same_workdir_is_refused_by_field(tiny, tmp_path):
     assert rows_of(tmp_path / "metrics.csv")[-1]["learning_rate"] == "0.5"
 
 
-def test_what_changes_no_step_may_change(tiny, tmp_path):
+def test_fields_that_affect_no_step_may_change(tiny, tmp_path):
     train(tiny, tmp_path)
     harmless = copy.deepcopy(tiny)
     harmless["data"]["train"]["num_threads"] = 3
@@ -171,7 +171,7 @@ def test_what_changes_no_step_may_change(tiny, tmp_path):
     train(harmless, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint_named(tiny, tmp_path):
+def test_a_loss_that_is_not_finite_stops_naming_step_images_and_checkpoint(tiny, tmp_path):
     tiny["data"]["train"]["source"]["count"] = 12
     tiny["data"]["train"]["source"]["nan_image"] = position = 7
     tiny["checkpoint"]["every_steps"] = 1
@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint_named(t
     assert message.endswith(f"step {step - 1}" if step > 1 else "none")
 
 
-def test_the_operation_that_made_a_nan_is_found(tiny, tmp_path, monkeypatch):
+def test_the_operation_that_produced_a_nan_is_found(tiny, tmp_path, monkeypatch):
     network = sys.modules["tiny_network"].Network
     original = network.__call__
 
@@ -204,7 +204,7 @@ def test_the_operation_that_made_a_nan_is_found(tiny, tmp_path, monkeypatch):
 
 
 def test_a_backward_nan_is_found_too(tiny):
-    """The square root of zero has no finite slope; the loss itself is fine."""
+    """The square root has no finite slope at zero; the loss itself is fine."""
     told = debugging.find_nan(jax.grad(lambda x: jnp.sqrt(0 * x).sum()), jnp.ones(3))
     assert "encountered in mul at " in told and "jnp.sqrt(0 * x)" in told
     assert "no operation" in debugging.find_nan(jnp.sum, jnp.ones(3))
@@ -217,7 +217,7 @@ def evaluated(tiny, every_steps=2):
     return tiny | {"ema_decay": 0.5}
 
 
-def test_evaluations_on_the_way_disturb_nothing_and_find_the_best(tiny, tmp_path):
+def test_periodic_evaluations_do_not_affect_training_and_find_the_best(tiny, tmp_path):
     with_evaluations = loop.train_and_evaluate(evaluated(tiny), tmp_path / "with")
     without = loop.train_and_evaluate(evaluated(tiny, None), tmp_path / "without")
     equal(state_of(tmp_path / "with", 6)[0], state_of(tmp_path / "without", 6)[0])
@@ -232,7 +232,7 @@ def test_evaluations_on_the_way_disturb_nothing_and_find_the_best(tiny, tmp_path
     assert note == {"step": int(best["step"]), "metric": "abs_rel", "value": float(best["abs_rel"])}
     kept = {path.name for path in (tmp_path / "with" / "checkpoints").iterdir()}
     assert {"6", best["step"]} <= kept and len(kept) <= 2
-    # The best one as it was evaluated: by the average of the parameters.
+    # The best one as it was evaluated: with the averaged parameters.
     model = diffdepth_jax.load(tmp_path / "with", step="best")
     exp = experiment.from_mapping(tiny)
     result = periodic.score_model(model, exp.data, exp.evaluation, tmp_path / "again")["release"]
@@ -249,8 +249,8 @@ def test_evaluations_on_the_way_disturb_nothing_and_find_the_best(tiny, tmp_path
     assert len(pictures) == 3 and pictures[0].height > 100
 
 
-def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny, tmp_path, monkeypatch):
-    """By a signal, and by a death, in the evaluation of step 4; the state of step 4 is saved."""
+def test_an_interrupted_evaluation_is_repeated(tiny, tmp_path, monkeypatch):
+    """Interrupted by a signal or killed while evaluating step 4, whose state is saved."""
     tiny = evaluated(tiny)
     evaluate, calls = periodic.score_model, []
 
@@ -284,7 +284,7 @@ def test_an_evaluation_that_was_interrupted_is_made_up_for(tiny, tmp_path, monke
     assert [row["step"] for row in rows_of(tmp_path / "evaluations.csv")] == ["2", "4", "6"]
 
 
-def test_a_second_signal_or_one_that_nobody_answered_acts_as_ever():
+def test_a_second_or_unhandled_signal_acts_as_usual():
     with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.requested == signal.SIGINT
@@ -307,14 +307,14 @@ def test_a_second_signal_or_one_that_nobody_answered_acts_as_ever():
         ({"model": {"name": "tinny"}}, "tiny"),
     ],
 )
-def test_a_config_that_cannot_be_used_leaves_no_trace(tiny, tmp_path, change, message):
+def test_an_unusable_config_leaves_no_trace(tiny, tmp_path, change, message):
     workdir = tmp_path / "run"
     with pytest.raises(ValueError, match=message):
         train(tiny | change, workdir)
     assert not workdir.exists()
 
 
-def test_several_processes_do_not_look_for_a_nan(tiny, tmp_path, monkeypatch):
+def test_several_processes_cannot_search_for_a_nan(tiny, tmp_path, monkeypatch):
     two = Processes(0, 2, lambda message: [message] * 2)
     monkeypatch.setattr(distributed, "processes", lambda: two)
     with pytest.raises(ConfigError, match=r"debug_nans .* of one process, not of 2"):
@@ -322,8 +322,8 @@ def test_several_processes_do_not_look_for_a_nan(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_loop_waits_for_the_device_only_where_it_saves(tiny, tmp_path, monkeypatch):
-    """But for the log's few steps; how far it is behind is tested there."""
+def test_the_loop_waits_for_the_device_only_to_save(tiny, tmp_path, monkeypatch):
+    """Except for the log, which lags a few steps; its own tests cover that."""
     noted = []
 
     def noting(cls, name, note):
@@ -356,7 +356,7 @@ def test_a_workdir_belongs_to_one_run_at_a_time(tiny, tmp_path):
     assert not (workdir / ".training.lock").exists()
 
 
-def test_what_a_killed_process_left_half_written_is_removed(tiny, tmp_path):
+def test_half_written_files_of_a_killed_process_are_removed(tiny, tmp_path):
     code = f"""
 import os, pathlib
 from diffdepth_jax import atomic
@@ -368,23 +368,21 @@ atomic.write(pathlib.Path({str(tmp_path)!r}) / "config.json", lambda _: os.kill(
     assert not list(tmp_path.glob("*.part")) and not list(tmp_path.glob(".*"))
 
 
-def test_an_empty_workdir_is_refused_not_taken_for_the_current_one(tiny, tmp_path, monkeypatch):
+def test_an_empty_workdir_does_not_mean_the_current_one(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="workdir is empty"):
         loop.train_and_evaluate(tiny, "")
     assert not list(tmp_path.iterdir())
 
 
-def test_evaluation_data_are_tried_before_anything_is_written(tiny, tmp_path):
+def test_evaluation_data_are_checked_before_anything_is_written(tiny, tmp_path):
     tiny["evaluation"] = {"protocol": "kitti_eigen"}
     with pytest.raises(ValueError, match="12x16 is smaller than the kb crop"):
         loop.train_and_evaluate(tiny, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_what_the_system_says_of_a_file_is_told_with_the_last_good_checkpoint(
-    tiny, tmp_path, monkeypatch
-):
+def test_a_system_error_is_reported_with_the_last_good_checkpoint(tiny, tmp_path, monkeypatch):
     def broken(self):
         if self._position == 4:
             raise OSError(5, "Input/output error", "frame.png")
@@ -419,7 +417,7 @@ def test_a_damaged_list_of_evaluations_is_named_and_left_alone(tiny, tmp_path, c
     assert path.read_bytes() == content
 
 
-def test_a_damaged_note_of_the_best_checkpoint_is_written_anew(tiny, tmp_path):
+def test_a_damaged_note_of_the_best_checkpoint_is_rewritten(tiny, tmp_path):
     train(evaluated(tiny), tmp_path)
     note = (tmp_path / "best.json").read_text()
     (tmp_path / "best.json").write_text("{")
@@ -427,7 +425,7 @@ def test_a_damaged_note_of_the_best_checkpoint_is_written_anew(tiny, tmp_path):
     assert (tmp_path / "best.json").read_text() == note
 
 
-def test_a_checkpoint_of_a_config_that_is_no_more_is_told_as_such(tiny, tmp_path, monkeypatch):
+def test_a_checkpoint_with_an_outdated_config_is_an_error_that_says_so(tiny, tmp_path, monkeypatch):
     train(tiny, tmp_path)
     monkeypatch.setattr(Checkpointer, "config", lambda self, step: {"stepps": 6})
     with pytest.raises(ConfigError) as caught:

@@ -1,4 +1,4 @@
-"""One run on one, two and eight simulated devices: each with a copy of the state, or sharing it."""
+"""One run on one, two and eight simulated devices, with the state replicated or sharded."""
 
 import shutil
 
@@ -10,8 +10,8 @@ from training_client import rows_of
 
 import diffdepth_jax
 
-# Large enough for arrays to be divided; every part of the method is in it, each of one stage, as
-# compiling takes most of the time.
+# Large enough for arrays to be sharded. Every part of the method is in it, with one stage each,
+# because compiling takes most of the time.
 EXPERIMENT = tiny_parts.EXPERIMENT | {
     "num_steps": 2,
     "batch_size": 8,
@@ -26,8 +26,8 @@ EXPERIMENT = tiny_parts.EXPERIMENT | {
         "max_depth": 10.0,
     },
     "objective": {"name": "self_diffusion", "max_depth": 10.0},
-    # Adam divides a gradient by its own size: what rounding makes of a zero is large again. With a
-    # greater epsilon such gradients stay small.
+    # Adam divides a gradient by its own size, which blows up rounding errors of zero gradients.
+    # With a larger epsilon they stay small.
     "optimizer": {"learning_rate": 1e-3, "eps": 1e-3},
     "logging": {"every_steps": 1},
     "checkpoint": {"every_steps": 2},
@@ -48,8 +48,8 @@ def train(server, workdir, mesh, **changes):
 def assert_close(workdir, other):
     """Losses and gradient norms of every step agree.
 
-    Sums over a batch are taken in another order on other devices, which float32 shows in the
-    seventh digit; a mean or a statistic over a part of the batch only would show in the first.
+    Other devices sum a batch in another order, which in float32 changes the seventh digit; a mean
+    or a statistic over part of the batch would change the first.
     """
     for row, expected in zip(rows_of(workdir), rows_of(other), strict=True):
         row, expected = ({k: float(v) for k, v in each.items()} for each in (row, expected))
@@ -57,14 +57,14 @@ def assert_close(workdir, other):
 
 
 @pytest.mark.slow
-def test_any_mesh_trains_alike_and_goes_on_from_any_other(server, tmp_path):
+def test_all_meshes_train_alike_and_resume_from_each_other(server, tmp_path):
     for mesh in ("one", "two", "eight"):
         train(server, tmp_path / mesh, mesh)
         assert_close(tmp_path / mesh, tmp_path / "one")
     one, two, eight = (int((tmp_path / mesh / "bytes.txt").read_text()) for mesh in MESHES)
     assert two == one and eight < 0.4 * one
 
-    # A model in one process, of what eight devices have saved in parts.
+    # A model in one process, loaded from what eight devices saved in parts.
     model = diffdepth_jax.load(tmp_path / "eight")
     assert np.isfinite(model.predict(np.zeros((16, 16, 3), np.uint8))).all()
     for leaf, expected in zip(

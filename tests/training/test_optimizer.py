@@ -23,7 +23,7 @@ def test_constant_after_a_linear_warmup():
     np.testing.assert_allclose(rates(OptimizerConfig(learning_rate=0.8), 3), [0.8] * 3)
 
 
-def test_the_release_warms_up_over_an_epoch_and_drops_at_epochs_10_and_15():
+def test_the_release_warms_up_for_an_epoch_and_drops_at_epochs_10_and_15():
     epoch = 3  # steps
     config = OptimizerConfig(
         learning_rate=1e-3,
@@ -56,7 +56,7 @@ def one_update(config, gradient, params):
     return optax.apply_updates(params, updates)
 
 
-def test_adam_moves_by_the_rate_and_adamw_decays_kernels_only():
+def test_adam_moves_by_the_rate_and_adamw_decays_only_kernels():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     gradient = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.full(2, -3.0)}
     adam = one_update(OptimizerConfig(name="adam", learning_rate=0.1), gradient, params)
@@ -69,8 +69,8 @@ def test_adam_moves_by_the_rate_and_adamw_decays_kernels_only():
     np.testing.assert_allclose(adamw["bias"], 1.1, rtol=1e-5)
 
 
-def test_clipping_is_by_the_norm_of_all_gradients():
-    # With a huge eps Adam is linear in the gradient, so that its scale shows.
+def test_clipping_uses_the_norm_of_all_gradients():
+    # With a huge eps Adam is linear in the gradient, so the gradient's scale is visible.
     config = OptimizerConfig(name="adam", learning_rate=1.0, eps=1e6)
     params = {"one": jnp.zeros(1), "other": jnp.zeros(1)}
     gradient = {"one": jnp.full(1, 30.0), "other": jnp.full(1, 40.0)}
@@ -91,12 +91,12 @@ def test_multipliers_scale_the_rate_of_the_parts_they_name(name):
         name=name, learning_rate=0.1, weight_decay=decay, multipliers={"encoder": 0.25}
     )
     new = one_update(config, gradient, params)
-    # The rate scales weight decay as well.
+    # The rate also scales weight decay.
     np.testing.assert_allclose(new["neck"]["kernel"], 0.9 - 0.1 * decay, rtol=1e-5)
     np.testing.assert_allclose(new["encoder"]["kernel"], 1 - 0.025 * (1 + decay), rtol=1e-5)
 
 
-def test_parts_that_the_network_has_not_are_refused_with_those_it_has():
+def test_unknown_parts_are_refused_listing_the_networks_parts():
     config = OptimizerConfig(multipliers={"encode": 0.0, "neck": 0.5})
     with pytest.raises(ValueError, match="names encode, but the network's parts are encoder, neck"):
         config.check_parts({"neck": 1, "encoder": 2})
@@ -108,11 +108,11 @@ def test_parts_that_the_network_has_not_are_refused_with_those_it_has():
 
 
 def _vision_transformer():
-    """Names as an encoder's; the last block is a layer below the head."""
+    """Parameters named as in an encoder; the last block is one layer below the head."""
     return {name: {"kernel": jnp.ones((2, 2))} for name in ("patch_embed", "block0", "block1")}
 
 
-def test_layers_of_the_encoder_are_trained_the_slower_the_nearer_to_the_image():
+def test_encoder_layers_nearer_to_the_image_train_more_slowly():
     encoder = _vision_transformer() | {"class_token": jnp.ones(3), "norm": {"scale": jnp.ones(3)}}
     params = {"encoder": encoder, "head": {"kernel": jnp.ones((2, 2))}}
     gradient = jax.tree.map(jnp.ones_like, params)
@@ -128,7 +128,7 @@ def test_layers_of_the_encoder_are_trained_the_slower_the_nearer_to_the_image():
     assert len({float(leaf.ravel()[0]) for leaf in jax.tree.leaves(same)}) == 1
 
 
-def test_layers_of_an_encoder_in_a_metric_networks_core():
+def test_layer_decay_reaches_an_encoder_in_a_metric_networks_core():
     params = {
         "core": {"encoder": _vision_transformer(), "head": {"kernel": 1}},
         "heads": {"kernel": 1},
@@ -140,14 +140,14 @@ def test_layers_of_an_encoder_in_a_metric_networks_core():
     assert factors == {"core": {"encoder": pytest.approx(encoder), "head": 0.8}, "heads": 1.0}
 
 
-def test_layers_beside_a_frozen_part():
+def test_layer_decay_beside_a_frozen_part():
     config = OptimizerConfig(layer_decay=0.5, multipliers={"head": 0.0})
-    trained = {"encoder": _vision_transformer()}  # as the update sees the params
+    trained = {"encoder": _vision_transformer()}  # what the update sees of the params
     new = one_update(config, jax.tree.map(jnp.ones_like, trained), trained)
     np.testing.assert_allclose(new["encoder"]["block1"]["kernel"], 1 - 0.5e-3, rtol=1e-6)
 
 
-def test_rates_by_layer_need_an_encoder_that_is_trained():
+def test_layer_decay_needs_an_encoder_that_is_trained():
     config = OptimizerConfig(layer_decay=0.5)
     config.check_parts({"encoder": {}, "head": {}})
     config.check_parts({"core": {"encoder": {}}, "heads": {}})
@@ -179,7 +179,7 @@ def test_rates_by_layer_need_an_encoder_that_is_trained():
         ),
     ],
 )
-def test_values_that_cannot_be_are_refused(fields, message):
+def test_impossible_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         OptimizerConfig(**fields)
 

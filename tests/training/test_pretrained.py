@@ -1,4 +1,4 @@
-"""Files of encoder weights: which layout they are in, what fits, and a run that starts from one."""
+"""Encoder weight files: their layout, what fits, and a run that starts from one."""
 
 import json
 import re
@@ -44,13 +44,13 @@ def variables_of(module, config):
 
 
 def weights_of(module, config) -> tuple[dict, dict]:
-    """Random variables of an encoder, and the same under the names of DiffusionDepth."""
+    """Random variables of an encoder, and the same under DiffusionDepth's names."""
     variables, table = variables_of(module, config), module.rules(config)
     return variables, export(variables, table, names(variables, table))
 
 
 def renamed(state_dict: dict, *substitutions: tuple[str, str]) -> dict:
-    """The same arrays under other names, for layouts that differ in names alone."""
+    """The same arrays under other names, for layouts that differ only in names."""
     result = {}
     for name, array in state_dict.items():
         for pattern, replacement in substitutions:
@@ -60,9 +60,9 @@ def renamed(state_dict: dict, *substitutions: tuple[str, str]) -> dict:
 
 
 def microsoft() -> tuple[dict, dict]:
-    """Random variables of a Swin, and the same in Microsoft's layout with all that it skips."""
+    """Random variables of a Swin, and the same in Microsoft's layout with all skipped entries."""
     variables = variables_of(swin, SWIN)
-    mmcv = tuple(  # our channel order of merging is Microsoft's
+    mmcv = tuple(  # merging has Microsoft's channel order here
         Rule(row.pattern, row.path, linear)
         if isinstance(row, Rule) and row.transform is swin.MERGE_REDUCTION
         else Rule(row.pattern, row.path)
@@ -96,7 +96,7 @@ def timm() -> tuple[dict, dict]:
 
 
 def transformers(modules: bool = False) -> tuple[dict, dict]:
-    """As saved; with `modules`, as the modules are called in version 5."""
+    """Names as saved; with `modules`, the module names of version 5."""
     variables, state_dict = microsoft()
     attention = (
         (r"attn\.proj", "attention.o_proj"),
@@ -143,7 +143,7 @@ def mmcv(*, norms: bool = True) -> tuple[dict, dict]:
 
 
 def swin2_of_timm() -> tuple[dict, dict]:
-    """As timm has it since 0.9: without masks, and merging at the beginning of a stage."""
+    """As in timm since 0.9: without masks, and merging at the start of a stage."""
     variables, state_dict = weights_of(swin2, SWIN2)
     state_dict = renamed(
         state_dict, (r"layers\.0\.downsample", "layers.1.downsample"), (r"^head", "head.fc")
@@ -186,7 +186,7 @@ CASES = {
 
 
 def equal(one, other):
-    """The same leaves; a module of which none was loaded may be there or not."""
+    """The leaves are the same; a module without loaded leaves may be present or not."""
     one, other = (dict(jax.tree.leaves_with_path(tree)) for tree in (one, other))
     assert one.keys() == other.keys()
     for path, array in one.items():
@@ -232,7 +232,7 @@ def message(path, config) -> str:
     return str(info.value)
 
 
-def test_another_window_is_refused_with_both_named(write):
+def test_another_window_is_refused_naming_both(write):
     path = write(microsoft()[1])
     config = swin.Config(
         **{**to_mapping(SWIN), "depths": (2, 1), "num_heads": (2, 4), "window_size": 7}
@@ -242,7 +242,7 @@ def test_another_window_is_refused_with_both_named(write):
     assert "(49, 2), the model has (169, 2)" in text
 
 
-def test_weights_of_another_kind_are_refused_with_the_candidates(write):
+def test_weights_of_another_kind_are_refused_listing_candidates(write):
     path = write(torchvision()[1])
     text = message(path, resnet.Config())
     assert "no layout known for the encoder 'resnet' (known: diffusion_depth)" in text
@@ -258,7 +258,7 @@ def test_several_encoders_in_one_file_are_refused(write):
     assert "torchvision under 'ema.', torchvision under 'model.'" in text
 
 
-def test_what_would_change_the_features_is_never_skipped(write):
+def test_entries_that_affect_the_features_are_never_skipped(write):
     state_dict = microsoft()[1]
     text = message(write(state_dict | {"absolute_pos_embed": np.ones(3, np.float32)}), SWIN)
     assert "keys that no rule knows (1)" in text and "absolute_pos_embed" in text
@@ -299,7 +299,7 @@ def experiment_of(encoder, path, tiny, neck=None, **denoiser) -> dict:
 
 @pytest.mark.slow
 def test_a_run_starts_from_the_file_and_resumes_without_it(tiny, tmp_path, write):
-    """With torchvision's ResNet, whose features start at a quarter of the image's size."""
+    """With torchvision's ResNet, whose features start at a quarter of the image size."""
     _, state_dict = torchvision()
     state_dict = {n: abs(a) if "var" in n else 0.1 * a for n, a in state_dict.items()}
     path = write(state_dict)
@@ -320,7 +320,7 @@ def test_a_run_starts_from_the_file_and_resumes_without_it(tiny, tmp_path, write
     assert config["init"] == {"encoder": str(path), "network": None, "options": {}}
 
 
-def test_loaded_arrays_take_the_places_of_fresh_ones():
+def test_loaded_arrays_replace_fresh_ones():
     fresh = {"params": {"encoder": {"a": 1, "b": 2}, "neck": {"c": 3}}, "batch_stats": {"x": 4}}
     mixed = pretrained.overlay(fresh, {"params": {"encoder": {"b": 20}}})
     assert mixed == {
@@ -330,7 +330,7 @@ def test_loaded_arrays_take_the_places_of_fresh_ones():
     assert fresh["params"]["encoder"]["b"] == 2
 
 
-def test_mistakes_are_told_by_field(tiny, write):
+def test_errors_name_the_field(tiny, write):
     with pytest.raises(ConfigError, match=r"init\.encoder is 'x\.pth'.*'tiny' has no encoder"):
         experiment.from_mapping(tiny | {"init": {"encoder": "x.pth"}})
     network = diffusion_depth.Config(encoder=RESNET)
@@ -372,10 +372,10 @@ def test_a_run_on_the_encoder_of_a_depth_anything_file(rate, tiny, tmp_path, wri
     neck = [tree["params"]["neck"]["reassemble"] for tree in (model.variables, start)]
     moved = jax.tree.map(lambda one, two: bool((one != two).any()), *neck)
     assert all(jax.tree.leaves(moved)), moved
-    # Any image: resized to multiples of the patch, and back.
+    # Any image size: resized to multiples of the patch, and back.
     assert model.input_spec.multiple == 14
     assert model.predict(np.zeros((37, 50, 3), np.uint8)).shape == (37, 50)
     # The module itself takes any size too.
     image = jnp.zeros((1, 30, 45, 3))
     condition = model.model.apply(model.variables, image, method="encode_image")
-    assert condition.shape == (1, 9, 13, 8)  # of 3.5 pixels each, rounded up
+    assert condition.shape == (1, 9, 13, 8)  # 3.5 pixels each, rounded up

@@ -1,10 +1,10 @@
-"""Pretrained encoders against live PyTorch models with random weights, features and all.
+"""Features of pretrained encoders against live PyTorch models with random weights.
 
-Hugging Face's Swin is the real one of `transformers`. Microsoft's and timm's, and torchvision's
-ResNet, are written out here as they publish them, with their names: neither package is needed.
-Maps smaller than a window are left out: there Hugging Face shrinks the window and timm does too,
-while ours pads, as the release does. timm and Microsoft also roll a map before they pad it to whole
-windows, ours and Hugging Face after, so they are compared on maps of whole windows.
+Hugging Face's Swin comes from `transformers`. Microsoft's and timm's Swin and torchvision's ResNet
+are written out here as published, with their names, so their packages are not needed.
+Maps smaller than a window are left out: Hugging Face and timm shrink the window there, while ours
+pads, as the release does. timm and Microsoft also roll a map before padding it to whole windows,
+ours and Hugging Face afterwards, so they are compared on maps of whole windows.
 """
 
 import jax
@@ -24,7 +24,7 @@ SWIN = swin.Config(embed_dim=8, depths=(2, 2, 2), num_heads=(2, 4, 4), window_si
 
 
 def randomised(module):
-    """Random weights and statistics, of a size that keeps the features' size."""
+    """Random weights and statistics, scaled to keep the size of features."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, array in module.state_dict().items():
@@ -41,11 +41,11 @@ def randomised(module):
 
 
 def errors(path, module, config, image, want) -> list[float]:
-    """Relative L2 error of each stage of our encoder with the weights of a file."""
+    """Relative L2 error of each stage of our encoder with weights from a file."""
     encoder = module.Encoder(config)
     inputs = jnp.asarray(image.numpy().transpose(0, 2, 3, 1))
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), inputs)
-    # What the file lacks are norms, which start as 1 and 0.
+    # The file lacks only norms, which start as 1 and 0.
     fresh = jax.tree_util.tree_map_with_path(
         lambda at, leaf: jnp.full(leaf.shape, 1.0 if at[-1].key == "scale" else 0.0), shapes
     )
@@ -63,7 +63,7 @@ def channels_last(features) -> list[np.ndarray]:
 
 
 def normalised(features) -> list[np.ndarray]:
-    """What our stages' fresh norms return."""
+    """What the fresh norms of our stages return."""
     return [functional.layer_norm(array, array.shape[-1:]).detach().numpy() for array in features]
 
 
@@ -90,7 +90,7 @@ def test_hugging_faces_swin(form, tmp_path):
         (classifier if form == "classifier" else model).save_pretrained(tmp_path)
         path = tmp_path / "model.safetensors"
     image = torch.randn(2, 3, 75, 109, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():  # Its "hidden states" beside the first are taken after merging.
+    with torch.no_grad():  # All of its "hidden states" but the first are taken after merging.
         outputs = []
         hidden, size = model.embeddings(image, interpolate_pos_encoding=True)
         for stage in model.encoder.layers:
@@ -177,7 +177,7 @@ class Merging(nn.Module):
 
 
 class Swin(nn.Module):
-    """Microsoft's; timm's merges at the beginning of a stage and keeps no buffers."""
+    """Microsoft's; timm's merges at the start of a stage and stores no buffers."""
 
     def __init__(self, config, resolution, timm):
         super().__init__()

@@ -10,7 +10,7 @@ from diffdepth_jax.training import sharding
 from diffdepth_jax.training.sharding import MeshConfig
 
 
-def test_the_mesh_is_named_and_its_arrays_lie_where_they_should():
+def test_the_mesh_is_named_and_its_arrays_are_on_the_right_devices():
     mesh = sharding.make_mesh(MeshConfig())
     assert mesh.axis_names == ("data", "fsdp") and mesh.devices.shape == (2, 1)
     batch = jax.device_put(np.arange(8.0).reshape(4, 2), sharding.over_batch(mesh))
@@ -19,7 +19,7 @@ def test_the_mesh_is_named_and_its_arrays_lie_where_they_should():
     assert [shard.data.shape for shard in whole.addressable_shards] == [(3,)] * 2
 
 
-def test_a_state_is_divided_along_its_longest_axes():
+def test_a_state_is_sharded_along_its_longest_axes():
     state = {"kernel": jnp.ones((3, 64, 128)), "odd": jnp.ones((3, 9999)), "bias": jnp.ones(128)}
     mesh = sharding.make_mesh(MeshConfig(fsdp=2))
     placed = jax.device_put(state, sharding.of_state(state, mesh))
@@ -72,7 +72,7 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_batch_norm_sees_the_whole_batch_on_any_number_of_devices():
-    """A scan is inside as well: it must accept arrays of this mesh as they come."""
+    """Inside a scan too, which must accept arrays of this mesh as they are."""
 
     class Model(nn.Module):
         @nn.compact
@@ -83,7 +83,7 @@ def test_batch_norm_sees_the_whole_batch_on_any_number_of_devices():
 
     model = Model()
     variables = model.init(jax.random.key(0), jnp.zeros((1, 2)))
-    # Each half of the batch has a mean of its own: statistics per device would show.
+    # The halves of the batch have different means, so statistics per device would show.
     inputs = np.concatenate([np.full((2, 2), 5.0), np.random.default_rng(0).normal(size=(2, 2))])
 
     def loss(variables, batch):

@@ -1,4 +1,4 @@
-"""Runs over data with a broken frame: what `config.data.on_error` says, to the end."""
+"""Whole runs on data with a broken frame, under each `config.data.on_error`."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def test_a_broken_frame_ends_a_run_unless_it_is_skipped(damaged, tmp_path, caplo
         "skipped": {"000001": "frame.png cannot be read: damaged"},
     }
 
-    # A run that a broken frame has ended goes on with `skip`, and a resumed one remembers.
+    # A run ended by a broken frame continues with `skip`, and a resumed run remembers the skips.
     damaged["num_steps"] += 1
     (tmp_path / "skip" / "skipped.json").unlink()
     caplog.clear()

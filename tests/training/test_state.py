@@ -17,7 +17,7 @@ class Aux(NamedTuple):
 
 
 def loss_function(params, batch_stats, batch, key, step):
-    """A parabola around the batch's target; says what it was given."""
+    """A parabola around the batch's target; also returns what it was given."""
     loss = jnp.sum((params["w"] - batch["target"]) ** 2)
     scalars = {"noise": jax.random.uniform(key), "seen_step": step.astype(jnp.float32)}
     return loss, Aux(scalars, {"calls": batch_stats["calls"] + 1})
@@ -50,7 +50,7 @@ def test_a_step_updates_parameters_statistics_and_counter():
     np.testing.assert_allclose(state.params["w"], [2.5, 2.0])
 
 
-def test_a_step_is_a_function_of_its_arguments_and_its_noise_changes_with_the_step():
+def test_a_step_is_a_pure_function_whose_noise_changes_with_the_step():
     step = make()
     state, scalars = step(start(), BATCH, KEY)
     _, again = step(start(), BATCH, KEY)
@@ -62,7 +62,7 @@ def test_a_step_is_a_function_of_its_arguments_and_its_noise_changes_with_the_st
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.75])
-def test_the_average_follows_the_parameters_where_it_is_asked_for(decay):
+def test_the_average_follows_the_parameters_if_requested(decay):
     state = start(ema=decay > 0)
     for _ in range(2):
         state, _ = make(decay)(state, BATCH, KEY)
@@ -84,7 +84,7 @@ class Layers(nn.Module):
 
 
 def layers_loss(params, batch_stats, batch, key, step):
-    """The mean over the images; counts its calls and says what key it was given."""
+    """The mean over images; counts its calls and returns a number drawn from its key."""
     output = Layers().apply({"params": params}, batch["image"])
     loss = jnp.mean((output - batch["target"]) ** 2)
     scalars = {"target": jnp.mean(batch["target"]), "noise": jax.random.uniform(key)}
@@ -113,7 +113,7 @@ def layers_step(**options):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(parts):
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole_batch(parts):
     state, batch = layers_problem()
     whole, want = jax.jit(layers_step())(state, batch, KEY)
     accumulated, got = jax.jit(layers_step(accumulate=parts))(state, batch, KEY)
@@ -124,7 +124,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(parts):
     )
     for name in ("loss", "target", "gradient_norm"):
         np.testing.assert_allclose(got[name], want[name], rtol=1e-5)
-    # The statistics pass through the parts, each of which has a key of its own.
+    # Statistics pass from part to part, and each part has its own key.
     assert whole.batch_stats["calls"] == 1 and accumulated.batch_stats["calls"] == parts
     key = jax.random.fold_in(KEY, 0)
     noise = [jax.random.uniform(jax.random.fold_in(key, part)) for part in range(parts)]
@@ -132,7 +132,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(parts):
     assert len(set(map(float, noise))) == parts
 
 
-def test_a_batch_in_parts_needs_less_memory_and_moves_between_no_devices():
+def test_a_batch_in_parts_needs_less_memory_and_no_moves_between_devices():
     state, batch = layers_problem(images=4096)
     mesh = sharding.make_mesh(sharding.MeshConfig())
     assert mesh.size > 1
@@ -146,14 +146,14 @@ def test_a_batch_in_parts_needs_less_memory_and_moves_between_no_devices():
         )
         compiled = step.lower(state, batch, KEY).compile()
         text = compiled.as_text()
-        assert "all-reduce" in text  # of the gradients; nothing else crosses
+        assert "all-reduce" in text  # for the gradients; nothing else moves
         for moved in ("all-gather", "all-to-all", "collective-permute"):
             assert moved not in text
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
     assert sizes[1] < 0.5 * sizes[0], sizes
 
 
-def test_frozen_parts_have_neither_gradients_nor_updates_nor_a_state():
+def test_frozen_parts_have_no_gradients_updates_or_optimizer_state():
     adamw = optax.adamw(0.1, weight_decay=0.5)
     state, batch = layers_problem()
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -172,7 +172,7 @@ def test_frozen_parts_have_neither_gradients_nor_updates_nor_a_state():
     for name, part in new.params.items():
         same = np.array_equal(part["kernel"], state.params[name]["kernel"])
         assert same == (name in frozen), name
-    # Each layer costs a product forwards, one for its own gradient, and one for those before it.
+    # Each layer costs one product forwards, one for its gradient, and one for the layers before it.
     whole = state_lib.create(variables, adamw, ema=True)
     products = [
         str(jax.make_jaxpr(step(parts))(each, batch, KEY)).count("dot_general")

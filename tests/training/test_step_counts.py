@@ -1,4 +1,4 @@
-"""Training that draws numbers of steps ends with decoder statistics for each of them."""
+"""Training with drawn numbers of steps ends with decoder statistics for each number."""
 
 import warnings
 
@@ -33,7 +33,7 @@ def config(tiny):
 
 
 def _distil(config, teacher):
-    """A student that starts from this sampler of 2 steps, and learns to need 1."""
+    """Trains a student that starts from this sampler with 2 steps and learns to need only 1."""
     changes = {"init": {"network": str(teacher)}, "teacher": {"checkpoint": str(teacher)}}
     model = config["model"] | {
         "diffusion": config["model"]["diffusion"] | {"num_inference_steps": 1}
@@ -46,7 +46,7 @@ def _distil(config, teacher):
     assert "consistency" in (teacher / "student" / "metrics.csv").read_text()
 
 
-def test_the_checkpoint_knows_every_number_that_was_drawn(config, tmp_path):
+def test_the_checkpoint_has_statistics_for_every_number_drawn(config, tmp_path):
     exp = experiment.from_mapping(config)
     loop.train(exp, tmp_path)
     model = inference.load(tmp_path)
@@ -57,13 +57,15 @@ def test_the_checkpoint_knows_every_number_that_was_drawn(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model.recalibrated[1], want)
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # of statistics that belong to another number
+        warnings.simplefilter(
+            "error"
+        )  # a warning would mean statistics for another number of steps
         for count in COUNTS:
             assert np.isfinite(model.predict(picture, num_inference_steps=count)).all()
 
     _distil(config, tmp_path)
 
-    # A run that is already there is left as it is.
+    # A finished run is left alone.
     found = (tmp_path / "checkpoints").rglob("recalibrated.json")
     written = {path: path.stat().st_mtime_ns for path in found}
     assert len(written) == 1
@@ -71,7 +73,7 @@ def test_the_checkpoint_knows_every_number_that_was_drawn(config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
-def test_a_fixed_number_of_steps_leaves_nothing_to_compute(config, tmp_path, monkeypatch):
+def test_a_fixed_number_of_steps_needs_no_statistics(config, tmp_path, monkeypatch):
     config["objective"]["step_counts"] = ()
     monkeypatch.setattr(inference, "load", lambda path: pytest.fail("nothing to compute"))
     step_counts.recalibrate(experiment.from_mapping(config), tmp_path)

@@ -1,4 +1,4 @@
-"""A teacher that labels the clean images during training."""
+"""A teacher that labels clean images during training."""
 
 import json
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ KEY = jax.random.key(3)
 
 @dataclass(frozen=True, kw_only=True)
 class FakeConfig(NetworkConfig):
-    """Of a network that is not a file: it says itself what a file would."""
+    """Config of a network that is no module; it provides what a module would."""
 
     name: str = "fake"
     kind: Literal["metric_depth", "relative_disparity"] = "metric_depth"
@@ -57,14 +57,14 @@ class First(nn.Module):
 
 
 class OfBatch(First, JudgesBatch):
-    """Predicts how much brighter an image is than the others."""
+    """Predicts how much brighter an image is than the others in the batch."""
 
     def __call__(self, image, train=False):
         return image[..., :1] - image.mean()
 
 
 class Noisy(First, Denoises):
-    """Predicts its noise, plus the number of steps and what its key gives."""
+    """Predicts its noise plus the number of steps and a number drawn from its key."""
 
     num_inference_steps = 4
     num_train_timesteps = 100
@@ -104,7 +104,7 @@ def test_metric_labels_are_valid_inside_the_frame_and_the_range():
     np.testing.assert_array_equal(without["valid_mask"], INSIDE & (IMAGE[..., :1] > 0))
 
 
-def test_relative_labels_hold_whatever_the_sign():
+def test_relative_labels_are_valid_whatever_the_sign():
     found = labels_of(fake(kind="relative_disparity"))
     disparity = np.where(INSIDE, IMAGE[..., :1], 0)
     assert (disparity < 0).any()
@@ -126,7 +126,7 @@ class OfScales(First, PredictsScales):
         return tuple(1 / (4 + image[:, ::step, ::step, :1]) for step in (1, 2))
 
 
-def test_a_teacher_of_several_scales_labels_each():
+def test_a_teacher_with_several_scales_labels_each():
     found = labels_of(fake(OfScales))
     assert found.keys() == {"depth", "valid_mask", "inverse_depths"}
     for step, inverse in zip((1, 2), found["inverse_depths"], strict=True):
@@ -143,7 +143,7 @@ def test_labels_have_no_gradient():
     assert jax.grad(total)(model.variables)["params"]["gain"] == 0
 
 
-def test_what_is_not_finite_is_no_label():
+def test_values_that_are_not_finite_are_not_labels():
     model = fake()
     image = IMAGE.at[1, 1, 1, 0].set(jnp.nan)
     found = make_labels(model)(model.variables, image, INSIDE, KEY, jnp.uint32(1))
@@ -151,7 +151,7 @@ def test_what_is_not_finite_is_no_label():
 
 
 @pytest.mark.parametrize("kind", ["metric_depth", "relative_disparity"])
-def test_a_constant_prediction_is_no_label(kind):
+def test_a_constant_prediction_is_not_a_label(kind):
     model = fake(kind=kind)
     image = IMAGE.at[1].set(2.0)
     found = make_labels(model)(model.variables, image, INSIDE, KEY, jnp.uint32(1))
@@ -159,7 +159,7 @@ def test_a_constant_prediction_is_no_label(kind):
     assert all(np.isfinite(leaf).all() for leaf in found.values())
 
 
-def test_each_image_is_judged_alone():
+def test_each_image_is_judged_separately():
     found = labels_of(fake(OfBatch, kind="relative_disparity"))["relative_disparity"]
     alone = IMAGE[..., :1] - IMAGE.mean((1, 2, 3), keepdims=True)
     np.testing.assert_allclose(found, np.where(INSIDE, alone, 0), atol=1e-6)
@@ -170,7 +170,7 @@ def test_noise_is_a_function_of_the_step():
     one, again, two = (labels_of(model, step)["relative_disparity"] for step in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert (np.abs(one - two) > 1e-3)[INSIDE].all()
-    # Images of a batch draw differently, and so do their keys.
+    # Each image of a batch gets different noise, and a different key.
     assert (np.abs(one[0] - one[1]) > 1e-3)[1:].all()
     more = labels_of(model, num_inference_steps=7)["relative_disparity"]
     np.testing.assert_allclose((more - one)[INSIDE], 30, rtol=1e-5)
@@ -191,7 +191,7 @@ def test_a_teacher_of_another_kind_is_refused(fields, message):
         check_fits(replace(student, **fields), student, "FILE")
 
 
-def test_a_range_of_metres_belongs_to_no_relative_labels(monkeypatch):
+def test_a_range_in_metres_does_not_go_with_relative_labels(monkeypatch):
     model = fake(kind="relative_disparity")
     monkeypatch.setattr(teacher, "open_network", lambda *arguments: model)
     mesh = sharding.make_mesh(MeshConfig())
@@ -199,7 +199,7 @@ def test_a_range_of_metres_belongs_to_no_relative_labels(monkeypatch):
         Teacher(TeacherConfig("FILE"), model.config, mesh, depth_range=(0.1, 80.0))
 
 
-def test_steps_seed_and_type_of_the_teacher_are_the_configs(monkeypatch):
+def test_steps_seed_and_type_of_the_teacher_come_from_the_config(monkeypatch):
     model = fake(Noisy, kind="relative_disparity")
     model = replace(model, variables={**model.variables, "batch_stats": {}}, recalibrated={7: {}})
     asked = []
@@ -228,7 +228,7 @@ def test_steps_without_a_checkpoint_are_refused(tiny):
 
 @pytest.fixture
 def distilled(tiny, tmp_path):
-    """An experiment whose teacher is a run of the tiny network, trained for a while."""
+    """An experiment whose teacher is a trained run of the tiny network."""
     alone = tiny_parts.EXPERIMENT | {"seed": 9}
     loop.train(experiment.from_mapping(alone), tmp_path / "teacher")
     tiny["data"]["train"] = {
@@ -245,7 +245,7 @@ def distilled(tiny, tmp_path):
     }
 
 
-def test_the_teachers_depth_of_the_clean_image_is_what_is_learnt(distilled, tmp_path, monkeypatch):
+def test_the_student_learns_the_teachers_depth_of_the_clean_image(distilled, tmp_path, monkeypatch):
     distilled["teacher"]["options"] = {"step": 3}
     model = inference.load(tmp_path / "teacher", step=3)
     seen = []
@@ -267,14 +267,14 @@ def test_the_teachers_depth_of_the_clean_image_is_what_is_learnt(distilled, tmp_
         expected = model.model.apply(model.variables, batch["clean_image"])
         np.testing.assert_allclose(found["depth"], expected, rtol=1e-5)
         assert (found["valid_mask"] == (found["depth"] > 0.5) & (found["depth"] < 4)).all()
-    # The student goes on from the later step, but for what is frozen.
+    # The student starts from the later step and changes, except for what is frozen.
     student = inference.load(tmp_path / "run").variables["params"]
     start = inference.load(tmp_path / "teacher").variables["params"]
     np.testing.assert_array_equal(student["Conv_0"]["kernel"], start["Conv_0"]["kernel"])
     assert np.abs(student["Conv_1"]["kernel"] - start["Conv_1"]["kernel"]).max() > 1e-4
 
 
-def test_a_teacher_that_went_on_is_noticed(distilled, tmp_path):
+def test_a_teacher_that_was_trained_further_is_noticed(distilled, tmp_path):
     exp = experiment.from_mapping(distilled)
     loop.train(exp, tmp_path / "run")
     note = json.loads((tmp_path / "run" / "teacher.json").read_text())
@@ -293,7 +293,7 @@ def test_a_damaged_note_of_the_teacher_is_named(tmp_path, monkeypatch):
     model = fake()
     monkeypatch.setattr(teacher, "open_network", lambda *given: model)
     built = Teacher(TeacherConfig("FILE"), model.config, sharding.make_mesh(MeshConfig()))
-    built.check_same(tmp_path)  # Nothing is known.
+    built.check_same(tmp_path)  # There is no note yet.
     built.note(tmp_path)
     built.check_same(tmp_path)
     for content, error in (("{", WeightsError), ("[]", ConfigError)):

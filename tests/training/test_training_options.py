@@ -1,4 +1,4 @@
-"""Fields of the experiment reach what they are meant for, whatever the network."""
+"""Fields of the experiment have their effect, whatever the network."""
 
 import copy
 
@@ -26,7 +26,7 @@ def train(tiny, workdir, **changes):
 
 @pytest.fixture
 def built(monkeypatch, tiny):
-    """What the tiny network is built with for training."""
+    """The arguments with which the tiny network is built for training."""
     network = registry.module("network", "tiny")
     original, calls = network.build, []
 
@@ -38,9 +38,7 @@ def built(monkeypatch, tiny):
     return calls
 
 
-def test_the_network_computes_in_the_type_and_with_the_frozen_parts_of_the_config(
-    tiny, tmp_path, built
-):
+def test_the_network_gets_the_configs_type_and_frozen_parts(tiny, tmp_path, built):
     multipliers = {"Conv_0": 0.0, "BatchNorm_0": 0.5}
     options = {"compute_dtype": "bfloat16", "optimizer__multipliers": multipliers}
     found = train(tiny, tmp_path, **options, num_steps=1)
@@ -48,7 +46,7 @@ def test_the_network_computes_in_the_type_and_with_the_frozen_parts_of_the_confi
     assert {array.dtype.name for array in jax.tree.leaves(found.params)} == {"float32"}
 
 
-def test_a_frozen_part_stays_as_it_was_born_and_the_run_continues(tiny, tmp_path):
+def test_a_frozen_part_keeps_its_initial_values_and_the_run_resumes(tiny, tmp_path):
     frozen = {"optimizer__multipliers": {"Conv_0": 0.0}, "ema_decay": 0.5}
     found = train(tiny, tmp_path, **frozen, num_steps=3)
     network = registry.module("network", "tiny").build(registry.module("network", "tiny").Config())
@@ -63,22 +61,22 @@ def test_a_frozen_part_stays_as_it_was_born_and_the_run_continues(tiny, tmp_path
     np.testing.assert_array_equal(later.params["Conv_0"]["bias"], found.params["Conv_0"]["bias"])
 
 
-def test_parts_that_the_network_has_not_are_told_before_anything_is_written(tiny, tmp_path):
+def test_unknown_parts_are_an_error_before_anything_is_written(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"names encoder, .* BatchNorm_0, Conv_0, Conv_1"):
         train(tiny, tmp_path / "run", optimizer__multipliers={"encoder": 0.1})
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_of_a_network_that_draws_none_are_told_before_training(tiny, tmp_path):
+def test_samples_of_a_deterministic_network_are_an_error_before_training(tiny, tmp_path):
     with pytest.raises(ValueError, match="the network 'tiny' draws no noise"):
         train(tiny, tmp_path / "run", evaluation__num_samples=4)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_batch_may_be_processed_in_parts_on_all_devices(tiny, tmp_path):
+def test_a_batch_can_be_processed_in_parts_on_all_devices(tiny, tmp_path):
     whole = train(tiny, tmp_path / "whole", batch_size=4, num_steps=1)
     parts = train(tiny, tmp_path / "parts", batch_size=4, num_steps=1, accumulate=2)
-    # BatchNorm saw two halves, one after the other.
+    # BatchNorm saw the two halves in sequence.
     assert parts.params.keys() == whole.params.keys()
     mean, halves = (each.batch_stats["BatchNorm_0"]["mean"] for each in (whole, parts))
     assert np.abs(halves).sum() > 1.5 * np.abs(mean).sum()
@@ -99,14 +97,14 @@ def test_impossible_parts_and_types_are_refused(tiny, tmp_path, changes, message
     assert not (tmp_path / "run").exists()
 
 
-def test_the_average_of_the_parameters_is_what_is_loaded_and_evaluated(tiny, tmp_path):
+def test_the_averaged_parameters_are_loaded_and_evaluated(tiny, tmp_path):
     found = train(tiny, tmp_path, ema_decay=0.9)
     loaded = inference.load(tmp_path).variables["params"]
     jax.tree.map(np.testing.assert_array_equal, loaded, found.ema_params)
     assert not np.array_equal(loaded["Conv_1"]["kernel"], found.params["Conv_1"]["kernel"])
 
 
-def test_the_objective_is_told_the_length_of_the_run(tiny, tmp_path, monkeypatch):
+def test_the_objective_gets_the_length_of_the_run(tiny, tmp_path, monkeypatch):
     objective = registry.module("objective", "tiny")
     original, told = objective.build, []
 

@@ -1,6 +1,6 @@
-"""A network, an objective and a data source too small to cost anything, under the name `tiny`.
+"""A network, an objective and a data source that cost almost nothing, under the name `tiny`.
 
-A module of its own, as tests also train in processes that know no fixtures."""
+A separate module because tests also train in processes without fixtures."""
 
 import dataclasses
 import sys
@@ -25,7 +25,7 @@ class TinyConfig(NetworkConfig):
 
 
 class Network(nn.Module):
-    """Two convolutions with BatchNorm between; noise may be added in."""
+    """Two convolutions with BatchNorm in between; noise can be added."""
 
     config: TinyConfig
 
@@ -58,7 +58,7 @@ def build_objective(config, model, num_steps):
             variables, batch["image"], noise, train=True, mutable=["batch_stats"]
         )
         error = jnp.where(batch["valid_mask"], jnp.abs(prediction - batch["depth"]), 0).mean()
-        spoilt = 0 * batch["intrinsics"].sum()  # Finite unless `nan_image` is in the batch.
+        spoilt = 0 * batch["intrinsics"].sum()  # finite unless `nan_image` is in the batch
         return config.weight * error + spoilt, Aux({"l1": error}, updated["batch_stats"])
 
     return loss
@@ -75,8 +75,8 @@ class SourceConfig:
 
 
 class Source:
-    """Random frames; the intrinsics of `nan_image` are not numbers, those of `broken` cannot be
-    read. With `pairs`, the clean image is the image upside down."""
+    """Random frames; the intrinsics of `nan_image` are NaN, frames in `broken` cannot be read.
+    With `pairs`, the clean image is the image upside down."""
 
     def __init__(self, config):
         self.config = config
@@ -136,7 +136,7 @@ EXPERIMENT = {
 
 
 def register(setitem=dict.__setitem__):
-    """Makes the parts known until the process ends, or the test by `monkeypatch.setitem`."""
+    """Registers the parts, with `monkeypatch.setitem` only until the test ends."""
     for kind, module in MODULES.items():
         setitem(sys.modules, f"tiny_{kind}", module)
         setitem(registry.MODULES[kind], "tiny", f"tiny_{kind}")

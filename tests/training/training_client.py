@@ -1,4 +1,4 @@
-"""Asks training_server.py to train, and reads what runs have left."""
+"""Asks training_server.py to train, and reads the files of runs."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 class Server:
-    """Starts training in processes; see training_server.py."""
+    """Starts training in other processes; see training_server.py."""
 
     def __init__(self, folder):
         self._process = subprocess.Popen(
@@ -25,13 +25,13 @@ class Server:
         )
 
     def start(self, experiment, workdir, **job):
-        """`job`: what else the process is to meet with."""
+        """`job`: other keys of the request, see training_server.py."""
         job |= {"experiment": experiment, "workdir": str(workdir)}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
 
     def wait(self):
-        """The exit code, or minus the signal, of what was started; a list of several processes."""
+        """The exit code, or minus the signal, of the process; a list if there are several."""
         statuses = self._process.stdout.readline().split()
         codes = [os.waitstatus_to_exitcode(int(status)) for status in statuses]
         return codes if len(codes) > 1 else codes[0]
@@ -49,7 +49,7 @@ def errors_of(workdir):
 
 
 def batches(workdir):
-    """(position, ids) of all batches that were taken, also by processes that died since."""
+    """(position, ids) of all batches that were read, including those of processes that died."""
     path = workdir / "order.txt"
     lines = path.read_text().splitlines() if path.exists() else []
     return [(int(line.split(" ", 1)[0]), line.split(" ", 1)[1]) for line in lines]
@@ -75,7 +75,7 @@ def rows_of(workdir):
 
 
 def events_of(path):
-    """Reads an event file: records of length (uint64), its checksum, payload, its checksum."""
+    """Reads an event file: records of a length (uint64), its checksum, payload, its checksum."""
     content = path.read_bytes()
     while content:
         length = int.from_bytes(content[:8], "little")

@@ -1,24 +1,23 @@
-"""Trains in processes that are quick to start and may be killed.
+"""Trains in processes that start quickly and can be killed.
 
-Reads lines of JSON, {"experiment", "workdir", ...}, and forks a process for each, from one that has
-imported everything and computed nothing. Answers each with a line, the wait status, when it has
-ended; of several together, the statuses with blanks between. What befalls a process is said
-beforehand, so that it does not depend on anybody's speed:
+Reads lines of JSON, {"experiment", "workdir", ...}, and for each forks a process from one that has
+imported everything and computed nothing. When it ends, answers with a line that holds its wait
+status, or several statuses separated by blanks. Faults are part of the request, so that they do
+not depend on timing:
 
-    "devices": 8                      of so many simulated devices each
-    "processes": 2                    that train together; what follows befalls the last of them
-    "evaluated": true                 the trained model is evaluated too
-    "divided": 1                      arrays are divided from so many elements on
-    "limit": {"batch": 25, "bytes": 9}   files cannot grow beyond so many bytes from a batch on
-    "signal": {"batch": 4, "number": 15}   gets a signal when a batch is taken
-    "kill": {"batch": 20, "at": PATTERN}   is killed as soon as a batch is taken, or, with a
-        pattern, when the first thing of that kind is about to happen from then on: an event such
-        as "os.rename TARGET"
+    "devices": 8                      number of simulated devices per process
+    "processes": 2                    processes that train together; faults hit the last one
+    "evaluated": true                 also evaluates the trained model
+    "divided": 1                      shards arrays with at least this many elements
+    "limit": {"batch": 25, "bytes": 9}   from this batch on, files cannot grow beyond this size
+    "signal": {"batch": 4, "number": 15}   sends a signal when this batch is read
+    "kill": {"batch": 20, "at": PATTERN}   kills the process when this batch is read or, with a
+        pattern, just before the first matching event after that, such as "os.rename TARGET"
 
-Standard error ends in one line for a UserError, as of a script, and in a traceback otherwise.
+Standard error ends in one line for a UserError, as in a script, and in a traceback otherwise.
 WORKDIR/order.txt gets a line for every batch, WORKDIR/errors.txt the standard error, and
-WORKDIR/bytes.txt the size of the saved states' part on the first device. Of the processes after the
-first, these files are called order1.txt and so on.
+WORKDIR/bytes.txt the size of the state on the first device. For the second process these files are
+called order1.txt and so on.
 """
 
 import fnmatch
@@ -47,7 +46,7 @@ def train(job, index, port):
     workdir.mkdir(parents=True, exist_ok=True)
     suffix = f"{index or ''}.txt"
     os.dup2(os.open(workdir / f"errors{suffix}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), 2)
-    os.dup2(2, 1)  # Gloo says there when it has connected processes.
+    os.dup2(2, 1)  # Gloo prints there when it has connected the processes.
     order = os.open(workdir / f"order{suffix}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     never = {"batch": None}
     befalling = job if index == count - 1 else {}
@@ -66,7 +65,7 @@ def train(job, index, port):
         return batch
 
     def die(event=None, arguments=()):
-        # A rename's target comes last but for two numbers; other events have one path.
+        # For a rename, the target is followed by two numbers; other events have one path.
         path = arguments[1 if event == "os.rename" else 0] if arguments else ""
         if event is None or fnmatch.fnmatchcase(f"{event} {path}", kill["at"]):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -118,7 +117,7 @@ def main():
 
 
 def wait(pids):
-    """The wait statuses; where a process is killed the others are too, as a launcher does it."""
+    """The wait statuses; if a process is killed, so are the others, as a launcher would do."""
     found = {}
     while len(found) < len(pids):
         pid, found[pid] = os.wait()

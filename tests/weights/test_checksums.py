@@ -15,12 +15,12 @@ def directory(tmp_path):
     return tmp_path
 
 
-def test_what_is_as_it_was_has_no_faults(directory):
+def test_unchanged_files_have_no_faults(directory):
     (directory / "state" / "later").touch()
     assert checksums.faults(directory, ["state", "data"]) == []
 
 
-def test_changed_cut_and_missing_files_are_named(directory):
+def test_changed_truncated_and_missing_files_are_named(directory):
     content = bytearray((directory / "state/d/one").read_bytes())
     content[500] ^= 1
     (directory / "state/d/one").write_bytes(content)
@@ -45,7 +45,7 @@ def test_a_damaged_note_is_a_fault(directory, text):
     assert checksums.faults(directory, ["state"]) == ["checksums.json is damaged"]
 
 
-def test_names_in_a_note_lead_nowhere_else(directory):
+def test_names_in_a_note_cannot_leave_the_directory(directory):
     note = {"crc32": {"state/\x1b[2J": ["0", 1], "/dev/zero": ["0", 0], "../x": ["0", 0]}}
     (directory / checksums.FILE_NAME).write_text(json.dumps(note))
     assert checksums.faults(directory, ["state"]) == [r"state/\x1b[2J is missing"]

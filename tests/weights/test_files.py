@@ -1,4 +1,4 @@
-"""Files of weights, written byte by byte as PyTorch writes them, so no torch is needed."""
+"""Weight files, written byte by byte as PyTorch does, so that no torch is needed."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def message(path) -> str:
     return str(info.value)
 
 
-# ---- what is read --------------------------------------------------------------------------------
+# ---- valid files ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("root", ["archive/", "model_00020/", "a name with spaces ö/", ""])
@@ -92,7 +92,7 @@ def test_big_endian_zip(tmp_path):
     check(files.read(tmp_path / "model.pt"))
 
 
-def test_no_byteorder_record_means_little(tmp_path):
+def test_no_byteorder_record_means_little_endian(tmp_path):
     write_zip(tmp_path / "model.pt", *checkpoint(), byteorder=None)
     check(files.read(tmp_path / "model.pt"))
 
@@ -132,7 +132,7 @@ def test_views_of_one_storage(tmp_path):
 
 
 def test_legacy_view_of_a_storage(tmp_path):
-    """A storage that was itself a slice of another: offsets count from the slice's start."""
+    """A storage that is itself a slice of another: offsets count from the slice's start."""
     base = np.arange(10, dtype=np.float32)
     value = {"a": tensor("7", np.float32, 10, (2,), (1,), 1, view=(("9", 4, 3),))}
     write_legacy(tmp_path / "model.pt", value, {"7": base})
@@ -167,7 +167,7 @@ def test_numpy_arrays_count_as_tensors(tmp_path):
     check(files.read(tmp_path / "m.pt"), {"a": array, "b": array})
 
 
-def test_metadata_leaves_out_what_is_large_circular_or_shared_without_end(tmp_path):
+def test_metadata_leaves_out_large_circular_and_endlessly_shared_values(tmp_path):
     array = np.ones(3, np.float32)
     bomb = Raw(b"]" + b"2\x86" * 60)
     value = {
@@ -187,7 +187,7 @@ def test_metadata_leaves_out_what_is_large_circular_or_shared_without_end(tmp_pa
 
 
 def test_storages_outside_the_state_dict_are_not_read(tmp_path):
-    """The optimiser's storages may even be missing: nobody asks for them."""
+    """The optimiser's storages may even be missing, as nothing reads them."""
     array = np.ones(3, np.float32)
     value = {"net": {"a": whole("0", array)}, "optimizer": {"m": whole("1", array)}}
     write_zip(tmp_path / "m.pt", value, {"0": array})
@@ -204,8 +204,8 @@ def test_safetensors_round_trip(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_safetensors_whose_length_starts_as_a_pickle_does(tmp_path):
-    """A file begins with the length of its header, here 128 (0x80), the first byte of a pickle."""
+def test_safetensors_whose_length_looks_like_a_pickle(tmp_path):
+    """The file starts with the length of its header, here 128 (0x80), like a pickle."""
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"a": entry}).encode().ljust(128)
     path = tmp_path / "a.safetensors"
@@ -230,7 +230,7 @@ def test_the_golden_rule_of_weights_survives_a_file(tmp_path, golden):
     check(files.read(tmp_path / "model.pt"), arrays)
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- refused files -------------------------------------------------------------------------------
 
 
 def test_missing_empty_and_directory(tmp_path):
@@ -267,7 +267,7 @@ def test_zip_of_another_kind(tmp_path):
 
 
 def test_truncated_anywhere(tmp_path):
-    """Every cut of every format is an error that names the file, never a wrong array."""
+    """Truncating any format anywhere is an error that names the file, never a wrong array."""
     write_zip(tmp_path / "zip.pt", *checkpoint())
     write_legacy(tmp_path / "legacy.pt", *checkpoint(view=(None,)))
     files.write_safetensors(tmp_path / "st.safetensors", ARRAYS)
@@ -371,11 +371,11 @@ def test_a_hostile_pickle_is_refused_by_name_and_nothing_runs(tmp_path, write):
     assert not sentinel.exists()
 
 
-# ---- small files that ask for much ---------------------------------------------------------------
+# ---- small files that demand a lot ---------------------------------------------------------------
 
 
 def test_many_names_of_one_record(tmp_path):
-    """The central directory names one record under many names; each would be read again."""
+    """The central directory lists one record under many names, each of which would be read."""
     names, array = [f"k{index:02}" for index in range(40)], np.ones(500, np.float32)
     value = {name: whole(name, array) for name in names}
     write_zip(tmp_path / "whole.pt", value, dict.fromkeys(names, array))
@@ -383,7 +383,7 @@ def test_many_names_of_one_record(tmp_path):
     with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
         first = archive.getinfo("archive/data/k00").header_offset
         start = archive.start_dir
-    # All entries point to the first record, and the bytes of the others go.
+    # All entries point to the first record, and the bytes of the others are removed.
     kept = first + 1 + content[first + 1 :].index(b"PK\x03\x04")
     version = content.rindex(b"PK\x03\x04")
     entries, end = content[start:], content.rindex(b"PK\x05\x06") - start
@@ -399,7 +399,7 @@ def test_many_names_of_one_record(tmp_path):
 
 
 @pytest.mark.parametrize("byteorder", [b"little", b"big"])
-def test_a_storage_of_many_tensors_is_one_array(tmp_path, byteorder):
+def test_many_tensors_of_one_storage_share_one_array(tmp_path, byteorder):
     array = np.arange(1000, dtype=np.float32)
     stored = array.astype(">f4") if byteorder == b"big" else array
     value = {f"a{i}": tensor("s", np.float32, 1000, (2,), offset=i) for i in range(50)}
@@ -415,7 +415,7 @@ def test_a_storage_of_many_tensors_is_one_array(tmp_path, byteorder):
     np.testing.assert_array_equal(got["a7"], [7, 8])
 
 
-def test_tensors_together_are_not_much_larger_than_the_file(tmp_path):
+def test_all_tensors_together_are_not_much_larger_than_the_file(tmp_path):
     array = np.ones(10_000, np.float32)
     for count, enough in ((8, True), (10, False)):
         value = {f"a{index}": whole("s", array) for index in range(count)}
@@ -426,8 +426,8 @@ def test_tensors_together_are_not_much_larger_than_the_file(tmp_path):
             assert "8 times" in message(tmp_path / "model.pt")
 
 
-def test_metadata_is_bounded_in_all(tmp_path, monkeypatch):
-    """Many entries that are one list: each comes out as a list of its own."""
+def test_metadata_is_bounded_in_total(tmp_path, monkeypatch):
+    """Many entries that are the same list: each becomes a separate list."""
     monkeypatch.setattr(files, "_ALL_METADATA_LIMIT", 100)
     value = {"net": {"a": whole("0", np.ones(1))}, "x0": Raw(b"(" + b"K\x01" * 29 + b"lq\xc8")}
     value |= {f"x{index}": Raw(b"h\xc8") for index in range(1, 9)}
@@ -436,7 +436,7 @@ def test_metadata_is_bounded_in_all(tmp_path, monkeypatch):
 
 
 def test_metadata_can_be_printed(tmp_path):
-    """No integer of more digits than Python prints; sets, and numbers as keys, count too."""
+    """No integer has more digits than Python prints, not even in sets or as a key."""
     value = {
         "net": {"a": whole("0", np.ones(1))},
         "huge": 10**5000,
@@ -465,8 +465,8 @@ def test_a_flipped_bit_is_found_by_the_records_checksum(tmp_path, part):
     assert f"archive/{part}" in message(path) and "CRC-32" in message(path)
 
 
-def test_a_checksum_of_zero_stands_for_none(tmp_path):
-    """As `torch.serialization.set_crc32_options(False)` leaves it."""
+def test_a_checksum_of_zero_means_none(tmp_path):
+    """As written after `torch.serialization.set_crc32_options(False)`."""
     path = tmp_path / "model.pt"
     write_zip(path, *checkpoint())
     content = path.read_bytes()
@@ -478,7 +478,7 @@ def test_a_checksum_of_zero_stands_for_none(tmp_path):
 
 
 @pytest.mark.parametrize("word", [b"middle", b"BIG", b"big\n", b""])
-def test_a_byteorder_of_another_word(tmp_path, word):
+def test_an_unknown_byteorder(tmp_path, word):
     write_zip(tmp_path / "model.pt", *checkpoint(), byteorder=None)
     with zipfile.ZipFile(tmp_path / "model.pt", "a") as archive:
         archive.writestr("archive/byteorder", word)
@@ -486,10 +486,10 @@ def test_a_byteorder_of_another_word(tmp_path, word):
     assert repr(word) in text and "'little'" in text
 
 
-# ---- the system ----------------------------------------------------------------------------------
+# ---- errors of the system ------------------------------------------------------------------------
 
 
-def test_what_the_system_refuses_is_told_with_the_name(tmp_path):
+def test_a_system_error_names_the_file(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / ("n" * 300), tmp_path / "file" / "model.pt"):
         for act in (files.read, lambda path: files.write_safetensors(path, {"a": np.ones(1)})):
@@ -500,8 +500,8 @@ def test_what_the_system_refuses_is_told_with_the_name(tmp_path):
         files.read(tmp_path / "nowhere.pt")
 
 
-def test_a_full_disk_is_told_with_the_name(tmp_path):
-    """A limit of the size of files stands for the full disk."""
+def test_a_full_disk_names_the_file(tmp_path):
+    """A limit on file sizes simulates the full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:

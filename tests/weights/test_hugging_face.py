@@ -1,4 +1,4 @@
-"""Directories of weights as transformers writes them."""
+"""Weight directories as transformers writes them."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def write_shards(directory, **changes):
     return places
 
 
-def test_one_file_several_and_pytorch_s_own_read_the_same(tmp_path):
+def test_one_file_shards_and_pytorch_files_read_the_same(tmp_path):
     assert hugging_face.weights_in(tmp_path) is None
     (tmp_path / "training_args.bin").write_bytes(b"no weights at all")
     tensors = {name: torch_writer.whole(name, array) for name, array in ARRAYS.items()}
@@ -44,7 +44,7 @@ def test_one_file_several_and_pytorch_s_own_read_the_same(tmp_path):
             shard.unlink()
 
 
-def test_weights_of_another_name_are_taken_if_they_are_the_only_ones(tmp_path):
+def test_weights_under_another_name_are_read_if_they_are_the_only_ones(tmp_path):
     files.write_safetensors(tmp_path / "model.fp16.safetensors", ARRAYS)
     assert hugging_face.weights_in(tmp_path) == tmp_path / "model.fp16.safetensors"
     shutil.copy(tmp_path / "model.fp16.safetensors", tmp_path / "model.fp32.safetensors")
@@ -63,20 +63,20 @@ def test_weights_of_another_name_are_taken_if_they_are_the_only_ones(tmp_path):
         ({"weight_map": {"a.weight": "gone.safetensors"}}, r"gone\.safetensors.*no such file"),
     ],
 )
-def test_an_index_is_not_believed(tmp_path, changes, said):
+def test_an_index_is_checked(tmp_path, changes, said):
     write_shards(tmp_path, **changes)
     with pytest.raises((WeightsError, FileNotFoundError), match=said):
         hugging_face.read(tmp_path / "model.safetensors.index.json")
 
 
-def test_an_index_that_is_no_json_is_named(tmp_path):
+def test_an_index_that_is_not_json_is_named(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text("{")
     with pytest.raises(WeightsError, match=r"index\.json is not valid JSON"):
         hugging_face.read(path)
 
 
-def test_only_a_model_s_config_is_one(tmp_path):
+def test_only_a_models_config_counts_as_one(tmp_path):
     weights, config = tmp_path / "model.safetensors", tmp_path / "config.json"
     assert hugging_face.config_beside(weights) == {}
     for text in ('["model_type"]', '{"architecture": "resnet50"}', '{"model_type": 3}'):

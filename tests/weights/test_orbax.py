@@ -1,4 +1,4 @@
-"""Checkpoints of ours, written on eight devices by another process, read here."""
+"""Our own checkpoints, written on eight devices by another process and read here."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def runs(tmp_path_factory) -> Path:
     return root
 
 
-def test_reads_what_more_devices_wrote(runs):
+def test_reads_checkpoints_from_more_devices(runs):
     contents = orbax.read_arrays(runs / "full")
     assert jax.device_count() != 8
     assert contents.step == 10
@@ -118,11 +118,11 @@ def test_the_three_kinds_of_directory(runs, tmp_path, monkeypatch):
     assert orbax.read_arrays(run, step=9).step == 9
     shutil.copytree(run / "checkpoints" / "9", tmp_path / "best")
     assert orbax.read_arrays(tmp_path / "best").step == 9
-    monkeypatch.chdir(run)  # Orbax itself wants absolute paths
+    monkeypatch.chdir(run)  # Orbax itself requires absolute paths
     assert orbax.read_arrays("checkpoints").step == 10
 
 
-def test_latest_step_ignores_what_is_not_complete(runs, tmp_path):
+def test_latest_step_ignores_incomplete_checkpoints(runs, tmp_path):
     assert orbax.latest_step(runs / "full") == 10
     assert orbax.latest_step(str(runs / "full" / "checkpoints")) == 10
     assert orbax.latest_step(tmp_path) is None
@@ -164,8 +164,8 @@ def test_missing_runs_and_steps(runs, tmp_path):
 
 
 def refusal(directory) -> str:
-    """What reading says, in a process of its own: where a read of Orbax fails, others that it has
-    begun fail later and noisily in the background."""
+    """What reading prints, in a separate process: when one read by Orbax fails, others that it has
+    started fail later and noisily in the background."""
     code = "import sys; from diffdepth_jax.weights import orbax; orbax.read_arrays(sys.argv[1])"
     command = [sys.executable, "-c", code, str(directory)]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -190,7 +190,7 @@ def test_damaged_checkpoints_are_named(runs, tmp_path, part):
 
 @pytest.mark.parametrize("file", ["state/_METADATA", "config/metadata", "state/**/d/*"])
 def test_a_flipped_bit_is_found_by_the_checksums(runs, tmp_path, file):
-    """Also in an array, where it would be just another number."""
+    """Even in an array, where it would just be another number."""
     shutil.copytree(runs / "full" / "checkpoints", tmp_path / "checkpoints")
     directory = tmp_path / "checkpoints" / "10"
     checksums.write(directory)
@@ -206,7 +206,7 @@ def test_a_flipped_bit_is_found_by_the_checksums(runs, tmp_path, file):
 
 
 @pytest.mark.parametrize("part", ["state/d", "state/manifest.ocdbt", "config/metadata"])
-def test_missing_parts_are_named_and_an_older_step(runs, tmp_path, part):
+def test_missing_parts_and_an_older_step_are_named(runs, tmp_path, part):
     shutil.copytree(runs / "full" / "checkpoints", tmp_path / "checkpoints")
     path = tmp_path / "checkpoints" / "10" / part
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -225,7 +225,7 @@ def test_a_model_needs_no_position_in_the_data(runs, tmp_path):
 
 
 @pytest.mark.parametrize("config", ["[]", "{}", '{"model": 3}', '{"model": {}}', "null"])
-def test_a_config_that_is_none_is_named(runs, tmp_path, config):
+def test_an_invalid_config_is_named(runs, tmp_path, config):
     shutil.copytree(runs / "full" / "checkpoints" / "10", tmp_path / "10")
     file = tmp_path / "10" / "config" / "metadata"
     file.write_text(config)
@@ -252,14 +252,14 @@ def test_a_damaged_note_of_the_best_step_is_named(runs, tmp_path, text):
         orbax.checkpoint_directory(tmp_path, step="best")
 
 
-def test_a_best_step_that_is_gone_is_told_with_the_note_and_what_there_is(runs, tmp_path):
+def test_the_error_for_a_removed_best_step_names_note_and_remaining_steps(runs, tmp_path):
     shutil.copytree(runs / "full" / "checkpoints", tmp_path / "checkpoints")
     (tmp_path / "best.json").write_text('{"step": 99}')
     with pytest.raises(WeightsError, match=r"best\.json.*\b99\b.*\b10\b"):
         orbax.checkpoint_directory(tmp_path, step="best")
 
 
-def test_weights_that_are_not_finite_are_warned_of_by_name(runs, monkeypatch):
+def test_weights_that_are_not_finite_are_named_in_a_warning(runs, monkeypatch):
     import orbax.checkpoint as ocp
 
     restore = ocp.PyTreeCheckpointHandler.restore
@@ -275,7 +275,7 @@ def test_weights_that_are_not_finite_are_warned_of_by_name(runs, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [Exception, ValueError, RecursionError, NotImplementedError])
-def test_whatever_orbax_says_of_damage_is_told_with_the_directory(tmp_path, error):
+def test_errors_of_orbax_about_damage_are_reported_with_the_directory(tmp_path, error):
     with (
         pytest.raises(WeightsError, match=r"10 is damaged .*array index \\x1b"),
         orbax.naming_damage(tmp_path / "10", ["state"]),
@@ -283,6 +283,6 @@ def test_whatever_orbax_says_of_damage_is_told_with_the_directory(tmp_path, erro
         raise error("Encountered error while reading array index \x1b")
 
 
-def test_a_fault_of_the_program_keeps_its_name(tmp_path):
+def test_a_bug_keeps_its_error_class(tmp_path):
     with pytest.raises(RuntimeError), orbax.naming_damage(tmp_path / "10", ["state"]):
         raise RuntimeError("Array has been deleted")

@@ -1,4 +1,4 @@
-"""Rule tables: layouts against literal loops, and one error for every fault."""
+"""Rule tables: layouts against literal loops, and one error that lists all faults."""
 
 import jax
 import jax.numpy as jnp
@@ -107,19 +107,19 @@ def test_prefix_reroots_keys_and_paths():
         variables["batch_stats"]["outer"]["inner"]["stage0"]["mean"],
         plain["batch_stats"]["stage0"]["mean"],
     )
-    # The dot of a prefix is a dot, and alternatives stay inside the prefixed pattern.
+    # The dot of a prefix is literal, and alternatives stay inside the prefixed pattern.
     (rule,) = prefix((Rule("x|y", "params/x"),), "a.", "")
     assert "no rule knows" in message(convert, {"y": np.ones(1)}, (rule,), {})
     assert "no rule knows" in message(convert, {"abx": np.ones(1)}, (rule,), {})
     assert rule.path == "params/x"
 
 
-def test_all_faults_come_in_one_error():
+def test_one_error_lists_all_faults():
     given = state_dict()
     given["layers.0.norm.bias"] = np.ones(5)  # the same leaf as layers.0.conv.bias
-    given["layers.1.mean"] = np.ones(())  # a leaf that the model does not have
+    given["layers.1.mean"] = np.ones(())  # a leaf that the model lacks
     given["head.weight"] = np.ones((5, 7))  # not transposed
-    given["up.weight"] = np.ones((6, 4))  # another rank
+    given["up.weight"] = np.ones((6, 4))  # a different rank
     given["stranger"] = np.ones(1)
     del given["layers.0.mean"]
     table = (*TABLE, Skip(r"layers\.0\.num_.*", "claimed twice"))
@@ -139,7 +139,7 @@ def test_all_faults_come_in_one_error():
         assert part in text, part
 
 
-def test_long_lists_of_faults_are_cut_and_counted():
+def test_long_lists_of_faults_are_truncated_and_counted():
     text = message(convert, {f"key{i:03}": np.ones(1) for i in range(100)}, (), {})
     assert "(100)" in text and "key000" in text and "key099" not in text and "and 92 more" in text
 
@@ -155,7 +155,7 @@ def test_export_reports_names_and_leaves_without_a_partner():
     assert "c -> params/c" in text and "params/b" in text and "long" in text
 
 
-def test_conv_is_torchs_correlation():
+def test_conv_matches_torchs_correlation():
     """Grouped: an OIHW weight and its HWIO kernel against a literal loop."""
     rng = np.random.default_rng(1)
     image, weight, groups = rng.normal(size=(1, 5, 6, 4)), rng.normal(size=(6, 2, 3, 3)), 2
@@ -178,7 +178,7 @@ def test_conv_is_torchs_correlation():
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 2, 1)])
-def test_conv_transpose_is_the_scatter_that_torch_defines(size, stride, padding):
+def test_conv_transpose_matches_torchs_scatter(size, stride, padding):
     rng = np.random.default_rng(2)
     image, weight = rng.normal(size=(1, 3, 4, 2)), rng.normal(size=(2, 5, size, size))
     height, width = (stride * (n - 1) + size for n in (3, 4))
@@ -250,14 +250,14 @@ def test_derived_entries_are_skipped_and_written():
     assert back.keys() == {"x.a", "x.b"}
 
 
-def test_a_table_is_read_backwards():
+def test_a_table_can_be_inverted():
     table = prefix(
         (
             Rule(r"layers\.(\d+)\.(conv|norm)(\d)\.weight", r"params/s\1/\2\3/kernel"),
             Rule(r"layers\.(\d+)\.bias", r"params/s\1/all\1/bias"),
             Rule(r"head\.0", "params/head"),
             Rule(r"unused", "params/unused"),
-            Skip(r"any.*(thing)?", "not looked at"),
+            Skip(r"any.*(thing)?", "not checked"),
         ),
         "net.",
     )
@@ -283,7 +283,7 @@ def test_numbers_of_another_kind_are_refused(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16, jnp.float8_e4m3fn])
-def test_floats_of_any_width_are_floats(dtype):
+def test_floats_of_any_width_are_accepted(dtype):
     table, tree = (Rule("a", "params/a"),), {"params": {"a": np.zeros(2, np.float32)}}
     got = convert({"a": np.ones(2, dtype)}, table, tree)["params"]["a"]
     assert got.dtype == np.float32 and (got == 1).all()
@@ -297,7 +297,7 @@ def test_counters_that_are_skipped_may_be_integers():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
-def test_weights_that_are_not_finite_are_warned_of_by_name(value):
+def test_weights_that_are_not_finite_are_named_in_a_warning(value):
     table = (Rule(r"(\w)", r"params/\1"), Skip("mask", "unused"))
     tree = {"params": {name: np.zeros(2, np.float32) for name in "abc"}}
     state_dict = {"a": np.ones(2), "b": np.array([1, value]), "c": np.array([value, 1])}

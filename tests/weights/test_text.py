@@ -18,7 +18,7 @@ def test_shown_text_is_printable_and_short(text, want):
     assert got == want and got.isprintable()
 
 
-def test_json_is_read_or_an_error_names_it():
+def test_json_is_read_or_named_in_an_error():
     assert parse_json('{"a": [1]}', "x.json") == {"a": [1]}
     for text, part in (
         ("[" * 100_000, "deeply"),

@@ -1,4 +1,4 @@
-"""Files that a live PyTorch writes, in both of its formats."""
+"""Files written by a live PyTorch, in both of its formats."""
 
 import argparse
 import collections
@@ -40,7 +40,7 @@ def check(weights, tensors):
 @FORMATS
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_whole_training_checkpoint(tmp_path, zipped, protocol):
-    """As DiffusionDepth's trainer saves it with --save_full: optimiser, scheduler and Namespace."""
+    """As DiffusionDepth's trainer saves with --save_full: optimiser, scheduler and Namespace."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.ConvTranspose2d(4, 2, 2, 2)
@@ -93,7 +93,7 @@ def test_a_whole_training_checkpoint(tmp_path, zipped, protocol):
 
 
 @FORMATS
-def test_every_type_of_element(tmp_path, zipped):
+def test_every_element_type(tmp_path, zipped):
     names = (
         "float64 float32 float16 bfloat16 complex64 complex128 int64 int32 int16 int8 uint8 bool"
     )

@@ -1,4 +1,4 @@
-"""The pickle machine against Python's pickler, and against pickles that mean harm."""
+"""The pickle machine against Python's pickler, and against malicious pickles."""
 
 import argparse
 import collections
@@ -96,7 +96,7 @@ def test_shared_and_circular_containers_keep_their_identity():
     assert got[0] is got[1] and got[2] is got
 
 
-# ---- pickles that mean harm ----------------------------------------------------------------------
+# ---- malicious pickles ---------------------------------------------------------------------------
 
 
 class Reduced:
@@ -110,12 +110,12 @@ class Reduced:
 
 
 def hostile(sentinel) -> dict[str, bytes]:
-    """Pickles that would make the file `sentinel`, by the name that must be refused."""
+    """Pickles that would create the file `sentinel`, by the name that must be refused."""
     touch = f"touch {sentinel}"
     code = f"open({str(sentinel)!r}, 'w')"
     text = pickle.BINUNICODE + struct.pack("<I", len(touch)) + touch.encode()
 
-    def named(module, name, tail=b"\x85R."):  # the text as the one argument, call, stop
+    def named(module, name, tail=b"\x85R."):  # the text as only argument, call, stop
         def short(value):
             return pickle.SHORT_BINUNICODE + bytes([len(value)]) + value.encode()
 
@@ -147,17 +147,17 @@ def hostile(sentinel) -> dict[str, bytes]:
             Reduced(pickle.loads, pickle.dumps(Reduced(os.system, touch)))
         ),
         "dtype 'O": pickle.dumps(object_array),
-        # The name alone is refused, called or not; also as a default factory and by INST.
+        # The name itself is refused, called or not; also as a default factory and through INST.
         "posix.unlink": pickle.dumps(os.unlink),
         "posix.popen": b"\x80\x02ccollections\ndefaultdict\ncposix\npopen\n\x85R.",
         "os.popen": b"(" + text + b"ios\npopen\n.",
-        # Fetched twice by way of the memo.
+        # Fetched twice through the memo.
         "os.remove": b"cos\nremove\nq\x000h\x00" + text + b"\x85R.",
     }
 
 
 @pytest.mark.parametrize("name", hostile("x"))
-def test_any_other_global_is_refused_by_its_name(name, tmp_path):
+def test_any_other_global_is_refused_by_name(name, tmp_path):
     sentinel = tmp_path / "it ran"
     text = refusal(hostile(sentinel)[name])
     assert name in text and "state_dict()" in text
@@ -212,7 +212,7 @@ def test_misuse_of_known_parts_is_an_error(data):
 
 
 def test_nested_sharing_takes_no_time():
-    """Tuples that hold themselves twice, 60 levels deep: 2**60 items for whoever walks them."""
+    """Tuples nested 60 levels deep, each twice in the next: 2**60 items to traverse."""
     bomb = b"K\x01\x85" + b"2\x86" * 60
     load(b"\x80\x02" + bomb + b".")
     for tail in (b"\x85R.", b"K\x01s."):
@@ -235,8 +235,8 @@ def test_one_long_value_is_not_copied_over_and_over():
         load(data)
 
 
-def test_numbers_with_equal_hashes_are_few(monkeypatch):
-    """Multiples of 2**61 - 1 all have the hash 0: n of them take n**2 comparisons."""
+def test_numbers_with_equal_hashes_are_limited(monkeypatch):
+    """Multiples of 2**61 - 1 all hash to 0: n of them take n**2 comparisons."""
     monkeypatch.setattr(torch_pickle, "_MAX_NUMBERS_AS_KEYS", 100)
     numbers = [index * (2**61 - 1) for index in range(101)]
     texts = {str(number): None for number in numbers}
@@ -251,11 +251,11 @@ def test_numbers_with_equal_hashes_are_few(monkeypatch):
 
 
 @pytest.mark.parametrize("key", [2**200, (1,) * 9, (2**200,)], ids=["number", "tuple", "in tuple"])
-def test_keys_whose_hash_takes_long_are_refused(key):
+def test_keys_that_are_slow_to_hash_are_refused(key):
     assert "as a key" in refusal(pickle.dumps({key: 1}, 2))
 
 
-def test_opcodes_are_counted(monkeypatch):
+def test_the_number_of_opcodes_is_limited(monkeypatch):
     monkeypatch.setattr(torch_pickle, "_MAX_OPCODES", 50)
     assert load(b"(" + b"\x8f" * 47 + b"l.") == [set()] * 47
     assert "more than 50 opcodes" in refusal(b"(" + b"\x8f" * 48 + b"l.")
@@ -263,5 +263,5 @@ def test_opcodes_are_counted(monkeypatch):
 
 @pytest.mark.parametrize("sizes", [(1,) * 65, (2**63,)], ids=["many", "large"])
 def test_sizes_that_no_tensor_has_are_refused(sizes):
-    """Their product alone would take long: shapes can hold one large number many times."""
+    """Even their product would take long: shapes can repeat one large number many times."""
     assert "sizes" in refusal(call(b"torch\nSize", sizes))

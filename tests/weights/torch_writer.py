@@ -1,4 +1,4 @@
-"""A tiny writer of PyTorch's two formats, byte by byte: tests of reading them need no torch."""
+"""A tiny writer of PyTorch's two formats, byte by byte, so that reading tests need no torch."""
 
 import pickle
 import struct

@@ -1,7 +1,7 @@
-"""The objectives of distillation: each option does what it says, and every network trains by one.
+"""Distillation objectives: each option does what it says, and some objective fits every network.
 
-Options are tested on a network of one multiplication, against the losses of `ops.losses`, which
-have tests of their own.
+Options are tested on a network with a single multiplication, against `ops.losses`, which has its
+own tests.
 """
 
 import functools
@@ -26,14 +26,14 @@ from diffdepth_jax.training.objectives.metric import Config as MetricConfig
 from diffdepth_jax.training.objectives.ssi import Config, SsiTerms
 from tests.models.networks.test_contract import size_of_inputs, small
 
-STEPS = 10  # of the run
+STEPS = 10  # length of the run
 KEY = jax.random.key(1)
 METRIC = regression.Config(encoder=resnet.Config())
 RELATIVE = depth_anything.VARIANTS["v2_small"]
 
 
 class Line(nn.Module):
-    """An image to a positive number for each pixel, by one parameter; counts its calls."""
+    """Maps an image to a positive number per pixel with one parameter; counts its calls."""
 
     config: Any
     drop_path_rate: float = 0.0
@@ -49,7 +49,7 @@ class Line(nn.Module):
 
 
 class Pyramid(nn.Module, PredictsScales):
-    """The same with its inverse at four scales."""
+    """Like `Line`, but predicts inverse depth at four scales."""
 
     num_scales = 4
     config: Any
@@ -66,7 +66,7 @@ def _batch(relative=False, size=(8, 16)):
     depth = rng.uniform(0.5, 30, (3, *size, 1))
     valid_mask = rng.uniform(size=depth.shape) < 0.7
     batch = {"image": rng.standard_normal((3, *size, 3)), "depth": depth * valid_mask}
-    if relative:  # zeros are labels, too
+    if relative:  # zeros are labels too
         batch["relative_disparity"] = np.maximum(rng.uniform(-1, 9, depth.shape), 0) * valid_mask
     batch = jax.tree.map(lambda array: jnp.asarray(array, jnp.float32), batch)
     return batch | {"valid_mask": jnp.asarray(valid_mask)}
@@ -76,7 +76,7 @@ PARAMS = {"slope": jnp.float32(0.8)}
 
 
 def _loss(file, config, model=None, batch=None, key=KEY, step=0):
-    """The loss, what it logs, and the gradient."""
+    """The loss, its logged scalars, and the gradient."""
     model = Line(METRIC) if model is None else model
     loss = jax.value_and_grad(file.build(config, model, STEPS), has_aux=True)
     stats = {"calls": jnp.float32(3)} if isinstance(model, Line) else {}
@@ -111,7 +111,7 @@ def _want(prediction, target, valid_mask, form="median", trim=0.2, gradient=0.0,
         ({"gradient": 0.5, "gradient_scales": 2}, {"gradient": 0.5, "scales": 2}),
     ],
 )
-def test_the_loss_is_that_of_the_options(options, literal):
+def test_the_loss_follows_the_options(options, literal):
     batch = _batch(relative=True)
     value, scalars, gradient = _loss(ssi, Config(**options), Line(RELATIVE), batch)
     masked = (_prediction(batch), batch["relative_disparity"], batch["valid_mask"])
@@ -159,7 +159,7 @@ def test_prediction_and_label_are_compared_in_the_same_space(
     np.testing.assert_allclose(value, want, rtol=1e-5)
 
 
-def test_depths_are_raised_before_they_are_inverted():
+def test_depths_are_clipped_from_below_before_inversion():
     batch = _batch()
     config = Config(space="inverse_depth", min_depth=4.0)
     value, *_ = _loss(ssi, config, batch=batch)
@@ -171,8 +171,8 @@ def test_depths_are_raised_before_they_are_inverted():
 
 
 @pytest.mark.parametrize("form", ["median", "trimmed", "least_squares"])
-def test_useless_labels_count_nothing_and_are_counted(form):
-    """A constant one, as of a broken teacher, and one without a valid pixel, of three images."""
+def test_useless_labels_contribute_nothing_and_are_counted(form):
+    """Of three labels, one is constant, as from a broken teacher, and one has no valid pixel."""
     config, model = Config(form=form, gradient=0.5), Line(RELATIVE)
     batch = _batch(relative=True)
     residual = losses.aligned_residual(
@@ -217,7 +217,7 @@ NOTHING = {"l1": 0.0, "l2": 0.0, "silog": 0.0, "log_l1": 0.0, "ssi": 0.0}
 
 
 @pytest.mark.parametrize("term", NOTHING)
-def test_each_weight_is_that_of_its_term(term):
+def test_each_weight_scales_its_term(term):
     config = MetricConfig(**NOTHING | {term: 3.0}, max_depth=20.0)
     value, scalars, gradient = _loss(metric, config)
     batch = _batch()
@@ -235,7 +235,7 @@ def test_each_weight_is_that_of_its_term(term):
     assert ("flat_labels" in scalars) == (term == "ssi")
 
 
-def test_the_shapes_loss_has_options_of_its_own():
+def test_the_ssi_term_has_its_own_options():
     options = {"form": "trimmed", "gradient": 0.5, "space": "inverse_depth"}
     config = MetricConfig(**NOTHING | {"ssi": 1.0}, ssi_options=SsiTerms(**options))
     np.testing.assert_allclose(
@@ -243,7 +243,7 @@ def test_the_shapes_loss_has_options_of_its_own():
     )
 
 
-def test_metric_losses_are_auxiliary_where_they_are_said_to_be():
+def test_metric_losses_can_be_auxiliary():
     config = MetricConfig(l1=1.0, silog=2.0, auxiliary_fraction=0.5)
     (early, scalars, _), (late, *_) = (_loss(metric, config, step=step) for step in (4, 5))
     np.testing.assert_allclose(early - late, scalars["l1"], rtol=1e-5)
@@ -255,7 +255,9 @@ def test_metric_losses_are_auxiliary_where_they_are_said_to_be():
 @pytest.mark.parametrize("scales", [1, 3, 4])
 def test_md4all_is_the_mean_relative_error_over_the_scales(scales):
     batch = _batch()
-    batch["valid_mask"] = batch["valid_mask"].at[:, :, :8].set(False)  # whole blocks are unknown
+    batch["valid_mask"] = (
+        batch["valid_mask"].at[:, :, :8].set(False)
+    )  # some blocks entirely unknown
     value, aux, gradient = _loss(md4all, md4all.Config(scales=scales), Pyramid(METRIC), batch)
     depth, mask, image = (
         np.float64(batch[name])[..., :1] for name in ("depth", "valid_mask", "image")
@@ -277,7 +279,7 @@ def test_md4all_is_the_mean_relative_error_over_the_scales(scales):
     assert gradient != 0
 
 
-def test_md4all_takes_a_teachers_own_scales():
+def test_md4all_uses_the_scales_of_a_teacher():
     batch = _batch()
     rng = np.random.default_rng(1)
     batch["inverse_depths"] = tuple(
@@ -312,7 +314,7 @@ def test_an_image_without_labels_is_harmless_to_md4all():
     assert np.isfinite([value, gradient]).all() and gradient != 0
 
 
-# ---- what does not fit ---------------------------------------------------------------------------
+# ---- combinations that do not fit ----------------------------------------------------------------
 
 
 def _module(name, **fields):
@@ -338,7 +340,7 @@ def _module(name, **fields):
         (md4all, md4all.Config(scales=5), lambda: _module("monodepth2"), "scales is 5, .* at 4"),
     ],
 )
-def test_networks_that_an_objective_is_not_for_are_refused(file, config, model, message):
+def test_networks_that_do_not_suit_the_objective_are_refused(file, config, model, message):
     with pytest.raises(ConfigError, match=message):
         file.build(config, model(), STEPS)
 
@@ -352,7 +354,7 @@ def test_networks_that_an_objective_is_not_for_are_refused(file, config, model, 
         (ssi, Config(space="depth"), "space is 'depth', but the labels .* are relative"),
     ],
 )
-def test_relative_labels_are_refused_where_depth_is_wanted(file, config, message):
+def test_relative_labels_are_refused_where_depth_is_needed(file, config, message):
     with pytest.raises(ConfigError, match=message):
         _loss(file, config, batch=_batch(relative=True))
 
@@ -367,12 +369,12 @@ def test_relative_labels_are_refused_where_depth_is_wanted(file, config, message
         ({"min_depth": 0.0}, r"min_depth is 0\.0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(options, message):
+def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Config(**options)
 
 
-def test_so_are_those_of_the_other_objectives():
+def test_impossible_options_of_the_other_objectives_are_refused():
     with pytest.raises(ValueError, match="scales is 0"):
         md4all.Config(scales=0)
     with pytest.raises(ValueError, match="nor all zero"):
@@ -401,13 +403,13 @@ def _step(file, config, model, variables):
     return functools.partial(loss, variables["params"], variables.get("batch_stats", {})), batch
 
 
-# They take a fraction of the time to compile, and of these small networks the steps take none.
+# Smaller images compile in a fraction of the time, and steps of these networks take none.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.mark.parametrize("name", ["regression", "dpt"])
-def test_networks_train_by_the_shape_of_depth(name):
-    """Metric and relative ones, with batch statistics and without."""
+def test_networks_train_with_ssi(name):
+    """Metric and relative networks, with batch statistics and without."""
     _, model, variables = small(name)
     step, batch = _step(ssi, Config(gradient=0.5), model, variables)
     arguments = (batch, KEY, jnp.int32(0))
@@ -426,7 +428,7 @@ def test_networks_train_by_the_shape_of_depth(name):
 
 @pytest.mark.parametrize("name", [n for n in registry.names("network") if n != "diffusion_depth"])
 def test_every_network_has_objectives(name):
-    """By shapes alone."""
+    """From shapes alone."""
     _, model, variables = small(name)
     if model.config.output == "relative_disparity":
         objectives = [(ssi, Config(form="trimmed"))]
@@ -441,7 +443,7 @@ def test_every_network_has_objectives(name):
         assert {leaf.shape for leaf in jax.tree.leaves(aux.scalars)} == {()}
 
 
-def test_monodepth2_gives_as_many_scales_as_it_says():
+def test_monodepth2_returns_as_many_scales_as_it_claims():
     _, model, variables = small("monodepth2")
     assert isinstance(model, network.PredictsScales)
     image = jnp.zeros((1, *size_of_inputs(model), 3))

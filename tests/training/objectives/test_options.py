@@ -1,7 +1,7 @@
 """Every option of the objectives changes what it says and nothing else.
 
-On a network of a few multiplications with the methods of `DiffusionDepth`, so that each loss can be
-written down beside it.
+Tested on a network of a few multiplications with the methods of `DiffusionDepth`, so that each loss
+can be written out here.
 """
 
 import functools
@@ -26,12 +26,12 @@ from diffdepth_jax.training.objectives import ground_truth_diffusion, pixel, sel
 from diffdepth_jax.training.objectives.pixel import PixelTerms, SilogConfig
 from diffdepth_jax.training.objectives.self_diffusion import Config
 
-STEPS = 10  # of the run
+STEPS = 10  # length of the run
 KEY = jax.random.key(1)
 
 
 class Toy(nn.Module, Denoises):
-    """One number in each part; latents have the image's size."""
+    """One number per part; latents have the size of the image."""
 
     config: diffusion_depth.Config
     drop_path_rate: float = 0.0
@@ -84,7 +84,7 @@ def _batch():
 
 
 def _loss(config, step=0, params=PARAMS, build=self_diffusion.build):
-    """The loss and the scalars, and the gradients."""
+    """The loss, the scalars and the gradients."""
     loss = build(config, TOY, STEPS)
     function = jax.value_and_grad(loss, has_aux=True)
     (value, aux), gradients = function(params, {}, _batch(), KEY, jnp.int32(step))
@@ -95,7 +95,7 @@ NOTHING = {"l1": 0.0, "l2": 0.0, "silog": 0.0, "latent": 0.0, "ddim": 0.0}
 
 
 @pytest.mark.parametrize("term", NOTHING)
-def test_each_weight_is_that_of_its_term(term):
+def test_each_weight_scales_its_term(term):
     value, scalars, _ = _loss(Config(**NOTHING | {term: 3.0}))
     np.testing.assert_allclose(value, 3.0 * scalars[term], rtol=1e-6)
     assert value > 0
@@ -112,7 +112,7 @@ def test_each_weight_is_that_of_its_term(term):
         {"reduction": "batch"},
     ],
 )
-def test_silog_has_the_constants_of_the_config(options):
+def test_silog_uses_the_constants_of_the_config(options):
     batch = _batch()
     depth = batch["depth"] * 0.7 + 3.0
     masked = (depth, *pixel.ground_truth(batch))
@@ -124,7 +124,7 @@ def test_silog_has_the_constants_of_the_config(options):
     assert abs(got - usual) > 1e-4 * usual
 
 
-def test_errors_are_of_depths_up_to_the_configs_limit():
+def test_errors_are_of_depths_clamped_to_the_configs_limit():
     masked = (jnp.full((2, 6, 8, 1), 25.0), *pixel.ground_truth(_batch()))
     near, far = (pixel.pixel_terms(PixelTerms(max_depth=d), *masked) for d in (10.0, 88.0))
     target, valid_mask = masked[1:]
@@ -134,7 +134,7 @@ def test_errors_are_of_depths_up_to_the_configs_limit():
 
 
 @pytest.mark.parametrize(("step", "counts"), [(0, 1.0), (4, 1.0), (5, 0.0), (9, 0.0)])
-def test_auxiliary_losses_count_for_their_share_of_the_run(step, counts):
+def test_auxiliary_losses_apply_for_their_share_of_the_run(step, counts):
     config = Config(l1=1.0, l2=0.5, silog=2.0, latent=0.25, ddim=0.125, auxiliary_fraction=0.5)
     value, scalars, gradients = _loss(config, step)
     weights = {"l1": counts, "l2": 0.5 * counts, "silog": 2.0, "latent": 0.25, "ddim": 0.125}
@@ -145,7 +145,7 @@ def test_auxiliary_losses_count_for_their_share_of_the_run(step, counts):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), gradients, expected)
 
 
-def test_the_papers_variant_is_the_papers():
+def test_the_paper_variant_follows_the_paper():
     config = self_diffusion.VARIANTS["paper"]
     assert min(config.l1, config.l2, config.silog, config.latent, config.ddim) > 0
     assert config.auxiliary_fraction == 0.5
@@ -173,7 +173,7 @@ def _ddim(weighting, diffused):
     return error.mean()
 
 
-def test_the_ddim_loss_is_of_the_noise_or_of_the_posterior_mean():
+def test_the_ddim_loss_compares_noise_or_posterior_means():
     for weighting in ("noise", "posterior_mean"):
         _, scalars, _ = _loss(Config(ddim_weighting=weighting))
         np.testing.assert_allclose(scalars["ddim"], _ddim(weighting, "refined"), rtol=1e-4)
@@ -185,7 +185,7 @@ def test_the_ablation_diffuses_the_ground_truth():
     value, scalars, gradients = _loss(config, build=ground_truth_diffusion.build)
     np.testing.assert_allclose(value, _ddim("noise", "ground_truth"), rtol=1e-5)
     assert abs(value / _ddim("noise", "refined") - 1) > 1e-2
-    # The encoded ground truth is part of this loss, the decoder is none.
+    # This loss depends on the encoded ground truth but not on the decoder.
     assert gradients["codec"] != 0 and gradients["decoder"] == 0
     _, refined, _ = _loss(Config(**NOTHING | {"ddim": 1.0}))
     same = scalars.keys() - {"ddim"}
@@ -194,7 +194,7 @@ def test_the_ablation_diffuses_the_ground_truth():
         np.testing.assert_allclose(scalars[name], refined[name], rtol=1e-6, err_msg=name)
 
 
-def test_the_pure_ablation_trains_on_the_encoded_ground_truth_alone():
+def test_the_pure_ablation_trains_only_on_the_encoded_ground_truth():
     batch = _batch()
     build = ground_truth_diffusion.build
 
@@ -208,7 +208,7 @@ def test_the_pure_ablation_trains_on_the_encoded_ground_truth_alone():
     np.testing.assert_allclose(scalars["l1"], reconstruction, rtol=1e-5)
     np.testing.assert_allclose(scalars["ddim"], _ddim("noise", "ground_truth"), rtol=1e-5)
     np.testing.assert_allclose(both, scalars["l1"] + scalars["ddim"], rtol=1e-6)
-    # The denoiser and the image's encoder learn from the DDIM term alone, whatever the depth says.
+    # The denoiser and the image encoder learn from the DDIM term alone, whatever the depth loss.
     _, _, denoising = _loss(config(l1=1e-9, ddim=1.0), build=build)
     for part in ("encoder", "denoiser"):
         np.testing.assert_allclose(gradients[part], denoising[part], rtol=1e-6)
@@ -225,13 +225,13 @@ def test_the_pure_ablation_trains_on_the_encoded_ground_truth_alone():
         ({"ddim": 1.0}, "l1, l2 and silog"),
     ],
 )
-def test_the_pure_ablation_takes_no_term_that_it_has_not(changes, message):
+def test_the_pure_ablation_refuses_terms_that_it_lacks(changes, message):
     with pytest.raises(ValueError, match=message):
         ground_truth_diffusion.Config(**NOTHING | changes, decoded="ground_truth")
     ground_truth_diffusion.Config(**NOTHING | changes)
 
 
-def test_gradients_flow_through_as_many_steps_as_the_config_says():
+def test_gradients_flow_through_the_configured_number_of_steps():
     batch = _batch()
     noise = self_diffusion.draw(TOY, batch["image"].shape, KEY).noise
     values, encoder = {}, {}
@@ -263,7 +263,7 @@ def _regression():
 
 
 class Line(nn.Module):
-    """A network that maps an image to depth by one number; counts its calls in training."""
+    """A network that maps an image to depth with one number; counts its calls in training."""
 
     drop_path_rate: float = 0.0
     config = regression.Config(encoder=resnet.Config())
@@ -278,7 +278,7 @@ class Line(nn.Module):
         return jnp.exp(slope * image[..., :1])
 
 
-def test_the_pixel_objective_is_of_the_networks_depth():
+def test_the_pixel_objective_scores_the_networks_depth():
     config = pixel.Config(l1=1.0, l2=0.5, silog=2.0, auxiliary_fraction=0.5)
     batch = _batch()
     loss = jax.value_and_grad(pixel.build(config, Line(), STEPS), has_aux=True)
@@ -301,7 +301,7 @@ def test_dropped_paths_change_the_loss_with_the_key(name):
 
     def loss(rate, seed):
         key = jax.random.key(seed)
-        if name == "self_diffusion":  # all else that is random stays what it is
+        if name == "self_diffusion":  # everything else that is random stays the same
             fixed = (Config(), Toy(MODEL, rate), PARAMS, {}, _batch(), draws._replace(key=key))
             return float(self_diffusion.terms_from_draws(*fixed)[0]["l1"])
         objective = pixel.build(pixel.Config(), Line(rate), STEPS)
@@ -347,7 +347,7 @@ def test_an_objective_for_another_kind_of_network_is_refused():
         pixel.build(pixel.Config(), relative, STEPS)
 
 
-def test_relative_labels_are_no_depth():
+def test_relative_labels_are_not_depth():
     """Only 'ssi' can learn from them."""
     batch = _batch()
     batch["relative_disparity"] = batch["depth"]
@@ -364,7 +364,7 @@ def test_relative_labels_are_no_depth():
         ({"gradient_steps": 0}, "gradient_steps is 0"),
     ],
 )
-def test_options_that_cannot_be_are_refused(fields, message):
+def test_impossible_options_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Config(**fields)
 

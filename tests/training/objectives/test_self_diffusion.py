@@ -1,4 +1,4 @@
-"""Self-diffusion against recorded training steps of the published code, and its own promises."""
+"""Self-diffusion against recorded training steps of the published code, and its guarantees."""
 
 import functools
 import json
@@ -32,10 +32,10 @@ MODEL = diffusion_depth.Config(
 
 
 def _recorded_norm(gradient):
-    """The norm as it was recorded: eight float32 running sums of squares, in PyTorch's order.
+    """The norm as recorded: eight float32 running sums of squares, in PyTorch's order.
 
-    With ten million entries and more such a sum loses up to 0.3%; ours must be judged by the same
-    measure.
+    With ten million entries or more such a sum loses up to 0.3%, so ours must be computed the same
+    way.
     """
     squares = np.square(np.ravel(gradient), dtype=np.float32)
     whole = squares[: squares.size // 8 * 8].reshape(-1, 8)
@@ -66,7 +66,7 @@ def test_recorded_training_step_is_reproduced(golden, name):
         timesteps=jnp.asarray(recorded["ddim_timesteps"].astype(np.int32)),
         key=jax.random.key(0),
     )
-    # The published L1 and L2 are summed over the two images, ours are means over them.
+    # The published L1 and L2 are sums over the two images, ours are means.
     objective = Config(l1=2.0, l2=2.0, ddim=1.0, max_depth=case.meta["max_depth"])
 
     @jax.jit
@@ -114,7 +114,9 @@ def _model(config=MODEL):
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     rng = np.random.default_rng(0)
 
-    def draw(path, leaf):  # by NumPy: compiling the initialisation takes longer than all of this
+    def draw(
+        path, leaf
+    ):  # with NumPy: compiling the initialisation would take longer than this whole test
         scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.1
         offset = 1.0 if path[-1].key in ("scale", "var") else 0.0
         return jnp.asarray(offset + scale * rng.standard_normal(leaf.shape), jnp.float32)
@@ -133,7 +135,7 @@ def _batch(seed=0, size=(16, 24)):
     }
 
 
-STEPS = 10  # of the run
+STEPS = 10  # length of the run
 
 
 @functools.cache
@@ -157,8 +159,8 @@ def test_loss_is_the_weighted_sum_of_its_terms():
     assert all(np.isfinite(value) for value in aux.scalars.values())
 
 
-def test_terms_are_what_the_models_own_methods_give():
-    """The step written out with public methods, one after the other."""
+def test_terms_match_the_models_own_methods():
+    """The training step written out with public methods."""
     model, variables = _model()
     batch = _batch()
     (_, aux), _ = _step(ALL)(batch, KEY, FIRST)
@@ -192,7 +194,7 @@ def test_terms_are_what_the_models_own_methods_give():
         np.testing.assert_allclose(aux.scalars[name], values.mean(), rtol=1e-4, err_msg=name)
 
 
-def test_same_key_same_step_and_another_key_another():
+def test_the_step_depends_on_the_key_alone():
     step = _step(ALL)
     one, again = step(_batch(), KEY, FIRST), step(_batch(), KEY, FIRST)
     jax.tree.map(np.testing.assert_array_equal, one, again)
@@ -228,7 +230,7 @@ def test_an_image_without_measurements_is_harmless():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((aux, gradients)))
 
 
-def test_rematerialisation_changes_nothing_but_memory():
+def test_rematerialisation_changes_only_memory():
     want = _step(ALL)(_batch(), KEY, FIRST)
     got = _step(ALL, replace(MODEL, remat="none"))(_batch(), KEY, FIRST)
     jax.tree.map(
@@ -240,12 +242,12 @@ def test_rematerialisation_changes_nothing_but_memory():
     )
 
 
-def test_gradient_reaches_the_encoder_through_the_sampler_alone():
-    """With pixel losses only, the way to the encoder leads through every step of the sampler."""
+def test_the_gradient_reaches_the_encoder_only_through_the_sampler():
+    """With pixel losses only, the path to the encoder goes through every step of the sampler."""
     objective = Config(ddim=0.0)
     _, gradients = _step(objective)(_batch(), KEY, FIRST)
     assert np.abs(gradients["encoder"]["stage0_block0"]["conv1"]["kernel"]).max() > 0
-    # The codec's own encoder takes no part in the release's loss.
+    # The codec's encoder plays no part in the release's loss.
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients["codec"]["encoder"]))
 
 
@@ -272,7 +274,7 @@ def _key_that_draws(count):
     raise AssertionError(f"{count} is never drawn")
 
 
-def test_an_update_takes_the_number_of_steps_that_it_draws():
+def test_an_update_runs_the_number_of_steps_that_it_draws():
     key = _key_that_draws(1)
     (got, aux), gradients = _step(Config(step_counts=COUNTS), FEW)(_batch(), key, FIRST)
     one = replace(FEW, diffusion=replace(FEW.diffusion, num_inference_steps=1))
@@ -291,7 +293,7 @@ def test_an_update_takes_the_number_of_steps_that_it_draws():
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_the_decoders_statistics_are_those_of_the_models_own_number(count):
+def test_the_decoders_statistics_follow_the_models_own_number_of_steps(count):
     _, variables = _model(FEW)
     step = _step(Config(step_counts=COUNTS), FEW)
     (_, aux), _ = step(_batch(), _key_that_draws(count), FIRST)
