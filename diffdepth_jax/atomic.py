@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffdepth_jax.errors import MissingFileError, naming_file
+from diffdepth_jax.errors import FileError, MissingFileError, naming_file
 
 _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)\.part", re.DOTALL)
 
@@ -31,14 +31,25 @@ def write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> Non
             directory does not exist). After that, or whatever `write` raises, `path` is as it was
             and the temporary file is gone.
     """
+    with replacing(path) as temporary, _Writer(io.FileIO(temporary, "w")) as file:
+        write(file)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name in the same folder, for libraries that write a file by its name.
+
+    The file is renamed when the block ends. Otherwise as `write`.
+
+    Raises:
+        FileError: as `write`, also for an OSError in the block.
+    """
     path = Path(path)
     temporary = temporary_path(path)
     with naming_file(path, "written"):
-        if not path.parent.is_dir():
-            raise MissingFileError(f"{path} cannot be written: there is no folder {path.parent}")
+        _require_folder(path)
         try:
-            with _Writer(io.FileIO(temporary, "w")) as file:
-                write(file)
+            yield temporary
             os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):  # The first error matters more.
@@ -67,14 +78,52 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], Any]) 
     path = Path(path)
     temporary = temporary_path(path)
     with naming_file(path, "written"):
-        if not path.parent.is_dir():
-            raise MissingFileError(f"{path} cannot be written: there is no folder {path.parent}")
+        _require_folder(path)
         try:
             temporary.mkdir()
             write(temporary)
             os.replace(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replacing_directory(
+    path: str | os.PathLike[str], replaceable: Callable[[str], bool]
+) -> Iterator[Path]:
+    """A temporary directory, which takes the place of `path` when the block ends.
+
+    Args:
+        path: need not exist, but its folder must.
+        replaceable: whether an entry of that name may be lost.
+
+    Raises:
+        FileError: if it holds anything else, before the block; or as `write_directory`.
+    """
+    path = Path(path)
+    temporary, old = temporary_path(path), temporary_path(path.with_name(f"{path.name}.old"))
+    with naming_file(path, "written"):
+        _require_folder(path)
+        entries = sorted(os.listdir(path)) if path.exists() else []
+        if others := [name for name in entries if not replaceable(name)]:
+            raise FileError(
+                f"{path} holds {others[0]}, which was not written by an earlier run: move it away, "
+                "or choose another output directory"
+            )
+        try:
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+        finally:
+            for folder in (temporary, old):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise MissingFileError(f"{path} cannot be written: there is no folder {path.parent}")
 
 
 @contextlib.contextmanager

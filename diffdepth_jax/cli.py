@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
+from diffdepth_jax import usage
 from diffdepth_jax.errors import (
     ConfigError,
     FileError,
@@ -124,7 +125,7 @@ def define_config(*, required: bool = True) -> flags.FlagHolder:
     config_flags.register_flag_parser_for_type(tuple, _TupleParser())
     holder = config_flags.DEFINE_config_file(
         "config",
-        help_string="A file of configs/, changed by --config.key=value.",
+        help_string="A file of configs/ or of yours; --config.FIELD=VALUE overrides a field.",
         lock_config=False,
         accept_new_attributes=True,
     )
@@ -264,7 +265,7 @@ def fields(words: Sequence[str]) -> dict[str, Any]:
 def define_processes() -> None:
     """Defines the flags that `processes` reads."""
     flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of the first of several processes, where it is not known."
+        "coordinator", None, "Where the first process listens, unless the cluster says."
     )
     flags.DEFINE_integer("num_processes", None, "How many processes train together.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
@@ -297,12 +298,12 @@ def size(text: str) -> tuple[int, int]:
 def define_checkpoint() -> None:
     """Defines --checkpoint, and the flags that `model_options` reads."""
     flags.DEFINE_string(
-        "checkpoint", None, "A run directory, one of transformers, a .pt, or a .safetensors."
+        "checkpoint", None, "A run, a folder of transformers, or a .pt or .safetensors file."
     )
-    flags.DEFINE_string("network", None, "Whose weights they are, where they do not tell.")
-    flags.DEFINE_multi_string(
-        "field", [], "NAME=VALUE of the model's config over what the checkpoint says: version=2."
+    flags.DEFINE_string(
+        "network", None, "Kind of network, if the checkpoint does not say: depth_anything, ..."
     )
+    flags.DEFINE_multi_string("field", [], "What the checkpoint leaves open, such as version=2.")
     flags.register_validator(
         "field",
         lambda words: all(re.match(r"[a-z]\w*=", word) for word in words),
@@ -317,16 +318,18 @@ def model_options() -> dict[str, Any]:
     return {"network": flags.FLAGS.network, **values}
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
+def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) -> None:
     """`absl.app.run` within `one_line_errors`.
 
     `--verbosity=1` shows the traceback of user errors too. `--help` shows the docstring and flags
-    of the module that defines `main`, and the flags defined here.
+    of the module that defines `main`, and the flags defined here; see `usage`.
 
     Args:
       main: is given the rest of the command line.
+      groups: the flags that `--help` shows; None for all.
     """
-    _show_in_help(main.__module__, __name__)
+    docstring = sys.modules[main.__module__].__doc__ or ""
+    usage.define_flags(docstring, (__name__, main.__module__), groups)
 
     def parse(arguments: list[str]) -> list[str]:
         try:
@@ -359,14 +362,6 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
     with one_line_errors():
         app.run(guarded, flags_parser=parse)
-
-
-def _show_in_help(script: str, *others: str) -> None:
-    """Lets absl, which looks in `__main__` only, show a script's docstring and modules' flags."""
-    sys.modules["__main__"].__doc__ = sys.modules[script].__doc__
-    for module in (script, *others):
-        for flag in flags.FLAGS.get_key_flags_for_module(module):
-            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 @contextlib.contextmanager

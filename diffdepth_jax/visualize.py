@@ -35,26 +35,55 @@ def colour_depth(
       RGB.
     """
     valid = np.isfinite(depth) & (depth > 0)
-    if minimum is None:
-        minimum = float(np.percentile(depth[valid], 2)) if valid.any() else 1.0
-    if maximum is None:
-        maximum = float(np.percentile(depth[valid], 98)) if valid.any() else 1.0
+    if minimum is None or maximum is None:
+        low, high = depth_range(depth)
+        minimum = low if minimum is None else minimum
+        maximum = high if maximum is None else maximum
     span = max(np.log(maximum) - np.log(minimum), 1e-6)
     position = (np.log(np.where(valid, depth, minimum)) - np.log(minimum)) / span
     return _paint(position, valid, colour_map)
 
 
+def depth_range(depth: Float[np.ndarray, "h w"]) -> tuple[float, float]:
+    """The 2nd and 98th percentile of depth in metres; (1, 1) where none is finite and above 0."""
+    return _percentiles(depth[np.isfinite(depth) & (depth > 0)], 1.0)
+
+
 def colour_disparity(
-    disparity: Float[np.ndarray, "h w"], colour_map: str = "magma"
+    disparity: Float[np.ndarray, "h w"],
+    minimum: float | None = None,
+    maximum: float | None = None,
+    colour_map: str = "magma",
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Paints relative disparity: near (large) is bright, far is dark, on a linear scale.
 
-    The scale goes from the 2nd to the 98th percentile. Pixels that are not finite are painted grey.
+    Args:
+      disparity: pixels that are not finite are painted grey.
+      minimum, maximum: the ends of the scale; None for the 2nd and 98th percentile.
+      colour_map: the name of a Matplotlib colour map.
+
+    Returns:
+      RGB.
     """
     valid = np.isfinite(disparity)
-    low, high = np.percentile(disparity[valid], (2, 98)) if valid.any() else (0.0, 0.0)
-    span = max(float(high - low), float(np.finfo(np.float32).tiny))
-    return _paint((np.where(valid, disparity, low) - low) / span, valid, colour_map)
+    if minimum is None or maximum is None:
+        low, high = disparity_range(disparity)
+        minimum = low if minimum is None else minimum
+        maximum = high if maximum is None else maximum
+    span = max(maximum - minimum, float(np.finfo(np.float32).tiny))
+    return _paint((np.where(valid, disparity, minimum) - minimum) / span, valid, colour_map)
+
+
+def disparity_range(disparity: Float[np.ndarray, "h w"]) -> tuple[float, float]:
+    """The 2nd and 98th percentile of relative disparity; (0, 0) where none is finite."""
+    return _percentiles(disparity[np.isfinite(disparity)], 0.0)
+
+
+def _percentiles(values: Float[np.ndarray, "n"], otherwise: float) -> tuple[float, float]:
+    if not values.size:
+        return otherwise, otherwise
+    low, high = np.percentile(values, (2, 98))
+    return float(low), float(high)
 
 
 def colour_error(

@@ -33,11 +33,11 @@ from diffdepth_jax.errors import ConfigError
 FLAGS = flags.FLAGS
 cli.define_checkpoint()
 flags.DEFINE_string("output", None, "The .stablehlo or .onnx file to write.")
-cli.define_size("size", "HEIGHTxWIDTH of the images as the network is fed them.")
-flags.DEFINE_integer("batch_size", None, "Images in a call; any number if absent.")
-flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; the checkpoint's if absent.")
+cli.define_size("size", "Of the images as the network is fed them.")
+flags.DEFINE_integer("batch_size", None, "Images in a call; by default any number.")
+flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; by default the checkpoint's.")
 flags.DEFINE_integer("seed", 0, "Of the noise.")
-flags.DEFINE_list("platforms", ["cpu", "cuda"], "That StableHLO is for: cpu, cuda, rocm, tpu.")
+flags.DEFINE_list("platforms", ["cpu", "cuda"], "What StableHLO is for: cpu, cuda, rocm, tpu.")
 flags.mark_flags_as_required(["checkpoint", "output", "size"])
 
 
@@ -68,4 +68,19 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        {
+            "Flags": {
+                "checkpoint": "PATH",
+                "network": "NAME",
+                "field": "NAME=VALUE",
+                "size": "HEIGHTxWIDTH",
+                "output": "FILE",
+                "batch_size": "N",
+                "num_inference_steps": "N",
+                "seed": "N",
+                "platforms": "NAME,...",
+            }
+        },
+    )

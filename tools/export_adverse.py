@@ -22,9 +22,9 @@ from absl import flags
 from diffdepth_jax import cli
 
 FLAGS = flags.FLAGS
-WORKDIR = cli.define_directory("workdir", "Of a generate_adverse.py that has finished.")
+WORKDIR = cli.define_directory("workdir", "Of a finished generate_adverse.py.")
 OUTPUT = cli.define_directory("output", "Where the layout goes.")
-flags.DEFINE_string("part", None, "driving/NAME, or ToM.")
+flags.DEFINE_string("part", None, "Part of the data set that the images become.")
 flags.mark_flags_as_required(["workdir", "output", "part"])
 
 
@@ -39,4 +39,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, {"Flags": {"workdir": "DIR", "part": "driving/NAME|ToM", "output": "DIR"}})

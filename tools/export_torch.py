@@ -35,7 +35,12 @@ from diffdepth_jax import cli
 FLAGS = flags.FLAGS
 cli.define_checkpoint()
 flags.DEFINE_string("output", None, "The .safetensors file or the directory to write.")
-flags.DEFINE_enum("layout", "authors", ["authors", "transformers"], "Whose names and files.")
+flags.DEFINE_enum(
+    "layout",
+    "authors",
+    ["authors", "transformers"],
+    "Names and files as the authors' or as transformers'.",
+)
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 
@@ -52,4 +57,15 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        {
+            "Flags": {
+                "checkpoint": "PATH",
+                "network": "NAME",
+                "field": "NAME=VALUE",
+                "output": "PATH",
+                "layout": "NAME",
+            }
+        },
+    )

@@ -14,7 +14,6 @@ near (bright) to far (dark) on a scale of each frame's own, grey where there is 
 is drawn with larger points.
 """
 
-import argparse
 import collections
 import dataclasses
 import sys
@@ -25,9 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from diffdepth_jax import atomic, cli, registry, visualize
+from diffdepth_jax import atomic, cli, registry, usage, visualize
 from diffdepth_jax.config import chosen
-from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, FileError, MissingFileError
 
@@ -94,6 +92,8 @@ def open_source(name: str, options: dict[str, Any]) -> tuple[Source, str | None]
         ConfigError: if there is no such source or option.
         DataError, FileError: if it cannot be opened.
     """
+    from diffdepth_jax.data import pipeline  # imports JAX, which --help can do without
+
     config = chosen("source", {"name": name, **options}, resolve=registry.module, path=name)
     try:
         return pipeline.build_source(config), None
@@ -204,9 +204,7 @@ def _counted(counter: collections.Counter[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usage.argument_parser(__doc__)
     parser.add_argument("name", help=f"the source: {', '.join(registry.names('source'))}")
     parser.add_argument("--root", help="the data set's folder, a field like any other")
     parser.add_argument("--split", help="likewise")

@@ -15,13 +15,13 @@ from absl import flags
 from diffdepth_jax import cli
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
-flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.")
-flags.DEFINE_float("png_scale", 256.0, "PNG value per metre of saved depth maps.")
+flags.DEFINE_string("checkpoint", None, "A run, a published .pt, or a .safetensors file.")
+flags.DEFINE_string("predictions", None, "Saved depth maps of any model, instead of --checkpoint.")
+flags.DEFINE_float("png_scale", 256.0, "Their value per metre, if they are PNG.")
 cli.define_directory("root", "The folder that holds depth_selection.")
 flags.DEFINE_string("output", None, "The .zip to write.")
-flags.DEFINE_bool("flip_tta", False, "Average with the prediction of the mirrored image.")
-flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; else the checkpoint's.")
+flags.DEFINE_bool("flip_tta", False, "Average with the mirrored image's depth.")
+flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; by default the checkpoint's.")
 flags.mark_flags_as_required(["root", "output"])
 flags.register_validator("output", bool, "is empty: name the .zip to write")
 flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
@@ -69,4 +69,17 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        {
+            "Flags": {
+                "checkpoint": "PATH",
+                "flip_tta": "",
+                "num_inference_steps": "N",
+                "predictions": "DIR|GLOB",
+                "png_scale": "NUMBER",
+                "root": "DIR",
+                "output": "FILE",
+            }
+        },
+    )

@@ -1,4 +1,4 @@
-"""Writes a source once as a few large files (ArrayRecord), from which it is read again by `tfds`.
+r"""Writes a source once as a few large files (ArrayRecord), from which it is read again by `tfds`.
 
     python tools/prepare_data.py kitti --root=RAW --depth_root=ANNOTATED --split=eigen_train \
         --output=data/tfds
@@ -17,14 +17,11 @@ set appears under its name when it is whole. A frame that cannot be read ends th
 leave it out by a list file.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from diffdepth_jax import cli, registry
+from diffdepth_jax import cli, registry, usage
 from diffdepth_jax.config import chosen, to_mapping
-from diffdepth_jax.data import pipeline
-from diffdepth_jax.data.sources import tfds
 
 
 def prepare(config: Any, output: Path, **settings: int | bool) -> Path:
@@ -41,6 +38,9 @@ def prepare(config: Any, output: Path, **settings: int | bool) -> Path:
     Raises:
         DataError, FileError: if it cannot be read or written, or the folder holds something else.
     """
+    from diffdepth_jax.data import pipeline  # imports JAX, which --help can do without
+    from diffdepth_jax.data.sources import tfds
+
     source = pipeline.build_source(config)
     folder = tfds.directory(output, config.name, config.split)
     record = {"frames": len(source), "source": to_mapping(config)}
@@ -52,13 +52,11 @@ def prepare(config: Any, output: Path, **settings: int | bool) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usage.argument_parser(__doc__)
     names = [name for name in registry.names("source") if name not in ("tfds", "mixture")]
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--output", required=True, help="the folder to write into")
-    parser.add_argument("--frames_per_file", type=int, default=1000)
+    parser.add_argument("--frames_per_file", type=int, default=1000, help="1000 by default")
     parser.add_argument("--threads", type=int, default=2, help="that read and encode")
     flags, words = parser.parse_known_args()
     if flags.frames_per_file < 1 or flags.threads < 1:

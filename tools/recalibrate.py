@@ -1,4 +1,4 @@
-"""The decoder's batch statistics of a checkpoint for other numbers of denoising steps.
+r"""The decoder's batch statistics of a checkpoint for other numbers of denoising steps.
 
     python tools/recalibrate.py --checkpoint=runs/kitti --steps=5 --steps=10 --input=DIR|GLOB
     python tools/recalibrate.py --checkpoint=official.pt --steps=10 --input=DIR \
@@ -25,13 +25,13 @@ from diffdepth_jax import cli
 from diffdepth_jax.errors import ConfigError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A run directory, an official .pt, or a .safetensors.")
-flags.DEFINE_multi_integer("steps", None, "Denoising steps; can be given several times.")
+flags.DEFINE_string("checkpoint", None, "A run, a published .pt, or a .safetensors file.")
+flags.DEFINE_multi_integer("steps", None, "Number of denoising steps.")
 flags.DEFINE_string("input", None, "A directory of images, or a glob pattern.")
-flags.DEFINE_integer("num_images", 32, "At most so many of them, spread evenly.", lower_bound=1)
-cli.define_size("crop", "HEIGHTxWIDTH cut from the middle of each; all of it if absent.")
+flags.DEFINE_integer("num_images", 32, "How many of them at most, spread evenly.", lower_bound=1)
+cli.define_size("crop", "Cut from the middle of each image; by default all of it.")
 flags.DEFINE_integer("seed", 0, "Of the noise.")
-flags.DEFINE_string("output", None, "A .safetensors file; the run's own directory if absent.")
+flags.DEFINE_string("output", None, "A .safetensors file; by default the run's directory.")
 flags.mark_flags_as_required(["checkpoint", "steps", "input"])
 
 
@@ -73,4 +73,17 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(
+        main,
+        {
+            "Flags": {
+                "checkpoint": "PATH",
+                "steps": "N",
+                "input": "DIR|GLOB",
+                "num_images": "N",
+                "crop": "HEIGHTxWIDTH",
+                "seed": "N",
+                "output": "FILE",
+            }
+        },
+    )

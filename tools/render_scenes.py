@@ -48,7 +48,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from diffdepth_jax import atomic, cli
+from diffdepth_jax import atomic, cli, usage
 from diffdepth_jax.data import io
 from diffdepth_jax.errors import ConfigError, MissingPackageError, naming_file
 from diffdepth_jax.scenes import kinds, lidar, writers
@@ -206,23 +206,21 @@ def _claim(root: Path, options: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = usage.argument_parser(__doc__)
     parser.add_argument("--preset", choices=PRESETS, help="a fixed set; replaces the next eight")
-    parser.add_argument("--kind", choices=tuple(kinds.KINDS), default="street")
+    parser.add_argument("--kind", choices=tuple(kinds.KINDS), default="street", help="of scene")
     parser.add_argument("--count", type=_positive, default=16, help="scenes of the split")
-    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="that they are for")
     parser.add_argument("--size", type=_size, default=(96, 320), help="HEIGHTxWIDTH in pixels")
     parser.add_argument("--samples", type=_positive, help="light paths a pixel; outdoors 4, 16, 64")
     parser.add_argument("--seed", type=int, default=0, help="0 or more")
-    parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti")
+    parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti", help="of folders")
     parser.add_argument(
         "--image_format", choices=("png", "jpg"), default="png", help="of the pictures alone"
     )
     parser.add_argument("--conditions", default="clear", help="with commas; or all")
-    parser.add_argument("--lidar_failures", action="store_true", help="see above; kitti only")
-    parser.add_argument("--output", required=True)
+    parser.add_argument("--lidar_failures", action="store_true", help="see --helpfull; kitti only")
+    parser.add_argument("--output", required=True, help="the folder to write into")
     parser.add_argument(
         "--processes", type=_positive, default=os.cpu_count(), help="as many as cores, if not given"
     )

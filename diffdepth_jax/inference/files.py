@@ -5,16 +5,14 @@ import errno
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
-from diffdepth_jax import atomic, visualize
+from diffdepth_jax import atomic
 from diffdepth_jax.data import io, listing
 from diffdepth_jax.errors import (
     ConfigError,
@@ -24,19 +22,12 @@ from diffdepth_jax.errors import (
     naming_file,
     printable,
 )
+from diffdepth_jax.inference import progress
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.inference.preprocessing import check_size, read_image
-from diffdepth_jax.models.networks.network import Output
+from diffdepth_jax.inference.results import SPREAD_ENDINGS, Results
 from diffdepth_jax.typing import InputSpec
 
-# By a model's output: the meaning of its numbers.
-WHAT: dict[Output, str] = {
-    "metric_depth": "depth in metres",
-    "relative_disparity": "relative disparity (larger is nearer; scale and shift are unknown)",
-}
-
-_ENDINGS = (".png", ".npy", "_colour.png")
-_SPREAD_ENDINGS = ("_spread.npy", "_spread.png")
 _THREADS = 2  # for reading and writing while the model computes
 _AHEAD = 4  # images besides a batch that are read ahead or wait to be written
 
@@ -66,30 +57,29 @@ def predict_files(
     model: DepthModel,
     paths: Sequence[Path],
     output: str | os.PathLike,
+    results: Results | None = None,
     *,
     batch_size: int = 1,
     skip_existing: bool = False,
     num_samples: int | None = None,
+    speed: progress.Speed | None = None,
     **options: Any,
 ) -> list[str]:
-    """Predicts depth for image files and writes it as 16-bit PNG, `.npy` and a colour picture.
+    """Predicts depth for image files and writes it to files, see `Results`.
 
-    `STEM.npy` has the numbers as they are: float32, metres or relative disparity, as the model's
-    `output` says. `STEM.png` has 16 bits: metres x 256 (at most 255.99), or relative disparity with
-    its smallest and largest value brought to 0 and 65535, as MiDaS writes it, so that larger is
-    nearer. In `STEM_colour.png` near is bright. With `num_samples` these three are of the mean,
-    `STEM_spread.npy` is the samples' standard deviation, float32 in the same unit, and
-    `STEM_spread.png` a picture of it, white where samples agree (`visualize.colour_spread`). Files
-    are read and written by separate threads while the model computes.
+    Files are read and written by separate threads while the model computes.
 
     Args:
         model: what `load` returned.
         paths: image files, as `find_images` returns them.
         output: directory, created if needed; keeps the folders of the images below the one that is
           common to all.
+        results: how they are written; None for 16-bit PNG, `.npy` and a colour picture.
         batch_size: at most this many images of equal size are predicted in one call.
         skip_existing: skip images whose results all exist.
-        num_samples, **options: as for `DepthModel.predict`.
+        num_samples, **options: as for `DepthModel.predict`. With samples, results are of their
+          mean, and their spread is written besides; without, that of an earlier run is removed.
+        speed: counts images.
 
     Returns:
         One line for each image that could not be read, or whose results could not be named; the
@@ -102,21 +92,22 @@ def predict_files(
         KeyboardInterrupt: with a message that says how to continue.
     """
     output = Path(output).expanduser()
-    endings = _ENDINGS
+    results = results or Results(model.output)
     if num_samples is not None:
         model.check_num_samples(num_samples)
-        endings += _SPREAD_ENDINGS
-        options["num_samples"] = num_samples
-    targets = _result_paths(paths, output, endings)
+    endings = results.endings(spread=num_samples is not None)
+    stems, taken = result_stems(paths, output, endings)
     atomic.remove_leftovers(output, recursive=True)
     todo = [
         path
         for path in paths
-        if not (skip_existing and all(target.exists() for target in targets[path]))
+        if not (skip_existing and all(_with(stems[path], each).exists() for each in endings))
     ]
     failures: list[str] = []
     num_done = len(paths) - len(todo)
-    bar = tqdm(total=len(paths), initial=num_done, unit="image")
+    bar = progress.bar(len(paths), num_done)
+    speed = speed or progress.Speed()
+    speed.start()
     ahead = batch_size + _AHEAD
 
     def skip(path: Path, error: Exception) -> None:
@@ -136,16 +127,24 @@ def predict_files(
             num_done += 1
             bar.update()
 
+    def write(path: Path, prediction: Prediction, image: np.ndarray) -> None:
+        # First, so that no spread is beside a prediction that it does not belong to.
+        for stale in (_with(stems[path], each) for each in SPREAD_ENDINGS):
+            if os.path.realpath(stale) not in taken:
+                with naming_file(stale, "removed"):
+                    stale.unlink(missing_ok=True)
+        results.write(stems[path], *prediction, image)
+
     pool = ThreadPoolExecutor(_THREADS)
     writing: collections.deque[tuple[Path, Future]] = collections.deque()
     try:
         read = functools.partial(_read, spec=model.input_spec)
         for batch in _batches(pool, todo, read, batch_size, ahead, skip):
-            found = model.predict(list(batch.values()), batch_size=batch_size, **options)
-            results = zip(*found, strict=True) if num_samples else ((each, None) for each in found)
-            for path, (depth, spread) in zip(batch, results, strict=True):
-                task = pool.submit(_write, depth, spread, model.output, targets[path])
-                writing.append((path, task))
+            images = list(batch.values())
+            found = predictions(model, images, batch_size, num_samples, options)
+            speed.add(len(batch))
+            for path, image, prediction in zip(batch, images, found, strict=True):
+                writing.append((path, pool.submit(write, path, prediction, image)))
             while len(writing) > ahead:
                 finish(*writing.popleft())
         while writing:
@@ -160,7 +159,26 @@ def predict_files(
     finally:
         pool.shutdown(cancel_futures=True)
         bar.close()
+        speed.stop()
     return failures
+
+
+# Depth or relative disparity, and the spread of its samples, if any: [h, w] both.
+Prediction = tuple[np.ndarray, np.ndarray | None]
+
+
+def predictions(
+    model: DepthModel,
+    images: Sequence[np.ndarray],
+    batch_size: int,
+    num_samples: int | None,
+    options: Mapping[str, Any],
+) -> list[Prediction]:
+    """What `DepthModel.predict` returns, image by image."""
+    if num_samples is None:
+        return [(each, None) for each in model.predict(images, batch_size=batch_size, **options)]
+    found = model.predict(images, batch_size=batch_size, num_samples=num_samples, **options)
+    return list(zip(*found, strict=True))
 
 
 def _read(path: Path, spec: InputSpec) -> np.ndarray:
@@ -201,64 +219,28 @@ def _batches(
     yield from waiting.values()
 
 
-def _write(
-    prediction: np.ndarray, spread: np.ndarray | None, output: Output, targets: Sequence[Path]
-) -> None:
-    png, npy, picture, *of_spread = targets
-    if output == "metric_depth":
-        steps, colours = _depth_steps(prediction), visualize.colour_depth(prediction)
-    else:
-        steps, colours = _disparity_steps(prediction), visualize.colour_disparity(prediction)
-    with naming_file(png.parent, "created"):
-        png.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(png, lambda file: Image.fromarray(steps).save(file, "png"))
-    atomic.write(npy, lambda file: np.save(file, prediction))
-    atomic.write(picture, lambda file: Image.fromarray(colours).save(file, "png"))
-    if spread is not None:
-        npy, picture = of_spread
-        # Depth is coloured by its logarithm, whose spread is the relative one.
-        unit = prediction if output == "metric_depth" else np.ones_like(prediction)
-        painted = visualize.colour_spread(spread, unit)
-        atomic.write(npy, lambda file: np.save(file, spread))
-        atomic.write(picture, lambda file: Image.fromarray(painted).save(file, "png"))
-
-
-def _depth_steps(depth: np.ndarray) -> np.ndarray:
-    """Metres as KITTI stores them, uint16; 0 where depth is unknown."""
-    # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
-    known = np.clip(np.rint(depth * 256), 1, 65535)
-    return np.where(np.isnan(depth), 0, known).astype(np.uint16)
-
-
-def _disparity_steps(disparity: np.ndarray) -> np.ndarray:
-    """Relative disparity as MiDaS's `write_depth` stores it, uint16; all 0 where it is constant."""
-    finite = np.isfinite(disparity)
-    known = disparity[finite]
-    low, high = (known.min(), known.max()) if known.size else (np.float32(0), np.float32(0))
-    if not high - low > np.finfo(np.float32).eps:
-        return np.zeros(disparity.shape, np.uint16)
-    # In float32 and truncated, not rounded, as there.
-    return (65535 * (np.where(finite, disparity, low) - low) / (high - low)).astype(np.uint16)
-
-
 def _is_bad_name(error: Exception) -> bool:
     """Whether only this one file cannot be written, because of its name."""
     return getattr(error.__cause__, "errno", None) in (errno.ENAMETOOLONG, errno.EILSEQ)
 
 
-def _result_paths(
+def result_stems(
     paths: Sequence[Path], output: Path, endings: Sequence[str]
-) -> dict[Path, list[Path]]:
-    """Where each image's results go."""
+) -> tuple[dict[Path, Path], set[str]]:
+    """Where each image's results go, without their endings; and the real paths of all files.
+
+    Raises:
+        ConfigError: if a result would replace a file of `paths`, or another result.
+    """
     # Without "..", which could lead out of the output directory.
     absolute = {path: Path(os.path.abspath(path)) for path in paths}
     common = Path(os.path.commonpath([path.parent for path in absolute.values()]))
     taken = {os.path.realpath(path): path for path in paths}
-    targets: dict[Path, list[Path]] = {}
+    stems: dict[Path, Path] = {}
     for path in paths:
-        stem = output / absolute[path].relative_to(common).with_suffix("")
-        targets[path] = [stem.with_name(stem.name + ending) for ending in endings]
-        for target in targets[path]:
+        stems[path] = output / absolute[path].relative_to(common).with_suffix("")
+        for ending in endings:
+            target = _with(stems[path], ending)
             place = os.path.realpath(target)
             other = taken.setdefault(place, path)
             if other is not path or place == os.path.realpath(path):
@@ -266,4 +248,8 @@ def _result_paths(
                     f"the result {target} of {path} would replace what belongs to {other}: choose "
                     "another output directory, or predict them separately"
                 )
-    return targets
+    return stems, set(taken)
+
+
+def _with(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)

@@ -1,6 +1,6 @@
-"""Metrics of a checkpoint or of any model's saved depth maps, under one protocol or several.
+"""Metrics of a checkpoint, or of any model's saved depth maps, by one protocol or several.
 
-    python evaluate.py --config=configs/kitti.py --checkpoint=runs/kitti [--workdir=OUT]
+    python evaluate.py --config=configs/kitti.py --checkpoint=runs/kitti
     python evaluate.py --config=configs/kitti.py --predictions=DIR --workdir=OUT
     python evaluate.py --protocol=kitti_eigen --predictions=DIR --ground_truth=DIR --workdir=OUT
 
@@ -25,22 +25,50 @@ FLAGS = flags.FLAGS
 # What a model's prediction shows is what it was fed; only saved ones leave it open.
 OF_PREDICTIONS = ("prediction_frame", "resize_prediction", "fill_zeros")
 
+_COMMON = {
+    "What is scored": {
+        "checkpoint": "PATH",
+        "network": "NAME",
+        "field": "NAME=VALUE",
+        "predictions": "DIR|GLOB",
+        "png_scale": "NUMBER",
+    },
+    "Against what": {"config": "FILE", "ground_truth": "DIR|GLOB"},
+    "How it is scored": {
+        "protocol": "NAME,...",
+        "crop": "NAME",
+        "min_depth": "METRES",
+        "max_depth": "METRES",
+        "alignment": "NAME",
+        "flip_tta": "",
+        "boundary": "",
+        "num_inference_steps": "N",
+        "num_samples": "N",
+    },
+    "Work and results": {
+        "workdir": "DIR",
+        "batch_size": "N",
+        "shard": "I/N",
+        "compare": "NAME=PATH",
+    },
+}
+
 
 def run() -> None:
     """Reads the command line and evaluates."""
     config = cli.define_config(required=False)
     cli.define_checkpoint()
-    flags.DEFINE_string("predictions", None, "Folder or pattern of saved depth maps.")
-    flags.DEFINE_string("ground_truth", None, "Folder or pattern of measured depth maps.")
-    flags.DEFINE_float("png_scale", None, "PNG value per metre; 256 if absent.")
-    flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's where it differs.")
-    cli.define_directory("workdir", "Where the results go; the run directory if absent.")
     flags.DEFINE_string(
-        "shard", None, "I/N: only every N-th image, from the I-th (counted from 0)."
+        "predictions", None, "Saved depth maps of any model, instead of --checkpoint."
     )
-    flags.DEFINE_multi_string(
-        "compare", [], "NAME=PATH of another metrics.json, shown beside ours."
+    flags.DEFINE_string(
+        "ground_truth", None, "Measured depth maps, instead of the data set of a config."
     )
+    flags.DEFINE_float("png_scale", None, "Their value per metre, if they are PNG; 256 by default.")
+    flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's where it differs.")
+    cli.define_directory("workdir", "Where the results go; by default the run's directory.")
+    flags.DEFINE_string("shard", None, "Every N-th image only, from the I-th (counted from 0).")
+    flags.DEFINE_multi_string("compare", [], "Another metrics.json or its directory, shown beside.")
     of_evaluation = _define_options()
     _define_checks()
 
@@ -60,24 +88,24 @@ def run() -> None:
             )
         print("\n\n".join(tables.table(result) for result in results.values()))
 
-    cli.run(main)
+    cli.run(main, _COMMON)
 
 
 def _define_options() -> list[flags.FlagHolder]:
     """Those that become fields of the config's group `evaluation`, or options of the protocols."""
     return [
-        flags.DEFINE_string("protocol", None, "kitti_eigen, nyu, nuscenes, ...; or several: A,B"),
+        flags.DEFINE_string("protocol", None, "kitti_eigen, nyu, nuscenes, ...; or several: A,B."),
         flags.DEFINE_string("resize_input", None, "none: do not resize what the model is fed."),
         flags.DEFINE_string("crop", None, "none, garg or eigen."),
         flags.DEFINE_string("crop_reference", None, "kb or full: the frame that is scored."),
-        flags.DEFINE_float("min_depth", None, "Metres."),
-        flags.DEFINE_float("max_depth", None, "Metres; inf for no cap."),
+        flags.DEFINE_float("min_depth", None, "Smallest depth that is scored, in metres."),
+        flags.DEFINE_float("max_depth", None, "Largest depth that is scored; inf for no limit."),
         flags.DEFINE_float(
             "clip_min", None, "Metres; the nearest a prediction may be, else min_depth."
         ),
         flags.DEFINE_float("clip_max", None, "Metres; the farthest it may be, else max_depth."),
         flags.DEFINE_string(
-            "alignment", None, "none, median, median_low, lsq_depth, lsq_disparity."
+            "alignment", None, "none, median, median_low, lsq_depth or lsq_disparity."
         ),
         flags.DEFINE_string("predicts", None, "depth or disparity: what predictions are."),
         flags.DEFINE_string(
@@ -91,19 +119,19 @@ def _define_options() -> list[flags.FlagHolder]:
         ),
         flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
         flags.DEFINE_bool(
-            "boundary", None, "Measure depth edges too, on dense, exact ground truth."
+            "boundary", None, "Also score depth edges; needs dense, exact ground truth."
         ),
         flags.DEFINE_bool(
-            "flip_tta", None, "Average with the mirrored image's; if absent, as published."
+            "flip_tta", None, "Average with the mirrored image's depth; by default as published."
         ),
         flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
-        flags.DEFINE_integer("batch_size", None, "Images that are predicted at once; 1 if absent."),
         flags.DEFINE_integer(
-            "num_inference_steps", None, "Denoising steps; else the checkpoint's."
+            "batch_size", None, "Images that are predicted at once; 1 by default."
         ),
         flags.DEFINE_integer(
-            "num_samples", None, "Score the mean of this many samples, and its spread."
+            "num_inference_steps", None, "Denoising steps; by default the checkpoint's."
         ),
+        flags.DEFINE_integer("num_samples", None, "Score the mean of N samples, and their spread."),
     ]
 
 

@@ -1,6 +1,8 @@
-"""Night, rain, fog, snow, glass and mirrors from clean images, with labels and a manifest.
+r"""Night, rain, fog, snow, glass and mirrors from clean images, with labels and a manifest.
 
-    python generate_adverse.py --config=configs/adverse_driving.py --workdir=OUT [--config...]
+    python generate_adverse.py --config=configs/adverse_demo.py --workdir=OUT \
+        --config.teacher.checkpoint=runs/demo
+    python generate_adverse.py --config=configs/adverse_driving.py --workdir=OUT --shard=0/4
 
 The same command goes on after whatever ended it, and does nothing in a finished workdir. Several
 machines share a workdir with --shard=0/4, ... (a SLURM job array says so itself); --merge then
@@ -15,15 +17,22 @@ from absl import flags
 
 from diffdepth_jax import cli
 
+_COMMON = {
+    "What and where": {"config": "FILE", "workdir": "DIR", "python": "FILE"},
+    "Several machines": {"shard": "I/N", "merge": ""},
+}
+
 
 def run() -> None:
     """Reads the command line and makes the images."""
     values = flags.FLAGS
     config_flag = cli.define_config()
     workdir = cli.define_directory("workdir", "Where images, labels and the manifest go.")
-    flags.DEFINE_string("python", None, "The interpreter with PyTorch; `make torch` installs one.")
-    flags.DEFINE_string("shard", None, "I/N: do only every Nth block of frames, from the Ith.")
-    flags.DEFINE_bool("merge", False, "Make nothing: check the shards and write the manifest.")
+    flags.DEFINE_string("python", None, "The Python that has PyTorch; `make torch` installs one.")
+    flags.DEFINE_string(
+        "shard", None, "Every N-th block of frames only, from the I-th (counted from 0)."
+    )
+    flags.DEFINE_bool("merge", False, "Make no images: check the shards and write the manifest.")
     flags.mark_flag_as_required("workdir")
 
     def main(_: list[str]) -> None:
@@ -49,7 +58,7 @@ def run() -> None:
                 f"{failed[0].reason}); the same command tries them again"
             )
 
-    cli.run(main)
+    cli.run(main, _COMMON)
 
 
 if __name__ == "__main__":

@@ -1,67 +1,149 @@
-"""Depth of images by any checkpoint.
+r"""Depth of images and videos by any checkpoint.
 
     python predict.py --checkpoint=runs/demo --input=IMAGE|DIR|GLOB --output=DIR
+    python predict.py --checkpoint=ZoeD_M12_NK.pt --input=clip.mp4 --output=DIR
+    python predict.py --checkpoint=ZoeD_M12_NK.pt --input=photo.jpg --output=DIR \
+        --format=png,exr,ply --fov=70
 
-Says first whether the model predicts metres or relative disparity, and writes, for each image,
-`STEM.npy` (float32), `STEM.png` (16 bits: metres x 256, as KITTI does, or relative disparity from 0
-to 65535, larger is nearer, as MiDaS does) and `STEM_colour.png`. With --num_samples=N, for networks
-that draw noise, these are of the mean of N samples, and `STEM_spread.npy` and `STEM_spread.png`
-show their standard deviation: where the model is unsure. What a file of weights does not tell, as
-whether Depth Anything is of version 1 or 2, can be said by --network and --field. An unreadable
-image is reported and skipped; the exit status is then 1. After an interruption the same command
-with --skip_existing does the other images.
+Says first whether the model predicts metres or relative disparity. For an image it writes
+
+    png   STEM.png, 16 bits: metres x 256, as KITTI does, or relative disparity from 0 to 65535,
+          larger is nearer, as MiDaS does; and STEM_colour.png
+    npy   STEM.npy, float32: metres or relative disparity
+    exr   STEM.exr, float32, one channel: Z, metres, or Y, relative disparity; needs the package
+          OpenEXR (pip install 'diffdepth_jax[exr]')
+    ply   STEM.ply, the points of the scene in metres, in the image's colours: x to the right, y
+          down, z forward; only of networks that predict metres
+
+and for a video (pip install 'diffdepth_jax[video]') STEM_depth.mp4, of the same size and frame
+rate, in colours of one scale for the whole video, which is that of 16 of its frames. With --format,
+the directory STEM_depth has such files of each frame, without STEM_colour.png. All results of a
+video appear when it is finished. Relative disparity has another scale and shift in every frame.
+
+With --num_samples=N, for networks that draw noise, results are of the mean of N samples, and
+STEM_spread.npy, .png and .exr have their standard deviation: where the model is unsure. What a file
+of weights does not tell, as whether Depth Anything is of version 1 or 2, can be said by --network
+and --field.
+
+An unreadable image is reported and skipped; the exit status is then 1. After an interruption the
+same command with --skip_existing does the other images or videos.
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from diffdepth_jax import cli
+from diffdepth_jax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffdepth_jax.inference.point_cloud import Camera
+
+_COMMON = {
+    "Images in, depth out": {
+        "input": "PATH|DIR|GLOB",
+        "output": "DIR",
+        "format": "NAME,...",
+        "skip_existing": "",
+    },
+    "Network": {
+        "checkpoint": "PATH",
+        "network": "NAME",
+        "field": "NAME=VALUE",
+        "num_inference_steps": "N",
+        "num_samples": "N",
+        "seed": "N",
+        "flip_tta": "",
+        "batch_size": "N",
+    },
+    "Camera of a point cloud": {"fov": "DEGREES", "intrinsics": "LIST|FILE"},
+}
 
 
 def run() -> None:
     """Reads the command line and predicts."""
     values = flags.FLAGS
     cli.define_checkpoint()
-    flags.DEFINE_string("input", None, "An image, a directory of images, or a glob pattern.")
-    output = cli.define_directory("output", "Where the depth maps go.")
+    flags.DEFINE_string("input", None, "Image, video, directory of images, or pattern of either.")
+    output = cli.define_directory("output", "Where the results go.")
+    flags.DEFINE_list(
+        "format", None, "png, npy, exr, ply. By default png,npy; of a video, only a video."
+    )
+    flags.DEFINE_string(
+        "intrinsics", None, "fx,fy,cx,cy in pixels, or a calibration file of KITTI."
+    )
+    flags.DEFINE_float("fov", None, "Assumed field of view, left to right; 60 by default.")
+    flags.mark_flags_as_mutual_exclusive(["fov", "intrinsics"])
     flags.DEFINE_integer(
-        "num_inference_steps", None, "Denoising steps; the checkpoint's if absent."
+        "num_inference_steps", None, "Denoising steps; by default the checkpoint's."
     )
     flags.DEFINE_integer("seed", 0, "Of the initial noise.")
-    flags.DEFINE_integer(
-        "num_samples", None, "Draw this many samples: their mean and their spread."
-    )
+    flags.DEFINE_integer("num_samples", None, "Draw N samples: their mean and their spread.")
     flags.DEFINE_integer("batch_size", 1, "Images of equal size that are predicted at once.")
     flags.DEFINE_bool("skip_existing", False, "Leave out images whose results are there.")
     flags.DEFINE_bool(
-        "flip_tta", None, "Average with the mirrored image's; if absent, as published."
+        "flip_tta", None, "Average with the mirrored image's depth; by default as published."
     )
     flags.mark_flags_as_required(["checkpoint", "input", "output"])
 
     def main(_: list[str]) -> None:
         with cli.importing():
             from diffdepth_jax import inference
-            from diffdepth_jax.inference import files
+            from diffdepth_jax.inference import ffmpeg, files, progress, video
+            from diffdepth_jax.inference.results import DEFAULT, WHAT, Results
 
         paths = files.find_images(values.input)
+        are_videos = {path.suffix.lower() in ffmpeg.SUFFIXES for path in paths}
+        if len(are_videos) > 1:
+            raise ConfigError(f"{values.input} matches images and videos: predict one kind at once")
+        is_video = are_videos.pop()
+        if is_video:
+            ffmpeg.executable()  # Is it there? Loading a model takes a while.
+        camera = _camera()
         model = inference.load(values.checkpoint, **cli.model_options())
-        print(f"{values.checkpoint} predicts {files.WHAT[model.output]}", flush=True)
-        failures = files.predict_files(
+        formats = values.format or ([] if is_video else DEFAULT)
+        results = Results(model.output, tuple(formats), camera, pictures=not is_video)
+        print(f"{values.checkpoint} predicts {WHAT[model.output]}", flush=True)
+        if "ply" in formats:
+            print(f"point clouds: {camera.described()}", flush=True)
+        speed = progress.Speed("frame" if is_video else "image")
+        failures = (video.predict_videos if is_video else files.predict_files)(
             model,
             paths,
             output.value,
+            results,
             batch_size=values.batch_size,
             skip_existing=values.skip_existing,
             num_inference_steps=values.num_inference_steps,
             seed=values.seed,
             num_samples=values.num_samples,
             flip_tta=values.flip_tta,
+            speed=speed,
         )
+        if line := speed.describe():
+            print(line)
         if failures:
-            sys.exit(f"error: {len(failures)} of {len(paths)} images were skipped")
+            kind = "videos" if is_video else "images"
+            sys.exit(f"error: {len(failures)} of {len(paths)} {kind} were skipped")
 
-    cli.run(main)
+    cli.run(main, _COMMON)
+
+
+def _camera() -> "Camera":
+    """The camera that --fov or --intrinsics says."""
+    from diffdepth_jax.inference.point_cloud import Camera, read_intrinsics
+
+    values = flags.FLAGS
+    if "ply" not in (values.format or ()):
+        for name in ("fov", "intrinsics"):
+            if values[name].value is not None:
+                raise ConfigError(f"--{name} is for point clouds: it goes with --format=ply")
+    if values.intrinsics is not None:
+        return Camera(read_intrinsics(values.intrinsics))
+    if values.fov is not None:
+        return Camera(field_of_view=values.fov)
+    return Camera()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Trains, evaluates and draws pictures of an experiment.
+r"""Trains a network, evaluates it and draws pictures.
 
-    python train.py --config=configs/demo.py --workdir=runs/demo [--config.batch_size=8 ...]
+    python train.py --config=configs/demo.py --workdir=runs/demo
+    python train.py --config=configs/kitti.py --workdir=runs/kitti --config.batch_size=8 \
+        --config.data.train.source.root=/data/kitti_raw
 
 Started again with the same workdir, training continues from its last checkpoint, whatever ended it.
 On SIGTERM or SIGINT it finishes the step, saves, says where to go on, and exits with 143 or 130
@@ -17,6 +19,16 @@ from absl import flags
 
 from diffdepth_jax import cli
 
+_COMMON = {
+    "Experiment": {"config": "FILE", "workdir": "DIR", "allow_config_changes": ""},
+    "Search for faults": {"debug_nans": ""},
+    "Several processes (docs/scaling.md)": {
+        "coordinator": "HOST:PORT",
+        "num_processes": "N",
+        "process_id": "N",
+    },
+}
+
 
 def run() -> None:
     """Reads the command line, trains and evaluates."""
@@ -24,10 +36,10 @@ def run() -> None:
     cli.define_processes()
     workdir = cli.define_directory("workdir", "Where checkpoints, logs and results go.")
     allow_config_changes = flags.DEFINE_bool(
-        "allow_config_changes", False, "Go on from checkpoints of another config."
+        "allow_config_changes", False, "Continue although the config has changed since."
     )
     debug_nans = flags.DEFINE_bool(
-        "debug_nans", False, "Find the operation that made a loss or gradient NaN; more memory."
+        "debug_nans", False, "Name the operation that gives a NaN; takes more memory."
     )
     flags.mark_flag_as_required("workdir")
 
@@ -54,7 +66,7 @@ def run() -> None:
         if distributed.processes().is_first:
             print(tables.table(result))
 
-    cli.run(main)
+    cli.run(main, _COMMON)
 
 
 if __name__ == "__main__":

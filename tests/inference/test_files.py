@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from PIL import Image
 
 from diffdepth_jax.errors import FileError
 from diffdepth_jax.inference import DepthModel, files
+from diffdepth_jax.inference.results import WHAT, Results
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.typing import InputSpec
 from tests.inference.small_model import image
@@ -44,7 +46,10 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
     assert done.returncode == 1, done.stderr
     assert f"skipped {images / 'b.png'}" in done.stderr
     assert "1 of 3 images" in done.stderr
-    assert done.stdout == f"{run} predicts depth in metres\n"
+    says, speed = done.stdout.splitlines()
+    assert says == f"{run} predicts depth in metres"
+    assert re.match(r"2 images in [\d.]+ s: [\d.]+ images/s, and [\d.e+]+ after the first", speed)
+    assert "it/s" not in done.stderr and "%|" not in done.stderr  # no bar: it is no terminal
     assert sorted(path.name for path in output.iterdir()) == [
         f"{stem}{ending}" for stem in "ac" for ending in (".npy", ".png", "_colour.png")
     ]
@@ -104,6 +109,29 @@ def test_without_samples_an_image_with_a_spread_counts_as_done(model, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 5
 
 
+def test_without_samples_the_spread_of_an_earlier_run_is_removed(model, tmp_path):
+    paths = pictures(tmp_path / "in", (16, 16), (16, 16))
+    output = tmp_path / "out"
+    files.predict_files(model, paths, output, num_samples=2)
+    other = output / "notes_spread.npy"
+    other.write_bytes(b"no result of these images")
+    files.predict_files(model, paths[:1], output)
+    spreads = {path.name for path in output.glob("*_spread.*")}
+    assert spreads == {"1_spread.npy", "1_spread.png", other.name}
+    # What is skipped keeps its own; with another format the spread is in that alone.
+    files.predict_files(model, paths[1:], output, skip_existing=True)
+    assert (output / "1_spread.npy").exists()
+    files.predict_files(model, paths[1:], output, Results(model.output, ("npy",)), num_samples=2)
+    assert (output / "1_spread.npy").exists() and not (output / "1_spread.png").exists()
+
+
+def test_the_result_of_another_image_is_not_taken_for_an_old_spread(model, tmp_path):
+    paths = pictures(tmp_path / "in", (16, 16), (16, 16))
+    paths[1] = paths[1].rename(tmp_path / "in" / "0_spread.png")
+    files.predict_files(model, paths, tmp_path / "in" / "out")
+    assert len(list((tmp_path / "in" / "out").iterdir())) == 6  # of 0 and of 0_spread
+
+
 def test_a_spread_replaces_no_other_result(model, tmp_path):
     paths = pictures(tmp_path, (16, 16), (16, 16))
     paths[1] = paths[1].rename(tmp_path / "0_spread.png")
@@ -122,7 +150,7 @@ def test_relative_disparity_is_written_as_in_midas(model, tmp_path, monkeypatch)
     disparity = np.load(tmp_path / "out" / "a.npy")
     np.testing.assert_array_equal(disparity, model.predict(image(16, 24)))
     stored, colours = (
-        np.asarray(Image.open(tmp_path / "out" / f"a{e}")) for e in files._ENDINGS[::2]
+        np.asarray(Image.open(tmp_path / "out" / f"a{e}")) for e in (".png", "_colour.png")
     )
     assert stored.dtype == np.uint16
     np.testing.assert_array_equal(stored, midas_write_depth(disparity))
@@ -130,7 +158,7 @@ def test_relative_disparity_is_written_as_in_midas(model, tmp_path, monkeypatch)
     order = disparity.ravel().argsort()
     brightness = colours.sum(-1, dtype=int).ravel()[order]
     assert brightness[-10:].mean() > brightness[:10].mean() + 200  # near is bright
-    assert "larger is nearer" in files.WHAT[model.output]
+    assert "larger is nearer" in WHAT[model.output]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +173,12 @@ def test_relative_disparity_is_written_as_in_midas(model, tmp_path, monkeypatch)
 )
 def test_constant_and_nonfinite_disparities(tmp_path, disparity, want):
     disparity = np.array(disparity, np.float32)
-    targets = [tmp_path / f"a{ending}" for ending in files._ENDINGS]
-    files._write(disparity, None, "relative_disparity", targets)
-    with Image.open(targets[0]) as picture:
+    unseen = np.zeros((*disparity.shape, 3), np.uint8)
+    Results("relative_disparity").write(tmp_path / "a", disparity, None, unseen)
+    with Image.open(tmp_path / "a.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), np.array(want, np.uint16))
-    np.testing.assert_array_equal(np.load(targets[1]), disparity)
-    with Image.open(targets[2]) as picture:
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), disparity)
+    with Image.open(tmp_path / "a_colour.png") as picture:
         grey = (np.asarray(picture) == 128).all(-1)
     np.testing.assert_array_equal(grey, ~np.isfinite(disparity))
 

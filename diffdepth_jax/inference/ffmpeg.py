@@ -1,0 +1,209 @@
+"""Videos, read and written by the ffmpeg that the package imageio-ffmpeg finds or brings along.
+
+ffmpeg is run directly: that package's own reader and writer fork Python, of which JAX warns, and do
+not report a video that ffmpeg could not finish.
+"""
+
+import contextlib
+import dataclasses
+import re
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from jaxtyping import UInt8
+
+from diffdepth_jax import atomic
+from diffdepth_jax.errors import DataError, FileError, MissingPackageError, naming_file, printable
+
+SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+
+_FASTEST = 480  # frames a second; more is no camera's, but the clock of a variable rate
+_Y4M = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
+_QUALITY = 18  # x264's constant rate factor; no loss is visible, and colour maps have soft edges
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """A video file.
+
+    Attributes:
+        path: of the file.
+        height, width: of its frames as they are shown, rotated as the file says, pixels.
+        rate: frames per second.
+    """
+
+    path: Path
+    height: int
+    width: int
+    rate: Fraction
+
+
+def executable() -> str:
+    """The path of ffmpeg.
+
+    Raises:
+        MissingPackageError: if the package imageio-ffmpeg, an optional dependency, is not
+            installed, or finds no ffmpeg.
+    """
+    try:
+        import imageio_ffmpeg  # an extra
+    except ImportError as error:
+        raise MissingPackageError(
+            "videos need the package imageio-ffmpeg: pip install 'diffdepth_jax[video]'"
+        ) from error
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise MissingPackageError(
+            "videos need ffmpeg, and imageio-ffmpeg has none for this system: install ffmpeg, or "
+            "set IMAGEIO_FFMPEG_EXE to its path"
+        ) from error
+
+
+def open_video(path: Path) -> Video:
+    """Reads the size and the frame rate of a video.
+
+    Raises:
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if it is no video, or its frame rate varies so that none is known.
+        MissingPackageError: see `executable`.
+    """
+    with naming_file(path, "read"):
+        path.open("rb").close()
+    # In this format ffmpeg says both exactly, which in its log are rounded and not for programs.
+    wanted = ["-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "-"]
+    with _process(_reading(path, *wanted), stdout=subprocess.PIPE) as (process, log):
+        assert process.stdout is not None
+        header = _Y4M.match(process.stdout.readline())
+        process.stdout.close()
+        process.wait()
+        if not header:
+            raise DataError(f"{path} cannot be read as a video: {_reason(log, path)}")
+    width, height, numerator, denominator = map(int, header.groups())
+    if not 0 < numerator <= _FASTEST * denominator:
+        raise DataError(
+            f"{path} has a variable frame rate, and none can be told from it: convert it first, as "
+            "by ffmpeg -i IN -r 30 OUT.mp4"
+        )
+    return Video(path, height, width, Fraction(numerator, denominator))
+
+
+def frames(video: Video) -> Generator[UInt8[np.ndarray, "h w 3"]]:
+    """The frames of a video as RGB, at its constant rate.
+
+    Damage that ffmpeg can read past is a warning.
+
+    Raises:
+        DataError: if the video cannot be read to its end.
+    """
+    rate = f"{video.rate.numerator}/{video.rate.denominator}"
+    wanted = ["-r", rate, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
+    with _process(_reading(video.path, *wanted), stdout=subprocess.PIPE) as (process, log):
+        assert process.stdout is not None
+        while True:
+            frame = np.empty((video.height, video.width, 3), np.uint8)
+            count = process.stdout.readinto(frame.reshape(-1).data)  # type: ignore[attr-defined]
+            if count < frame.size:
+                break
+            yield frame
+        if process.wait() or count:
+            raise DataError(f"{video.path} cannot be read to its end: {_reason(log, video.path)}")
+        if _text(log):
+            warnings.warn(f"{video.path} is damaged: {_reason(log, video.path)}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def writing(
+    path: Path, height: int, width: int, rate: Fraction
+) -> Iterator[Callable[[UInt8[np.ndarray, "h w 3"]], None]]:
+    """Writes an MP4 (H.264), which is there when the block ends, and not if it fails.
+
+    Args:
+        path: of the file; an existing one stays until the new one is complete.
+        height, width: of its frames, pixels. An odd size is stored with full colour resolution,
+            which some players do not show.
+        rate: frames per second.
+
+    Yields:
+        Takes the next frame, RGB.
+
+    Raises:
+        FileError: if it cannot be written.
+        MissingPackageError: see `executable`.
+    """
+    subsampled = height % 2 == width % 2 == 0
+    with (
+        atomic.replacing(path) as temporary,
+        _process(
+            [
+                *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
+                *("-r", f"{rate.numerator}/{rate.denominator}", "-i", "-"),
+                *("-vf", "scale=out_color_matrix=bt709:out_range=tv"),
+                *("-colorspace", "bt709", "-c:v", "libx264", "-crf", str(_QUALITY)),
+                *("-pix_fmt", "yuv420p" if subsampled else "yuv444p"),
+                *("-movflags", "+faststart", "-f", "mp4", "-y", f"file:{temporary}"),
+            ],
+            stdin=subprocess.PIPE,
+        ) as (process, log),
+    ):
+        stdin = process.stdin
+        assert stdin is not None
+
+        def write(frame: UInt8[np.ndarray, "h w 3"]) -> None:
+            try:
+                stdin.write(np.ascontiguousarray(frame).data)
+            except BrokenPipeError as error:
+                process.wait()
+                raise FileError(f"{path} cannot be written: {_reason(log, temporary)}") from error
+
+        yield write
+        with contextlib.suppress(BrokenPipeError):  # The exit status says it, too.
+            stdin.close()
+        if process.wait():
+            raise FileError(f"{path} cannot be written: {_reason(log, temporary)}")
+
+
+def _reading(path: Path, *output: str) -> list[str]:
+    # With "file:", as a name may look like an address.
+    return ["-i", f"file:{path}", "-map", "0:v:0", *output]
+
+
+@contextlib.contextmanager
+def _process(
+    arguments: Sequence[str], *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A running ffmpeg and the file that its errors go to; it is gone when the block ends."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [executable(), "-hide_banner", "-nostdin", "-loglevel", "error", *arguments],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=log,
+            process_group=0,  # Ctrl-C is for us.
+        )
+        try:
+            yield process, log
+        finally:
+            process.kill()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+            process.wait()
+
+
+def _text(log: IO[bytes]) -> str:
+    log.seek(0)
+    return log.read().decode(errors="replace").strip()
+
+
+def _reason(log: IO[bytes], path: Path) -> str:
+    """The last line of ffmpeg's errors."""
+    lines = _text(log).splitlines() or ["ffmpeg does not say why"]
+    return printable(lines[-1].replace(f"file:{path}: ", ""))

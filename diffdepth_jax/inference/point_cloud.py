@@ -1,0 +1,153 @@
+"""Depth as a coloured point cloud, with the camera's intrinsics or an assumed field of view."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
+
+from diffdepth_jax.data import io
+from diffdepth_jax.errors import ConfigError, DataError
+
+FIELD_OF_VIEW = 60.0  # degrees, about that of a phone's main camera; for want of anything better
+# The left colour camera in KITTI's calib_cam_to_cam.txt, and in those of its object and odometry
+# benchmarks.
+_KITTI_KEYS = ("P_rect_02", "P2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Camera:
+    """A pinhole camera: its intrinsics, or else a horizontal field of view that is assumed.
+
+    Attributes:
+        intrinsics: (fx, fy, cx, cy) in pixels of the image as it is stored; integer coordinates
+            are pixel centres, (0, 0) is the top-left one.
+        field_of_view: degrees, from the left to the right border; unused with `intrinsics`. The
+            principal point is then the middle of the image and pixels are square.
+
+    Raises:
+        ConfigError: for numbers that no camera has.
+    """
+
+    intrinsics: tuple[float, float, float, float] | None = None
+    field_of_view: float = FIELD_OF_VIEW
+
+    def __post_init__(self) -> None:
+        if not 0 < self.field_of_view < 180:
+            raise ConfigError(
+                f"the field of view is {self.field_of_view:g} degrees; it must be between 0 and 180"
+            )
+        if self.intrinsics is not None and not (
+            np.isfinite(self.intrinsics).all() and min(self.intrinsics[:2]) > 0
+        ):
+            raise ConfigError(
+                f"the intrinsics are {self.intrinsics}; they must be fx,fy,cx,cy in pixels, with "
+                "fx and fy above 0"
+            )
+
+    def matrix(self, height: int, width: int) -> Float64[np.ndarray, "3 3"]:
+        """Intrinsics of an image of that size.
+
+        Raises:
+            ConfigError: if the principal point lies outside, as with those of another size.
+        """
+        if self.intrinsics is None:
+            focal = width / 2 / math.tan(math.radians(self.field_of_view) / 2)
+            fx, fy, cx, cy = focal, focal, (width - 1) / 2, (height - 1) / 2
+        else:
+            fx, fy, cx, cy = self.intrinsics
+        if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
+            raise ConfigError(
+                f"the intrinsics fx,fy,cx,cy={fx:g},{fy:g},{cx:g},{cy:g} are not those of an image "
+                f"of {height} x {width} pixels: its principal point would lie outside; give those "
+                "of the images as they are stored"
+            )
+        return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+    def described(self) -> str:
+        """One line for the user, and for the comment of a file."""
+        if self.intrinsics is None:
+            return f"assumed horizontal field of view: {self.field_of_view:g} degrees"
+        return "given intrinsics: fx {:g}, fy {:g}, cx {:g}, cy {:g} pixels".format(
+            *self.intrinsics
+        )
+
+
+def read_intrinsics(text: str) -> tuple[float, float, float, float]:
+    """(fx, fy, cx, cy) from "fx,fy,cx,cy", or from a calibration file of KITTI.
+
+    Of a file, those of the left colour camera are taken: `P_rect_02` or `P2`.
+
+    Raises:
+        ConfigError: if the text is neither four numbers nor the name of a file.
+        DataError, FileError: if the file has no such camera, or cannot be read.
+    """
+    words = text.split(",")
+    try:
+        fx, fy, cx, cy = (float(word) for word in words)
+    except ValueError:
+        pass
+    else:
+        return fx, fy, cx, cy
+    if len(words) > 1:
+        raise ConfigError(f"{text!r} is not fx,fy,cx,cy: four numbers are expected")
+    content = io.read_text(text)
+    for key in _KITTI_KEYS:
+        if re.search(rf"^{key}:", content, re.MULTILINE):
+            matrix = io.read_calibration(text, key, (3, 4))
+            return matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
+    raise DataError(
+        f"{text} has none of {', '.join(_KITTI_KEYS)}: it must be a calibration file of KITTI; "
+        "otherwise write the numbers fx,fy,cx,cy"
+    )
+
+
+def points(
+    depth: Float[np.ndarray, "h w"], intrinsics: Float[np.ndarray, "3 3"]
+) -> tuple[Float32[np.ndarray, "n 3"], Bool[np.ndarray, "h w"]]:
+    """Points of the pixels that have a depth, row by row, and which pixels these are.
+
+    Args:
+        depth: metres along the optical axis; what is not finite or not above 0 is left out.
+        intrinsics: of the image, pixels.
+
+    Returns:
+        Metres in the camera's frame: to the right, down, forward.
+    """
+    valid = np.isfinite(depth) & (depth > 0)
+    rows, columns = np.nonzero(valid)
+    pixels = np.stack([columns, rows, np.ones_like(rows)], -1)
+    rays = pixels @ np.linalg.inv(intrinsics).T
+    return (rays * depth[valid][:, None]).astype(np.float32), valid
+
+
+def write_ply(
+    file: BinaryIO,
+    points: Float32[np.ndarray, "n 3"],
+    colours: UInt8[np.ndarray, "n 3"],
+    comments: Sequence[str] = (),
+) -> None:
+    """Writes points as binary PLY.
+
+    Args:
+        file: open for writing.
+        points: in any unit.
+        colours: RGB of the points.
+        comments: a line each, ASCII.
+    """
+    fields = [(name, "<f4") for name in "xyz"]
+    fields += [(name, "u1") for name in ("red", "green", "blue")]
+    vertices = np.empty(len(points), fields)
+    for axis, name in enumerate("xyz"):
+        vertices[name] = points[:, axis]
+    for channel, name in enumerate(("red", "green", "blue")):
+        vertices[name] = colours[:, channel]
+    header = ["ply", "format binary_little_endian 1.0"]
+    header += [f"comment {comment}" for comment in comments]
+    header += [f"element vertex {len(points)}"]
+    header += [f"property {'float' if kind == '<f4' else 'uchar'} {name}" for name, kind in fields]
+    file.write("\n".join([*header, "end_header\n"]).encode("ascii"))
+    file.write(vertices.tobytes())

@@ -1,0 +1,242 @@
+"""Depth of videos, written to videos and to one file per frame."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from diffdepth_jax import atomic, visualize
+from diffdepth_jax.errors import DataError, printable
+from diffdepth_jax.inference import ffmpeg, files, progress
+from diffdepth_jax.inference.model import DepthModel
+from diffdepth_jax.inference.preprocessing import check_size
+from diffdepth_jax.inference.results import FORMATS, Results
+
+T = TypeVar("T")
+Frame = np.ndarray  # uint8 RGB [h, w, 3]
+
+ENDING = "_depth.mp4"
+_LOOKED_AT = 16  # frames of a video that its colours' range comes from
+_OURS = re.compile(rf"\d{{6,}}(_spread)?\.({'|'.join(FORMATS)})")  # a file of a frame
+_THREADS = 2  # for the files of frames
+_AHEAD = 4  # frames besides a batch that are read ahead or wait to be written
+
+
+def predict_videos(
+    model: DepthModel,
+    paths: Sequence[Path],
+    output: str | os.PathLike[str],
+    results: Results,
+    *,
+    batch_size: int = 1,
+    skip_existing: bool = False,
+    num_samples: int | None = None,
+    speed: progress.Speed | None = None,
+    **options: Any,
+) -> list[str]:
+    """Predicts depth for videos and writes it as videos, and as a file for each frame.
+
+    `STEM_depth.mp4` has the size and the frame rate of the video. Its colours are those of
+    `STEM_colour.png` (see `Results`) on one scale for the whole video, so that they do not flicker:
+    from the smallest 2nd to the largest 98th percentile of 16 of its frames, spread evenly, which
+    are predicted first. Frames are predicted one by one; every one starts from the same noise.
+
+    With formats in `results`, the directory `STEM_depth` has the files of every frame:
+    `000000.npy`, `000001.npy`, ... It replaces that of an earlier run. All results of a video
+    appear when it is finished, and none of them if it is not.
+
+    Args:
+        model: what `load` returned.
+        paths: video files.
+        output: directory, created if needed; keeps the folders of the videos below the one that is
+          common to all.
+        results: how the files of frames are written; without formats there are none.
+        batch_size: this many frames are predicted in one call.
+        skip_existing: skip videos whose results all exist.
+        num_samples, **options: as for `DepthModel.predict`; the colours' range is that of one
+          sample.
+        speed: counts frames.
+
+    Returns:
+        One line for each video that could not be read; the others are processed all the same.
+
+    Raises:
+        ConfigError: if a result would replace a video or another result, or for samples that the
+          model cannot draw; before any work.
+        FileError: if a result cannot be written, or the directory of frames has other files;
+          names it and the cause.
+        MissingPackageError: if the package imageio-ffmpeg, an optional dependency, is missing.
+        KeyboardInterrupt: with a message that says how far it was.
+    """
+    ffmpeg.executable()
+    output = Path(output).expanduser()
+    if num_samples is not None:
+        model.check_num_samples(num_samples)
+    stems, _ = files.result_stems(paths, output, (ENDING,))
+    atomic.remove_leftovers(output, recursive=True)
+    speed = speed or progress.Speed()
+    speed.start()
+    failures = []
+    for path in paths:
+        work = _Work(model, results, stems[path], batch_size, num_samples, options, speed)
+        if skip_existing and work.is_done():
+            continue
+        try:
+            work.run(path)
+        except DataError as error:
+            failures.append(printable(f"skipped {path}: {error}"))
+            print(failures[-1], file=sys.stderr)
+    speed.stop()
+    return failures
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What is done to one video; see `predict_videos`."""
+
+    model: DepthModel
+    results: Results
+    stem: Path
+    batch_size: int
+    num_samples: int | None
+    options: Mapping[str, Any]
+    speed: progress.Speed
+
+    @property
+    def target(self) -> Path:
+        return self.stem.with_name(self.stem.name + ENDING)
+
+    @property
+    def folder(self) -> Path:
+        return self.target.with_suffix("")
+
+    def is_done(self) -> bool:
+        # The directory is whole or absent, so the first frame stands for all.
+        endings = self.results.endings(spread=self.num_samples is not None)
+        first = (self.folder / f"{_name(0)}{ending}" for ending in endings)
+        return self.target.exists() and all(path.exists() for path in first)
+
+    def run(self, path: Path) -> None:
+        video = ffmpeg.open_video(path)
+        check_size(video.height, video.width, self.model.input_spec)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(atomic.directory(self.target.parent))
+            folder = None
+            if self.results.formats:
+                folder = stack.enter_context(
+                    atomic.replacing_directory(
+                        self.folder, lambda name: bool(_OURS.fullmatch(name))
+                    )
+                )
+            count, paint = self._look(video)
+            size = video.height, video.width
+            write = stack.enter_context(ffmpeg.writing(self.target, *size, video.rate))
+            bar = stack.enter_context(progress.bar(count, unit="frame"))
+            bar.set_description(path.name)
+            done = 0
+            try:
+                for number in self._predicted(video, lambda depth: write(paint(depth)), folder):
+                    bar.update(number - done)
+                    done = number
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"{done} of {count} frames of {path} were done; an unfinished video leaves no "
+                    "results"
+                ) from None
+
+    def _look(self, video: ffmpeg.Video) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+        """How many frames there are, and what paints their depth."""
+        with contextlib.closing(ffmpeg.frames(video)) as frames:
+            count, chosen = spread_out(frames, _LOOKED_AT)
+        found = self.model.predict(chosen, batch_size=self.batch_size, **self.options)
+        if self.results.output == "metric_depth":
+            lows, highs = zip(*map(visualize.depth_range, found), strict=True)
+            return count, lambda depth: visualize.colour_depth(depth, min(lows), max(highs))
+        lows, highs = zip(*map(visualize.disparity_range, found), strict=True)
+        return count, lambda disparity: visualize.colour_disparity(disparity, min(lows), max(highs))
+
+    def _predicted(
+        self, video: ffmpeg.Video, show: Callable[[np.ndarray], Any], folder: Path | None
+    ) -> Iterator[int]:
+        """Predicts and writes; yields how many frames are written."""
+        ahead = self.batch_size + _AHEAD
+        writing: collections.deque[list[Future[Any]]] = collections.deque()
+        number = done = 0
+        with contextlib.ExitStack() as stack:
+            frames = stack.enter_context(contextlib.closing(ffmpeg.frames(video)))
+            reader, shower, writers = (
+                stack.enter_context(_pool(threads)) for threads in (1, 1, _THREADS)
+            )
+            stream = _read_ahead(reader, frames, ahead)
+            while batch := list(itertools.islice(stream, self.batch_size)):
+                found = files.predictions(
+                    self.model, batch, self.batch_size, self.num_samples, self.options
+                )
+                self.speed.add(len(batch))
+                for image, (depth, spread) in zip(batch, found, strict=True):
+                    tasks: list[Future[Any]] = [shower.submit(show, depth)]
+                    if folder is not None:
+                        stem = folder / _name(number)
+                        tasks.append(writers.submit(self.results.write, stem, depth, spread, image))
+                    writing.append(tasks)
+                    number += 1
+                while len(writing) > ahead:
+                    done += _finished(writing.popleft())
+                yield done
+            while writing:
+                done += _finished(writing.popleft())
+            yield done
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}"
+
+
+def _finished(tasks: Iterable[Future[Any]]) -> int:
+    for task in tasks:
+        task.result()
+    return 1
+
+
+@contextlib.contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_ahead(pool: ThreadPoolExecutor, source: Iterator[T], ahead: int) -> Iterator[T]:
+    """The items of a source, which a thread of the pool reads in advance."""
+    end = object()
+    reading = collections.deque(pool.submit(next, source, end) for _ in range(ahead))
+    while (item := reading.popleft().result()) is not end:
+        reading.append(pool.submit(next, source, end))
+        yield item  # type: ignore[misc]
+
+
+def spread_out(items: Iterable[T], most: int) -> tuple[int, list[T]]:
+    """Counts items, and keeps some of them: at most `most`, and at equal distances.
+
+    Never more than twice as many are in memory.
+    """
+    kept: list[T] = []
+    stride, count = 1, 0
+    for item in items:
+        if count % stride == 0:
+            kept.append(item)
+            if len(kept) == 2 * most:
+                kept = kept[::2]
+                stride *= 2
+        count += 1
+    return count, kept[:: 1 if len(kept) <= most else 2]
