@@ -1,14 +1,14 @@
-"""Seconds an image of generate_adverse.py's run, beside a plain loop around diffusers.
+"""Seconds per image of generate_adverse.py, against a plain loop around diffusers.
 
     .venv-torch/bin/python benchmarks/adverse.py [--images=12] [--steps=50] >> results/adverse.csv
 
-Both make the same images at the same time, in a process with one thread each, so that other work on
-the machine meets both: frames of KITTI's size through a Stable Diffusion with a T2I-Adapter whose
-networks are tiny, at the usual size and number of steps. An image takes them some seconds, about as
-long as real networks take on a GPU. The plain loop reads depth, makes the control image, calls the
-pipeline, resizes the result and writes it as PNG, and nothing else. Seconds are processor time from
-the first finished image to the last, of all processes (Linux only), so that a busy machine does not
-matter much; what is done before the first image does not count.
+Both make the same images at the same time, each in a process with one thread, so that other work on
+the machine affects both: frames of KITTI's size through a tiny Stable Diffusion with a T2I-Adapter,
+at the usual size and number of steps. An image takes a few seconds, about as long as with real
+networks on a GPU. The plain loop only reads depth, makes the control image, calls the pipeline,
+resizes the result and writes it as PNG. Seconds are processor time of all processes (Linux only)
+from the first finished image to the last, so a busy machine matters little; anything before the
+first image is left out.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
-        loop.stdout.readline()  # It is ready.
+        loop.stdout.readline()  # ready
         ours = run(folder, options)
         plain = float(loop.stdout.readline() or "nan")
         if loop.wait() != 0:
@@ -130,7 +130,7 @@ def plain_loop(folder: Path, steps: int) -> None:
 
 
 def run(folder: Path, options: argparse.Namespace) -> float:
-    """Processor seconds of an image, of this process and the worker."""
+    """Processor seconds per image, of this process and the worker."""
     from diffdepth_jax.adverse import config, runner
 
     seconds: list[float] = []
@@ -167,7 +167,7 @@ def run(folder: Path, options: argparse.Namespace) -> float:
 
 
 def children_seconds() -> float:
-    """Processor seconds of this process's running children, the worker among them."""
+    """Processor seconds of this process's running children, including the worker."""
     ticks = 0
     for task in Path("/proc/self/task").iterdir():
         for child in (task / "children").read_text().split():

@@ -1,14 +1,14 @@
-"""What computing in bfloat16 changes in the depth of trained networks.
+"""How computing in bfloat16 changes the depth of trained networks.
 
     .venv/bin/python benchmarks/bfloat16.py runs/demo runs/demo_regression [--frames=20]
 
-Each run is loaded in float32 and with convolutions and matrix products in bfloat16 (parameters,
-norms and latents stay float32), and predicts the same frames of the committed sample's validation
-split from the same noise. Printed are AbsRel on exact depth up to 80 m for both, and how far the
-second is from the first: relative difference of depth (median and 99th percentile of all pixels),
-and relative L2 difference of the condition and of the denoised latent.
+Each run is loaded in float32, and again with convolutions and matrix products in bfloat16
+(parameters, norms and latents stay float32). Both predict the same frames of the committed sample's
+validation split from the same noise. Prints AbsRel on exact depth up to 80 m for both, and the
+difference between them: relative difference of depth (median and 99th percentile over pixels), and
+relative L2 difference of the condition and of the denoised latent.
 
-The CPU rounds as a GPU does, so that errors carry over; times do not. Rows are appended to
+The CPU rounds like a GPU, so errors carry over; times do not. Appends rows to
 results/bfloat16.csv.
 """
 
@@ -34,7 +34,7 @@ MAX_DEPTH = 80.0
 
 
 def frames(count: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Images and their exact depth, spread over the validation split."""
+    """Images and their exact depth, spread evenly over the validation split."""
     options = {"depth_root": str(SAMPLE / "depth"), "depth": "dense"}
     source = kitti.source("val", SAMPLE / "raw", **options)
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
@@ -47,7 +47,7 @@ def relative_l2(got: Any, wanted: Any) -> float:
 
 
 def parts(model: DepthModel, image: np.ndarray) -> dict[str, jax.Array]:
-    """Condition and latent of an image, of a network that has them."""
+    """Condition and latent of an image, if the network has them."""
     fed = jnp.asarray(preprocessing.to_input(image, model.input_spec)[None])
     noise = random.normal(jax.random.key(0), model.model.latent_shape(fed.shape))
 
@@ -103,7 +103,7 @@ def row(run: Path, count: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", help="run directories")
-    parser.add_argument("--frames", type=int, default=20, help="at most so many")
+    parser.add_argument("--frames", type=int, default=20, help="number of frames at most")
     parser.add_argument("--results", type=Path, default=RESULTS, help="- to print only")
     flags = parser.parse_args()
     for run in flags.runs:

@@ -1,4 +1,4 @@
-"""What a traced function multiplies, and what it has to read and write."""
+"""Counts the multiplications of a traced function and the bytes that it must read and write."""
 
 import math
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ class Operation(NamedTuple):
     """A matrix product, convolution or reduction of a traced function.
 
     Attributes:
-        name: of the primitive.
-        multiply_adds: each time; 0 of reductions.
-        bytes: of its arguments and results, each time.
-        times: how often it runs; those of a loop more than once.
+        name: the primitive.
+        multiply_adds: per run; 0 for reductions.
+        bytes: size of arguments and results, per run.
+        times: how often it runs; more than once inside a loop.
     """
 
     name: str
@@ -22,7 +22,7 @@ class Operation(NamedTuple):
 
 
 def operations(jaxpr: Any, times: int = 1) -> Iterator[Operation]:
-    """Those of a function and of all that it calls; of both branches where it chooses."""
+    """Operations of a function and everything it calls; for a condition, of both branches."""
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
         counted = None
@@ -33,7 +33,7 @@ def operations(jaxpr: Any, times: int = 1) -> Iterator[Operation]:
         elif name == "conv_general_dilated":
             kernel = equation.invars[1].aval
             features = kernel.shape[parameters["dimension_numbers"].rhs_spec[0]]
-            # Where the input is spread out, most of what a kernel covers are zeros.
+            # With a dilated input most of the values under a kernel are zeros.
             spread = math.prod(parameters["lhs_dilation"])
             counted = equation.outvars[0].aval.size * (kernel.size // features) // spread
         elif name.startswith("reduce_"):
@@ -47,7 +47,7 @@ def operations(jaxpr: Any, times: int = 1) -> Iterator[Operation]:
 
 
 def multiply_adds(jaxpr: Any) -> int:
-    """Of the matrix products and convolutions of a traced function."""
+    """Multiply-adds of the matrix products and convolutions of a traced function."""
     return sum(each.times * each.multiply_adds for each in operations(jaxpr))
 
 

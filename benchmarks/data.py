@@ -1,15 +1,15 @@
-"""Images per second that training data are prepared at, by several ways, in one run.
+"""Images per second of several ways to prepare training data, in one run.
 
     python benchmarks/data.py [--frames=32] [--images=96]
 
-Writes KITTI-sized frames (375x1242, lidar-like depth) as KITTI's files and, by
-`tools/prepare_data.py`'s writer, as ArrayRecord, and prepares batches of 8 with the augmentation of
-`configs/kitti.py` (352x906): by the pipeline from either, with threads or with worker processes,
-and by a plain loop over the files in one process, as a PyTorch `DataLoader` with `num_workers=0`
-runs it, with the same reading and transforms (no PyTorch is needed). Prints rows for
-results/throughput.csv: what, by how many, the number (images a second unless said otherwise) and
-its ratio to the plain loop. Files are in the disk cache. Other work on the machine spoils rates,
-less so the CPU milliseconds.
+Writes KITTI-sized frames (375x1242, lidar-like depth) as KITTI's files and as ArrayRecord (with
+`tools/prepare_data.py`'s writer), and prepares batches of 8 with the augmentation of
+`configs/kitti.py` (352x906): with the pipeline from either format, using threads or worker
+processes; and with a plain loop over the files in one process, like a PyTorch `DataLoader` with
+`num_workers=0`, with the same reading and transforms (PyTorch is not needed). Prints rows for
+results/throughput.csv: what, how many threads or processes, the number (images per second unless
+stated otherwise) and its ratio to the plain loop. Files are in the disk cache. Other work on the
+machine distorts the rates, and the CPU milliseconds less.
 """
 
 import argparse
@@ -35,7 +35,7 @@ DRIVE = "2011_09_26_drive_0001_sync"
 
 
 def write_frames(root: Path, count: int) -> kitti.Config:
-    """Frames as smooth and as noisy as photographs, with a depth at one pixel in six."""
+    """Frames as smooth and as noisy as photographs, with depth at one pixel in six."""
     for number in range(count):
         rng = np.random.default_rng(number)
         small = Image.fromarray(rng.integers(0, 256, (47, 156, 3), np.uint8))
@@ -54,7 +54,7 @@ def write_frames(root: Path, count: int) -> kitti.Config:
 
 
 def plain_loop(config: kitti.Config) -> Iterator[dict[str, Any]]:
-    """File after file in one process; batches as `train_iterator` gives them."""
+    """One file at a time in one process; yields batches like `train_iterator`."""
     source, spec, rng = pipeline.build_source(config), InputSpec(), np.random.default_rng(0)
     while True:
         order = rng.permutation(len(source))
@@ -75,7 +75,7 @@ def plain_loop(config: kitti.Config) -> Iterator[dict[str, Any]]:
 
 
 def measure(batches: Iterator[Any], images: int) -> float:
-    """Images per second, of the fastest four successive batches: other work only slows down."""
+    """Images per second of the fastest four successive batches: other work can only slow down."""
     next(batches)
     times = [time.perf_counter()]
     for _ in range(images // BATCH):
@@ -85,7 +85,7 @@ def measure(batches: Iterator[Any], images: int) -> float:
 
 
 def milliseconds(source: Any, images: int) -> list[tuple[str, float]]:
-    """CPU milliseconds an image in one thread: of reading, augmenting and normalising."""
+    """CPU milliseconds per image in one thread, for reading, augmenting and normalising."""
     rng, spec, spent = np.random.default_rng(0), InputSpec(), np.zeros(3)
     for index in range(images):
         times = [time.thread_time()]
@@ -122,7 +122,7 @@ def main() -> None:
         for name, opened in (("files", source), ("ArrayRecord", tfds.build(records))):
             opened[0]
             for stage, value in milliseconds(opened, flags.frames):
-                rows.append((f"{name}: {stage}, CPU ms an image", "1 thread", value, ""))
+                rows.append((f"{name}: {stage}, CPU ms per image", "1 thread", value, ""))
         rows.append(
             ("plain loop over files", "1 process", measure(plain_loop(files), flags.images), 1)
         )

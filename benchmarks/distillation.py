@@ -1,14 +1,14 @@
-"""What a step of distillation costs beside a plain step of the same network.
+"""The cost of a distillation step against a plain step of the same network.
 
     python benchmarks/distillation.py [--rounds=8] [--steps=10]
 
-The network of `configs/demo_regression.py` in four ways, all in one process, batches and all, in
-turns of a few steps each: trained on depth of clean images (plain); on the same depth as stored
-labels of pairs, by the objectives `metric` and `ssi`, a quarter of the images clean; and by labels
-that a teacher computes in training. Frames are kept in memory after their first use, as in that
-config. Prints rows for results/distillation.csv: the median time of a step by the clock and of all
-threads' processor time, which other work on the machine disturbs less; and of both the median ratio
-to the plain step of the same turn.
+Trains the network of `configs/demo_regression.py` in four ways, in one process, taking turns of a
+few steps each, data included: on the depth of clean images (plain); on the same depth as stored
+labels of pairs, with the objectives `metric` and `ssi`, a quarter of the images clean; and on
+labels that a teacher computes during training. Frames are kept in memory after their first use, as
+in that config. Prints rows for results/distillation.csv: the median wall-clock time of a step, its
+processor time over all threads, which other work on the machine disturbs less, and for both the
+median ratio to the plain step of the same turn.
 """
 
 import argparse
@@ -38,8 +38,8 @@ from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.teacher import Teacher
 
-FRAMES = 48  # of the sample
-_FIRST = 13  # steps in which all is compiled and every frame is read
+FRAMES = 48  # from the sample
+_FIRST = 13  # steps in which everything is compiled and every frame is read
 
 
 def demo_mapping() -> dict[str, Any]:
@@ -59,7 +59,7 @@ def demo_mapping() -> dict[str, Any]:
 
 
 def write_pairs(root: Path, source: Any) -> None:
-    """A workdir of pairs: the source's frames, darkened, with their own depth as the labels."""
+    """A workdir of pairs: the source's frames, darkened, with their own depth as labels."""
     rows = []
     for folder in ("images/night", "clean", "labels"):
         (root / folder).mkdir(parents=True)
@@ -78,7 +78,7 @@ def write_pairs(root: Path, source: Any) -> None:
 
 
 def write_teacher(workdir: Path, exp: Experiment) -> None:
-    """A run of the experiment's network with fresh weights."""
+    """A run of the experiment's network with initial weights."""
     model = registry.module("network", exp.model.name).build(exp.model)
     variables = jax.jit(model.init_variables)(jax.random.key(1))
     state = state_lib.create(variables, optimizer.build(exp.optimizer, lambda step: 0.0))
@@ -121,7 +121,7 @@ def stepper(exp: Experiment) -> Callable[[], None]:
 
 
 def ways(mapping: Mapping[str, Any], folder: Path) -> dict[str, Experiment]:
-    """The experiments by name; the first is the plain one. All see the same frames."""
+    """The experiments by name, the plain one first. All see the same frames."""
     demo = experiment.from_mapping(mapping)
     write_pairs(folder / "pairs", demo.data.train.source)
     write_teacher(folder / "teacher", demo)

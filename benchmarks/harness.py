@@ -1,10 +1,10 @@
-"""What the benchmarks share: what a row says about its run, and comparisons of worker processes.
+"""Shared by the benchmarks: what a row records about its run, and comparing worker processes.
 
-A comparison has several ways of computing the same thing, one of them the peer. Each way has a
-process of its own, in the environment of its framework. First all compute once, and their results
-are compared; then they compute in turn, round by round, so that other work on the machine meets all
-of them, while the others wait. All compute on the CPU, with as many threads as this process may
-use cores; memory and processor time are read from /proc, so on Linux only.
+A comparison has several ways of computing the same thing, one of them the peer. Each way has its
+own process, in the environment of its framework. First all compute once and their results are
+compared; then they compute in turn, round by round, while the others wait, so that other work on
+the machine affects all of them. All compute on the CPU with as many threads as this process has
+cores; memory and processor time are read from /proc, so this needs Linux.
 """
 
 import argparse
@@ -29,27 +29,27 @@ from typing import Any
 import numpy as np
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.append(str(PROJECT))  # scripts have their own folder there only
+sys.path.append(str(PROJECT))  # for scripts it has only their own folder
 
 from studies.reporting import git  # noqa: E402
 
 RESULTS = PROJECT / "results" / "benchmarks.csv"
 PYTHON = {"jax": PROJECT / ".venv/bin/python", "torch": PROJECT / ".venv-torch/bin/python"}
 _MIN_ROUNDS = 3
-_LOADED = 0.15  # cores that other work takes; the end of a process is counted as such
+_LOADED = 0.15  # cores busy with other work; this also counts processes that are ending
 
 
-# ---- what a row says about its run ---------------------------------------------------------------
+# ---- what a row records about its run ------------------------------------------------------------
 
 
 def commit() -> str:
-    """Of the project, short, with + where the tree has changes; empty outside of git."""
+    """The project's short commit, with + if the tree has changes; empty outside git."""
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
     return git("rev-parse", "--short", "HEAD") + "+" * bool(changes)
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -62,7 +62,7 @@ def device_and_load() -> str:
 
 
 def versions(*packages: str) -> str:
-    """Names and versions of those that are installed."""
+    """Names and versions of the installed ones among these packages."""
     found = []
     for package in packages:
         try:
@@ -78,7 +78,7 @@ def print_rows(rows: Iterable[Sequence[Any]]) -> None:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Adds rows to a CSV file, with a header where it is new.
+    """Adds rows to a CSV file, with a header if it is new.
 
     Raises:
         SystemExit: if the file has other columns.
@@ -109,8 +109,8 @@ class Way:
         environment: "jax" or "torch", whose interpreter runs it.
         prepare: called in the worker with the case and the folder of `Question.setup`; returns a
             function that computes once and returns its results, by name.
-        optional: whether a failure is only noted.
-        cases: where it is measured if `--ways` does not say so; everywhere when None.
+        optional: whether a failure is only reported.
+        cases: the cases in which it is measured by default, without `--ways`; None: all.
     """
 
     environment: str
@@ -124,12 +124,12 @@ class Question:
     """What a script measures.
 
     Attributes:
-        name: of the question, a column of the results.
-        cases: by name; "VARIANT HxW ...".
-        ways: by name; the first is the peer, to which the others' times are related.
+        name: the question's name, a column of the results.
+        cases: their names, "VARIANT HxW ...".
+        ways: by name; the first is the peer, against which the others are timed.
         setup: called with each case and a folder for files, before its workers start.
-        tolerance: largest difference from the peer's results, over their largest value.
-        fresh: whether a round is a new process, from its start to its first result.
+        tolerance: largest allowed difference from the peer's results, over their largest value.
+        fresh: whether each round is a new process, timed from its start to its first result.
     """
 
     name: str
@@ -141,15 +141,17 @@ class Question:
 
 
 def main(question: Question, description: str) -> None:
-    """The script's command line: measures all cases, prints and appends the rows."""
+    """The script's command line: measures all cases, prints the rows and appends them."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--cases", default=",".join(question.cases))
     parser.add_argument("--ways", help=", ".join(question.ways))
     parser.add_argument("--rounds", type=int, default=9, help="at most")
-    parser.add_argument("--seconds", type=float, default=40, help="no new round after so many")
+    parser.add_argument(
+        "--seconds", type=float, default=40, help="time after which no new round starts"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="- to print only")
     parser.add_argument("--worker", choices=question.ways, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help="for weights that several scripts share")
+    parser.add_argument("--folder", type=Path, help="keeps weights for several scripts")
     flags = parser.parse_args()
     if flags.worker:
         _work(question.ways[flags.worker].prepare, flags.worker, flags.cases, flags.folder)
@@ -182,7 +184,7 @@ def measure(
     rounds: int,
     seconds: float,
 ) -> list[dict[str, Any]]:
-    """Rows of one case, one for each way."""
+    """Rows of one case, one per way."""
     load, measured = os.getloadavg()[0], commit()
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -225,7 +227,7 @@ def measure(
 
 
 def _compare(question: Question, case: str, names: Sequence[str], folder: Path) -> dict[str, float]:
-    """Each way's difference from the first: the largest of any result, over its largest value."""
+    """Each way's largest difference from the first, over the largest value of that result."""
     results = [dict(np.load(folder / f"{name}.npz")) for name in names]
     errors = {}
     for name, found in zip(names, results, strict=True):
@@ -241,16 +243,16 @@ def _compare(question: Question, case: str, names: Sequence[str], folder: Path) 
 
 
 def environment() -> dict[str, str]:
-    """For processes on the CPU that import the package from here, wherever else it is installed."""
+    """Environment of processes that run on the CPU and import the package from this project."""
     return os.environ | {"PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
 
 
 class Worker:
-    """A process that computes in one way whenever it is asked to.
+    """A process that computes one way on request.
 
     Attributes:
-        seconds, processor: by the clock and of the processor, of each round.
-        facts: what it has said about itself.
+        seconds, processor: wall-clock and processor time of each round.
+        facts: what it has reported about itself.
     """
 
     def __init__(self, way: Way, name: str, case: str, folder: Path):
@@ -266,7 +268,7 @@ class Worker:
         self.processor: list[float] = []
 
     def start(self) -> bool:
-        """Starts the process and waits for its first result; whether there is one."""
+        """Starts the process and waits for its first result; returns whether there is one."""
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
@@ -278,21 +280,21 @@ class Worker:
         return self._answer()
 
     def start_again(self) -> None:
-        """A round that is a process from its start to its first result."""
+        """A round of a new process, timed from its start to its first result."""
         self.finish()
         start = time.perf_counter()
         self._succeed(self.start())
         self._note(time.perf_counter() - start)
 
     def compute(self) -> None:
-        """A round of a process that has computed before."""
+        """A round of a running process."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         self._succeed(self._answer())
         self._note(self.facts["seconds"])
 
     def finish(self) -> None:
-        """Ends the process, after its last words."""
+        """Ends the process and reads its last report."""
         self.facts |= json.loads(self.process.communicate()[0])
 
     def stop(self) -> None:
@@ -328,8 +330,10 @@ def _work(
     overall = _memory("VmHWM")
     del results
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what compilation has freed is no part of later peaks
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # so that memory freed by compilation does not count in later peaks
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     framework = "torch" if "torch" in sys.modules else "jax"
     facts = {"ready": ready, "first": first, "rest_mb": _memory("VmRSS")}
     facts |= {"processor": time.process_time(), "versions": versions(framework)}
@@ -367,13 +371,13 @@ def _range(values: Sequence[float], digits: int) -> str:
 
 
 def _memory(name: str) -> float:
-    """MB, of this process's line in /proc."""
+    """A line of this process's status in /proc, in MB."""
     status = Path("/proc/self/status").read_text()
     return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1024
 
 
 def _busy() -> float:
-    """Seconds that all processors of the machine have worked, since it started."""
+    """Seconds that all of the machine's processors have worked since boot."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     user, nice, system, _, _, irq, softirq, steal = map(int, fields[:8])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")

@@ -2,8 +2,8 @@
 
     python benchmarks/inference.py [--variant=res18] [--size=96x320] >> results/inference.csv
 
-Weights are random. The batch sizes are timed in turn, several times over; each row has the median
-of images per second and its ratio to the first batch size.
+Weights are random. The batch sizes are timed in turn, several times; each row has the median images
+per second and its ratio to the first batch size.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
         ways: dict[tuple[str, int], Callable[[], object]] = {}
         for size in batch_sizes:
             ways["predict", size] = lambda size=size: model.predict(images, batch_size=size)
-            ways["predict, mirrored too", size] = lambda size=size: model.predict(
+            ways["predict with flip_tta", size] = lambda size=size: model.predict(
                 images, batch_size=size, flip_tta=True
             )
             ways["files", size] = lambda size=size: files.predict_files(

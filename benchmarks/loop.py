@@ -2,10 +2,10 @@
 
     python benchmarks/loop.py [--steps=2000]
 
-Trains by the real loop on the committed sample (frames in memory, cropped and flipped), with log
+Trains with the real loop on the committed sample (frames in memory, cropped and flipped), with log
 rows and checkpoints as in a run, and prints rows for results/loop.csv: steps per second; processor
-time of all threads a step; the share of the time that the progress bar takes; and, with a state of
-50 MB, how long a save holds the loop up, and the steps while it is written beside the others.
+time per step over all threads; the progress bar's share of the time; and, with a state of 50 MB,
+how long a save blocks the loop, and the duration of steps while it is being written and otherwise.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from diffdepth_jax.training import experiment, loop
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.typing import InputSpec
 
-_FIRST = 50  # steps that are not counted
+_FIRST = 50  # steps that are left out
 SAMPLE = harness.PROJECT / "sample"
 
 
@@ -49,7 +49,7 @@ class Network:
     config: NothingConfig
 
     def init_variables(self, key: jax.Array) -> dict:
-        # A matrix, as networks have them.
+        # a matrix, like a network's
         return {"params": {"kernel": jax.random.normal(key, (self.config.parameters // 100, 100))}}
 
 
@@ -66,7 +66,7 @@ class Aux(NamedTuple):
 def build_objective(config: ObjectiveConfig, model: Network, num_steps: int):
     def loss(params, batch_stats, batch, key, step):
         value = params["kernel"].mean() * batch["image"].mean()
-        # As many scalars as training logs.
+        # as many scalars as training logs
         return value, Aux({f"part{number}": value + number for number in range(8)}, {})
 
     return loss
@@ -87,11 +87,11 @@ def register() -> None:
 
 
 class Times:
-    """What happens when in a run, noted without changing it.
+    """When things happen in a run, recorded without affecting it.
 
     Attributes:
-      steps: when each batch was asked for, seconds.
-      saves: (start of `save`, end of the writing in the background), seconds.
+      steps: when each batch was requested, seconds.
+      saves: (start of `save`, end of writing in the background), seconds.
       holding: how long each call of `save` took, seconds.
       bar: seconds in the progress bar's methods.
       processor: seconds of all threads, after the first steps.
@@ -155,7 +155,7 @@ class Times:
 
 
 def run(steps: int, parameters: int, save_every: int) -> Times:
-    """Trains; the first steps, in which all is compiled and read, are left out."""
+    """Trains; leaves out the first steps, in which everything is compiled and read."""
     source = {"name": "kitti", "root": str(SAMPLE / "raw"), "depth_root": str(SAMPLE / "depth")}
     source |= {"depth": "dense"}
     plain = {"rotation": 0.0, "jitter": 0.0, "scale": (1.0, 1.0)}  # no costly arithmetic
@@ -193,7 +193,7 @@ def main() -> None:
     seconds = times.steps[-1] - times.steps[0]
     rows = [
         ("steps per second", (len(times.steps) - 1) / seconds),
-        ("processor time a step, ms", 1e3 * times.processor / len(times.steps)),
+        ("processor time per step, ms", 1e3 * times.processor / len(times.steps)),
         ("share of the progress bar, %", 100 * times.bar / seconds),
     ]
 
@@ -206,10 +206,13 @@ def main() -> None:
     during = [duration for duration, saved in zip(durations, saving, strict=True) if saved]
     others = [duration for duration, saved in zip(durations, saving, strict=True) if not saved]
     rows += [
-        ("a save of 50 MB holds the loop up, ms", 1e3 * statistics.median(times.holding)),
-        ("and is written in, ms", 1e3 * max(end - begin for begin, end in times.saves)),
-        ("median step while it is written, ms", 1e3 * statistics.median(during)),
-        ("longest step while it is written, ms", 1e3 * max(during)),
+        ("loop blocked by a save of 50 MB, ms", 1e3 * statistics.median(times.holding)),
+        (
+            "time until that save is written, ms",
+            1e3 * max(end - begin for begin, end in times.saves),
+        ),
+        ("median step while it is being written, ms", 1e3 * statistics.median(during)),
+        ("longest step while it is being written, ms", 1e3 * max(during)),
         ("median step otherwise, ms", 1e3 * statistics.median(others)),
         ("longest step otherwise, ms", 1e3 * max(others)),
     ]

@@ -1,10 +1,10 @@
-"""Time and memory of one image's depth by other networks, beside eager PyTorch's classes.
+"""Time and memory of one image's depth with other networks, against their PyTorch classes.
 
     python benchmarks/networks.py [--cases="dpt_large 448x448"]
 
-PyTorch runs the model classes of transformers, with its fused attention or the plain one (MiDaS
-v2.1, which it lacks, is in `torch_peer`). Their random weights are saved in their own layout, and
-ours is loaded from those files. Appends to results/benchmarks.csv.
+PyTorch runs transformers' model classes in eager mode, with fused or plain attention (MiDaS v2.1,
+which transformers lacks, is in `torch_peer`). Their random weights are saved in transformers'
+layout, and ours are loaded from those files. Appends to results/benchmarks.csv.
 """
 
 import os
@@ -18,7 +18,7 @@ import numpy as np
 import peer
 from harness import Question, Way
 
-# Sizes as 480x640 images are fed. transformers' DPT on ViT takes squares only: about as many pixels
+# Input sizes for 480x640 images. transformers' DPT on ViT takes only squares: about as many pixels
 # as 384x512.
 CASES = (
     "depth_anything_vits 518x686",
@@ -82,7 +82,7 @@ def torch_model(network: str, attention: str) -> Any:
 
 
 def write_weights(case: str, folder: Path) -> None:
-    """From a process of its own, in PyTorch's environment."""
+    """Runs in a separate process, in PyTorch's environment."""
     network = peer.case(case)[0]
     command = [str(harness.PYTHON["torch"]), __file__, "--write", network]
     command.append(str(weights(network, folder)))
@@ -105,7 +105,7 @@ def torch_way(attention: str):
 
         torch.set_num_threads(harness.cores())
         network, height, width = peer.case(case)
-        model = torch_model(network, attention).eval()  # from the seed of the file
+        model = torch_model(network, attention).eval()  # from the file's seed
         image = torch.from_numpy(image_of(case).transpose(0, 3, 1, 2).copy())
 
         @torch.inference_mode()

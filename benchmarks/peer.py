@@ -1,4 +1,4 @@
-"""The same network, weights and inputs for this project and for its peer in `torch_peer`."""
+"""The same network, weights and inputs for this project and its peer in `torch_peer`."""
 
 import functools
 import subprocess
@@ -13,12 +13,12 @@ STEPS = 20
 
 
 def weights(variant: str, folder: Path) -> Path:
-    """Where `write_weights` writes a variant's."""
+    """Where `write_weights` writes a variant's weights."""
     return folder / f"{variant}.safetensors"
 
 
 def write_weights(name: str, folder: Path) -> None:
-    """Random weights of a case's variant under the authors' names, from a process of its own."""
+    """Writes random weights of a case's variant under the authors' names, in a separate process."""
     variant = case(name)[0]
     path = weights(variant, folder)
     if not path.exists():
@@ -41,8 +41,8 @@ def write(variant: str, path: Path) -> None:
         config = diffusion_depth.VARIANTS[variant]
     network = diffusion_depth.build(config)
     variables = jax.jit(network.init_variables)(jax.random.key(0))
-    # Without training the latent is some hundred times too large for the decoder, and depth is
-    # either 0 or infinite.
+    # Untrained, the latent is some hundred times too large for the decoder, and depth is either 0
+    # or infinite.
     norm = variables["batch_stats"]["codec"]["decoder"]["norm0"]
     norm["var"] = norm["var"] * 1e4
     inference.export(inference.DepthModel(network, variables, config), path)
@@ -67,14 +67,14 @@ def noise(height: int, width: int) -> np.ndarray:
 
 
 def condition(variant: str, height: int, width: int) -> np.ndarray:
-    """In place of an encoded image, float32 [1, h / stride, w / stride, 256]."""
+    """Stands in for an encoded image, float32 [1, h / stride, w / stride, 256]."""
     stride = 2 if variant.startswith("res") else 4
     shape = (1, -(-height // stride), -(-width // stride), 256)
     return np.abs(np.random.default_rng(2).standard_normal(shape, np.float32))
 
 
 def to_torch(array: np.ndarray) -> Any:
-    """NHWC to NCHW in channels_last: the same memory."""
+    """NHWC to NCHW in channels_last, sharing memory."""
     import torch
 
     return torch.from_numpy(array).permute(0, 3, 1, 2)

@@ -1,8 +1,8 @@
-"""Processor milliseconds of an image by the backend `physical`, by condition and size.
+"""Processor milliseconds per image of the backend `physical`, by condition and size.
 
     python benchmarks/physical.py >> results/physical.csv
 
-Images are random, on a street's depth; reading and writing are left out. Medians of five.
+Images are random, with a street's depth; reading and writing are left out. Medians of five.
 """
 
 import os

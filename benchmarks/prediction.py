@@ -1,9 +1,9 @@
-"""Time and memory of a whole prediction, an image to its depth, beside plain PyTorch.
+"""Time and memory of a whole prediction, from image to depth, against plain PyTorch.
 
     python benchmarks/prediction.py [--cases="swin_tiny 352x1216"] [--ways=torch,jax]
 
-`DepthModel.predict` of one uint8 image, weights and x_T the same as the peer's. With
---ways=torch,jax,torch.compile the peer's denoiser and condition are compiled too, which takes
+`DepthModel.predict` on one uint8 image, with the peer's weights and x_T. With
+--ways=torch,jax,torch.compile, the peer's denoiser and condition are compiled as well, which takes
 minutes. Appends to results/benchmarks.csv.
 """
 

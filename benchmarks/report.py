@@ -1,4 +1,4 @@
-"""The latest rows of results/benchmarks.csv as a table in Markdown, for docs/.
+"""The latest rows of results/benchmarks.csv as Markdown tables, for docs/.
 
 python benchmarks/report.py [--question=sampler]
 """
@@ -25,7 +25,7 @@ COLUMNS = {
 
 
 def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The last row of each way of each case, in the order of the first."""
+    """The last row of each way in each case, in order of first appearance."""
     found = {}
     for row in rows:
         found[row["question"], row["case"], row["way"]] = row
@@ -34,7 +34,7 @@ def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--question", help="all when left out")
+    parser.add_argument("--question", help="default: all")
     question = parser.parse_args().question
     with RESULTS.open(newline="") as file:
         rows = latest(list(csv.DictReader(file)))

@@ -1,17 +1,17 @@
-"""What a prediction costs on GPUs at best: operations and bytes of each stage, and a roofline.
+"""The least that a prediction costs on GPUs: operations and bytes of each stage, and a roofline.
 
     .venv/bin/python benchmarks/roofline.py [--variants=res50,...] [--size=352x1216] [--steps=20]
 
 Nothing is run, and no GPU is needed: each stage is traced in the form that accelerators get, and
-the matrix products, convolutions and reductions (of norms and softmax) are counted with what they
-read and write; all else is taken to be fused into them. An operation takes the longer of its
-arithmetic at the peak and its bytes at the memory's bandwidth, and a stage the sum of its
-operations (Williams et al. 2009). Real kernels stay below the peaks; those that need fewer
-multiplications for a convolution, as Winograd's, are not considered. Beside it is the speed that
-the DiffusionDepth paper reports for PyTorch on an RTX 3090 in 20 steps, without saying at what size
-and of which ResNet and Swin: 14 and 5 images a second.
+its matrix products, convolutions and reductions (of norms and softmax) are counted with the bytes
+that they read and write; everything else is assumed to be fused into them. An operation takes the
+longer of its arithmetic at peak rate and its bytes at memory bandwidth, and a stage the sum of its
+operations (Williams et al. 2009). Real kernels stay below the peaks; kernels that need fewer
+multiplications for a convolution, such as Winograd's, are not considered. For comparison there is
+the speed that the DiffusionDepth paper reports for PyTorch on an RTX 3090 with 20 steps, without
+stating the size or which ResNet and Swin: 14 and 5 images per second.
 
-Rows are appended to results/roofline.csv.
+Appends rows to results/roofline.csv.
 """
 
 import argparse
@@ -36,10 +36,10 @@ class Gpu:
     """Peaks as NVIDIA states them, dense (without sparsity).
 
     Attributes:
-        name: of the card.
-        flops: floating-point operations a second by the type of products: "tf32" is what JAX and
-            PyTorch's cuDNN make of float32 by default, "bf16" accumulates in float32.
-        bandwidth: of its memory, bytes a second.
+        name: the card's name.
+        flops: floating-point operations per second by type of product: "tf32" is what JAX and
+            PyTorch's cuDNN use for float32 by default, "bf16" accumulates in float32.
+        bandwidth: of its memory, bytes per second.
     """
 
     name: str
@@ -86,7 +86,7 @@ def stages(variant: str, size: tuple[int, int], steps: int, dtype: Any) -> dict[
 
 
 def seconds(counted: Sequence[Operation], gpu: Gpu, dtype: str) -> float:
-    """The roofline's, of operations one after the other."""
+    """The roofline's time for operations run in sequence."""
     return sum(
         each.times * max(2 * each.multiply_adds / gpu.flops[dtype], each.bytes / gpu.bandwidth)
         for each in counted
@@ -94,7 +94,7 @@ def seconds(counted: Sequence[Operation], gpu: Gpu, dtype: str) -> float:
 
 
 def rows(variant: str, size: tuple[int, int], steps: int, dtype: str) -> list[dict[str, Any]]:
-    """One row for each stage, and their sum."""
+    """One row per stage, and their sum."""
     traced = stages(variant, size, steps, DTYPES[dtype])
     counted = {name: list(operations(jaxpr.jaxpr)) for name, jaxpr in traced.items()}
     counted["whole"] = [each for stage in counted.values() for each in stage]

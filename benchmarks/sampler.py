@@ -1,11 +1,11 @@
-"""Time and memory of the sampler alone, 20 steps, beside plain PyTorch with the same weights.
+"""Time and memory of the sampler alone, 20 steps, against plain PyTorch with the same weights.
 
     python benchmarks/sampler.py [--cases="swin_tiny 96x320"] [--ways=torch,jax]
 
-The condition and x_T of one image of each size are given; the Swin-type denoiser (with `convA` and
-`convB`) has its condition at a quarter of the image's size, the ResNet-type at half. "jax" takes
-the form of the sampler that the size and the device call for, "jax plain" the plain one; for the
-ResNet-type there is no other. Appends to results/benchmarks.csv.
+The condition and x_T of one image of each size are given; for the Swin-type denoiser (with `convA`
+and `convB`) the condition has a quarter of the image size, for the ResNet-type half. "jax" uses the
+form of the sampler that suits the size and the device, "jax plain" the plain one; the ResNet-type
+has no other. Appends to results/benchmarks.csv.
 """
 
 from pathlib import Path

@@ -1,16 +1,16 @@
-"""What GPUs send each other in a training step, and what that leaves of their speed.
+"""How much GPUs send each other in a training step, and how far that slows them down.
 
     .venv/bin/python benchmarks/scaling.py [--config=configs/kitti.py] > table.md
 
 Nothing is run, and no GPU is needed. The training step is compiled for eight simulated devices, and
-the bytes of every collective operation are read off the compiled program. They do not depend on the
-number of devices, nor on the size of the images, which are small for it. (Where the state is
-divided, `mesh.fsdp`, what is sent depends on that size, so it is not counted.) Multiply-adds are
-counted in the traced step at the config's own image size, those of loops as often as they run.
+the bytes of every collective operation are read from the compiled program. They depend neither on
+the number of devices nor on the size of the images, so small images are used. (With a sharded
+state, `mesh.fsdp`, the bytes do depend on that size, so that is not counted.) Multiply-adds are
+counted in the traced step at the config's own image size, in loops as often as they run.
 
 Times are a roofline, not a measurement: see `Machine`. A ring sends each byte of an all-reduce
 twice, less the share that stays, and of an all-gather or reduce-scatter once. The last two columns
-are the efficiency if nothing is sent while something is computed, and if all is.
+are the efficiency without any overlap of sending and computing, and with complete overlap.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from diffdepth_jax import registry
 from diffdepth_jax.training import experiment, optimizer, sharding
 from diffdepth_jax.training import state as state_lib
 
-DEVICES = 8  # simulated; also those of a machine below
-_SMALL = (64, 64)  # the image by which collectives are counted
+DEVICES = 8  # simulated; also the number in each machine below
+_SMALL = (64, 64)  # the image size with which collectives are counted
 _SIZES = {
     "f32": 4,
     "bf16": 2,
@@ -50,13 +50,14 @@ _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collectiv
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Machines of eight GPUs, each with a network card, as their makers state them.
+    """Machines with eight GPUs, each with a network card, as specified by their makers.
 
     Attributes:
-        flops: dense peak in the compute dtype, a second.
-        share: of the peak that the step reaches; an assumption.
-        inside, outside: bytes a second that a GPU sends to others of its machine, and to others.
-        latency: seconds that an operation takes however little it sends: once in a machine, and
+        flops: dense peak in the compute dtype, per second.
+        share: fraction of the peak that the step reaches; an assumption.
+        inside, outside: bytes per second that a GPU sends within its machine, and to other
+            machines.
+        latency: seconds that an operation takes however little it sends: once within a machine, and
             again for every doubling of the number of machines; an assumption.
     """
 
@@ -69,7 +70,7 @@ class Machine:
 
 
 MACHINES = (
-    # NVLink 600 GB/s and 900 GB/s are both directions together; cards of 200 and 400 Gbit/s.
+    # NVLink's 600 GB/s and 900 GB/s cover both directions; the cards have 200 and 400 Gbit/s.
     Machine("A100, TF32", 156e12, 0.4, 300e9, 25e9),
     Machine("A100, bfloat16", 312e12, 0.4, 300e9, 25e9),
     Machine("H100, bfloat16", 989e12, 0.4, 450e9, 50e9),
@@ -122,10 +123,10 @@ def step_of(config: dict[str, Any], crop: tuple[int, int], batch_size: int, mesh
 
 
 def collectives(text: str) -> Counter[str]:
-    """Bytes of the arrays of a compiled program's collective operations, by their kind.
+    """Bytes of the arrays in a compiled program's collective operations, by kind.
 
-    Those in a loop count as often as it runs. "operations" is their number, "in loops" are the
-    bytes of those.
+    Operations in a loop count as often as it runs. "operations" is their number, "in loops" the
+    bytes of those in loops.
     """
     counts: dict[str, Counter[str]] = {}
     calls: dict[str, list[tuple[str, int]]] = {}
@@ -171,11 +172,11 @@ def _bytes(shapes: str) -> int:
 
 
 def seconds_of_sending(sent: Counter[str], machine: Machine, gpus: int) -> float:
-    """Of a ring within each machine, and one between machines for each part that a GPU holds."""
+    """For a ring within each machine, and one between machines for each part that a GPU holds."""
     once = sum(sent[kind] for kind in _KINDS)
     hosts = gpus // DEVICES
     seconds = (once + sent["all-reduce"]) * (DEVICES - 1) / DEVICES / machine.inside
-    # Between machines only gradients are added up; parameters are gathered within each.
+    # Between machines only gradients are summed; parameters are gathered within each machine.
     part = 2 * (sent["all-reduce"] + sent["reduce-scatter"]) / DEVICES
     seconds += part * (hosts - 1) / hosts / machine.outside
     return seconds + sent["operations"] * machine.latency * (1 + math.log2(hosts))
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
     arguments = parser.parse_args()
     if any(gpus % DEVICES for gpus in arguments.gpus):
-        parser.error(f"--gpus: whole machines of {DEVICES}")
+        parser.error(f"--gpus must be multiples of {DEVICES}")
     # Read when JAX first looks for devices.
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0 "
@@ -209,10 +210,10 @@ def main() -> None:
     flops = 2 * multiply_adds(jax.make_jaxpr(step)(*abstract).jaxpr)
 
     print(f"{parameters / 1e6:.1f} million parameters, a state of {state / 1e9:.2f} GB")
-    print(f"{flops / 1e12:.2f} TFLOP an image of {crop[0]}x{crop[1]}")
+    print(f"{flops / 1e12:.2f} TFLOP per image of {crop[0]}x{crop[1]}")
     for kind, size in sent.items():
         print(f"{kind}: {size}" if kind == "operations" else f"{kind}: {size / 1e6:.1f} MB")
-    print("\n| machine | GPUs | images a step | computing | sending | efficiency | overlapped |")
+    print("\n| machine | GPUs | images per step | computing | sending | efficiency | overlapped |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for machine in MACHINES:
         for gpus in arguments.gpus:

@@ -1,10 +1,10 @@
-"""Time from the start of a process to its first depth map, beside plain PyTorch.
+"""Time from the start of a process to its first depth map, against plain PyTorch.
 
     python benchmarks/startup.py [--cases="res18 96x320,swin_tiny 96x320"]
 
-Every round is a new process for each way: imports, weights from their file, compilation, one
-prediction in 20 steps. "jax cached" keeps JAX's compilations on disk, from a process before. Files
-are in the disk cache. Appends to results/benchmarks.csv.
+Every round starts a new process for each way: imports, reading weights, compilation, one prediction
+with 20 steps. "jax cached" finds JAX's compilations on disk from an earlier process. Files are in
+the disk cache. Appends to results/benchmarks.csv.
 """
 
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Time and memory of a training step of self-diffusion, beside plain PyTorch.
+"""Time and memory of a training step of self-diffusion, against plain PyTorch.
 
     python benchmarks/training_step.py [--cases="swin_tiny 96x320"]
 
-Forward and backward pass through the whole network and all 20 steps of the sampler, and Adam, of a
-batch of one image, with and without computing the sampler's steps again in the backward pass
-("checkpoint"). Weights, x_T and the noise of the DDIM loss are the peer's; dropped paths are off.
-Losses and the gradient's norm are compared at the first step. Appends to results/benchmarks.csv.
+Forward and backward pass through the whole network and all 20 steps of the sampler, and Adam, for a
+batch of one image, with and without recomputing the sampler's steps in the backward pass
+("checkpoint"). Weights, x_T and the noise of the DDIM loss are the peer's; drop-path is off. Losses
+and the gradient norm are compared at the first step. Appends to results/benchmarks.csv.
 """
 
 import dataclasses

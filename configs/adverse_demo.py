@@ -1,12 +1,12 @@
-r"""Night, rain, fog, snow, glare and dust of the committed sample, by image-formation models.
+r"""The committed sample at night and in rain, fog, snow, glare and dust, by image-formation models.
 
     make adverse-demo    or: python generate_adverse.py --config=configs/adverse_demo.py \
                              --workdir=runs/adverse_demo --config.teacher.checkpoint=runs/demo
 
-No weights beside the teacher's, which labels and judges: the demo's checkpoint or the regression
-control's; in a fresh clone `make` trains the latter for a minute first. Its depth is as coarse as
-that: `--config.labels=source` labels with the sample's exact depth instead. Under three minutes on
-two CPU cores.
+Needs no weights except the teacher's, which labels and judges: the demo's checkpoint or the
+regression control's; in a fresh clone `make` first trains the latter for a minute. Its depth is
+correspondingly coarse: `--config.labels=source` labels with the sample's exact depth instead. Takes
+under three minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.conditions = ("night", "rain", "night-rain", "fog", "snow", "glare", "dust")
     config.variants = 1
-    config.limit = 20  # frames, spread evenly
+    config.limit = 20  # number of frames, spread evenly
     config.labels = "teacher"
 
     config.source = {

@@ -1,15 +1,16 @@
-r"""Night, fog, rain and snow of rendered streets, as pairs with a teacher's labels.
+r"""Rendered streets at night and in fog, rain and snow, as pairs with a teacher's labels.
 
     python tools/render_scenes.py --kind=street --count=240 --split=train --size=64x208 \
         --layout=kitti --conditions=night,fog,rain,snow,night-rain --output=data/streets
     python generate_adverse.py --config=configs/adverse_rendered.py \
         --workdir=runs/adverse_rendered --config.teacher.checkpoint=RUN
 
-Clear frames lie in `data/streets`, those of a condition under the same names in
-`data/streets/CONDITION`. Nothing is generated: the pictures are taken up beside the teacher's depth
-of the clear frame, with the same manifest, judgement and gallery as generated ones, for training by
-the source `adverse`. Images of any other tool come in the same way; `--config.backend.pattern` says
-where they lie. Table-tops: `--config.conditions="('transparent', 'mirror')"`.
+Clear frames are in `data/streets`, those of a condition under the same names in
+`data/streets/CONDITION`. Nothing is generated: the pictures are paired with the teacher's depth of
+the clear frame, with the same manifest, checks and gallery as generated ones, for training with the
+source `adverse`. Images from any other tool can be used in the same way;
+`--config.backend.pattern` says where they are. For table-tops:
+`--config.conditions="('transparent', 'mirror')"`.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -20,9 +21,9 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.conditions = ("night", "fog", "rain", "snow", "night-rain")
     config.variants = 1
-    config.limit = config_dict.placeholder(int)  # frames, spread evenly
+    config.limit = config_dict.placeholder(int)  # number of frames, spread evenly
     config.labels = "teacher"  # or "source", the exact depth
-    config.cache = config_dict.placeholder(str)  # a folder of predicted depth, for several runs
+    config.cache = config_dict.placeholder(str)  # a folder for predicted depth, shared between runs
 
     config.source = {
         "name": "kitti",
@@ -36,7 +37,7 @@ def get_config() -> ConfigDict:
         "num_inference_steps": config_dict.placeholder(int),
         "batch_size": 8,
     }
-    config.teacher.options = {}  # what weights do not tell, as {"version": 2}
+    config.teacher.options = {}  # what the weights do not say, such as {"version": 2}
     config.backend = {
         "name": "files",
         "root": "data/streets",

@@ -8,25 +8,25 @@ DIR is a folder of pairs, matched by name; depth may be sparse, and is 0 where i
     DIR/train/image/.../NAME.jpg     DIR/train/depth/.../NAME.png    (or .npy, .exr)
     DIR/val/image/.../NAME.jpg       DIR/val/depth/.../NAME.png
 
-Any other layout does that two patterns can describe, and lists of frames instead of folders: see
-`diffdepth_jax/data/sources/folder.py`. Then say what yours needs (here or by flags):
+Any other layout that two patterns can describe works too, as do lists of frames: see
+`diffdepth_jax/data/sources/folder.py`. Then set what your data need (here or with flags):
 
     --config.data.train.source.depth_scale=1000    stored units per metre of PNG depth
-    --config.model.max_depth=10                    the farthest depth that is predicted, metres
-    --config.data.train.augmentation.crop='(352,480)'    of every training image, at most its size
+    --config.model.max_depth=10                    the largest predicted depth, metres
+    --config.data.train.augmentation.crop='(352,480)'    size of training crops, at most the images'
 
-Look first whether images and depth fit, in the sheet that this draws:
+First check that images and depth match, on the sheet that this draws:
 
     python tools/inspect_data.py folder --root=DIR --images='train/image/**/*.*' \
         --depths='train/depth/**/*.*' --depth_scale=1000 --output=sheet.png
 
-Steps, learning rate and batch size are the release's for KITTI (some 23,000 images); for fewer
-images take fewer steps. Expected hours and numbers: depend on your data.
+Steps, learning rate and batch size are the release's for KITTI (some 23,000 images); with fewer
+images use fewer steps. Expected hours and numbers: depend on your data.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
 
-NUM_IMAGES = 23_000  # of the training set; the schedule is counted in its epochs
+NUM_IMAGES = 23_000  # in the training set; the schedule counts its epochs
 BATCH_SIZE = 8
 STEPS_PER_EPOCH = NUM_IMAGES // BATCH_SIZE
 
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.batch_size = BATCH_SIZE
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     max_depth = FieldReference(80.0)  # metres
@@ -65,9 +65,9 @@ def get_config() -> ConfigDict:
         "ddim": 0.5,
         "max_depth": max_depth.identity(),
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
     }
 
     config.optimizer = {
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     }
 
     root = FieldReference("data/custom")
-    depth_scale = config_dict.placeholder(float)  # must be said for PNG; others hold metres
+    depth_scale = config_dict.placeholder(float)  # required for PNG; other formats hold metres
     intrinsics = config_dict.placeholder(str)
     config.data = ConfigDict()
     config.data.train = ConfigDict()

@@ -2,12 +2,12 @@
 
     make demo        or: python train.py --config=configs/demo.py --workdir=runs/demo
 
-Measured figures are in results/demo.csv, with the search for the recipe. What a small budget asks
-for, beside a small network: whole frames, where a thing's place tells much of its depth; a stem and
-a latent of a quarter of the size, which buy steps; a learning rate of 1e-3, as higher ones learn
-less; and the scale-invariant log error, without which the farthest pixels decide everything.
-Training sees the exact depth; `--config.data.train.source.depth=groundtruth` trains on the lidar's
-4.5% of the pixels instead.
+results/demo.csv has measured results and the search for the recipe. Besides a small network, a
+small budget calls for: whole frames, in which an object's position says much about its depth; a
+stem and a latent at a quarter of the size, which pay for more steps; a learning rate of 1e-3, as
+higher ones learn less; and the scale-invariant log error, without which the farthest pixels
+dominate. Training uses exact depth; `--config.data.train.source.depth=groundtruth` trains on the
+lidar's 4.5% of the pixels instead.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 1500
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
         "widths": (32, 64, 128, 256),
     }
     config.model.neck = {"features": 64, "hahi": False}
-    # Training starts at about the sample's mean depth: 1 m, PyTorch's start, loses 50 iterations.
+    # Starts at about the sample's mean depth; PyTorch's start, 1 m, would waste 50 iterations.
     config.model.codec = {"factor": 4, "latent_channels": 16, "initial_depth": 15.0}
     config.model.denoiser = {"variant": "official", "hidden_features": 32, "fuse": False}
     config.model.diffusion = {"num_inference_steps": 5, "timestep_spacing": "leading"}
@@ -51,9 +51,9 @@ def get_config() -> ConfigDict:
         "ddim": 1.0,
         "max_depth": 80.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
     }
 
     config.optimizer = {

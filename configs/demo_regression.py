@@ -1,10 +1,10 @@
-"""Plain regression on the committed sample: the control beside `configs/demo.py`.
+"""Plain regression on the committed sample: the control for `configs/demo.py`.
 
     python train.py --config=configs/demo_regression.py --workdir=runs/demo_regression
 
-The same encoder, neck, decoder, data, pixel losses and steps, and no diffusion; see
-`diffdepth_jax/models/networks/regression.py`. What `configs/demo.py` reaches is to be read beside
-what this one reaches. A step costs less here, as there is no sampler.
+The same encoder, neck, decoder, data, pixel losses and steps, but no diffusion; see
+`diffdepth_jax/models/networks/regression.py`. Compare the results of `configs/demo.py` with this
+one's. A step is cheaper here, as there is no sampler.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 1500
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         "silog": 1.0,
         "max_depth": 80.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
     }
 
     config.optimizer = {

@@ -4,15 +4,15 @@ r"""Self-distillation of the demo's regression network: robust to night, fog, ra
         --config.init.network=runs/demo_regression \
         --config.data.train.source.root=runs/pairs
 
-The student starts from the teacher, a run of `configs/demo_regression.py`, and learns what the
-teacher said of each clean picture from that picture and from the same scene in difficult weather
-(`runs/pairs`, a workdir of `generate_adverse.py` with labels of that teacher). No measured depth is
+The student starts from the teacher, a run of `configs/demo_regression.py`, and learns the teacher's
+depth of each clean picture, from that picture and from the same scene in difficult weather
+(`runs/pairs`, a workdir of `generate_adverse.py` with that teacher's labels). No measured depth is
 used. `studies/robustness.py` makes all three and reports the results; `docs/results.md` has the
 numbers.
 
-The labels are metres, so the loss is one of metres: one that ignores scale leaves it wrong in
-snow. They cover the sky as well, to which the teacher gives some depth: without a label
-there, a student would be free to change it.
+The labels are in metres, and so is the loss: one that ignores scale leaves the scale wrong in snow.
+The labels cover the sky as well, to which the teacher gives some depth: without labels there, a
+student would be free to change it.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 400
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()  # the teacher's
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
         "silog": 1.0,
         "max_depth": 80.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
     }
 
     config.optimizer = {
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.train = ConfigDict()
     config.data.train.source = {"name": "adverse", "root": "runs/pairs"}
-    config.data.train.clean_share = 0.5  # of the images of every batch: the clean picture
+    config.data.train.clean_share = 0.5  # share of every batch that are clean pictures
     config.data.train.augmentation = {
         "name": "kitti",
         "crop": (64, 208),
@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
         "jitter": 0.1,
         "scale": (1.0, 1.0),
     }
-    config.data.train.depth_range = config_dict.placeholder(tuple)  # the sky counts
+    config.data.train.depth_range = config_dict.placeholder(tuple)  # includes the sky
     config.data.train.cache = True
     config.data.train.num_workers = 0
     config.data.train.num_threads = 1
@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
         "split": "val",
     }
     config.data.evaluation_limit = config_dict.placeholder(int)
-    config.data.baseline_frames = 0  # labels are no measurements
+    config.data.baseline_frames = 0  # labels are not measurements
     config.data.on_error = "raise"  # or "skip" frames that cannot be read
 
     config.evaluation = {"protocol": "dense", "flip_tta": True}

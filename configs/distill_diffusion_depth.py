@@ -6,18 +6,18 @@
     python train.py --config=configs/distill_diffusion_depth.py \
         --workdir=runs/distill_diffusion_depth --config.data.evaluation.root=NUSCENES
 
-The two papers together: a run of `configs/kitti.py` (Duan et al., arXiv:2303.05021) labels the
-clean images of KITTI and goes on to learn from generated ones by its own objective, as Tosi et al.
-(arXiv:2407.16698) do with other networks. The labels are dense, so the whole image has a loss.
-Nobody has published this; steps and sizes are Tosi's, the learning rate is the last one of
-DiffusionDepth's schedule, a quarter of the images are clean ones.
+The two papers combined: a run of `configs/kitti.py` (Duan et al., arXiv:2303.05021) labels the
+clean images of KITTI and is trained further on generated ones with its own objective, as Tosi et
+al. (arXiv:2407.16698) do with other networks. The labels are dense, so the loss covers the whole
+image. This combination is unpublished; steps and sizes are Tosi's, the learning rate is the last of
+DiffusionDepth's schedule, and a quarter of the images are clean.
 
 Labels are the teacher's depth of the clean images, which generate_adverse.py stored with the pairs;
-with `--config.teacher.checkpoint=runs/kitti` they are computed in training instead, of the very
-crop that the student sees.
+with `--config.teacher.checkpoint=runs/kitti` they are computed during training instead, on exactly
+the crop that the student sees.
 
 This teacher starts from noise, which is then drawn again at every step;
-`teacher.num_inference_steps` changes only its own denoising steps. `config.model` has to be the
+`teacher.num_inference_steps` changes only the teacher's denoising steps. `config.model` must be the
 teacher's.
 
 Expected hours and numbers: not measured here.
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30_000
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -54,8 +54,8 @@ def get_config() -> ConfigDict:
         "network": "runs/kitti",  # what the student starts from: a run or a file
         "encoder": config_dict.placeholder(str),  # or encoder weights only
     }
-    config.init.options = {}  # what the file's name does not tell, as {"version": 2}
-    # With a checkpoint here the labels are computed in training; without, they are in the data.
+    config.init.options = {}  # what the file name does not say, such as {"version": 2}
+    # With a checkpoint here, labels are computed during training; otherwise they are in the data.
     config.teacher = {
         "checkpoint": config_dict.placeholder(str),
         "num_inference_steps": config_dict.placeholder(int),
@@ -71,9 +71,9 @@ def get_config() -> ConfigDict:
         "ddim": 0.5,
         "max_depth": 88.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
     }
 
     config.optimizer = {
@@ -86,7 +86,7 @@ def get_config() -> ConfigDict:
         "weight_decay": 1e-2,
         "clip_norm": config_dict.placeholder(float),
         "multipliers": {"encoder": 1.0},  # of the learning rate; 0 freezes
-        "layer_decay": 1.0,  # of the encoder's rates from layer to layer; 1 for none
+        "layer_decay": 1.0,  # ratio of the encoder's rates between layers; 1: none
     }
 
     config.data = ConfigDict()
@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     config.data.train.source = {
         "name": "adverse",
         "root": "runs/adverse_driving",
-        "conditions": config_dict.placeholder(tuple),  # of its images; None for all
+        "conditions": config_dict.placeholder(tuple),  # of its images; None: all
     }
     config.data.train.augmentation = {
         "name": "distillation",
@@ -103,9 +103,9 @@ def get_config() -> ConfigDict:
         "rotation": 0.0,
         "jitter": 0.2,
         "rgb_shift": 15.0,  # levels of 255
-        "scale": (1.0, 1.0),  # of what just covers the crop
+        "scale": (1.0, 1.0),  # relative to just covering the crop
     }
-    config.data.train.clean_share = 0.25  # of the images: the clean one, not the generated
+    config.data.train.clean_share = 0.25  # share of images that are clean, not generated
     config.data.train.num_workers = 8
     config.data.train.num_threads = 2
     config.data.evaluation = {"name": "nuscenes", "root": "data/nuscenes", "split": "val"}

@@ -4,19 +4,19 @@
         --config.data.train.source.root=PAIRS --config.data.evaluation.root=NUSCENES
 
 PAIRS is a workdir of generate_adverse.py with MiDaS's labels; `configs/distill_depth_anything.py`
-shows how to make one, and says more about the method (arXiv:2407.16698). 30,000 steps of 8 images,
-384 pixels on a side, learning rate 1e-6, a tenth of it from 25,000. What the paper does not say is
-our choice: jitter and shift of colours, weight decay, and that a quarter of the images are clean
-ones.
+shows how to make one and says more about the method (arXiv:2407.16698). 30,000 steps of 8 images,
+384 pixels on a side, learning rate 1e-6, and a tenth of it from step 25,000. Where the paper is
+silent, the choice is ours: colour jitter and shift, weight decay, and that a quarter of the images
+are clean.
 
 Labels are the teacher's depth of the clean images, which generate_adverse.py stored with the pairs;
-with `--config.teacher.checkpoint=midas_v21_384.pt` they are computed in training instead, of the
-very crop that the student sees.
+with `--config.teacher.checkpoint=midas_v21_384.pt` they are computed during training instead, on
+exactly the crop that the student sees.
 
-The small network: `--config.model.variant=small --config.init.network=midas_v21_small_256.pt
+For the small network: `--config.model.variant=small --config.init.network=midas_v21_small_256.pt
 --config.data.train.augmentation.crop="(256, 256)"`.
 
-Expected hours: not measured here. Expected numbers, the paper's and not ours (AbsRel on nuScenes'
+Expected hours: not measured here. Expected numbers, from the paper, not ours (AbsRel on nuScenes'
 validation, day-clear / night / day-rain): 0.171 / 0.261 / 0.218 before, 0.168 / 0.254 / 0.195
 after.
 """
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30_000
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -41,8 +41,8 @@ def get_config() -> ConfigDict:
         "network": "midas_v21_384.pt",  # what the student starts from: a run or a file
         "encoder": config_dict.placeholder(str),  # or encoder weights only
     }
-    config.init.options = {}  # what the file's name does not tell, as {"version": 2}
-    # With a checkpoint here the labels are computed in training; without, they are in the data.
+    config.init.options = {}  # what the file name does not say, such as {"version": 2}
+    # With a checkpoint here, labels are computed during training; otherwise they are in the data.
     config.teacher = {
         "checkpoint": config_dict.placeholder(str),
         "num_inference_steps": config_dict.placeholder(int),
@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
         "weight_decay": 1e-2,
         "clip_norm": config_dict.placeholder(float),
         "multipliers": {"encoder": 1.0},  # of the learning rate; 0 freezes
-        "layer_decay": 1.0,  # of the encoder's rates from layer to layer; 1 for none
+        "layer_decay": 1.0,  # ratio of the encoder's rates between layers; 1: none
     }
 
     config.data = ConfigDict()
@@ -74,8 +74,8 @@ def get_config() -> ConfigDict:
     config.data.train.source = {
         "name": "adverse",
         "root": "runs/adverse_driving",
-        "conditions": config_dict.placeholder(tuple),  # of its images; None for all
-        "relative": "inverse",  # relative labels are taken as they are
+        "conditions": config_dict.placeholder(tuple),  # of its images; None: all
+        "relative": "inverse",  # use relative labels as they are
     }
     config.data.train.augmentation = {
         "name": "distillation",
@@ -84,9 +84,9 @@ def get_config() -> ConfigDict:
         "rotation": 0.0,
         "jitter": 0.2,
         "rgb_shift": 15.0,  # levels of 255
-        "scale": (1.0, 1.0),  # of what just covers the crop
+        "scale": (1.0, 1.0),  # relative to just covering the crop
     }
-    config.data.train.clean_share = 0.25  # of the images: the clean one, not the generated
+    config.data.train.clean_share = 0.25  # share of images that are clean, not generated
     config.data.train.num_workers = 8
     config.data.train.num_threads = 2
     config.data.evaluation = {"name": "nuscenes", "root": "data/nuscenes", "split": "val"}

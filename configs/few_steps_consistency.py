@@ -1,4 +1,4 @@
-r"""Consistency distillation: a trained sampler of 20 steps into one of 1, 2 or 4 (the demo's).
+r"""Consistency distillation: the demo's sampler, trained with 20 steps, into 1, 2 or 4 steps.
 
     python train.py --config=configs/demo.py --workdir=runs/teacher \
         --config.model.diffusion.num_inference_steps=20 \
@@ -6,10 +6,10 @@ r"""Consistency distillation: a trained sampler of 20 steps into one of 1, 2 or 
     python train.py --config=configs/few_steps_consistency.py --workdir=runs/few_steps \
         --config.teacher.checkpoint=runs/teacher --config.init.network=runs/teacher
 
-The teacher's timesteps must include those of the student: with "trailing" the 20 of the teacher
-(999, 949, ..., 49) have those of 4, 2 and 1 steps (999, 749, 499, 249) among them. Measured on the
-demo this is worse than `configs/few_steps_demo.py`, from random weights or from the same teacher:
-`docs/results.md` has the numbers.
+The teacher's timesteps must include the student's: with "trailing", the teacher's 20 (999, 949,
+..., 49) include those of 4, 2 and 1 steps (999, 749, 499, 249). On the demo this measures worse
+than `configs/few_steps_demo.py`, whether from random weights or from the same teacher: see
+`docs/results.md` for the numbers.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 400
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -32,11 +32,11 @@ def get_config() -> ConfigDict:
         "widths": (32, 64, 128, 256),
     }
     config.model.neck = {"features": 64, "hahi": False}
-    # Training starts at about the sample's mean depth: 1 m, PyTorch's start, loses 50 iterations.
+    # Starts at about the sample's mean depth; PyTorch's start, 1 m, would waste 50 iterations.
     config.model.codec = {"factor": 4, "latent_channels": 16, "initial_depth": 15.0}
     config.model.denoiser = {"variant": "official", "hidden_features": 32, "fuse": False}
     config.model.diffusion = {
-        "num_inference_steps": 4,  # where a caller does not say how many
+        "num_inference_steps": 4,  # unless the caller asks for another number
         "prediction_type": "epsilon",  # the teacher's
         "timestep_spacing": "trailing",
         "clip_sample": config_dict.placeholder(float),
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.teacher = {
         "checkpoint": config_dict.placeholder(str),
         "options": {},
-        "num_inference_steps": config_dict.placeholder(int),  # None: its own
+        "num_inference_steps": config_dict.placeholder(int),  # None: the teacher's own
     }
 
     config.objective = {
@@ -63,8 +63,8 @@ def get_config() -> ConfigDict:
         "consistency": 1.0,
         "max_depth": 80.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
-        "step_counts": (1, 2, 4),  # for which the checkpoint gets statistics of the decoder
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
+        "step_counts": (1, 2, 4),  # for which the checkpoint gets decoder statistics
     }
 
     config.optimizer = {

@@ -1,15 +1,15 @@
-r"""The demo's DiffusionDepth for 1, 2 or 4 denoising steps, whichever is asked for.
+r"""The demo's DiffusionDepth for 1, 2 or 4 denoising steps, as requested.
 
     python train.py --config=configs/few_steps_demo.py --workdir=runs/few_steps
     python predict.py --checkpoint=runs/few_steps --num_inference_steps=1 \
         --input=sample/raw --output=runs/few_steps/depth
 
 Four things differ from `configs/demo.py`. Every update draws one of three numbers of steps. The
-timesteps start where there is nothing but noise ("trailing"), so that a single step can be a whole
-prediction. The denoiser predicts the clean latent, which its last GroupNorm keeps at about unit
-size; predicted noise would be multiplied by 158 in the first step from there. And the decoder ends
-with batch statistics for each number of steps. An update costs about as much as one with 2 steps.
-`studies/few_steps.py` compares; `docs/results.md` has the numbers.
+timesteps start at pure noise ("trailing"), so that a single step can be a whole prediction. The
+denoiser predicts the clean latent, which its last GroupNorm keeps at about unit size; starting from
+pure noise, the first step would multiply predicted noise by 158. And the decoder ends up with batch
+statistics for each number of steps. An update costs about as much as one with 2 steps.
+`studies/few_steps.py` compares them; `docs/results.md` has the numbers.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 4
     config.num_steps = 1500
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -32,11 +32,11 @@ def get_config() -> ConfigDict:
         "widths": (32, 64, 128, 256),
     }
     config.model.neck = {"features": 64, "hahi": False}
-    # Training starts at about the sample's mean depth: 1 m, PyTorch's start, loses 50 iterations.
+    # Starts at about the sample's mean depth; PyTorch's start, 1 m, would waste 50 iterations.
     config.model.codec = {"factor": 4, "latent_channels": 16, "initial_depth": 15.0}
     config.model.denoiser = {"variant": "official", "hidden_features": 32, "fuse": False}
     config.model.diffusion = {
-        "num_inference_steps": 4,  # where a caller does not say how many
+        "num_inference_steps": 4,  # unless the caller asks for another number
         "prediction_type": "sample",
         "timestep_spacing": "trailing",
         "clip_sample": config_dict.placeholder(float),
@@ -58,10 +58,10 @@ def get_config() -> ConfigDict:
         "ddim": 1.0,
         "max_depth": 80.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
-        "step_counts": (1, 2, 4),  # of which every update draws one
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
+        "step_counts": (1, 2, 4),  # every update draws one of them
     }
 
     config.optimizer = {

@@ -1,4 +1,4 @@
-"""Depth Anything V2 (Yang et al. 2024, arXiv:2406.09414) fine-tuned to your own images and depth.
+"""Depth Anything V2 (Yang et al. 2024, arXiv:2406.09414) fine-tuned on your own images and depth.
 
     python train.py --config=configs/finetune_depth_anything.py --workdir=runs/finetuned \
         --config.data.train.source.root=DIR
@@ -9,32 +9,33 @@ DIR is a folder of pairs, matched by name; depth may be sparse, and is 0 where i
     DIR/train/image/.../NAME.jpg     DIR/train/depth/.../NAME.png    (or .npy, .exr)
     DIR/val/image/.../NAME.jpg       DIR/val/depth/.../NAME.png
 
-Any other layout does that two patterns can describe, and lists of frames instead of folders: see
-`diffdepth_jax/data/sources/folder.py`. PNG wants its unit:
-`--config.data.train.source.depth_scale=` 1000 for millimetres, 256 for KITTI's. Look first whether
-images and depth fit, in the sheet that `python tools/inspect_data.py folder --root=DIR ...` draws.
+Any other layout that two patterns can describe works too, as do lists of frames: see
+`diffdepth_jax/data/sources/folder.py`. PNG needs its unit:
+`--config.data.train.source.depth_scale=` 1000 for millimetres, 256 for KITTI's. First check that
+images and depth match, on the sheet that `python tools/inspect_data.py folder --root=DIR ...`
+draws.
 
-The network stays relative: your depth is inverted and compared up to scale and shift, by MiDaS's
-trimmed loss with its gradient term, so that depth of any unit and of mixed origin will do. For
-depth in metres take the metric form, which starts from a metric file:
+The network stays relative: your depth is inverted and compared up to scale and shift, with MiDaS's
+trimmed loss and its gradient term, so depth in any unit and of mixed origin will do. For depth in
+metres use the metric form, which starts from a metric file:
 
     python train.py --config=configs/finetune_depth_anything.py:metric --workdir=runs/finetuned \
         --config.data.train.source.root=DIR --config.model.max_depth=20.0 \
         --config.init.network=depth_anything_v2_metric_hypersim_vits.pth
 
-`max_depth` is the farthest depth that is predicted, and has to be the file's: 20 m for `hypersim`
-(indoors), 80 m for `vkitti` (outdoors). For any other take
+`max_depth` is the largest predicted depth and must match the file: 20 m for `hypersim` (indoors),
+80 m for `vkitti` (outdoors). For any other range use
 `--config=configs/finetune_depth_anything.py:metric_from_encoder`, which starts from the encoder of
 a relative file (`--config.init.encoder=FILE`), as the metric files did, and needs longer training.
 
 Other sizes: `--config.model.variant=v2_base` or `v2_large`, with their weights in `init.network`.
-Images may be of any size: each is resized so that it just covers the crop of 518x518 pixels. For
-less memory take a smaller crop, of multiples of 14, or `--config.accumulate=4`,
-`--config.model.encoder.remat=full`, or freeze the encoder:
+Images may have any size: each is resized to just cover the crop of 518x518 pixels. To save memory,
+use a smaller crop (multiples of 14), `--config.accumulate=4`, `--config.model.encoder.remat=full`,
+or freeze the encoder:
 `--config.optimizer.multipliers.encoder=0 --config.optimizer.layer_decay=1`. The rates are those of
-Depth Anything V2's own metric fine-tuning (5e-6 for the encoder, ten times that for the head), the
-encoder's falling from layer to layer as in BEiT's fine-tuning; batch and steps are our choice,
-for some thousand images.
+Depth Anything V2's metric fine-tuning (5e-6 for the encoder, ten times that for the head), with the
+encoder's falling from layer to layer as in BEiT's fine-tuning; batch size and steps are our choice,
+for a few thousand images.
 
 Expected hours and numbers: depend on your data.
 """
@@ -54,7 +55,7 @@ def get_config(form: str = "relative") -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 10_000
     config.ema_decay = 0.999
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     max_depth = FieldReference(20.0) if metric else config_dict.placeholder(float)  # metres
@@ -62,7 +63,7 @@ def get_config(form: str = "relative") -> ConfigDict:
     config.model.name = "depth_anything"
     config.model.variant = "v2_small"
     config.model.encoder = {"name": "dinov2", "remat": "none", "drop_path_rate": 0.0}
-    config.model.max_depth = max_depth  # of predictions; None: they are relative
+    config.model.max_depth = max_depth  # of predictions; None: relative ones
 
     network, encoder = {
         "relative": ("depth_anything_v2_vits.pth", None),
@@ -70,7 +71,7 @@ def get_config(form: str = "relative") -> ConfigDict:
         "metric_from_encoder": (None, "depth_anything_v2_vits.pth"),
     }[form]
     config.init = {"network": network, "encoder": encoder}  # a file or a run; encoder weights only
-    config.init.options = {}  # what the file's name does not tell, as {"version": 2}
+    config.init.options = {}  # what the file name does not say, such as {"version": 2}
 
     if metric:
         config.objective = {
@@ -96,11 +97,11 @@ def get_config(form: str = "relative") -> ConfigDict:
         "weight_decay": 1e-2,
         "clip_norm": 1.0,
         "multipliers": {"encoder": 0.1},  # of the learning rate; 0 freezes
-        "layer_decay": 0.9,  # of the encoder's rates from layer to layer; 1 for none
+        "layer_decay": 0.9,  # ratio of the encoder's rates between layers; 1: none
     }
 
     root = FieldReference("data/custom")
-    depth_scale = config_dict.placeholder(float)  # must be said for PNG; others hold metres
+    depth_scale = config_dict.placeholder(float)  # required for PNG; other formats hold metres
     config.data = ConfigDict()
     config.data.train = ConfigDict()
     config.data.train.source = {
@@ -118,7 +119,7 @@ def get_config(form: str = "relative") -> ConfigDict:
         "rotation": 0.0,
         "jitter": 0.2,
         "rgb_shift": 10.0,  # levels of 255
-        "scale": (1.0, 1.0),  # of what just covers the crop
+        "scale": (1.0, 1.0),  # relative to just covering the crop
     }
     config.data.train.num_workers = 8
     config.data.train.num_threads = 2

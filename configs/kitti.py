@@ -3,17 +3,17 @@
     python train.py --config=configs/kitti.py --workdir=runs/kitti \
         --config.data.train.source.root=RAW --config.data.train.source.depth_root=ANNOTATED
 
-RAW is the folder of KITTI's raw data, ANNOTATED that of data_depth_annotated.zip (the same one
-unless given); evaluation reads from there too unless `config.data.evaluation` says otherwise.
+RAW is the folder of KITTI's raw data, ANNOTATED that of data_depth_annotated.zip (by default the
+same); evaluation reads from there too unless `config.data.evaluation` says otherwise.
 Layouts: `diffdepth_jax/data/sources/kitti.py`.
 
-Data, augmentation, loss and schedule are the release's, on Eigen's division (about 23,000 training
-frames of the left camera; 652 for test). The paper's encoder starts from ImageNet weights:
-`--config.init.encoder=FILE` (Swin-L of Microsoft, timm, Hugging Face or mmcv). Schedule and number
-of steps are meant for 8 images a step: with another batch size, change `num_steps` and `optimizer`
-along.
+Data, augmentation, loss and schedule are the release's, on the Eigen split (about 23,000 training
+frames from the left camera; 652 test frames). The paper's encoder starts from ImageNet weights:
+`--config.init.encoder=FILE` (Swin-L from Microsoft, timm, Hugging Face or mmcv). Schedule and
+number of steps are meant for 8 images per step: with another batch size, change `num_steps` and
+`optimizer` accordingly.
 
-The paper's own recipe, as far as it is published, by overrides:
+Overrides for the paper's recipe, as far as it is published:
 
     --config.model.denoiser.variant=paper --config.objective.silog=1.0 \
     --config.objective.latent=1.0 --config.objective.ddim=1.0 \
@@ -22,16 +22,17 @@ The paper's own recipe, as far as it is published, by overrides:
     --config.optimizer.factors='()' --config.optimizer.learning_rate=1e-4 \
     --config.optimizer.weight_decay=0.01
 
-The weights of its terms are not published. AdamW is the paper's; learning rate, schedule and
-weight decay are common values for Swin, of our choice.
+The weights of the loss terms are not published. AdamW is the paper's; learning rate, schedule and
+weight decay are our choice of common values for Swin.
 
-Expected hours: not measured here; the step at full size needs a large GPU.
-Cores to feed 8 A100, on paper: the denoiser's 1.5 million multiply-adds for a latent pixel and
-step, 176x453 pixels, 20 steps and four passes (forward, again for remat, backward) are 19 TFLOP an
-image; at half of the TF32 peak (156 TFLOP/s), all else free, 8 devices take 33 images a second, 66
-in bfloat16. An image costs 50 ms of a core (results/throughput.csv): 2 cores, or 4 in bfloat16.
-Expected numbers, the paper's and not ours (KITTI Eigen, 0-80 m): AbsRel 0.050, RMSE 2.016,
-delta1 0.977.
+Expected hours: not measured here; a full-size step needs a large GPU.
+Cores needed to feed 8 A100s, on paper: the denoiser's 1.5 million multiply-adds per latent pixel
+and step, 176x453 pixels, 20 steps and four passes (forward, again for remat, backward) make 19
+TFLOP per image; at half of the TF32 peak (156 TFLOP/s), with everything else free, 8 devices take
+33 images per second, 66 in bfloat16. An image costs 50 ms of a core (results/throughput.csv): 2
+cores, or 4 in bfloat16.
+Expected numbers, from the paper, not ours (KITTI Eigen, 0-80 m): AbsRel 0.050, RMSE 2.016, delta1
+0.977.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -45,7 +46,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -74,12 +75,12 @@ def get_config() -> ConfigDict:
         "l2": 1.0,
         "silog": 0.0,
         "latent": 0.0,
-        "ddim": 0.5,  # 1.0, divided by the two images of each of the release's four GPUs
+        "ddim": 0.5,  # 1.0 over the two images on each of the release's four GPUs
         "max_depth": 88.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
     }
 
     config.optimizer = {

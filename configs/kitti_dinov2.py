@@ -1,26 +1,26 @@
-"""DiffusionDepth on a DINOv2 encoder of Depth Anything, on KITTI.
+"""DiffusionDepth with Depth Anything's DINOv2 encoder on KITTI.
 
     python train.py --config=configs/kitti_dinov2.py --workdir=runs/kitti_dinov2 \
         --config.init.encoder=depth_anything_v2_vitl.pth \
         --config.data.train.source.root=RAW --config.data.train.source.depth_root=ANNOTATED
 
-As `configs/kitti.py`, with the ViT-L of Depth Anything V2 in place of Swin-L. `init.encoder` takes
-the files of Depth Anything V1 and V2, relative or metric, and DINOv2's own, in their authors' names
-or in transformers'. The encoder is frozen: its features are what makes Depth Anything robust, and
-KITTI's few scenes would wear that off. To train it along, at a tenth of the rate and with its
-blocks recomputed to save memory:
+Like `configs/kitti.py`, with the ViT-L of Depth Anything V2 instead of Swin-L. `init.encoder` takes
+the files of Depth Anything V1 and V2, relative or metric, and DINOv2's own, with the authors' names
+or transformers'. The encoder is frozen: its features are what makes Depth Anything robust, and
+KITTI's few scenes would erode that. To train it too, at a tenth of the rate and with its blocks
+recomputed to save memory:
 
     --config.optimizer.multipliers.encoder=0.1 --config.model.encoder.remat=full \
     --config.model.encoder.drop_path_rate=0.1
 
-For a smaller encoder (the small one's weights may be used commercially, the others' of V2 may not):
+For a smaller encoder (of V2's weights only the small ones may be used commercially):
 
     --config.model.encoder.variant=small --config.model.neck.reassemble='(48, 96, 192, 384)'
 
-The maps are those that V2's head takes (after blocks 4, 11, 17 and 23), for weights of V1 too. They
-are reassembled at strides of 3.5 to 28 pixels, so the condition is at 3.5, near the 4 of Swin-L.
-Crops are multiples of the patch of 14 pixels; images in evaluation are resized to such sizes, by
-less than 1 %, and depth is resized back.
+The maps are those that V2's head uses (after blocks 4, 11, 17 and 23), also with weights of V1.
+They are reassembled at strides of 3.5 to 28 pixels, so the condition has a stride of 3.5, close to
+the 4 of Swin-L. Crops are multiples of the patch size, 14 pixels; images in evaluation are resized
+to such sizes, by less than 1%, and depth is resized back.
 
 Expected hours and numbers: not measured here.
 """
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -69,12 +69,12 @@ def get_config() -> ConfigDict:
         "l2": 1.0,
         "silog": 0.0,
         "latent": 0.0,
-        "ddim": 0.5,  # 1.0, divided by the two images of each of the release's four GPUs
+        "ddim": 0.5,  # 1.0 over the two images on each of the release's four GPUs
         "max_depth": 88.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
     }
 
     config.optimizer = {

@@ -1,13 +1,13 @@
-"""Plain regression on KITTI: the control beside `configs/kitti.py`.
+"""Plain regression on KITTI: the control for `configs/kitti.py`.
 
     python train.py --config=configs/kitti_regression.py --workdir=runs/kitti_regression \
         --config.data.train.source.root=RAW --config.data.train.source.depth_root=ANNOTATED
 
-The same encoder, neck, decoder, data, pixel losses and schedule, and no diffusion; see
+The same encoder, neck, decoder, data, pixel losses and schedule, but no diffusion; see
 `diffdepth_jax/models/networks/regression.py`, and `configs/kitti.py` for RAW and ANNOTATED.
 
-Expected hours: not measured here; the step at full size needs a large GPU. Expected numbers: none
-are published for this network.
+Expected hours: not measured here; a full-size step needs a large GPU. Expected numbers: none are
+published for this network.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
         "silog": 0.0,
         "max_depth": 88.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
     }
 
     config.optimizer = {

@@ -3,11 +3,11 @@
     python train.py --config=configs/kitti_resnet.py --workdir=runs/kitti_resnet \
         --config.data.train.source.root=RAW --config.data.train.source.depth_root=ANNOTATED
 
-As `configs/kitti.py`, with a lighter encoder and neck and 352x706 crops; the condition has half the
-image's resolution here, so the denoiser needs no upsampling.
+Like `configs/kitti.py`, with a lighter encoder and neck and 352x706 crops; the condition has half
+the image's resolution here, so the denoiser needs no upsampling.
 
-Expected hours: not measured here. Expected numbers: the paper reports none for this encoder on
-Eigen's division; it states 14 images a second at 20 steps on an RTX 3090.
+Expected hours: not measured here. Expected numbers: the paper reports none for this encoder on the
+Eigen split; it states 14 images per second at 20 steps on an RTX 3090.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -45,12 +45,12 @@ def get_config() -> ConfigDict:
         "l2": 1.0,
         "silog": 0.0,
         "latent": 0.0,
-        "ddim": 0.5,  # 1.0, divided by the two images of each of the release's four GPUs
+        "ddim": 0.5,  # 1.0 over the two images on each of the release's four GPUs
         "max_depth": 88.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
     }
 
     config.optimizer = {

@@ -7,12 +7,12 @@ BTS's PNGs with `--config.data.train.source.layout=sync`; evaluation reads from 
 `config.data.evaluation` says otherwise. Layouts: `diffdepth_jax/data/sources/nyu.py`.
 
 Augmentation, loss and schedule are the release's. The paper's encoder starts from ImageNet weights:
-`--config.init.encoder=FILE` (Swin-L of Microsoft, timm, Hugging Face or mmcv). Images are 228x304,
-the centre of the frame at half its size, in training and (protocol `nyu_release`) in evaluation.
-Schedule and number of steps are meant for 8 images a step.
+`--config.init.encoder=FILE` (Swin-L from Microsoft, timm, Hugging Face or mmcv). Images are
+228x304, the centre of the frame at half its size, in training and (protocol `nyu_release`) in
+evaluation. Schedule and number of steps are meant for 8 images per step.
 
-Expected hours: not measured here; the step at full size needs a large GPU.
-Expected numbers, the paper's and not ours (NYUv2): AbsRel 0.085, RMSE 0.295.
+Expected hours: not measured here; a full-size step needs a large GPU.
+Expected numbers, from the paper, not ours (NYUv2): AbsRel 0.085, RMSE 0.295.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30 * STEPS_PER_EPOCH
     config.ema_decay = 0.0
-    config.accumulate = 1  # parts of a batch that are processed one after the other
+    config.accumulate = 1  # number of parts in which a batch is processed, in turn
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()
@@ -55,12 +55,12 @@ def get_config() -> ConfigDict:
         "l2": 1.0,
         "silog": 0.0,
         "latent": 0.0,
-        "ddim": 0.5,  # 1.0, divided by the two images of each of the release's four GPUs
+        "ddim": 0.5,  # 1.0 over the two images on each of the release's four GPUs
         "max_depth": 10.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
-        "auxiliary_fraction": 1.0,  # of the run, during which l1 and l2 count
+        "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
         "ddim_weighting": "noise",
-        "gradient_steps": config_dict.placeholder(int),  # None: through all of the sampler
+        "gradient_steps": config_dict.placeholder(int),  # None: through the whole sampler
     }
 
     config.optimizer = {

@@ -1,19 +1,19 @@
-"""Few denoising steps: one model for 1, 2 and 4 of them beside the published 20.
+"""Few denoising steps: one model for 1, 2 and 4 steps against the published 20.
 
     taskset -c 0 python studies/few_steps.py --workdir=runs/few_steps [--seeds=3]
 
-The network of configs/demo.py learns from exact depth of the committed sample, as in
+The network of configs/demo.py is trained on exact depth of the committed sample, as in
 `studies/self_diffusion.py`, whose runs this can share (--workdir=runs/self_diffusion):
 
-- with 20 steps, as published, and then asked for fewer: as it is ("just change the number"), and
+- with 20 steps, as published, and then run with fewer: unchanged ("just change the number"), and
   with its decoder's batch statistics computed again for that number;
-- by `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update, at equal cost: with
-  as many more updates as its cheaper ones allow; and at equal updates (one seed);
-- with 20 steps spaced as for few ("trailing"), and what can be made of that: distilled
-  (`configs/few_steps_consistency.py`), or trained on with 1, 2 or 4 steps (one seed).
+- with `configs/few_steps_demo.py`, which draws 1, 2 or 4 steps in every update: at equal cost, with
+  as many more updates as cheaper updates allow, and with equal updates (one seed);
+- with 20 steps spaced as for few ("trailing"), and two models made from that one: distilled
+  (`configs/few_steps_consistency.py`), or trained further with 1, 2 or 4 steps (one seed).
 
-All are scored on the sample's 60 other streets, without the mirrored image. What is there is
-neither trained nor scored again. Leaves `few_steps.csv` and `few_steps.md` in the workdir.
+All are scored on the sample's 60 other streets, without flip_tta. Existing results are neither
+trained nor scored again. Writes `few_steps.csv` and `few_steps.md` in the workdir.
 """
 
 import statistics
@@ -41,8 +41,8 @@ WAYS = {
     "few": "drawn from 1, 2, 4",
     "few_500": "drawn from 1, 2, 4, equal updates",
     "trailing_20": "trained at 20, trailing",
-    "distilled": "of that, consistency distillation",
-    "tuned": "that, trained on with 1, 2, 4",
+    "distilled": "from that, by consistency distillation",
+    "tuned": "that, trained further with 1, 2, 4",
 }
 
 
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def settings(training: runs.Training) -> Iterator[Setting]:
-    """How a training's network is asked: at 20 steps and at few, in all ways that there are."""
+    """The settings in which a training is scored: with 20 steps and with few, in all variants."""
     if training.method in ("self_20", "trailing_20"):
         yield Setting(20)
     for steps in runs.COUNTS:
@@ -67,7 +67,7 @@ def settings(training: runs.Training) -> Iterator[Setting]:
 
 
 def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
-    """A row for each setting; see `scores.kept`."""
+    """One row per setting; see `scores.kept`."""
 
     def rows(model: inference.DepthModel) -> Iterator[dict[str, Any]]:
         for setting in settings(training):
@@ -80,7 +80,7 @@ def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
 
 
 def ratio_to_20(row: Row, rows: Iterable[Row]) -> float | None:
-    """AbsRel over that of the same seed's model of 20 steps, at 20 steps."""
+    """AbsRel relative to the 20-step model with the same seed, run with 20 steps."""
     found = [
         r for r in rows if (r["method"], r["seed"], r["steps"]) == ("self_20", row["seed"], 20)
     ]
@@ -88,7 +88,7 @@ def ratio_to_20(row: Row, rows: Iterable[Row]) -> float | None:
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """Every way of asking every method, as Markdown."""
+    """Every method in every setting, as Markdown."""
     lines = []
     for method, title in WAYS.items():
         for recalibrated, ending in ((False, ""), (True, ", recalibrated")):
@@ -101,7 +101,7 @@ def tables(rows: Sequence[Row]) -> str:
                 ]
                 if found:
                     lines.append([title + ending, str(steps), *_cells(found)])
-    header = ["", "steps", "AbsRel", "to 20 steps", "RMSE", "training, CPU s", "an image, CPU ms"]
+    header = ["", "steps", "AbsRel", "to 20 steps", "RMSE", "training, CPU s", "CPU ms per image"]
     return markdown(header, lines) + "\n"
 
 

@@ -11,13 +11,13 @@ from self_diffusion_runs import Method, updates
 COUNTS = (1, 2, 4)
 
 
-# Processor milliseconds of an update, from those of `studies/self_diffusion.py`: 184 with a sampler
-# of 20 steps and 119 with one of 5, so 108 at the mean of the numbers that are drawn.
+# Processor milliseconds per update, from `studies/self_diffusion.py`: 184 with a sampler of 20
+# steps and 119 with 5, so 108 for the mean of the drawn numbers.
 UPDATE_MS = {"self_20": 184, "few": 108}
 
 METHODS: Mapping[str, Method] = {
     "self_20": self_diffusion_runs.METHODS["self_20"],
-    # As many updates as cost what 500 with a sampler of 20 steps do.
+    # As many updates as cost the same as 500 with a sampler of 20 steps.
     "few": Method("few_steps_demo", updates(850), "drawn"),
     "few_500": Method("few_steps_demo", {}, "drawn, equal updates"),
     # A trained sampler, and its distillation.
@@ -30,7 +30,7 @@ METHODS: Mapping[str, Method] = {
         "20 steps, trailing",
     ),
     "distilled": Method("few_steps_consistency", updates(300), "consistency distillation"),
-    # The same sampler, trained on with few steps and no teacher.
+    # The same sampler, trained further with few steps and no teacher.
     "tuned": Method(
         "demo",
         {
@@ -41,17 +41,17 @@ METHODS: Mapping[str, Method] = {
             "optimizer.warmup_steps": 20,
         }
         | updates(300),
-        "trained on with 1, 2 or 4 steps",
+        "trained further with 1, 2 or 4 steps",
     ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Training(self_diffusion_runs.Training):
-    """See there; the methods are those of this study.
+    """A training of this study, with its own methods; see the base class.
 
     Attributes:
-        teacher: the run that is distilled or trained on, if one is.
+        teacher: the run that is distilled or trained further, if any.
     """
 
     teacher: str | None = None
@@ -68,7 +68,7 @@ class Training(self_diffusion_runs.Training):
 
 
 def planned(seeds: int, workdir: Path) -> list[Training]:
-    """All trainings, those that matter most first; teachers are runs in `workdir`."""
+    """All trainings, the most important first; teachers are runs in `workdir`."""
     order = [(method, seed) for seed in range(seeds) for method in ("self_20", "few")]
     order += [(method, 0) for method in METHODS if (method, 0) not in order]
 

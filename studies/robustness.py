@@ -5,18 +5,19 @@ r"""Does self-distillation make a small network robust? Rendered scenes, judged 
     python studies/robustness.py --workdir=runs/robustness_tables --scenes=tabletops --seeds=0,1,2
 
 A teacher is trained on clear pictures with exact depth. Students start from it and learn its depth
-of the clear training pictures from the same scenes under adverse conditions, which are `rendered`,
-or made of the clear picture by `physical` models of image formation, or `both`. Two controls take
-the same steps with the clear pictures alone, `clear` with the teacher's small colour jitter and
-`colour` with a strong one. Scenes of the split val, which nobody was trained on, are scored under
-every condition: as predicted, scaled by the median, and aligned by least squares in disparity.
+of the clear training pictures from pictures of the same scenes under adverse conditions, which are
+`rendered`, or made from the clear picture by `physical` models of image formation, or `both`. Two
+controls train for the same steps on the clear pictures alone: `clear` with the teacher's weak
+colour jitter and `colour` with a strong one. Scenes of the split val, on which nothing was trained,
+are scored under every condition: as predicted, scaled by the median, and aligned by least squares
+in disparity.
 
-The streets are those of sample/. With --frames=DIR they, and table-tops always, are rendered into
-DIR first, where they are not there yet (with the extra `render`): training pictures of all layouts.
+The streets come from sample/. With --frames=DIR they are rendered into DIR first if they are
+missing there, as table-tops always are (with the extra `render`): training pictures of all layouts.
 
-Leaves in the workdir: the runs `teacher`, `rendered`, ... (with several seeds `teacher-0`, ...),
-pairs, scores, `summary.json`, `robustness.csv` and `.png`, `before_after.png`, `report.html`. What
-is there is not made again. Every command is printed, and does the same when it is typed.
+The workdir gets the runs `teacher`, `rendered`, ... (with several seeds `teacher-0`, ...), pairs,
+scores, `summary.json`, `robustness.csv` and `.png`, `before_after.png` and `report.html`. Existing
+results are not made again. Every command is printed and can be run by hand with the same effect.
 """
 
 import argparse
@@ -41,17 +42,17 @@ TIMES_FILE = "seconds.json"
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """A kind of rendered scenes.
+    """A kind of rendered scene.
 
     Attributes:
-        kind: as `tools/render_scenes.py` names it.
+        kind: its name in `tools/render_scenes.py`.
         size: of the pictures.
-        clear: what the condition that the teacher knows is called.
+        clear: the name of the condition that the teacher knows.
         conditions: the adverse ones.
-        images: what students can be taught with.
-        counts: layouts of each split, where they are rendered.
+        images: what students can be trained with.
+        counts: number of layouts per split, if they are rendered.
         steps: of a student's training, unless --steps is given.
-        training: fields of every training's config.
+        training: config fields of every training.
     """
 
     kind: str
@@ -75,7 +76,7 @@ SCENES = {
         ("transparent", "mirror"),
         ("rendered", "clear", "colour"),
         {"train": 160, "val": 48},
-        1600,  # Glass and mirrors keep improving for longer than weather does.
+        1600,  # Glass and mirrors keep improving for longer than weather.
         {
             "data.train.augmentation.crop": (96, 128),
             "model.codec.initial_depth": 1.5,
@@ -88,12 +89,12 @@ SCENES = {
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What one command line asks for.
+    """The options of one command line.
 
     Attributes:
         scenes: a value of `SCENES`.
-        frames: folder of the frames, as `tools/render_scenes.py` writes them.
-        workdir: for everything that comes of it.
+        frames: folder of the frames, as written by `tools/render_scenes.py`.
+        workdir: for all results.
         seeds: of teacher and students.
         images: of the students; members of `IMAGES`.
         teacher_steps, steps: of training.
@@ -110,7 +111,7 @@ class Study:
     overrides: tuple[str, ...] = ()
 
     def path(self, name: str, seed: int) -> Path:
-        """Of a run or of pairs; by their names alone where there is one seed."""
+        """Folder of a run or of pairs; without the seed if there is only one."""
         return self.workdir / (name if len(self.seeds) == 1 else f"{name}-{seed}")
 
 
@@ -124,7 +125,7 @@ def main() -> None:
 
 
 def render(scenes: Scenes, frames: Path) -> None:
-    """Renders the frames that are not in a folder yet."""
+    """Renders the frames that are missing in a folder."""
     for split, count in scenes.counts.items():
         _run(
             "tools/render_scenes.py",
@@ -152,7 +153,7 @@ def train_student(study: Study, seed: int, images: str) -> None:
         return
     made = {"both": ("rendered", "physical")}.get(images, (images,))
     if images in report.CONTROLS:
-        made = ("rendered",)  # of which the clean pictures are used alone
+        made = ("rendered",)  # only their clean pictures are used
     for each in made:
         make_pairs(study, seed, each)
     roots = [str(study.path(f"{each}_pairs", seed)) for each in made]
@@ -173,10 +174,10 @@ def train_student(study: Study, seed: int, images: str) -> None:
 
 
 def make_pairs(study: Study, seed: int, images: str) -> None:
-    """The clear training pictures, their teacher's depth, and what they look like in bad weather.
+    """The clear training pictures, the teacher's depth, and the same scenes in bad weather.
 
     The teacher's depth is averaged with that of the mirrored picture. Nothing is rejected: the
-    scenes are the same, and what the teacher sees worst is what there is to learn.
+    scenes are the same, and what the teacher gets most wrong is what there is to learn.
     """
     pairs = study.path(f"{images}_pairs", seed)
     if (pairs / "manifest.jsonl").exists():
@@ -203,7 +204,7 @@ def make_pairs(study: Study, seed: int, images: str) -> None:
 
 
 def _pictures(study: Study, drive: str) -> list[bool]:
-    """Whether a scene is there under each condition."""
+    """Whether a scene exists under each condition."""
     folders = (
         study.frames / condition / "raw" / drive[: len("2000_01_01")] / drive
         for condition in study.scenes.conditions
@@ -237,7 +238,7 @@ def _flags(fields: Mapping[str, object]) -> list[str]:
 
 
 def _timed(study: Study, name: str, *command: str) -> None:
-    """Runs a command, and notes its seconds by the clock and itself in the workdir."""
+    """Runs a command and records it and its wall-clock seconds in the workdir."""
     path = study.workdir / TIMES_FILE
     start = time.monotonic()
     _run(*command)
@@ -261,9 +262,13 @@ def _parse() -> Study:
     )
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--scenes", choices=tuple(SCENES), default="streets")
-    parser.add_argument("--frames", help="where frames are, or are rendered; sample/ if absent")
+    parser.add_argument(
+        "--frames", help="folder of the frames, rendered if missing; default: sample/"
+    )
     parser.add_argument("--seeds", default="0", help="with commas")
-    parser.add_argument("--images", help="rendered, physical, both, clear, colour; all if absent")
+    parser.add_argument(
+        "--images", help="any of rendered, physical, both, clear, colour; default: all"
+    )
     parser.add_argument("--teacher_steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, help="400; 1600 for table-tops")
     flags, overrides = parser.parse_known_args()
@@ -275,7 +280,7 @@ def _parse() -> Study:
         parser.error(f"--images: {flags.scenes} have no {unknown[0]!r}: {', '.join(scenes.images)}")
     seeds = flags.seeds.split(",")
     if not all(seed.isdigit() for seed in seeds):
-        parser.error(f"--seeds is {flags.seeds!r}; it must be whole numbers with commas")
+        parser.error(f"--seeds is {flags.seeds!r}; it must be integers separated by commas")
     workdir = cli.directory("--workdir", flags.workdir)
     if flags.frames is None and flags.scenes != "streets":
         raise ConfigError("--frames is missing: name the folder that table-tops are rendered into")

@@ -1,4 +1,4 @@
-"""Scores of `robustness.py`: every run under every condition, the table, and the pictures."""
+"""Scores for `robustness.py`: every run under every condition, the table and the pictures."""
 
 import csv
 import dataclasses
@@ -35,7 +35,7 @@ _COLUMNS = (
 
 
 def protocols_of(study: "Study") -> tuple[Protocol, ...]:
-    """As predicted, scaled by the median, and aligned: three views of the same predictions."""
+    """As predicted, scaled by the median, and aligned: three scores of the same predictions."""
     if study.scenes.kind == "tabletop":
         return (protocols.get("cleargrasp", predicts="depth"),)
     dense = protocols.get("dense")
@@ -49,7 +49,7 @@ def protocols_of(study: "Study") -> tuple[Protocol, ...]:
 
 
 def held_out(study: "Study") -> list[dict[str, Any]]:
-    """The pictures of the split val, one condition after the other."""
+    """The pictures of the split val, one condition at a time."""
     found = []
     for condition in (study.scenes.clear, *study.scenes.conditions):
         folder = study.frames if condition == study.scenes.clear else study.frames / condition
@@ -83,7 +83,9 @@ def write(study: "Study", times: Mapping[str, Any]) -> None:
             for images in study.images
             if images not in CONTROLS
         )
-        print(f"\nOf the gain as predicted, repaired scale and shift are: {', '.join(shares)}")
+        print(
+            f"\nShare of the predicted gain that is repaired scale and shift: {', '.join(shares)}"
+        )
     written = sorted(path.name for path in study.workdir.iterdir() if path.suffix in WRITTEN)
     print(f"\n{study.workdir}: {', '.join(written)}")
 
@@ -120,7 +122,7 @@ def _of_seed(
 def _score(
     study: "Study", name: str, seed: int, samples: Sequence[Mapping[str, Any]]
 ) -> dict[tuple[str, str, str], tuple[int, float]]:
-    """Means over images by (condition, pixels, metric), with their number."""
+    """(number of images, mean) by (condition, pixels, metric)."""
     views, place = protocols_of(study), study.path(f"scores/{name}", seed)
     folders = {each.name: place / each.name if len(views) > 1 else place for each in views}
     if not all((folder / "per_image.csv").exists() for folder in folders.values()):
@@ -141,7 +143,7 @@ def _score(
 
 
 def _wanted(view: Protocol) -> Iterator[tuple[str, str, str]]:
-    """(column, pixels, what it is called here) of a protocol's `per_image.csv`."""
+    """(column, pixels, our name for it) of a protocol's `per_image.csv`."""
     if view.classes:
         for pixels in ("ToM", "Other"):
             yield f"{pixels}/mae_mm", pixels, "mae_mm_aligned"
@@ -177,7 +179,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def gain(
     records: Sequence[Mapping[str, Any]], images: str, conditions: Sequence[str], metric: str, **of
 ) -> list[float]:
-    """By how much the mean over conditions became lower, a share of it for each seed."""
+    """By what share the mean over conditions fell, for each seed."""
     found = []
     for seed in dict.fromkeys(record["seed"] for record in records):
         wanted = {"images": images, "seed": seed, "metric": metric, **of}
@@ -195,7 +197,7 @@ def gain(
 def repaired_scale(
     records: Sequence[Mapping[str, Any]], images: str, conditions: Sequence[str]
 ) -> float:
-    """The share of the gain as predicted that is no gain where every image is aligned."""
+    """The share of the gain as predicted that disappears when every image is aligned."""
     gains = {}
     for metric in ("abs_rel", "abs_rel_aligned"):
         gains[metric] = sum(
@@ -208,7 +210,7 @@ def repaired_scale(
 
 
 def table(study: "Study", records: Sequence[Mapping[str, Any]]) -> str:
-    """Means over the seeds, with the changes' standard deviation, in Markdown."""
+    """Means over the seeds and the standard deviations of the changes, in Markdown."""
     metrics = list(dict.fromkeys((each["pixels"], each["metric"]) for each in records))
     blocks = []
     for pixels, metric in metrics:
@@ -265,7 +267,7 @@ def _cells(
 
 
 def _plot(study: "Study", records: Sequence[Mapping[str, Any]]) -> None:
-    """`robustness.png`: error of teacher and students by condition, with the seeds' spread."""
+    """`robustness.png`: error of teacher and students by condition, with the spread over seeds."""
     pixels, metric = ("all", "abs_rel_aligned")
     if study.scenes.kind == "tabletop":
         pixels, metric = ("ToM", "mae_mm_aligned")
@@ -299,7 +301,7 @@ def _plot(study: "Study", records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw(study: "Study", samples: Sequence[Mapping[str, Any]]) -> None:
-    """A picture a condition of one scene, with depth before and after."""
+    """One scene under each condition, with depth before and after."""
     seed, names = study.seeds[0], ("teacher", *study.images[:2])
     each = len(samples) // (1 + len(study.scenes.conditions))
     shown = [samples[start + each // 2] for start in range(0, len(samples), each)]
@@ -317,7 +319,7 @@ def _draw(study: "Study", samples: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _page(study: "Study", samples: Sequence[Mapping[str, Any]]) -> None:
-    """`report.html` of the first student and seed, all others of the seed beside it."""
+    """`report.html` for the first student and seed, compared with all others of that seed."""
     seed, ours = study.seeds[0], study.images[0]
     others = {f"{name} images": name for name in study.images[1:]}
     compare = {

@@ -1,15 +1,15 @@
-"""Self-diffusion beside diffusion of the ground truth and beside plain regression, at a small size.
+"""Self-diffusion against diffusion of the ground truth and plain regression, at a small size.
 
     taskset -c 0 python studies/self_diffusion.py --workdir=runs/self_diffusion [--seeds=3]
 
-Every training takes the network of configs/demo.py, or of configs/demo_regression.py, and 500
-updates of 2 whole frames of the committed sample (240 training streets of 64x208): 37 processor
-seconds for regression, 60 with a sampler of 5 steps, 92 with one of 20, compiling left out. They
-learn from exact depth or from the lidar's 4.5% of it, and all are scored on exact depth of the
-sample's 60 other streets. `self_diffusion_runs.METHODS` lists what differs.
+Every training uses the network of configs/demo.py or configs/demo_regression.py and 500 updates of
+2 whole frames of the committed sample (240 training streets of 64x208): 37 processor seconds for
+regression, 60 with a sampler of 5 steps, 92 with 20, without compiling. Depth for training is
+exact, or the lidar's 4.5% of it; all are scored on exact depth of the sample's 60 other streets.
+`self_diffusion_runs.METHODS` lists the differences.
 
-What is there is neither trained nor scored again, and what is missing is left out of the tables, so
-this can be interrupted, and --score_only shows how far it is. Leaves in the workdir the runs,
+Existing results are neither trained nor scored again, and missing ones are left out of the tables,
+so this can be interrupted; --score_only shows the progress. The workdir gets the runs,
 `self_diffusion.csv`, `self_diffusion.png` and `tables.md`.
 """
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def beside(workdir: Path, seeds: int) -> list[dict[str, Any]]:
-    """Rows of what is made of several networks, where they are there."""
+    """Rows for combinations of several networks, if these exist."""
 
     def there(*trainings: runs.Training) -> bool:
         return all((workdir / each.name / runs.RECORD).exists() for each in trainings)

@@ -1,4 +1,4 @@
-"""CSV, tables and plots of `studies/self_diffusion.py`, from the rows of its scores."""
+"""CSV, tables and plots of `studies/self_diffusion.py`, from its score rows."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ COLUMNS = (
 )
 DEPTHS = {"dense": "100%", "groundtruth": "4.5%"}
 _TRUTHS = ("regression", "self", "truth", "pure", "pure_paper", "pure_sample", "self_paper")
-# Beside the methods: see `scores.score_ensemble` and `score_grained`.
+# Besides the methods: see `scores.score_ensemble` and `score_grained`.
 _BESIDE = {
     "regression_ensemble": "regression, three networks",
     "regression_grain": "regression with the grain of another frame's samples",
@@ -35,7 +35,7 @@ _COLOURS = {"regression": "#555555", "self": "#1f77b4", "self_20": "#d62728"}
 
 
 def write_csv(path: Path, rows: Iterable[Row], columns: Sequence[str] = COLUMNS) -> None:
-    """One line for each network and way of asking it."""
+    """One line per network and setting."""
     file = io.StringIO()
     writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -76,7 +76,7 @@ def ground_truth_table(rows: Sequence[Row], baseline: Row) -> str:
 
 
 def steps_table(rows: Sequence[Row]) -> str:
-    """AbsRel / RMSE at other numbers of steps: as trained, recalibrated, retrained."""
+    """AbsRel / RMSE with other numbers of steps: as trained, recalibrated, retrained."""
 
     def cell(found: list[Row]) -> str:
         return f"{values(found, 'abs_rel')} / {values(found, 'rmse', 2)}" if found else ""
@@ -100,7 +100,7 @@ def steps_table(rows: Sequence[Row]) -> str:
 
 
 def edges_table(rows: Sequence[Row]) -> str:
-    """Error, edges and cost of one prediction, of the mirrored average and of several samples."""
+    """Error, edges and cost of one prediction, with flip_tta and with several samples."""
     ways: dict[str, Callable[[Row], bool]] = {
         "one prediction": _single,
         "with the mirrored image": lambda row: row["flip_tta"],
@@ -119,11 +119,11 @@ def edges_table(rows: Sequence[Row]) -> str:
                 lines.append([_title(method), way, *cells, *cost])
     header = ["", "", "AbsRel", "RMSE", "boundary F", "F at 1.05", "F at 1.15"]
     header += ["precision at 1.15", "recall at 1.15"]
-    return markdown([*header, "training, CPU s", "an image, CPU ms"], lines)
+    return markdown([*header, "training, CPU s", "CPU ms per image"], lines)
 
 
 def spread_table(rows: Sequence[Row]) -> str:
-    """Whether a spread tells the error, beside what the depth alone tells."""
+    """How well a spread predicts the error, compared with depth alone."""
     names = (
         *("rank_correlation", "rank_correlation_depth"),
         *("ause_rel", "ause_rel_depth", "ause_rel_random"),
@@ -178,7 +178,7 @@ def draw(rows: Sequence[Row], baseline: Row, path: Path) -> None:
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
         each.legend(fontsize=7, frameon=False)
-    # The same bytes for the same values.
+    # Equal values give equal bytes.
     atomic.write(path, lambda file: figure.savefig(file, dpi=110, metadata={"Software": None}))
 
 
@@ -191,7 +191,7 @@ def _draw_steps(axes: Axes, rows: Sequence[Row], baseline: Row) -> None:
                 (r for r in own if r["recalibrated"] == recalibrated or r in trained),
                 key=lambda row: row["steps"],
             )
-            label = f"{name}, {'recalibrated' if recalibrated else 'as it is'}"
+            label = f"{name}, {'recalibrated' if recalibrated else 'unchanged'}"
             errors = [r["abs_rel"] for r in found], [r["steps"] for r in found]
             axes.plot(errors[1], errors[0], style, marker=".", color=_COLOURS[method], label=label)
     retrained = [
@@ -247,17 +247,17 @@ def _single(row: Row) -> bool:
 
 
 def _own(row: Row) -> bool:
-    """Whether a row is at the number of steps that was trained."""
+    """Whether a row uses the trained number of steps."""
     return row["asked_steps"] is None
 
 
 def _plain(rows: Iterable[Row], method: str, depth: str | None = None) -> list[Row]:
-    """One prediction of each network as it was trained."""
+    """One prediction of each network as trained."""
     return [r for r in _of(rows, method, depth) if _single(r) and _own(r)]
 
 
 def values(rows: Sequence[Row], name: str, digits: int = 3) -> str:
-    """Mean of the seeds and, of several, their standard deviation."""
+    """Mean over seeds and, with several, their standard deviation."""
     found = [row[name] for row in rows if row.get(name) is not None]
     if not found:
         return ""

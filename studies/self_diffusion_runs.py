@@ -29,7 +29,7 @@ BUDGET: Mapping[str, Any] = {
 }
 _TRUTH = {"objective.name": "ground_truth_diffusion"}
 _PURE = _TRUTH | {"objective.decoded": "ground_truth"}
-# Attention among 8 x 26 places, which costs little; the latent has 16 x 52.
+# Attention among 8 x 26 places, which is cheap; the latent has 16 x 52.
 _PAPER = {"model.denoiser.variant": "paper", "model.denoiser.attention_tokens": 256}
 
 _SAMPLE = {"model.diffusion.prediction_type": "sample"}
@@ -63,13 +63,13 @@ def _sampler(steps: int) -> dict[str, Any]:
 
 
 def updates(count: int) -> dict[str, Any]:
-    """The fields of a training of this many updates, of which only the last state is saved."""
+    """Fields of a training with this many updates that saves only its last state."""
     return {"num_steps": count, "checkpoint.every_steps": count}
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A config file, the fields that differ from it, and what it is called in tables."""
+    """A config file, the fields that differ from it, and its name in tables."""
 
     config: str
     changes: Mapping[str, Any]
@@ -82,8 +82,8 @@ METHODS: Mapping[str, Method] = {
     "truth": Method("demo", _TRUTH, "ground-truth diffusion, pixel losses through the sampler"),
     "pure": Method("demo", _PURE, "ground-truth diffusion, pure"),
     "pure_paper": Method("demo", _PURE | _PAPER, "ground-truth diffusion, pure, paper's denoiser"),
-    # Noise predicted with an error of e means a latent with an error of up to 25 e at the first of
-    # 5 steps, so the clean latent itself is learned in fewer updates.
+    # An error of e in predicted noise is an error of up to 25 e in the latent at the first of 5
+    # steps, so predicting the clean latent itself is learned in fewer updates.
     "pure_sample": Method(
         "demo", _PURE | _PAPER | _SAMPLE, "ground-truth diffusion, pure, predicting the latent"
     ),
@@ -92,8 +92,8 @@ METHODS: Mapping[str, Method] = {
     "self_10": Method("demo", _sampler(10), "self-diffusion, 10 steps"),
     "self_15": Method("demo", _sampler(15), "self-diffusion, 15 steps"),
     "self_20": Method("demo", _sampler(20), "self-diffusion, 20 steps"),
-    # As many updates as cost what the method's cost: a step of regression takes 74 ms of one core,
-    # with a sampler of 5 steps 119 ms, with 20 steps 184 ms.
+    # As many updates as cost the same as the method's: on one core a step of regression takes 74
+    # ms, with a sampler of 5 steps 119 ms, with 20 steps 184 ms.
     "regression_as_5": Method("demo_regression", updates(800), "regression at the cost of 5 steps"),
     "regression_as_20": Method(
         "demo_regression", updates(1240), "regression at the cost of 20 steps"
@@ -115,7 +115,7 @@ class Training:
 
     Attributes:
         method: a key of `METHODS`.
-        depth: what the training frames hold: "dense", or "groundtruth", the lidar's 4.5%.
+        depth: of the training frames: "dense", or "groundtruth", the lidar's 4.5%.
         seed: of weights, data order and noise.
     """
 
@@ -146,7 +146,7 @@ class Training:
         return experiment.from_mapping(config.to_dict())
 
     def run(self, workdir: Path) -> None:
-        """Trains, unless that is done, and keeps what it cost."""
+        """Trains, unless that is done, and records the cost."""
         path = workdir / self.name
         if (path / RECORD).exists():
             return
@@ -168,7 +168,7 @@ class Training:
 
 
 def planned(seeds: int) -> list[Training]:
-    """All trainings, those that matter most first."""
+    """All trainings, the most important first."""
     depths = ("dense", "groundtruth")
 
     def both(*methods: str, seed: int) -> list[tuple[str, str, int]]:
@@ -193,11 +193,13 @@ def planned(seeds: int) -> list[Training]:
 
 
 def command_line(description: str, *, only: str) -> argparse.Namespace:
-    """The flags of a study; `only` is an example of the trainings that --only names."""
+    """Parses the flags of a study; `only` is an example for the help of --only."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--workdir", type=Path, required=True, help="for runs and results")
-    parser.add_argument("--seeds", type=int, default=3, help="of what is trained several times")
-    parser.add_argument("--only", help=f"train just these, such as {only}")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of seeds for methods that use several"
+    )
+    parser.add_argument("--only", help=f"train only these, such as {only}")
     parser.add_argument("--score_only", action="store_true", help="train nothing")
     return parser.parse_args()
 
@@ -207,8 +209,8 @@ def carry_out(
     flags: argparse.Namespace,
     score: Callable[[Training, Path], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
-    """Trains what the flags ask for, and returns the scores of all trainings that are done."""
-    # Trainings that differ only in their seed are compiled once.
+    """Trains what the flags ask for and returns the scores of all finished trainings."""
+    # Trainings that differ only in the seed are compiled once.
     jax.config.update("jax_compilation_cache_dir", str(flags.workdir / "compiled"))
     for training in trainings if not flags.score_only else ():
         if flags.only is None or training.name in flags.only.split(","):

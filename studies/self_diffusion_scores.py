@@ -19,7 +19,7 @@ from diffdepth_jax.evaluation.run import baseline
 FILE = "scores.json"
 SAMPLES = 8
 RECALIBRATION_IMAGES = 32
-STEPS = (2, 5, 10, 15, 20)  # of the sampler, that a model of another number is tried at
+STEPS = (2, 5, 10, 15, 20)  # of the sampler, with which a model trained for another number is tried
 DEPTH_RANGE = (1e-3, 80.0)
 METRICS = ("abs_rel", "rmse", "silog", "delta1")
 EDGES = (
@@ -28,7 +28,8 @@ EDGES = (
     *("boundary_precision_1.15", "boundary_recall_1.15"),
 )
 _SHARES = tuple(name for name in uncertainty.METRICS if name not in ("spread", "ause"))
-# In metres, and of logarithms: relative spread against relative error, where far is not worse.
+# In metres and in logarithms: relative spread against relative error, which does not grow with
+# depth.
 SPREAD = (
     *("spread", *_SHARES),
     *(f"log_{name}" for name in _SHARES if name != "rank_correlation_relative"),
@@ -37,13 +38,13 @@ SPREAD = (
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """How a trained network is asked.
+    """How a trained network predicts.
 
     Attributes:
-        steps: of the sampler; None for the number that it was trained with.
-        recalibrated: with batch statistics of that number of steps.
-        samples: that are averaged.
-        flip_tta: averaged with the mirrored image's.
+        steps: of the sampler; None: the trained number.
+        recalibrated: with batch statistics for that number of steps.
+        samples: number of samples to average.
+        flip_tta: averages with the mirrored image's prediction.
     """
 
     steps: int | None = None
@@ -53,7 +54,7 @@ class Setting:
 
 
 def settings(training: runs.Training, model: inference.DepthModel) -> Iterator[Setting]:
-    """All that a training's network is scored by."""
+    """All settings in which a training is scored."""
     yield Setting()
     if not training.method.startswith(("regression", "self")):
         return
@@ -69,7 +70,7 @@ def settings(training: runs.Training, model: inference.DepthModel) -> Iterator[S
 
 
 def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
-    """A row for each setting; see `kept`."""
+    """One row per setting; see `kept`."""
 
     def rows(model: inference.DepthModel) -> Iterator[dict[str, Any]]:
         for setting in settings(training, model):
@@ -84,7 +85,7 @@ def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
 def kept(
     run: Path, name: str, score_model: Callable[[inference.DepthModel], Iterable[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Rows of a run, kept in its file of this name; computed only if that is missing."""
+    """Rows of a run, kept in a file of this name; computed only if that is missing."""
     if (run / name).exists():
         return json.loads((run / name).read_text())
     record = json.loads((run / runs.RECORD).read_text())
@@ -94,7 +95,7 @@ def kept(
 
 
 def score_setting(model: inference.DepthModel, setting: Setting) -> dict[str, Any]:
-    """Mean metrics over the held-out frames, what a prediction cost, and sparsification curves."""
+    """Mean metrics over the held-out frames, cost per prediction, and sparsification curves."""
     if setting.recalibrated:
         model = model.recalibrate(_training_images(), setting.steps)
     images = [sample["image"] for sample in held_out()]
@@ -110,7 +111,7 @@ def score_setting(model: inference.DepthModel, setting: Setting) -> dict[str, An
     spreads = None
     if setting.samples > 1:
         predictions, spreads = predictions
-    elif setting.flip_tta:  # The two that are averaged have a spread, too.
+    elif setting.flip_tta:  # The two averaged predictions have a spread too.
         single = model.predict(images, num_inference_steps=setting.steps, flip_tta=False)
         pairs = zip(single, predictions, strict=True)
         spreads = [np.sqrt(2) * np.abs(one - mean) for one, mean in pairs]
@@ -118,7 +119,7 @@ def score_setting(model: inference.DepthModel, setting: Setting) -> dict[str, An
 
 
 def score_ensemble(trainings: Sequence[runs.Training], workdir: Path) -> dict[str, Any]:
-    """A row of the mean of several networks that differ in their seeds."""
+    """A row for the mean of several networks that differ in their seeds."""
     images = [sample["image"] for sample in held_out()]
     models = [inference.load(workdir / training.name) for training in trainings]
     found = np.stack([model.predict(np.stack(images), flip_tta=False) for model in models])
@@ -128,11 +129,11 @@ def score_ensemble(trainings: Sequence[runs.Training], workdir: Path) -> dict[st
 
 
 def score_grained(seed: int, workdir: Path) -> dict[str, Any]:
-    """A row of regression with the grain of self-diffusion's samples, but of another frame.
+    """A row for regression with the grain of self-diffusion's samples of another frame.
 
-    Where contours of such a prediction are found as often, it is grain that finds them, and not
-    what diffusion knows of the frame. The grain is the ratio of two samples, to the power that
-    leaves it the variance of one.
+    If such a prediction finds as many contours, they come from grain and not from what diffusion
+    knows about the frame. The grain is the ratio of two samples, to the power that gives it the
+    variance of one.
     """
     trainings = [runs.Training(method, "dense", seed) for method in ("regression", "self")]
     smooth, drawn = (inference.load(workdir / training.name) for training in trainings)
@@ -159,7 +160,7 @@ def _row_beside(trainings: Sequence[runs.Training], workdir: Path, suffix: str) 
 def mean_scores(
     predictions: list[np.ndarray], spreads: list[np.ndarray] | None = None
 ) -> dict[str, Any]:
-    """Means over the held-out frames of what each frame has."""
+    """Means over the held-out frames, for each value over the frames that have it."""
     found: dict[str, list[Any]] = {}
     for index, (sample, prediction) in enumerate(zip(held_out(), predictions, strict=True)):
         target = sample["depth"]
@@ -188,7 +189,7 @@ def _judged_spread(
 
 
 def baseline_scores() -> dict[str, Any]:
-    """Of the training frames' median depth map, the best constant prediction."""
+    """Scores of the training frames' median depth map, the best constant prediction."""
     training = runs.Training("regression", "dense", 0).experiment()
     return mean_scores([baseline.of_training(training.data)] * len(held_out()))
 

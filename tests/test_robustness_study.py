@@ -108,7 +108,7 @@ def test_table_shows_means_over_seeds_and_changes(study_modules, records):
     [
         (["--images=rendred"], "streets have no 'rendred'"),
         (["--scenes=tabletops", "--images=physical"], "tabletops have no 'physical'"),
-        (["--seeds=0,x"], "must be whole numbers"),
+        (["--seeds=0,x"], "must be integers"),
         (["--step=3"], "'--step=3' is not an option"),
     ],
 )

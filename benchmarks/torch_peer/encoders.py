@@ -1,4 +1,4 @@
-"""The encoders: the stemless ResNet of the release, and Swin with mmcv's arithmetic and names."""
+"""The encoders: the release's stem-less ResNet, and Swin with mmcv's arithmetic and names."""
 
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ class Swin(nn.Module):
             for block in stage.blocks:
                 tokens = block(tokens)
             features = self.get_submodule(f"norm{index}")(tokens)
-            # Channels are last in memory already: a view.
+            # Channels are already last in memory: a view.
             outputs.append(features.permute(0, 3, 1, 2))
             if hasattr(stage, "downsample"):
                 tokens = stage.downsample(tokens)
@@ -94,7 +94,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """2x2 tokens to one; channel c of neighbour k, row by row, comes at 4 c + k."""
+    """Merges 2x2 tokens; channel c of neighbour k, row by row, goes to 4 c + k."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -130,7 +130,7 @@ class SwinBlock(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention inside 7x7 windows of the map, rolled up and left by `shift` tokens."""
+    """Attention inside 7x7 windows of the map, which is rolled up and left by `shift` tokens."""
 
     size = 7
 

@@ -93,7 +93,7 @@ class MidasV21(nn.Module):
 
 
 def build() -> MidasV21:
-    """With random weights, and a last bias that keeps the result from being 0."""
+    """A model with random weights, and a last bias that keeps the result from being 0."""
     net = MidasV21()
     with torch.no_grad():
         net.scratch.output_conv[4].bias.fill_(1.0)

@@ -17,8 +17,8 @@ class DiffusionDepth(nn.Module):
     """Image to depth: `condition`, `sample`, `decode`.
 
     Args:
-        encoder: gives features, fine to coarse.
-        fuse: whether the denoiser has `convA` and `convB`, as beside Swin.
+        encoder: returns features, fine to coarse.
+        fuse: whether the denoiser has `convA` and `convB`, as with Swin.
     """
 
     def __init__(self, encoder: nn.Module, fuse: bool):
@@ -78,8 +78,8 @@ class DiffusionDepth(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """The release's block, in its order: the condition gets the time's embedding, is resized to
-    the latent's size and added to the embedded latent, at every step."""
+    """The release's block, in its order: at every step the time embedding is added to the
+    condition, which is resized to the latent's size and added to the embedded latent."""
 
     def __init__(self, fuse: bool):
         super().__init__()
@@ -145,7 +145,7 @@ class Codec(nn.Module):
         return self.conv_transform(depth)
 
     def decode(self, latent):
-        # Below float32's precision the sigmoid's inverse would be infinite.
+        # Below float32 precision the inverse sigmoid would be infinite.
         return 1 / self.conv_inv_transform(latent).clamp(min=1e-6) - 1
 
 
@@ -171,7 +171,7 @@ def load(variant: str, path: Path) -> DiffusionDepth:
 
 
 def normalised(image):
-    """RGB of 0 to 255, uint8 [h, w, 3], as the network takes it: [1, 3, h, w]."""
+    """RGB, uint8 [h, w, 3] in 0 to 255, to the network's input [1, 3, h, w]."""
     image = torch.as_tensor(image).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (MEAN, STD))
     return ((image - mean) / std).contiguous(memory_format=torch.channels_last)

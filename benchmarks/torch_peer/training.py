@@ -1,13 +1,13 @@
-"""One step of self-diffusion as the release trains: L1 + L2 + 0.5 DDIM, with Adam."""
+"""One training step of self-diffusion as in the release: L1 + L2 + 0.5 DDIM, with Adam."""
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
 
 def make_step(model, learning_rate: float):
-    """Returns `(batch) -> loss, l1, l2, ddim, gradient_norm`; moves the model's weights.
+    """Returns `(batch) -> loss, l1, l2, ddim, gradient_norm`, which updates the model's weights.
 
-    The batch has the names and meanings of `terms`'s arguments.
+    The batch has the names and meanings of the arguments of `terms`.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
 
@@ -27,9 +27,9 @@ def make_step(model, learning_rate: float):
 
 
 def terms(model, image, depth, noise, ddim_noise, timesteps):
-    """The losses of a batch; depth is in metres, 0 where nothing was measured."""
+    """The losses of a batch; depth is in metres, 0 where unmeasured."""
     condition = model.condition(image)
-    # The encoder's running statistics move, as in the release, though no loss reads its latent.
+    # Updates the encoder's running statistics, as in the release, though no loss reads its latent.
     model.depth_head.depth_transform.encode(depth)
     latent = model.sample(condition, noise)
     predicted_depth = model.depth_head.depth_transform.decode(latent)
@@ -46,7 +46,7 @@ def terms(model, image, depth, noise, ddim_noise, timesteps):
 
 
 def checkpointed(model):
-    """The model with every call of its denoiser computed again in the backward pass."""
+    """The model with every denoiser call recomputed in the backward pass."""
     denoise = model.depth_head.model.forward
 
     def forward(*arguments):
