@@ -70,7 +70,7 @@ def test_every_config_is_valid_and_survives_json(path):
 def test_the_overrides_for_the_papers_recipe_are_read(monkeypatch):
     """The ones in the docstring of configs/kitti.py."""
     path = PROJECT / "configs" / "kitti.py"
-    recipe = path.read_text().split("by overrides:")[1].split("\n\n")[1]
+    recipe = path.read_text().split("Overrides for the paper's recipe")[1].split("\n\n")[1]
     arguments = shlex.split(recipe.replace("\\\n", " "))
     flag_values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=flag_values)
