@@ -1,15 +1,15 @@
 # make setup         the environment .venv (CPU build of JAX unless an NVIDIA driver is found)
 # make demo          train, evaluate and draw pictures on the committed sample: runs/demo
-# make adverse-demo  night, rain, fog, ... of the sample, with labels and gallery: runs/adverse_demo
+# make adverse-demo  the sample at night, in rain, fog, ..., with labels and gallery: runs/adverse_demo
 # make robust-demo   self-distillation for bad weather, on the committed sample: runs/robust-demo
 # make test          lint and tests, without PyTorch
-# make lint          format, style, imports and types alone
+# make lint          format, style, imports and types only
 # make lowest        tests with the lowest versions that pyproject.toml allows; needs uv
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
-# make onnx          .venv-onnx with jax2onnx, by which tools/export.py writes ONNX
-# make test-onnx     the test of that
-# make benchmarks    speed and memory beside PyTorch: adds rows to results/benchmarks.csv
+# make onnx          .venv-onnx with jax2onnx, with which tools/export.py writes ONNX
+# make test-onnx     the test for that
+# make benchmarks    speed and memory against PyTorch: adds rows to results/benchmarks.csv
 # make sample        render the committed sample again (twenty minutes on two CPU cores)
 
 PYTHON ?= python3
@@ -25,7 +25,7 @@ setup: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
-	  { echo "Python 3.11 or newer is needed; say which: make setup PYTHON=python3.11"; exit 1; }
+	  { echo "Python 3.11 or newer is needed: make setup PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	@if [ -e /proc/driver/nvidia/version ] || command -v nvidia-smi >/dev/null 2>&1; then \
 	  echo "NVIDIA driver found: installing JAX for CUDA"; cp requirements.txt .venv/requirements.txt; \
@@ -40,7 +40,7 @@ setup: .venv/installed
 demo: setup
 	$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
 
-# A checkpoint of the demo is the teacher; without one, the regression control after a minute.
+# The teacher is the demo's checkpoint or, without one, the regression control after a minute of training.
 adverse-demo: setup
 	set -e; teacher=runs/adverse_demo_teacher; \
 	for run in runs/demo_regression runs/demo; do \
@@ -53,7 +53,7 @@ adverse-demo: setup
 	$(BIN)/python generate_adverse.py --config=configs/adverse_demo.py --workdir=runs/adverse_demo \
 	  --config.teacher.checkpoint=$$teacher
 
-# One teacher, students of rendered and of simulated weather, and the control.
+# One teacher, students for rendered and for simulated weather, and the control.
 robust-demo: setup
 	$(BIN)/python studies/robustness.py --workdir=runs/robust-demo --images=rendered,physical,clear
 
@@ -66,15 +66,15 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not torch"
 
-# Libraries of different ages warn about each other: only here are warnings not errors.
+# Libraries of different ages warn about each other, so only here warnings are not errors.
 lowest:
 	$(UV) venv --clear --python $(PYTHON) .venv-lowest
 	$(UV) pip install --python .venv-lowest --resolution lowest-direct --editable .
 	$(UV) pip install --python .venv-lowest -r requirements-dev.txt
 	.venv-lowest/bin/python -m pytest -n 2 -m "not torch" -W default
 
-# Plain `torch` on Linux downloads gigabytes of CUDA. For tests, and where there is no GPU, its CPU
-# build will do: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Plain `torch` on Linux downloads gigabytes of CUDA. For tests, or without a GPU, its CPU build is
+# enough: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 torch: .venv-torch/installed
 
 test-torch: torch
@@ -88,7 +88,7 @@ test-torch: torch
 	.venv-torch/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-# jax2onnx asks for an older Orbax than the package, and needs it only for checkpoints: --no-deps.
+# jax2onnx requires an older Orbax than the package, but only for checkpoints: hence --no-deps.
 onnx: .venv-onnx/installed
 
 test-onnx: onnx
@@ -103,13 +103,13 @@ test-onnx: onnx
 	.venv-onnx/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-# One question a script; a quarter of an hour on two CPU cores, with nothing else running.
+# One script per question; a quarter of an hour on two CPU cores with nothing else running.
 benchmarks: setup torch
 	set -e; folder=$$(mktemp -d); trap "rm -r $$folder" EXIT; for question in $(QUESTIONS); do \
 	  $(BIN)/python benchmarks/$$question.py --seconds=$(SECONDS_A_CASE) --folder=$$folder; \
 	done
 
-# Aside at first, so that the old sample stays until the new one is whole.
+# Rendered elsewhere first, so that the old sample stays until the new one is complete.
 sample: setup
 	$(BIN)/python tools/render_scenes.py --preset=sample --output=runs/sample
 	$(BIN)/python tools/render_scenes.py --preset=sample_adverse --output=runs/sample \
