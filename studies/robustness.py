@@ -251,7 +251,7 @@ def _run(*command: str) -> None:
     print(f"\n$ python {shlex.join(command)}", flush=True)
     status = subprocess.run([sys.executable, str(PROJECT / command[0]), *command[1:]]).returncode
     if status:
-        raise UserError(f"{command[0]} ended with status {status}; the same command goes on")
+        raise UserError(f"{command[0]} ended with status {status}; run the same command to resume")
 
 
 def _parse() -> Study:

@@ -153,7 +153,10 @@ def test_names_in_errors_cannot_control_the_terminal(script):
     "body, says",
     [
         ("os.kill(os.getpid(), signal.SIGINT)", "interrupted"),
-        ("raise KeyboardInterrupt('the same command goes on')", "the same command goes on"),
+        (
+            "raise KeyboardInterrupt('run the same command to resume')",
+            "run the same command to resume",
+        ),
     ],
 )
 def test_ctrl_c_is_one_line(script, body, says):

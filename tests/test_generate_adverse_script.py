@@ -127,4 +127,4 @@ def test_ctrl_c_says_how_to_resume(tmp_path):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate()
     assert process.returncode == 130
-    assert "the same command goes on from there" in told.splitlines()[-1]
+    assert "run the same command to resume" in told.splitlines()[-1]

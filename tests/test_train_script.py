@@ -205,7 +205,7 @@ def test_a_stopped_run_says_how_to_resume_and_fails(tmp_path):
     output, errors = process.communicate()
     assert process.returncode == 143, errors
     (step,) = os.listdir(tmp_path / "checkpoints")
-    told = f"SIGTERM: step {step} is saved in {tmp_path}; the same command goes on from there"
+    told = f"SIGTERM: step {step} is saved in {tmp_path}; run the same command to resume"
     assert output.splitlines() == [told]
     assert "Traceback" not in errors
 

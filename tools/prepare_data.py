@@ -73,7 +73,7 @@ def main() -> None:
             progress=True,
         )
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted: the same command goes on with the rest") from None
+        raise KeyboardInterrupt("interrupted: run the same command to resume") from None
     print(folder)
 
 

@@ -296,6 +296,4 @@ if __name__ == "__main__":
         try:
             main()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                "interrupted: the same command goes on with what is missing"
-            ) from None
+            raise KeyboardInterrupt("interrupted: run the same command to resume") from None

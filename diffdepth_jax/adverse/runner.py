@@ -651,6 +651,6 @@ def _how_to_go_on(run: _Run) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         num_made = sum(made.error is None for made in run.state.images.values())
         raise KeyboardInterrupt(
-            f"interrupted; {num_made} images are done and kept in {run.workdir}: the same command "
-            "goes on from there"
+            f"interrupted; {num_made} images are done and kept in {run.workdir}: run the same "
+            "command to resume"
         ) from interrupt

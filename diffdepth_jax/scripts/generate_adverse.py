@@ -4,7 +4,7 @@ r"""Night, rain, fog, snow, glass and mirrors from clean images, with labels and
         --config.teacher.checkpoint=runs/demo
     python generate_adverse.py --config=configs/adverse_driving.py --workdir=OUT --shard=0/4
 
-The same command goes on after whatever ended it, and does nothing in a finished workdir. Several
+The same command resumes an interrupted run, and does nothing in a finished workdir. Several
 machines share a workdir with --shard=0/4, ... (a SLURM job array says so itself); --merge then
 writes the manifest. The exit status is 1 if images have failed: the same command tries those again.
 Mistakes and failures that are reported in one line exit with 2, Ctrl-C with 130.

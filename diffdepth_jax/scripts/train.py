@@ -62,7 +62,7 @@ def run() -> None:
             print(interrupted)
             sys.exit(interrupted.exit_code)
         except KeyboardInterrupt as interrupt:  # Before or after training, or a second one in it.
-            raise KeyboardInterrupt("ended at once; the same command goes on") from interrupt
+            raise KeyboardInterrupt("ended at once; run the same command to resume") from interrupt
         if distributed.processes().is_first:
             print(tables.table(result))
 

@@ -184,4 +184,4 @@ class Run:
 
 def saved(step: int, workdir: Path) -> str:
     """How to continue after a run was stopped after `step`."""
-    return f"step {step} is saved in {workdir}; the same command goes on from there"
+    return f"step {step} is saved in {workdir}; run the same command to resume"

@@ -113,7 +113,11 @@ def test_ctrl_c_says_how_to_resume(tmp_path):
     os.killpg(tool.pid, signal.SIGINT)
     _, errors = tool.communicate()
     *bar, last = errors.splitlines()
-    assert tool.returncode == 130 and "interrupted" in last and "same command goes on" in last
+    assert (
+        tool.returncode == 130
+        and "interrupted" in last
+        and "run the same command to resume" in last
+    )
     assert "Traceback" not in errors and all("frame" in line for line in bar if line.strip())
     done = len(list(tmp_path.glob("raw/*/*/image_02/data/*.png")))
     assert 0 < done < 100

@@ -201,8 +201,8 @@ def _keeping(journal: Journal | None, finished: Collection[int]) -> Iterator[Non
         if journal is None or not finished:
             raise
         raise KeyboardInterrupt(
-            f"interrupted; {len(finished)} images are done and kept in {journal.path}: the same "
-            "command goes on from there"
+            f"interrupted; {len(finished)} images are done and kept in {journal.path}: run the "
+            "same command to resume"
         ) from None
 
 
