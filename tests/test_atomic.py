@@ -137,3 +137,46 @@ def test_only_leftovers_of_killed_processes_are_removed(tmp_path):
     assert atomic.remove_leftovers(tmp_path, recursive=True) == [left_below]
     assert len(list(tmp_path.iterdir())) == 5
     assert atomic.remove_leftovers(tmp_path / "nowhere") == []
+
+
+def test_a_directory_takes_the_place_of_another_only_when_complete(tmp_path):
+    path = tmp_path / "frames"
+    for name in "01":
+        with atomic.replacing_directory(path, str.isdecimal) as temporary:
+            (temporary / name).touch()
+            assert temporary.name.endswith(".part")
+    assert [each.name for each in path.iterdir()] == ["1"]
+    with (
+        pytest.raises(KeyboardInterrupt),
+        atomic.replacing_directory(path, str.isdecimal) as temporary,
+    ):
+        (temporary / "2").touch()
+        raise KeyboardInterrupt
+    assert [each.name for each in path.iterdir()] == ["1"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_with_other_files_is_not_replaced(tmp_path):
+    path = tmp_path / "frames"
+    path.mkdir()
+    for name in ("0", "notes"):
+        (path / name).touch()
+    with (
+        pytest.raises(FileError, match=r"frames holds notes, .*choose another output"),
+        atomic.replacing_directory(path, str.isdecimal),
+    ):
+        raise AssertionError("the block runs")
+    assert len(list(path.iterdir())) == 2
+    with (
+        pytest.raises(MissingFileError, match="no folder"),
+        atomic.replacing_directory(path / "absent" / "frames", str.isdecimal),
+    ):
+        raise AssertionError("the block runs")
+    file = tmp_path / "file"
+    file.write_text("before")
+    with (
+        pytest.raises(FileError, match="file cannot be written"),
+        atomic.replacing_directory(file, str.isdecimal),
+    ):
+        raise AssertionError("the block runs")
+    assert file.read_text() == "before"

@@ -1,32 +1,34 @@
-r"""Depth of images and videos by any checkpoint.
+r"""Predicts depth for images and videos with any checkpoint.
 
     python predict.py --checkpoint=runs/demo --input=IMAGE|DIR|GLOB --output=DIR
     python predict.py --checkpoint=ZoeD_M12_NK.pt --input=clip.mp4 --output=DIR
     python predict.py --checkpoint=ZoeD_M12_NK.pt --input=photo.jpg --output=DIR \
         --format=png,exr,ply --fov=70
 
-Says first whether the model predicts metres or relative disparity. For an image it writes
+Prints first whether the network predicts metres or relative disparity. By --format, an image gives
 
-    png   STEM.png, 16 bits: metres x 256, as KITTI does, or relative disparity from 0 to 65535,
-          larger is nearer, as MiDaS does; and STEM_colour.png
+    png   STEM.png, 16 bits: metres x 256 as in KITTI, or relative disparity scaled to 0 to 65535
+          as in MiDaS (larger is nearer); and STEM_colour.png
     npy   STEM.npy, float32: metres or relative disparity
-    exr   STEM.exr, float32, one channel: Z, metres, or Y, relative disparity; needs the package
-          OpenEXR (pip install 'diffdepth_jax[exr]')
-    ply   STEM.ply, the points of the scene in metres, in the image's colours: x to the right, y
-          down, z forward; only of networks that predict metres
+    exr   STEM.exr, one float32 channel: Z in metres, or Y for relative disparity; needs OpenEXR
+          (pip install 'diffdepth_jax[exr]')
+    ply   STEM.ply, a coloured point cloud in metres: x to the right, y down, z forward; needs a
+          network that predicts metres
 
-and for a video (pip install 'diffdepth_jax[video]') STEM_depth.mp4, of the same size and frame
-rate, in colours of one scale for the whole video, which is that of 16 of its frames. With --format,
-the directory STEM_depth has such files of each frame, without STEM_colour.png. All results of a
-video appear when it is finished. Relative disparity has another scale and shift in every frame.
+A video gives STEM_depth.mp4, with the same size and frame rate and one colour scale for the whole
+video, taken from 16 of its frames; needs ffmpeg (pip install 'diffdepth_jax[video]'). With
+--format, the directory STEM_depth also gets these files for every frame, except the colour
+pictures. The results of a video appear when it is finished. Relative disparity has a different
+scale and shift in every frame.
 
-With --num_samples=N, for networks that draw noise, results are of the mean of N samples, and
-STEM_spread.npy, .png and .exr have their standard deviation: where the model is unsure. What a file
-of weights does not tell, as whether Depth Anything is of version 1 or 2, can be said by --network
-and --field.
+With --num_samples=N, for networks that draw noise, results are means of N samples, and
+STEM_spread.npy, .png and .exr show their standard deviation: where the network is unsure.
 
-An unreadable image is reported and skipped; the exit status is then 1. After an interruption the
-same command with --skip_existing does the other images or videos.
+If a file does not say which network its weights are for, --network and --field do: whether they
+are of version 1 or 2 of Depth Anything, for example.
+
+An unreadable image is reported and skipped; the exit status is then 1. After an interruption, the
+same command with --skip_existing does the rest.
 """
 
 import sys
@@ -65,23 +67,25 @@ def run() -> None:
     """Reads the command line and predicts."""
     values = flags.FLAGS
     cli.define_checkpoint()
-    flags.DEFINE_string("input", None, "Image, video, directory of images, or pattern of either.")
+    flags.DEFINE_string(
+        "input", None, "An image, a video, a directory of images, or a glob pattern."
+    )
     output = cli.define_directory("output", "Where the results go.")
     flags.DEFINE_list(
-        "format", None, "png, npy, exr, ply. By default png,npy; of a video, only a video."
+        "format", None, "png, npy, exr, ply. Default: png,npy for images, none for videos."
     )
     flags.DEFINE_string(
         "intrinsics", None, "fx,fy,cx,cy in pixels, or a calibration file of KITTI."
     )
-    flags.DEFINE_float("fov", None, "Assumed field of view, left to right; 60 by default.")
+    flags.DEFINE_float("fov", None, "Horizontal field of view to assume; 60 by default.")
     flags.mark_flags_as_mutual_exclusive(["fov", "intrinsics"])
     flags.DEFINE_integer(
         "num_inference_steps", None, "Denoising steps; by default the checkpoint's."
     )
     flags.DEFINE_integer("seed", 0, "Of the initial noise.")
     flags.DEFINE_integer("num_samples", None, "Draw N samples: their mean and their spread.")
-    flags.DEFINE_integer("batch_size", 1, "Images of equal size that are predicted at once.")
-    flags.DEFINE_bool("skip_existing", False, "Leave out images whose results are there.")
+    flags.DEFINE_integer("batch_size", 1, "Images of equal size to predict at once.")
+    flags.DEFINE_bool("skip_existing", False, "Skip images and videos whose results are there.")
     flags.DEFINE_bool(
         "flip_tta", None, "Average with the mirrored image's depth; by default as published."
     )
