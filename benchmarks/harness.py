@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 PROJECT = Path(__file__).resolve().parents[1]
-sys.path.append(str(PROJECT))  # for scripts it has only their own folder
+sys.path.append(str(PROJECT))  # scripts have only their own folder there
 
 from studies.reporting import git  # noqa: E402
 
@@ -330,9 +330,7 @@ def _work(
     overall = _memory("VmHWM")
     del results
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(
-        0
-    )  # so that memory freed by compilation does not count in later peaks
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed by compilation is no part of later peaks
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     framework = "torch" if "torch" in sys.modules else "jax"
     facts = {"ready": ready, "first": first, "rest_mb": _memory("VmRSS")}

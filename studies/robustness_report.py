@@ -83,9 +83,7 @@ def write(study: "Study", times: Mapping[str, Any]) -> None:
             for images in study.images
             if images not in CONTROLS
         )
-        print(
-            f"\nShare of the predicted gain that is repaired scale and shift: {', '.join(shares)}"
-        )
+        print(f"\nShare of the unaligned gain due to repaired scale and shift: {', '.join(shares)}")
     written = sorted(path.name for path in study.workdir.iterdir() if path.suffix in WRITTEN)
     print(f"\n{study.workdir}: {', '.join(written)}")
 
@@ -179,7 +177,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def gain(
     records: Sequence[Mapping[str, Any]], images: str, conditions: Sequence[str], metric: str, **of
 ) -> list[float]:
-    """By what share the mean over conditions fell, for each seed."""
+    """Relative decrease of the mean over conditions, per seed."""
     found = []
     for seed in dict.fromkeys(record["seed"] for record in records):
         wanted = {"images": images, "seed": seed, "metric": metric, **of}
@@ -197,7 +195,7 @@ def gain(
 def repaired_scale(
     records: Sequence[Mapping[str, Any]], images: str, conditions: Sequence[str]
 ) -> float:
-    """The share of the gain as predicted that disappears when every image is aligned."""
+    """The share of the gain that disappears when every image is aligned."""
     gains = {}
     for metric in ("abs_rel", "abs_rel_aligned"):
         gains[metric] = sum(

@@ -29,7 +29,7 @@ _BESIDE = {
     "regression_ensemble": "regression, three networks",
     "regression_grain": "regression with the grain of another frame's samples",
 }
-# DiffusionDepth, its ablation on NYUv2 without retraining: AbsRel / RMSE.
+# DiffusionDepth's ablation on NYUv2 without retraining: AbsRel / RMSE.
 _PAPER_STEPS = {20: "0.086 / 0.298", 15: "0.118 / 0.455", 10: "0.182 / 0.751"}
 _COLOURS = {"regression": "#555555", "self": "#1f77b4", "self_20": "#d62728"}
 

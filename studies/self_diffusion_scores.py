@@ -19,7 +19,7 @@ from diffdepth_jax.evaluation.run import baseline
 FILE = "scores.json"
 SAMPLES = 8
 RECALIBRATION_IMAGES = 32
-STEPS = (2, 5, 10, 15, 20)  # of the sampler, with which a model trained for another number is tried
+STEPS = (2, 5, 10, 15, 20)  # numbers of steps tried with models trained for another
 DEPTH_RANGE = (1e-3, 80.0)
 METRICS = ("abs_rel", "rmse", "silog", "delta1")
 EDGES = (

@@ -2,7 +2,7 @@
 
     python tests/global_state.py MODULES FIRST
 
-Both are JSON lists. The statements FIRST, imports of other packages, are executed before: what they
+Both are JSON lists. The statements in FIRST, imports of other packages, run beforehand: what they
 change does not count.
 """
 
@@ -111,7 +111,7 @@ def _loggers() -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The names of what differs; a new logger that is as loggers are does not count."""
+    """The names of what differs; a new logger with default settings does not count."""
     plain = repr((logging.NOTSET, [], [], True, False))
     return [
         name

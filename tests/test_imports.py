@@ -14,7 +14,7 @@ PACKAGE = PROJECT / "diffdepth_jax"
 
 
 def imported(node: ast.AST) -> Iterator[str]:
-    """The import statements that are executed with a file, not by one of its functions."""
+    """The import statements that run when a file is imported, not inside its functions."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
         return
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -25,7 +25,7 @@ def imported(node: ast.AST) -> Iterator[str]:
         yield from imported(child)
 
 
-# Does what no module may do; shows that it would be noticed.
+# Does what no module may do, to show that the test would notice.
 RUDE = """
 import logging, os, random, signal, warnings
 import jax, matplotlib, numpy

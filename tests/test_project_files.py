@@ -1,4 +1,4 @@
-"""What the project's files say, where it can go out of date."""
+"""Statements in the project's files that can go out of date."""
 
 import re
 import tomllib

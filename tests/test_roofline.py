@@ -51,7 +51,7 @@ MATRIX = jnp.ones((3, 3))
             (IMAGE.astype(jnp.bfloat16), KERNEL[:, :, :2].astype(jnp.bfloat16)),
             ("conv_general_dilated", 2 * 8 * 8 * 6 * 9 * 2, 2 * (512 + 108 + 768), 1),
         ),
-        (  # a transposed convolution: only a quarter of the values under the kernel are not zeros
+        (  # a transposed convolution: only a quarter of the values under the kernel are non-zero
             lambda *arrays: convolve(
                 *arrays, ((1, 2), (1, 2)), window_strides=(1, 1), lhs_dilation=(2, 2)
             ),

@@ -1,4 +1,4 @@
-"""What --help and --version print, of every script and tool."""
+"""What --help and --version of every script and tool print."""
 
 import re
 import subprocess
@@ -12,9 +12,9 @@ import diffdepth_jax
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = ["train.py", "evaluate.py", "generate_adverse.py", "predict.py"]
 TOOLS = sorted(f"tools/{path.name}" for path in (PROJECT / "tools").glob("*.py"))
-LINES = 40  # of a screen
+LINES = 40  # that fit a screen
 COLUMNS = 100
-# Starts a script where JAX cannot be imported: it takes seconds.
+# Starts a script without JAX, as importing it takes seconds.
 START = """
 import runpy, sys
 sys.modules["jax"] = None
@@ -39,10 +39,10 @@ def test_help_fits_a_screen_and_has_examples(script):
     examples = [line for line in lines if line.startswith(f"    python {script} ")]
     assert len(examples) >= (2 if script in SCRIPTS else 1)
     assert lines[-1].endswith(f"{Path(script).name} --helpfull")
-    # Every flag of the examples is explained, and nothing of absl's is.
+    # Every flag in the examples is explained, and none of absl's.
     flags = set(re.findall(r"^  (?:-\w+, )?--(?:\[no\])?(\w+)", text, re.MULTILINE))
     used = set(re.findall(r"--(\w+)=", "\n".join(lines[: lines.index("", 2)])))
-    fields = {"root", "split", "layout", "depth_root"}  # of a source, which inspect_data.py takes
+    fields = {"root", "split", "layout", "depth_root"}  # of a source, for inspect_data.py
     assert used - fields <= flags
     assert "verbosity" not in text and "logtostderr" not in text
 

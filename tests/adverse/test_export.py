@@ -11,7 +11,7 @@ from diffdepth_jax.errors import ConfigError, FileError, MissingFileError
 
 
 def samples(source):
-    """A source's arrays, in the order of the frames whatever the ids."""
+    """A source's arrays in frame order, whatever the ids."""
     arrays = ("image", "clean_image", "depth")
     return sorted(
         (re.search(r"f\d", sample["id"])[0], *(sample[name].tobytes() for name in arrays))

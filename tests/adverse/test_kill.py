@@ -93,7 +93,7 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up in /proc")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks up processes in /proc")
 def test_fifty_kills_of_runner_or_worker_at_any_moment(mapping, processes, tmp_path):
     base = model_folders.write_base(tmp_path / "base")
     adapter = model_folders.write_adapter(tmp_path / "adapter")

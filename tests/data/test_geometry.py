@@ -78,9 +78,7 @@ def test_rigid_transform() -> None:
     w, x, y, z = 0.5, -0.1, 0.7, 0.2
     rotation = geometry.rigid_transform([w, x, y, z], [0.0, 0.0, 0.0])[:3, :3]
     np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
-    np.testing.assert_allclose(
-        rotation @ [x, y, z], [x, y, z], atol=1e-12
-    )  # the axis does not move
+    np.testing.assert_allclose(rotation @ [x, y, z], [x, y, z], atol=1e-12)  # the axis stays put
     for bad in ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]):
         with pytest.raises(ValueError, match="a pose is a quaternion"):
             geometry.rigid_transform(bad, [0.0, 0.0, 0.0])

@@ -56,7 +56,7 @@ def frame_ids() -> list[str]:
 
 
 def break_frame(root: str, number: int) -> Path:
-    """Cuts off a frame's depth file; returns its path."""
+    """Truncates a frame's depth file; returns its path."""
     (path,) = Path(root).glob(f"**/groundtruth/**/{number:010d}.png")
     path.write_bytes(path.read_bytes()[:40])
     return path

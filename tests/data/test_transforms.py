@@ -91,7 +91,7 @@ def test_kitti_is_the_published_sequence(flip: bool, s: float, place: tuple[floa
 
 
 def test_a_large_kitti_frame() -> None:
-    """The contrast's mean is then of a subsample; it may be off by one, which jitter amplifies."""
+    """Here the contrast mean is of a subsample; it may be off by one, which jitter amplifies."""
     frame, factors, s = sample((375, 1242)), (1.4, 0.6, 1.4), 1.2
     got = augment(frame, Augmentation(), Draws(s, 1.0, 0.9, factors, (0, 1, 2), (0.4, 0.3)))
     image = enhanced(Image.fromarray(frame["image"]).rotate(5.0, BICUBIC), factors, (0, 1, 2))
@@ -224,9 +224,8 @@ def test_optional_fields_are_augmented_too(name: str) -> None:
         got, same = (augment(frame, c, np.random.default_rng(seed)) for c in (config, plain))
         s = np.random.default_rng(seed).uniform(1.0, 1.5)
         assert got.keys() == frame.keys() - {"disparity"}
-        np.testing.assert_array_equal(
-            got["clean_image"], same["image"]
-        )  # the same except for the colours
+        # The clean image keeps its colours.
+        np.testing.assert_array_equal(got["clean_image"], same["image"])
         assert (got["clean_image"] != got["image"]).mean() > 0.5
         known = got["depth"] > 0
         np.testing.assert_array_equal(np.isfinite(got["relative_disparity"]), known)
@@ -239,9 +238,8 @@ def test_optional_fields_are_augmented_too(name: str) -> None:
         if name != "nyu":  # which interpolates depth
             np.testing.assert_array_equal(got["tom_mask"], got["depth"] * np.float32(s) > 40)
             classes = np.where(known, got["depth"] * np.float32(s) / 20, 0).astype(np.uint8)
-            assert (
-                got["categories"] == classes
-            ).mean() > 0.999  # except for rounding at multiples of 20
+            # Multiples of 20 may round either way.
+            assert (got["categories"] == classes).mean() > 0.999
 
 
 @pytest.mark.parametrize("name", ["kitti", "nyu", "distillation"])
@@ -272,9 +270,7 @@ def test_distillation_keeps_the_aspect_ratio_and_just_covers_the_crop() -> None:
                 got = augment(frame, config, np.random.default_rng(seed))
                 assert got["image"].shape == (*crop, 3)
                 focal = got["intrinsics"][[0, 1], [0, 1]] / INTRINSICS[[0, 1], [0, 1]]
-                np.testing.assert_allclose(
-                    focal, base * s, rtol=0.02
-                )  # sizes are rounded to pixels
+                np.testing.assert_allclose(focal, base * s, rtol=0.02)  # sizes are whole pixels
                 assert np.isin(got["depth"], frame["depth"] / np.float32(s)).all()
                 lefts.add(round(float(got["intrinsics"][0, 2])))
         assert len(lefts) > 10

@@ -49,7 +49,7 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
     says, speed = done.stdout.splitlines()
     assert says == f"{run} predicts depth in metres"
     assert re.match(r"2 images in [\d.]+ s: [\d.]+ images/s, and [\d.e+]+ after the first", speed)
-    assert "it/s" not in done.stderr and "%|" not in done.stderr  # no bar: it is no terminal
+    assert "it/s" not in done.stderr and "%|" not in done.stderr  # no bar: not a terminal
     assert sorted(path.name for path in output.iterdir()) == [
         f"{stem}{ending}" for stem in "ac" for ending in (".npy", ".png", "_colour.png")
     ]
@@ -114,22 +114,22 @@ def test_without_samples_the_spread_of_an_earlier_run_is_removed(model, tmp_path
     output = tmp_path / "out"
     files.predict_files(model, paths, output, num_samples=2)
     other = output / "notes_spread.npy"
-    other.write_bytes(b"no result of these images")
+    other.write_bytes(b"not a result of these images")
     files.predict_files(model, paths[:1], output)
     spreads = {path.name for path in output.glob("*_spread.*")}
     assert spreads == {"1_spread.npy", "1_spread.png", other.name}
-    # What is skipped keeps its own; with another format the spread is in that alone.
+    # A skipped image keeps its spread; with another format, it is in that format only.
     files.predict_files(model, paths[1:], output, skip_existing=True)
     assert (output / "1_spread.npy").exists()
     files.predict_files(model, paths[1:], output, Results(model.output, ("npy",)), num_samples=2)
     assert (output / "1_spread.npy").exists() and not (output / "1_spread.png").exists()
 
 
-def test_the_result_of_another_image_is_not_taken_for_an_old_spread(model, tmp_path):
+def test_the_result_of_another_image_is_not_mistaken_for_an_old_spread(model, tmp_path):
     paths = pictures(tmp_path / "in", (16, 16), (16, 16))
     paths[1] = paths[1].rename(tmp_path / "in" / "0_spread.png")
     files.predict_files(model, paths, tmp_path / "in" / "out")
-    assert len(list((tmp_path / "in" / "out").iterdir())) == 6  # of 0 and of 0_spread
+    assert len(list((tmp_path / "in" / "out").iterdir())) == 6  # for 0 and for 0_spread
 
 
 def test_a_spread_replaces_no_other_result(model, tmp_path):
@@ -259,9 +259,8 @@ def test_many_sizes_do_not_pile_up_in_memory(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         for batch in files._batches(pool, paths, files.read_image, 4, ahead=8, skip=None):
             given += batch
-            assert (
-                len(read) - len(given) <= 3 * 8
-            )  # 2 * ahead are waiting for a batch, ahead are being read
+            # 2 * ahead are waiting for a batch, ahead are being read.
+            assert len(read) - len(given) <= 3 * 8
     assert sorted(given) == sorted(paths)
 
 

@@ -68,7 +68,7 @@ def test_resize_bilinear_aligns_corners(size, output):
 @pytest.mark.parametrize(("size", "output"), [((150, 3), (300, 2)), ((5, 301), (4, 131))])
 @pytest.mark.parametrize("align_corners", [True, False])
 def test_long_axes_are_resized_like_short_ones(size, output, align_corners):
-    """Long axes sum samples instead: against float64, and value and gradient as a linear map."""
+    """They use other code: checked against float64, and the gradient against the transpose."""
     features = _features(size)
     resize = functools.partial(resize_bilinear, size=output, align_corners=align_corners)
     want = features

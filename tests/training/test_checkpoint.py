@@ -92,9 +92,8 @@ def test_leftovers_of_a_crash_are_removed(tmp_path):
     state = example_state()
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         checkpointer.save(1, state, {}, b"", {})
-    (checkpointer.directory / "1").rename(
-        checkpointer.directory / "2.orbax-checkpoint-tmp"
-    )  # Orbax's name for an unfinished checkpoint
+    # Orbax's name for an unfinished checkpoint.
+    (checkpointer.directory / "1").rename(checkpointer.directory / "2.orbax-checkpoint-tmp")
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         assert checkpointer.latest_step() is None
         checkpointer.save(3, state, {}, b"", {})

@@ -60,7 +60,7 @@ def check(server, mapping, workdir):
         assert np.isfinite(leaf).all()
 
 
-# All their time is compilation; to the trainer the slow ones look the same.
+# They mostly compile, and the trainer treats them all alike: one is enough for the fast tests.
 @pytest.mark.parametrize(
     "name",
     [

@@ -57,9 +57,7 @@ def test_the_checkpoint_has_statistics_for_every_number_drawn(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model.recalibrated[1], want)
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error"
-        )  # a warning would mean statistics for another number of steps
+        warnings.simplefilter("error")  # of statistics for another number of steps
         for count in COUNTS:
             assert np.isfinite(model.predict(picture, num_inference_steps=count)).all()
 

@@ -30,7 +30,7 @@ KEY = jax.random.key(3)
 
 @dataclass(frozen=True, kw_only=True)
 class FakeConfig(NetworkConfig):
-    """Config of a network that is no module; it provides what a module would."""
+    """Config of an unregistered network; provides itself what the network's module would."""
 
     name: str = "fake"
     kind: Literal["metric_depth", "relative_disparity"] = "metric_depth"

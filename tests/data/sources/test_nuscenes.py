@@ -75,7 +75,7 @@ def write(
             if suffix == ".png":
                 save_image(root / row["filename"], make_frame(number, SIZE)[0])
             else:
-                # Forward is the lidar's y: 12 m, hidden behind 7 m; one to the left; one behind.
+                # Ahead (the lidar's y) at 12 m, hidden by one at 7 m; to the left; behind.
                 points = [[0, 12, 0, 9, 1], [0, 7, 0, 9, 2], [-2, 6, -1, 9, 3], [0, -9, 0, 9, 4]]
                 (root / "samples" / channel).mkdir(parents=True, exist_ok=True)
                 np.array(points, np.float32).tofile(root / row["filename"])

@@ -139,7 +139,7 @@ def test_options_of_the_prediction_reach_the_model_and_the_result(data, tmp_path
 
 
 @pytest.mark.parametrize("published", [False, True])
-def test_the_mirrored_image_is_averaged_if_the_publication_does_so(data, tmp_path, published):
+def test_the_mirrored_image_is_averaged_if_published_so(data, tmp_path, published):
     model = Model()
     model.input_spec = InputSpec(flip_tta=published)
     for name, chosen in (("by default", None), ("on", True), ("off", False)):

@@ -78,9 +78,8 @@ def save(folder: Path, name: str, depth: np.ndarray) -> None:
 def unaligned(protocol):
     """Compares depth with depth as stored, so that the right prediction has no error."""
     protocol = protocols.get(protocol, predicts="depth", alignment="none")
-    return dataclasses.replace(
-        protocol, ground_truth="depth"
-    )  # Booster's own is a quarter of the size
+    # Booster's own ground truth is a quarter of the size.
+    return dataclasses.replace(protocol, ground_truth="depth")
 
 
 def assert_exact(result) -> None:

@@ -77,7 +77,7 @@ def test_every_variant_is_inferred_from_its_names(layout):
 
 
 def test_the_index_may_be_missing_or_have_another_type():
-    """timm leaves it out of files since 0.9."""
+    """timm has left it out of its files since 0.9."""
     rng = np.random.default_rng(0)
     shapes = shapes_of(TINY, beit.rules(TINY))
     state_dict = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""DPT on Swin V2 and on Swin: the authors' recording, and what is particular to these encoders."""
+"""DPT on Swin V2 and on Swin: the authors' recording, and what is specific to these encoders."""
 
 import dataclasses
 

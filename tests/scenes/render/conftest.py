@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def mitsuba() -> Iterator[None]:
-    """The renderer's parts work only where `render` and `first_hits` have set Mitsuba up."""
+    """The renderer's parts need Mitsuba set up, which `render` and `first_hits` do."""
     pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
     from diffdepth_jax.scenes.render import parts
 

@@ -46,4 +46,4 @@ def test_atlas_cells_do_not_overlap():
     cells = [surfaces.atlas_uv(i) for i in range(surfaces.ATLAS**2)]
     centres = {(round((u0 + u1) * 2, 1), round((v0 + v1) * 2, 1)) for u0, v0, u1, v1 in cells}
     assert len(centres) == len(cells)
-    assert cells[0][3] > cells[-1][3], "the first picture is at the top"
+    assert cells[0][3] > cells[-1][3], "the first picture must be at the top"

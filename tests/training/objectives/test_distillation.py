@@ -255,9 +255,7 @@ def test_metric_losses_can_be_auxiliary():
 @pytest.mark.parametrize("scales", [1, 3, 4])
 def test_md4all_is_the_mean_relative_error_over_the_scales(scales):
     batch = _batch()
-    batch["valid_mask"] = (
-        batch["valid_mask"].at[:, :, :8].set(False)
-    )  # some blocks entirely unknown
+    batch["valid_mask"] = batch["valid_mask"].at[:, :, :8].set(False)  # some blocks are empty
     value, aux, gradient = _loss(md4all, md4all.Config(scales=scales), Pyramid(METRIC), batch)
     depth, mask, image = (
         np.float64(batch[name])[..., :1] for name in ("depth", "valid_mask", "image")

@@ -114,9 +114,8 @@ def _model(config=MODEL):
     shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
     rng = np.random.default_rng(0)
 
-    def draw(
-        path, leaf
-    ):  # with NumPy: compiling the initialisation would take longer than this whole test
+    # With NumPy: compiling the initialisation would take longer than the whole test.
+    def draw(path, leaf):
         scale = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.1
         offset = 1.0 if path[-1].key in ("scale", "var") else 0.0
         return jnp.asarray(offset + scale * rng.standard_normal(leaf.shape), jnp.float32)
