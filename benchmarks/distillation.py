@@ -34,6 +34,7 @@ from diffdepth_jax import registry
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.training import experiment, optimizer, sharding
 from diffdepth_jax.training import state as state_lib
+from diffdepth_jax.training import step as step_lib
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.teacher import Teacher
@@ -97,15 +98,9 @@ def stepper(exp: Experiment) -> Callable[[], None]:
         clean_images=exp.labels_online,
     )
     teacher = Teacher(exp.teacher, exp.model, mesh) if exp.labels_online else None
-    model = registry.module("network", exp.model.name).build(exp.model)
-    schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
-    transformation = optimizer.build(exp.optimizer, schedule)
-    objective = registry.module("objective", exp.objective.name)
-    loss = objective.build(exp.objective, model, exp.num_steps)
-    step = state_lib.make_train_step(loss, transformation, schedule)
-    step = jax.jit(step, donate_argnums=0)
-    variables = jax.jit(model.init_variables)(jax.random.key(0))
-    state, number = state_lib.create(variables, transformation), 0
+    training_step = step_lib.build(exp, mesh)
+    step = training_step.compiled()
+    state, number = training_step.initial_state(jax.random.key(0), {}), 0
 
     def take() -> None:
         nonlocal state, number

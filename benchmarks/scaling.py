@@ -28,9 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from counting import multiply_adds
 
-from diffdepth_jax import registry
-from diffdepth_jax.training import experiment, optimizer, sharding
-from diffdepth_jax.training import state as state_lib
+from diffdepth_jax.training import experiment, sharding
+from diffdepth_jax.training import step as step_lib
 
 DEVICES = 8  # simulated; also the number in each machine below
 _SMALL = (64, 64)  # the image size with which collectives are counted
@@ -83,32 +82,7 @@ def step_of(config: dict[str, Any], crop: tuple[int, int], batch_size: int, mesh
     train = config["data"]["train"] | {"augmentation": augmentation}
     data = config["data"] | {"train": train}
     exp = experiment.from_mapping(config | {"data": data, "batch_size": batch_size})
-    network = registry.module("network", exp.model.name)
-    model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
-    schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
-    transformation = optimizer.build(exp.optimizer, schedule)
-
-    def init(key: jax.Array) -> state_lib.TrainState:
-        variables = model.init_variables(key)
-        return state_lib.create(variables, transformation, exp.ema_decay > 0, exp.optimizer.frozen)
-
-    state = jax.eval_shape(init, jax.random.key(0))
-    placed = sharding.of_state(state, mesh)
-    objective = registry.module("objective", exp.objective.name)
-    step = state_lib.make_train_step(
-        objective.build(exp.objective, model, exp.num_steps),
-        transformation,
-        schedule,
-        exp.ema_decay,
-        exp.accumulate,
-        exp.optimizer.frozen,
-    )
-    replicated = sharding.replicated(mesh)
-    jitted = jax.jit(
-        step,
-        in_shardings=(placed, sharding.over_batch(mesh), replicated),
-        out_shardings=(placed, replicated),
-    )
+    step = step_lib.build(exp, mesh)
 
     def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
@@ -119,7 +93,8 @@ def step_of(config: dict[str, Any], crop: tuple[int, int], batch_size: int, mesh
         "valid_mask": array(*crop, 1, dtype=jnp.bool_),
         "intrinsics": array(3, 3),
     }
-    return jitted, (state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return step.compiled(donate=False), (step.abstract_state, batch, key)
 
 
 def collectives(text: str) -> Counter[str]:

@@ -15,6 +15,7 @@ from diffdepth_jax.models.networks.network import HasEncoder
 from diffdepth_jax.training import optimizer as optimizer_lib
 from diffdepth_jax.training.checkpoint import CheckpointConfig
 from diffdepth_jax.training.logging import LoggingConfig
+from diffdepth_jax.training.objectives.objective import DistilsSampler
 from diffdepth_jax.training.optimizer import OptimizerConfig
 from diffdepth_jax.training.pretrained import InitConfig
 from diffdepth_jax.training.sharding import MeshConfig
@@ -90,7 +91,7 @@ class Experiment:
     @property
     def distils_sampler(self) -> bool:
         """Whether the objective learns from the teacher's sampler, and not from its depth."""
-        return self.objective.name == "consistency_distillation"
+        return isinstance(self.objective, DistilsSampler)
 
     @property
     def labels_online(self) -> bool:

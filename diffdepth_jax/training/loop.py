@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from diffdepth_jax import config as config_lib
-from diffdepth_jax import inference, registry
+from diffdepth_jax import inference
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.inference import sampling
 from diffdepth_jax.inference.load import expected_variables, return_freed_memory
+from diffdepth_jax.models.networks import network
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.processes import Processes
 from diffdepth_jax.training import (
@@ -23,19 +24,19 @@ from diffdepth_jax.training import (
     debugging,
     distributed,
     experiment,
-    optimizer,
     pictures,
     pretrained,
     sharding,
     step_counts,
 )
-from diffdepth_jax.training import state as state_lib
+from diffdepth_jax.training import step as step_lib
 from diffdepth_jax.training import workdir as workdirs
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.interruption import Interruption
 from diffdepth_jax.training.periodic import Evaluations
 from diffdepth_jax.training.run import Run
+from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.training.teacher import Teacher
 from diffdepth_jax.weights import orbax
 
@@ -165,30 +166,19 @@ def _train(
     # 1. Mesh: all devices; every one gets its share of each batch, and of the state if wanted.
     mesh = sharding.make_mesh(exp.mesh)
     sharding.check_batch_size(exp.batch_size, mesh, exp.accumulate)
-    replicated, over_batch = sharding.replicated(mesh), sharding.over_batch(mesh)
 
     # 2. Input: an endless stream of batches, of which each process reads a part.
-    network = registry.module("network", exp.model.name)
     with processes.agreed():
         iterator = experiment.train_iterator(exp, (processes.index, processes.count))
 
-    # 3. Model: its variables are created where they belong.
-    model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)
-    if exp.evaluation.num_samples is not None:  # The evaluation would report it too late.
-        sampling.check_number(model, exp.model.name, exp.evaluation.num_samples)
-    _check_crop(model, exp)
-    schedule = optimizer.learning_rate_schedule(exp.optimizer, exp.num_steps)
-    transformation = optimizer.build(exp.optimizer, schedule)
-    init_key, train_key = jax.random.split(jax.random.key(exp.seed))
+    # 3. Step: (state, batch, key) -> (state, scalars), compiled once.
+    training_step = step_lib.build(exp, mesh)
+    _check_network(training_step.model, exp)
+    train_step = training_step.compiled(donate=not debug_nans)
+    if debug_nans:
+        train_step = debugging.Watched(train_step, training_step.function)
 
-    def init(key: jax.Array, loaded: Mapping[str, Any]) -> state_lib.TrainState:
-        variables = pretrained.overlay(model.init_variables(key), loaded)
-        exp.optimizer.check_parts(variables["params"])
-        return state_lib.create(variables, transformation, exp.ema_decay > 0, exp.optimizer.frozen)
-
-    abstract = jax.eval_shape(init, init_key, {})
-    placed = sharding.of_state(abstract, mesh)
-
+    # 4. Teacher, where labels are computed during training.
     teacher = None
     if exp.has_teacher:
         teacher = Teacher(
@@ -201,26 +191,8 @@ def _train(
             trajectories=exp.distils_sampler,
         )
 
-    # 4. Step: (state, batch, key) -> (state, scalars), compiled once.
-    objective = registry.module("objective", exp.objective.name)
-    step_function = state_lib.make_train_step(
-        objective.build(exp.objective, model, exp.num_steps),
-        transformation,
-        schedule,
-        exp.ema_decay,
-        exp.accumulate,
-        exp.optimizer.frozen,
-    )
-    train_step = jax.jit(
-        step_function,
-        in_shardings=(placed, over_batch, replicated),
-        out_shardings=(placed, replicated),
-        donate_argnums=() if debug_nans else 0,
-    )
-    if debug_nans:
-        train_step = debugging.Watched(train_step, step_function)
-
     # 5. Checkpoint: start from scratch, or from the latest one.
+    init_key, train_key = jax.random.split(jax.random.key(exp.seed))
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         stack.enter_context(contextlib.closing(iterator))
@@ -233,19 +205,20 @@ def _train(
         if first_step:
             if not allow_config_changes:
                 _check_unchanged(checkpointer.config(first_step), exp, workdir)
-            state, position, log_state = checkpointer.restore(
-                first_step, sharding.abstract(abstract, placed)
-            )
+            abstract = sharding.abstract(training_step.abstract_state, training_step.placed)
+            state, position, log_state = checkpointer.restore(first_step, abstract)
             iterator.set_state(position)
         else:
-            state, log_state = jax.jit(init, out_shardings=placed)(init_key, loaded), {}
+            state, log_state = training_step.initial_state(init_key, loaded), {}
 
         # 6. Around the steps: the log, checkpoints, evaluations on the way, and stopping.
-        def as_trained(state: state_lib.TrainState) -> inference.DepthModel:
+        def as_trained(state: TrainState) -> inference.DepthModel:
             params = state.ema_params or state.params
             variables = {"params": params, "batch_stats": state.batch_stats}
             variables = sharding.on_one_device(variables, mesh)
-            return inference.DepthModel(network.build(exp.model), variables, exp.model)
+            return inference.DepthModel(
+                network.of(exp.model).build(exp.model), variables, exp.model
+            )
 
         run = Run(
             exp,
@@ -284,11 +257,14 @@ def _train(
     return max(first_step, exp.num_steps)
 
 
-def _check_crop(model: nn.Module, exp: Experiment) -> None:
-    """Raises ConfigError if the network does not take images of the training crop's size.
+def _check_network(model: nn.Module, exp: Experiment) -> None:
+    """Raises ConfigError if the evaluation asks for what the network does not do, or if the network
+    does not take images of the training crop's size.
 
     Networks that take any size are checked too if the size is not a recommended one.
     """
+    if exp.evaluation.num_samples is not None:  # The evaluation would report it too late.
+        sampling.check_number(model, exp.model.name, exp.evaluation.num_samples)
     crop, spec = exp.data.train.augmentation.crop, exp.model.input_spec
     if isinstance(model, Denoises) or not any(side % spec.multiple for side in crop):
         return

@@ -14,22 +14,22 @@ import numpy as np
 from diffdepth_jax import inference
 from diffdepth_jax.training import experiment
 from diffdepth_jax.training.experiment import Experiment
+from diffdepth_jax.training.objectives.objective import SupportsStepCounts
 from diffdepth_jax.weights import orbax
 
 NUM_IMAGES = 32
 
 
 def recalibrate(exp: Experiment, workdir: Path) -> None:
-    """Adds the statistics to the latest checkpoint, if the objective draws numbers of steps.
+    """Adds the statistics to the latest checkpoint, if the objective supports several counts.
 
     Existing ones are not computed again.
     """
-    counts = getattr(exp.objective, "step_counts", ())
-    if not counts:
+    if not isinstance(exp.objective, SupportsStepCounts) or not exp.objective.step_counts:
         return
     model = inference.load(workdir)
     done = {model.model.num_inference_steps, *model.recalibrated}
-    missing = [count for count in counts if count not in done]
+    missing = [count for count in exp.objective.step_counts if count not in done]
     if not missing:
         return
     images = training_images(exp)

@@ -12,7 +12,7 @@ is still depth.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -24,31 +24,30 @@ from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops.diffusion import clean_sample
 from diffdepth_jax.training.objectives import pixel, self_diffusion
+from diffdepth_jax.training.objectives.objective import DistilsSampler, SupportsStepCounts
 from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
 
 @dataclass(frozen=True)
-class Config(PixelTerms):
+class Config(PixelTerms, SupportsStepCounts, DistilsSampler):
     """Weights of the terms, each a mean over the batch's images, and what they mean.
 
     Attributes:
         l1, l2, silog, max_depth, silog_options, auxiliary_fraction: see `pixel.PixelTerms`.
         consistency: squared difference of the two jumps, in units of the mean square of the
             teacher's clean latents.
-        step_counts: numbers of denoising steps that the checkpoint should support. At its end
-            training computes the decoder's statistics for those that are not the model's own
-            (`training.step_counts`).
+        step_counts: see `SupportsStepCounts`.
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "consistency")
 
     name: Literal["consistency_distillation"] = "consistency_distillation"
     consistency: float = 1.0
-    step_counts: tuple[int, ...] = (1, 2, 4)
+    step_counts: tuple[int, ...] = field(default=(1, 2, 4), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self_diffusion.check_counts(self.step_counts)
+        self.check_counts()
 
 
 def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:

@@ -31,7 +31,7 @@ class Config(self_diffusion.Config):
     name: Literal["ground_truth_diffusion"] = "ground_truth_diffusion"
     decoded: Latent = "refined"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.decoded == "refined":
             return

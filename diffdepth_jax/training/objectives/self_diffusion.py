@@ -29,20 +29,15 @@ from diffdepth_jax.ops.diffusion import (
     training_target,
 )
 from diffdepth_jax.training.objectives import pixel
+from diffdepth_jax.training.objectives.objective import SupportsStepCounts
 from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
 # The clean latent in training: the sampler's x_0, or the encoded ground truth.
 Latent = Literal["refined", "ground_truth"]
 
 
-def check_counts(step_counts: tuple[int, ...]) -> None:
-    """Raises ValueError unless these are numbers of steps, each named once."""
-    if len(set(step_counts)) < len(step_counts) or min(step_counts, default=1) < 1:
-        raise ValueError(f"step_counts are {step_counts}; they must be at least 1, and different")
-
-
 @dataclass(frozen=True)
-class Config(PixelTerms):
+class Config(PixelTerms, SupportsStepCounts):
     """Weights of the terms, each a mean over the batch's images, and what they mean.
 
     Attributes:
@@ -54,10 +49,8 @@ class Config(PixelTerms):
         gradient_steps: gradients flow through this many last steps of the sampler; None for all of
             them, as published. Few steps cost little memory but leave the encoder with small
             gradients.
-        step_counts: numbers of denoising steps, of which every update draws one, for a model that
-            supports all of them; empty to always use the model's own number, as published. The
-            decoder's running statistics are those of the model's own number; at its end training
-            computes them for the others (`training.step_counts`).
+        step_counts: see `SupportsStepCounts`. Every update draws one of these numbers; empty to
+            always use the model's own, as published.
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "latent", "ddim")
@@ -67,11 +60,10 @@ class Config(PixelTerms):
     ddim: float = 1.0
     ddim_weighting: Literal["noise", "posterior_mean"] = "noise"
     gradient_steps: int | None = None
-    step_counts: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self.step_counts)
+        self.check_counts()
         if self.gradient_steps is not None and self.gradient_steps < 1:
             raise ValueError(
                 f"gradient_steps is {self.gradient_steps}; it must be at least 1, or None for all"
