@@ -32,6 +32,7 @@ from PIL import Image
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.data import pipeline
+from diffdepth_jax.data.sources.adverse import MANIFEST_FILE
 from diffdepth_jax.training import experiment, optimizer, sharding
 from diffdepth_jax.training import state as state_lib
 from diffdepth_jax.training import step as step_lib
@@ -75,7 +76,7 @@ def write_pairs(root: Path, source: Any) -> None:
         row = {"id": name, "condition": "night", "variant": 0, "status": "ok", "intrinsics": None}
         row |= {"label": f"labels/{name}.npy", "label_is": "metric_depth"}
         rows.append(json.dumps(row | paths))
-    (root / "manifest.jsonl").write_text("\n".join(rows) + "\n")
+    (root / MANIFEST_FILE).write_text("\n".join(rows) + "\n")
 
 
 def write_teacher(workdir: Path, exp: Experiment) -> None:

@@ -6,14 +6,13 @@ their values in `__post_init__`; `from_mapping` adds the path of the field to wh
 """
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
-from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 Resolve = Callable[[str, str], Any]
@@ -57,7 +56,7 @@ def from_mapping(
     unknown = [key for key in mapping if key not in fields]
     if unknown:  # all at once: another class chosen by name makes several fields unknown
         raise ConfigError(
-            "; ".join(f"{path}.{key} does not exist{_did_you_mean(key, fields)}" for key in unknown)
+            "; ".join(f"{path}.{key} does not exist{did_you_mean(key, fields)}" for key in unknown)
         )
     values = {
         key: _value(hints[key], value, resolve, f"{path}.{key}", fields[key].metadata.get(_KIND))
@@ -94,7 +93,7 @@ def chosen(kind: str, mapping: Any, *, resolve: Resolve, path: str) -> Any:
         if variant not in variants:
             raise ConfigError(
                 f"{path}.variant: the {kind} {name!r} has no variant "
-                f"{variant!r}{_did_you_mean(variant, variants)}"
+                f"{variant!r}{did_you_mean(variant, variants)}"
             )
         base = to_mapping(variants[variant])
         given, values = values, _overlay(base, values)
@@ -181,7 +180,7 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
             known = ", ".join(repr(argument) for argument in arguments)
             raise ConfigError(
                 f"{path} is {_show(value)}; it must be one of {known}"
-                f"{_did_you_mean(value, arguments, listing=False)}"
+                f"{did_you_mean(value, arguments, listing=False)}"
             )
         return value
     if origin is tuple:
@@ -233,10 +232,3 @@ def _show(value: Any) -> str:
     if len(text) > _SHOWN:
         text = f"{text[:_SHOWN]}..."
     return f"{text} ({type(value).__name__})"
-
-
-def _did_you_mean(word: Any, known: Any, listing: bool = True) -> str:
-    known = [str(name) for name in known]
-    close = difflib.get_close_matches(str(word), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(known)})" if listing else hint

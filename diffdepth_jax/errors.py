@@ -6,9 +6,10 @@ about it, and name the value, the file and the remedy.
 """
 
 import contextlib
+import difflib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -69,3 +70,17 @@ def printable(text: str) -> str:
         else character.encode("unicode_escape").decode("ascii")
         for character in text
     )
+
+
+def did_you_mean(word: object, known: Iterable[object], *, listing: bool = True) -> str:
+    """What follows an unknown name in a message: `; did you mean 'swin'? (known: resnet, swin)`.
+
+    Args:
+      word: the unknown name.
+      known: those that exist.
+      listing: whether to list them; without, it may be empty.
+    """
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(word), names, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(names)})" if listing else hint

@@ -3,13 +3,12 @@
 To add a network, encoder, data source, objective or backend, write its file and add a line here.
 """
 
-import difflib
 import importlib
 import re
 from collections.abc import Iterable
 from types import ModuleType
 
-from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.errors import ConfigError, did_you_mean
 
 MODULES: dict[str, dict[str, str]] = {
     "network": {
@@ -127,9 +126,7 @@ def module(kind: str, name: str) -> ModuleType:
     """
     table = MODULES[kind]
     if name not in table:
-        close = difflib.get_close_matches(str(name), table, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"no {kind} named {name!r}{hint} (known: {', '.join(table)})")
+        raise ConfigError(f"no {kind} named {name!r}{did_you_mean(name, table)}")
     return importlib.import_module(table[name])
 
 

@@ -33,7 +33,8 @@ from pathlib import Path
 import robustness_report as report
 from reporting import PROJECT
 
-from diffdepth_jax import atomic, cli
+from diffdepth_jax import atomic, cli, run_files
+from diffdepth_jax.data.sources.adverse import MANIFEST_FILE
 from diffdepth_jax.errors import ConfigError, UserError
 
 IMAGES = ("rendered", "physical", "both", "clear", "colour")
@@ -149,7 +150,7 @@ def train_teacher(study: Study, seed: int) -> None:
 
 def train_student(study: Study, seed: int, images: str) -> None:
     """Makes the pairs, and trains a student on them."""
-    if (study.path(images, seed) / "metrics.json").exists():
+    if (study.path(images, seed) / run_files.METRICS).exists():
         return
     made = {"both": ("rendered", "physical")}.get(images, (images,))
     if images in report.CONTROLS:
@@ -180,7 +181,7 @@ def make_pairs(study: Study, seed: int, images: str) -> None:
     scenes are the same, and what the teacher gets most wrong is what there is to learn.
     """
     pairs = study.path(f"{images}_pairs", seed)
-    if (pairs / "manifest.jsonl").exists():
+    if (pairs / MANIFEST_FILE).exists():
         return
     fields: dict[str, object] = {"backend.name": "physical"}
     drives = sorted(path.name for path in (study.frames / "depth" / "train").iterdir())
@@ -222,7 +223,7 @@ def _train(
     overrides: Sequence[str] = (),
 ) -> None:
     run = study.path(name, seed)
-    if (run / "metrics.json").exists():
+    if (run / run_files.METRICS).exists():
         return
     raw, depth = str(study.frames / "raw"), str(study.frames / "depth")
     roots = {"data.evaluation.root": raw, "data.evaluation.depth_root": depth}

@@ -13,12 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from reporting import git, markdown
 
-from diffdepth_jax import atomic, inference, visualize
+from diffdepth_jax import atomic, inference, run_files, visualize
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.sources import kitti
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.protocols import Protocol
-from diffdepth_jax.evaluation.report import page
+from diffdepth_jax.evaluation.report import page, results
 from diffdepth_jax.evaluation.run.dataset import score_dataset
 
 if TYPE_CHECKING:
@@ -122,13 +122,13 @@ def _score(
 ) -> dict[tuple[str, str, str], tuple[int, float]]:
     """(number of images, mean) by (condition, pixels, metric)."""
     views, place = protocols_of(study), study.path(f"scores/{name}", seed)
-    folders = {each.name: place / each.name if len(views) > 1 else place for each in views}
-    if not all((folder / "per_image.csv").exists() for folder in folders.values()):
+    folders = {each.name: results.directory(place, views, each) for each in views}
+    if not all((folder / run_files.PER_IMAGE).exists() for folder in folders.values()):
         model = inference.load(study.path(name, seed))
         score_dataset(_predictor(model), samples, views, place, batch_size=_BATCH)
     found = {}
     for view in views:
-        with open(folders[view.name] / "per_image.csv", newline="") as file:
+        with open(folders[view.name] / run_files.PER_IMAGE, newline="") as file:
             rows = list(csv.DictReader(file))
         for condition in dict.fromkeys(row["condition"] for row in rows):
             group = [row for row in rows if row["condition"] == condition]
@@ -330,7 +330,7 @@ def _page(study: "Study", samples: Sequence[Mapping[str, Any]]) -> None:
             predict, samples, views, study.workdir / "report", batch_size=_BATCH, compare=compare
         )
     page.save(study.workdir / "report", views, predict, samples)
-    os.replace(study.workdir / "report" / page.PAGE_FILE, study.workdir / page.PAGE_FILE)
+    os.replace(study.workdir / "report" / run_files.REPORT, study.workdir / run_files.REPORT)
 
 
 def _csv(records: Sequence[Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from diffdepth_jax import atomic
+from diffdepth_jax.adverse import manifest
 from diffdepth_jax.adverse.config import AdverseConfig, NetworkConfig
 from diffdepth_jax.adverse.manifest import Frame
 from diffdepth_jax.errors import DataError, naming_file
@@ -24,7 +25,6 @@ R = TypeVar("R")
 
 _THREADS = 2  # that read while the network computes
 _DENSE = 0.25  # smallest share of known pixels of a depth map that can steer
-_FOLDERS = ("clean", "labels", "control", "depth")
 
 
 class Network:
@@ -117,7 +117,7 @@ class Labeller:
         Raises:
           FileError: if a file cannot be written.
         """
-        for folder in _FOLDERS[:3]:
+        for folder in (manifest.CLEAN, manifest.LABELS, manifest.CONTROL):
             _make(self._workdir / folder)
         for part in _chunks(_ahead(read, indices, self._batch_size + _THREADS), self._batch_size):
             samples = {}
@@ -192,7 +192,7 @@ class Labeller:
         if depth is label:
             frame = dataclasses.replace(frame, depth=frame.label)
             return Prepared(frame, sample["image"], label, control, None)
-        frame = dataclasses.replace(frame, depth=f"depth/{frame.id}.npy")
+        frame = dataclasses.replace(frame, depth=f"{manifest.DEPTH}/{frame.id}.npy")
         return Prepared(frame, sample["image"], label, control, depth)
 
     def _write(self, prepared: Prepared) -> None:
@@ -203,7 +203,7 @@ class Labeller:
         _save(self._workdir / frame.label, prepared.label)
         _save(self._workdir / frame.control, prepared.control)
         if prepared.depth is not None:
-            _make(self._workdir / "depth")
+            _make(self._workdir / manifest.DEPTH)
             _save(self._workdir / frame.depth, prepared.depth)
 
     def _predict(

@@ -28,11 +28,13 @@ from typing import Any, Literal
 from diffdepth_jax import atomic
 from diffdepth_jax import config as configs
 from diffdepth_jax.data import io
+from diffdepth_jax.data.sources.adverse import MANIFEST_FILE
 from diffdepth_jax.errors import ConfigError, DataError, MissingFileError, naming_file
 from diffdepth_jax.typing import Output
 
-MANIFEST_FILE = "manifest.jsonl"
 RUN_FILE = "run.json"
+# Of frames; those of images are in image_path.
+CLEAN, LABELS, CONTROL, DEPTH = "clean", "labels", "control", "depth"
 _JOURNALS = "journal"
 
 Status = Literal["ok", "failed", "rejected"]
@@ -70,15 +72,15 @@ class Frame:
 
     @property
     def clean(self) -> str:
-        return f"clean/{self.id}.png"
+        return f"{CLEAN}/{self.id}.png"
 
     @property
     def label(self) -> str:
-        return f"labels/{self.id}.npy"
+        return f"{LABELS}/{self.id}.npy"
 
     @property
     def control(self) -> str:
-        return f"control/{self.id}.npy"
+        return f"{CONTROL}/{self.id}.npy"
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ what else is generated.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import importlib.resources
 import json
@@ -16,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffdepth_jax.errors import ConfigError, naming_file
+from diffdepth_jax.errors import ConfigError, did_you_mean, naming_file
 
 SCENE = "scene"  # the condition of clean images made from prompts
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -73,7 +72,7 @@ class Bank:
         """
         name = chosen or self.sources.get(source or "", self.sources.get("default", ""))
         if name not in self.scenes:
-            raise ConfigError(f"prompts.scene is {name!r}; {_known(name, self.scenes)}")
+            raise ConfigError(f"prompts.scene is {name!r}{did_you_mean(name, self.scenes)}")
         return name
 
     def check(self, conditions: Sequence[str], scene: str) -> None:
@@ -84,7 +83,9 @@ class Bank:
         """
         for name in conditions:
             if name not in self.conditions:
-                raise ConfigError(f"no condition named {name!r}; {_known(name, self.conditions)}")
+                raise ConfigError(
+                    f"no condition named {name!r}{did_you_mean(name, self.conditions)}"
+                )
             for slot in self._slots(name):
                 if slot not in self._words(name, scene):
                     raise ConfigError(
@@ -179,7 +180,7 @@ def _bank(table: Mapping[str, Any], file: str) -> Bank:
     known = [field.name for field in dataclasses.fields(Bank)]
     for key in table:
         if key not in known:
-            raise ConfigError(f"{file}: no table named {key!r}; {_known(key, known)}")
+            raise ConfigError(f"{file}: no table named {key!r}{did_you_mean(key, known)}")
     conditions = {
         name: Condition(
             _entries(part.get("templates"), f"{file}: conditions.{name}.templates"),
@@ -218,7 +219,9 @@ def _tables(
             raise ConfigError(f"{where} is {part!r}; it must be a table [{kind}.{name}]")
         for key in part:
             if key not in fields:
-                raise ConfigError(f"{where} has a field {key!r}; {_known(key, fields)}")
+                raise ConfigError(
+                    f"{where} has the unknown field {key!r}{did_you_mean(key, fields)}"
+                )
     return list(found.items())
 
 
@@ -266,9 +269,3 @@ def _pick(words: Words, place: tuple[Any, ...]) -> str:
 def _digest(place: tuple[Any, ...]) -> bytes:
     # Python's random numbers and hashes change between versions or runs.
     return hashlib.sha256(json.dumps(place).encode()).digest()
-
-
-def _known(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}(known: {', '.join(known)})"

@@ -44,7 +44,7 @@ _THRESHOLDS = {
     "delta_1.15": 1.15,
 }
 
-LARGER_IS_BETTER = frozenset(_THRESHOLDS)
+LARGER_IS_BETTER = frozenset(_THRESHOLDS)  # of all others, errors, smaller is
 
 # Where a protocol has no cap, predictions still end here: at the largest depth (to the metre) that
 # DiffusionDepth's decoder, 1 / max(s, 1e-6) - 1, can state. +inf makes metrics bad, not infinite.

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from diffdepth_jax import atomic, registry
+from diffdepth_jax import atomic, registry, run_files
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError, naming_file
 from diffdepth_jax.inference import nearest, recalibration
@@ -31,7 +31,6 @@ from diffdepth_jax.weights import files, hugging_face, orbax, rules, text
 from diffdepth_jax.weights.files import WeightsFile
 from diffdepth_jax.weights.text import shown
 
-_RECALIBRATED = "recalibrated.json"  # in a checkpoint's directory, next to `state`
 _PARTS = ("encoder.pth", "depth.pth")  # of monodepth2's release
 
 
@@ -169,7 +168,7 @@ def _from_run(
     expected = expected_variables(model)
     rules.check(variables, expected, f"{path} cannot be loaded")
     recalibrated = {}
-    if (file := directory / _RECALIBRATED).exists():
+    if (file := directory / run_files.RECALIBRATED).exists():
         try:
             with naming_file(file, "read"):
                 content = file.read_text(errors="replace")
@@ -421,7 +420,7 @@ def save_recalibrated(model: DepthModel, directory: str | os.PathLike) -> None:
         steps: traverse_util.flatten_dict(part, sep="/")
         for steps, part in model.recalibrated.items()
     }
-    atomic.write_text(Path(directory) / _RECALIBRATED, recalibration.to_text(found) + "\n")
+    atomic.write_text(Path(directory) / run_files.RECALIBRATED, recalibration.to_text(found) + "\n")
 
 
 def expected_variables(model: nn.Module) -> Mapping[str, Any]:

@@ -23,13 +23,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from diffdepth_jax import run_files
 from diffdepth_jax.errors import ConfigError, FileError, WeightsError
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.processes import Processes
 from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.weights import checksums, orbax, rules
 
-FOLDER = "checkpoints"
 _UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's suffix for a step that it is still writing
 
 
@@ -77,7 +77,7 @@ class Checkpointer:
     """
 
     def __init__(self, workdir: Path, keep: int, processes: Processes | None = None) -> None:
-        self.directory = workdir.resolve() / FOLDER
+        self.directory = workdir.resolve() / run_files.CHECKPOINTS
         self._processes = processes or Processes()
         self._processes.from_first(self._prepare)
         self._policy = _NewestAndBest(keep)
@@ -168,9 +168,9 @@ class Checkpointer:
         directory = self.directory / str(step)
         with orbax.naming_damage(directory, tuple(orbax.ITEMS)):
             with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-                saved = handler.metadata(directory / "state").tree
+                saved = handler.metadata(directory / run_files.STATE).tree
             try:
-                title = f"{directory / 'state'} is of another config"
+                title = f"{directory / run_files.STATE} is of another config"
                 rules.check(_by_path(saved), _by_path(abstract_state), title)
             except WeightsError as error:
                 raise ConfigError(str(error)) from error
@@ -211,8 +211,8 @@ class Checkpointer:
             return
         directory = self.directory / str(step)
         found = orbax.faults(directory, contents=False)
-        if not (directory / checksums.FILE_NAME).exists():
-            found.append(f"{checksums.FILE_NAME} is missing")
+        if not (directory / run_files.CHECKSUMS).exists():
+            found.append(f"{run_files.CHECKSUMS} is missing")
         if found:
             raise OSError(f"step {step} is not whole ({'; '.join(found[:3])})")
         self._saving = None

@@ -16,11 +16,10 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from diffdepth_jax import atomic
+from diffdepth_jax import atomic, run_files
 from diffdepth_jax.errors import ConfigError, DataError, DivergedError, naming_file
 from diffdepth_jax.training.events import EventWriter
 
-CSV_NAME = "metrics.csv"
 _FINITE = ("loss", "gradient_norm")  # Training stops where they are not.
 _LAG = 2  # Steps between handing scalars in and waiting for them.
 _PATIENCE = 50  # Steps after which useless labels end a run; a few sparse ones may occur by chance.
@@ -65,7 +64,7 @@ class RunLog:
         state: Mapping[str, Any] | None = None,
         writes: bool = True,
     ) -> None:
-        self._path = workdir / CSV_NAME
+        self._path = workdir / run_files.SCALARS
         self._writes = writes
         self._every_steps = every_steps
         self._num_steps = num_steps
@@ -79,7 +78,9 @@ class RunLog:
         self._columns = _drop_rows_after(self._path, first_step) if writes else []
         with contextlib.ExitStack() as stack:
             if writes:
-                self._events = stack.enter_context(EventWriter(workdir / "tensorboard", first_step))
+                self._events = stack.enter_context(
+                    EventWriter(workdir / run_files.TENSORBOARD, first_step)
+                )
                 with naming_file(self._path, "written"):
                     self._file = self._path.open("a", newline="")
             stack.pop_all()

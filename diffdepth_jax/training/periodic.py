@@ -19,18 +19,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from diffdepth_jax import atomic
+from diffdepth_jax import atomic, run_files
 from diffdepth_jax.errors import DataError, naming_file
+from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.evaluation.report import pictures
 from diffdepth_jax.evaluation.run.checkpoint import score_model
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.processes import Processes
-from diffdepth_jax.training.checkpoint import FOLDER
 from diffdepth_jax.training.events import EventWriter
 from diffdepth_jax.training.experiment import Experiment
-from diffdepth_jax.weights.orbax import BEST_FILE
-
-CSV_NAME = "evaluations.csv"
 
 
 class Evaluations:
@@ -57,7 +54,7 @@ class Evaluations:
 
     def _kept_rows(self) -> list[dict[str, str]]:
         """The rows up to the first step, when the file has no others."""
-        file = self._workdir / CSV_NAME
+        file = self._workdir / run_files.EVALUATIONS
         rows = _read(file, self._exp.checkpoint.best_metric)
         self._rows = [row for row in rows if int(row["step"]) <= self._first_step]
         if file.exists():
@@ -86,14 +83,13 @@ class Evaluations:
 
     def _best_step(self) -> int | None:
         name = self._exp.checkpoint.best_metric
-        kept = self._workdir / FOLDER
+        kept = self._workdir / run_files.CHECKPOINTS
         rows = [
             row for row in self._of_protocol() if row.get(name) and (kept / row["step"]).is_dir()
         ]
         if not rows:
             return None
-        # Shares of good pixels should be high, errors low.
-        best = max if name.startswith("delta") else min
+        best = max if name in metrics.LARGER_IS_BETTER else min
         return int(best(rows, key=lambda row: float(row[name]))["step"])
 
     def run(self, step: int, model: DepthModel) -> dict[str, Any]:
@@ -132,11 +128,11 @@ class Evaluations:
         self._rows.append({name: str(value) for name, value in (row | scalars).items()})
         self._write()
         if self._events is None:
-            place = self._workdir / "tensorboard" / "evaluation"
+            place = self._workdir / run_files.TENSORBOARD_EVALUATION
             self._events = EventWriter(place, self._first_step)
         for name, value in scalars.items():
             self._events.add_scalar(f"evaluation/{name}", float(value), step)
-        with Image.open(self._workdir / pictures.PREDICTIONS_FILE) as picture:
+        with Image.open(self._workdir / run_files.PREDICTIONS) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         self._events.add_image("predictions", pixels, step)
 
@@ -161,15 +157,15 @@ class Evaluations:
         writer = csv.DictWriter(text, columns)
         writer.writeheader()
         writer.writerows(self._rows)
-        atomic.write_text(self._workdir / CSV_NAME, text.getvalue())
+        atomic.write_text(self._workdir / run_files.EVALUATIONS, text.getvalue())
         best, name = self._best_step(), self._exp.checkpoint.best_metric
         if best is None:
-            with naming_file(self._workdir / BEST_FILE, "removed"):
-                (self._workdir / BEST_FILE).unlink(missing_ok=True)
+            with naming_file(self._workdir / run_files.BEST, "removed"):
+                (self._workdir / run_files.BEST).unlink(missing_ok=True)
         else:
             row = next(row for row in self._of_protocol() if int(row["step"]) == best)
             note = {"step": best, "metric": name, "value": float(row[name])}
-            atomic.write_text(self._workdir / BEST_FILE, json.dumps(note) + "\n")
+            atomic.write_text(self._workdir / run_files.BEST, json.dumps(note) + "\n")
 
 
 def _read(path: Path, metric: str | None) -> list[dict[str, str]]:

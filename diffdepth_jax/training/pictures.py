@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from diffdepth_jax import visualize
+from diffdepth_jax import run_files, visualize
 from diffdepth_jax.data.experiment_data import first_evaluation_sample
 from diffdepth_jax.evaluation.report.pictures import depth_of
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.training.experiment import Experiment
-from diffdepth_jax.training.logging import CSV_NAME, read_csv
+from diffdepth_jax.training.logging import read_csv
 
 _DENOISING = 6  # steps shown in denoising.png
 
@@ -29,10 +29,11 @@ def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     depths = model.trajectory(image, exp.evaluation.num_inference_steps)
     shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
     captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}
-    visualize.save_denoising(workdir / "denoising.png", image, captions, target)
+    visualize.save_denoising(workdir / run_files.DENOISING, image, captions, target)
 
 
 def draw_curves(workdir: Path) -> None:
     """Draws `curves.png` of a run's log, if it has one."""
-    if (workdir / CSV_NAME).exists():
-        visualize.save_curves(workdir / "curves.png", read_csv(workdir / CSV_NAME))
+    scalars = workdir / run_files.SCALARS
+    if scalars.exists():
+        visualize.save_curves(workdir / run_files.CURVES, read_csv(scalars))

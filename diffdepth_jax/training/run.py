@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from diffdepth_jax import atomic
+from diffdepth_jax import atomic, run_files
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.data.pipeline import TrainIterator
 from diffdepth_jax.errors import DivergedError, FileError, UserError
@@ -21,8 +21,6 @@ from diffdepth_jax.training.logging import RunLog
 from diffdepth_jax.training.periodic import Evaluations
 from diffdepth_jax.training.sharding import Agreement
 from diffdepth_jax.training.state import TrainState
-
-SKIPPED_FILE = "skipped.json"
 
 
 class Run:
@@ -93,7 +91,7 @@ class Run:
 
     def _note_config(self) -> None:
         config = json.dumps(self._mapping, indent=2) + "\n"
-        atomic.write_text(self._workdir / "config.json", config)
+        atomic.write_text(self._workdir / run_files.CONFIG, config)
         if self._first_step:
             self._note_skipped()  # Without those after the checkpoint.
 
@@ -158,7 +156,7 @@ class Run:
 
     def _note_skipped(self) -> None:
         """Lists the training frames that could not be read, where there are any."""
-        skipped, path = dict(self._iterator.skipped), self._workdir / SKIPPED_FILE
+        skipped, path = dict(self._iterator.skipped), self._workdir / run_files.SKIPPED
         self._num_skipped = len(skipped)
         if skipped or path.exists():
             record = {"num_skipped": len(skipped), "skipped": skipped}

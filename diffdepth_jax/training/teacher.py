@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
-from diffdepth_jax import atomic
+from diffdepth_jax import atomic, run_files
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.errors import ConfigError, naming_file
 from diffdepth_jax.inference import DepthModel
@@ -38,7 +38,6 @@ from diffdepth_jax.weights.text import parse_json
 
 # Entries of a batch that are dropped or replaced by the labels of the teacher.
 _REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
-TEACHER_FILE = "teacher.json"  # in a run's directory: {"checkpoint", "fingerprint"}
 # Config fields in which a distilled sampler and its student must agree, by part.
 _SAME = {
     "codec": ("factor", "latent_channels"),
@@ -144,9 +143,10 @@ class Teacher:
         return {name: batch[name] for name in batch.keys() - self._replaced} | labels
 
     def note(self, workdir: Path) -> None:
-        """Records in a run's directory which weights labelled its batches."""
+        """Records in a run's directory which weights labelled its batches, as JSON
+        {"checkpoint", "fingerprint"}."""
         note = {"checkpoint": self._checkpoint, "fingerprint": self._fingerprint}
-        atomic.write_text(workdir / TEACHER_FILE, json.dumps(note) + "\n")
+        atomic.write_text(workdir / run_files.TEACHER, json.dumps(note) + "\n")
 
     def check_same(self, workdir: Path) -> None:
         """Refuses to continue with other weights than those that labelled the run so far.
@@ -157,7 +157,7 @@ class Teacher:
           ConfigError: if they differ.
           FileError, WeightsError: if the record of `note` cannot be read.
         """
-        file = workdir / TEACHER_FILE
+        file = workdir / run_files.TEACHER
         with naming_file(file, "read"):
             if not file.exists():
                 return

@@ -6,11 +6,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from diffdepth_jax import atomic, locking
+from diffdepth_jax import atomic, locking, run_files
 from diffdepth_jax.errors import FileError, naming_file
 from diffdepth_jax.processes import Processes
-
-_TOKEN = ".processes"  # the file by which processes check that they share the directory
 
 
 @contextlib.contextmanager
@@ -37,7 +35,7 @@ def held(path: Path, processes: Processes | None = None) -> Iterator[None]:
 
 def _check_shared(path: Path, processes: Processes) -> None:
     """Raises FileError in all processes if one of them sees another directory at `path`."""
-    file, token = path / _TOKEN, processes.gather(uuid.uuid4().hex)[0]
+    file, token = path / run_files.PROCESSES, processes.gather(uuid.uuid4().hex)[0]
     try:
         processes.from_first(lambda: atomic.write_text(file, token))
         with processes.agreed(), naming_file(file, "read"):

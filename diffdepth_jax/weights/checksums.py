@@ -11,10 +11,10 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from diffdepth_jax import run_files
 from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights.text import parse_json, shown
 
-FILE_NAME = "checksums.json"
 _BLOCK = 2**22  # bytes read at once
 
 
@@ -29,7 +29,7 @@ def write(directory: Path) -> None:
         path.relative_to(directory).as_posix(): [f"{_crc32(path):08x}", path.stat().st_size]
         for path in files
     }
-    (directory / FILE_NAME).write_text(json.dumps({"crc32": noted}, indent=1) + "\n")
+    (directory / run_files.CHECKSUMS).write_text(json.dumps({"crc32": noted}, indent=1) + "\n")
 
 
 def faults(directory: Path, below: Sequence[str], *, contents: bool = True) -> list[str]:
@@ -43,14 +43,14 @@ def faults(directory: Path, below: Sequence[str], *, contents: bool = True) -> l
     Raises:
         OSError: if a file cannot be read.
     """
-    note = directory / FILE_NAME
+    note = directory / run_files.CHECKSUMS
     if not note.exists():  # older than these records
         return []
     try:
-        noted = parse_json(note.read_text(errors="replace"), FILE_NAME)["crc32"]
+        noted = parse_json(note.read_text(errors="replace"), run_files.CHECKSUMS)["crc32"]
         noted = {name: (crc32, size) for name, (crc32, size) in noted.items()}
     except (WeightsError, LookupError, TypeError, ValueError, AttributeError):
-        return [f"{FILE_NAME} is damaged"]
+        return [f"{run_files.CHECKSUMS} is damaged"]
     found = []
     for name, (crc32, size) in noted.items():
         path = directory / name

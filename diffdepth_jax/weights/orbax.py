@@ -14,21 +14,24 @@ from typing import Any, Literal
 
 import numpy as np
 
+from diffdepth_jax import run_files
 from diffdepth_jax.errors import MissingFileError, UserError, WeightsError, naming_file
 from diffdepth_jax.weights import checksums, rules
 from diffdepth_jax.weights.text import parse_json, shown
 
-BEST_FILE = "best.json"  # in a run's directory: {"step", "metric", "value"}
 Step = int | Literal["best"]
 _COLLECTIONS = ("step", "params", "batch_stats", "ema_params")
 
 # The items of a step's directory, with a file that each must have.
 ITEMS = {
-    "state": ("state/_METADATA", "state/manifest.ocdbt", "state/d"),
-    "config": ("config/metadata",),
-    "data": ("data/metadata",),
+    name: tuple(f"{name}/{file}" for file in files)
+    for name, files in (
+        (run_files.STATE, ("_METADATA", "manifest.ocdbt", "d")),
+        (run_files.STEP_CONFIG, ("metadata",)),
+        (run_files.STEP_DATA, ("metadata",)),
+    )
 }
-_TO_READ = ("state", "config")
+_TO_READ = (run_files.STATE, run_files.STEP_CONFIG)
 
 # What Orbax and TensorStore raise for damaged files.
 _DAMAGE = (
@@ -117,7 +120,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
         WeightsError: if it is damaged, or no config.
     """
-    file = directory / "config" / "metadata"
+    file = directory / run_files.STEP_CONFIG / "metadata"
     try:
         config = parse_json(file.read_text(), "config/metadata")
     except (OSError, ValueError) as error:
@@ -189,7 +192,7 @@ def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> Ch
 def _best_step(path: Path) -> tuple[int, Path]:
     """The best step, and the file that names it."""
     for run in (path, path.parent):
-        file = run / BEST_FILE
+        file = run / run_files.BEST
         with naming_file(file, "read"):
             text = file.read_text(errors="replace") if file.is_file() else None
         if text is not None:
@@ -199,7 +202,7 @@ def _best_step(path: Path) -> tuple[int, Path]:
                 raise WeightsError(f"{file} is damaged: it names no step; say which step to take")
             return step, file
     raise WeightsError(
-        f"{path} has no {BEST_FILE}, which evaluations during training leave "
+        f"{path} has no {run_files.BEST}, which evaluations during training leave "
         "(config.evaluation.every_steps): say which step, or take the newest"
     )
 
@@ -210,7 +213,8 @@ def steps(path: Path) -> dict[int, Path]:
     What a crash left half-written has a different name.
     """
     with naming_file(path, "read"):
-        directory = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        directory = path / run_files.CHECKPOINTS
+        directory = directory if directory.is_dir() else path
         if not directory.is_dir():
             return {}
         return {
@@ -231,7 +235,8 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 
 
 def _is_complete(directory: Path) -> bool:
-    return (directory / "state" / "_METADATA").is_file() and (directory / "config").is_dir()
+    state, config = directory / run_files.STATE, directory / run_files.STEP_CONFIG
+    return (state / "_METADATA").is_file() and config.is_dir()
 
 
 def _read_step(directory: Path) -> CheckpointContents:
@@ -247,11 +252,11 @@ def _read_step(directory: Path) -> CheckpointContents:
         naming_damage(directory, _TO_READ),
         contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler,
     ):
-        tree = handler.metadata(directory / "state").tree
+        tree = handler.metadata(directory / run_files.STATE).tree
         wanted = {name: tree[name] for name in _COLLECTIONS}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         state = handler.restore(
-            directory / "state",
+            directory / run_files.STATE,
             args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True),
         )
         step = int(state["step"])

@@ -182,3 +182,15 @@ def test_depths_without_a_logarithm_are_an_error(value):
         metrics.compute(ones, wrong, mask)
     mask[0, 1] = False
     assert metrics.compute(wrong, ones, mask)["abs_rel"] == 0
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for s in metrics.SETS.values() for name in s))
+def test_a_perfect_prediction_is_best_in_the_direction_of_the_metric(name):
+    target = np.linspace(2.0, 50.0, 12).reshape(3, 4)
+    worse = target * np.linspace(0.3, 3.0, 12).reshape(3, 4)
+    perfect, poor = (
+        metrics.compute(each, target, np.ones((3, 4), bool), (name,))[name]
+        for each in (target, worse)
+    )
+    best = max if name in metrics.LARGER_IS_BETTER else min
+    assert best(perfect, poor) == perfect != poor

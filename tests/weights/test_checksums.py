@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from diffdepth_jax import run_files
 from diffdepth_jax.weights import checksums
 
 
@@ -41,11 +42,11 @@ def test_without_a_note_nothing_is_known(tmp_path):
     "text", ["", "[" * 100_000, "[]", "{}", '{"crc32": []}', '{"crc32": {"a": 1}}', "\udcff"]
 )
 def test_a_damaged_note_is_a_fault(directory, text):
-    (directory / checksums.FILE_NAME).write_bytes(text.encode(errors="surrogateescape"))
+    (directory / run_files.CHECKSUMS).write_bytes(text.encode(errors="surrogateescape"))
     assert checksums.faults(directory, ["state"]) == ["checksums.json is damaged"]
 
 
 def test_names_in_a_note_cannot_leave_the_directory(directory):
     note = {"crc32": {"state/\x1b[2J": ["0", 1], "/dev/zero": ["0", 0], "../x": ["0", 0]}}
-    (directory / checksums.FILE_NAME).write_text(json.dumps(note))
+    (directory / run_files.CHECKSUMS).write_text(json.dumps(note))
     assert checksums.faults(directory, ["state"]) == [r"state/\x1b[2J is missing"]

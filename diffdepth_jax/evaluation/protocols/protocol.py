@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from diffdepth_jax.data import resampling
-from diffdepth_jax.errors import ConfigError, DataError
+from diffdepth_jax.errors import ConfigError, DataError, did_you_mean
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.evaluation.protocols import alignment, crops, frames, transparent
 from diffdepth_jax.evaluation.protocols.frames import Frame, Size
@@ -164,7 +164,7 @@ class Protocol:
         for name in given:
             known = (*OPTIONS, *MEASURING)
             if name not in known:
-                raise ConfigError(f"protocols have no option {name!r} (known: {', '.join(known)})")
+                raise ConfigError(f"protocols have no option {name!r}{did_you_mean(name, known)}")
         return dataclasses.replace(self, **given)
 
     def unaligned(self) -> "Protocol":

@@ -5,11 +5,10 @@ option, and `Protocol.options` prints every one with the result.
 """
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.errors import ConfigError, did_you_mean
 from diffdepth_jax.evaluation.protocols.protocol import Protocol
 
 # KITTI's Eigen test images with improved ground truth: 652 of the 697 in the list.
@@ -110,9 +109,7 @@ def get(name: str, **options: Any) -> Protocol:
       ConfigError: if there is no such protocol, option or value of an option.
     """
     if name not in PROTOCOLS:
-        close = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"there is no protocol {name!r}{hint} (known: {', '.join(PROTOCOLS)})")
+        raise ConfigError(f"there is no protocol {name!r}{did_you_mean(name, PROTOCOLS)}")
     return PROTOCOLS[name].with_options(**options)
 
 

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffdepth_jax import config
+from diffdepth_jax import config, run_files
 from diffdepth_jax.errors import ConfigError, DataError, MissingFileError, naming_file
 from diffdepth_jax.evaluation.protocols import OPTIONS, Protocol
-from diffdepth_jax.evaluation.report import results
 
 
 def parse(texts: Iterable[str]) -> dict[str, str]:
@@ -50,8 +49,8 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
     file = path.expanduser()
     with naming_file(path, "read"):
         if file.is_dir():
-            own = file / protocol.name / results.METRICS_FILE
-            file = own if own.exists() else file / results.METRICS_FILE
+            own = file / protocol.name / run_files.METRICS
+            file = own if own.exists() else file / run_files.METRICS
         if not file.exists():
             raise MissingFileError(
                 f"{file} does not exist: compare with a metrics.json, or with the directory that "

@@ -13,14 +13,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from diffdepth_jax import atomic, visualize
+from diffdepth_jax import atomic, run_files, visualize
 from diffdepth_jax.errors import naming_file
 from diffdepth_jax.evaluation import boundary, metrics
 from diffdepth_jax.evaluation.protocols import Protocol, crops, frames
 from diffdepth_jax.evaluation.protocols.protocol import PredictFn
 from diffdepth_jax.evaluation.report import figures, results, tables
 
-PAGE_FILE = "report.html"
 _EXAMPLES = 3  # best and worst images, each
 _WORST_ERROR = 0.5  # relative; where the error picture is fully red
 
@@ -62,9 +61,9 @@ def save(
     for protocol in protocols:
         place = results.directory(workdir, protocols, protocol)
         with naming_file(place, "read"):
-            with open(place / results.PER_IMAGE_FILE, newline="") as file:
+            with open(place / run_files.PER_IMAGE, newline="") as file:
                 rows = list(csv.DictReader(file))
-            result = json.loads((place / results.METRICS_FILE).read_text())
+            result = json.loads((place / run_files.METRICS).read_text())
         found.append(_Result(protocol, result, rows))
     examples = None
     if hasattr(samples, "__getitem__"):
@@ -78,8 +77,8 @@ def save(
     environment.filters["number"] = tables.number
     template = environment.get_template("page.html")
     text = template.render(sections=[_section(each) for each in found], examples=examples)
-    with naming_file(workdir / PAGE_FILE, "written"):
-        atomic.write_text(workdir / PAGE_FILE, text.lstrip() + "\n")
+    with naming_file(workdir / run_files.REPORT, "written"):
+        atomic.write_text(workdir / run_files.REPORT, text.lstrip() + "\n")
 
 
 def _section(each: _Result) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from diffdepth_jax import visualize
+from diffdepth_jax import run_files, visualize
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
 from diffdepth_jax.evaluation.protocols import Protocol, frames
 
-PREDICTIONS_FILE = "predictions.png"
 _PREDICTIONS = 6  # samples in it
 
 
@@ -33,7 +32,9 @@ def save_predictions(
         protocol.score_sample(prediction, sample).metrics.get("abs_rel", np.nan)
         for prediction, sample in zip(predictions, samples, strict=True)
     ]
-    visualize.save_predictions(workdir / PREDICTIONS_FILE, images, predictions, targets, scores)
+    visualize.save_predictions(
+        workdir / run_files.PREDICTIONS, images, predictions, targets, scores
+    )
 
 
 def depth_of(sample: Mapping[str, Any], image: np.ndarray, protocol: Protocol) -> np.ndarray:

@@ -34,15 +34,13 @@ from typing import Any
 
 import numpy as np
 
-from diffdepth_jax import atomic
+from diffdepth_jax import atomic, run_files
 from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation import uncertainty
 from diffdepth_jax.evaluation.protocols import MEASURES, Protocol, Score
 from diffdepth_jax.evaluation.report import papers
 from diffdepth_jax.evaluation.report.rows import Row
 
-METRICS_FILE = "metrics.json"
-PER_IMAGE_FILE = "per_image.csv"
 _COUNTS = ("num_valid", "num_nonfinite", "num_clipped", "num_zero", "mean_depth")
 _LISTED = 100  # of the unreadable images in metrics.json; the CSV has all
 
@@ -54,8 +52,10 @@ def directory(workdir: Path, protocols: Sequence[Protocol], protocol: Protocol) 
 
 def write(place: Path, rows: Sequence[Row], protocol: Protocol, result: Mapping[str, Any]) -> None:
     """Writes the two files into a directory that exists."""
-    atomic.write_text(place / PER_IMAGE_FILE, _csv(rows, protocol))
-    atomic.write_text(place / METRICS_FILE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    atomic.write_text(place / run_files.PER_IMAGE, _csv(rows, protocol))
+    atomic.write_text(
+        place / run_files.METRICS, json.dumps(result, indent=2, allow_nan=False) + "\n"
+    )
 
 
 def of(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffdepth_jax import config as config_lib
+from diffdepth_jax import run_files
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
 from diffdepth_jax.errors import ConfigError, MissingFileError, naming_file
@@ -194,7 +195,7 @@ def run_directory(checkpoint: Path) -> Path:
     path = checkpoint.absolute()
     with naming_file(path, "read"):
         for run in (path, path.parent, path.parent.parent):
-            if path.is_dir() and (run / "checkpoints").is_dir():
+            if path.is_dir() and (run / run_files.CHECKPOINTS).is_dir():
                 return run
         if not path.exists():
             raise MissingFileError(f"{checkpoint} does not exist")

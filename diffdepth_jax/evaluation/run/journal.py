@@ -4,10 +4,9 @@ import contextlib
 import os
 from pathlib import Path
 
+from diffdepth_jax import run_files
 from diffdepth_jax.errors import naming_file
 from diffdepth_jax.evaluation.report.rows import Row
-
-_PREFIX = "per_image.partial"
 
 
 class Journal:
@@ -28,7 +27,7 @@ class Journal:
 
     def __init__(self, directory: Path, fingerprint: str, shard: tuple[int, int] = (0, 1)):
         self._directory = directory
-        self._prefix = f"{_PREFIX}-{fingerprint}-"
+        self._prefix = f"{run_files.PER_IMAGE_PARTIAL}-{fingerprint}-"
         self.path = directory / f"{self._prefix}{shard[0]}of{shard[1]}.jsonl"
 
     def read(self) -> dict[int, Row]:

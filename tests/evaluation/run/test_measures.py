@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from diffdepth_jax import run_files
 from diffdepth_jax.data import resampling
 from diffdepth_jax.errors import ConfigError, DataError
 from diffdepth_jax.evaluation import boundary, protocols, uncertainty
-from diffdepth_jax.evaluation.report import results
 from diffdepth_jax.evaluation.run import checkpoint
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 from diffdepth_jax.evaluation.run.dataset import score_dataset
@@ -59,13 +59,13 @@ def score(predict, protocol, workdir, given=None, **settings):
 
 
 def rows(workdir):
-    with open(workdir / results.PER_IMAGE_FILE, newline="") as file:
+    with open(workdir / run_files.PER_IMAGE, newline="") as file:
         return list(csv.DictReader(file))
 
 
 def test_rows_hold_what_the_functions_return(tmp_path):
     result = score(Predictor(), EDGES, tmp_path)
-    assert json.loads((tmp_path / results.METRICS_FILE).read_text()) == result
+    assert json.loads((tmp_path / run_files.METRICS).read_text()) == result
     values, curves = {}, []
     for sample, row in zip(samples(), rows(tmp_path), strict=True):
         mean, spread = Predictor()._one(sample["image"])
@@ -120,7 +120,7 @@ def test_an_interrupted_evaluation_is_resumed_and_shards_fit_together(tmp_path):
     rest = Predictor()
     score(rest, EDGES, place, **settings)
     assert rest.count == 2  # 0 and 1 were done, 3 by the shard
-    for name in (results.METRICS_FILE, results.PER_IMAGE_FILE):
+    for name in (run_files.METRICS, run_files.PER_IMAGE):
         assert (place / name).read_text() == (tmp_path / "whole" / name).read_text()
 
 
