@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 30_000
     config.ema_decay = 0.0
-    config.accumulate = 1  # number of parts in which a batch is processed, in turn
+    config.accumulate = 1  # process each batch in this many parts
     config.compute_dtype = "float32"
 
     config.model = ConfigDict()

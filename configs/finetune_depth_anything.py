@@ -55,7 +55,7 @@ def get_config(form: str = "relative") -> ConfigDict:
     config.batch_size = 8
     config.num_steps = 10_000
     config.ema_decay = 0.999
-    config.accumulate = 1  # number of parts in which a batch is processed, in turn
+    config.accumulate = 1  # process each batch in this many parts
     config.compute_dtype = "float32"
 
     max_depth = FieldReference(20.0) if metric else config_dict.placeholder(float)  # metres

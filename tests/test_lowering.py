@@ -252,7 +252,7 @@ def test_a_run_with_a_teacher_whose_step_transfers_nothing(lowered, tmp_path, mo
     assert lowered.keys() == {"init", "train_step", "labels"}
 
 
-def test_computations_besides_predictions(lowered):
+def test_other_computations(lowered):
     _, model, variables = small("diffusion_depth")
     recalibration.decoder_statistics(model, variables, [np.zeros((16, 24, 3), np.float32)], 1)
     mesh = sharding.make_mesh(sharding.MeshConfig())

@@ -55,7 +55,7 @@ def test_the_published_folders(workdir, tmp_path):
     }
 
 
-def test_what_cannot_be_exported(workdir, tmp_path):
+def test_errors_of_the_export(workdir, tmp_path):
     with pytest.raises(ConfigError, match="driving/NAME"):
         export.export(workdir, tmp_path / "set", "weights")
     with pytest.raises(MissingFileError, match=r"manifest\.jsonl"):

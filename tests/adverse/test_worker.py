@@ -12,7 +12,7 @@ from diffdepth_jax.adverse import worker
 
 
 def test_the_worker_imports_nothing_but_the_standard_library_at_first():
-    """It must be able to say that a package is missing, and runs beside any JAX."""
+    """It must be able to report a missing package, and runs next to any version of JAX."""
     tree = ast.parse(Path(worker.__file__).read_text())
     imported = {
         alias.name.split(".")[0]

@@ -22,7 +22,7 @@ def test_depth_png_values(tmp_path: Path) -> None:
 
 
 def test_counts_of_real_ground_truth(shared: Path) -> None:
-    """The pixel counts of spec/protocols.md's table that depend on the files alone."""
+    """The pixel counts of spec/protocols.md's table that depend only on the files."""
     folder = shared / "data/kitti_depth/val/2011_09_26_drive_9999_sync/proj_depth/groundtruth"
     expected = {5: (90839, 90728), 50: (96131, 96063), 100: (85098, 85094)}
     for number, counts in expected.items():

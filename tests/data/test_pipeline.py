@@ -96,7 +96,7 @@ def test_depth_range_only_masks(root: str) -> None:
     assert depth.max() > 50
 
 
-def test_epochs_are_whole_and_differ(root: str) -> None:
+def test_epochs_are_complete_and_differ(root: str) -> None:
     batches = take(train_iterator(config(root), 2, 0, SPEC), 10)
     names = np.concatenate([batch["id"] for batch in batches]).reshape(-1, NUM_FRAMES)
     assert all(len(set(epoch)) == NUM_FRAMES for epoch in names)
@@ -358,7 +358,7 @@ def test_clean_share(
         assert len(set(names)) > 2
 
 
-def test_a_clean_share_that_is_no_whole_number_of_images(
+def test_a_clean_share_that_is_a_fraction_of_an_image(
     write_pairs: Callable[..., adverse.Config],
 ) -> None:
     data = config("", source=write_pairs(), augmentation=STILL, clean_share=0.3)

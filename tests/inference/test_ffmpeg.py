@@ -1,4 +1,4 @@
-"""Videos, read and written by ffmpeg."""
+"""Videos read and written with ffmpeg."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ RATE = Fraction(30000, 1001)
 
 
 def gradients(count, height=24, width=40):
-    """Frames that differ, and that no codec smears much."""
+    """Frames that differ, and that codecs do not blur much."""
     rows, columns = np.mgrid[:height, :width]
     return [
         np.stack([2 * rows + 9 * index, 3 * columns, np.full_like(rows, 90)], -1).astype(np.uint8)
@@ -27,7 +27,7 @@ def gradients(count, height=24, width=40):
 
 
 def make_video(path, frames, *options):
-    """A video without loss, by ffmpeg alone."""
+    """A lossless video, written by ffmpeg itself."""
     path.parent.mkdir(exist_ok=True)
     height, width = frames[0].shape[:2]
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error"]
@@ -37,7 +37,7 @@ def make_video(path, frames, *options):
     return path
 
 
-def test_frames_are_read_as_they_are(tmp_path):
+def test_frames_are_read_unchanged(tmp_path):
     frames = gradients(11)
     video = ffmpeg.open_video(make_video(tmp_path / "50% of it: a.mp4", frames))
     assert (video.height, video.width, video.rate) == (24, 40, RATE)
@@ -72,7 +72,7 @@ def test_reading_can_end_early(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("height, width", [(24, 40), (23, 41)])
-def test_what_is_written_has_its_size_rate_and_colours(tmp_path, height, width):
+def test_a_written_video_has_the_right_size_rate_and_colours(tmp_path, height, width):
     frames = gradients(8, height, width)
     with ffmpeg.writing(tmp_path / "a.mp4", height, width, RATE) as write:
         for frame in frames:
@@ -85,7 +85,7 @@ def test_what_is_written_has_its_size_rate_and_colours(tmp_path, height, width):
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt), ffmpeg.writing(path, 24, 40, RATE) as write:
@@ -94,10 +94,10 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands for ffmpeg")
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for ffmpeg")
 @pytest.mark.parametrize("reads", ["", "cat > /dev/null;"])
 def test_a_video_that_ffmpeg_cannot_write_is_an_error_with_its_reason(tmp_path, monkeypatch, reads):
-    """It stops at once, or only at the end."""
+    """ffmpeg stops at once, or only at the end."""
     script = tmp_path / "ffmpeg"
     script.write_text(f"#!/bin/sh\n{reads} echo 'one'>&2; echo 'No space left' >&2; exit 1\n")
     script.chmod(0o755)
@@ -111,7 +111,7 @@ def test_a_video_that_ffmpeg_cannot_write_is_an_error_with_its_reason(tmp_path, 
     assert not (tmp_path / "a.mp4").exists()
 
 
-def test_what_is_no_video_is_named_with_the_reason(tmp_path):
+def test_a_file_that_is_not_a_video_is_named_with_the_reason(tmp_path):
     (tmp_path / "a.mp4").write_text("not a video")
     with pytest.raises(DataError, match=r"a\.mp4 cannot be read as a video: .*Invalid data"):
         ffmpeg.open_video(tmp_path / "a.mp4")
@@ -119,7 +119,7 @@ def test_what_is_no_video_is_named_with_the_reason(tmp_path):
         ffmpeg.open_video(tmp_path / "b.mp4")
 
 
-def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes_with_a_warning(tmp_path):
+def test_a_truncated_video_is_read_to_its_end_with_a_warning(tmp_path):
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(9)]
     whole = make_video(tmp_path / "a.mkv", frames)
@@ -130,19 +130,19 @@ def test_a_video_that_is_cut_off_is_read_as_far_as_it_goes_with_a_warning(tmp_pa
     np.testing.assert_array_equal(found[0], frames[0])
 
 
-def test_a_clock_is_not_taken_for_a_frame_rate(tmp_path):
+def test_a_time_base_is_not_mistaken_for_a_frame_rate(tmp_path):
     path = make_video(tmp_path / "a.mkv", gradients(3), "-r", "1000", "-fps_mode", "cfr")
     with pytest.raises(DataError, match=r"variable frame rate.*ffmpeg -i IN -r 30"):
         ffmpeg.open_video(path)
 
 
-def test_what_videos_need_is_said(monkeypatch):
+def test_the_error_names_the_package_that_videos_need(monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'diffdepth_jax\[video\]'"):
         ffmpeg.executable()
 
 
-def test_jax_has_nothing_to_warn_of_when_ffmpeg_starts(tmp_path):
+def test_starting_ffmpeg_causes_no_warning_from_jax(tmp_path):
     import jax
 
     jax.numpy.zeros(1).block_until_ready()  # with its threads

@@ -1,4 +1,4 @@
-"""Cameras, and points of a depth map."""
+"""Cameras, and point clouds from depth maps."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from diffdepth_jax.inference.point_cloud import Camera
 
 
 def read_ply(content):
-    """Vertices and comments of a binary PLY file, by what its header declares."""
+    """Vertices and comments of a binary PLY file, read according to its header."""
     header, _, body = content.partition(b"end_header\n")
     magic, form, *lines = header.decode("ascii").splitlines()
     assert (magic, form) == ("ply", "format binary_little_endian 1.0")
@@ -26,7 +26,7 @@ def read_ply(content):
     return vertices, [line.removeprefix("comment ") for line in lines if line not in words]
 
 
-def test_the_borders_of_an_image_are_seen_at_half_the_field_of_view():
+def test_the_image_borders_are_at_half_the_field_of_view():
     rays = np.linalg.inv(Camera(field_of_view=80).matrix(30, 50)) @ [
         [-0.5, 49.5, 24.5],
         [14.5, 14.5, 14.5],
@@ -67,18 +67,18 @@ def test_a_file_holds_points_colours_and_comments():
 
 
 @pytest.mark.parametrize("degrees", [0, -5, 180, math.nan])
-def test_a_field_of_view_that_no_camera_has_is_refused(degrees):
+def test_impossible_fields_of_view_are_refused(degrees):
     with pytest.raises(ConfigError, match="between 0 and 180"):
         Camera(field_of_view=degrees)
 
 
 @pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (1, -1, 2, 3), (1, 1, math.inf, 3)])
-def test_intrinsics_that_no_camera_has_are_refused(numbers):
+def test_impossible_intrinsics_are_refused(numbers):
     with pytest.raises(ConfigError, match="fx and fy above 0"):
         Camera(numbers)
 
 
-def test_intrinsics_of_another_size_are_refused():
+def test_intrinsics_for_another_image_size_are_refused():
     camera = Camera((700, 700, 600, 180))
     camera.matrix(370, 1226)
     with pytest.raises(ConfigError, match="600,180 are not those of an image of 64 x 208 pixels"):

@@ -1,4 +1,4 @@
-"""How fast images were predicted."""
+"""The line about the speed of prediction."""
 
 import pytest
 
@@ -17,7 +17,7 @@ from diffdepth_jax.inference import progress
         ([0, 0], [], None),
     ],
 )
-def test_speed_is_that_of_all_images_and_of_those_after_the_first_batch(
+def test_speed_is_given_for_all_images_and_for_those_after_the_first_batch(
     monkeypatch, times, batches, line
 ):
     clock = iter(times)

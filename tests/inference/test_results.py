@@ -1,4 +1,4 @@
-"""The formats that predictions are written in."""
+"""The formats in which predictions are written."""
 
 import sys
 
@@ -41,7 +41,7 @@ def test_every_format_has_its_files(tmp_path, formats, spread, expected):
 
 
 @pytest.mark.parametrize("output, channel", [("metric_depth", "Z"), ("relative_disparity", "Y")])
-def test_exr_has_the_numbers_and_says_what_they_are(tmp_path, output, channel):
+def test_exr_holds_the_values_and_names_their_channel(tmp_path, output, channel):
     openexr = pytest.importorskip("OpenEXR")
     Results(output, ("exr",)).write(tmp_path / "a.b", DEPTH, SPREAD, image(16, 24))
     np.testing.assert_array_equal(data_io.read_exr(tmp_path / "a.b.exr"), DEPTH)
@@ -77,7 +77,7 @@ def test_an_unknown_format_is_refused():
         Results("metric_depth", ("png", "jpg"))
 
 
-def test_what_exr_needs_is_said_before_any_work(monkeypatch):
+def test_a_missing_exr_package_is_an_error_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(MissingPackageError, match=r"pip install 'diffdepth_jax\[exr\]'"):
         Results("metric_depth", ("exr",))
@@ -97,4 +97,4 @@ def test_frames_of_a_video_have_no_colour_pictures(tmp_path):
     Results("metric_depth", pictures=False).write(tmp_path / "0", DEPTH, None, image(16, 24))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npy", "0.png"]
     with Image.open(tmp_path / "0.png") as picture:
-        assert picture.getpixel((3, 2)) == 0  # of NaN
+        assert picture.getpixel((3, 2)) == 0  # NaN

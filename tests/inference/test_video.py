@@ -22,7 +22,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Reddish:
-    """Predicts from a pixel's red: metres, or relative disparity."""
+    """Predicts from the red channel: metres, or relative disparity."""
 
     input_spec = InputSpec()
 
@@ -44,7 +44,7 @@ def read(path):
 
 
 @pytest.mark.parametrize("output", ["metric_depth", "relative_disparity"])
-def test_colours_are_those_of_one_scale_for_all_frames(tmp_path, output):
+def test_all_frames_share_one_colour_scale(tmp_path, output):
     frames = gradients(13)
     model, path = Reddish(output), make_video(tmp_path / "clip.mp4", frames)
     assert video.predict_videos(model, [path], tmp_path / "out", Results(output, ())) == []
@@ -61,7 +61,7 @@ def test_colours_are_those_of_one_scale_for_all_frames(tmp_path, output):
     for shown, depth in zip(found, depths, strict=True):
         expected = colour(depth, min(lows), max(highs)).astype(int)
         assert np.abs(shown - expected).mean() < 4
-    # On a scale for each frame they would all look alike.
+    # With a scale per frame they would all look the same.
     assert np.abs(found[0].astype(int) - found[-1]).mean() > 40
 
 
@@ -69,7 +69,7 @@ def test_every_frame_has_files_of_the_chosen_formats(tmp_path, model):
     frames = gradients(5)
     path = make_video(tmp_path / "in" / "clip.mp4", frames)
     results = Results(model.output, ("npy", "png", "ply"), pictures=False)
-    # Whatever is left of an earlier run goes.
+    # Leftovers of an earlier run are removed.
     (tmp_path / "clip_depth").mkdir()
     for name in ("000007.npy", "000001_spread.exr"):
         (tmp_path / "clip_depth" / name).touch()
@@ -82,7 +82,7 @@ def test_every_frame_has_files_of_the_chosen_formats(tmp_path, model):
     assert sorted(os.listdir(tmp_path)) == ["clip_depth", "clip_depth.mp4", "in"]
 
 
-def test_samples_leave_the_spread_of_every_frame(tmp_path):
+def test_samples_write_the_spread_of_every_frame(tmp_path):
     path = make_video(tmp_path / "clip.mp4", gradients(3))
     model, results = Reddish(), Results("metric_depth", ("npy",), pictures=False)
     video.predict_videos(model, [path], tmp_path / "out", results, num_samples=2)
@@ -92,7 +92,7 @@ def test_samples_leave_the_spread_of_every_frame(tmp_path):
     np.testing.assert_allclose(spread, depth / 10)
 
 
-def test_an_interrupted_video_leaves_what_was_there(tmp_path, monkeypatch):
+def test_an_interrupted_video_leaves_earlier_results(tmp_path, monkeypatch):
     path = make_video(tmp_path / "clip.mp4", gradients(12))
     model, results = Reddish(), Results("metric_depth", ("npy",), pictures=False)
     output = tmp_path / "out"
@@ -112,16 +112,16 @@ def test_an_interrupted_video_leaves_what_was_there(tmp_path, monkeypatch):
     assert {each: each.stat().st_mtime_ns for each in output.rglob("*")} == before
 
 
-def test_what_is_there_is_left_out_on_request(tmp_path):
+def test_existing_results_are_skipped_on_request(tmp_path):
     paths = [make_video(tmp_path / f"{name}.mp4", gradients(3)) for name in "ab"]
     model, results = Reddish(), Results("metric_depth", ("npy",), pictures=False)
     video.predict_videos(model, paths, tmp_path / "out", Results("metric_depth", ()))
-    # Without the frames' files they are not done.
+    # Without their files the frames do not count as done.
     video.predict_videos(model, paths[:1], tmp_path / "out", results, skip_existing=True)
     assert len(list((tmp_path / "out/a_depth").iterdir())) == 3
     model.batches.clear()
     video.predict_videos(model, paths, tmp_path / "out", results, skip_existing=True)
-    assert sum(model.batches) == 3 + 3  # of b alone; for the colours, and for the results
+    assert sum(model.batches) == 3 + 3  # only of b, for the colours and for the results
 
 
 def test_files_of_the_user_are_not_replaced(tmp_path):

@@ -50,7 +50,7 @@ def test_noise_grows_with_its_deviation_and_depends_on_the_seed():
 
 
 @pytest.mark.parametrize("kind", ["rain", "snow"])
-def test_falling_things_grow_in_number(kind):
+def test_heavier_precipitation_covers_more_pixels(kind):
     changed = [
         (np.abs(developed(grey(), replace(DRY, **{kind: a})) - developed(grey())) > 1e-9).mean()
         for a in (0.0, 0.3, 1.0)

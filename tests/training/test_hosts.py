@@ -83,7 +83,7 @@ def test_two_processes_train_as_one_through_a_signal_and_a_death(server, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_teacher_labels_for_two_processes_which_share_what_was_skipped(server, tmp_path):
+def test_a_teacher_labels_for_two_processes_that_share_the_list_of_skips(server, tmp_path):
     changes = {"num_steps": 2, "evaluation": {"protocol": "release"}}
     assert go(server, tmp_path / "teacher", changes=changes) == 0
     source = {"name": "tiny", "pairs": True, "count": 40, "broken": tuple(range(0, 40, 5))}

@@ -222,8 +222,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_golden_rule_of_weights_survives_a_file(tmp_path, golden):
-    """A whole official state dict: names, shapes and order as the network writes them."""
+def test_a_recorded_state_dict_survives_a_file(tmp_path, golden):
+    """A complete official state dict, with the network's names, shapes and order."""
     arrays = golden("res18").state_dict
     value = {"net": {key: whole(key, array) for key, array in arrays.items()}}
     write_zip(tmp_path / "model.pt", value, arrays)

@@ -194,7 +194,7 @@ REAL = {
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_frames(shared: Path, name: str) -> None:
-    """Frames of three public data sets, paired by name; counted in the files with Pillow alone."""
+    """Frames of three public data sets, paired by name; counted in the files with Pillow only."""
     (images, depths, scale), (counts, median) = REAL[name]
     options = dict(images=images, depths=depths, depth_scale=scale)
     frames = folder.source("all", shared / "data" / name, **options)

@@ -203,6 +203,6 @@ def test_real_frames(shared: Path) -> None:
     means = [depth[depth > 0].mean(dtype=np.float64) for depth in depths]
     np.testing.assert_allclose(means, [3.5762, 3.4836, 2.7923], atol=5e-5)
     assert frames[0]["image"].shape == (480, 640, 3)
-    # A published copy of the intrinsics, beside another demo of the data set.
+    # A published copy of the intrinsics, from another demo of the data set.
     published = np.load(shared / "data/nyu_unidepth_demo/intrinsics.npy")
     np.testing.assert_allclose(frames[0]["intrinsics"], published, rtol=1e-6)

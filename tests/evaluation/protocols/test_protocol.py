@@ -81,7 +81,7 @@ def test_a_full_prediction_and_its_kb_crop_score_the_same(frame, reference, crop
     assert full.num_nonfinite == 0 and full.num_clipped > 0
 
 
-def test_the_metrics_are_those_of_the_cropped_valid_pixels(frame):
+def test_metrics_cover_the_cropped_valid_pixels(frame):
     prediction, depth = frame
     score = protocols.get("kitti_eigen", crop_reference="full", max_depth=50).score(
         prediction, depth

@@ -396,7 +396,7 @@ def test_leftovers_of_a_killed_process_are_removed(samples, tmp_path):
             atomic.write(path, interrupted)
         (part,) = (Path(name) for name in interrupted.seen if Path(name).parent == path.parent)
         machine = part.name.rsplit(".", 2)[1].split("-")[0]
-        part.with_name(f".x.{machine}-{2**22 + 1}.part").touch()  # no process has this number
+        part.with_name(f".x.{machine}-{2**22 + 1}.part").touch()  # no process has this id
     score_each(red, samples, SEVERAL, tmp_path, progress=False)
     assert not list(tmp_path.rglob(".*"))
 

@@ -94,7 +94,7 @@ def test_class_tokens_belong_to_the_tapped_blocks():
 
 
 def test_positions_for_another_grid_are_interpolated_between_pixel_centres(random_variables):
-    """The tokens before the first block with zero patches, that is positions alone."""
+    """Tokens before the first block, of zero patches: just the positions."""
     config = dataclasses.replace(TINY, depth=1, taps=(0,))
     encoder, image = vit.Encoder(config), jnp.zeros((1, 8, 20, 3))
     variables = random_variables(encoder, image)

@@ -116,7 +116,7 @@ def test_the_authors_positions_differ_from_those_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("grid", [(37, 49), (37, 123), (49, 37), (5, 7), (41, 37)])
-def test_positions_are_those_of_the_authors(grid):
+def test_positions_match_the_authors(grid):
     """Their code gives PyTorch a scale factor, even if one side does not change."""
     config = dinov2.Config(embed_dim=64, num_heads=1)
     table = np.random.default_rng(0).standard_normal((1370, 64)).astype(np.float32)

@@ -108,7 +108,7 @@ def test_picture_is_seeded_and_upright():
 
 
 def test_textures_stand_upright():
-    """A picture that is white at the top and dark at the bottom is so on a wall too."""
+    """A texture that is white at the top and dark at the bottom looks so on a wall."""
     texture = np.zeros((8, 8, 3), np.uint8)
     texture[:4] = 230
     texture[4:] = 40

@@ -193,7 +193,7 @@ def test_terms_match_the_models_own_methods():
         np.testing.assert_allclose(aux.scalars[name], values.mean(), rtol=1e-4, err_msg=name)
 
 
-def test_the_step_depends_on_the_key_alone():
+def test_the_same_key_gives_the_same_step():
     step = _step(ALL)
     one, again = step(_batch(), KEY, FIRST), step(_batch(), KEY, FIRST)
     jax.tree.map(np.testing.assert_array_equal, one, again)
