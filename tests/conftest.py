@@ -3,16 +3,27 @@
 import functools
 import json
 import os
+import shutil
 import signal
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# Most programs run once here, on small arrays: compiling them takes far longer than running them.
+# XLA's passes over a program are all kept, only LLVM does not optimise what they give. To test that
+# too: XLA_FLAGS=--xla_backend_optimization_level=3 (XLA obeys the last of equal flags).
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    "--xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=2"
 )
+# Many programs recur, in other tests and in the scripts that tests start. Each worker of xdist has
+# a folder to itself, as JAX does not write entries atomically.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -43,6 +54,10 @@ install_import_hook(
 pytest_plugins = ["tests.layouts"]  # data sets that tests write
 
 PROJECT = Path(__file__).resolve().parents[1]
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")

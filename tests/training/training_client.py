@@ -16,9 +16,9 @@ from tensorboardX.proto.event_pb2 import Event
 class Server:
     """Starts training in other processes; see training_server.py."""
 
-    def __init__(self, folder):
+    def __init__(self):
         self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("training_server.py"), folder / "compiled"],
+            [sys.executable, Path(__file__).with_name("training_server.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

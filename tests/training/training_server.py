@@ -102,8 +102,6 @@ def train(job, index, port):
 
 
 def main():
-    jax.config.update("jax_compilation_cache_dir", sys.argv[1])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     tiny_parts.register()
     registry.module("network", "diffusion_depth")
     registry.module("objective", "self_diffusion")
