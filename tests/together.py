@@ -15,7 +15,7 @@ def together(function, count=3):
         def exchange(message):
             for inbox in inboxes:
                 inbox[index].put(message)
-            return [source.get(timeout=20) for source in inboxes[index]]
+            return [source.get(timeout=600) for source in inboxes[index]]
 
         try:
             found[index] = function(Processes(index, count, exchange))

@@ -8,6 +8,8 @@ its behaviour, in JSON:
     die_at        keys at which it kills itself with SIGKILL, every time
     die_once_at   likewise, but only until the file named by `once` exists
     hang_at, rubbish_at, fail_at, full_disk_at, flag_at   keys, likewise
+    hung          a file that it makes when it hangs
+    alive         a named pipe that it holds open as long as it lives
     opening       "die", "hang", "rubbish", "refuse", "old": what it does instead of the handshake
     devices       how many GPUs it claims to have
     faults        {key: fault} that a check reports
@@ -26,6 +28,8 @@ PROTOCOL = 1
 
 def main() -> None:
     behaviour = json.loads(os.environ.get("STANDIN", "{}"))
+    if "alive" in behaviour:
+        os.open(behaviour["alive"], os.O_WRONLY)
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print("printed by a library")  # which must not end up among the replies
@@ -78,7 +82,7 @@ def _open(behaviour: dict, request: dict, send) -> None:
             print("no module named torch", file=sys.stderr, flush=True)
             os._exit(1)
         case "hang":
-            time.sleep(1000)
+            _hang(behaviour)
         case "rubbish":
             send_rubbish(send)
         case "refuse":
@@ -109,7 +113,7 @@ def _make(behaviour: dict, item: dict, send) -> None:
         else:
             os.kill(os.getpid(), signal.SIGKILL)
     if key in behaviour.get("hang_at", ()):
-        time.sleep(1000)
+        _hang(behaviour)
     if key in behaviour.get("rubbish_at", ()):
         send_rubbish(send)
         time.sleep(1000)
@@ -137,6 +141,11 @@ def _make(behaviour: dict, item: dict, send) -> None:
         with open(behaviour["log"], "a") as file:
             file.write(key + "\n")
     send(key=key, ok=True, **({"flagged": True} if flagged else {}))
+
+
+def _hang(behaviour: dict) -> None:
+    Path(behaviour["hung"]).touch()
+    time.sleep(1000)
 
 
 def send_rubbish(send) -> None:

@@ -100,14 +100,14 @@ def test_jpeg_pictures_are_resumed_and_listed(tmp_path):
 def test_ctrl_c_says_how_to_resume(tmp_path):
     """Ctrl-C reaches all processes of a terminal; only the tool's own may print something."""
     tool = subprocess.Popen(
-        command(tmp_path, "--count=100"),
+        command(tmp_path, "--count=3000"),
         cwd=PROJECT,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     bar = ""
-    while not re.search(r" [1-9]\d*/100 ", bar):  # a frame is done
+    while not re.search(r" [1-9]\d*/3000 ", bar):  # a frame is done
         bar += tool.stderr.read(1)
         assert tool.poll() is None, bar
     os.killpg(tool.pid, signal.SIGINT)
@@ -120,7 +120,7 @@ def test_ctrl_c_says_how_to_resume(tmp_path):
     )
     assert "Traceback" not in errors and all("frame" in line for line in bar if line.strip())
     done = len(list(tmp_path.glob("raw/*/*/image_02/data/*.png")))
-    assert 0 < done < 100
+    assert 0 < done < 3000
     assert run(tmp_path, f"--count={done + 1}").returncode == 0
 
 
