@@ -64,14 +64,14 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 -m "not torch"
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m "not torch"
 
 # Libraries of different ages warn about each other, so only here warnings are not errors.
 lowest:
 	$(UV) venv --clear --python $(PYTHON) .venv-lowest
 	$(UV) pip install --python .venv-lowest --resolution lowest-direct --editable .
 	$(UV) pip install --python .venv-lowest -r requirements-dev.txt
-	.venv-lowest/bin/python -m pytest -n 2 -m "not torch" -W default
+	.venv-lowest/bin/python -m pytest -n 2 --dist=worksteal -m "not torch" -W default
 
 # Plain `torch` on Linux downloads gigabytes of CUDA. For tests, or without a GPU, its CPU build is
 # enough: PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
