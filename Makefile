@@ -9,6 +9,8 @@
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
 # make onnx          .venv-onnx with jax2onnx, with which tools/export.py writes ONNX
 # make test-onnx     the test for that
+# make app           .venv-app with Gradio, for the page that tools/app.py serves
+# make test-app      the tests of that page, in headless Chromium if it is installed
 # make benchmarks    speed and memory against PyTorch: adds rows to results/benchmarks.csv
 # make sample        render the committed sample again (twenty minutes on two CPU cores)
 
@@ -19,7 +21,7 @@ BIN := .venv/bin
 QUESTIONS ?= sampler prediction training_step startup
 SECONDS_A_CASE ?= 20
 
-.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch onnx test-onnx benchmarks sample clean
+.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch onnx test-onnx app test-app benchmarks sample clean
 
 setup: .venv/installed
 
@@ -103,6 +105,20 @@ test-onnx: onnx
 	.venv-onnx/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
+# Gradio asks for an older Pillow than the one that is pinned.
+app: .venv-app/installed
+
+test-app: app
+	.venv-app/bin/python -m pytest tests/app
+
+.venv-app/installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml
+	$(PYTHON) -m venv .venv-app
+	sed 's/^jax\[cuda12\]/jax/; /^pillow==/d' requirements.txt > .venv-app/requirements.txt
+	.venv-app/bin/pip install --quiet $(PIP_ARGS) -r .venv-app/requirements.txt -r requirements-dev.txt \
+	  -r requirements-app.txt
+	.venv-app/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 # One script per question; a quarter of an hour on two CPU cores with nothing else running.
 benchmarks: setup torch
 	set -e; folder=$$(mktemp -d); trap "rm -r $$folder" EXIT; for question in $(QUESTIONS); do \
@@ -119,4 +135,4 @@ sample: setup
 	rmdir runs/sample
 
 clean:
-	rm -rf .venv .venv-lowest .venv-onnx .venv-torch runs
+	rm -rf .venv .venv-app .venv-lowest .venv-onnx .venv-torch runs

@@ -295,11 +295,11 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def define_checkpoint() -> None:
-    """Defines --checkpoint, and the flags that `model_options` reads."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A run, a folder of transformers, or a .pt or .safetensors file."
-    )
+def define_checkpoint(*, several: bool = False) -> None:
+    """Defines --checkpoint, which may be given several times if so said, and the flags that
+    `model_options` reads."""
+    define, default = (flags.DEFINE_multi_string, []) if several else (flags.DEFINE_string, None)
+    define("checkpoint", default, "A run, a folder of transformers, or a .pt or .safetensors file.")
     flags.DEFINE_string(
         "network", None, "Kind of network, if the checkpoint does not say: depth_anything, ..."
     )

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from diffdepth_jax import atomic
 
+DEPTH_TICKS = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80)  # metres, on the logarithmic scales
 _INVALID = 128  # Grey level of pixels without a depth: not a colour of the maps in use.
 _PIXELS_PER_INCH = 100
 
@@ -250,7 +251,7 @@ def _save_grid(
     bar = figure.colorbar(
         mappable, ax=list(grid.flat), location="bottom", aspect=60, fraction=0.05, pad=0.02
     )
-    ticks = [tick for tick in (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80) if scale[0] <= tick <= scale[1]]
+    ticks = [tick for tick in DEPTH_TICKS if scale[0] <= tick <= scale[1]]
     bar.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
     bar.ax.minorticks_off()
     bar.set_label("depth (m)", fontsize=9)

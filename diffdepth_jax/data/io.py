@@ -26,6 +26,8 @@ from diffdepth_jax.errors import (
 # What a pattern means by any image or any depth map: folders hold notes and `Thumbs.db` as well.
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 DEPTH_SUFFIXES = (".png", ".npy", ".exr")
+# What Pillow raises for damaged images, besides OSError; for `reading`.
+DAMAGED_IMAGE = (SyntaxError, ValueError, EOFError, struct.error)
 
 _PIECE = 1 << 20  # characters of a large JSON file that are read at once
 _BETWEEN_ROWS = re.compile(r"[\s,]*")
@@ -478,11 +480,7 @@ def read_text(path: str | Path) -> str:
 
 def _open(path: str | Path) -> Image.Image:
     try:
-        # Pillow reports broken files in all these ways.
-        with (
-            reading(path, SyntaxError, ValueError, EOFError, struct.error),
-            Image.open(path) as image,
-        ):
+        with reading(path, *DAMAGED_IMAGE), Image.open(path) as image:
             image.load()
             return image
     except Image.DecompressionBombError as error:

@@ -257,7 +257,7 @@ class DepthModel:
         """Depth decoded from the latent after every denoising step, not clipped.
 
         Args:
-            image: as for `predict`, of a size that is a multiple of the codec's factor.
+            image: as for `predict`.
             num_inference_steps, seed: as for `predict`.
 
         Raises:

@@ -140,7 +140,7 @@ def decode_trajectory(
     num_inference_steps: int | None,
 ) -> Float[Array, "n h w"]:
     """Depth decoded from the latent after every denoising step."""
-    condition = model.apply(variables, image, method="encode_image")
+    condition = model.apply(variables, image, method="condition")
     _, latents = model.apply(
         variables,
         condition,
@@ -150,7 +150,12 @@ def decode_trajectory(
         return_trajectory=True,
         method="sample",
     )
-    return model.apply(variables, latents[:, 0], method="decode_latent")[..., 0]
+
+    def decode(latent: Float[Array, "1 h2 w2 d"]) -> Float[Array, "h3 w3"]:
+        return model.apply(variables, latent, method="decode_latent")[0, ..., 0]
+
+    # One after the other, so that memory does not grow with the number of steps.
+    return jax.lax.map(decode, latents)[:, : image.shape[1], : image.shape[2]]
 
 
 @partial(jax.jit, static_argnums=(0, 3))

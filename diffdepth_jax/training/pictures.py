@@ -22,10 +22,6 @@ def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     sample = first_evaluation_sample(exp.data)
     image = protocol.prepare(sample["image"])
     target = depth_of(sample, image, protocol)
-    # Whole latent pixels only; what denoises has a codec.
-    factor = model.config.codec.factor  # type: ignore[attr-defined]
-    height, width = (side - side % factor for side in image.shape[:2])
-    image, target = image[:height, :width], target[:height, :width]
     depths = model.trajectory(image, exp.evaluation.num_inference_steps)
     shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
     captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}

@@ -182,14 +182,15 @@ def test_the_fingerprint_depends_on_what_affects_predictions_and_nothing_else(mo
     assert recalibrated.fingerprint(2) != recalibrated.fingerprint() == model.fingerprint()
 
 
-def test_the_last_denoising_step_is_the_prediction(model):
-    even = image(24, 32)
+@pytest.mark.parametrize("size", [(24, 32), (23, 31)])
+def test_the_last_denoising_step_is_the_prediction(model, size):
+    seen = image(*size)
     model = other_model(model, diffusion=dataclasses.replace(CONFIG.diffusion, eta=0.5))
-    depths = model.trajectory(even)
-    assert depths.shape == (3, 24, 32)
-    np.testing.assert_allclose(np.clip(depths[-1], 0, 80), model.predict(even), rtol=1e-4)
+    depths = model.trajectory(seen)
+    assert depths.shape == (3, *size)
+    np.testing.assert_allclose(np.clip(depths[-1], 0, 80), model.predict(seen), rtol=1e-4)
     assert np.abs(depths[0] - depths[-1]).max() > 1e-2
-    recalibrated = model.recalibrate([even], 2)
-    depths = recalibrated.trajectory(even, 2)
-    want = recalibrated.predict(even, num_inference_steps=2)
+    recalibrated = model.recalibrate([seen], 2)
+    depths = recalibrated.trajectory(seen, 2)
+    want = recalibrated.predict(seen, num_inference_steps=2)
     np.testing.assert_allclose(np.clip(depths[-1], 0, 80), want, rtol=1e-4)

@@ -1,0 +1,203 @@
+"""The page in headless Chromium, served by the tool as a process."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PROJECT = Path(__file__).resolve().parents[2]
+SAMPLE = PROJECT / "sample/raw/2000_01_03/2000_01_03_drive_0003_sync/image_02/data/0000000005.jpg"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Drawing in 3-D without a graphics card; and no name of another server is found.
+FLAGS = (
+    "--no-sandbox",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+PATIENCE = 120_000  # milliseconds that a condition may take on a busy machine
+
+pytest.importorskip("gradio", reason="the page needs Gradio: make test-app")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright drives the browser: make test-app"
+)
+
+
+@pytest.fixture(scope="module")
+def server(files, tmp_path_factory):
+    """The address of a running page with small limits, and its folder for temporary files."""
+    folder = tmp_path_factory.mktemp("temporary")
+    command = [sys.executable, "tools/app.py", *(f"--checkpoint={path}" for path in files)]
+    command += ["--field=max_depth=80.0", "--max_megapixels=0.1", "--max_megabytes=0.2"]
+    process = subprocess.Popen(
+        command,
+        cwd=PROJECT,
+        env={**os.environ, "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stdout.readline()
+    assert line.startswith("open http://127.0.0.1:"), line
+    yield line.split()[1], folder
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def browser():
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser is installed: one of {', '.join(BROWSERS)}")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=found, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(server, browser):
+    """The page as a visitor finds it; what it asks of other servers, or goes wrong, fails."""
+    address, _ = server
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    asked, faults = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(address)
+    page.get_by_text("denoising steps").first.wait_for()
+    yield page
+    context.close()
+    assert faults == []
+    assert {url for url in asked if not url.startswith((address, "data:", "blob:"))} == set()
+
+
+def show(page, path):
+    page.set_input_files("#image input[type=file]", path)
+
+
+def message(page, text):
+    """Waits until the line above the results has a text."""
+    page.locator("#message").get_by_text(text).wait_for()
+
+
+def open_tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def tabs(page):
+    return [tab.inner_text() for tab in page.get_by_role("tab").all()]
+
+
+def test_depth_its_denoising_the_scene_and_the_files(page, denoising, tmp_path):
+    show(page, SAMPLE)
+    message(page, "208 x 64 pixels")
+    assert tabs(page) == ["Depth", "Denoising", "3-D", "Files"]
+    pictures = page.locator("#compared img")
+    pictures.nth(1).wait_for()
+    sizes = pictures.evaluate_all("all => all.map(each => [each.naturalWidth, each.naturalHeight])")
+    assert sizes == [[208, 64], [208, 64]]
+
+    # The line in the middle is moved to the right: less of the depth is left.
+    shown = "() => document.querySelectorAll('#compared img')[1].style.clipPath"
+    page.wait_for_function(f"({shown})().includes('50%')")
+    line = page.locator("#compared [data-testid=slider] .icon-wrap").bounding_box()
+    x, y = line["x"] + line["width"] / 2, line["y"] + line["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 200, y, steps=5)
+    page.mouse.up()
+    page.wait_for_function(f"parseFloat(({shown})().match(/([0-9.]+)%/)[1]) > 60")
+
+    open_tab(page, "Denoising")
+    caption, picture = page.locator("#step_caption"), page.locator("#step_picture img")
+    count = denoising.model.num_inference_steps
+    caption.get_by_text(f"after step {count} of {count}").wait_for()
+    last = picture.get_attribute("src")
+    page.locator("#step input[type=range]").fill("1")
+    caption.get_by_text(f"after step 1 of {count}: depth differs by").wait_for()
+    page.wait_for_function(
+        "last => document.querySelector('#step_picture img').getAttribute('src') != last", arg=last
+    )
+
+    open_tab(page, "3-D")
+    page.locator("#scene canvas").wait_for()
+    page.wait_for_function("() => document.querySelector('#scene canvas').width > 100")
+    for _ in range(1000):  # until the scene is drawn
+        page.wait_for_function("() => new Promise(requestAnimationFrame)")
+        page.locator("#scene canvas").screenshot(path=tmp_path / "scene.png")
+        with Image.open(tmp_path / "scene.png") as drawn:
+            if len(np.unique(np.asarray(drawn.convert("RGB")).reshape(-1, 3), axis=0)) > 100:
+                break
+    else:
+        pytest.fail("the scene is not drawn")
+
+    open_tab(page, "Files")
+    for ending in (".npy", ".png", ".ply"):
+        page.locator(f"#files a[download$='{ending}']").first.wait_for()
+    with page.expect_download() as started:
+        page.locator("#files a[download$='.npy']").click()
+    with Image.open(SAMPLE) as image:
+        expected = denoising.predict(image)
+    depth = np.load(started.value.path())
+    np.testing.assert_allclose(depth, expected, rtol=1e-4)
+
+
+def test_relative_disparity_is_not_called_metres(page):
+    page.locator("#checkpoint input").click()
+    page.get_by_role("option", name="relative").click()
+    page.locator("#facts").get_by_text("relative disparity").wait_for()
+    show(page, SAMPLE)
+    message(page, "relative disparity")
+    assert tabs(page) == ["Depth", "3-D", "Files"]
+    page.get_by_text("relative, no unit").wait_for()
+    open_tab(page, "3-D")
+    page.get_by_text("no scale and no shift").wait_for()
+    open_tab(page, "Files")
+    page.locator("#files a[download$='.npy']").wait_for()
+    assert page.locator("#files a[download$='.ply']").count() == 0
+
+
+def test_what_is_refused_is_said_in_one_line(page, tmp_path):
+    Image.new("RGB", (400, 300)).save(tmp_path / "wide.png")
+    (tmp_path / "text.png").write_bytes(b"<b>no image</b>")
+    Image.effect_noise((500, 500), 90).save(tmp_path / "noise.png")
+    show(page, tmp_path / "wide.png")
+    message(page, "wide.png has 400 x 300 pixels; at most 0.1 megapixels are accepted")
+    for name, text in (
+        ("text.png", "text.png is not an image that can be read here"),
+        (SAMPLE, "208 x 64 pixels"),  # nothing is broken by it
+    ):
+        page.locator("#image button[aria-label*=Remove], #image button[aria-label=Clear]").click()
+        message(page, "Drop an image")
+        show(page, tmp_path / name)
+        message(page, text)
+        assert "Traceback" not in page.content()
+    page.locator("#image button[aria-label*=Remove], #image button[aria-label=Clear]").click()
+    message(page, "Drop an image")
+    show(page, tmp_path / "noise.png")
+    page.get_by_text("exceed the maximum allowed size").wait_for()
+
+
+def test_only_this_machine_and_only_the_page(server):
+    address, folder = server
+    port = int(address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(OSError, match="refused"):
+        # All of 127.0.0.0/8 is this machine, and what listens everywhere answers here too.
+        socket.create_connection(("127.0.0.2", port), timeout=10)
+    for path in (PROJECT / "pyproject.toml", "/etc/hostname", f"{folder}/../secret"):
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(f"{address}gradio_api/file={path}", timeout=60)
+        error.value.close()
+        assert error.value.code in (403, 404)

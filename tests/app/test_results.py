@@ -1,0 +1,77 @@
+"""Files of a prediction, and their end."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdepth_jax.app import predictions, results
+from diffdepth_jax.app.predictions import Options
+from diffdepth_jax.data import io
+from diffdepth_jax.errors import FileError
+from diffdepth_jax.inference.point_cloud import Camera
+
+
+def test_pictures_and_downloads(denoising, upload, tmp_path):
+    prediction = predictions.predict(denoising, upload, Options(num_samples=2))
+    pictures = results.write_pictures(prediction, tmp_path / "new" / "shown")
+    shown = [pictures.image, pictures.depth, pictures.spread, *pictures.steps]
+    assert len(pictures.steps) == 2 and len(set(shown)) == 5
+    for path in shown:
+        with Image.open(path) as picture:
+            assert picture.size == (38, 23)
+
+    downloads = results.write_downloads(prediction, Camera(field_of_view=50), tmp_path / "new")
+    by_name = {path.name: path for path in downloads}
+    expected = {"street.png", "street.npy", "street.ply", "street_colour.png"}
+    expected |= {"street_spread.npy", "street_spread.png"}
+    if importlib.util.find_spec("OpenEXR"):
+        expected |= {"street.exr", "street_spread.exr"}
+    assert set(by_name) == expected
+    np.testing.assert_array_equal(np.load(by_name["street.npy"]), prediction.depth)
+    stored = io.read_depth_png(by_name["street.png"])
+    np.testing.assert_allclose(stored, prediction.depth, atol=1 / 256)
+    assert b"assumed horizontal field of view: 50 degrees" in by_name["street.ply"].read_bytes()
+
+
+def test_no_point_cloud_of_relative_disparity_is_offered(relative, upload, tmp_path):
+    prediction = predictions.predict(relative, upload, Options())
+    downloads = results.write_downloads(prediction, Camera(), tmp_path)
+    assert not any(path.suffix == ".ply" for path in downloads)
+    assert results.write_pictures(prediction, tmp_path / "shown").spread is None
+
+    depth = results.scene_depth(prediction)
+    assert depth.min() == 1 and depth.max() == pytest.approx(results.FARTHEST_TO_NEAREST)
+    order = np.argsort(prediction.depth.ravel())
+    assert (np.diff(depth.ravel()[order]) <= 0).all()
+
+
+def test_every_scene_has_a_name_of_its_own(denoising, upload, tmp_path):
+    prediction = predictions.predict(denoising, upload, Options())
+    scenes = [results.write_scene(prediction, Camera(), tmp_path / "scene") for _ in range(2)]
+    assert scenes[0][0] != scenes[1][0] and scenes[0][1] == scenes[1][1] > 0
+    assert scenes[0][0].read_bytes() == scenes[1][0].read_bytes()
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(FileError, match="file/folder cannot be written"):
+        results.write_scene(prediction, Camera(), blocked / "folder")
+
+
+def test_the_oldest_files_are_deleted(tmp_path):
+    for age, name in enumerate(("new", "middle", "old")):
+        path = tmp_path / name / "file"
+        path.parent.mkdir()
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 - age, 1000 - age))
+
+    def left():
+        return sorted(path.parent.name for path in tmp_path.rglob("file"))
+
+    results.remove_old(tmp_path, 300)
+    assert left() == ["middle", "new", "old"]
+    results.remove_old(tmp_path, 250)
+    assert left() == ["middle", "new"]
+    results.remove_old(tmp_path, 10)
+    assert left() == ["new"]

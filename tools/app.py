@@ -1,0 +1,105 @@
+"""A page in the browser on which to try checkpoints: drop an image, see its depth.
+
+    python tools/app.py --checkpoint=runs/demo
+    python tools/app.py --checkpoint=ZoeD_M12_NK.pt --runs=runs --port=8000
+
+Needs the extra `app`: pip install 'diffdepth_jax[app]'. The page shows depth over the image, the
+denoising steps of networks that denoise, the spread of several samples and a point cloud to turn,
+and offers depth for download. With --runs=DIR all runs and files of weights in a folder can be
+chosen too. --network and --field hold for all checkpoints.
+
+Only this machine reaches the page, unless --host says otherwise: with --host=0.0.0.0 everyone does
+who reaches this machine, and there is no password. Nothing is sent to other servers, nor loaded
+from them. Uploads are limited by --max_megabytes and --max_megapixels, and images of more than
+--fed_megapixels are made smaller before depth is predicted, one image at a time. Files are deleted
+after an hour, and when the program ends.
+"""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import FrameType
+
+from absl import flags
+
+from diffdepth_jax import cli
+from diffdepth_jax.errors import ConfigError, MissingPackageError
+
+FLAGS = flags.FLAGS
+cli.define_checkpoint(several=True)
+flags.DEFINE_string("runs", None, "A folder of runs and files of weights.")
+flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
+flags.DEFINE_integer("port", None, "By default the first free one from 7860.", 1, 65535)
+flags.DEFINE_float("max_megabytes", 20.0, "Largest file that is accepted.")
+flags.DEFINE_float("max_megapixels", 50.0, "Largest image that is accepted.")
+flags.DEFINE_float("fed_megapixels", 1.0, "Larger images are made smaller first.")
+flags.DEFINE_integer("keep", 2, "Models that stay in memory.")
+
+
+def main(_: list[str]) -> None:
+    paths = [Path(path).expanduser() for path in FLAGS.checkpoint]
+    if not paths and FLAGS.runs is None:
+        raise ConfigError("nothing to try: give --checkpoint=PATH or --runs=DIR")
+    with tempfile.TemporaryDirectory(prefix="diffdepth_app_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "copies")  # before Gradio is imported
+        signal.signal(signal.SIGTERM, _end)
+        with cli.importing():
+            try:
+                import gradio  # noqa: F401
+            except ImportError as error:
+                raise MissingPackageError(
+                    "the page needs the package Gradio: pip install 'diffdepth_jax[app]'"
+                ) from error
+            from diffdepth_jax import inference
+            from diffdepth_jax.app import checkpoints, page, uploads
+            from diffdepth_jax.app.actions import Actions
+
+        limits = uploads.Limits(FLAGS.max_megabytes, FLAGS.max_megapixels, FLAGS.fed_megapixels)
+        if FLAGS.runs is not None:
+            paths += checkpoints.find(Path(FLAGS.runs).expanduser())
+        options = cli.model_options()
+        models = checkpoints.Checkpoints(
+            paths, lambda path: inference.load(path, **options), keep=FLAGS.keep
+        )
+        models.model(models.names[0])  # A mistake shows before the page does.
+        served = page.build(Actions(models, limits, Path(folder)), _examples())
+        address = page.serve(served, FLAGS.host, FLAGS.port, limits)
+        try:
+            print(f"open {address} in a browser; Ctrl-C ends the program", flush=True)
+            threading.Event().wait()
+        finally:
+            served.close(verbose=False)
+
+
+def _examples() -> list[Path]:
+    """Four pictures of the sample beside this file, if it is there."""
+    found = sorted(Path(__file__).resolve().parents[1].glob("sample/raw/*/*/image_02/data/*.jpg"))
+    return found[:: max(len(found) // 4, 1)][:4]
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    cli.run(
+        main,
+        {
+            "What to try": {
+                "checkpoint": "PATH",
+                "runs": "DIR",
+                "network": "NAME",
+                "field": "NAME=VALUE",
+                "keep": "N",
+            },
+            "Who may use it": {"host": "ADDRESS", "port": "N"},
+            "What may be uploaded": {
+                "max_megabytes": "NUMBER",
+                "max_megapixels": "NUMBER",
+                "fed_megapixels": "NUMBER",
+            },
+        },
+    )
