@@ -347,7 +347,7 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
                 given: Any = flags.FLAGS["config"]
                 # absl puts the flags concerned before what a check says: a whole config among them.
                 message = message.replace(str(given.value), str(given.config_filename))
-            _stop(", ".join(line.strip() for line in message.splitlines()))
+            _stop(usage.plainer([line.strip() for line in message.splitlines()]))
         for name, value in flags.FLAGS.flag_values_dict().items():
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 _stop(f"--{name} is {value}; it must fit into 64 bits")

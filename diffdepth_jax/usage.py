@@ -27,6 +27,11 @@ _EXAMPLES = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
 # What absl adds to the help of a flag.
 _CHOICES = re.compile(r"^<[^>]*>: ")
 _REPEAT = re.compile(r";\s+repeat this option to specify a list of values")
+# What absl says of flags that are missing, or may not be given together.
+_MISSING = re.compile(r"flag --(\w+)=None: Flag --\1 must have a value other than None\.")
+_ONE_OF = re.compile(
+    r"flags .*: ((?:Exactly|At most) one of \(.*\)) must have a value other than None\."
+)
 _FULL = "--helpfull"
 
 
@@ -104,7 +109,19 @@ def argument_parser(docstring: str) -> argparse.ArgumentParser:
     return parser
 
 
+def plainer(errors: Sequence[str]) -> str:
+    """One line of what absl says of the flags, in fewer words."""
+    missing = [match[1] for match in map(_MISSING.fullmatch, errors) if match]
+    others = [_ONE_OF.sub(r"\1 must be given", line) for line in errors]
+    others = [line for line in others if not _MISSING.fullmatch(line)]
+    if missing:
+        names = ", ".join(f"--{name}" for name in missing)
+        others.insert(0, f"{names} must be given; --help shows how")
+    return ", ".join(others)
+
+
 def version() -> str:
+    """Name and version, in one line."""
     return f"diffdepth_jax {__version__}"
 
 

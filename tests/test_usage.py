@@ -67,3 +67,21 @@ def test_short_help_is_the_same(tmp_path):
     assert (
         start("train.py", "-h") == start("train.py", "--helpshort") == start("train.py", "--help")
     )
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "--checkpoint, --input, --output must be given; --help shows how"),
+        (["--input=a", "--output=b"], "--checkpoint must be given; --help shows how"),
+        (
+            ["--checkpoint=a", "--input=b", "--output=c:d", "--fov=60", "--intrinsics=e"],
+            "At most one of (fov, intrinsics) must be given",
+        ),
+    ],
+)
+def test_missing_flags_are_named_once(arguments, says):
+    command = [sys.executable, "predict.py", *arguments]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"predict.py: error: {says}\n"

@@ -18,7 +18,6 @@ from typing import IO
 import numpy as np
 from jaxtyping import UInt8
 
-from diffdepth_jax import atomic
 from diffdepth_jax.errors import DataError, FileError, MissingPackageError, naming_file, printable
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
@@ -120,15 +119,16 @@ def frames(video: Video) -> Generator[UInt8[np.ndarray, "h w 3"]]:
 
 @contextlib.contextmanager
 def writing(
-    path: Path, height: int, width: int, rate: Fraction
+    path: Path, height: int, width: int, rate: Fraction, *, name: Path | None = None
 ) -> Iterator[Callable[[UInt8[np.ndarray, "h w 3"]], None]]:
-    """Writes an MP4 (H.264), which is there when the block ends, and not if it fails.
+    """Writes an MP4 (H.264), which is complete when the block ends.
 
     Args:
-        path: of the file; an existing one stays until the new one is complete.
+        path: of the file, of any suffix; see `atomic.replacing` for one that is complete or absent.
         height, width: of its frames, pixels. An odd size is stored with full colour resolution,
             which some players do not show.
         rate: frames per second.
+        name: what errors call the file; None for `path`.
 
     Yields:
         Takes the next frame, RGB.
@@ -138,35 +138,33 @@ def writing(
         MissingPackageError: see `executable`.
     """
     subsampled = height % 2 == width % 2 == 0
-    with (
-        atomic.replacing(path) as temporary,
-        _process(
-            [
-                *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
-                *("-r", f"{rate.numerator}/{rate.denominator}", "-i", "-"),
-                *("-vf", "scale=out_color_matrix=bt709:out_range=tv"),
-                *("-colorspace", "bt709", "-c:v", "libx264", "-crf", str(_QUALITY)),
-                *("-pix_fmt", "yuv420p" if subsampled else "yuv444p"),
-                *("-movflags", "+faststart", "-f", "mp4", "-y", f"file:{temporary}"),
-            ],
-            stdin=subprocess.PIPE,
-        ) as (process, log),
-    ):
+    arguments = [
+        *("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"),
+        *("-r", f"{rate.numerator}/{rate.denominator}", "-i", "-"),
+        *("-vf", "scale=out_color_matrix=bt709:out_range=tv"),
+        *("-colorspace", "bt709", "-c:v", "libx264", "-crf", str(_QUALITY)),
+        *("-pix_fmt", "yuv420p" if subsampled else "yuv444p"),
+        *("-movflags", "+faststart", "-f", "mp4", "-y", f"file:{path}"),
+    ]
+    with _process(arguments, stdin=subprocess.PIPE) as (process, log):
         stdin = process.stdin
         assert stdin is not None
+
+        def failed() -> FileError:
+            process.wait()
+            return FileError(f"{name or path} cannot be written: {_reason(log, path)}")
 
         def write(frame: UInt8[np.ndarray, "h w 3"]) -> None:
             try:
                 stdin.write(np.ascontiguousarray(frame).data)
             except BrokenPipeError as error:
-                process.wait()
-                raise FileError(f"{path} cannot be written: {_reason(log, temporary)}") from error
+                raise failed() from error
 
         yield write
         with contextlib.suppress(BrokenPipeError):  # The exit status says it, too.
             stdin.close()
         if process.wait():
-            raise FileError(f"{path} cannot be written: {_reason(log, temporary)}")
+            raise failed()
 
 
 def _reading(path: Path, *output: str) -> list[str]:

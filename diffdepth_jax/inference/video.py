@@ -48,7 +48,7 @@ def predict_videos(
     `STEM_depth.mp4` has the size and the frame rate of the video. Its colours are those of
     `STEM_colour.png` (see `Results`) on one scale for the whole video, so that they do not flicker:
     from the smallest 2nd to the largest 98th percentile of 16 of its frames, spread evenly, which
-    are predicted first. Frames are predicted one by one; every one starts from the same noise.
+    are predicted first. Frames are predicted independently of each other, from the same noise.
 
     With formats in `results`, the directory `STEM_depth` has the files of every frame:
     `000000.npy`, `000001.npy`, ... It replaces that of an earlier run. All results of a video
@@ -130,6 +130,8 @@ class _Work:
         check_size(video.height, video.width, self.model.input_spec)
         with contextlib.ExitStack() as stack:
             stack.enter_context(atomic.directory(self.target.parent))
+            # Renamed in the reverse order, when all is written: the video shows that it is done.
+            temporary = stack.enter_context(atomic.replacing(self.target))
             folder = None
             if self.results.formats:
                 folder = stack.enter_context(
@@ -139,7 +141,9 @@ class _Work:
                 )
             count, paint = self._look(video)
             size = video.height, video.width
-            write = stack.enter_context(ffmpeg.writing(self.target, *size, video.rate))
+            write = stack.enter_context(
+                ffmpeg.writing(temporary, *size, video.rate, name=self.target)
+            )
             bar = stack.enter_context(progress.bar(count, unit="frame"))
             bar.set_description(path.name)
             done = 0
@@ -157,6 +161,8 @@ class _Work:
         """How many frames there are, and what paints their depth."""
         with contextlib.closing(ffmpeg.frames(video)) as frames:
             count, chosen = spread_out(frames, _LOOKED_AT)
+        if not count:
+            raise DataError(f"{video.path} has no frames")
         found = self.model.predict(chosen, batch_size=self.batch_size, **self.options)
         if self.results.output == "metric_depth":
             lows, highs = zip(*map(visualize.depth_range, found), strict=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from diffdepth_jax import atomic
 from diffdepth_jax.errors import DataError, FileError, MissingFileError, MissingPackageError
 from diffdepth_jax.inference import ffmpeg
 
@@ -77,7 +78,6 @@ def test_a_written_video_has_the_right_size_rate_and_colours(tmp_path, height, w
     with ffmpeg.writing(tmp_path / "a.mp4", height, width, RATE) as write:
         for frame in frames:
             write(frame)
-        assert not (tmp_path / "a.mp4").exists()
     video = ffmpeg.open_video(tmp_path / "a.mp4")
     assert (video.height, video.width, video.rate) == (height, width, RATE)
     found = np.array(list(ffmpeg.frames(video)), int)
@@ -88,7 +88,11 @@ def test_a_written_video_has_the_right_size_rate_and_colours(tmp_path, height, w
 def test_a_failure_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), ffmpeg.writing(path, 24, 40, RATE) as write:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        atomic.replacing(path) as temporary,
+        ffmpeg.writing(temporary, 24, 40, RATE) as write,
+    ):
         write(gradients(1)[0])
         raise KeyboardInterrupt
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
@@ -104,7 +108,8 @@ def test_a_video_that_ffmpeg_cannot_write_is_an_error_with_its_reason(tmp_path, 
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(script))
     with (
         pytest.raises(FileError, match=r"a\.mp4 cannot be written: No space left$"),
-        ffmpeg.writing(tmp_path / "a.mp4", 240, 400, RATE) as write,
+        atomic.replacing(tmp_path / "a.mp4") as temporary,
+        ffmpeg.writing(temporary, 240, 400, RATE, name=tmp_path / "a.mp4") as write,
     ):
         for frame in gradients(20, 240, 400):
             write(frame)

@@ -1,5 +1,6 @@
 """Depth of videos."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -110,6 +111,23 @@ def test_an_interrupted_video_leaves_earlier_results(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt, match=r"\d of 12 frames of .*clip\.mp4 were done"):
         video.predict_videos(model, [path], output, results)
     assert {each: each.stat().st_mtime_ns for each in output.rglob("*")} == before
+
+
+def test_a_video_that_cannot_be_finished_leaves_no_frames(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "clip.mp4", gradients(3))
+    original = ffmpeg.writing
+
+    @contextlib.contextmanager
+    def full(target, *size, name):
+        with original(target, *size, name=name) as write:
+            yield write
+        raise FileError(f"{name} cannot be written: No space left")  # as at its very end
+
+    monkeypatch.setattr(ffmpeg, "writing", full)
+    results = Results("metric_depth", ("npy",), pictures=False)
+    with pytest.raises(FileError, match=r"out/clip_depth\.mp4 cannot be written"):
+        video.predict_videos(Reddish(), [path], tmp_path / "out", results)
+    assert os.listdir(tmp_path) == ["clip.mp4"]
 
 
 def test_existing_results_are_skipped_on_request(tmp_path):
