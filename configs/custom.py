@@ -21,7 +21,7 @@ First check that images and depth match, on the sheet that this draws:
         --depths='train/depth/**/*.*' --depth_scale=1000 --output=sheet.png
 
 Steps, learning rate and batch size are the release's for KITTI (some 23,000 images); with fewer
-images use fewer steps. Expected hours and numbers: depend on your data.
+images use fewer steps. Expected hours and numbers depend on your data.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict

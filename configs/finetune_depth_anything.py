@@ -37,7 +37,7 @@ Depth Anything V2's metric fine-tuning (5e-6 for the encoder, ten times that for
 encoder's falling from layer to layer as in BEiT's fine-tuning; batch size and steps are our choice,
 for a few thousand images.
 
-Expected hours and numbers: depend on your data.
+Expected hours and numbers depend on your data.
 """
 
 from ml_collections import ConfigDict, FieldReference, config_dict

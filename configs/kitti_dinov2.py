@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
         "l2": 1.0,
         "silog": 0.0,
         "latent": 0.0,
-        "ddim": 0.5,  # 1.0 over the two images on each of the release's four GPUs
+        "ddim": 0.5,  # 1.0 / 2, the images on each of the release's four GPUs
         "max_depth": 88.0,
         "silog_options": {"scale": 10.0, "variance_focus": 0.85},
         "auxiliary_fraction": 1.0,  # share of the run in which l1 and l2 apply
