@@ -22,7 +22,7 @@ from diffdepth_jax.errors import (
     naming_file,
     printable,
 )
-from diffdepth_jax.inference import progress
+from diffdepth_jax.inference import ffmpeg, progress
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.inference.preprocessing import check_size, read_image
 from diffdepth_jax.inference.results import SPREAD_ENDINGS, Results
@@ -43,8 +43,11 @@ def find_images(pattern: str | os.PathLike) -> list[Path]:
         if path.is_file():
             return [path]
         if path.is_dir():
-            paths = [entry for entry in path.iterdir() if entry.suffix.lower() in io.IMAGE_SUFFIXES]
+            entries = list(path.iterdir())
+            paths = [entry for entry in entries if entry.suffix.lower() in io.IMAGE_SUFFIXES]
             wanted = ", ".join(io.IMAGE_SUFFIXES)
+            if videos := [entry for entry in entries if entry.suffix.lower() in ffmpeg.SUFFIXES]:
+                wanted += f"; for its videos, write a pattern such as {path}/*{videos[0].suffix}"
         else:
             paths = [entry for entry in listing.matches(path)[1] if not entry.is_dir()]
             wanted = "a file"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from diffdepth_jax import atomic, visualize
 from diffdepth_jax.errors import DataError, printable
@@ -139,13 +140,15 @@ class _Work:
                         self.folder, lambda name: bool(_OURS.fullmatch(name))
                     )
                 )
-            count, paint = self._look(video)
+            bar = stack.enter_context(progress.bar(None, unit="frame"))
+            bar.set_description(f"{path.name}, looking through it")
+            count, paint = self._look(video, bar)
+            bar.reset(total=count)
+            bar.set_description(path.name)
             size = video.height, video.width
             write = stack.enter_context(
                 ffmpeg.writing(temporary, *size, video.rate, name=self.target)
             )
-            bar = stack.enter_context(progress.bar(count, unit="frame"))
-            bar.set_description(path.name)
             done = 0
             try:
                 for number in self._predicted(video, lambda depth: write(paint(depth)), folder):
@@ -157,10 +160,12 @@ class _Work:
                     "results"
                 ) from None
 
-    def _look(self, video: ffmpeg.Video) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
+    def _look(
+        self, video: ffmpeg.Video, bar: tqdm
+    ) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
         """How many frames there are, and what paints their depth."""
         with contextlib.closing(ffmpeg.frames(video)) as frames:
-            count, chosen = spread_out(frames, _LOOKED_AT)
+            count, chosen = spread_out(_counted(frames, bar), _LOOKED_AT)
         if not count:
             raise DataError(f"{video.path} has no frames")
         found = self.model.predict(chosen, batch_size=self.batch_size, **self.options)
@@ -201,6 +206,12 @@ class _Work:
             while writing:
                 done += _finished(writing.popleft())
             yield done
+
+
+def _counted(items: Iterable[T], bar: tqdm) -> Iterator[T]:
+    for item in items:
+        yield item
+        bar.update()
 
 
 def _name(number: int) -> str:

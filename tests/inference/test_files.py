@@ -200,6 +200,11 @@ def test_images_are_found_by_path_directory_or_pattern(tmp_path):
     assert find(odd) == find(tmp_path) == find(tmp_path / "*.png") == [odd]
     with pytest.raises(FileNotFoundError, match="no image found"):
         find(tmp_path / "*.bmp")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "clip.MP4").touch()
+    with pytest.raises(FileNotFoundError, match=r"a pattern such as .*videos/\*\.MP4"):
+        find(tmp_path / "videos")
+    assert [path.name for path in find(tmp_path / "videos" / "*.MP4")] == ["clip.MP4"]
 
 
 def test_results_keep_the_folders_of_images_that_share_a_stem(model, tmp_path):
