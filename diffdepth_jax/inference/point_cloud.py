@@ -118,10 +118,12 @@ def points(
         Metres in the camera's frame: to the right, down, forward.
     """
     valid = np.isfinite(depth) & (depth > 0)
-    rows, columns = np.nonzero(valid)
-    pixels = np.stack([columns, rows, np.ones_like(rows)], -1)
-    rays = pixels @ np.linalg.inv(intrinsics).T
-    return (rays * depth[valid][:, None]).astype(np.float32), valid
+    known = np.where(valid, depth, 0)
+    rows, columns = np.arange(depth.shape[0])[:, None], np.arange(depth.shape[1])
+    found = np.empty((*depth.shape, 3), np.float32)
+    for axis, (of_column, of_row, of_one) in enumerate(np.linalg.inv(intrinsics)):
+        found[..., axis] = (of_column * columns + of_row * rows + of_one) * known
+    return found[valid], valid
 
 
 def write_ply(
