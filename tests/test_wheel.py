@@ -99,7 +99,7 @@ def test_saved_depth_is_scored(run, tmp_path):
 def test_a_config_that_the_package_lacks_is_reported(run, installed):
     result = run("diffdepth-train", "--config=configs/demmo.py", "--workdir=out")
     assert result.returncode == 2
-    told = result.stderr.strip()
-    assert told.startswith("diffdepth-train: error: ")  # without the script's folder
-    assert "no file configs/demmo.py" in told
-    assert told.endswith(str(installed / "diffdepth_jax" / "configs"))
+    message = result.stderr.strip()
+    assert message.startswith("diffdepth-train: error: ")  # without the script's folder
+    assert "no file configs/demmo.py" in message
+    assert message.endswith(str(installed / "diffdepth_jax" / "configs"))

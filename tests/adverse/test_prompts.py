@@ -102,7 +102,7 @@ def test_a_custom_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("a = ", "is not valid TOML"),
         ("[condition.night]\n", "did you mean 'conditions'"),
@@ -120,12 +120,12 @@ def test_a_custom_file(tmp_path):
         ("negative = 3\n", "negative is 3"),
     ],
 )
-def test_a_mistake_in_a_file_is_located(tmp_path, text, told):
+def test_a_mistake_in_a_file_is_located(tmp_path, text, message):
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         prompts.read([str(path)])
-    assert told in str(error.value) and "mine.toml" in str(error.value)
+    assert message in str(error.value) and "mine.toml" in str(error.value)
 
 
 def test_an_unfilled_slot_and_a_missing_file(bank, tmp_path):

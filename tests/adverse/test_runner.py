@@ -236,7 +236,7 @@ def test_unreadable_frames_fail_alone_and_are_retried(mapping, frames, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "changes, told",
+    "changes, message",
     [
         ({"seed": 1}, "seed: 0 -> 1"),
         ({"conditions": ("night",)}, "conditions"),
@@ -246,14 +246,14 @@ def test_unreadable_frames_fail_alone_and_are_retried(mapping, frames, tmp_path)
         ({"backend": {"name": "stand_in", "batch_size": 1}}, "batch_size: 2 -> 1"),
     ],
 )
-def test_a_workdir_of_another_config_is_refused(mapping, tmp_path, changes, told):
+def test_a_workdir_of_another_config_is_refused(mapping, tmp_path, changes, message):
     run(mapping(), tmp_path / "out")
     before = files(tmp_path / "out")
     with pytest.raises(
         ConfigError, match=r"started with another config.*use another workdir"
     ) as error:
         run(mapping(**changes), tmp_path / "out")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert files(tmp_path / "out") == before
 
 
@@ -273,7 +273,7 @@ def test_a_workdir_of_other_weights_or_frames_is_refused(mapping, checkpoint, fr
 
 
 def test_config_errors_come_before_the_first_image(mapping, backend, tmp_path):
-    for changes, told in [
+    for changes, message in [
         ({"conditions": ()}, "conditions is empty"),
         ({"conditions": ("nigth",)}, "did you mean 'night'"),
         ({"conditions": ("night", "night")}, "night twice"),
@@ -289,7 +289,7 @@ def test_config_errors_come_before_the_first_image(mapping, backend, tmp_path):
     ]:
         with pytest.raises(ConfigError) as error:
             run(mapping(**changes), tmp_path / "out")
-        assert told in str(error.value)
+        assert message in str(error.value)
     assert backend.MADE == []
 
 
@@ -441,14 +441,14 @@ def test_training_on_a_workdir(mapping, frames, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names, told",
+    "names, message",
     [
         (["../a"], r"'\.\./a'.*cannot be a file name"),
         ([".a"], "cannot be a file name"),
         (["a", "b", "a"], "frames 0 and 2 of the source have the same id 'a'"),
     ],
 )
-def test_ids_that_cannot_be_file_names_are_refused(mapping, monkeypatch, tmp_path, names, told):
+def test_ids_that_cannot_be_file_names_are_refused(mapping, monkeypatch, tmp_path, names, message):
     class Source:
         def __len__(self):
             return len(names)
@@ -459,7 +459,7 @@ def test_ids_that_cannot_be_file_names_are_refused(mapping, monkeypatch, tmp_pat
             return {"id": names[index], "image": image, "depth": depth, "intrinsics": np.eye(3)}
 
     monkeypatch.setattr(pipeline, "build_source", lambda *_: Source())
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         run(mapping(), tmp_path / "out")
 
 

@@ -142,8 +142,8 @@ def test_the_caller_says_which_of_two_networks_is_meant(released_state_dict, twi
     with pytest.raises(WeightsError, match=r"network='first' or network='second'"):
         diffdepth_jax.load(released_state_dict)
     assert diffdepth_jax.load(released_state_dict, network="first").config.max_depth is None
-    said = r"max_depth.*max_depth=10 or max_depth=80\). Published files have max_depth=10.0$"
-    with pytest.raises(WeightsError, match=said):
+    complaint = r"max_depth.*max_depth=10 or max_depth=80\). Published files have max_depth=10.0$"
+    with pytest.raises(WeightsError, match=complaint):
         diffdepth_jax.load(released_state_dict, network="second")
     model = diffdepth_jax.load(released_state_dict, "second", max_depth=80.0)
     assert model.config.max_depth == 80.0

@@ -158,14 +158,14 @@ def refused(monkeypatch, capsys):
 )
 def test_bad_flags_are_refused(refused, tmp_path, flag):
     name, value = flag.split("=")
-    told = refused(tmp_path / "out", flag)
-    assert name in told and value.split("/")[0] in told
+    message = refused(tmp_path / "out", flag)
+    assert name in message and value.split("/")[0] in message
     assert not (tmp_path / "out").exists()
 
 
 def test_bad_outputs_are_refused(refused, tmp_path):
     assert "there is no lidar" in refused(tmp_path / "out", "--layout=nyu", "--lidar_failures")
     (tmp_path / "file").touch()
-    told = refused(tmp_path / "file" / "out")
-    assert f"{tmp_path / 'file' / 'out'} cannot be written: Not a directory" in told
+    message = refused(tmp_path / "file" / "out")
+    assert f"{tmp_path / 'file' / 'out'} cannot be written: Not a directory" in message
     assert "--output is empty" in refused("")

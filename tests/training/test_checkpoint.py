@@ -84,8 +84,8 @@ def test_arrays_that_do_not_fit_are_named(tmp_path):
         pytest.raises(ConfigError, match="another config") as caught,
     ):
         checkpointer.restore(1, abstract(dataclasses.replace(state, params=params), target))
-    for told in ("params/layer/more", r"params/layer/kernel: (64, 64), the model has (64, 32)"):
-        assert told in str(caught.value)
+    for message in ("params/layer/more", r"params/layer/kernel: (64, 64), the model has (64, 32)"):
+        assert message in str(caught.value)
 
 
 def test_leftovers_of_a_crash_are_removed(tmp_path):

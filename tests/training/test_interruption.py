@@ -71,8 +71,8 @@ def test_a_signal_saves_says_how_to_resume_and_exits(server, tmp_path, number):
     assert train(server, experiment, parts, signal=notice) == 128 + number
     assert [path.name for path in (parts / "checkpoints").iterdir()] == ["4"]
     assert len(batches(parts)) == 4
-    told = f"{number.name}: step 4 is saved in {parts}; run the same command to resume"
-    assert errors_of(parts) == [told]
+    text = f"{number.name}: step 4 is saved in {parts}; run the same command to resume"
+    assert errors_of(parts) == [text]
     assert train(server, experiment, parts) == 0
     assert_equal(state_of(whole, 60), state_of(parts, 60))
     assert rows_of(parts) == rows_of(whole)

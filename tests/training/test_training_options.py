@@ -106,12 +106,12 @@ def test_the_averaged_parameters_are_loaded_and_evaluated(tiny, tmp_path):
 
 def test_the_objective_gets_the_length_of_the_run(tiny, tmp_path, monkeypatch):
     objective = registry.module("objective", "tiny")
-    original, told = objective.build, []
+    original, lengths = objective.build, []
 
     def build(config, model, num_steps):
-        told.append(num_steps)
+        lengths.append(num_steps)
         return original(config, model, num_steps)
 
     monkeypatch.setattr(objective, "build", build)
     train(tiny, tmp_path, num_steps=2)
-    assert told == [2]
+    assert lengths == [2]

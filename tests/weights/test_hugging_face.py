@@ -53,7 +53,7 @@ def test_weights_under_another_name_are_read_if_they_are_the_only_ones(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "changes, said",
+    "changes, message",
     [
         ({"weight_map": ["model.safetensors"]}, "has no weight_map"),
         ({"weight_map": {"a.weight": 3}}, "has no weight_map"),
@@ -63,9 +63,9 @@ def test_weights_under_another_name_are_read_if_they_are_the_only_ones(tmp_path)
         ({"weight_map": {"a.weight": "gone.safetensors"}}, r"gone\.safetensors.*no such file"),
     ],
 )
-def test_an_index_is_checked(tmp_path, changes, said):
+def test_an_index_is_checked(tmp_path, changes, message):
     write_shards(tmp_path, **changes)
-    with pytest.raises((WeightsError, FileNotFoundError), match=said):
+    with pytest.raises((WeightsError, FileNotFoundError), match=message):
         hugging_face.read(tmp_path / "model.safetensors.index.json")
 
 

@@ -155,12 +155,12 @@ def test_only_an_image_that_always_breaks_the_process_is_given_up(
     assert outcomes.keys() == {item.key for item in items}
     failed = [key for key, outcome in outcomes.items() if outcome.error]
     assert failed == [items[2].key]
-    told = {
+    messages = {
         "die_at": "signal SIGKILL.*memory",
         "hang_at": "no sign of life for 60 seconds",
         "rubbish_at": "'Downloading: 100%', which is not a worker's reply",
     }
-    assert re.search(told[how], outcomes[items[2].key].error)
+    assert re.search(messages[how], outcomes[items[2].key].error)
     assert len(made(workdir)) == 5
 
 

@@ -73,10 +73,10 @@ def test_pairs_without_label(tmp_path: Path) -> None:
     for number in (3, 7):
         (tmp_path / f"labels/{number:02d}.npy").unlink()
     config = adverse.Config(root=str(tmp_path / "ToM"), depth_root=str(tmp_path / "labels"))
-    told = (
+    complaint = (
         r"2 of 12 images have no label; the first: .*03\.jpg has no label.*set depth_root.*'skip'"
     )
-    with pytest.raises(MissingFileError, match=told):
+    with pytest.raises(MissingFileError, match=complaint):
         pipeline.build_source(config)
     still = Augmentation(crop=SIZE, flip=0.0, rotation=0.0, jitter=0.0, scale=(1.0, 1.0))
     data = pipeline.DataConfig(source=config, augmentation=still)

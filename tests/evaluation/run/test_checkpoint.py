@@ -170,17 +170,17 @@ def test_disparity_is_treated_as_disparity(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "protocol, options, said",
+    "protocol, options, message",
     [
         ("release", {}, r"protocol release .*--alignment=lsq_disparity"),
         ("release,booster", {}, r"protocol release "),
         ("release", {"predicts": "depth"}, "predicts is 'depth', but the model predicts disparity"),
     ],
 )
-def test_relative_disparity_is_not_mistaken_for_metres(data, tmp_path, protocol, options, said):
+def test_relative_disparity_is_not_mistaken_for_metres(data, tmp_path, protocol, options, message):
     model = Model()
     model.output = "relative_disparity"
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         checkpoint.score_model(
             model, data, EvaluationConfig(protocol=protocol, **options), tmp_path
         )

@@ -65,8 +65,8 @@ def test_every_form_of_the_names_is_read(form, random_network):
     again = inference.load(state_dict)
     jax.tree.map(np.testing.assert_array_equal, dict(again.variables), dict(model.variables))
     assert again.config.encoder == SMALL.encoder
-    told = (again.config.max_depth, again.config.input_size)
-    assert told == ((100.0, (192, 640)) if form == "monodepth2" else (80.0, (320, 576)))
+    found = (again.config.max_depth, again.config.input_size)
+    assert found == ((100.0, (192, 640)) if form == "monodepth2" else (80.0, (320, 576)))
 
 
 def test_what_weights_do_not_say_is_in_the_exported_file(random_network, tmp_path):

@@ -187,8 +187,8 @@ def test_images_are_prepared_as_published():
 def test_what_weights_do_not_say_is_exported_beside_them(kind, tmp_path):
     model = small(kind)
     heads = dataclasses.replace(model.config.heads, temperatures=(0.1, 20.0))
-    told = {"input_size": (64, 96), "keep_aspect": False, "padding": 1.0, "min_depth": 0.5}
-    model = reconfigured(model, heads=heads, max_depth=70.0, **told)
+    fields = {"input_size": (64, 96), "keep_aspect": False, "padding": 1.0, "min_depth": 0.5}
+    model = reconfigured(model, heads=heads, max_depth=70.0, **fields)
     assert not inference.export(model, tmp_path / "weights.safetensors")
     assert inference.load(tmp_path / "weights.safetensors").config == model.config
 
