@@ -1,38 +1,28 @@
-"""What the scripts share: `--config=FILE --config.key=value`, and how they end.
+"""What the scripts share: their flags, as `--config=FILE --config.key=value`, and how they start.
 
-Errors that the user can fix (`errors.UserError`) end a script with one line on stderr and exit
-status 2, Ctrl-C with one line and 130. A closed or unread output does not end a run.
+`usage` says what `--help` prints, and `ending` how a script ends.
 """
 
 import ast
-import contextlib
 import importlib.machinery
 import importlib.util
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
-from diffdepth_jax import usage
-from diffdepth_jax.errors import (
-    ConfigError,
-    FileError,
-    MissingFileError,
-    UserError,
-    naming_file,
-    printable,
-)
+from diffdepth_jax import ending, usage
+from diffdepth_jax.ending import importing as importing
+from diffdepth_jax.ending import one_line_errors as one_line_errors
+from diffdepth_jax.errors import ConfigError, FileError, MissingFileError, UserError, naming_file
 
 
 class _LiteralParser(flags.ArgumentParser):
@@ -335,10 +325,10 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
         try:
             remaining = flags.FLAGS(arguments)
         except UserError as error:
-            _stop(f"--config: {error}")
+            ending.stop(f"--config: {error}")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error.__context__, ConfigError):  # absl wraps it in another error.
-                _stop(f"--config: {error.__context__}")
+                ending.stop(f"--config: {error.__context__}")
             # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
             message = str(error.args[0] if error.args else error)
             if isinstance(error, KeyError) and "\n" not in message:
@@ -347,12 +337,12 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
                 given: Any = flags.FLAGS["config"]
                 # absl puts the flags concerned before what a check says: a whole config among them.
                 message = message.replace(str(given.value), str(given.config_filename))
-            _stop(usage.plainer([line.strip() for line in message.splitlines()]))
+            ending.stop(usage.plainer([line.strip() for line in message.splitlines()]))
         for name, value in flags.FLAGS.flag_values_dict().items():
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
-                _stop(f"--{name} is {value}; it must fit into 64 bits")
+                ending.stop(f"--{name} is {value}; it must fit into 64 bits")
         if len(remaining) > 1:
-            _stop(f"{remaining[1]!r} is not a flag; flags are written --name=value")
+            ending.stop(f"{remaining[1]!r} is not a flag; flags are written --name=value")
         return remaining
 
     def guarded(arguments: list[str]) -> Any:
@@ -362,131 +352,3 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
 
     with one_line_errors():
         app.run(guarded, flags_parser=parse)
-
-
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Ctrl-C inside ends the program at once, with one line and exit status 130.
-
-    To be put around the imports of large libraries: where Python's KeyboardInterrupt is raised in
-    the middle of loading an extension, it can be lost.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> NoReturn:
-        _print_line(f"{_script_name()}: interrupted")
-        sys.stderr.flush()
-        os._exit(128 + signal.SIGINT)
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Makes a script end as it should.
-
-    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; that line
-    is the message of the KeyboardInterrupt, such as how to continue, if it has one. Any other
-    exception is a fault of the program and keeps its traceback. Where stdout or stderr is closed,
-    or its reader is gone, what is printed there is dropped.
-    """
-    # Of a warning, users need the message, not the line of code.
-    warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
-    with _lasting_streams():
-        try:
-            try:
-                yield
-            finally:
-                sys.stdout.flush()
-        except UserError as error:
-            if logging.get_verbosity() >= logging.DEBUG:
-                raise
-            _stop(str(error))
-        except KeyboardInterrupt as interrupt:
-            # Threads may take a moment to end; a second Ctrl-C does not wait for them.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            _print_line(f"{_script_name()}: {str(interrupt) or 'interrupted'}")
-            sys.exit(128 + signal.SIGINT)
-
-
-def _stop(message: str) -> NoReturn:
-    _print_line(f"{_script_name()}: error: {message}")
-    sys.exit(2)
-
-
-def _script_name() -> str:
-    return Path(sys.argv[0]).name  # An installed script is started by its whole path.
-
-
-def _print_line(message: str) -> None:
-    # Names in files that others wrote could hold what a terminal obeys.
-    print(printable(message), file=sys.stderr)
-
-
-class _Lasting:
-    """A standard stream that drops output once its reader is gone.
-
-    Other failures are raised as a `FileError`, once.
-    """
-
-    def __init__(self, stream: Any, dropped: type[OSError]):
-        self._stream = stream
-        self._dropped = dropped
-
-    def write(self, text: str) -> int:
-        with self._failing():
-            return self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._failing():
-            self._stream.flush()
-
-    @contextlib.contextmanager
-    def _failing(self) -> Iterator[None]:
-        try:
-            with naming_file("standard output", "written"):
-                yield
-        except FileError as error:
-            self._drop()
-            if not isinstance(error.__cause__, self._dropped):
-                raise
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _drop(self) -> None:
-        # Below Python too, for libraries, and for what is still in the buffer.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
-
-
-@contextlib.contextmanager
-def _lasting_streams() -> Iterator[None]:
-    # A closed descriptor would be given to the next file, and what libraries print go into it.
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
-    streams = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as nowhere:
-        out, err = (stream or nowhere for stream in streams)
-        # Names need not be UTF-8, nor the terminal know all of it.
-        out.reconfigure(errors="backslashreplace")
-        # A full disk under stdout is reported, as results may go there; under stderr it cannot be.
-        sys.stdout, sys.stderr = _Lasting(out, BrokenPipeError), _Lasting(err, OSError)
-        try:
-            yield
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            sys.stdout, sys.stderr = streams
