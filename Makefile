@@ -9,8 +9,8 @@
 # make test-torch    comparisons with a live PyTorch, in .venv-torch
 # make onnx          .venv-onnx with jax2onnx, with which tools/export.py writes ONNX
 # make test-onnx     the test for that
-# make app           .venv-app with Gradio, for the page that tools/app.py serves
-# make test-app      the tests of that page, in headless Chromium if it is installed
+# make app           .venv-app with Gradio, for the page of tools/app.py
+# make test-app      tests of that page, in headless Chromium if it is installed
 # make benchmarks    speed and memory against PyTorch: adds rows to results/benchmarks.csv
 # make sample        render the committed sample again (twenty minutes on two CPU cores)
 
@@ -105,7 +105,7 @@ test-onnx: onnx
 	.venv-onnx/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
-# Gradio asks for an older Pillow than the one that is pinned.
+# Gradio requires an older Pillow than the pinned one.
 app: .venv-app/installed
 
 test-app: app

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 # Most programs run once here, on small arrays: compiling them takes far longer than running them.
-# XLA's passes over a program are all kept, only LLVM does not optimise what they give. To test that
-# too: XLA_FLAGS=--xla_backend_optimization_level=3 (XLA obeys the last of equal flags).
+# All of XLA's own passes still run; only LLVM does not optimise their result. To test that too:
+# XLA_FLAGS=--xla_backend_optimization_level=3 (of repeated flags XLA obeys the last).
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=0 "
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=2"
 )
-# Many programs recur, in other tests and in the scripts that tests start. Each worker of xdist has
-# a folder to itself, as JAX does not write entries atomically.
+# Many programs recur in other tests and in the scripts that tests start. Each xdist worker has its
+# own folder, as JAX does not write entries atomically.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

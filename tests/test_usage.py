@@ -80,7 +80,7 @@ def test_short_help_is_the_same(tmp_path):
         ),
     ],
 )
-def test_missing_flags_are_named_once(arguments, says):
+def test_each_missing_flag_is_named_once(arguments, says):
     command = [sys.executable, "predict.py", *arguments]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")

@@ -28,7 +28,7 @@ def relative() -> DepthModel:
 
 @pytest.fixture(scope="session")
 def files(denoising, relative, tmp_path_factory) -> list[Path]:
-    """Both as files of published names."""
+    """Both as files with published names."""
     folder = tmp_path_factory.mktemp("weights")
     paths = [folder / "denoising.safetensors", folder / "relative.safetensors"]
     for model, path in zip((denoising, relative), paths, strict=True):

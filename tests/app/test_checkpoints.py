@@ -1,4 +1,4 @@
-"""Names of checkpoints, and how many are loaded."""
+"""Names of checkpoints, and how many stay loaded."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_a_folder_is_searched_for_runs_and_weights(tmp_path, monkeypatch):
         checkpoints.find(tmp_path / "nowhere")
 
 
-def test_the_models_used_last_stay_loaded(tmp_path):
+def test_the_most_recently_used_models_stay_loaded(tmp_path):
     paths = [tmp_path / name for name in "abc"]
     for path in paths:
         path.touch()

@@ -17,14 +17,14 @@ from PIL import Image
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLE = PROJECT / "sample/raw/2000_01_03/2000_01_03_drive_0003_sync/image_02/data/0000000005.jpg"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Drawing in 3-D without a graphics card; and no name of another server is found.
+# 3-D drawing without a graphics card, and no other server's name resolves.
 FLAGS = (
     "--no-sandbox",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-PATIENCE = 120_000  # milliseconds that a condition may take on a busy machine
+PATIENCE = 120_000  # milliseconds to wait for a condition on a busy machine
 
 pytest.importorskip("gradio", reason="the page needs Gradio: make test-app")
 playwright = pytest.importorskip(
@@ -67,7 +67,7 @@ def browser():
 
 @pytest.fixture
 def page(server, browser):
-    """The page as a visitor finds it; what it asks of other servers, or goes wrong, fails."""
+    """The page as a visitor finds it; requests to other servers and script errors fail the test."""
     address, _ = server
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
@@ -88,7 +88,7 @@ def show(page, path):
 
 
 def message(page, text):
-    """Waits until the line above the results has a text."""
+    """Waits until the line above the results contains a text."""
     page.locator("#message").get_by_text(text).wait_for()
 
 
@@ -100,7 +100,7 @@ def tabs(page):
     return [tab.inner_text() for tab in page.get_by_role("tab").all()]
 
 
-def test_depth_its_denoising_the_scene_and_the_files(page, denoising, tmp_path):
+def test_depth_denoising_scene_and_files(page, denoising, tmp_path):
     show(page, SAMPLE)
     message(page, "208 x 64 pixels")
     assert tabs(page) == ["Depth", "Denoising", "3-D", "Files"]
@@ -109,7 +109,7 @@ def test_depth_its_denoising_the_scene_and_the_files(page, denoising, tmp_path):
     sizes = pictures.evaluate_all("all => all.map(each => [each.naturalWidth, each.naturalHeight])")
     assert sizes == [[208, 64], [208, 64]]
 
-    # The line in the middle is moved to the right: less of the depth is left.
+    # Moving the line in the middle to the right leaves less of the depth.
     shown = "() => document.querySelectorAll('#compared img')[1].style.clipPath"
     page.wait_for_function(f"({shown})().includes('50%')")
     line = page.locator("#compared [data-testid=slider] .icon-wrap").bounding_box()
@@ -169,7 +169,7 @@ def test_relative_disparity_is_not_called_metres(page):
     assert page.locator("#files a[download$='.ply']").count() == 0
 
 
-def test_what_is_refused_is_said_in_one_line(page, tmp_path):
+def test_refused_uploads_give_a_one_line_message(page, tmp_path):
     Image.new("RGB", (400, 300)).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_bytes(b"<b>no image</b>")
     Image.effect_noise((500, 500), 90).save(tmp_path / "noise.png")
@@ -177,7 +177,7 @@ def test_what_is_refused_is_said_in_one_line(page, tmp_path):
     message(page, "wide.png has 400 x 300 pixels; at most 0.1 megapixels are accepted")
     for name, text in (
         ("text.png", "text.png is not an image that can be read here"),
-        (SAMPLE, "208 x 64 pixels"),  # nothing is broken by it
+        (SAMPLE, "208 x 64 pixels"),  # the page still works
     ):
         page.locator("#image button[aria-label*=Remove], #image button[aria-label=Clear]").click()
         message(page, "Drop an image")
@@ -190,11 +190,11 @@ def test_what_is_refused_is_said_in_one_line(page, tmp_path):
     page.get_by_text("exceed the maximum allowed size").wait_for()
 
 
-def test_only_this_machine_and_only_the_page(server):
+def test_the_server_answers_only_this_machine_and_serves_only_the_page(server):
     address, folder = server
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(OSError, match="refused"):
-        # All of 127.0.0.0/8 is this machine, and what listens everywhere answers here too.
+        # All of 127.0.0.0/8 is this machine; a server that listens everywhere would answer here.
         socket.create_connection(("127.0.0.2", port), timeout=10)
     for path in (PROJECT / "pyproject.toml", "/etc/hostname", f"{folder}/../secret"):
         with pytest.raises(urllib.error.HTTPError) as error:

@@ -1,4 +1,4 @@
-"""The scene of patches, and its file."""
+"""The scene made of patches, and its file."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
 
 
 def test_a_plane_is_covered_without_gaps(monkeypatch):
-    """Of a plane that recedes, all corners lie in the plane, and neighbours share their edges."""
+    """On a receding plane, all corners are in the plane, and neighbours share edges."""
     monkeypatch.setattr(patches, "_FARTHEST", 100)
     intrinsics = Camera(field_of_view=70).matrix(12, 20)
     rays = np.linalg.inv(intrinsics) @ np.stack(
@@ -31,7 +31,7 @@ def test_a_plane_is_covered_without_gaps(monkeypatch):
     np.testing.assert_array_equal(scene.colours.reshape(12, 20, 4, 3)[:, :, 2], IMAGE)
 
 
-def test_the_middle_of_a_patch_is_the_point_of_its_pixel():
+def test_the_centre_of_a_patch_is_the_point_of_its_pixel():
     depth = np.full((12, 20), 4.0, np.float32)
     depth[:, 11:] = 9.0
     depth[3, 3], depth[4, 4] = 0, np.nan
@@ -41,11 +41,11 @@ def test_the_middle_of_a_patch_is_the_point_of_its_pixel():
     middles = scene.vertices.reshape(-1, 4, 3).mean(axis=1)
     np.testing.assert_allclose(middles * (1, -1, -1), points, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(scene.colours[::4], IMAGE[valid])
-    # A jump in depth is an edge: no patch hangs between.
+    # A jump in depth is an edge: no patch spans it.
     assert np.unique(-scene.vertices[:, 2]).tolist() == [4.0, 9.0]
 
 
-def test_the_farthest_and_the_unknown_are_left_out():
+def test_the_farthest_and_unknown_pixels_are_left_out():
     depth = np.geomspace(1, 100, 240).reshape(12, 20)
     intrinsics = Camera().matrix(12, 20)
     assert len(patches.build(IMAGE, depth, intrinsics).vertices) == 4 * 232  # 239 * 0.97 and one
@@ -62,7 +62,7 @@ def test_large_images_are_thinned(monkeypatch):
 
 
 def test_the_file_is_gltf():
-    """Read back by the specification, as no reader is among the packages that tests need."""
+    """Read back by the specification, as none of the test packages reads it."""
     depth = np.random.default_rng(1).uniform(1, 9, (12, 20))
     scene = patches.build(IMAGE, depth, Camera().matrix(12, 20))
     content = patches.glb(scene)
@@ -92,7 +92,7 @@ def test_the_file_is_gltf():
     )
     colours = read(primitive["attributes"]["COLOR_0"]) / 65535
     assert (colours[:, 3] == 1).all()
-    # sRGB 188 is half of the light.
+    # sRGB 188 is half the light.
     np.testing.assert_allclose(
         patches._linear(np.array([[0, 188, 255]], np.uint8)), [[0, 0.503, 1]], atol=1e-3
     )

@@ -1,4 +1,4 @@
-"""What is computed of an image, and the words and pictures about it."""
+"""What is computed from an image, and the texts and pictures that describe it."""
 
 import dataclasses
 import re
@@ -41,7 +41,7 @@ def test_several_samples(denoising, upload):
     assert f">{most:.2%}</span>" in predictions.spread_legend(prediction)
 
 
-def test_only_numbers_of_steps_that_a_checkpoint_is_fit_for(denoising, relative, upload):
+def test_only_numbers_of_steps_that_suit_the_checkpoint(denoising, relative, upload):
     assert predictions.step_choices(denoising) == [2]
     recalibrated = denoising.recalibrate([upload.image], 1)
     assert predictions.step_choices(recalibrated) == [1, 2]
@@ -49,7 +49,7 @@ def test_only_numbers_of_steps_that_a_checkpoint_is_fit_for(denoising, relative,
     assert predictions.step_choices(relative) == []
 
 
-def test_relative_disparity_says_so(relative, upload):
+def test_relative_disparity_is_labelled_as_such(relative, upload):
     prediction = predictions.predict(relative, upload, Options())
     assert not prediction.is_metric and len(prediction.steps) == 0
     assert predictions.step_captions(prediction) == predictions.step_pictures(prediction) == []

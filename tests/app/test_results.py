@@ -1,4 +1,4 @@
-"""Files of a prediction, and their end."""
+"""Files of a prediction, and when they are deleted."""
 
 import importlib.util
 import os
@@ -48,7 +48,7 @@ def test_no_point_cloud_of_relative_disparity_is_offered(relative, upload, tmp_p
     assert (np.diff(depth.ravel()[order]) <= 0).all()
 
 
-def test_every_scene_has_a_name_of_its_own(denoising, upload, tmp_path):
+def test_every_scene_has_a_unique_name(denoising, upload, tmp_path):
     prediction = predictions.predict(denoising, upload, Options())
     scenes = [results.write_scene(prediction, Camera(), tmp_path / "scene") for _ in range(2)]
     assert scenes[0][0] != scenes[1][0] and scenes[0][1] == scenes[1][1] > 0

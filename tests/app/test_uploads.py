@@ -18,7 +18,7 @@ def saved(image, path, **options):
     return path
 
 
-def test_an_image_within_the_limits_is_as_it_was(tmp_path):
+def test_an_image_within_the_limits_is_unchanged(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
     for ending in ("png", "webp", "bmp", "tiff", "ppm"):
         path = saved(Image.fromarray(pixels), tmp_path / f"photo.{ending}", lossless=True)
@@ -37,15 +37,15 @@ def test_a_large_image_is_made_smaller(tmp_path):
     assert uploads.read(thin, Limits(fed_megapixels=1e-3)).image.shape == (1, 2000, 3)
 
 
-def test_a_photo_is_turned_upright(tmp_path):
+def test_a_photo_is_rotated_upright(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     path = saved(Image.new("RGB", (40, 20)), tmp_path / "photo.jpg", exif=exif)
     assert uploads.read(path, Limits()).image.shape == (40, 20, 3)
 
 
 def png(width, height):
-    """The beginning of a PNG, which says its size; the pixels are missing."""
+    """The start of a PNG, with its size but without pixels."""
 
     def chunk(name, content):
         return (
@@ -60,7 +60,7 @@ def png(width, height):
 
 
 def test_pixels_are_counted_before_they_are_decoded(tmp_path):
-    """The pixels are missing, so that decoding fails in another way."""
+    """The pixels are missing, so decoding would fail in another way."""
     path = tmp_path / "large.png"
     for width, height in ((8000, 7000), (9000, 12000), (60000, 60000)):
         path.write_bytes(png(width, height))
@@ -71,7 +71,7 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path):
         uploads.read(path, Limits())
 
 
-def test_what_is_no_image_is_refused_in_one_line_without_the_folder(tmp_path):
+def test_a_file_that_is_not_an_image_is_refused_in_one_line_without_its_folder(tmp_path):
     def jpeg():
         buffer = io.BytesIO()
         Image.effect_noise((64, 64), 50).save(buffer, "jpeg")

@@ -121,7 +121,7 @@ def test_a_video_that_cannot_be_finished_leaves_no_frames(tmp_path, monkeypatch)
     def full(target, *size, name):
         with original(target, *size, name=name) as write:
             yield write
-        raise FileError(f"{name} cannot be written: No space left")  # as at its very end
+        raise FileError(f"{name} cannot be written: No space left")  # at the very end
 
     monkeypatch.setattr(ffmpeg, "writing", full)
     results = Results("metric_depth", ("npy",), pictures=False)

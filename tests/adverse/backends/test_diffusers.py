@@ -90,8 +90,8 @@ def opened(config, workdir, tmp_path):
 
 @pytest.fixture
 def time_out_when_hung(monkeypatch, tmp_path):
-    """Time-outs pass when the stand-in says that it hangs, instead of by the clock: on a busy
-    machine a process that works can be slow, too."""
+    """Time-outs expire when the stand-in says that it hangs, not by the clock: on a busy machine
+    a working process can be slow too."""
 
     class Queue(queue.SimpleQueue):
         def get(self, timeout=None):
@@ -208,7 +208,7 @@ def test_a_full_disk_ends_the_run(opened, workdir):
 
 @pytest.fixture
 def alive(tmp_path):
-    """A named pipe, and its reading end: it has ended when no process holds the pipe open."""
+    """A named pipe and its reading end, which ends once no process holds the pipe open."""
     os.mkfifo(tmp_path / "alive")
     reader = os.open(tmp_path / "alive", os.O_RDONLY | os.O_NONBLOCK)
     yield str(tmp_path / "alive"), reader
@@ -220,7 +220,7 @@ def test_the_processes_end_when_the_consumer_stops(opened, workdir, alive):
     with opened(delay=0.05, alive=pipe) as session:
         outcomes = session.generate(in_batches(make_items(workdir, 500), 1))
         next(outcomes)
-        with pytest.raises(BlockingIOError):  # open, and nothing is in it
+        with pytest.raises(BlockingIOError):  # open and empty
             os.read(reader, 1)
         outcomes.close()
         assert os.read(reader, 1) == b""
@@ -247,7 +247,7 @@ with diffusers.open(diffusers.{config!r}, python={str(python)!r}, workdir=workdi
     host.wait()
     host.stdout.close()
     os.set_blocking(reader, True)
-    assert os.read(reader, 1) == b""  # after all images, if it does not notice
+    assert os.read(reader, 1) == b""  # only after all images if it does not notice
     assert len(made(workdir)) < 200
 
 
