@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 def bar(total: int | None, initial: int = 0, unit: str = "image") -> tqdm:
     """A progress bar on stderr; nothing if that is no terminal. `total` may be unknown at first."""
-    return tqdm(total=total, initial=initial, unit=unit, disable=None)
+    return tqdm(total=total, initial=initial, unit=f" {unit}s", disable=None)
 
 
 class Speed:

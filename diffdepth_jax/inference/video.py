@@ -141,7 +141,7 @@ class _Work:
                     )
                 )
             bar = stack.enter_context(progress.bar(None, unit="frame"))
-            bar.set_description(f"{path.name}, looking through it")
+            bar.set_description(f"{path.name} (first pass)")
             count, paint = self._look(video, bar)
             bar.reset(total=count)
             bar.set_description(path.name)

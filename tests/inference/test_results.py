@@ -12,8 +12,8 @@ from diffdepth_jax.errors import ConfigError, FileError, MissingPackageError
 from diffdepth_jax.inference import results
 from diffdepth_jax.inference.point_cloud import Camera
 from diffdepth_jax.inference.results import Results
+from tests.inference.ply import read_ply
 from tests.inference.small_model import image
-from tests.inference.test_point_cloud import read_ply
 
 RNG = np.random.default_rng(0)
 DEPTH = RNG.uniform(1, 60, (16, 24)).astype(np.float32)

@@ -17,7 +17,9 @@ from diffdepth_jax.inference import ffmpeg, video
 from diffdepth_jax.inference.results import Results
 from diffdepth_jax.typing import InputSpec
 from tests.inference.small_model import image
-from tests.inference.test_ffmpeg import RATE, gradients, make_video
+from tests.inference.videos import RATE, gradients, make_video
+
+pytest.importorskip("imageio_ffmpeg")
 
 PROJECT = Path(__file__).resolve().parents[2]
 
