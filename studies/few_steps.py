@@ -101,7 +101,7 @@ def tables(rows: Sequence[Row]) -> str:
                 ]
                 if found:
                     lines.append([title + ending, str(steps), *_cells(found)])
-    header = ["", "steps", "AbsRel", "to 20 steps", "RMSE", "training, CPU s", "CPU ms per image"]
+    header = ["", "steps", "AbsRel", "vs 20 steps", "RMSE", "training, CPU s", "CPU ms per image"]
     return markdown(header, lines) + "\n"
 
 

@@ -142,9 +142,9 @@ def spread_table(rows: Sequence[Row]) -> str:
                     of = "mirrored" if flip_tta else f"{samples} {_drawn(method)}"
                     cells = [values(found, name) for name in names]
                     lines.append([_title(method), share, of, *cells])
-    header = ["", "depth", "spread of", "rank correlation", "of the depth"]
-    header += ["AUSE", "by the depth", "at random"]
-    header += ["of logs: rank correlation", "AUSE", "by the depth", "at random"]
+    header = ["", "depth", "spread of", "rank correlation", "of depth"]
+    header += ["AUSE", "by depth", "random"]
+    header += ["log: rank correlation", "AUSE", "by depth", "random"]
     return markdown(header, lines)
 
 

@@ -1,4 +1,4 @@
-"""Pixel maps against NumPy and Pillow moving a marked pixel."""
+"""Pixel maps against NumPy and Pillow, which must move a marked pixel to the same place."""
 
 import math
 

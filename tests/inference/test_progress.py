@@ -1,4 +1,4 @@
-"""The line about the speed of prediction."""
+"""The line that reports the speed of prediction."""
 
 import pytest
 

@@ -30,7 +30,7 @@ KEY = jax.random.key(3)
 
 @dataclass(frozen=True, kw_only=True)
 class FakeConfig(NetworkConfig):
-    """Config of an unregistered network; provides itself what the network's module would."""
+    """Config of a network without a module; provides what the module would."""
 
     name: str = "fake"
     kind: Literal["metric_depth", "relative_disparity"] = "metric_depth"

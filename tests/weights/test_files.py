@@ -338,7 +338,7 @@ def test_random_damage_gives_a_file_error_or_a_file(tmp_path, write):
 
 def test_compressed_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)  # a bomb: 10 kB on the disk
+        archive.writestr("archive/data.pkl", b"\0" * 10_000_000)  # a bomb: 10 kB on disk
     assert "compressed" in message(tmp_path / "a.pt")
 
 
