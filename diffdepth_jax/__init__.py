@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that data workers and the scoring of saved depth maps start without JAX.
+    # Imported lazily, so that data workers and scoring of saved depth maps do not import JAX.
     if name in ("DepthModel", "load"):
         from diffdepth_jax import inference
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whatever interrupts their writing."""
+"""Writes files atomically: they are complete or absent, even if writing is interrupted."""
 
 import contextlib
 import io
@@ -20,16 +20,16 @@ _TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)\.part", re.DOTALL)
 def write(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> None:
     """Writes a file under a temporary name in the same folder and renames it.
 
-    The permissions are those of any new file (the umask).
+    Permissions follow the umask, as for any new file.
 
     Args:
-        path: in a directory that exists; an existing file stays until the new one is complete.
-        write: is called with the open binary file.
+        path: its directory must exist; an existing file is kept until the new one is complete.
+        write: called with the open binary file.
 
     Raises:
-        FileError: if the file cannot be written; names it and the cause (`MissingFileError`: its
-            directory does not exist). After that, or whatever `write` raises, `path` is as it was
-            and the temporary file is gone.
+        FileError: if the file cannot be written; names it and the cause (`MissingFileError` if its
+            directory does not exist). After any error, including those of `write`, `path` is
+            unchanged and the temporary file is removed.
     """
     with replacing(path) as temporary, _Writer(io.FileIO(temporary, "w")) as file:
         write(file)
@@ -52,28 +52,28 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, path)
         finally:
-            with contextlib.suppress(OSError):  # The first error matters more.
+            with contextlib.suppress(OSError):  # the first error matters more
                 temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 text; see `write`.
 
-    Bytes of file names that are no UTF-8 (Python's lone surrogates) are written as `\\udcff`.
+    Bytes of file names that are not UTF-8 (lone surrogates in Python) are written as `\\udcff`.
     """
     write(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_directory(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
-    """Fills a directory under a temporary name and renames it, so that it is whole or absent.
+    """Fills a directory under a temporary name and renames it, so that it is complete or absent.
 
     Args:
-        path: need not exist, but its folder must; if it does, it must be empty.
-        write: is called with the temporary directory.
+        path: its parent folder must exist; `path` itself must be absent or empty.
+        write: called with the temporary directory.
 
     Raises:
-        FileError: if it cannot be written, or holds something (`MissingFileError`: its folder does
-            not exist). After that, or whatever `write` raises, `path` is as it was.
+        FileError: if it cannot be written or is not empty (`MissingFileError` if its parent does
+            not exist). After any error, including those of `write`, `path` is unchanged.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -128,10 +128,10 @@ def _require_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def directory(path: Path) -> Iterator[None]:
-    """Creates a directory for the work inside; new directories that are still empty are removed.
+    """Creates a directory for the context; new directories that stay empty are removed afterwards.
 
     Raises:
-        FileError: if it cannot be made or written.
+        FileError: if it cannot be created or is not writable.
     """
     with naming_file(path, "written"):
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -143,24 +143,24 @@ def directory(path: Path) -> Iterator[None]:
         yield
     finally:
         for folder in made:
-            with contextlib.suppress(OSError):  # It holds something.
+            with contextlib.suppress(OSError):  # it is not empty
                 folder.rmdir()
 
 
 def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]:
-    """Removes temporary files and directories left by killed processes of this machine.
+    """Removes temporary files and directories left by killed processes on this machine.
 
-    To be called before writing into a directory. Files of running processes stay, as do those of
-    other machines, which cannot be checked, and of a process whose number has been reused. Two
-    processes of one machine that do not see each other (containers that share its name) can mistake
-    a running one for dead: its `write` of that file then fails, and nothing else is lost.
+    Call it before writing to a directory. Files of running processes are kept, as are those of
+    other machines, which cannot be checked, and those whose process id has been reused. Processes
+    on one machine that do not see each other (containers with the same host name) may mistake a
+    running one for dead: its `write` of that file then fails, but nothing else is lost.
 
     Args:
         directory: need not exist.
-        recursive: look into the directories below it as well.
+        recursive: also search subdirectories.
 
     Returns:
-        What was removed; files that may not be removed stay, silently.
+        The removed paths; files that cannot be removed are silently kept.
     """
     removed = []
     for folder, folders, names in os.walk(directory):
@@ -177,10 +177,10 @@ def remove_leftovers(directory: str | os.PathLike[str], *, recursive: bool = Fal
 
 
 class _Writer(io.BufferedWriter):
-    """A file that hides its descriptor.
+    """A file object without a file descriptor.
 
-    Given a descriptor, NumPy and Pillow bypass Python when they write, and then report a full disk
-    in their own words ("1024 requested and 0 written", "encoder error -2").
+    With a descriptor, NumPy and Pillow write without Python, and report a full disk as "1024
+    requested and 0 written" or "encoder error -2".
     """
 
     def fileno(self) -> int:
@@ -188,9 +188,9 @@ class _Writer(io.BufferedWriter):
 
 
 def temporary_path(path: Path) -> Path:
-    """`.NAME.MACHINE-PROCESS.part` next to the file; NAME is shortened if that is too long.
+    """`.NAME.MACHINE-PROCESS.part` next to the file, with NAME shortened if necessary.
 
-    Hidden and with another suffix, so that no search for results finds a half-written file.
+    Hidden and with another suffix, so that searches for results do not find partial files.
     """
     ending = f".{_machine()}-{os.getpid()}.part"
     try:
@@ -213,6 +213,6 @@ def _running(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         return True
     return True

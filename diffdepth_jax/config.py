@@ -1,8 +1,8 @@
-"""From nested mappings (ConfigDict, JSON) to frozen, validated dataclasses, and back.
+"""Converts nested mappings (ConfigDict, JSON) to frozen, validated dataclasses and back.
 
-An experiment is written as an `ml_collections.ConfigDict` (`configs/*.py`); everything below the
-scripts sees frozen dataclasses only. A dataclass states its fields' types by annotation and checks
-their values in `__post_init__`; `from_mapping` adds the path of the field to whatever is wrong.
+Experiments are written as `ml_collections.ConfigDict` (`configs/*.py`); everything below the
+scripts only sees frozen dataclasses. A dataclass declares types by annotations and checks values in
+`__post_init__`; `from_mapping` adds the field's path to error messages.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from diffdepth_jax.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 Resolve = Callable[[str, str], Any]
 _KIND = "kind"
-_SHOWN = 200  # characters of a value in an error
+_SHOWN = 200  # maximum length of a value in an error
 
 
 def choice(kind: str, **options: Any) -> Any:
-    """A dataclass field whose class is chosen by the `name` in its mapping.
+    """A dataclass field whose class is selected by `name` in its mapping.
 
-    `kind` is what `resolve(kind, name)` is asked for: an object with `Config` and, optionally,
-    `VARIANTS`, a table of ready configs that a `variant` in the mapping starts from.
+    `resolve(kind, name)` must return an object with `Config` and, optionally, `VARIANTS`, a dict of
+    predefined configs that `variant` in the mapping selects as the base.
     """
     return dataclasses.field(metadata={_KIND: kind}, **options)
 
@@ -36,25 +36,25 @@ def from_mapping(
     resolve: Resolve | None = None,
     path: str = "config",
 ) -> T:
-    """Builds the dataclass `cls` from a mapping, strictly.
+    """Builds the dataclass `cls` from a mapping, with strict checks.
 
     Args:
         cls: a dataclass; its annotations may use scalars, `X | None`, `Literal`, `tuple[X, Y]`,
           `tuple[X, ...]`, `dict[str, X]`, `Any` and other dataclasses.
         mapping: field names to values; nested mappings for nested dataclasses.
-        resolve: `(kind, name) -> module`, for fields declared by `choice`.
-        path: the mapping's name in errors.
+        resolve: `(kind, name) -> module`, for fields declared with `choice`.
+        path: name of the mapping in errors.
 
     Raises:
-        ConfigError: an unknown key (with what was probably meant), a missing field, a value of
-          another type than annotated, or one that the dataclass itself refuses.
+        ConfigError: for an unknown key (with a suggestion), a missing field, a value that does not
+          match its annotation, or one that the dataclass rejects.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{path} must be a mapping of fields, not {_show(mapping)}")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     hints = typing.get_type_hints(cls)
     unknown = [key for key in mapping if key not in fields]
-    if unknown:  # all at once: another class chosen by name makes several fields unknown
+    if unknown:  # all at once, as another `name` can make several fields unknown
         raise ConfigError(
             "; ".join(f"{path}.{key} does not exist{did_you_mean(key, fields)}" for key in unknown)
         )
@@ -77,13 +77,13 @@ def from_mapping(
 
 
 def chosen(kind: str, mapping: Any, *, resolve: Resolve, path: str) -> Any:
-    """Builds the config of whatever `mapping["name"]` names; see `choice`."""
+    """Builds the config of the object named by `mapping["name"]`; see `choice`."""
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{path} must be a mapping with a name, not {_show(mapping)}")
     values = dict(mapping)
     name, variant = values.get("name"), values.pop("variant", None)
     if name is None:
-        raise ConfigError(f"{path}.name is missing: it says which {kind} is meant")
+        raise ConfigError(f"{path}.name is missing: it selects the {kind}")
     try:
         module = resolve(kind, name)
     except ValueError as error:
@@ -99,17 +99,18 @@ def chosen(kind: str, mapping: Any, *, resolve: Resolve, path: str) -> Any:
         given, values = values, _overlay(base, values)
         if base.keys() <= given.keys() and differences(base, values):
             raise ConfigError(
-                f"{path}.variant: {variant!r} decides nothing, as every field is given: leave out "
-                f"the variant, or those that it is to set ({'; '.join(differences(base, values))})"
+                f"{path}.variant: {variant!r} has no effect, because every field is given: leave "
+                "out the variant, or the fields that it should set "
+                f"({'; '.join(differences(base, values))})"
             )
     return from_mapping(module.Config, values, resolve=resolve, path=path)
 
 
 def updated(config: T, values: Mapping[str, Any], *, resolve: Resolve, path: str) -> T:
-    """A config with other values of some fields; nested mappings change fields of nested configs.
+    """A config with some fields replaced; nested mappings replace fields of nested configs.
 
     Raises:
-        ConfigError: as `from_mapping`.
+        ConfigError: as in `from_mapping`.
     """
     if not values:
         return config
@@ -118,7 +119,7 @@ def updated(config: T, values: Mapping[str, Any], *, resolve: Resolve, path: str
 
 
 def to_mapping(config: Any) -> Any:
-    """The nested dict of a dataclass, ready for JSON; `from_mapping` reads it back."""
+    """The JSON-compatible nested dict of a dataclass; `from_mapping` reads it back."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {
             field.name: to_mapping(getattr(config, field.name))
@@ -133,7 +134,7 @@ def to_mapping(config: Any) -> Any:
 
 
 def differences(one: Any, other: Any, path: str = "config") -> list[str]:
-    """Fields in which two nested dicts differ, as lines `path: one -> other`."""
+    """Differences between two nested dicts, as lines `path: one -> other`."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         lines = []
         for key in dict.fromkeys([*one, *other]):
@@ -144,7 +145,7 @@ def differences(one: Any, other: Any, path: str = "config") -> list[str]:
 
 
 def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` overlaid with `values`; so are nested mappings, unless they have another `name`."""
+    """`base` updated by `values`, recursively unless nested mappings have different `name`s."""
     result = dict(base)
     for key, value in values.items():
         old = result.get(key)
@@ -157,7 +158,7 @@ def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
 def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str | None) -> Any:
     if kind is not None:
         if resolve is None:
-            raise TypeError(f"{path} is chosen by name: from_mapping needs `resolve`")
+            raise TypeError(f"{path} is selected by name: from_mapping needs `resolve`")
         return chosen(kind, value, resolve=resolve, path=path)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -175,7 +176,7 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
                 continue
         raise _wrong_type(path, hint, value)
     if origin is Literal:
-        # 2.0 equals 2 but is not a number of pixels.
+        # 2.0 equals 2, but is not a valid number of pixels.
         if not any(value == known and type(value) is type(known) for known in arguments):
             known = ", ".join(repr(argument) for argument in arguments)
             raise ConfigError(
@@ -207,7 +208,7 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
         if isinstance(value, hint):
             return value
         return from_mapping(hint, value, resolve=resolve, path=path)
-    # No library takes more than 64 bits, and each reports that differently.
+    # No library accepts more than 64 bits, and each reports that differently.
     if isinstance(value, int) and hint in (int, float) and not -(2**63) <= value < 2**63:
         raise ConfigError(f"{path} is {_show(value)}; it must fit into 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -227,7 +228,7 @@ def _wrong_type(path: str, hint: Any, value: Any) -> ConfigError:
 def _show(value: Any) -> str:
     try:
         text = repr(value)
-    except ValueError:  # Python writes no int of more than 4300 digits
+    except ValueError:  # Python cannot convert an int of more than 4300 digits to text
         text = "a number of thousands of digits"
     if len(text) > _SHOWN:
         text = f"{text[:_SHOWN]}..."

@@ -1,8 +1,8 @@
-"""Errors whose message is meant for the user.
+"""Errors with messages for the user.
 
-Scripts print a `UserError` in one line and exit with status 2; every other exception is a fault of
-the program and keeps its traceback. So raise one of these only where the user can do something
-about it, and name the value, the file and the remedy.
+Scripts print a `UserError` as one line and exit with status 2; any other exception is a bug and
+keeps its traceback. So only raise one of these if the user can fix the problem, and name the value,
+the file and the remedy.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
-    """The base class; raised by its subclasses, which are also what Python calls such an error."""
+    """Base class. Subclasses also inherit from the matching built-in exception."""
 
 
 class ConfigError(UserError, ValueError):
-    """A config, option or flag that cannot be used."""
+    """An invalid config, option or flag."""
 
 
 class WeightsError(UserError, ValueError):
-    """Weights that cannot be read, or that do not fit the model they were meant for."""
+    """Weights that cannot be read or do not fit the model."""
 
 
 class DataError(UserError, ValueError):
@@ -29,7 +29,7 @@ class DataError(UserError, ValueError):
 
 
 class DivergedError(UserError, FloatingPointError):
-    """A training whose loss or gradient has stopped being finite."""
+    """Training whose loss or gradient is no longer finite."""
 
 
 class FileError(UserError, OSError):
@@ -46,10 +46,10 @@ class MissingPackageError(UserError, ImportError):
 
 @contextlib.contextmanager
 def naming_file(path: str | os.PathLike[str], action: str) -> Iterator[None]:
-    """Turns an OSError raised inside into a `FileError` "<path> cannot be <action>: <cause>".
+    """Turns an OSError in the context into a `FileError` "<path> cannot be <action>: <cause>".
 
-    A `UserError` raised inside passes unchanged, and so does what Python raises for a wrong call of
-    a file's method.
+    A `UserError` passes unchanged, and so does a Python error from calling a file method
+    incorrectly.
     """
     try:
         yield
@@ -62,8 +62,8 @@ def naming_file(path: str | os.PathLike[str], action: str) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows as it is: control characters, and bytes of a file name that are no
-    text, become escape sequences such as "\\x1b". Line ends stay."""
+    """Makes text printable: control characters and undecodable bytes in file names become escape
+    sequences such as "\\x1b". Line breaks are kept."""
     return "".join(
         character
         if character.isprintable() or character == "\n"

@@ -1,13 +1,12 @@
-"""One process at a time in a directory, for each purpose.
+"""Locks a directory, so that only one process at a time uses it for a given purpose.
 
-The lock is the operating system's (`flock`), not the file's existence: it ends with the process
-that holds it, even after `kill -9` or a crash of the machine, so stale locks never have to be
-removed. The file `DIRECTORY/.NAME.lock` only names the holder, and is removed when the holder is
-done.
+The lock is an operating system lock (`flock`), not the existence of a file: it ends with the
+process that holds it, even after `kill -9` or a crash of the machine, so there are no stale locks.
+The file `DIRECTORY/.NAME.lock` only names the holder, and is removed when the holder is done.
 
-On Linux, locks on NFS hold between machines; some network file systems keep them within one machine
-or have none, and Windows has no `flock`. Without locks, a warning is given and the work goes on
-unguarded.
+On Linux, locks on NFS work across machines; some network file systems only support them within one
+machine or not at all, and Windows has no `flock`. Without locks, a warning is logged and work
+continues unprotected.
 """
 
 import contextlib
@@ -35,15 +34,15 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def hold(directory: str | os.PathLike[str], name: str) -> Iterator[None]:
-    """Excludes all other processes, and other callers in this one, from the same work.
+    """Excludes other processes, and other callers in this process, from the same work.
 
     Args:
-        directory: exists.
-        name: of the work, such as "training"; part of a file name. Different names do not exclude
-          each other.
+        directory: must exist.
+        name: name of the work, such as "training"; used in a file name. Different names do not
+          exclude each other.
 
     Raises:
-        FileError: if it is already held; names the process and since when. Or if the lock file
+        FileError: if it is already locked, with the holder and since when; or if the lock file
           cannot be written.
     """
     path = Path(directory) / f".{name}.lock"
@@ -56,16 +55,19 @@ def hold(directory: str | os.PathLike[str], name: str) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            # Removed while the lock is held: a process that has already opened it finds, when it
+            # Removed while the lock is held: a process that has already opened it notices, once it
             # gets the lock, that it is no longer the file at this path.
             path.unlink(missing_ok=True)
             os.close(descriptor)
 
 
 def _acquire(path: Path, name: str) -> int | None:
-    """The descriptor of the locked file; None where there are no locks."""
+    """The descriptor of the locked file; None if locks are not supported."""
     if fcntl is None:
-        logging.warning("%s: this system has no file locks, so nothing guards it", path.parent)
+        logging.warning(
+            "%s: this system has no file locks, so it is not protected from other processes",
+            path.parent,
+        )
         return None
     while True:
         with naming_file(path, "written"):
@@ -87,10 +89,13 @@ def _acquire(path: Path, name: str) -> int | None:
             os.close(descriptor)
             if error.errno not in _NO_LOCKS:
                 raise FileError(f"{path} cannot be locked: {error.strerror}") from error
-            logging.warning("%s: its file system has no locks, so nothing guards it", path.parent)
+            logging.warning(
+                "%s: its file system has no locks, so it is not protected from other processes",
+                path.parent,
+            )
             path.unlink(missing_ok=True)
             return None
-        os.close(descriptor)  # Its holder has just finished and removed it.
+        os.close(descriptor)  # the holder has just finished and removed it
 
 
 def _this_process() -> str:

@@ -1,8 +1,8 @@
-"""Exchanges between the processes of one run, and how an error in one stops all.
+"""Communication between the processes of a run; an error in one stops all.
 
-Every exchange is a round in which each process sends a value, or the error that it met.
-All processes take part in the same rounds in the same order. An error in a round is raised in every
-process, so that none waits for one that has given up.
+Every exchange is a round in which each process sends a value or its error. All processes take part
+in the same rounds in the same order. An error in a round is raised in every process, so that none
+waits for one that has stopped.
 """
 
 import contextlib
@@ -15,16 +15,17 @@ from diffdepth_jax.errors import UserError
 
 Exchange = Callable[[bytes], list[bytes]]
 
-_KNOWN = "known_to_all"  # an attribute of errors that the other processes know of
+_KNOWN = "known_to_all"  # attribute of errors that the other processes know about
 
 
 class Processes:
-    """The processes of a run, as one of them sees them; by default there is only this one.
+    """The processes of a run, as seen by one of them; by default just this one.
 
     Args:
-      index: of this process, from 0.
-      count: how many there are.
-      exchange: returns to every process the messages of all, in order; a single process needs none.
+      index: this process's index, from 0.
+      count: number of processes.
+      exchange: returns the messages of all processes, in order, to each of them; not needed for a
+        single process.
     """
 
     def __init__(self, index: int = 0, count: int = 1, exchange: Exchange | None = None) -> None:
@@ -39,15 +40,15 @@ class Processes:
         return self.index == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, in their order.
+        """The values of all processes, in order.
 
         Args:
-          value: what JSON can hold.
+          value: must be JSON-compatible.
 
         Raises:
-          UserError: if one is raised in another process meanwhile, inside `agreed` or `from_first`;
-            of the same class, and names the process.
-          RuntimeError: if it was any other exception.
+          UserError: if another process meanwhile raised one in `agreed` or `from_first`; has the
+            same class, and names the process.
+          RuntimeError: if it raised any other exception.
         """
         if self.count == 1 or self._exchange is None:
             return [value]
@@ -60,10 +61,11 @@ class Processes:
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """Returns when all processes have reached its end; an error inside is raised in all.
+        """A context that ends when all processes have reached its end; an error in one is raised in
+        all.
 
         Raises:
-          UserError, RuntimeError: as `gather`; this process raises an error of its own unchanged.
+          UserError, RuntimeError: as in `gather`; this process's own error is raised unchanged.
         """
         try:
             yield
@@ -73,10 +75,10 @@ class Processes:
         self.gather(None)
 
     def from_first(self, function: Callable[[], Any]) -> Any:
-        """The result of a function that only the first process calls; all raise what it raises.
+        """The result of a function that only the first process calls; its error is raised in all.
 
         Args:
-          function: of no argument; its result is what JSON can hold.
+          function: takes no arguments; its result must be JSON-compatible.
         """
         result = None
         with self.agreed():
@@ -85,7 +87,7 @@ class Processes:
         return self.gather(result)[0]
 
     def _report(self, error: Exception) -> None:
-        """Reports an error of this process to the others, once."""
+        """Reports this process's error to the others, once."""
         if self.count == 1 or self._exchange is None or getattr(error, _KNOWN, False):
             return
         setattr(error, _KNOWN, True)
@@ -95,7 +97,7 @@ class Processes:
 
 
 def _raise(index: int, found: dict[str, Any]) -> NoReturn:
-    """Raises what another process has met."""
+    """Raises the error of another process."""
     message = f"process {index}: {found['message']}"
     error: Exception = RuntimeError(f"process {index} failed: {found['error']}: {found['message']}")
     if found["by_user"]:

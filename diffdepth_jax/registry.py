@@ -1,4 +1,4 @@
-"""Names to the files that implement them; a file is imported only when its name is asked for.
+"""Maps names to the files that implement them; a file is only imported when it is needed.
 
 To add a network, encoder, data source, objective or backend, write its file and add a line here.
 """
@@ -66,8 +66,9 @@ MODULES: dict[str, dict[str, str]] = {
     },
 }
 
-# Patterns of state-dict keys that must all occur in the weights of a network, or of an encoder as
-# networks name it. Cheap, and enough to tell the families apart; `infer` reads the rest.
+# Patterns of state dict keys that must all occur in the weights of a network, or of an encoder with
+# the names used by networks. They are cheap, and enough to distinguish the families; `infer` does
+# the rest.
 SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     "network": {
         "diffusion_depth": (r"depth_backbone\..+", r"depth_head\.model\.time_embedding\.weight"),
@@ -103,11 +104,11 @@ SIGNATURES: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
-# Patterns none of which may occur, for families whose names are a part of another's.
+# Patterns that must not occur, for families whose names are a subset of another's.
 ABSENT: dict[str, dict[str, tuple[str, ...]]] = {
     "network": {},
     "encoder": {
-        # Of DINOv2 and BEiT, and of the hybrid.
+        # In DINOv2 and BEiT, and in the hybrid.
         "vit": (r"blocks\.0\.(ls1\.gamma|gamma_1)", r"patch_embed\.backbone\..+"),
     },
 }
@@ -122,7 +123,7 @@ def module(kind: str, name: str) -> ModuleType:
     """Imports and returns the file registered under `name`.
 
     Raises:
-        ConfigError: if there is no such name; lists the known ones.
+        ConfigError: if the name is unknown; lists the known ones.
     """
     table = MODULES[kind]
     if name not in table:
@@ -131,7 +132,7 @@ def module(kind: str, name: str) -> ModuleType:
 
 
 def matching(kind: str, keys: Iterable[str]) -> tuple[str, ...]:
-    """The names of a kind ("network", "encoder") whose signature matches a state dict's keys."""
+    """Names of a kind ("network", "encoder") whose signature matches a state dict's keys."""
     keys = tuple(keys)
 
     def occurs(pattern: str) -> bool:

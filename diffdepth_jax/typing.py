@@ -1,4 +1,4 @@
-"""Array aliases and small records that all packages share. Does not import JAX."""
+"""Array aliases and small records shared by all packages. Does not import JAX."""
 
 import dataclasses
 import math
@@ -9,31 +9,31 @@ import numpy as np
 
 # A training batch (b images of h x w pixels):
 #   image       float32 [b, h, w, 3]  normalised by the network's INPUT mean and std
-#   depth       float32 [b, h, w, 1]  metres, 0 where nothing was measured
+#   depth       float32 [b, h, w, 1]  metres, 0 where unmeasured
 #   valid_mask  bool    [b, h, w, 1]
-#   intrinsics  float32 [b, 3, 3]     pixels; NaN where the data set has no calibration
+#   intrinsics  float32 [b, 3, 3]     pixels; NaN if the data set has no calibration
 #   id          list of str           stays on the host
-# where labels are relative (of a relative teacher):
+# if labels are relative (from a relative teacher):
 #   relative_disparity  float32 [b, h, w, 1]  larger is nearer, 0 where unknown; `valid_mask` is
-#                                             where it is known, `depth` its inverse, in no unit
-# where a teacher of several scales labels the images (`training.teacher`):
-#   inverse_depths  of float32 [b, h / 2^k, w / 2^k, 1]  a tuple, 1/m, the finest first
-# where clean images are requested (`data.pipeline.train_iterator`):
-#   clean_image float32 [b, h, w, 3]  what `image` was generated from, normalised alike
-#   inside      bool    [b, h, w, 1]  False where augmentation brought in what is outside the frame
+#                                             where it is known, `depth` its inverse, without unit
+# if a teacher with several scales labels the images (`training.teacher`):
+#   inverse_depths  of float32 [b, h / 2^k, w / 2^k, 1]  a tuple in 1/m, finest first
+# if clean images are requested (`data.pipeline.train_iterator`):
+#   clean_image float32 [b, h, w, 3]  what `image` was generated from, normalised the same way
+#   inside      bool    [b, h, w, 1]  False where augmentation brought in pixels from outside
 Batch = Mapping[str, Any]
 
 # What an encoder returns: arrays [b, h / reduction, w / reduction, channels], fine to coarse.
 Features = tuple[Any, ...]
 
-# What a network's numbers, or a label's, mean: metres along the optical axis, or inverse depth up
-# to an unknown scale and shift (larger is nearer).
+# Meaning of a network's output or of a label: metres along the optical axis, or inverse depth up to
+# an unknown scale and shift (larger is nearer).
 Output = Literal["metric_depth", "relative_disparity"]
 
 # What to do with a frame that cannot be read.
 OnError = Literal["raise", "skip"]
 
-# Of what a prediction and that of the mirrored image are averaged, see `inference.flipping`.
+# What is averaged between a prediction and that of the mirrored image, see `inference.flipping`.
 FlipAverage = Literal["depth", "inverse_depth"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -42,29 +42,29 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclasses.dataclass(frozen=True)
 class InputSpec:
-    """The form of a network's input; declared by networks, followed by data and inference.
+    """The form of a network's input; declared by networks and used by data and inference.
 
-    The sizes are those of Depth Anything and MiDaS (`Resize` in their transforms): each side of the
-    image is scaled towards the target and rounded to a multiple, so that the aspect ratio is kept
-    up to rounding. Padding and flip are those of ZoeDepth (`DepthModel.infer`).
+    Sizes follow Depth Anything and MiDaS (`Resize` in their transforms): each side of the image is
+    scaled towards the target and rounded to a multiple, so the aspect ratio is kept up to rounding.
+    Padding and flip follow ZoeDepth (`DepthModel.infer`).
 
     Attributes:
-        size: the target (height, width) in pixels; None for the image's own.
-        keep_aspect: scale both sides by one factor; otherwise each goes to its own target.
-        bound: of the two sides' scales, take the larger ("lower": no side ends below its target),
-            the smaller ("upper": none ends above it), or the one closer to 1 ("minimal").
+        size: target (height, width) in pixels; None for the image's own size.
+        keep_aspect: scale both sides by the same factor; otherwise each to its own target.
+        bound: which of the two sides' scales to use: the larger ("lower": no side ends below its
+            target), the smaller ("upper": no side ends above it), or the one closer to 1
+            ("minimal").
         multiple: both sides of the network's input are multiples of this many pixels.
         interpolation: "bicubic" (OpenCV's: a = -0.75, no antialiasing), "bilinear", "pillow"
-            (Pillow's bicubic, which transformers uses: a = -0.5, smoothed where an image becomes
-            smaller, rounded to 8 bits), or "lanczos" (Pillow's too, of three lobes).
-        align_corners: whether corner pixels stay in the corners when the image is resized.
-        mean, std: per channel, of RGB in [0, 1]: normalised = (image / 255 - mean) / std.
+            (Pillow's bicubic, used by transformers: a = -0.5, antialiased when downscaling, rounded
+            to 8 bits), or "lanczos" (Pillow's, with three lobes).
+        align_corners: whether the centres of corner pixels are aligned when resizing.
+        mean, std: per channel, for RGB in [0, 1]: normalised = (image / 255 - mean) / std.
         output_interpolation, output_align_corners: the same for resizing the network's result back
             to the image's size.
-        padding: the image is first extended beyond its borders by reflection, by int(padding *
-            sqrt(side / 2)) pixels at both ends of an axis. The result for these is cut off again.
-        flip_tta: whether the published prediction is the mean of those for the image and the
-            mirrored image.
+        padding: the image is first reflection-padded by int(padding * sqrt(side / 2)) pixels at
+            both ends of each axis. The result is cropped accordingly.
+        flip_tta: whether published predictions average those for the image and the mirrored image.
     """
 
     size: tuple[int, int] | None = None
@@ -91,7 +91,7 @@ class InputSpec:
             raise ValueError(f"padding is {self.padding}; it must not be negative")
 
     def margins(self, height: int, width: int) -> tuple[int, int]:
-        """Rows above and below, and columns left and right, added to an image."""
+        """Rows added above and below an image, and columns added left and right."""
         rows, columns = (int(math.sqrt(side / 2) * self.padding) for side in (height, width))
         return rows, columns
 
@@ -101,7 +101,7 @@ class InputSpec:
         return height + 2 * rows, width + 2 * columns
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of this size is resized to after padding."""
+        """Height and width that an image of this size is resized to, after padding."""
         height, width = self.padded_size(height, width)
         targets = self.size or (height, width)
         scales = [target / side for target, side in zip(targets, (height, width), strict=True)]
@@ -123,15 +123,15 @@ class InputSpec:
         return sides[0], sides[1]
 
     def nearest(self, height: int, width: int) -> tuple[int, int]:
-        """The size nearest to this one whose sides are multiples, at least one each."""
+        """The nearest size whose sides are multiples, at least one multiple each."""
         rows, columns = (
             max(round(side / self.multiple), 1) * self.multiple for side in (height, width)
         )
         return rows, columns
 
     def normalise(self, image: np.ndarray) -> np.ndarray:
-        """RGB [..., 3] in [0, 255] to float32 [..., 3] as the network expects it."""
-        # As long rows: NumPy is ten times slower where the innermost axis has length 3.
+        """Normalises RGB [..., 3] in [0, 255] to float32 [..., 3] for the network."""
+        # As long rows, because NumPy is ten times slower if the innermost axis has length 3.
         rows = image.reshape(*image.shape[:-2], -1)
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         gain = np.tile(1 / (255 * std), image.shape[-2]).astype(np.float32)

@@ -1,7 +1,7 @@
 """Pictures: colour maps of depth, training curves, denoising steps, predictions and ground truth.
 
-Everything is drawn on separate figures (no pyplot, no display), so it works in scripts, notebooks
-and worker threads.
+Everything is drawn on separate figures (without pyplot or a display), so it works in scripts,
+notebooks and worker threads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from diffdepth_jax import atomic
 
 DEPTH_TICKS = (0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80)  # metres, on the logarithmic scales
-_INVALID = 128  # Grey level of pixels without a depth: not a colour of the maps in use.
+_INVALID = 128  # grey level of pixels without depth; not in the colour maps used
 _PIXELS_PER_INCH = 100
 
 
@@ -25,12 +25,12 @@ def colour_depth(
     maximum: float | None = None,
     colour_map: str = "magma_r",
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Paints depth: near is bright, far is dark, on a logarithmic scale.
+    """Colours depth on a logarithmic scale: near is bright, far is dark.
 
     Args:
-      depth: metres; pixels that are not finite or not above 0 are painted grey.
+      depth: metres; pixels that are not finite and positive become grey.
       minimum, maximum: the ends of the scale in metres; None for the 2nd and 98th percentile.
-      colour_map: the name of a Matplotlib colour map.
+      colour_map: name of a Matplotlib colour map.
 
     Returns:
       RGB.
@@ -56,12 +56,12 @@ def colour_disparity(
     maximum: float | None = None,
     colour_map: str = "magma",
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Paints relative disparity: near (large) is bright, far is dark, on a linear scale.
+    """Colours relative disparity on a linear scale: near (large) is bright, far is dark.
 
     Args:
       disparity: pixels that are not finite are painted grey.
       minimum, maximum: the ends of the scale; None for the 2nd and 98th percentile.
-      colour_map: the name of a Matplotlib colour map.
+      colour_map: name of a Matplotlib colour map.
 
     Returns:
       RGB.
@@ -93,9 +93,9 @@ def colour_error(
     valid_mask: Bool[np.ndarray, "h w"],
     maximum: float = 0.5,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Paints |prediction - target| / target from white (0) to red (`maximum` and more).
+    """Colours |prediction - target| / target from white (0) to red (`maximum` or more).
 
-    Pixels outside `valid_mask` are painted grey.
+    Pixels outside `valid_mask` become grey.
     """
     error = np.abs(prediction - target) / np.where(valid_mask, target, 1.0)
     return _paint(error / maximum, valid_mask, "Reds")
@@ -106,11 +106,12 @@ def colour_spread(
     unit: Float[np.ndarray, "h w"],
     maximum: float | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Paints spread / unit from white (0, where samples agree) to purple (`maximum` and more).
+    """Colours spread / unit from white (0, samples agree) to purple (`maximum` or more).
 
     Args:
-      spread: of the samples.
-      unit: their mean, for the relative spread, or ones; where it is not above 0, pixels are grey.
+      spread: spread of the samples.
+      unit: the samples' mean, for the relative spread, or ones; pixels where it is not positive
+          become grey.
       maximum: None for the 98th percentile.
     """
     valid = np.isfinite(spread) & (unit > 0)
@@ -130,8 +131,8 @@ def _paint(
 def save_curves(
     path: Path, columns: Mapping[str, Sequence[float]], title: str = "Training"
 ) -> None:
-    """Draws every column of a run's scalars over its column `step`, a small panel each."""
-    # The loss first, the others as they come.
+    """Plots every column of a run's scalars over its column `step`, each in a small panel."""
+    # the loss first, the others in file order
     names = sorted((name for name in columns if name != "step"), key=lambda name: name != "loss")
     rows = -(-len(names) // 4)
     figure = Figure(figsize=(12, 0.5 + 2.1 * rows), layout="constrained")
@@ -156,11 +157,11 @@ def save_denoising(
     depths: Mapping[str, Float[np.ndarray, "h w"]],
     target: Float[np.ndarray, "h w"],
 ) -> None:
-    """Draws the image, the depth decoded after several denoising steps, and the ground truth.
+    """Draws the image, depth decoded after several denoising steps, and the ground truth.
 
     Args:
-      depths: caption to depth in metres, in the order of denoising.
-      target: ground truth in metres, 0 where nothing was measured; it sets the colours' scale.
+      depths: caption to depth in metres, in denoising order.
+      target: ground truth in metres, 0 where unmeasured; it sets the colour scale.
     """
     scale = _scale([target])
     panels = [("image", image)]
@@ -178,9 +179,9 @@ def save_predictions(
     targets: Sequence[Float[np.ndarray, "h w"]],
     abs_rel: Sequence[float],
 ) -> None:
-    """Draws a row for each sample: image, prediction (with its AbsRel), ground truth, error.
+    """Draws a row per sample: image, prediction (with its AbsRel), ground truth, error.
 
-    Depth in metres; a target is 0 where nothing was measured.
+    Depth is in metres; targets are 0 where unmeasured.
     """
     scale = _scale(targets)
     rows = [
@@ -203,12 +204,12 @@ def save_comparison(
     predictions: Mapping[str, Sequence[Float[np.ndarray, "h w"]]],
     targets: Sequence[Float[np.ndarray, "h w"]],
 ) -> None:
-    """Draws a row for each image: itself, every network's depth of it, and the ground truth.
+    """Draws a row per image: the image, every network's depth, and the ground truth.
 
     Args:
-      images: by caption.
-      predictions: caption to depth in metres of all the images.
-      targets: in metres, 0 where nothing was measured; they set the colours' scale.
+      images: images by caption.
+      predictions: by caption, depth of all images in metres.
+      targets: ground truth in metres, 0 where unmeasured; they set the colour scale.
     """
     scale = _scale(targets)
     rows = [
@@ -223,7 +224,7 @@ def save_comparison(
 
 
 def _scale(targets: Sequence[Float[np.ndarray, "h w"]]) -> tuple[float, float]:
-    """The ends of a colour scale, in metres, for several ground truths."""
+    """The ends of a colour scale for several ground truths, in metres."""
     measured = np.concatenate([target[target > 0] for target in targets])
     if not measured.size:
         return 1.0, 80.0
@@ -238,7 +239,7 @@ def _save_grid(
 ) -> None:
     height, width = rows[0][0][1].shape[:2]
     panel_width = 12.0 / len(rows[0])
-    panel_height = panel_width * height / width + 0.3  # Inches; a line for the caption.
+    panel_height = panel_width * height / width + 0.3  # inches; one line for the caption
     figure = Figure(figsize=(12, panel_height * len(rows) + 0.7), layout="constrained")
     grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
     for axes in grid.flat:

@@ -75,7 +75,7 @@ def score(training: runs.Training, workdir: Path) -> list[dict[str, Any]]:
             yield asked | scores.score_setting(model, setting)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the checkpoint has its decoder's batch")
+        warnings.filterwarnings("ignore", message="the checkpoint has decoder batch")
         return scores.kept(workdir / training.name, FILE, rows)
 
 

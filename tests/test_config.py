@@ -94,7 +94,7 @@ def test_nested_mapping_round_trips_through_json():
                 "batch_size": 1,
                 "encoder": {"name": "swin", "variant": "large", "depths": (2, 2), "rate": 0.0},
             },
-            r"config\.encoder\.variant: 'large' decides nothing.*depths",
+            r"config\.encoder\.variant: 'large' has no effect.*depths",
         ),
     ],
 )

@@ -239,7 +239,7 @@ def test_the_table_and_the_files(folders, tmp_path):
     assert 0.09 < result["metrics"]["abs_rel"] < 0.1  # 10%, less where the cap clips
     lines = done.stdout.splitlines()
     assert ["ours"] in [line.split() for line in lines]
-    assert any("holds under dataset" not in line and "652 images" in line for line in lines)
+    assert any("evaluated with dataset" not in line and "652 images" in line for line in lines)
     assert result["reported"] == []
     assert f"{result['metrics']['abs_rel']:.4f}" in done.stdout
     assert "predictions=npy, ground_truth=png" in lines[1]

@@ -181,7 +181,7 @@ def test_the_regression_control_trains_evaluates_and_predicts(tmp_path):
             [*command, *arguments], capture_output=True, text=True, cwd=PROJECT
         )
         assert predicted.returncode == code, predicted.stderr
-    assert "does no denoising" in predicted.stderr and "Traceback" not in predicted.stderr
+    assert "does not denoise" in predicted.stderr and "Traceback" not in predicted.stderr
     depth = np.load(next((tmp_path / "out").rglob("*.npy")))
     assert np.isfinite(depth).all() and depth.min() > 0
 

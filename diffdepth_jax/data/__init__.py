@@ -1,1 +1,1 @@
-"""Data sets as random-access sources, and the pipeline that makes batches of them (no JAX)."""
+"""Data sets as random-access sources, and the pipeline that batches them (without JAX)."""

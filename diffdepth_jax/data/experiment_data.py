@@ -1,4 +1,4 @@
-"""The data part of an experiment, which training and evaluation share."""
+"""The data config of an experiment, shared by training and evaluation."""
 
 import dataclasses
 from typing import Any
@@ -17,12 +17,12 @@ class ExperimentData:
     Attributes:
       train: see `data.pipeline.DataConfig`.
       evaluation: `name` (kitti, nyu) and the fields of that source's `Config`.
-      evaluation_limit: score at most this many frames, spread evenly; None for all.
-      baseline_frames: how many training frames, spread evenly, give the median depth map that the
-        metrics are compared with; 0 leaves the comparison out.
-      on_error: `raise` at a frame that cannot be read, or `skip` it: in training the next readable
-        one of the source takes its place, in evaluation it is left out; either way it is logged
-        once, counted and listed (`skipped.json` of a run; `metrics.json`).
+      evaluation_limit: evaluate at most this many frames, spread evenly; None for all.
+      baseline_frames: number of training frames, spread evenly, whose median depth map is the
+        baseline that metrics are compared with; 0 for no baseline.
+      on_error: what to do about a frame that cannot be read: `raise`, or `skip` it. Training then
+        uses the source's next readable frame instead, and evaluation omits it; both log it once,
+        count it and list it (in a run's `skipped.json`; in `metrics.json`).
     """
 
     train: DataConfig
@@ -41,7 +41,7 @@ class ExperimentData:
 
 
 def first_evaluation_sample(data: ExperimentData) -> Sample:
-    """The first evaluation frame; where unreadable ones are skipped, the first that is not.
+    """The first evaluation frame; if unreadable frames are skipped, the first readable one.
 
     Raises:
       DataError: if there is none.
@@ -50,6 +50,6 @@ def first_evaluation_sample(data: ExperimentData) -> Sample:
     for sample in pipeline.readable(samples):
         return sample
     raise DataError(
-        f"none of the {len(samples)} evaluation frames can be read; the first: "
+        f"none of the {len(samples)} evaluation frames can be read; the first error: "
         f"{samples[0]['error']}"
     )

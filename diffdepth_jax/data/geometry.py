@@ -1,8 +1,8 @@
-"""Where crops lie, what moving pixels does to intrinsics, depth from disparity and lidar points.
+"""Crop positions, the effect of image transforms on intrinsics, depth from disparity and lidar.
 
-A function `..._map` returns the homogeneous 3x3 map from old to new pixel coordinates. Intrinsics
-follow it by `pixel_map @ intrinsics`, and maps of successive steps multiply. Integer coordinates
-are pixel centres, (0, 0) is the top-left one (OpenCV's and KITTI's convention).
+Functions named `..._map` return the homogeneous 3x3 map from old to new pixel coordinates.
+Intrinsics transform by `pixel_map @ intrinsics`, and maps of successive steps multiply. Integer
+coordinates are pixel centres; (0, 0) is the top-left pixel (OpenCV's and KITTI's convention).
 """
 
 import math
@@ -14,12 +14,12 @@ from jaxtyping import Float, Float32, Float64
 
 from diffdepth_jax.errors import DataError
 
-KB_SIZE = (352, 1216)  # of KITTI's benchmark images; the kb crop is called after it
-NYU_ROWS = 240  # to which DiffusionDepth's release resizes NYU
+KB_SIZE = (352, 1216)  # KITTI benchmark images, which give the kb crop its name
+NYU_ROWS = 240  # DiffusionDepth's release resizes NYU to this height
 
 
 def kb_corner(size: tuple[int, int]) -> tuple[int, int]:
-    """(top, left) of the lowest 352 rows and middle 1216 columns of a KITTI frame (BTS, AdaBins).
+    """(top, left) of the bottom 352 rows and middle 1216 columns of a KITTI frame (BTS, AdaBins).
 
     Raises:
       DataError: if a frame of `size` is smaller.
@@ -33,7 +33,7 @@ def kb_corner(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def size_of_rows(size: tuple[int, int], rows: int) -> tuple[int, int]:
-    """(height, width) of a frame of `size` resized to `rows`, its aspect ratio kept."""
+    """(height, width) of a frame of `size` resized to `rows` with its aspect ratio kept."""
     return rows, int(rows * size[1] / size[0])
 
 
@@ -43,21 +43,21 @@ def crop_map(top: int, left: int) -> Float64[np.ndarray, "3 3"]:
 
 
 def flip_map(width: int) -> Float64[np.ndarray, "3 3"]:
-    """Mirror left and right in an image of `width` pixels."""
+    """Horizontal flip of an image of `width` pixels."""
     return _map([-1, 0, width - 1], [0, 1, 0])
 
 
 def resize_map(size: tuple[int, int], new_size: tuple[int, int]) -> Float64[np.ndarray, "3 3"]:
-    """Resize from `size` to `new_size`, both (height, width), image borders onto image borders."""
+    """Resize from `size` to `new_size`, both (height, width), with image borders aligned."""
     y, x = new_size[0] / size[0], new_size[1] / size[1]
     return _map([x, 0, (x - 1) / 2], [0, y, (y - 1) / 2])
 
 
 def rotation_map(size: tuple[int, int], degrees: float) -> Float64[np.ndarray, "3 3"]:
-    """Counter-clockwise turn about the centre of an image of `size` (height, width).
+    """Counter-clockwise rotation about the centre of an image of `size` (height, width).
 
-    It is a roll of the camera; intrinsics that went through it are not upper triangular any more,
-    but still take camera coordinates to pixels.
+    This is a camera roll: the resulting intrinsics are no longer upper triangular, but still map
+    camera coordinates to pixels.
     """
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     y, x = (size[0] - 1) / 2, (size[1] - 1) / 2
@@ -73,7 +73,7 @@ def disparity_depth(
     """Depth in metres of a rectified stereo pair: focal length * baseline / disparity.
 
     Args:
-      disparity: pixels; where it is not positive (0, negative, NaN) nothing was measured.
+      disparity: pixels; values that are not positive (0, negative, NaN) are unmeasured.
       focal_baseline: focal length in pixels times baseline in metres.
 
     Returns:
@@ -90,10 +90,10 @@ def rigid_transform(
 ) -> Float64[np.ndarray, "4 4"]:
     """Homogeneous matrix of a pose: unit quaternion (w, x, y, z) and translation in metres.
 
-    A quaternion of another length is normalised.
+    Other quaternions are normalised.
 
     Raises:
-      ValueError: if they are not four and three numbers, or the quaternion is zero.
+      ValueError: if there are not four and three numbers, or the quaternion is zero.
     """
     if len(rotation) != 4 or len(translation) != 3 or not any(rotation):
         raise ValueError(
@@ -114,9 +114,9 @@ def rigid_transform(
 def transform_points(
     matrix: Float[np.ndarray, "4 4"], points: Float[np.ndarray, "n 3"]
 ) -> Float64[np.ndarray, "n 3"]:
-    """Points taken from one frame of reference to another, in float64."""
+    """Transforms points from one coordinate frame to another, in float64."""
     matrix = matrix.astype(np.float64)
-    # In this order: BLAS takes a hundred times as long for [n 3] @ [3 3].
+    # In this order, as BLAS takes a hundred times as long for [n 3] @ [3 3].
     return (matrix[:3, :3] @ points.T.astype(np.float64) + matrix[:3, 3:]).T
 
 
@@ -131,22 +131,22 @@ def projected_depth(
 
     Args:
       points: metres in camera coordinates (x right, y down, z forward).
-      intrinsics: of the camera, pixels.
+      intrinsics: of the camera, in pixels.
       size: (height, width) of the map.
-      rule: which pixel a point belongs to, and which of several points a pixel takes.
-        `nearest`: every point in front of the camera, the pixel whose centre is nearest, the point
-        that is nearest to the camera. `devkit`: as nuScenes' devkit and md4all do: only points
-        beyond 1 m and more than 1 pixel inside the image, coordinates truncated, the last point of
-        the cloud.
+      rule: which pixel a point falls on, and which of several points a pixel keeps. `nearest` uses
+          all points in front of the camera, the pixel with the nearest centre, and the point
+          closest to the camera. `devkit` follows nuScenes' devkit and md4all: only points beyond 1
+          m and more than 1 pixel inside the image, truncated coordinates, and the last point of the
+          cloud.
 
     Returns:
-      z of the points, 0 at pixels that none belongs to.
+      z of the points; 0 at pixels without a point.
     """
     height, width = size
     points = points[points[:, 2] > (1.0 if rule == "devkit" else 0.0)].astype(np.float64)
     depth = points[:, 2]
     homogeneous = intrinsics.astype(np.float64) @ points.T
-    with np.errstate(over="ignore", invalid="ignore"):  # Such points are outside, or NaN.
+    with np.errstate(over="ignore", invalid="ignore"):  # Such points are outside the image, or NaN.
         x, y = homogeneous[:2] / depth[None]
     if rule == "devkit":
         order = np.flatnonzero((x > 1) & (x < width - 1) & (y > 1) & (y < height - 1))
@@ -155,7 +155,7 @@ def projected_depth(
         order = np.flatnonzero((x >= 0) & (x < width) & (y >= 0) & (y < height))
         order = order[np.argsort(-depth[order], kind="stable")]
     depth_map = np.zeros(size, np.float32)
-    # Of several values for one pixel the last one stays: with `nearest` that of the nearest point.
+    # For several values at one pixel the last one wins: with `nearest`, that of the nearest point.
     depth_map[y[order].astype(int), x[order].astype(int)] = depth[order]
     return depth_map
 

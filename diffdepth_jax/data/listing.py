@@ -1,4 +1,4 @@
-"""A data set as a list of frames by their files, checked before any of them is read."""
+"""A data set as a list of frames and their files, checked before any is read."""
 
 import dataclasses
 import glob
@@ -12,23 +12,23 @@ from diffdepth_jax.data import io
 from diffdepth_jax.data.sources import Sample
 from diffdepth_jax.errors import DataError, MissingFileError, naming_file
 
-UNKNOWN = np.full((3, 3), np.nan, np.float32)  # intrinsics of a frame without calibration
+UNKNOWN = np.full((3, 3), np.nan, np.float32)  # intrinsics of frames without calibration
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One frame by its files, which are strings: a data set has up to 200,000 of them.
+    """One frame as a set of files. Paths are strings, as data sets have up to 200,000 of them.
 
     Attributes:
       id: unique within the source, usable as a file name.
       image: the image file.
-      depth: the file that depth is read or computed from; None for an image alone, whose depth is
-        0 (unmeasured) everywhere.
-      calibration: the file with the camera; None where the camera is known otherwise or not at all.
-      intrinsics: float32 [3 3], where many frames share them; None where they are to be read.
+      depth: the file that depth is read or computed from; None for an image without depth, whose
+          depth is then 0 (unmeasured) everywhere.
+      calibration: the calibration file; None if the camera is known otherwise or unknown.
+      intrinsics: float32 [3 3] if many frames share them; None to read them from a file.
       condition: weather and light.
-      categories: the file with its materials in Booster's classes; None where there is none.
-      others: further files that the frame needs.
+      categories: the file with its material classes as in Booster; None if there is none.
+      others: other files that the frame needs.
     """
 
     id: str
@@ -65,16 +65,16 @@ class FrameSource:
     ):
         """
         Args:
-          frames: in the order of the source; kept as they are.
-          read: depth and intrinsics of a frame.
-          where: what was listed, for errors, as in "split 'val' of data/cityscapes".
-          remedy: what to do about missing files.
-          check_files: check now that every file exists; otherwise reading a missing one fails.
-          num_without_depth: how many frames were left out because they have no depth.
+          frames: the frames in order; not copied.
+          read: returns depth and intrinsics of a frame.
+          where: what was listed, for errors, for example "split 'val' of data/cityscapes".
+          remedy: what to do about missing files, for errors.
+          check_files: check now that every file exists; otherwise reading a missing file fails.
+          num_without_depth: number of frames left out because they have no depth.
 
         Raises:
           DataError: if there are no frames, or two have the same id.
-          MissingFileError: if files are missing; says how many, and the first.
+          MissingFileError: if files are missing; gives their number and the first one.
         """
         if not frames:
             raise DataError(f"no frames in {where}: {remedy}")
@@ -104,34 +104,34 @@ class FrameSource:
 
 
 def with_materials(sample: Sample, path: str | Path) -> Sample:
-    """The sample with its `categories` and `tom_mask`; errors as in `io.read_categories`."""
+    """Adds `categories` and `tom_mask` to a sample; errors as in `io.read_categories`."""
     categories = io.read_categories(path, sample["depth"].shape)
     return {**sample, "categories": categories, "tom_mask": categories >= 2}
 
 
 def unmeasured(size: tuple[int, int]) -> np.ndarray:
-    """Depth of an image without any: 0, nothing was measured."""
+    """Depth of an image without depth: 0 everywhere (unmeasured)."""
     return np.zeros(size, np.float32)
 
 
 def file_names(folder: str | Path, *suffixes: str) -> list[str]:
-    """The names in a folder that end in one of the suffixes, in order; hidden files left out."""
+    """Sorted names in a folder with one of the suffixes, without hidden files."""
     with naming_file(folder, "listed"):
         names = os.listdir(folder)
     return sorted(name for name in names if name.endswith(suffixes) and not name.startswith("."))
 
 
 def folder_names(folder: Path) -> list[str]:
-    """The names of the folders in a folder, in order."""
+    """Sorted names of a folder's subfolders."""
     with naming_file(folder, "listed"):
         return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
 
 
 def require_folder(path: Path, remedy: str) -> Path:
-    """The folder `path` itself.
+    """Returns the folder `path` after checking it.
 
     Raises:
-      FileError: if there is none (`MissingFileError`), or it cannot be accessed.
+      FileError: if it does not exist (`MissingFileError`) or cannot be accessed.
     """
     with naming_file(path, "opened"):
         if not path.is_dir():
@@ -140,7 +140,7 @@ def require_folder(path: Path, remedy: str) -> Path:
 
 
 def require_split(split: str, names: Iterable[str], *, lists: bool = False) -> None:
-    """Refuses a split that is neither one of `names` nor, with `lists`, the path of a `.txt` file.
+    """Rejects a split that is not one of `names` nor, with `lists`, the path of a `.txt` file.
 
     Raises:
       ValueError: lists the valid ones.
@@ -153,7 +153,7 @@ def require_split(split: str, names: Iterable[str], *, lists: bool = False) -> N
 
 
 def require_conditions(conditions: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses weather and light that a data set does not have.
+    """Rejects conditions that a data set does not have.
 
     Raises:
       ValueError: lists the valid ones.
@@ -161,14 +161,14 @@ def require_conditions(conditions: Iterable[str], known: Iterable[str]) -> None:
     known = tuple(known)
     for condition in conditions:
         if condition not in known:
-            raise ValueError(f"conditions has {condition!r}; there are {', '.join(known)}")
+            raise ValueError(f"conditions has {condition!r}; choose from {', '.join(known)}")
 
 
 def require_unique(ids: Iterable[str], where: str) -> None:
-    """Refuses ids that occur twice: what is written for one frame would overwrite the other's.
+    """Rejects duplicate ids, as output for one frame would overwrite the other's.
 
     Raises:
-      DataError: names the first.
+      DataError: names the first duplicate.
     """
     seen: set[str] = set()
     for name in ids:
@@ -178,25 +178,25 @@ def require_unique(ids: Iterable[str], where: str) -> None:
 
 
 def require_files(paths: Iterable[str], where: str, remedy: str) -> None:
-    """Refuses missing files.
+    """Raises an error if files are missing.
 
     Raises:
-      MissingFileError: says how many of how many are missing, and the first.
+      MissingFileError: says how many are missing, and the first.
     """
     paths = list(paths)
     if missing := io.missing(map(Path, paths)):
         raise MissingFileError(
-            f"{len(missing)} of {len(paths)} files of {where} are missing, the first is "
+            f"{len(missing)} of {len(paths)} files of {where} are missing, starting with "
             f"{missing[0]}: {remedy}"
         )
 
 
 def read_lines(path: Path, otherwise: str) -> list[tuple[int, str]]:
-    """The lines of a list file that are not empty, with their numbers from 1.
+    """The non-empty lines of a list file, with line numbers from 1.
 
     Args:
       path: the file.
-      otherwise: what the split may be instead, for the error.
+      otherwise: what else the split may be, for the error.
 
     Raises:
       MissingFileError: if there is no such file.
@@ -208,10 +208,9 @@ def read_lines(path: Path, otherwise: str) -> list[tuple[int, str]]:
 
 
 def matches(pattern: Path) -> tuple[Path, list[Path]]:
-    """The folder that a glob pattern starts from, and what it matches; `**` goes into folders.
+    """A glob pattern's base folder, and its matches; `**` descends into folders.
 
-    Brackets, and other special characters, in the name of an existing folder are not part of the
-    pattern.
+    Brackets and other special characters in an existing folder's name are taken literally.
     """
     folder = next(parent for parent in pattern.parents if parent.is_dir())
     escaped = os.path.join(glob.escape(str(folder)), pattern.relative_to(folder))

@@ -1,8 +1,8 @@
-"""From a source to training batches and evaluation samples.
+"""Training batches and evaluation samples from a source.
 
-The stream of training samples is a function of the seed alone: epoch after epoch, each a
-different order of the whole source, sample number n augmented by random numbers that depend on the
-seed and n. Neither the number of threads, workers or processes nor an interruption changes it.
+The stream of training samples depends only on the seed: every epoch has the whole source in a
+different order, and sample n is augmented with random numbers that depend on the seed and n. The
+number of threads, workers or processes and interruptions do not change it.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ from diffdepth_jax.typing import Batch, InputSpec, OnError
 
 _LOG = logging.getLogger(__name__)
 
-# Fields of a sample; the rest is not augmented.
+# Fields of a sample; all others are not augmented.
 _IN_BATCHES = ("image", "depth", "intrinsics", "id", "skipped", "relative_disparity")
-_UNREADABLE = (DataError, FileError)  # what sources raise for damaged and missing files
+_UNREADABLE = (DataError, FileError)  # raised by sources for damaged and missing files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +37,15 @@ class DataConfig:
 
     Attributes:
       source: `name` (kitti, nyu) and the fields of that source's `Config`.
-      augmentation: see `transforms.Augmentation`; its `crop` is the size of the batches.
-      depth_range: metres (low, high); `valid_mask` is depth > 0 and, where this is given, strictly
-        between them. For metric labels only.
-      clean_share: of a source with clean images, the share of the stream's images that are the
-        clean one in place of the generated one, spread evenly: exactly batch_size * clean_share in
-        every batch where that is a whole number.
-      cache: keep decoded frames in memory (of each process) after their first use; for small data
-        sets.
-      num_workers: processes that prepare batches; 0 prepares them in threads of this process.
-      num_threads: threads in each process; Pillow works outside Python's lock.
+      augmentation: see `transforms.Augmentation`; its `crop` is the image size in batches.
+      depth_range: (low, high) in metres; `valid_mask` is depth > 0 and, if this is given, strictly
+        between the two. For metric labels only.
+      clean_share: for a source with clean images, the fraction of samples that use the clean image
+        instead of the generated one, spread evenly: exactly batch_size * clean_share in every batch
+        if that is a whole number.
+      cache: keep decoded frames in memory (in each process) after first use; for small data sets.
+      num_workers: processes that prepare batches; 0 to use threads in this process.
+      num_threads: threads in each process; Pillow releases Python's lock.
     """
 
     source: Any = choice("source")
@@ -64,24 +63,24 @@ class DataConfig:
             raise ValueError(f"clean_share is {self.clean_share}; it must be 0 to 1")
         if self.num_workers < 0 or self.num_threads < 1:
             raise ValueError(
-                f"num_workers is {self.num_workers} and num_threads {self.num_threads}; at least 0 "
-                "workers and 1 thread are needed"
+                f"num_workers is {self.num_workers} and num_threads {self.num_threads}; they must "
+                "be at least 0 and 1"
             )
 
 
 def evaluation_samples(
     config: Any, limit: int | None = None, on_error: OnError = "raise"
 ) -> Sequence[Mapping[str, Any]]:
-    """Samples of a source in their order, as the files hold them: native size, no augmentation.
+    """Samples of a source in order, as stored: native size, no augmentation.
 
     Args:
       config: a source config (`kitti.Config`, `nyu.Config`).
       limit: at most this many, spread evenly over the source; None for all.
-      on_error: `skip` gives `{"id": ..., "error": why}` in the place of a frame that cannot be
-        read, and logs it once.
+      on_error: `skip` returns `{"id": ..., "error": why}` instead of a frame that cannot be read,
+        and logs it once.
 
     Returns:
-      A sequence that reads a sample when it is asked for.
+      A sequence that reads samples on demand.
     """
     source = build_source(config, on_error)
     count = len(source) if limit is None else min(limit, len(source))
@@ -90,7 +89,7 @@ def evaluation_samples(
 
 
 def readable(samples: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
-    """Those of `evaluation_samples` that could be read."""
+    """Those from `evaluation_samples` that could be read."""
     return (sample for sample in samples if "error" not in sample)
 
 
@@ -103,34 +102,35 @@ def train_iterator(
     on_error: OnError = "raise",
     clean_images: bool = False,
 ) -> "TrainIterator":
-    """The endless stream of training batches (see `typing.Batch`) as NumPy arrays.
+    """An endless stream of training batches (see `typing.Batch`) as NumPy arrays.
 
-    Batches continue across epochs, so no frame is left out and small sources work too.
+    Batches span epochs, so no frame is dropped and small sources work too.
 
     Args:
-      config: where samples come from.
-      batch_size: images in a batch, over all processes together.
+      config: the source, and how samples are prepared.
+      batch_size: images per batch, across all processes.
       seed: 0 to 2**32 - 1.
-      input_spec: the network's; its mean and std normalise the images.
-      shard: (index, count) of this process; each gets a block of `batch_size / count` images of
-        every batch, which is the same whatever their number.
-      on_error: `skip` replaces a frame that cannot be read by the source's next one that can; the
-        stream is then still a function of the seed (and of which frames are damaged). See
+      input_spec: the network's; images are normalised by its mean and std.
+      shard: (index, count) of this process; each gets a block of `batch_size / count` images from
+        every batch. Batches do not depend on the count.
+      on_error: `skip` replaces a frame that cannot be read by the source's next readable one; the
+        stream then still depends only on the seed (and on which frames are damaged). See
         `TrainIterator.skipped`.
-      clean_images: whether batches have `clean_image` and `inside`, for a teacher that is asked
+      clean_images: whether batches include `clean_image` and `inside`, for a teacher that runs
         during training.
 
     Raises:
-      ConfigError: if the processes cannot share the batch evenly; if clean images are asked for,
-        here or by `clean_share`, of a source that has none; for a `depth_range` of relative labels.
-      FileError, DataError: as the source raises; also while iterating. With `skip`,
-        DataError if more than a tenth of the source (and more than ten frames) cannot be read.
+      ConfigError: if the batch cannot be divided evenly among processes; if clean images are
+        requested, here or by `clean_share`, but the source has none; if `depth_range` is set for
+        relative labels.
+      FileError, DataError: as raised by the source, also while iterating. With `skip`, DataError if
+        more than a tenth of the source (and more than ten frames) cannot be read.
     """
     index, count = shard
     if not 0 <= index < count or batch_size < 1 or batch_size % count:
         raise ConfigError(
-            f"batch_size {batch_size} cannot be shared by {count} processes (this is {index}): "
-            "it must be a positive multiple of their number"
+            f"batch_size {batch_size} cannot be divided among {count} processes (this is process "
+            f"{index}): it must be a positive multiple of {count}"
         )
     source = build_source(config.source, on_error, clean_images or config.clean_share > 0)
     examples = getattr(source, "examples", (0,))  # a mixture has several kinds of samples
@@ -139,7 +139,7 @@ def train_iterator(
     if on_error == "skip":
         source = _Replacing(source)
     prepare = _Prepare(config, input_spec, clean_images)
-    # One frame now: what is wrong with all of them is reported before anything is compiled.
+    # Read one frame now, so that errors common to all are reported before compilation.
     first = [source[index] for index in examples]
     _check_labels(config, clean_images, first)
     for sample in first:
@@ -148,17 +148,17 @@ def train_iterator(
     if config.clean_share:
         samples = samples.map_with_index(_CleanShare(config.clean_share))
     samples = samples.random_map(prepare)
-    # Every batch is made of `count` blocks, as the devices of each process hold a block of it.
+    # Every batch consists of `count` blocks, one for each process's devices.
     batches = samples.batch(batch_size // count, drop_remainder=True)[index::count]
     return TrainIterator(batches, batch_size, len(source), config.num_workers, config.num_threads)
 
 
 class TrainIterator(Iterator[Batch]):
-    """Batches of a process, with a position that can be saved and restored.
+    """A process's batches, with a position that can be saved and restored.
 
     Attributes:
-      skipped: why frames could not be read, by id: those that this process met in the batches it
-        has returned, and those that others met. Each was logged once. They are part of the state.
+      skipped: reasons, by id, why frames could not be read, in the batches that this process has
+        returned and in those of other processes. Each is logged once. Part of the saved state.
     """
 
     def __init__(
@@ -193,9 +193,9 @@ class TrainIterator(Iterator[Batch]):
         return json.dumps(state).encode()
 
     def set_state(self, state: bytes) -> None:
-        """Continues where `get_state` was called, there or in another run of the same config.
+        """Continues where `get_state` was called, in this or another run with the same config.
 
-        With another batch size it continues at the last whole batch before that sample.
+        With a different batch size, it continues at the last whole batch before that sample.
         """
         try:
             values = json.loads(state)
@@ -220,14 +220,14 @@ class TrainIterator(Iterator[Batch]):
         _require_few(self.skipped, self._num_frames)
 
     def _start(self) -> grain.DatasetIterator:
-        # Batches are formed before they are divided among workers: any number of them gives the
-        # same batches in the same order.
+        # Batches are formed before being divided among workers, so their number changes neither the
+        # batches nor their order.
         options = grain.ReadOptions(
             num_threads=self._num_threads, prefetch_buffer_size=2 * self._num_threads
         )
         dataset = self._batches[self._position :].to_iter_dataset(options)
         if self._num_workers:
-            if not flags.FLAGS.is_parsed():  # grain reads its flags; there is no absl app here.
+            if not flags.FLAGS.is_parsed():  # grain reads its flags, but there is no absl app here
                 flags.FLAGS.mark_as_parsed()
             workers = grain.MultiprocessingOptions(self._num_workers)
             dataset = dataset.mp_prefetch(workers)
@@ -235,22 +235,22 @@ class TrainIterator(Iterator[Batch]):
 
 
 def _check_labels(config: DataConfig, clean_images: bool, samples: Sequence[Sample]) -> None:
-    """Refuses a config that asks for what these examples of a source's samples do not have."""
+    """Rejects a config that needs fields which these example samples do not have."""
     for sample in samples:
         if (clean_images or config.clean_share) and "clean_image" not in sample:
             why = "" if clean_images else f" (clean_share is {config.clean_share})"
             raise ConfigError(
-                f"{sample['id']} of the source {config.source.name!r} has no clean image, which is "
-                f"needed{why}: use a source of pairs, such as 'adverse'; in a mixture, set "
-                "clean=True for a part that has clean images only"
+                f"{sample['id']} of the source {config.source.name!r} has no clean image, but one "
+                f"is needed{why}: use a source with pairs, such as 'adverse'; in a mixture, set "
+                "clean=True for a part whose images are all clean"
             )
     relative = [sample for sample in samples if "relative_disparity" in sample]
     if 0 < len(relative) < len(samples):
         metric = next(sample for sample in samples if "relative_disparity" not in sample)
         raise ConfigError(
-            f"the label of {relative[0]['id']} is relative disparity, that of {metric['id']} is "
-            "metric depth: no loss compares one network with both; leave one out, or use "
-            "clean_share of the pairs in place of clean frames"
+            f"the label of {relative[0]['id']} is relative disparity, but that of {metric['id']} "
+            "is metric depth, and no loss works with both: leave one out, or use clean_share "
+            "instead of clean frames"
         )
     if config.depth_range and relative:
         raise ConfigError(
@@ -261,13 +261,13 @@ def _check_labels(config: DataConfig, clean_images: bool, samples: Sequence[Samp
 
 @dataclasses.dataclass(frozen=True)
 class _CleanShare:
-    """Puts clean images in the places of others, as grain's `map_with_index` calls it."""
+    """Replaces generated images by clean ones, for grain's `map_with_index`."""
 
     share: float
 
     def __call__(self, index: int, sample: Sample) -> Sample:
         share = fractions.Fraction(self.share).limit_denominator(10_000)
-        # floor(n * share) of the first n images: evenly spread, and exact in whole batches.
+        # floor(n * share) of the first n images, so evenly spread and exact in whole batches.
         if math.floor((index + 1) * share) == math.floor(index * share):
             return sample
         return {**sample, "image": sample["clean_image"]}
@@ -275,7 +275,7 @@ class _CleanShare:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepare:
-    """Augments and normalises a sample, as grain's `random_map` calls it."""
+    """Augments and normalises a sample, for grain's `random_map`."""
 
     config: DataConfig
     input_spec: InputSpec
@@ -306,7 +306,7 @@ class _Prepare:
 
 
 class _Selection(Sequence[Mapping[str, Any]]):
-    """Some samples of a source."""
+    """A subset of a source's samples."""
 
     def __init__(self, source: Source, indices: Sequence[int], on_error: OnError):
         self._source = source
@@ -330,16 +330,16 @@ class _Selection(Sequence[Mapping[str, Any]]):
         return {"id": _name(self._source, place), "error": self._broken[place]}
 
     def frame(self, index: int) -> Frame | None:
-        """The files of a sample, without reading them; None where the source lists none."""
+        """The files of a sample, without reading them; None if the source does not list them."""
         frames = getattr(self._source, "frames", None)
         return frames[self._indices[index]] if frames else None
 
 
 class _Replacing:
-    """A source that gives, for a frame that cannot be read, the next one that can.
+    """A source that replaces each unreadable frame by the next readable one.
 
-    Which one that is depends on the index alone, not on what any process read before. The frames
-    that were passed over come with the sample as `skipped`: JSON, reasons by id.
+    The replacement depends only on the index, not on what any process read before. The sample's
+    `skipped` holds the skipped frames: reasons by id, as JSON.
     """
 
     def __init__(self, source: Source):
@@ -351,7 +351,7 @@ class _Replacing:
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         skipped = {}
-        while True:  # until a frame can be read, or _require_few has had enough
+        while True:  # until a frame can be read or `_require_few` raises
             if index not in self._broken:
                 try:
                     return {**self._source[index], "skipped": json.dumps(skipped)}
@@ -363,23 +363,23 @@ class _Replacing:
 
 
 def _require_few(broken: Mapping[Any, str], num_frames: int) -> None:
-    """Raises DataError if so many frames are damaged that something else must be wrong."""
+    """Raises DataError if too many frames are unreadable for isolated damage."""
     if len(broken) == num_frames or len(broken) > max(10, num_frames // 10):
         last = list(broken.values())[-1]
         raise DataError(
-            f"{len(broken)} of {num_frames} frames cannot be read, too many to skip; the last: "
-            f"{last}"
+            f"{len(broken)} of {num_frames} frames cannot be read, which is too many to skip; the "
+            f"last error: {last}"
         )
 
 
 def _name(source: Source, index: int) -> str:
-    """The id of a frame that cannot be read, or its number if it has none."""
+    """The id of an unreadable frame, or its number if it has no id."""
     frames = getattr(source, "frames", None)
     return frames[index].id if frames else f"{index:06d}"
 
 
 class _Cached:
-    """A source that reads every frame once."""
+    """A source that caches frames after reading them once."""
 
     def __init__(self, source: Source):
         self._source = source

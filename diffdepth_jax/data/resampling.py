@@ -1,7 +1,7 @@
-"""Resampling of images and maps as OpenCV and PyTorch compute it, in float64 NumPy.
+"""Resampling of images and maps as in OpenCV and PyTorch, in float64 NumPy.
 
-Neither smooths before it shrinks (no antialiasing), and edge pixels are repeated outside.
-Pillow's own method, for 8-bit images, is here too.
+Both downscale without antialiasing and replicate edge pixels. Pillow's filters, for 8-bit images,
+are supported too.
 """
 
 from typing import Literal
@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-_A = -0.75  # of the cubic kernel (Keys 1981), in OpenCV and PyTorch alike
+_A = -0.75  # cubic kernel (Keys 1981) of OpenCV and PyTorch
 _PILLOW = {"pillow": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 
 
@@ -25,10 +25,10 @@ def resize(
     Args:
         array: [h, w] or [h, w, c].
         size: new height and width.
-        method: `bilinear`; `bicubic`, which overshoots at edges; or `pillow`, its bicubic, or
-          `lanczos`, Pillow's too, for uint8 [h, w, 3].
-        align_corners: whether corner pixels stay in the corners; otherwise the borders of the image
-            stay its borders (half-pixel centres).
+        method: `bilinear`; `bicubic`, which overshoots at edges; or, for uint8 [h, w, 3], Pillow's
+            bicubic (`pillow`) or Lanczos (`lanczos`).
+        align_corners: whether the centres of corner pixels are aligned; otherwise the image borders
+            are (half-pixel centres).
 
     Returns:
         float64 [*size, ...].
@@ -60,7 +60,7 @@ def _along(
     result = None
     for offset, weight in taps.items():
         index = np.clip(low + offset, 0, old - 1)
-        with np.errstate(invalid="ignore"):  # an infinite value becomes NaN around itself
+        with np.errstate(invalid="ignore"):  # infinite values turn into NaN in their neighbourhood
             part = array.take(index, axis) * weight.reshape(shape)
             result = part if result is None else result + part
     return result

@@ -1,14 +1,14 @@
-"""Divisions of data sets, kept as facts (drives, frames, scenes) so that no list is needed.
+"""Data set splits, stored as drives, frames and scenes, so that no list files are needed.
 
 KITTI. Eigen et al., "Depth map prediction from a single image using a multi-scale deep network"
-(2014), divide KITTI raw into 28 drives for test and 33 for training. Of their 697 test frames (left
-colour camera) 652 have annotated depth; every evaluation on the annotated ("improved") ground truth
-leaves out the 45 others. Zhou et al., "Unsupervised learning of depth and ego-motion from video"
-(2017), take the frames of 32 of the training drives in which the car moves, both cameras, and
-divide them by chance into 39,810 for training and 4,424 for validation; this is the division of the
+(2014), split KITTI raw into 28 test drives and 33 training drives. Of their 697 test frames (left
+colour camera) 652 have annotated depth; evaluations on the annotated ("improved") ground truth
+always leave out the other 45. Zhou et al., "Unsupervised learning of depth and ego-motion from
+video" (2017), take the frames of 32 training drives in which the car moves, from both cameras, and
+split them at random into 39,810 for training and 4,424 for validation; this is the split of the
 lists in the repository nianticlabs/monodepth2 (splits/eigen_zhou).
 
-The depth benchmark divides KITTI differently: its `train` folder holds 21 of these 28 test drives
+The depth benchmark splits KITTI differently: its `train` folder holds 21 of these 28 test drives
 (the other 7 are in its `val`), so a network trained on it has seen most of Eigen's test set.
 
 nuScenes. The official scenes of each split (repository nutonomy/nuscenes-devkit,
@@ -30,7 +30,7 @@ def _frames(table: str) -> dict[str, tuple[int, ...]]:
 
 
 def _numbers(word: str) -> tuple[int, ...]:
-    """`7` or `7-9`, both ends included."""
+    """Parses `7` or `7-9`, both ends included."""
     first, _, last = word.partition("-")
     return tuple(range(int(first), int(last or first) + 1))
 
@@ -47,9 +47,9 @@ def _scenes(table: str) -> dict[str, tuple[str, ...]]:
 
 
 def zhou(part: Literal["train", "val"]) -> list[tuple[str, str, int]]:
-    """Zhou's division of KITTI: (drive, camera, frame), sorted by drive, frame and camera.
+    """Zhou's split of KITTI: (drive, camera, frame), sorted by drive, frame and camera.
 
-    Some of the frames have no annotated depth (the first and last five of each drive).
+    Some frames have no annotated depth (the first and last five of each drive).
     """
     frames = [
         (drive, camera, frame)
@@ -65,7 +65,7 @@ def zhou(part: Literal["train", "val"]) -> list[tuple[str, str, int]]:
     return [frame for index, frame in enumerate(frames) if (index in validation) == wanted]
 
 
-# Drive -> its annotated test frames, all of camera image_02.
+# Drive -> its annotated test frames, all from camera image_02.
 EIGEN_TEST = _frames("""
 2011_09_26_drive_0002_sync 6 9 12 15 18 21 24 27 30 33 36 39 42 45 48 51 54 57 60 63 69
 2011_09_26_drive_0009_sync 16 32 48 64 80 96 112 128 144 160 176 196 212 228 244 260 276 292 308
@@ -120,7 +120,7 @@ EIGEN_TEST = _frames("""
     640 672 704 736 768 800
 """)
 
-# Every annotated frame of these drives, both cameras, is training data.
+# All annotated frames of these drives, from both cameras, are training data.
 EIGEN_TRAIN = tuple(
     _frames("""
 2011_09_26_drive_0001_sync 2011_09_26_drive_0005_sync 2011_09_26_drive_0011_sync
@@ -137,7 +137,7 @@ EIGEN_TRAIN = tuple(
 """)
 )
 
-# The 45 frames of Eigen's 697 that have no annotated depth, all of camera image_02.
+# The 45 of Eigen's 697 frames without annotated depth, all from camera image_02.
 EIGEN_TEST_WITHOUT_DEPTH = _frames("""
 2011_09_26_drive_0002_sync 0 3 72 75
 2011_09_26_drive_0009_sync 0
@@ -163,7 +163,7 @@ EIGEN_TEST_WITHOUT_DEPTH = _frames("""
 2011_10_03_drive_0047_sync 0
 """)
 
-# The frames that Zhou et al. divide, of both cameras.
+# The frames of both cameras that Zhou et al. split.
 _ZHOU = _frames("""
 2011_09_26_drive_0001_sync 1-106
 2011_09_26_drive_0005_sync 1-152
@@ -201,8 +201,8 @@ _ZHOU = _frames("""
     1099-1155 1157-1168
 """)
 
-# Those for validation, in the order of `zhou`: each character is the number of frames for training
-# before the next one for validation, counted from "(" = 0.
+# The validation frames, in the order of `zhou`: each character encodes the number of training
+# frames before the next validation frame, starting at "(" = 0.
 _ZHOU_VAL = r"""
 F+-,-(*)2)((3/+5-,*2;2N3(+234(5+(+63)22E.1*-)*.0.+*<).4((8,)*/((2+*5(;+(,.()*8.*7>(3,1-]7)1(++=(-,
 03.<.-+)5)((1((2*)/(5-,0E)):C?)0;E9(,.)-:*-:8(=;)*,,(9*+)*4**8))*8))159),*:7(90:*31;7F51H*(-/*(4)2

@@ -1,23 +1,23 @@
-"""Augmentation of one training frame: image, depth, intrinsics and whatever else it has.
+"""Augmentation of a training frame: image, depth, intrinsics and any other fields.
 
-Facts from the public implementation (repository duanyiqun/DiffusionDepth, src/data), which took
-them from NLSPN. KITTI: flip, rotation (image bicubic, depth nearest), brightness, contrast and
-saturation in this order, resize by s (image bicubic, depth nearest), random crop, depth divided by
-s. NYU: flip, rotation (both nearest), resize to 240 * s rows (both bilinear), colour jitter in
-random order, centre crop, depth divided by s.
+From the public implementation (repository duanyiqun/DiffusionDepth, src/data), which follows NLSPN.
+KITTI: flip, rotation (image bicubic, depth nearest), brightness, contrast and saturation in this
+order, resize by s (image bicubic, depth nearest), random crop, depth divided by s. NYU: flip,
+rotation (both nearest), resize to 240 * s rows (both bilinear), colour jitter in random order,
+centre crop, depth divided by s.
 
 Distillation ("Diffusion Models for Monocular Depth Estimation: Overcoming Challenging Conditions",
-Tosi et al., 2024): square crops of frames that keep their aspect ratio, colour jitter, RGB shift
-and flip; so a frame is resized until it just covers the crop, times s, and cropped at random. The
-paper names no ranges. Interpolations are KITTI's; the paper does not turn its frames:
+Tosi et al., 2024): square crops of frames with unchanged aspect ratio, colour jitter, RGB shift and
+flip. So a frame is resized to s times the size that just covers the crop, and cropped at random.
+The paper gives no ranges. Interpolation is as for KITTI; the paper does not rotate frames:
 `rotation=0`.
 
-The crop may lie anywhere in the resized KITTI frame, sky included: the public training commands
-leave that implementation's `top_crop` at 0. BTS, AdaBins and their successors first cut the frame
-to the 352x1216 pixels at the bottom centre: `pre_crop="kb"`.
+The crop may be anywhere in the resized KITTI frame, including the sky: the public training commands
+leave that implementation's `top_crop` at 0. BTS, AdaBins and their successors first crop to
+352x1216 pixels at the bottom centre: `pre_crop="kb"`.
 
-Dividing depth by s is what moving closer does: intrinsics here follow the pixels, so a point cloud
-taken from the result is the original one shrunk by s.
+Dividing depth by s corresponds to moving closer: intrinsics follow the pixels, so the resulting
+point cloud is the original one shrunk by s.
 """
 
 import dataclasses
@@ -42,20 +42,21 @@ _ENHANCE: tuple[Callable[..., ImageEnhance._Enhance], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How training frames are varied; the defaults are those published for KITTI.
+    """Augmentation of training frames; the defaults are those published for KITTI.
 
     Attributes:
-      name: the order, the sizes and the interpolations, `kitti`, `nyu` or `distillation` (see the
-        module).
-      crop: (height, width) of what comes out. Published: 352x906 (Swin) and 352x706 (ResNet) on
+      name: order, sizes and interpolation: `kitti`, `nyu` or `distillation` (described above).
+      crop: (height, width) of the result. Published: 352x906 (Swin) and 352x706 (ResNet) on
         KITTI, 228x304 on NYU; for distillation 384x384 (Depth Anything: 518x518).
-      pre_crop: `kb` cuts to the 352x1216 bottom centre first; frames must be at least that large.
-      flip: probability of mirroring left and right.
-      rotation: degrees, the angle is uniform within +- this.
+      pre_crop: `kb` crops to 352x1216 at the bottom centre first; frames must be at least that
+        large.
+      flip: probability of a horizontal flip.
+      rotation: degrees; the angle is uniform within +- this.
       jitter: brightness, contrast and saturation factors are uniform within 1 +- this.
-      rgb_shift: red, green and blue are each moved by a uniform number of levels (of 255) within
-        +- this, after the jitter.
-      scale: range of the uniform resize factor s; for `distillation` of what just covers the crop.
+      rgb_shift: after the jitter, red, green and blue are each shifted by a uniform number of
+        levels (of 255) within +- this.
+      scale: range of the uniform resize factor s; for `distillation`, relative to the size that
+        just covers the crop.
     """
 
     name: Literal["kitti", "nyu", "distillation"] = "kitti"
@@ -71,7 +72,7 @@ class Augmentation:
         if min(self.crop) < 1:
             raise ValueError(f"crop is {self.crop}; both sides must be positive")
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is {self.flip}; it is a probability, 0 to 1")
+            raise ValueError(f"flip is {self.flip}; it must be a probability from 0 to 1")
         if not 0 <= self.rotation < 90:
             raise ValueError(f"rotation is {self.rotation}; it must be 0 to 90 degrees")
         if not 0 <= self.jitter <= 1:
@@ -85,35 +86,35 @@ class Augmentation:
 def augment(
     sample: Sample, config: Augmentation, rng: np.random.Generator, *, inside: bool = False
 ) -> Sample:
-    """Draws a variation of a frame; everything depends on `sample`, `config` and `rng` alone.
+    """Augments a frame at random; the result depends only on `sample`, `config` and `rng`.
 
     Args:
-      sample: as a source gives it; it is not changed.
-      config: what to draw from.
+      sample: as returned by a source; not modified.
+      config: the augmentation to sample.
       rng: the random numbers.
-      inside: whether to mark pixels that rotation brought in from outside the frame.
+      inside: whether to add a mask of pixels that come from inside the frame.
 
     Returns:
-      A frame of `config.crop` pixels. Optional fields follow: `clean_image` as the image but for
-      the colours, which stay; `relative_disparity` as depth but unscaled; masks and classes by the
-      nearest neighbour. Only `disparity` is left out: depth says the same. Depth is 0 (relative
-      disparity NaN, classes and masks 0) where rotation brought in pixels from outside the frame
-      (the image is black there) and, on NYU, where the bilinear resize would have mixed measured
-      with unmeasured pixels (the original mixes; dense depth is the same either way). With `inside`
-      also a mask of that name.
+      A frame of `config.crop` pixels. Optional fields are transformed alike: `clean_image` like the
+      image but without colour changes; `relative_disparity` like depth but unscaled; masks and
+      classes by nearest neighbour. Only `disparity` is dropped, as it duplicates depth. Depth is 0
+      (relative disparity NaN, classes and masks 0) where rotation brought in pixels from outside
+      the frame (the image is black there) and, on NYU, where the bilinear resize would mix measured
+      with unmeasured pixels (the original mixes them; dense depth is the same either way). With
+      `inside`, a mask of that name is added.
 
     Raises:
-      DataError: if the frame can be smaller than the crop.
+      DataError: if the frame can become smaller than the crop.
     """
     if config.pre_crop == "kb":
         sample = kb_crop(sample)
     height, width = sample["depth"].shape
-    # Every number is drawn, whether used or not: switching one step off leaves the others alone.
+    # All numbers are drawn, used or not, so that disabling one step does not change the others.
     factor, degrees, coin = rng.uniform(*config.scale), rng.uniform(-1, 1), rng.uniform()
     degrees *= config.rotation
     jitter = rng.uniform(1 - config.jitter, 1 + config.jitter, size=3)
     order, place = rng.permutation(3), rng.uniform(size=2)
-    # The last draw, so that the others do not depend on it.
+    # Drawn last, so that it does not affect the others.
     shift = rng.uniform(-1, 1, size=3) * config.rgb_shift if config.rgb_shift else np.zeros(3)
 
     size = _resized(sample, config, factor)
@@ -150,7 +151,7 @@ def augment(
 
 
 def kb_crop(sample: Sample) -> Sample:
-    """Cuts a KITTI frame to the 352x1216 pixels at the bottom centre (BTS, AdaBins).
+    """Crops a KITTI frame to 352x1216 pixels at the bottom centre (BTS, AdaBins).
 
     Raises:
       DataError: if the frame is smaller.
@@ -159,7 +160,7 @@ def kb_crop(sample: Sample) -> Sample:
         top, left = geometry.kb_corner(sample["depth"].shape)
     except DataError as error:
         raise DataError(
-            f"{sample['id']}: {error}: it is not a full KITTI frame; set pre_crop to none"
+            f"{sample['id']}: {error}: it is not a full KITTI frame, so set pre_crop to none"
         ) from error
     rows, columns = slice(top, top + KB_SIZE[0]), slice(left, left + KB_SIZE[1])
     cropped = {
@@ -173,14 +174,14 @@ def kb_crop(sample: Sample) -> Sample:
 
 @dataclasses.dataclass(frozen=True)
 class _Variation:
-    """What is done to one frame, in this order: to its image, its maps and its intrinsics.
+    """The transforms of one frame's image, maps and intrinsics, in this order.
 
     Attributes:
       name: as in `Augmentation`.
       old_size, size: (height, width) before and after the resize.
       box: (left, top, right, bottom) of the crop.
       flip, degrees: before the resize.
-      jitter, order: factors of brightness, contrast and saturation, and which comes first.
+      jitter, order: factors of brightness, contrast and saturation, and their order.
       shift: levels added to red, green and blue.
     """
 
@@ -195,7 +196,7 @@ class _Variation:
     shift: np.ndarray
 
     def pixel_map(self) -> np.ndarray:
-        """From the frame's pixels to those of the result."""
+        """Pixel map from the frame to the result."""
         pixel_map = geometry.flip_map(self.old_size[1]) if self.flip else np.eye(3)
         if self.degrees:
             pixel_map = geometry.rotation_map(self.old_size, self.degrees) @ pixel_map
@@ -203,7 +204,7 @@ class _Variation:
         return geometry.crop_map(self.box[1], self.box[0]) @ pixel_map
 
     def image(self, array: np.ndarray, *, coloured: bool = True) -> np.ndarray:
-        """uint8 [h w 3]; where it is not `coloured`, the colours stay as they are."""
+        """Transforms an image, uint8 [h w 3]; colours only change if `coloured`."""
         image = self._flipped(array)
         jitter = self.jitter if coloured else np.ones(3)
         if self.name == "nyu":
@@ -217,7 +218,8 @@ class _Variation:
         return np.asarray(image)
 
     def map(self, array: np.ndarray, unknown: float) -> np.ndarray:
-        """float32 [h w], `unknown` (0 or NaN) where nothing is known, and outside the frame."""
+        """Transforms a float32 map [h w], with `unknown` (0 or NaN) in gaps and outside the
+        frame."""
         image = self._flipped(array)
         if self.degrees:
             image = image.rotate(self.degrees, Image.Resampling.NEAREST, fillcolor=unknown)
@@ -226,7 +228,7 @@ class _Variation:
         return np.asarray(image.resize(self.size[::-1], Image.Resampling.NEAREST).crop(self.box))
 
     def other(self, array: np.ndarray) -> np.ndarray:
-        """What only some data sets have: a further image, a label, classes or a mask."""
+        """Transforms the optional fields: another image, a label, classes or a mask."""
         if array.ndim == 3:
             return self.image(array, coloured=False)
         if array.dtype.kind == "f":
@@ -236,7 +238,7 @@ class _Variation:
         return np.asarray(image).astype(array.dtype)
 
     def inside(self) -> np.ndarray:
-        """bool [h w]: False where anything from outside the frame has come into the image."""
+        """bool [h w]: False where the image shows anything from outside the frame."""
         if not self.degrees:
             return np.ones((self.box[3] - self.box[1], self.box[2] - self.box[0]), bool)
         frame = Image.new("F", self.old_size[::-1], 1.0)
@@ -252,7 +254,7 @@ class _Variation:
 
 
 def _resized(sample: Sample, config: Augmentation, factor: float) -> tuple[int, int]:
-    """(height, width) after a resize by `factor` that keeps the aspect ratio."""
+    """(height, width) after resizing by `factor` with the aspect ratio kept."""
     size = sample["depth"].shape
     if config.name == "distillation":
         fitting = max(cut / side for cut, side in zip(config.crop, size, strict=True))
@@ -262,13 +264,13 @@ def _resized(sample: Sample, config: Augmentation, factor: float) -> tuple[int, 
 
 
 def _require_room(sample: Sample, smallest: tuple[int, int], config: Augmentation) -> None:
-    # Checked at the smallest draw, so that the same frame does not fail by chance hours later.
+    # Checked for the smallest possible draw, so that a frame does not fail by chance hours later.
     if smallest[0] < config.crop[0] or smallest[1] < config.crop[1]:
         height, width = sample["depth"].shape
         raise DataError(
-            f"{sample['id']} is {height}x{width} and can become {smallest[0]}x{smallest[1]}, "
-            f"smaller than the crop {config.crop[0]}x{config.crop[1]}: choose a smaller crop or "
-            "a larger scale"
+            f"{sample['id']} is {height}x{width} and can be resized to "
+            f"{smallest[0]}x{smallest[1]}, smaller than the crop "
+            f"{config.crop[0]}x{config.crop[1]}: choose a smaller crop or a larger scale"
         )
 
 
@@ -286,16 +288,16 @@ def _kitti_image(
     size: tuple[int, int],
     box: tuple[int, int, int, int],
 ) -> Image.Image:
-    """Rotates, jitters, resizes to (height, width) and crops; computes only what the box needs.
+    """Rotates, jitters, resizes to (height, width) and crops, computing only what the box needs.
 
-    As each step on the whole frame, in half the time: turning by bicubic interpolation is most of
-    the work. The only difference is that contrast is changed about a mean over a sample of a large
-    frame's pixels; rounded, it may be one of 255 off.
+    Equivalent to applying each step to the whole frame, in half the time, as bicubic rotation is
+    most of the work. The only difference: contrast uses a mean over a sample of a large frame's
+    pixels, which may be off by one level of 255 after rounding.
     """
     y, x = image.height / size[0], image.width / size[1]
     left, top, right, bottom = (side * step for side, step in zip(box, (x, y, x, y), strict=True))
     right, bottom = min(right, image.width), min(bottom, image.height)
-    margin = math.ceil(2 * max(x, y, 1)) + 1  # which a bicubic resize looks at around the box
+    margin = math.ceil(2 * max(x, y, 1)) + 1  # support of the bicubic resize around the box
     window = (
         max(math.floor(left) - margin, 0),
         max(math.floor(top) - margin, 0),
@@ -305,7 +307,7 @@ def _kitti_image(
     part = _rotated_window(image, degrees, window)
     if factors[0] != 1 or factors[1] != 1:
         brightness = _levels(0, factors[0])
-        # Contrast is about the mean of the whole frame, turned and brightened.
+        # Contrast uses the mean of the whole rotated and brightened frame.
         frame = _rotated_window(image, degrees, (0, 0, *image.size), step=1 + image.height // 100)
         mean = ImageStat.Stat(frame.point(brightness * 3).convert("L")).mean[0]
         contrast = _levels(int(mean + 0.5), factors[1])
@@ -318,7 +320,7 @@ def _kitti_image(
 
 
 def _levels(middle: int, factor: float) -> list[int]:
-    """What becomes of the values 0 to 255 as they are moved away from `middle` by a factor."""
+    """Lookup table of the values 0 to 255, scaled about `middle` by a factor."""
     values = Image.frombytes("L", (256, 1), bytes(range(256)))
     return list(Image.blend(Image.new("L", (256, 1), middle), values, factor).tobytes())
 
@@ -326,15 +328,15 @@ def _levels(middle: int, factor: float) -> list[int]:
 def _rotated_window(
     image: Image.Image, degrees: float, window: tuple[int, int, int, int], step: int = 1
 ) -> Image.Image:
-    """`image.rotate(degrees, BICUBIC).crop(window)`, computing the pixels of the window only.
+    """`image.rotate(degrees, BICUBIC).crop(window)`, but computes only the window's pixels.
 
-    With a step larger than 1 only one of so many rows and columns, where there is a turn at all.
+    With a step above 1, only every `step`-th row and column, if there is a rotation.
     """
     if not degrees:
         return image.crop(window)
     left, top, right, bottom = window
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # Where the window's corner comes from: a turn about the middle of the image.
+    # Source position of the window's corner: rotation is about the image centre.
     x, y = left - image.width / 2, top - image.height / 2
     corner = (cosine * x - sine * y + image.width / 2, sine * x + cosine * y + image.height / 2)
     turn = (step * cosine, -step * sine, corner[0], step * sine, step * cosine, corner[1])
@@ -349,7 +351,7 @@ def _shifted(image: Image.Image, shift: np.ndarray) -> Image.Image:
 
 
 def _resized_map(image: Image.Image, size: tuple[int, int], unknown: float) -> Image.Image:
-    """Bilinear resize that keeps pixels only where every contributing value was known."""
+    """Bilinear resize that only keeps pixels for which all contributing values are known."""
     values = np.asarray(image)
     if math.isnan(unknown):
         known = ~np.isnan(values)

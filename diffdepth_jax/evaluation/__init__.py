@@ -1,1 +1,1 @@
-"""How depth is evaluated: protocols, metrics, runs over a data set, reports (no JAX)."""
+"""Depth evaluation: protocols, metrics, runs over a data set, reports (without JAX)."""

@@ -1,12 +1,12 @@
 """Sharpness of depth edges: precision, recall and F-score of occluding contours.
 
-A contour at a ratio t lies between two neighbouring pixels if one is more than t times as far away
-as the other. A predicted contour is correct if the ground truth has one between the same two pixels
-with the same one nearer. Ratios do not depend on scale, so predictions need not be aligned for
-scale. After Bochkovskii et al. 2024 (Depth Pro, arXiv:2410.02073, section 3.2), with a mask of the
-pixels that count.
+There is a contour at ratio t between two neighbouring pixels if one is more than t times as far
+away as the other. A predicted contour is correct if the ground truth has one between the same
+pixels, with the same pixel nearer. Ratios do not depend on scale, so predictions need no scale
+alignment. Follows Bochkovskii et al. 2024 (Depth Pro, arXiv:2410.02073, section 3.2), with an added
+validity mask.
 
-The ground truth must be exact and dense: the points of a lidar scan have no neighbours.
+Ground truth must be exact and dense: lidar points have no neighbours.
 """
 
 import math
@@ -16,9 +16,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-# Depth Pro's: F-scores are averaged over them, weighted by the ratio.
+# Depth Pro's ratios: F-scores are averaged over them, weighted by the ratio.
 AVERAGED_RATIOS = tuple(np.linspace(1.05, 1.25, 10).tolist())
-# Reported one by one.
+# Reported individually.
 RATIOS = (1.05, 1.10, 1.15, 1.20, 1.25)
 KINDS = ("f1", "precision", "recall")
 
@@ -27,14 +27,14 @@ METRICS = (
     *(f"boundary_{kind}_{ratio:.2f}" for ratio in RATIOS for kind in KINDS),
 )
 
-# Ground truth is dense if this share of its valid pixels have a valid neighbour.
+# Ground truth is dense if this fraction of its valid pixels have a valid neighbour.
 _DENSE = 0.9
 
 Pooling = Literal["pairs", "directions"]
 
 
 class Boundary(NamedTuple):
-    """How well contours at one ratio, or over several, are found; shares from 0 to 1."""
+    """Scores for contours at one ratio, or averaged over several; each from 0 to 1."""
 
     f1: float
     precision: float
@@ -48,23 +48,23 @@ def at_ratio(
     ratio: float,
     pooling: Pooling = "pairs",
 ) -> Boundary | None:
-    """Contours of a prediction against those of the ground truth, between valid pixels.
+    """Scores a prediction's contours against the ground truth's, between valid pixels.
 
     Args:
-      prediction, target: metres, up to a common factor each; positive and finite where valid.
-      valid_mask: the pixels that count.
-      ratio: how many times as far the farther pixel must be, more than 1.
-      pooling: "pairs" pools all pairs of neighbours, as the paper's equations do. "directions" is
-        the mean of the precisions, and of the recalls, of the four directions in which the nearer
-        pixel can lie, 0 for a direction without contours, as the authors' code does: then even a
-        perfect prediction scores below 1 where the ground truth lacks a direction.
+      prediction, target: metres, each up to a scale factor; positive and finite where valid.
+      valid_mask: the pixels to score.
+      ratio: how many times as far away the farther pixel must be; above 1.
+      pooling: "pairs" pools all pairs of neighbours, as in the paper's equations. "directions"
+          averages the precisions and recalls of the four directions in which the nearer pixel can
+          lie, with 0 for a direction without contours, as in the authors' code: even a perfect
+          prediction then scores below 1 if the ground truth lacks a direction.
 
     Returns:
-      None where the ground truth has no contour, so whether an image counts does not depend on the
-      prediction. A prediction without any contour has precision 0.
+      None if the ground truth has no contour, so whether an image counts does not depend on the
+      prediction. A prediction without contours has precision 0.
 
     Raises:
-      ValueError: for a ratio that is not more than 1.
+      ValueError: for a ratio that is not above 1.
     """
     return _scores(prediction, target, valid_mask, [ratio], pooling)[0]
 
@@ -85,19 +85,19 @@ def compute(
     target: Float[np.ndarray, "h w"],
     valid_mask: Bool[np.ndarray, "h w"],
 ) -> dict[str, float]:
-    """The metrics of one image.
+    """The boundary metrics of one image.
 
     `boundary_f1`, `boundary_precision` and `boundary_recall` are averages over `AVERAGED_RATIOS`;
-    with `_1.05` and so on they are those at one of `RATIOS`. Pooled over pairs.
+    with suffixes such as `_1.05`, they are at one of `RATIOS`. Pooled over pairs.
 
     Args:
-      prediction, target, valid_mask: as for `at_ratio`.
+      prediction, target, valid_mask: as in `at_ratio`.
 
     Returns:
-      By the names of `METRICS`; without ratios at which the ground truth has no contour.
+      Values by the names in `METRICS`; without ratios at which the ground truth has no contour.
 
     Raises:
-      ValueError: for a valid pixel whose depth is not positive and finite.
+      ValueError: if depth is not positive and finite at a valid pixel.
     """
     ratios = (*AVERAGED_RATIOS, *RATIOS)
     scores = _scores(prediction, target, valid_mask, ratios, "pairs")
@@ -116,7 +116,7 @@ def compute(
 def is_dense(valid_mask: Bool[np.ndarray, "h w"]) -> bool:
     """Whether nearly every valid pixel has a valid neighbour to its left or right.
 
-    A dense map with an empty sky of any size is dense; a lidar scan is not.
+    A dense map with an empty sky of any size counts as dense; a lidar scan does not.
     """
     padded = np.pad(valid_mask, ((0, 0), (1, 1)))
     beside = valid_mask & (padded[:, :-2] | padded[:, 2:])
@@ -131,14 +131,14 @@ def _scores(
     pooling: Pooling,
 ) -> list[Boundary | None]:
     if not all(ratio > 1 for ratio in ratios):
-        raise ValueError(f"ratios are {ratios}; each must be more than 1")
+        raise ValueError(f"ratios are {ratios}; each must be above 1")
     for name, depth in (("prediction", prediction), ("target", target)):
         if not ((depth > 0) & np.isfinite(depth) | ~valid_mask).all():
             raise ValueError(f"the {name} is not positive and finite at every valid pixel")
     predicted, true = (_steps(depth, valid_mask) for depth in (prediction, target))
     found = []
     for ratio in ratios:
-        # [direction]: contours in both, in the prediction, in the truth
+        # by direction: contours in both, in the prediction, in the ground truth
         counts = np.array(
             [
                 (np.sum((ours > ratio) & (its > ratio)), np.sum(ours > ratio), np.sum(its > ratio))
@@ -159,8 +159,8 @@ def _score(counts: np.ndarray) -> Boundary | None:
 
 
 def _steps(depth: np.ndarray, valid_mask: np.ndarray) -> list[np.ndarray]:
-    """Depth ratios of all pairs of valid neighbours; an array for each direction in which the
-    nearer one can lie."""
+    """Depth ratios of all pairs of valid neighbours; one array per direction of the nearer
+    pixel."""
     depth = np.where(valid_mask, depth, 1).astype(np.float64)
     steps = []
     for first, second in (

@@ -1,9 +1,9 @@
-"""Depth metrics of one image, in float64 (edges: `boundary`; spread of samples: `uncertainty`).
+"""Depth metrics of one image, in float64 (see `boundary` for edges, `uncertainty` for spread).
 
-The conventions are the field's (Eigen et al. 2014; the KITTI depth devkit; Marigold's and BTS's
-public evaluation code): every metric is a mean over the valid pixels of one image, and a data set's
-number is the mean over its images. Pooling all pixels of a data set into one mean is a different
-number and is not offered.
+The usual conventions apply (Eigen et al. 2014; the KITTI depth devkit; the public evaluation code
+of Marigold and BTS): every metric is a mean over an image's valid pixels, and a data set's result
+is the mean over its images. Pooling all pixels of a data set gives different numbers and is not
+supported.
 """
 
 import numpy as np
@@ -28,8 +28,8 @@ METRICS = (
     "sq_error_rel",
 )
 
-# The sets of metrics that protocols name: everything; what the KITTI depth devkit prints; what the
-# evaluation of transparent and mirroring objects prints (Depth4ToM).
+# The sets of metrics that protocols use: all; those printed by the KITTI depth devkit; those
+# printed by the evaluation of transparent and mirror objects (Depth4ToM).
 SETS = {
     "all": METRICS,
     "kitti_benchmark": ("silog", "sq_error_rel", "abs_error_rel", "irmse"),
@@ -46,22 +46,24 @@ _THRESHOLDS = {
 
 LARGER_IS_BETTER = frozenset(_THRESHOLDS)  # of all others, errors, smaller is
 
-# Where a protocol has no cap, predictions still end here: at the largest depth (to the metre) that
-# DiffusionDepth's decoder, 1 / max(s, 1e-6) - 1, can state. +inf makes metrics bad, not infinite.
+# Without a cap, predictions are still clipped here: at the largest depth (in whole metres) that
+# DiffusionDepth's decoder, 1 / max(s, 1e-6) - 1, can produce. So +inf makes metrics bad, not
+# infinite.
 FARTHEST = 1e6
 
 
 def valid_pixels(
     target: Float[np.ndarray, "*shape"], min_depth: float | int, max_depth: float | int
 ) -> Bool[np.ndarray, "*shape"]:
-    """Where the ground truth counts: min_depth < target < max_depth, both strict (NaN never)."""
+    """Where ground truth is valid: min_depth < target < max_depth, both strict (NaN is never
+    valid)."""
     return (target > min_depth) & (target < max_depth)
 
 
 def clip(
     prediction: Float[np.ndarray, "*shape"], min_depth: float | int, max_depth: float | int
 ) -> Float[np.ndarray, "*shape"]:
-    """Prediction in float64, within [min_depth, max_depth], or up to `FARTHEST` without a cap.
+    """The prediction in float64, clipped to [min_depth, max_depth], or to `FARTHEST` without a cap.
 
     NaN and -inf become the lower bound, +inf the upper one.
     """
@@ -86,8 +88,8 @@ def compute(
       rmse_log      sqrt(mean e^2)
       log10         mean |log10 prediction - log10 target|
       silog         100 sqrt(mean e^2 - (mean e)^2)
-      delta1..3     share of pixels with max(prediction / target, target / prediction) < 1.25^n
-      delta_1.05..  the same for the ratio in the name
+      delta1..3     fraction of pixels with max(prediction / target, target / prediction) < 1.25^n
+      delta_1.05..  the same, for the ratio in the name
       irmse, imae   of inverse depth, 1/km
       sq_error_rel  100 mean d^2 / target^2, the devkit's sqErrorRel in percent
       abs_error_rel 100 abs_rel, the devkit's absErrorRel in percent
@@ -96,22 +98,22 @@ def compute(
     Args:
       prediction: metres, positive and finite where valid (see `clip`).
       target: metres, positive and finite where valid.
-      valid_mask: the pixels that count.
+      valid_mask: the pixels to score.
       names: which metrics, in which order.
 
     Raises:
-      ValueError: if no pixel is valid, or a valid one is not a positive finite depth.
+      ValueError: if no pixel is valid, or depth is not positive and finite at a valid pixel.
     """
     prediction = prediction[valid_mask].astype(np.float64)
     target = target[valid_mask].astype(np.float64)
     if prediction.size == 0:
-        raise ValueError("no pixel is valid: such an image has no metrics and must be skipped")
+        raise ValueError("no pixel is valid: skip this image, as it has no metrics")
     for name, depth in (("prediction", prediction), ("target", target)):
         wrong = ~((depth > 0) & np.isfinite(depth))
         if wrong.any():
             raise ValueError(
-                f"the {name} holds {depth[wrong][0]} at a valid pixel ({wrong.sum()} such pixels); "
-                "metrics need positive finite depths: clip it first"
+                f"the {name} is {depth[wrong][0]} at a valid pixel ({wrong.sum()} such pixels); "
+                "metrics need positive, finite depth: clip it first"
             )
 
     difference = prediction - target

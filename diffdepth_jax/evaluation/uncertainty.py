@@ -1,13 +1,12 @@
 """Whether the spread of several samples shows where a prediction is wrong.
 
-Only the order of a spread counts: the pixels where it is large should be those with large errors.
-The rank correlation measures how far that holds. Sparsification (Ilg et al. 2018,
-arXiv:1802.07095; for monocular depth Poggi et al. 2020, arXiv:2005.06209) removes more and more
-pixels, the most uncertain first, and plots the mean error of the rest; the oracle removes the
-largest errors first, and the area between the two curves (AUSE) is 0 for a spread that orders
-pixels as their errors do.
+Only the order of the spread matters: pixels with a large spread should be those with large errors.
+The rank correlation measures this. Sparsification (Ilg et al. 2018, arXiv:1802.07095; for monocular
+depth, Poggi et al. 2020, arXiv:2005.06209) removes pixels, most uncertain first, and plots the mean
+error of the rest; the oracle removes the largest errors first, and the area between the two curves
+(AUSE) is 0 if the spread orders pixels like their errors.
 
-Depth itself is a control for every spread: far pixels have large errors in metres, so "far is
+Depth itself is a control for any spread: far pixels have large errors in metres, so "far is
 uncertain" is a useful guess without any samples.
 """
 
@@ -26,7 +25,7 @@ METRICS = (
     "ause_rel_depth",
     "rank_correlation_relative",
 )
-# Shares of removed pixels at which curves are kept.
+# Fractions of removed pixels at which curves are stored.
 REMOVED = tuple(np.linspace(0, 0.95, 20).round(2).tolist())
 CURVES = ("spread", "oracle", "depth")
 
@@ -35,9 +34,9 @@ class Uncertainty(NamedTuple):
     """Of one image.
 
     Attributes:
-      metrics: by the names of `METRICS`, as far as they are defined.
-      curves: by the names of `CURVES`: the mean error of the pixels that remain at `REMOVED`, as a
-        share of the mean error of all; empty where there is no error.
+      metrics: values by the names in `METRICS`, as far as they are defined.
+      curves: by the names in `CURVES`, the mean error of the remaining pixels at `REMOVED`,
+          relative to the mean error of all; empty if there is no error.
     """
 
     metrics: dict[str, float]
@@ -50,32 +49,33 @@ def compute(
     target: Float[np.ndarray, "h w"],
     valid_mask: Bool[np.ndarray, "h w"],
 ) -> Uncertainty:
-    """How well a spread predicts the absolute errors of one image's valid pixels.
+    """How well the spread predicts the absolute errors of an image's valid pixels.
 
-      spread                  its mean, in its own unit
-      rank_correlation        Spearman's, of spread and absolute error
-      ause                    area between the curve by spread and the oracle's, metres
-      ause_rel                the same as a share of the image's mean error
-      ause_rel_random         that of a random order: the bar to stay below
+      spread                  mean spread, in its own unit
+      rank_correlation        Spearman's, between spread and absolute error
+      ause                    area between the curves by spread and by oracle, metres
+      ause_rel                the same, relative to the image's mean error
+      ause_rel_random         that of a random order, as an upper reference
       rank_correlation_depth,
-      ause_rel_depth          of the predicted depth in place of the spread: the control
+      ause_rel_depth          for predicted depth instead of the spread, as a control
       rank_correlation_relative
                               of spread / prediction and absolute error / target, where depth is no
                               longer a hint
 
     Args:
-      spread: of the samples, 0 or more, larger where the model is less sure.
+      spread: spread of the samples, 0 or more, larger where the model is less certain.
       prediction, target: metres, positive where valid.
-      valid_mask: the pixels that count.
+      valid_mask: the pixels to score.
 
     Returns:
-      Without correlations of a constant, and without shares of an error of 0.
+      The metrics, without correlations if a value is constant, and without ratios if the error is
+      0.
 
     Raises:
-      ValueError: if no pixel is valid, or a spread is negative or not finite at a valid one.
+      ValueError: if no pixel is valid, or the spread is negative or non-finite at a valid pixel.
     """
     if not valid_mask.any():
-        raise ValueError("no pixel is valid: uncertainty cannot be measured on this image")
+        raise ValueError("no pixel is valid, so uncertainty cannot be measured on this image")
     spread, prediction, target = (
         array[valid_mask].astype(np.float64) for array in (spread, prediction, target)
     )
@@ -108,10 +108,10 @@ def compute(
 def rank_correlation(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]
 ) -> float | None:
-    """Spearman's: the correlation of the ranks, equal values sharing their mean rank.
+    """Spearman's rank correlation; equal values share their mean rank.
 
     Returns:
-      From -1 to 1; None where all values of one of the two are equal.
+      From -1 to 1; None if all values of one of the two are equal.
     """
     ranks = [_ranks(values) for values in (first, second)]
     centred = [rank - rank.mean() for rank in ranks]
@@ -126,12 +126,11 @@ def sparsification(
 ) -> Float[np.ndarray, " n"]:
     """The mean error of the k most certain pixels, for k = 1 to n.
 
-    Pixels that are equally uncertain may be left out in any order; the curve is the mean over these
-    orders. AUSE is the mean of the differences of two such curves; the oracle's is that of the
-    error itself.
+    Equally uncertain pixels may be removed in any order; the curve is the mean over these orders.
+    AUSE is the mean difference between two such curves; the oracle's uses the error itself.
 
     Args:
-      uncertainty: only its order counts.
+      uncertainty: only its order matters.
       error: 0 or more.
     """
     _, places, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)

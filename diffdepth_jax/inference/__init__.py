@@ -1,4 +1,5 @@
-"""From a checkpoint to a `DepthModel`, and from images to depth; arrays only, no data pipeline."""
+"""Loads checkpoints as a `DepthModel` and predicts depth for images; arrays only, no data
+pipeline."""
 
 from diffdepth_jax.inference.export import export
 from diffdepth_jax.inference.load import load, save_recalibrated

@@ -1,4 +1,4 @@
-"""A model as a file under its publication's names, or as transformers stores it."""
+"""Exports a model with its published PyTorch names, or in transformers' layout."""
 
 import json
 import os
@@ -27,21 +27,21 @@ _SUFFIX = ".safetensors"
 def check_target(
     path: str | os.PathLike, checkpoint: str | os.PathLike, layout: Layout = "authors"
 ) -> None:
-    """Refuses a path that `export` should not write a checkpoint's weights to.
+    """Rejects paths that `export` should not write a checkpoint's weights to.
 
     Raises:
-        ConfigError: for a layout that is none; for another ending than `.safetensors`, or for the
-            checkpoint itself; in transformers' layout for what is not a new or empty directory.
-        FileError: for a path that the system refuses.
+        ConfigError: if the layout is unknown; if the path does not end in `.safetensors` or is the
+            checkpoint itself; for transformers' layout, if it is not a new or empty directory.
+        FileError: if the system rejects the path.
     """
     path, checkpoint = Path(path).expanduser(), Path(checkpoint).expanduser()
     _check_layout(path, layout)
     if layout == "authors" and path.suffix != _SUFFIX:
-        raise ConfigError(f"{path} must end in {_SUFFIX}: that is the format that is written")
+        raise ConfigError(f"{path} must end in {_SUFFIX}, the format that is written")
     with naming_file(path, "written"):
         same = path.exists() and checkpoint.exists() and path.samefile(checkpoint)
     if same:
-        raise ConfigError(f"{path} is the checkpoint itself: choose another file for the result")
+        raise ConfigError(f"{path} is the checkpoint itself: choose another output file")
 
 
 def _check_layout(path: Path, layout: Layout) -> None:
@@ -52,32 +52,31 @@ def _check_layout(path: Path, layout: Layout) -> None:
         is_taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if layout == "transformers" and is_taken:
         raise ConfigError(
-            f"{path} is there already: transformers' layout goes to a new or empty directory"
+            f"{path} already exists: transformers' layout needs a new or empty directory"
         )
 
 
 def export(model: DepthModel, path: str | os.PathLike, layout: Layout = "authors") -> list[str]:
     """Writes a model in PyTorch's layout; `load` reads it back.
 
-    "authors" is a safetensors file under the publication's names. Recalibrated statistics go into
-    its metadata, which PyTorch does not look at: the entry `recalibrated` is JSON, {number of
-    steps: {name: values}}. "transformers" is a directory with `config.json`, `model.safetensors`
-    and `preprocessor_config.json`, which `from_pretrained` takes.
+    "authors" is a safetensors file with the published names. Recalibrated statistics are stored in
+    its metadata, which PyTorch ignores: the entry `recalibrated` is JSON, {number of steps: {name:
+    values}}. "transformers" is a directory with `config.json`, `model.safetensors` and
+    `preprocessor_config.json`, for `from_pretrained`.
 
     Args:
-        model: of a network that is published.
-        path: a file that ends in `.safetensors`, or a new or empty directory.
+        model: a model of a published network.
+        path: a file ending in `.safetensors`, or a new or empty directory.
         layout: see above.
 
     Returns:
-        The fields of the config that the file does not tell, as lines `path: value -> what load
-        takes it for`.
+        Config fields that the file does not store, as lines `path: value -> value assumed by load`.
 
     Raises:
-        ConfigError: for a path or layout that `check_target` refuses, a network that is not
-            published, or one that transformers does not have.
+        ConfigError: for a path or layout that `check_target` rejects, an unpublished network, or a
+            network that transformers does not support.
         FileError: if it cannot be written.
-        WeightsError: for a model that the layout has no names for.
+        WeightsError: if the layout has no names for the model's weights.
     """
     path = Path(path).expanduser()
     _check_layout(path, layout)
@@ -85,7 +84,7 @@ def export(model: DepthModel, path: str | os.PathLike, layout: Layout = "authors
     if layout == "transformers":
         if file.TRANSFORMERS is None:
             raise ConfigError(
-                f"transformers has no network {model.config.name!r}: export it under its authors' "
+                f"transformers has no network {model.config.name!r}: export it with its authors' "
                 "names (layout='authors')"
             )
         _write_transformers(model, path, file.TRANSFORMERS)
@@ -99,8 +98,8 @@ def export(model: DepthModel, path: str | os.PathLike, layout: Layout = "authors
 def _write_authors(model: DepthModel, path: Path) -> None:
     if not isinstance(model.config, Published):
         raise ConfigError(
-            f"the network {model.config.name!r} is not a published one: there are no names to "
-            "export its weights under. Keep its run directory, which diffdepth_jax.load reads"
+            f"the network {model.config.name!r} is not published, so there are no names to export "
+            "its weights with. Use its run directory, which diffdepth_jax.load reads"
         )
     file = network.of(model.config)
     table = file.rules(model.config)
@@ -124,14 +123,14 @@ def _write_transformers(model: DepthModel, path: Path, layout: TransformersLayou
             hugging_face.PREPROCESSOR: layout.preprocessor(model.config),
         }
         table = layout.rules(model.config)
-    except ValueError as error:  # transformers' network has no such option
+    except ValueError as error:  # transformers' network lacks an option
         raise ConfigError(
-            f"transformers cannot have this {model.config.name!r}: {error}"
+            f"transformers does not support this {model.config.name!r}: {error}"
         ) from error
     state_dict = _named(model.variables, table)
 
     def write(directory: Path) -> None:
-        # The entry that transformers looks for.
+        # Required by transformers.
         metadata = {"format": "pt"}
         files.write_safetensors(directory / hugging_face.WEIGHTS, state_dict, metadata)
         for name, content in texts.items():

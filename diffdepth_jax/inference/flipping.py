@@ -1,12 +1,12 @@
-"""The average of a prediction and the prediction for the mirrored image."""
+"""Averages a prediction with that of the mirrored image."""
 
 import numpy as np
 
 from diffdepth_jax.models.networks.network import Output
 from diffdepth_jax.typing import FlipAverage
 
-_SMALLEST = 1e-6  # of depth and of inverse depth before they are inverted, as in md4all
-_BORDER, _RAMP = 0.05, 0.05  # shares of the width
+_SMALLEST = 1e-6  # minimum depth and inverse depth before inversion, as in md4all
+_BORDER, _RAMP = 0.05, 0.05  # fractions of the width
 
 
 def average(
@@ -19,14 +19,14 @@ def average(
     """Averages two maps.
 
     Args:
-      prediction: of the image, float [h, w].
-      mirrored: of the mirrored image, mirrored back.
-      output: what the two maps hold.
+      prediction: prediction for the image, float [h, w].
+      mirrored: prediction for the mirrored image, mirrored back.
+      output: what the two maps contain.
       how: `depth` is the plain mean of the maps. `inverse_depth` is the post-processing of
-        Monodepth2 (Godard et al. 2017) and the `_pp` of md4all's tables, in inverse depth: within a
-        twentieth of the width from the left border the second map alone counts, from the right
-        border the first, as networks trained on stereo pairs learn nothing there; over the next
-        twentieth the weights change linearly, and in the middle it is their mean.
+          Monodepth2 (Godard et al. 2017), `_pp` in md4all's tables, on inverse depth: within 1/20
+          of the width from the left border only the second map is used, at the right border only
+          the first, because networks trained on stereo pairs learn nothing there; over the next
+          1/20 the weights change linearly, and in between it is the mean.
 
     Returns:
       float32 [h, w], of the same kind as the two.
@@ -48,5 +48,5 @@ def _with_ramps(disparity: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
 
 
 def _inverse(array: np.ndarray) -> np.ndarray:
-    """Depth to inverse depth or back, float64; values below 1e-6 count as 1e-6."""
+    """Converts depth to inverse depth or back, float64; values below 1e-6 count as 1e-6."""
     return 1 / np.maximum(array.astype(np.float64), _SMALLEST)

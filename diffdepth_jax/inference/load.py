@@ -1,7 +1,7 @@
-"""Any checkpoint to a `DepthModel`.
+"""Loads any checkpoint as a `DepthModel`.
 
-The architecture comes from the checkpoint itself. Only arrays are read: no optimiser state, no data
-pipeline, no PyTorch.
+The architecture is inferred from the checkpoint. Only the model's arrays are read; neither
+optimiser state nor data pipeline nor PyTorch is needed.
 """
 
 import ctypes
@@ -42,27 +42,28 @@ def load(
     dtype: Any = jnp.float32,
     **fields: Any,
 ) -> DepthModel:
-    """Rebuilds a model with its weights from what a checkpoint says.
+    """Rebuilds a model and its weights from a checkpoint.
 
     Args:
-        source: a run directory or checkpoint directory of ours; an official `.pt`, `.pth` or
-          `.ckpt` file (read without PyTorch, nothing in it is executed); a `.safetensors` file; a
-          directory as Hugging Face's transformers writes it, or monodepth2's release; or a state
-          dict, names to arrays in PyTorch's layout. Names are the publication's or transformers'.
-        network: the registered name of the network that the weights belong to. Needed only where
-          several have the same names and shapes and the file name does not decide either.
-        step: which of a run's checkpoints; None for the latest; "best" for the one that the run's
-          evaluations found best.
-        dtype: of the convolutions and matrix products, `jnp.bfloat16` for speed on accelerators;
-            parameters, the norms' statistics, latents and depth stay float32.
-        **fields: of the network's config, which override the checkpoint and the file name; such as
-            `max_depth=80.0`, which weights do not contain.
+        source: one of our run or checkpoint directories; an official `.pt`, `.pth` or `.ckpt` file
+            (read without PyTorch and without executing anything in it); a `.safetensors` file; a
+            directory written by Hugging Face's transformers, or from monodepth2's release; or a
+            state dict from names to arrays in PyTorch's layout. Names are the published ones or
+            transformers'.
+        network: registered name of the network that the weights belong to. Only needed if several
+            networks match and the file name does not decide between them.
+        step: which of a run's checkpoints; None for the latest, "best" for the best one in the
+            run's evaluations.
+        dtype: type used by convolutions and matrix products, for example `jnp.bfloat16` for speed
+            on accelerators; parameters, normalisation statistics, latents and depth stay float32.
+        **fields: fields of the network's config, which override the checkpoint and the file name;
+            for example `max_depth=80.0`, which weights do not contain.
 
     Raises:
         FileError: if the file or directory does not exist (`MissingFileError`) or cannot be read.
-        WeightsError: if the weights belong to no known network or to several, or do not fit it;
-            says which and why, and names the nearest known architecture.
-        ConfigError: for a network that does not exist, or fields that its config does not have.
+        WeightsError: if the weights match no known network, or several, or do not fit; says why,
+            and names the nearest known architecture.
+        ConfigError: for an unknown network, or fields that its config does not have.
     """
     model = _load(source, network, step, fields, dtype)
     return_freed_memory()
@@ -78,15 +79,17 @@ def _load(
 ) -> DepthModel:
     if isinstance(source, Mapping):
         if odd := [key for key in source if not isinstance(key, str)]:
-            raise WeightsError(f"the given state dict has the key {odd[0]!r}, which is not text")
+            raise WeightsError(
+                f"the given state dict has the key {odd[0]!r}, which is not a string"
+            )
         given = _Source("the given state dict", source)
         return _from_state_dict(given, network, fields, dtype)
     path = Path(source).expanduser()
     with naming_file(path, "read"):
         if not path.exists():
             raise MissingFileError(
-                f"{path} does not exist; give a run directory, one of transformers, a .pt or a "
-                ".safetensors file"
+                f"{path} does not exist; pass a run directory, a transformers directory, a .pt or "
+                "a .safetensors file"
             )
         is_directory = path.is_dir()
     file = path
@@ -97,7 +100,9 @@ def _load(
     if is_directory and (orbax.is_run(path) or not (file := hugging_face.weights_in(path))):
         return _from_run(path, step, network, fields, dtype)
     if step is not None:
-        raise ConfigError(f"step={step} was asked of {file}, which has no steps")
+        raise ConfigError(
+            f"step is {step!r}, but {file} is not a run and has no steps: leave step out"
+        )
     contents = hugging_face.read(file)
     stems = (path.name,) if is_directory else (path.stem, _without_suffixes(path.stem))
     given = _Source(str(path), contents.state_dict, contents.metadata, stems, file)
@@ -105,7 +110,7 @@ def _load(
 
 
 def _read_parts(directory: Path) -> WeightsFile:
-    """The two files of a network that monodepth2 keeps apart; the first tells its images' size."""
+    """The two files that monodepth2 splits a network into; the first contains the image size."""
     encoder, decoder = (files.read(directory / part) for part in _PARTS)
     return WeightsFile(encoder.state_dict | decoder.state_dict, {"args": encoder.metadata})
 
@@ -115,11 +120,11 @@ class _Source:
     """A state dict and what is known about it.
 
     Attributes:
-        name: its name in errors.
+        name: what errors call it.
         state_dict: names to arrays in PyTorch's layout.
-        metadata: of its file.
-        stems: names under which it may have been published.
-        file: where it was read.
+        metadata: metadata of its file.
+        stems: file names under which it may have been published.
+        file: the file it was read from.
     """
 
     name: str
@@ -139,7 +144,7 @@ class _Source:
 
 
 def _without_suffixes(stem: str) -> str:
-    """A file's name without the hash of torch.hub or the number of a browser."""
+    """A file's name without torch.hub's hash or a browser's number."""
     return re.sub(r"(-[0-9a-f]{8}| ?\(\d+\))+$", "", stem)
 
 
@@ -157,12 +162,12 @@ def _from_run(
             "network", contents.config["model"], resolve=registry.module, path="config.model"
         )
     except ConfigError as error:
-        raise WeightsError(f"{directory} has a config that cannot be read: {error}") from error
+        raise WeightsError(f"the config in {directory} cannot be read: {error}") from error
     if network not in (None, config.name):
         raise ConfigError(f"{path} is a run of the network {config.name!r}, not of {network!r}")
     config = _with_fields(config, fields)
     model = registry.module("network", config.name).build(config, dtype)
-    # If an average of the parameters was kept, that is evaluated.
+    # If an average of the parameters was kept, use it.
     params = contents.ema_params or contents.params
     variables = {"params": params, "batch_stats": contents.batch_stats}
     expected = expected_variables(model)
@@ -181,7 +186,7 @@ def _from_run(
                 rules.check(
                     changed,
                     expected,
-                    "statistics that do not fit, so compute them again with tools/recalibrate.py",
+                    "statistics that do not fit: recompute them with tools/recalibrate.py",
                 )
         except WeightsError as error:
             raise WeightsError(f"{file} has {error}") from error
@@ -191,14 +196,13 @@ def _from_run(
 
 @dataclasses.dataclass(frozen=True)
 class _Recognised:
-    """A network that weights may belong to.
+    """A network that the weights may belong to.
 
     Attributes:
-        file: of the network.
-        config: as names and shapes determine it.
-        layout: whose names the weights have: transformers', or the publication's own (None).
-        named: fields that the name of the file stands for, if it is a published one, or that its
-            `config.json` gives.
+        file: the network's file.
+        config: the config inferred from names and shapes.
+        layout: the layout of the names: transformers', or None for the published one.
+        named: config fields determined by the name of a published file or by `config.json`.
     """
 
     file: Network
@@ -230,14 +234,14 @@ def _from_state_dict(
         except WeightsError as error:
             variant = _variant(found)
             named = f"the network {found.config.name!r}" + (f" ({variant})" if variant else "")
-            # One odd entry may have been mistaken for the common width.
+            # A single wrong entry may have been mistaken for the common width.
             near = ""
             if not variant:
                 tried = rules.shapes(expected, found.rules)
                 near = _near(source, [found.config.name], agreement=0.5, besides=tried)
-            raise WeightsError(f"taken for {named}: {error}{near}") from error
+            raise WeightsError(f"identified as {named}: {error}{near}") from error
         statistics = recalibration.from_text(source.metadata.get("recalibrated", "{}"))
-        part = (*found.rules, rules.Fresh(".*", "statistics of the decoder only"))
+        part = (*found.rules, rules.Fresh(".*", "only the decoder's statistics"))
         recalibrated = {
             steps: recalibration.pruned(rules.convert(arrays, part, expected)["batch_stats"])
             for steps, arrays in statistics.items()
@@ -250,7 +254,7 @@ def _from_state_dict(
 
 def _unwrapped(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entries without the prefix that a wrapper, such as Lightning or `torch.compile`, adds to
-    all names; unchanged if that does not give a known network."""
+    all names; unchanged if no known network results."""
     names = {name: name for name in state_dict}
     while names and not registry.matching("network", names.values()):
         (first, *others) = {name.partition(".")[0] for name in names.values()}
@@ -261,10 +265,10 @@ def _unwrapped(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _recognised(source: _Source, network: str | None) -> _Recognised:
-    """The one network that weights belong to.
+    """The network that the weights belong to.
 
     Raises:
-        WeightsError: if they belong to none, or to several and nothing decides which.
+        WeightsError: if there is none, or several and nothing decides between them.
     """
     candidates = (network,) if network else registry.matching("network", source.shapes)
     found, reasons = {}, []
@@ -273,7 +277,7 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
         try:
             if recognised := _inferred(file, source):
                 found[candidate] = recognised
-        except ValueError as error:  # These shapes or numbers give no valid config.
+        except ValueError as error:  # these shapes or numbers give no valid config
             reasons.append(str(error))
     if len(found) > 1:
         named = {name: each for name, each in found.items() if each.named is not None}
@@ -286,8 +290,8 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
     if found:
         choices = " or ".join(f"network={name!r}" for name in found)
         raise WeightsError(
-            f"the weights ({sample}) fit several networks, and the name of the file does not say "
-            f"which: load(..., {choices})"
+            f"the weights ({sample}) fit several networks, and the file name does not decide "
+            f"between them: use load(..., {choices})"
         )
     near = _near(source, candidates or registry.names("network"))
     if reasons:
@@ -301,14 +305,15 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
     alone = f", which an encoder ({encoders}; config.init.encoder takes it) alone is not"
     alone = alone if encoders else ""
     raise WeightsError(
-        f"these {len(source.shapes)} weights ({sample}) belong to no network known here. Known "
+        f"these {len(source.shapes)} weights ({sample}) do not match any known network. Known "
         f"networks: {', '.join(registry.SIGNATURES['network'])}. Give the whole network's state "
         f"dict{alone}.{near}"
     )
 
 
 def _inferred(file: Network, source: _Source) -> _Recognised | None:
-    """How a network's file reads names and shapes; None if they are not of that network."""
+    """What a network's file infers from names and shapes; None if they belong to another
+    network."""
     if (config := file.infer(source.shapes)) is not None:
         layout = None
     else:
@@ -332,7 +337,7 @@ def _inferred(file: Network, source: _Source) -> _Recognised | None:
 def _with_arguments(
     found: _Recognised, arguments: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> NetworkConfig:
-    """The config from the weights, then the file's name, its own entries and the caller."""
+    """The config from the weights, updated by the file's name, its entries and the caller."""
     config = _with_fields(found.config, found.named or {})
     try:
         config = found.file.with_arguments(config, arguments)
@@ -342,7 +347,7 @@ def _with_arguments(
 
 
 def _variant(found: _Recognised) -> str | None:
-    """Which of a network's variants the weights are."""
+    """The network variant that the weights belong to."""
     variants = found.file.VARIANTS
     same = (name for name in variants if nearest.have_same_weights(found.config, variants[name]))
     return next(same, None)
@@ -368,21 +373,21 @@ def _check_untold(found: _Recognised, told: Collection[str]) -> None:
         )
         published = f". Published files have {'; '.join(published)}" if published else ""
         raise WeightsError(
-            f"neither the weights of the network {found.config.name!r} nor the name of the file "
-            f"tells its {' and '.join(untold)}: load(..., {', '.join(choices)}){published}"
+            f"neither the weights of the network {found.config.name!r} nor the file name determine "
+            f"its {' and '.join(untold)}: use load(..., {', '.join(choices)}){published}"
         )
 
 
 def _arguments(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The training script's arguments, if a checkpoint has them as a mapping."""
+    """The training script's arguments, if a checkpoint stores them as a mapping."""
     arguments = metadata.get("args") or {}
-    # Metadata of a safetensors file are text; text other than JSON is ignored.
+    # Metadata in safetensors files are strings; those that are not JSON are ignored.
     if isinstance(arguments, str) and arguments.lstrip().startswith("{"):
         arguments = text.parse_json(arguments, "the entry args of its metadata")
     if not isinstance(arguments, Mapping):
         warnings.warn(
-            f"{name}: the checkpoint's args are a {type(arguments).__name__}, no mapping of names "
-            "to values: the numbers of steps and max_depth are the defaults",
+            f"{name}: the checkpoint's args are a {type(arguments).__name__}, not a mapping of "
+            "names to values, so the defaults for the numbers of steps and max_depth are used",
             stacklevel=5,
         )
         return {}
@@ -394,27 +399,27 @@ def _with_fields(config: NetworkConfig, fields: Mapping[str, Any]) -> NetworkCon
 
 
 def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
-    """Converts NumPy leaves to JAX's in place, one by one, so that few are in memory twice."""
+    """Converts NumPy leaves to JAX in place, one by one, so that few are in memory twice."""
     for name, value in variables.items():
         variables[name] = _on_device(value) if isinstance(value, dict) else jnp.asarray(value)
     return variables
 
 
 def return_freed_memory() -> None:
-    """Returns to the system what glibc keeps: of freed arrays about a quarter of the weights'
-    size, of compiling a few hundred megabytes."""
+    """Returns memory held by glibc to the system: about a quarter of the weights' size from freed
+    arrays, and a few hundred megabytes from compilation."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def save_recalibrated(model: DepthModel, directory: str | os.PathLike) -> None:
-    """Writes recalibrated statistics next to the weights of our own that they belong to.
+    """Writes recalibrated statistics next to the weights of a run.
 
     Args:
-        model: with `recalibrated`, as `DepthModel.recalibrate` returns it.
-        directory: `checkpoints/<step>` of the run that the model was loaded from, as
-            `weights.orbax.checkpoint_directory` finds it; `load` reads them there.
+        model: a model with `recalibrated`, as returned by `DepthModel.recalibrate`.
+        directory: `checkpoints/<step>` of the run that the model was loaded from, see
+            `weights.orbax.checkpoint_directory`; `load` reads them from there.
     """
     found = {
         steps: traverse_util.flatten_dict(part, sep="/")

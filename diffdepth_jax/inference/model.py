@@ -1,4 +1,4 @@
-"""A network with its weights, and images to depth."""
+"""A network with its weights, which predicts depth for images."""
 
 import dataclasses
 import functools
@@ -28,11 +28,11 @@ class DepthModel:
     """A network with its weights.
 
     Attributes:
-        model: the linen module; its methods run by `model.apply(variables, ..., method="...")`.
+        model: the linen module; run its methods with `model.apply(variables, ..., method="...")`.
         variables: `{"params": ..., "batch_stats": ...}`.
         config: the frozen config that the module was built from.
-        recalibrated: by number of denoising steps, the batch statistics that `recalibrate` found;
-            a part of the tree `variables["batch_stats"]` each.
+        recalibrated: batch statistics computed by `recalibrate`, by number of denoising steps; each
+          is a part of the tree `variables["batch_stats"]`.
     """
 
     model: nn.Module
@@ -44,17 +44,18 @@ class DepthModel:
 
     @property
     def input_spec(self) -> InputSpec:
-        """What the module's methods want images to be like (`predict` does it itself)."""
+        """The form of images that the module's methods expect (`predict` does the conversion
+        itself)."""
         return self.config.input_spec
 
     @property
     def output(self) -> Output:
-        """What predictions hold: metres, or inverse depth up to scale and shift."""
+        """What predictions contain: metres, or inverse depth up to scale and shift."""
         return self.config.output
 
     @property
     def denoises(self) -> bool:
-        """Whether predictions start from noise and go in steps."""
+        """Whether predictions start from noise and take denoising steps."""
         return isinstance(self.model, Denoises)
 
     def predict(
@@ -69,40 +70,40 @@ class DepthModel:
         batch_size: int = 1,
         num_samples: int | None = None,
     ) -> Maps | Sampled:
-        """Depth of one image or of several, each at its own size.
+        """Predicts depth for one or several images, each at its own size.
 
         Args:
-            image_or_images: uint8 RGB arrays `[h, w, 3]`, Pillow images or paths, of any size; one,
-              a list of them, or one array `[b, h, w, 3]`. They are resized as the network's
-              `input_spec` says, and its result is resized back.
-            noise: the initial latent x_T of each image, `model.latent_shape` of it (for several
-              images a list or a stacked array); drawn from `seed` when None. A network that does
-              no denoising takes neither noise nor a number of steps.
-            seed: every image draws the same noise from this seed, so that its depth does not depend
-              on what else is in the list; 0 to 2**63 - 1.
-            num_inference_steps: denoising steps; the checkpoint's own number when None. The decoder
-              uses the batch statistics of that number; without any a warning is given.
+            image_or_images: uint8 RGB arrays `[h, w, 3]`, Pillow images or paths, of any size: a
+              single one, a list, or one array `[b, h, w, 3]`. They are resized according to the
+              network's `input_spec`, and its result is resized back.
+            noise: the initial latent x_T of each image, with shape `model.latent_shape` (for
+              several images, a list or a stacked array); drawn from `seed` if None. Networks that
+              do not denoise accept neither noise nor a number of steps.
+            seed: 0 to 2**63 - 1. Every image uses the same noise from this seed, so that its depth
+              does not depend on the other images.
+            num_inference_steps: denoising steps; None for the checkpoint's own number. The decoder
+              uses the batch statistics for that number; a warning is given if there are none.
             flip_tta: average the prediction, clipped as below, with that of the mirrored image,
-              from the same noise; as the network's `input_spec` says when None.
-            flip_average: how, see `flipping.average`.
-            batch_size: at most this many images of equal size are predicted in one call; a network
-              that judges a batch as a whole is given single images all the same. Samples count as
-              images, which are encoded once for all samples.
-            num_samples: draw so many samples of each image, 2 or more, from the seeds
-              `sampling.sample_seeds(seed, num_samples)`, for their mean and spread. Each is clipped
-              and averaged with that of the mirrored image as a single prediction is.
+              from the same noise; None for the default in the network's `input_spec`.
+            flip_average: how to average, see `flipping.average`.
+            batch_size: maximum number of images of equal size per call; networks whose results
+              depend on the whole batch get single images regardless. Samples count as images, but
+              an image is only encoded once for all samples.
+            num_samples: draw this many samples per image, at least 2, with the seeds
+              `sampling.sample_seeds(seed, num_samples)`, and return their mean and spread. Each is
+              clipped and averaged with the mirrored image's like a single prediction.
 
         Returns:
-            float32 `[h, w]` for one image; a list of them for a list; `[b, h, w]` for one array. In
-            metres, clipped to [0, `config.max_depth`] where the checkpoint states one, or relative
-            disparity, as `output` says. With `num_samples` a tuple of two of that kind, the mean of
-            the samples and their standard deviation.
+            float32 `[h, w]` for one image; a list of these for a list; `[b, h, w]` for one array.
+            Depending on `output`, metres, clipped to [0, `config.max_depth`] if the checkpoint has
+            one, or relative disparity. With `num_samples`, a tuple of two such results: the
+            samples' mean and their standard deviation.
 
         Raises:
-            ConfigError: for an option that cannot be used, such as a negative seed, or samples of a
-              network that draws no noise.
-            DataError: for an image that is none, or too narrow for the network.
-            ValueError: for noise, or an array, of a wrong shape.
+            ConfigError: for an invalid option, such as a negative seed, or samples of a network
+              that uses no noise.
+            DataError: for an invalid image, or one that is too narrow for the network.
+            ValueError: for noise or an array of the wrong shape.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
@@ -113,7 +114,7 @@ class DepthModel:
         if num_samples is not None:
             self.check_num_samples(num_samples)
             if noise is not None:
-                raise ConfigError("noise is one sample's: leave it out with num_samples")
+                raise ConfigError("noise is for a single sample: leave it out with num_samples")
         if flip_tta is None:
             flip_tta = self.input_spec.flip_tta
         if isinstance(self.model, JudgesBatch):
@@ -149,16 +150,16 @@ class DepthModel:
         return Sampled(*(joined([each[part] for each in results]) for part in range(2)))
 
     def check_num_samples(self, num_samples: int) -> None:
-        """Refuses, by a ConfigError, samples of a network that draws no noise, or too few."""
+        """Raises ConfigError for samples of a network that uses no noise, or too few samples."""
         sampling.check_number(self.model, self.config.name, num_samples)
 
     def variables_at(self, num_inference_steps: int | None = None) -> Mapping[str, Any]:
-        """The variables for a number of denoising steps; the checkpoint's own when None.
+        """The variables for a number of denoising steps; None for the checkpoint's own.
 
-        Warns, once for a number, where the decoder's batch statistics belong to another one.
+        Warns, once per number, if the decoder's batch statistics are for another number.
 
         Raises:
-            ConfigError: for a number that the sampler cannot have.
+            ConfigError: for a number that the sampler does not support.
         """
         if not self.denoises:
             if num_inference_steps is not None:
@@ -173,15 +174,15 @@ class DepthModel:
             self._warned_of.add(steps)
             known = ", ".join(str(each) for each in sorted({own, *self.recalibrated}))
             warnings.warn(
-                f"the checkpoint has its decoder's batch statistics for {known} denoising steps, "
-                f"not for {steps}: depth may be far off. tools/recalibrate.py --steps={steps} "
-                "computes them from a few images, without training",
+                f"the checkpoint has decoder batch statistics for {known} denoising steps, not for "
+                f"{steps}, so depth may be far off. tools/recalibrate.py --steps={steps} computes "
+                "them from a few images, without training",
                 stacklevel=3,
             )
         return self.variables
 
     def is_recalibrated(self, num_inference_steps: int | None = None) -> bool:
-        """Whether predictions in so many steps use statistics that `recalibrate` found."""
+        """Whether predictions with this many steps use statistics from `recalibrate`."""
         return num_inference_steps in self.recalibrated or (
             num_inference_steps is None
             and self.denoises
@@ -198,14 +199,15 @@ class DepthModel:
 
     @functools.cached_property
     def _warned_of(self) -> set[int]:
-        # Python's own "once" is forgotten whenever JAX catches warnings, as it does in compiling.
+        # Python's own "once" filter is reset whenever JAX catches warnings, as it does when
+        # compiling.
         return set()
 
     @property
     def _no_denoising(self) -> str:
         return (
-            f"the network {self.config.name!r} does no denoising: leave noise and "
-            "num_inference_steps at None"
+            f"the network {self.config.name!r} does not denoise: set noise and num_inference_steps "
+            "to None"
         )
 
     def recalibrate(
@@ -216,11 +218,10 @@ class DepthModel:
         seed: int = 0,
         progress: bool = False,
     ) -> "DepthModel":
-        """The same model with the decoder's batch statistics for one more number of steps.
+        """The model with decoder batch statistics for one more number of steps.
 
         Args:
-            images: as for `predict`; some 30 of the kind, and of the size, that the model was
-              trained on.
+            images: as in `predict`; about 30, of the kind and size that the model was trained on.
             num_inference_steps, seed, progress: see `recalibration.decoder_statistics`.
         """
         fed = [preprocessing.to_input(read_image(image), self.input_spec) for image in images]
@@ -234,10 +235,10 @@ class DepthModel:
         seed: int = 0,
         progress: bool = False,
     ) -> "DepthModel":
-        """`recalibrate` with images as the network is fed them, such as those of a training batch.
+        """`recalibrate` with preprocessed images, such as those of a training batch.
 
         Args:
-            images: float32, resized and normalised as the network's `input_spec` says.
+            images: float32, resized and normalised according to the network's `input_spec`.
             num_inference_steps, seed, progress: see `recalibration.decoder_statistics`.
         """
         statistics = recalibration.decoder_statistics(
@@ -257,14 +258,14 @@ class DepthModel:
         """Depth decoded from the latent after every denoising step, not clipped.
 
         Args:
-            image: as for `predict`.
-            num_inference_steps, seed: as for `predict`.
+            image: as in `predict`.
+            num_inference_steps, seed: as in `predict`.
 
         Raises:
-            ConfigError: for a network that does no denoising.
+            ConfigError: if the network does not denoise.
         """
         if not self.denoises:
-            raise ConfigError(f"the network {self.config.name!r} does no denoising")
+            raise ConfigError(f"the network {self.config.name!r} does not denoise")
         check_seed(seed)
         variables = self.variables_at(num_inference_steps)
         image = read_image(image)
@@ -286,7 +287,7 @@ class DepthModel:
         noises: Sequence[Any],
         options: "_Options",
     ) -> list[np.ndarray]:
-        """Predictions of images of one size."""
+        """Predictions for images of one size."""
         size = images[0].shape[:2]
         fed = self._fed(images)
         maps = _apply(
@@ -323,7 +324,7 @@ class DepthModel:
         return [each.result() for each in moments]
 
     def _fed(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """What the network is fed of images of one size."""
+        """The network's input for images of one size."""
         height, width = images[0].shape[:2]
         preprocessing.check_size(height, width, self.input_spec)
         return np.stack([preprocessing.to_input(image, self.input_spec) for image in images])
@@ -331,7 +332,8 @@ class DepthModel:
     def _finished(
         self, maps: np.ndarray, size: tuple[int, int], options: "_Options"
     ) -> list[np.ndarray]:
-        """The network's results, at the images' size, clipped, averaged with the mirrored ones'."""
+        """The network's results at the images' size, clipped, and averaged with the mirrored
+        images'."""
         depths = [preprocessing.to_image_size(each, size, self.input_spec) for each in maps]
         limit = self.config.max_depth
         if limit is not None:
@@ -350,7 +352,7 @@ class DepthModel:
         size: tuple[int, int],
         options: "_Options",
     ) -> dict[str, Any]:
-        """What a network that starts from noise takes beside the images; others take nothing."""
+        """Additional inputs of a network that starts from noise; empty for others."""
         if not self.denoises:
             if options.has_noise:
                 raise ValueError(self._no_denoising)
@@ -362,13 +364,13 @@ class DepthModel:
         else:
             noise = random.normal(jax.random.key(options.seed), wanted)
             noise = jnp.broadcast_to(noise, (count, *wanted[1:]))
-        # One key for each image, of the noise in the steps, which the config's eta asks for.
+        # One key per image for the noise in the steps, if the config's eta requires it.
         return {"noise": noise, "key": jnp.broadcast_to(jax.random.key(options.seed), (count,))}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """The arguments of `predict` that are the same for all of its images."""
+    """The arguments of `predict` that are the same for all images."""
 
     has_noise: bool
     seed: int
@@ -379,7 +381,7 @@ class _Options:
 
 
 def check_seed(seed: int) -> None:
-    """Refuses, by a ConfigError, a seed that no noise is drawn from."""
+    """Raises ConfigError for an invalid seed."""
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed is {seed}; it must be 0 to 2**63 - 1")
 
@@ -393,10 +395,10 @@ def _apply(
     num_inference_steps: int | None,
     mirrored_too: bool,
 ) -> Float[Array, "b2 h w"]:
-    """Compiled once for equal modules, whatever their weights.
+    """Compiled once for equal modules, regardless of their weights.
 
-    With `mirrored_too`, the predictions of the mirrored images, mirrored back, come after the
-    others. They start from the same noise.
+    With `mirrored_too`, predictions for the mirrored images, mirrored back, follow the others. They
+    start from the same noise.
     """
     if sampling:
         sampling = {**sampling, "num_inference_steps": num_inference_steps}
@@ -406,7 +408,7 @@ def _apply(
 
     if not mirrored_too:
         return predict(image)
-    # One after the other, so that `batch_size` bounds the memory, and the bits are those of two
-    # calls: another batch size is summed in another order.
+    # One after the other, so that `batch_size` limits memory, and results are bit-identical to two
+    # calls: another batch size would sum in another order.
     depth, mirrored = jax.lax.map(predict, jnp.stack([image, image[:, :, ::-1]]))
     return jnp.concatenate([depth, mirrored[:, :, ::-1]])

@@ -1,6 +1,6 @@
-"""Which known architecture a file of weights comes closest to, for the error that it matches none.
+"""Finds the known architecture closest to unrecognised weights, for the error message.
 
-Only names and shapes are compared; those of the known come from tracing each variant.
+Only names and shapes are compared; those of known architectures come from tracing each variant.
 """
 
 import dataclasses
@@ -20,15 +20,15 @@ from diffdepth_jax.weights.text import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-_ENOUGH = 0.1  # share of known names from which an architecture counts as near
-_SHOWN = 6  # names of each kind
+_ENOUGH = 0.1  # minimum fraction of matching names for an architecture to count as near
+_SHOWN = 6  # names per kind
 
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
     network: str
     variant: str
-    layout: str  # "", or whose names they are
+    layout: str  # "", or which names they are
     config: NetworkConfig
     table: Rules
 
@@ -36,13 +36,14 @@ class _Candidate:
 def describe(
     shapes: Shapes, networks: Sequence[str], agreement: float = 0.0, besides: Shapes | None = None
 ) -> str:
-    """The nearest variant of these networks and where the weights differ from it; "" if none is.
+    """Describes the nearest variant of these networks and how the weights differ; "" if none is
+    near.
 
     Args:
-        shapes: of the weights, by name.
+        shapes: shapes of the weights by name.
         networks: registered names.
-        agreement: the least fraction of the names of both that must have one shape in both.
-        besides: names and shapes that the weights have been compared with already.
+        agreement: minimum fraction of all names that must have the same shape in both.
+        besides: names and shapes that the weights have already been compared with.
     """
     found: dict[str, Any] = {}
     for candidate in _candidates(networks):
@@ -82,11 +83,11 @@ def _candidates(networks: Sequence[str]) -> Iterator[_Candidate]:
                 table = file.TRANSFORMERS.rules(config)
             except ConfigError:  # transformers has no such variant
                 continue
-            yield _Candidate(name, variant, " under the names of transformers", config, table)
+            yield _Candidate(name, variant, " with transformers' names", config, table)
 
 
 def _told_apart(file: Network) -> dict[str, NetworkConfig]:
-    """A network's variants, of those that weights do not tell apart the first."""
+    """A network's variants; only the first of those that weights do not distinguish."""
     found: dict[str, NetworkConfig] = {}
     for variant in file.VARIANTS:
         config = file.VARIANTS[variant]
@@ -96,17 +97,17 @@ def _told_apart(file: Network) -> dict[str, NetworkConfig]:
 
 
 def have_same_weights(config: NetworkConfig, other: NetworkConfig) -> bool:
-    """Whether two configs of one network differ in nothing but what weights do not tell."""
+    """Whether two configs of a network only differ in fields that weights do not determine."""
     untold = (*network.of(config).UNTOLD, "max_depth")
     try:
         same = dataclasses.replace(other, **{name: getattr(config, name) for name in untold})
-    except ValueError:  # one field rules out the other
+    except ValueError:  # the fields are incompatible
         return False
     return same == config
 
 
 def _agreement(shapes: Shapes, wanted: Shapes) -> float:
-    """Of all names of both, the fraction that has the same shape in both."""
+    """The fraction of all names that have the same shape in both."""
     same = sum(shapes.get(name) == shape for name, shape in wanted.items())
     return same / len(shapes.keys() | wanted.keys())
 
@@ -121,13 +122,13 @@ def _difference(candidate: _Candidate, shapes: Shapes, wanted: Shapes) -> str:
     both = shapes.keys() & wanted.keys()
     other = [f"{n}: {shapes[n]}, not {wanted[n]}" for n in both if shapes[n] != wanted[n]]
     kinds = {
-        "of another shape": other,
+        "with another shape": other,
         "missing": sorted(wanted.keys() - both),
         "unknown": [name for name in shapes.keys() - both if not optional(name)],
     }
     lines = [
         f"The nearest known architecture is {candidate.variant!r} of the network "
-        f"{candidate.network!r}{candidate.layout}, where {len(both) - len(other)} of "
+        f"{candidate.network!r}{candidate.layout}, in which {len(both) - len(other)} of "
         f"{len(wanted)} names have the same shape:"
     ]
     for kind, names in kinds.items():

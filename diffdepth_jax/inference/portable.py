@@ -1,8 +1,8 @@
-"""A model as one file that runs without this package: StableHLO, or ONNX.
+"""Exports a model as one file that runs without this package: StableHLO or ONNX.
 
-The file holds weights and program. It takes uint8 RGB images as the network is fed them, and
-returns what `DepthModel.predict` returns for such images; the noise of a network that starts from
-noise is in the program too.
+The file contains weights and program. It takes uint8 RGB images at the network's input size and
+returns what `DepthModel.predict` returns for them; if the network starts from noise, the noise is
+part of the program.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ _Program = Callable[[Mapping[str, Any], UInt8[Array, "b h w 3"]], Float[Array, "
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Choices that are fixed when a model becomes a file.
+    """Options that are fixed at export.
 
     Attributes:
-        size: height and width in pixels of the images as the network is fed them: sides are
-            multiples of its `input_spec.multiple`. The caller resizes or pads images, and undoes
-            that on the result.
-        batch_size: images in a call; None for any number.
+        size: (height, width) of the network's input in pixels, multiples of its
+            `input_spec.multiple`. The caller resizes or pads images, and reverses this for the
+            result.
+        batch_size: images per call; None for any number.
         num_inference_steps: denoising steps; None for the checkpoint's own number.
-        seed: of the noise, which is the same for every image of a call.
+        seed: seed of the noise, which is the same for every image in a call.
     """
 
     size: tuple[int, int]
@@ -55,24 +55,25 @@ class Options:
 def stablehlo(
     model: DepthModel, options: Options, platforms: Sequence[str] = ("cpu", "cuda")
 ) -> jax_export.Exported:
-    """The model as StableHLO, lowered for each of the platforms, which need not be present.
+    """The model as StableHLO, lowered for each platform; the platforms need not be present.
 
     Args:
-        model: a network with its weights, which become constants of the program.
+        model: a network with its weights, which become constants in the program.
         options: see `Options`.
-        platforms: of `ops.platform.PLATFORMS`. Each gets the form that is fast on it.
+        platforms: names from `ops.platform.PLATFORMS`. Each uses the operations that are fast on
+            it.
 
     Returns:
-        A function uint8 [b, h, w, 3] -> float32 [b, h, w], in metres or relative disparity, to be
-        called by its method `call`.
+        A function uint8 [b, h, w, 3] -> float32 [b, h, w], in metres or relative disparity; run it
+        with its method `call`.
 
     Raises:
-        ConfigError: for options that the network cannot have, or an unknown platform.
+        ConfigError: for options that the network does not support, or an unknown platform.
     """
     unknown = set(platforms) - set(platform.PLATFORMS)
     if unknown or not platforms:
         raise ConfigError(
-            f"platforms are {', '.join(platforms) or 'none'}; they must be of "
+            f"platforms are {', '.join(platforms) or 'none'}; they must be among "
             f"{', '.join(platform.PLATFORMS)}"
         )
     program, variables = _program(model, options), model.variables_at(options.num_inference_steps)
@@ -80,24 +81,24 @@ def stablehlo(
 
     @jax.jit
     def predict(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w"]:
-        # The forms share the weights. Behind the barrier XLA does not compute in advance, slowly,
-        # what depends on weights alone.
+        # The platforms' forms share the weights. The barrier keeps XLA from slowly precomputing
+        # what only depends on weights.
         return jax.lax.platform_dependent(jax.lax.optimization_barrier(variables), image, **forms)
 
     return jax_export.export(predict, platforms=platforms)(_image(options))
 
 
 def serialized(exported: jax_export.Exported) -> bytes:
-    """What `jax.export.deserialize` reads.
+    """Serialises a program for `jax.export.deserialize`.
 
     Raises:
-        ConfigError: where the package `flatbuffers` is missing.
+        ConfigError: if the package `flatbuffers` is missing.
     """
     try:
         return bytes(exported.serialize())
     except ImportError as error:
         raise ConfigError(
-            "flatbuffers, which StableHLO is written with, is missing: pip install flatbuffers"
+            "writing StableHLO needs the package flatbuffers: pip install flatbuffers"
         ) from error
 
 
@@ -118,28 +119,28 @@ def _traced_for(name: str, program: _Program) -> _Program:
 
 
 def _program(model: DepthModel, options: Options) -> _Program:
-    """What `DepthModel.predict` computes, all of it in JAX.
+    """`DepthModel.predict` entirely in JAX.
 
     Raises:
-        ConfigError: for options that the network cannot have.
+        ConfigError: for options that the network does not support.
     """
     spec, network = model.input_spec, model.config.name
     height, width = options.size
     if any(side % spec.multiple for side in options.size):
         near = spec.nearest(height, width)
         raise ConfigError(
-            f"size is {height} x {width}; the network {network!r} takes sides that are multiples "
-            f"of {spec.multiple}: use for example {near[0]} x {near[1]}"
+            f"size is {height}x{width}, but the network {network!r} needs multiples of "
+            f"{spec.multiple}: use for example {near[0]}x{near[1]}"
         )
     if spec.size and not spec.keep_aspect and options.size != spec.size:
         raise ConfigError(
-            f"size is {height} x {width}; the network {network!r} takes {spec.size[0]} x "
-            f"{spec.size[1]} only"
+            f"size is {height}x{width}, but the network {network!r} only supports "
+            f"{spec.size[0]}x{spec.size[1]}"
         )
     if isinstance(model.model, JudgesBatch) and options.batch_size != 1:
         raise ConfigError(
-            f"batch_size is {options.batch_size or 'any'}; the network {network!r} judges a batch "
-            "as a whole: it must be 1"
+            f"batch_size is {options.batch_size or 'any'}; it must be 1, because results of the "
+            f"network {network!r} depend on the whole batch"
         )
     sampling = _sampling(model, options)
     gain = np.asarray(1 / (255 * np.asarray(spec.std)), np.float32)[None, None, None]
@@ -156,12 +157,12 @@ def _program(model: DepthModel, options: Options) -> _Program:
 
 
 def _sampling(model: DepthModel, options: Options) -> Callable[[Any], dict[str, Any]]:
-    """Further arguments of a network that starts from noise; empty for others."""
+    """Additional arguments of a network that starts from noise; empty for others."""
     module, config = model.model, typing.cast(Any, model.config)
     if not isinstance(module, Denoises):
         return lambda count: {}
     key: Array = jax.random.key(options.seed)
-    # Drawn here: no random numbers in the program, where no step asks for noise.
+    # Drawn here, so that the program has no random numbers unless the steps need noise.
     noise = np.asarray(random.normal(key, module.latent_shape((1, *options.size, 3))))
 
     def sampling(count: Any) -> dict[str, Any]:
@@ -177,27 +178,30 @@ def _sampling(model: DepthModel, options: Options) -> Callable[[Any], dict[str, 
 
 
 def onnx(model: DepthModel, options: Options) -> bytes:
-    """The model as ONNX, converted by jax2onnx.
+    """The model as ONNX, converted with jax2onnx.
 
     Args:
-        model: a network with its weights, which become initialisers of the graph.
+        model: a network with its weights, which become initialisers in the graph.
         options: see `Options`.
 
     Returns:
-        A file: one input `image` uint8 [b, h, w, 3], one output `depth` float32 [b, h, w].
+        The file's content: one input `image` uint8 [b, h, w, 3], one output `depth` float32 [b, h,
+        w].
 
     Raises:
-        ConfigError: for options that the network cannot have; where jax2onnx is missing; where it
-            cannot convert the network, or ONNX Runtime gives another result (a file holds 2 GB at
-            most).
+        ConfigError: for options that the network does not support; if jax2onnx is missing or cannot
+            convert the network; if ONNX Runtime gives another result; or if the file would exceed 2
+            GB.
     """
     try:
         import jax2onnx
     except ImportError as error:
         raise ConfigError(
-            f"ONNX is written by jax2onnx, see requirements-onnx.txt: {error}"
+            f"writing ONNX needs jax2onnx, see requirements-onnx.txt: {error}"
         ) from error
-    program = _traced_for("cuda", _program(model, options))  # ONNX has operators for that form
+    program = _traced_for(
+        "cuda", _program(model, options)
+    )  # ONNX supports the operators of that form
     variables = model.variables_at(options.num_inference_steps)
     try:
         graph = jax2onnx.to_onnx(
@@ -209,15 +213,15 @@ def onnx(model: DepthModel, options: Options) -> bytes:
         )
         content: bytes = graph.SerializeToString()
         difference = _difference(content, functools.partial(program, variables), options)
-    except Exception as error:  # of jax2onnx, or of ONNX Runtime: of any kind
+    except Exception as error:  # jax2onnx and ONNX Runtime may raise anything
         raise ConfigError(
             f"jax2onnx cannot convert the network {model.config.name!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
     if not difference <= _TOLERANCE:
         raise ConfigError(
-            f"jax2onnx converts the network {model.config.name!r} wrongly: for a random image the "
-            f"result differs by {difference:.1g} of its largest value"
+            f"jax2onnx does not convert the network {model.config.name!r} correctly: for a random "
+            f"image, the result is off by {difference:.1g} times its largest value"
         )
     return content
 
@@ -228,7 +232,7 @@ _TOLERANCE = 1e-3
 def _difference(
     content: bytes, program: Callable[[UInt8[Array, "b h w 3"]], Array], options: Options
 ) -> float:
-    """The largest difference between ONNX Runtime and JAX, over the largest result."""
+    """The largest difference between ONNX Runtime and JAX, relative to the largest result."""
     import onnxruntime
 
     shape = (options.batch_size or 1, *options.size, 3)

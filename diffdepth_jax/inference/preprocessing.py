@@ -1,4 +1,4 @@
-"""From an image to a network's input, and from its output back to the image's size."""
+"""Converts images to a network's input, and its output back to the image's size."""
 
 import math
 import os
@@ -12,17 +12,18 @@ from diffdepth_jax.data import io, resampling
 from diffdepth_jax.errors import DataError
 from diffdepth_jax.typing import InputSpec
 
-_MOST_PIXELS = 32  # of an input, as a multiple of the pixels at the network's preferred size
+_MOST_PIXELS = 32  # maximum input pixels, as a multiple of those at the network's preferred size
 
 ImageLike = np.ndarray | Image.Image | str | os.PathLike
 
 
 def read_image(source: ImageLike) -> np.ndarray:
-    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path; rotated upright by EXIF data.
+    """uint8 RGB `[h, w, 3]` from an array, a Pillow image or a path, rotated according to EXIF
+    data.
 
     Raises:
-        DataError, MissingFileError: for a file or a Pillow image that is not such an image.
-        ValueError, TypeError: for any other array or object; describes it.
+        DataError, MissingFileError: for a file or Pillow image that is not a valid image.
+        ValueError, TypeError: for any other array or object.
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or not source.size:
@@ -41,25 +42,25 @@ def read_image(source: ImageLike) -> np.ndarray:
 
 
 def check_size(height: int, width: int, spec: InputSpec) -> None:
-    """Refuses an image that would be enlarged beyond memory, such as a single line of pixels.
+    """Rejects an image that would be enlarged beyond memory, such as a single row of pixels.
 
     Raises:
-        DataError: gives the size that it would be resized to.
+        DataError: with the size that it would be resized to.
     """
     if spec.size is None:
         return
     size = spec.input_size(height, width)
     if math.prod(size) > _MOST_PIXELS * math.prod(spec.size):
         raise DataError(
-            f"an image of {height} x {width} pixels is too narrow for this network, which would be "
-            f"fed {size[0]} x {size[1]}: crop or pad it"
+            f"an image of {height}x{width} pixels is too narrow for this network, whose input "
+            f"would be {size[0]}x{size[1]}: crop or pad it"
         )
 
 
 def by_size(
     sources: Sequence[ImageLike], batch_size: int
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Batches of images of equal size, with their places in the list; few are in memory at once."""
+    """Batches of images of equal size, with their list positions; few are in memory at once."""
     waiting: dict[tuple[int, ...], tuple[list[int], list[np.ndarray]]] = {}
     for index, source in enumerate(sources):
         image = read_image(source)
@@ -72,7 +73,8 @@ def by_size(
 
 
 def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Pads, resizes and normalises uint8 RGB [h, w, 3] to float32 [h2, w2, 3] for a network."""
+    """Pads, resizes and normalises uint8 RGB [h, w, 3] to a network's input, float32 [h2, w2,
+    3]."""
     rows, columns = spec.margins(*image.shape[:2])
     size = spec.input_size(*image.shape[:2])
     if rows or columns:
@@ -83,7 +85,8 @@ def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:
 
 
 def to_image_size(prediction: np.ndarray, size: tuple[int, int], spec: InputSpec) -> np.ndarray:
-    """Resizes a network's result [h2, w2] to its image's size, float32 [h, w]; undoes padding."""
+    """Resizes a network's result [h2, w2] to the image's size, float32 [h, w], and undoes
+    padding."""
     (height, width), (rows, columns) = size, spec.margins(*size)
     padded = spec.padded_size(*size)
     if prediction.shape != padded:

@@ -1,10 +1,10 @@
-"""Batch statistics of the latent's decoder at another number of denoising steps.
+"""Batch statistics of the latent decoder for another number of denoising steps.
 
-The sampler multiplies its noise by a factor that depends on the number of steps, so the final
-latents differ between numbers, and with them the inputs of the decoder's BatchNorm layers. Their
-running statistics belong to the number of steps that the model was trained with; at any other the
-depth is wrong. Computing these few statistics again (the idea of Li et al. 2016, arXiv:1603.04779)
-needs a few images, no depth and no training.
+The sampler scales its noise by a factor that depends on the number of steps, so final latents, and
+the inputs of the decoder's BatchNorm layers, depend on it too. Their running statistics are for the
+number of steps used in training; with any other number, depth is wrong. Recomputing these few
+statistics (the idea of Li et al. 2016, arXiv:1603.04779) needs a few images, no depth and no
+training.
 """
 
 import json
@@ -26,7 +26,7 @@ from diffdepth_jax.models.networks.network import Denoises, Recalibrates
 from diffdepth_jax.ops import random
 from diffdepth_jax.ops.diffusion import inference_timesteps
 
-# Of a layer, by its path: values per channel, their mean and their biased variance.
+# By a layer's path: values per channel, their mean and their biased variance.
 _Moments = OrderedDict[tuple[str, ...], tuple[Any, Any, Any]]
 
 
@@ -39,33 +39,33 @@ def decoder_statistics(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Mean and unbiased variance of the input of each BatchNorm of the decoder, over all pixels.
+    """Mean and unbiased variance of the input of each decoder BatchNorm, over all pixels.
 
-    Every pixel of every image has the same weight, so images of one size give the statistics of the
-    batch that they form. A layer behind another one (factor-1 codecs) gets the first one's output
-    under its new statistics, which takes another pass over the images.
+    All pixels of all images have equal weight, so images of one size give the statistics of a batch
+    of them. A layer after another one (factor-1 codecs) sees the output of the first with its new
+    statistics, which takes another pass over the images.
 
     Args:
         module: a network that can be recalibrated.
-        variables: {"params", "batch_stats"}; not changed.
-        images: as the network is fed them, of any sizes; every entry of the list gets different
-            noise.
+        variables: {"params", "batch_stats"}; not modified.
+        images: preprocessed network inputs of any size; each uses different noise.
         num_inference_steps: the number of steps that the statistics are for.
-        seed: of the noise.
-        progress: show a bar.
+        seed: seed of the noise.
+        progress: whether to show a progress bar.
 
     Returns:
-        The part of the tree `batch_stats` that belongs to the decoder, float32.
+        The decoder's part of the tree `batch_stats`, float32.
 
     Raises:
-        ConfigError: without images; for a network whose statistics belong to no number of steps; or
-            if the sampler does not have that number of steps.
+        ConfigError: if there are no images, if the network's statistics do not depend on a number
+            of steps, or if the sampler does not support that number.
     """
     if not images:
-        raise ConfigError("the list of images is empty; statistics need at least one")
+        raise ConfigError("the list of images is empty; at least one is needed")
     if not isinstance(module, Recalibrates):
         raise ConfigError(
-            f"{type(module).__name__} decodes no latent: nothing in it depends on a number of steps"
+            f"{type(module).__name__} does not decode a latent, so nothing in it depends on a "
+            "number of steps"
         )
     check_steps(module, num_inference_steps)
 
@@ -94,7 +94,7 @@ def decoder_statistics(
 
 
 def check_steps(module: Denoises, num_inference_steps: int) -> None:
-    """Refuses, by a ConfigError, a number of denoising steps that the sampler cannot have."""
+    """Raises ConfigError for a number of denoising steps that the sampler does not support."""
     try:
         inference_timesteps(module.num_train_timesteps, num_inference_steps)
     except ValueError as error:
@@ -102,7 +102,8 @@ def check_steps(module: Denoises, num_inference_steps: int) -> None:
 
 
 def replaced(variables: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables with a part of their batch statistics replaced, as by `decoder_statistics`."""
+    """Variables with part of their batch statistics replaced, for example from
+    `decoder_statistics`."""
     return {**variables, "batch_stats": _merged(variables["batch_stats"], statistics)}
 
 
@@ -112,7 +113,7 @@ def pruned(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_text(recalibrated: Mapping[int, Mapping[str, Any]]) -> str:
-    """Named float32 arrays by number of steps as JSON, bit for bit."""
+    """Serialises named float32 arrays by number of steps as JSON, bit for bit."""
     return json.dumps(
         {
             steps: {name: np.asarray(array).tolist() for name, array in arrays.items()}
@@ -122,7 +123,7 @@ def to_text(recalibrated: Mapping[int, Mapping[str, Any]]) -> str:
 
 
 def from_text(text: str) -> dict[int, dict[str, np.ndarray]]:
-    """What `to_text` was given.
+    """Reads the output of `to_text`.
 
     Raises:
         WeightsError: if the text is not such JSON.
@@ -142,7 +143,7 @@ def from_text(text: str) -> dict[int, dict[str, np.ndarray]]:
         return found
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise WeightsError(
-            f"recalibrated statistics that cannot be read ({error}): compute them again with "
+            f"recalibrated statistics that cannot be read ({error}): recompute them with "
             "tools/recalibrate.py"
         ) from error
 
@@ -153,7 +154,7 @@ def _merged(tree: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _decoder_moments(module: nn.Module, *arguments: Any, **options: Any) -> _Moments:
-    """Runs a network; returns the inputs of its decoder's BatchNorm layers, in order."""
+    """Runs a network and returns the inputs of its decoder's BatchNorm layers, in order."""
     found: _Moments = OrderedDict()
     decoding = False
 

@@ -1,4 +1,4 @@
-"""Drawing: noise, its way through the steps, and several samples of one image together."""
+"""Sampling: noise, denoising steps, and several samples of an image at once."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,16 +14,16 @@ from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import random
 
-# A map, or several as `DepthModel.predict` returns them.
+# A map, or several as returned by `DepthModel.predict`.
 Maps = np.ndarray | list[np.ndarray]
 
 
 class Sampled(NamedTuple):
-    """Several samples of an image, pixel by pixel; of several images as `predict` returns those.
+    """Statistics of several samples per pixel; for several images, in the form `predict` returns.
 
     Attributes:
-        mean: of the samples, in their unit.
-        spread: their standard deviation (of n samples, over n - 1), in the same unit.
+        mean: mean of the samples, in their unit.
+        spread: their standard deviation (with n - 1), in the same unit.
     """
 
     mean: Maps
@@ -31,19 +31,19 @@ class Sampled(NamedTuple):
 
 
 def sample_seeds(seed: int, num_samples: int) -> list[int]:
-    """The seeds of several samples; those of fewer samples are the first of them."""
+    """The seeds of several samples; fewer samples use the first of them."""
     return np.random.SeedSequence(seed).generate_state(num_samples, np.uint32).tolist()
 
 
 def check_number(module: nn.Module, name: str, num_samples: int) -> None:
-    """Refuses, by a ConfigError, a number of samples that has no spread.
+    """Raises ConfigError for a number of samples that has no spread.
 
     Args:
-        module: of the network of this `name`; one that draws no noise has no samples.
+        module: the module of the network `name`; a network without noise has no samples.
     """
     if not isinstance(module, Denoises):
         raise ConfigError(
-            f"the network {name!r} draws no noise: all samples would be equal, so leave out "
+            f"the network {name!r} uses no noise, so all samples would be equal: leave out "
             "num_samples"
         )
     if num_samples < 2:
@@ -63,21 +63,21 @@ def draw(
     num_inference_steps: int | None,
     mirrored_too: bool,
 ) -> Iterator[Float[np.ndarray, "m h w"]]:
-    """The network's result for each seed, as if it were drawn alone from that seed.
+    """The network's result for each seed, as if computed separately.
 
-    Images are encoded once. Then at most `batch_size` results, and all of one seed, are computed at
-    a time, always as many, so that one program serves all.
+    Images are encoded once. Then up to `batch_size` results, with all images of a seed together,
+    are computed at a time. All calls have the same shape, so that one program is compiled.
 
     Args:
-        model: a network that draws noise.
-        image: of one size, as the network is fed them.
-        seeds: of the samples; all images of a sample start from the same noise.
+        model: a network that uses noise.
+        image: preprocessed images of one size.
+        seeds: the samples' seeds; all images of a sample start from the same noise.
         batch_size: at least the number of images.
-        mirrored_too: also of the mirrored images, from the same noise; they come after the others,
+        mirrored_too: also for the mirrored images, from the same noise; these follow the others,
             mirrored back.
 
     Yields:
-        For each seed the maps of all images (and then of all mirrored ones).
+        For each seed, the maps of all images (followed by those of all mirrored images).
     """
     count = len(image)
     rounds = -(-len(seeds) // max(batch_size // count, 1))
@@ -106,9 +106,9 @@ def checked_noise(noise: Any, shape: tuple[int, ...], size: tuple[int, int]) -> 
 
 
 class Moments:
-    """Mean and standard deviation of arrays that come one by one, in float64 (Welford 1962).
+    """Running mean and standard deviation of arrays, in float64 (Welford 1962).
 
-    Where one array is infinite the mean is infinite too, and the deviation NaN.
+    Where an array is infinite, so is the mean, and the deviation is NaN.
     """
 
     def __init__(self) -> None:
@@ -121,10 +121,10 @@ class Moments:
             difference = values - self._mean
             self._mean = self._mean + difference / self._count
             self._squares = self._squares + difference * (values - self._mean)
-        self._sum = self._sum + values  # keeps an infinity, of which the difference is NaN
+        self._sum = self._sum + values  # preserves infinity, whose difference is NaN
 
     def result(self) -> Sampled:
-        """Float32, of two arrays or more."""
+        """Mean and deviation in float32; needs at least two arrays."""
         mean = np.where(np.isinf(self._sum), self._sum, self._mean)
         spread = np.sqrt(self._squares / (self._count - 1))
         return Sampled(mean.astype(np.float32), spread.astype(np.float32))
@@ -192,7 +192,7 @@ def _of_noise(
             method="depth_from_noise",
         )[..., 0]
 
-    # One after the other, so that `batch_size` bounds the memory.
+    # One after the other, so that `batch_size` limits memory.
     maps = jax.lax.map(depth, conditions)
     maps = maps.reshape(-1, samples, count, *maps.shape[2:])
     if len(conditions) == 2:

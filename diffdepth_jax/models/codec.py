@@ -1,7 +1,7 @@
-"""Conversion between depth in metres and the latent that is diffused (DiffusionDepth, section 3.3).
+"""Conversion between metric depth and the diffused latent (DiffusionDepth, section 3.3).
 
-Both directions are small convolutional networks. The encoder sees the depth as it is, 0 where
-nothing was measured, and ends in tanh; the decoder ends in depth = 1 / sigmoid - 1.
+Both directions are small convolutional networks. The encoder takes depth in metres, 0 where there
+is no measurement, and ends in tanh; the decoder ends in depth = 1 / sigmoid - 1.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,13 @@ class CodecConfig:
     """The latent codec.
 
     Attributes:
-        factor: pixels of depth per latent pixel, along each axis.
-        latent_channels: of the latent and of all hidden maps.
-        pointwise: encode by two 1x1 convolutions, tanh and max-pooling (factor 2 only) instead of
+        factor: depth pixels per latent pixel along each axis.
+        latent_channels: channels of the latent and of all hidden maps.
+        pointwise: encode with two 1x1 convolutions, tanh and max-pooling (factor 2 only) instead of
             3x3 convolutions with BatchNorm.
-        initial_depth: the decoder's bias starts at this depth in metres, best the mean of the
-            training set; None starts as PyTorch does, which is near 1 m.
+        initial_depth: the decoder's bias is initialised to predict this depth in metres, ideally
+            the mean of the training set; None for PyTorch's default initialisation, which gives
+            about 1 m.
     """
 
     factor: Literal[1, 2, 4] = 2
@@ -38,19 +39,19 @@ class CodecConfig:
 
     def __post_init__(self):
         if self.pointwise and self.factor != 2:
-            raise ValueError(f"the pointwise encoder has factor 2, not {self.factor}")
+            raise ValueError(f"factor is {self.factor}; the pointwise encoder needs 2")
         if self.latent_channels < 1:
             raise ValueError(f"latent_channels is {self.latent_channels}; it must be positive")
         if self.initial_depth is not None:
             logit_from_depth(self.initial_depth)
 
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the latent of a depth map; rounded up."""
+        """Height and width of a depth map's latent, rounded up."""
         return -(-height // self.factor), -(-width // self.factor)
 
 
 class Codec(nn.Module):
-    """`encode` and `decode`; depth in metres, float32 on either side."""
+    """Encodes and decodes depth in metres; inputs and outputs are float32."""
 
     config: CodecConfig
     dtype: Any = jnp.float32
@@ -63,18 +64,18 @@ class Codec(nn.Module):
     def encode(
         self, depth: Float[Array, "b h w 1"], train: bool = False
     ) -> Float[Array, "b h2 w2 d"]:
-        """Depth in metres (0 = none) to a latent in [-1, 1]; odd sides are rounded up."""
+        """Depth in metres (0 = no measurement) to a latent in [-1, 1]; odd sizes round up."""
         return self.encoder(depth, train).astype(jnp.float32)
 
     def decode(
         self, latent: Float[Array, "b h2 w2 d"], train: bool = False
     ) -> Float[Array, "b h w 1"]:
-        """Latent to depth in metres, `factor` times its size."""
+        """Latent to depth in metres, at `factor` times the latent's size."""
         return depth_from_logit(self.decoder(latent, train))
 
 
 class Encoder(nn.Module):
-    """Strided 3x3 convolutions and one more, each with BatchNorm, LeakyReLU between, tanh."""
+    """Strided 3x3 convolutions plus one more, each with BatchNorm; LeakyReLU between, tanh last."""
 
     config: CodecConfig
     dtype: Any
@@ -118,11 +119,11 @@ class PointwiseEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Transposed 4x4 convolutions, BatchNorm, ReLU, 3x3 convolution to the logit of depth.
+    """Transposed 4x4 convolutions, BatchNorm, ReLU, and a 3x3 convolution to the depth logit.
 
-    With factor 1 two 3x3 convolutions without bias, BatchNorm after both and LeakyReLU between.
-    The last convolution is float32 whatever the dtype: depth is exponential in the logit, which
-    would be rounded to steps of 1%, and its bias with it.
+    With factor 1: two 3x3 convolutions without bias, each followed by BatchNorm, with LeakyReLU
+    between. The last convolution is always float32: depth is exponential in the logit, so lower
+    precision would quantise depth in steps of 1%.
     """
 
     config: CodecConfig
@@ -146,7 +147,7 @@ class Decoder(nn.Module):
 
 
 def rules(config: CodecConfig) -> Rules:
-    """The table of the release's names, relative to `depth_head.depth_transform.`."""
+    """The conversion table for the release's names, relative to `depth_head.depth_transform.`."""
     if config.pointwise:
         encoder = conv_rules(r"conv_transform\.(\d)", r"encoder/conv\1")
     else:
@@ -161,7 +162,7 @@ def rules(config: CodecConfig) -> Rules:
             *conv_rules(rf"{key}\.(\d)\.0", r"decoder/conv\1"),
             *batch_norm_rules(rf"{key}\.(\d)\.1", r"decoder/norm\1"),
         )
-    # Places in one torch.nn.Sequential: transposed convolutions, BatchNorm, ReLU, convolution.
+    # Positions in one torch.nn.Sequential: transposed convolutions, BatchNorm, ReLU, convolution.
     count = config.factor // 2
     return (
         *encoder,

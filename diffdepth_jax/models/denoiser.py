@@ -1,8 +1,8 @@
 """The network that predicts the noise in a latent (DiffusionDepth's monocular conditioned block).
 
-It is called at every step of the sampler, and so is split into two parts: `prepare`, which does
-everything that does not depend on the step, and `denoise`. Where the network has three convolutions
-in a row, `compose` makes one of them, which takes less time: `sampler_form` says where that pays.
+It runs at every sampler step, so it is split into `prepare`, which computes everything that does
+not depend on the step, and `denoise`. If the network has three consecutive convolutions, `compose`
+merges them into one, which can be faster: `sampler_form` decides when.
 """
 
 from dataclasses import dataclass
@@ -33,21 +33,22 @@ from diffdepth_jax.weights.rules import Rule, Rules
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """The denoiser; its width is that of the condition.
+    """The denoiser, which has as many channels as the condition.
 
     Attributes:
-        variant: "official" is what the released weights need, down to a final ReLU that keeps the
-            predicted noise from being negative. "paper" follows the text: the condition upsampled
-            by a local projection, residual convolution blocks and self-attention, and a free sign.
-        hidden_features: channels next to the latent on either side.
-        num_groups: of every GroupNorm.
-        time_table: rows of the table of time embeddings; at least the timesteps of training.
-        fuse: official only; two more convolutions after the sum (`convA` and `convB` of the heads
-            with Swin and MPViT), without an activation.
-        num_blocks: paper only; residual blocks, with the attention after the first.
+        variant: "official" matches the released weights, including a final ReLU that prevents
+            negative predicted noise. "paper" follows the text: the condition is upsampled by a
+            local projection, followed by residual convolution blocks and self-attention, and the
+            output may be negative.
+        hidden_features: channels of the layers next to the latent, at the input and the output.
+        num_groups: groups of every GroupNorm.
+        time_table: rows of the time embedding table; at least the number of training timesteps.
+        fuse: official only; adds two convolutions without activation after the sum (`convA` and
+            `convB` of the heads for Swin and MPViT).
+        num_blocks: paper only; number of residual blocks. Attention follows the first.
         num_heads: paper only; attention heads.
-        attention_tokens: paper only; the map is averaged down until it has at most this many
-            pixels to attend to.
+        attention_tokens: paper only; before attention the map is average-pooled to at most this
+            many pixels.
     """
 
     variant: Literal["official", "paper"] = "official"
@@ -65,12 +66,13 @@ class DenoiserConfig:
                 raise ValueError(f"{name} is {value}; it must be positive")
         if self.hidden_features % self.num_groups:
             raise ValueError(
-                f"hidden_features {self.hidden_features} do not form {self.num_groups} equal groups"
+                f"hidden_features {self.hidden_features} must be divisible by num_groups "
+                f"{self.num_groups}"
             )
 
     @property
     def composes(self) -> bool:
-        """Whether the network has three convolutions in a row, for `sampler_form` "composed"."""
+        """Whether the network has three consecutive convolutions, as "composed" needs."""
         return self.variant == "official" and self.fuse
 
 
@@ -83,17 +85,17 @@ def sampler_form(
     size: tuple[int, int],
     num_inference_steps: int,
 ) -> Literal["plain", "composed"]:
-    """Whether a sampling run composes convolutions; the results agree up to rounding.
+    """Whether a sampling run composes convolutions; results agree up to rounding.
 
     Args:
-        form: "auto" is "composed" where that was measured to be faster: in float32 on the CPU, for
-            128 channels or more, and where there are enough pixels and steps to outweigh `compose`.
-        denoiser: of the run.
+        form: "auto" picks "composed" where benchmarks showed it to be faster: in float32 on the
+            CPU, with at least 128 channels, and enough pixels and steps to pay for `compose`.
+        denoiser: the denoiser of the run.
         size: (height, width) of the latent.
-        num_inference_steps: of the run.
+        num_inference_steps: denoising steps of the run.
 
     Raises:
-        ValueError: for "composed" where the denoiser or the latent has no such form.
+        ValueError: for "composed" if the denoiser or the latent does not support it.
     """
     if form == "plain":
         return form
@@ -104,11 +106,11 @@ def sampler_form(
             return form
         raise ValueError(
             f"sampler_form 'composed' needs a latent of at least {KERNEL_SIZE}x{KERNEL_SIZE} "
-            f"pixels and a denoiser of variant 'official' with fuse=True; it is {height}x{width} "
-            f"with {denoiser.config}: use 'auto' or 'plain'"
+            f"pixels and a denoiser with variant='official' and fuse=True, not {height}x{width} "
+            f"and {denoiser.config}: use 'auto' or 'plain'"
         )
     if form != "auto":
-        raise ValueError(f"sampler_form is 'auto', 'plain' or 'composed', not {form!r}")
+        raise ValueError(f"sampler_form must be 'auto', 'plain' or 'composed', not {form!r}")
     pays = (
         platform.current() == "cpu"
         and denoiser.dtype == jnp.float32
@@ -119,15 +121,15 @@ def sampler_form(
 
 
 _COMPOSED_FEATURES = 128
-_COMPOSED_PIXELS = 10_000  # of an image, over all steps
+_COMPOSED_PIXELS = 10_000  # latent pixels of an image, summed over all steps
 
 
 class Composed(NamedTuple):
-    """`fuse_conv0`, `fuse_conv1` and `predict_conv0` as one, as `Denoiser.compose` returns them.
+    """`fuse_conv0`, `fuse_conv1` and `predict_conv0` merged into one by `Denoiser.compose`.
 
     Attributes:
-        conv: without their biases.
-        bias: what their biases add, which the border changes.
+        conv: the convolution without biases.
+        bias: the sum of the biases' contributions, which differs near the border.
     """
 
     conv: ComposedConv
@@ -135,13 +137,13 @@ class Composed(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """Condition, noisy latent and timesteps to the model output, of the latent's shape, float32.
+    """Maps condition, noisy latent and timesteps to a prediction of the latent's shape, float32.
 
     Attributes:
         config: see `DenoiserConfig`.
         features: channels of the condition.
         latent_channels: channels of the latent.
-        dtype: of the computation; parameters and result are float32.
+        dtype: type used in the computation; parameters and result are float32.
         gradient: how the 3x3 convolutions are differentiated, see `ops.conv.conv3x3`.
     """
 
@@ -191,8 +193,8 @@ class Denoiser(nn.Module):
     ) -> Float[Array, "b h w c"]:
         """The condition at the latent's size.
 
-        The release adds the time embedding before it resizes. Bilinear resizing does not change a
-        constant, so it can be added afterwards, and the resizing done once for all steps.
+        The release adds the time embedding before resizing. Bilinear resizing preserves constants,
+        so the embedding can be added afterwards and the resizing done once for all steps.
         """
         prepared = resize_bilinear(condition.astype(self.dtype), size)
         if self.config.variant == "paper":
@@ -206,9 +208,9 @@ class Denoiser(nn.Module):
         timesteps: Int[Array, " b"],
         composed: Composed | None = None,
     ) -> Float[Array, "b h w d"]:
-        """The prediction from what `prepare` returned; timesteps below `config.time_table`.
+        """Predicts from what `prepare` returned; timesteps must be below `config.time_table`.
 
-        With what `compose` returned, the same up to rounding.
+        Passing what `compose` returned gives the same result up to rounding.
         """
         embedding = self.time_embedding[timesteps].astype(self.dtype)[:, None, None, :]
         hidden = jax.nn.relu(self.noise_norm0(self.noise_conv0(latent)))
@@ -231,12 +233,12 @@ class Denoiser(nn.Module):
         return output.astype(jnp.float32)
 
     def compose(self, size: tuple[int, int]) -> Composed:
-        """For `denoise` of latents of a size; see `sampler_form` for which networks."""
+        """Composed convolutions for `denoise` with latents of this size; see `sampler_form`."""
         convs = (self.fuse_conv0, self.fuse_conv1, self.predict_conv0)
         first, second, third = (
             conv.variables["params"]["kernel"].astype(self.dtype) for conv in convs
         )
-        # The biases alone, on a map where every pixel is another one counted from the border.
+        # Biases only, on a 7x7 map that has one pixel for each distance from the borders.
         bias = jnp.zeros((1, KERNEL_SIZE, KERNEL_SIZE, self.features), self.dtype)
         for conv in convs:
             bias = conv(bias)
@@ -246,14 +248,14 @@ class Denoiser(nn.Module):
 
 
 def _spread_matrix(side: int) -> np.ndarray:
-    """[side, 7]: which of seven pixels each pixel equals, counted from the nearer border."""
+    """[side, 7]: one-hot index of the pixel, out of seven, at the same distance from the border."""
     index, border = np.arange(side), KERNEL_SIZE // 2
     like = np.minimum(index, border) + np.maximum(index - (side - 1 - border), 0)
     return np.eye(KERNEL_SIZE, dtype=np.float32)[like]
 
 
 class ResidualBlock(nn.Module):
-    """Twice GroupNorm, ReLU and a 3x3 convolution, added to the input."""
+    """GroupNorm, ReLU and a 3x3 convolution, twice, added to the input."""
 
     num_groups: int
     dtype: Any
@@ -271,7 +273,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention between all pixels of an averaged-down map, added to the input."""
+    """Multi-head attention between all pixels of an average-pooled map, added to the input."""
 
     num_heads: int
     num_groups: int
@@ -296,7 +298,7 @@ class SelfAttention(nn.Module):
 
 
 def rules() -> Rules:
-    """The table of the release's names, relative to `depth_head.model.`."""
+    """The conversion table for the release's names, relative to `depth_head.model.`."""
     return (
         Rule(r"time_embedding\.weight", "params/time_embedding"),
         *conv_rules(r"noise_embedding\.0", "noise_conv0"),

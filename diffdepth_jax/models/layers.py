@@ -1,10 +1,9 @@
-"""Layers with PyTorch's arithmetic and PyTorch's default initialisation, in NHWC.
+"""Layers that match PyTorch's arithmetic and default initialisation, in NHWC.
 
-They exist where flax's own layers differ noticeably: symmetric padding, the Kaiming-uniform
-initialisation with a = sqrt(5), the unbiased running variance of BatchNorm, variances computed in
-two passes. Normalisation is computed in float32 whatever the type of its input, and returns that
-type. The precision of matrix products and convolutions on an accelerator is left to JAX's option
-`jax_default_matmul_precision`.
+They replace flax's layers where those differ noticeably: symmetric padding, Kaiming-uniform
+initialisation with a = sqrt(5), BatchNorm's unbiased running variance, two-pass variances.
+Normalisation is computed in float32 and returns the type of its input. On accelerators, the
+precision of matrix products and convolutions follows JAX's option `jax_default_matmul_precision`.
 """
 
 from collections.abc import Sequence
@@ -29,8 +28,8 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 def symmetric_uniform(bound: float) -> Initializer:
     """Uniform in [-bound, bound).
 
-    With bound = 1 / sqrt(fan_in) this is what PyTorch gives convolutions and linear layers: the
-    Kaiming-uniform kernel with a = sqrt(5) comes down to the same bound as the bias.
+    With bound = 1 / sqrt(fan_in) this is PyTorch's default for convolutions and linear layers: the
+    Kaiming-uniform kernel with a = sqrt(5) has the same bound as the bias.
     """
 
     def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -41,7 +40,7 @@ def symmetric_uniform(bound: float) -> Initializer:
 
 
 def normal(deviation: float) -> Initializer:
-    """Normal of mean 0 and the given deviation."""
+    """Normal with mean 0 and the given standard deviation."""
 
     def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding
@@ -51,20 +50,20 @@ def normal(deviation: float) -> Initializer:
 
 
 class Conv(nn.Module):
-    """2-D convolution as `torch.nn.Conv2d`.
+    """2-D convolution like `torch.nn.Conv2d`.
 
     Attributes:
         features: output channels.
         kernel_size: side of the kernel.
-        stride: of both axes.
-        padding: rows and columns of zeros on each side; None is kernel_size // 2. "same" is
-            TensorFlow's: as many as make a side of n pixels ceil(n / stride) long, an odd one at
-            the bottom and right.
-        groups: the input and output channels fall into this many groups.
+        stride: stride along both axes.
+        padding: rows and columns of zeros on each side; None for kernel_size // 2. "same" pads as
+            TensorFlow does: a side of n pixels becomes ceil(n / stride), and an odd row or column
+            goes at the bottom or right.
+        groups: number of groups that input and output channels are divided into.
         use_bias: whether a bias is added.
-        dtype: of the computation and the result; the parameters are float32.
+        dtype: type of the computation and the result; parameters are float32.
         gradient: how a 3x3 convolution of stride 1 is differentiated, see `ops.conv.conv3x3`.
-        kernel_init, bias_init: PyTorch's defaults where None.
+        kernel_init, bias_init: None for PyTorch's defaults.
     """
 
     features: int
@@ -105,23 +104,23 @@ class Conv(nn.Module):
         return (border, border), (border, border)
 
 
-# Zeros before and after the rows, and the columns.
+# Zeros before and after the rows, and before and after the columns.
 _Paddings = tuple[tuple[int, int], tuple[int, int]]
 
 
 def same_paddings(sides: tuple[int, ...], size: int, stride: int) -> _Paddings:
-    """TensorFlow's padding "SAME" of a map with these sides for a kernel of this size."""
+    """TensorFlow's "SAME" padding for a map with these sides and a kernel of this size."""
     total = [max((-(-side // stride) - 1) * stride + size - side, 0) for side in sides]
     height, width = ((each // 2, each - each // 2) for each in total)
     return height, width
 
 
 class ConvTranspose(nn.Module):
-    """Transposed 2-D convolution as `torch.nn.ConvTranspose2d` (no output padding).
+    """Transposed 2-D convolution like `torch.nn.ConvTranspose2d` (no output padding).
 
     A side of n pixels becomes (n - 1) * stride - 2 * padding + kernel_size. The kernel is stored
-    flipped, so that this is an ordinary correlation over inputs spread out by the stride; the
-    `conv_transpose` transform of `weights.rules` does the flip.
+    flipped, so this is an ordinary correlation over inputs dilated by the stride; the
+    `conv_transpose` transform in `weights.rules` does the flip.
     """
 
     features: int
@@ -134,7 +133,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, inputs: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         size = self.kernel_size
-        # PyTorch computes the fan-in from the second axis of its (in, out, h, w) weight.
+        # PyTorch computes fan-in from the second axis of its (in, out, h, w) weight.
         default = symmetric_uniform((size * size * self.features) ** -0.5)
         shape = (size, size, inputs.shape[-1], self.features)
         kernel = self.param("kernel", default, shape).astype(self.dtype)
@@ -158,7 +157,7 @@ class ConvTranspose(nn.Module):
 
 
 class Linear(nn.Module):
-    """Dense layer over the last axis as `torch.nn.Linear`; initialisers as in `Conv`."""
+    """Dense layer over the last axis, like `torch.nn.Linear`; initialisers as in `Conv`."""
 
     features: int
     use_bias: bool = True
@@ -178,16 +177,16 @@ class Linear(nn.Module):
         return outputs
 
 
-# How DPT resamples a map: up four- or twofold by a transposed convolution, not at all, or down
-# twofold by a convolution of stride 2.
+# How DPT resamples a map: up by 4 or 2 with a transposed convolution, not at all, or down by 2 with
+# a strided convolution.
 Factor = Literal["4", "2", "1", "1/2"]
-FACTORS: tuple[Factor, ...] = ("4", "2", "1", "1/2")  # of its four levels, fine to coarse
+FACTORS: tuple[Factor, ...] = ("4", "2", "1", "1/2")  # for its four levels, fine to coarse
 
 
 def resampled(
     features: Float[Array, "b h w c"], factor: Factor, dtype: Any, name: str
 ) -> Float[Array, "b h2 w2 c"]:
-    """The map resampled, by a layer of this name. Only within a compact method."""
+    """Resamples a map with a layer of this name. Must be called in a compact method."""
     channels = features.shape[-1]
     if factor == "1":
         return features
@@ -197,8 +196,8 @@ def resampled(
     return ConvTranspose(channels, size, size, dtype=dtype, name=name)(features)
 
 
-# Vision transformers draw their dense layers from a normal of deviation 0.02, "truncated" at +-2,
-# that is at a hundred deviations: not at all.
+# Vision transformers initialise dense layers from a normal with std 0.02, "truncated" at +-2, which
+# is a hundred standard deviations, so effectively not truncated.
 transformer_init = normal(0.02)
 TransformerLinear = partial(
     Linear, kernel_init=transformer_init, bias_init=nn.initializers.zeros_init()
@@ -206,7 +205,7 @@ TransformerLinear = partial(
 
 
 class Mlp(nn.Module):
-    """A transformer's feed-forward part: two dense layers with an exact GELU between."""
+    """A transformer's feed-forward part: two dense layers with an exact GELU in between."""
 
     hidden_features: int
     dtype: Any = jnp.float32
@@ -218,9 +217,9 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A transformer's feed-forward part with a gate (Shazeer 2020, arXiv:2002.05202, eq. 6).
+    """A transformer's gated feed-forward part (Shazeer 2020, arXiv:2002.05202, equation 6).
 
-    The first dense layer has the gate's channels first and then those that it scales.
+    The first dense layer outputs the gate's channels first, then the gated ones.
     """
 
     hidden_features: int
@@ -235,18 +234,18 @@ class SwiGLU(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Normalisation over all axes but the last as `torch.nn.BatchNorm2d`.
+    """Normalisation over all axes but the last, like `torch.nn.BatchNorm2d`.
 
-    In training the batch is normalised with its own (biased) variance, and the running statistics
-    move towards the batch's mean and its **unbiased** variance. Under `jit` over a sharded batch
-    the statistics are those of the whole batch.
+    In training, the batch is normalised by its own (biased) variance, and the running statistics
+    move towards the batch's mean and **unbiased** variance. Under `jit`, statistics cover the whole
+    batch even if it is sharded.
 
     Attributes:
-        train: whether the batch's statistics are used (and `batch_stats` must be mutable) or the
+        train: whether to use the batch's statistics (`batch_stats` must then be mutable) or the
             running ones.
-        momentum: weight of the new batch, PyTorch's convention (flax's momentum is 1 minus this).
+        momentum: weight of the new batch, as in PyTorch (flax's momentum is 1 minus this).
         eps: added to the variance.
-        bias_init: of the affine map's bias.
+        bias_init: initialiser of the affine map's bias.
     """
 
     train: bool
@@ -267,8 +266,8 @@ class BatchNorm(nn.Module):
             count = inputs.size // inputs.shape[-1]
             if count < 2:
                 raise ValueError(
-                    f"BatchNorm in training needs at least two values per channel, not {count} "
-                    f"(input {inputs.shape}): use a larger batch or image"
+                    "BatchNorm in training needs at least two values per channel, but an input of "
+                    f"shape {inputs.shape} has {count}: use a larger batch or image"
                 )
             mean = values.mean(axes)
             variance = jnp.square(values - _across(mean, values)).mean(axes)
@@ -280,7 +279,7 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Normalisation of each image over space and groups of channels as `torch.nn.GroupNorm`."""
+    """Normalisation per image over space and groups of channels, like `torch.nn.GroupNorm`."""
 
     num_groups: int
     eps: float = 1e-5
@@ -289,7 +288,9 @@ class GroupNorm(nn.Module):
     def __call__(self, inputs: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         channels = inputs.shape[-1]
         if channels % self.num_groups:
-            raise ValueError(f"{channels} channels do not form {self.num_groups} equal groups")
+            raise ValueError(
+                f"{channels} channels cannot be divided into {self.num_groups} equal groups"
+            )
         scale = self.param("scale", nn.initializers.ones_init(), (channels,))
         bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
         values = inputs.astype(jnp.float32)
@@ -298,14 +299,14 @@ class GroupNorm(nn.Module):
         return _standardise(inputs, mean, variance, self.eps, scale, bias)
 
     def _group_mean(self, values: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
-        # Over space first, which leaves the channels in vector lanes, and then over each group.
+        # Over space first, so that channels stay in vector lanes, and then over each group.
         per_channel = values.mean((1, 2))
         groups = per_channel.reshape(values.shape[0], self.num_groups, -1).mean(-1)
         return jnp.repeat(groups, values.shape[-1] // self.num_groups, axis=-1)[:, None, None, :]
 
 
 class LayerNorm(nn.Module):
-    """Normalisation over the last axis as `torch.nn.LayerNorm`."""
+    """Normalisation over the last axis, like `torch.nn.LayerNorm`."""
 
     eps: float = 1e-5
     scale_init: Initializer = nn.initializers.ones_init()
@@ -321,9 +322,9 @@ class LayerNorm(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training drops a residual branch, image by image.
+    """Stochastic depth (Huang et al. 2016): drops a residual branch per image in training.
 
-    A branch is kept with probability 1 - rate and then divided by it. Draws from the random
+    A branch is kept with probability 1 - rate and then divided by that probability. Uses the random
     stream "drop_path".
     """
 
@@ -339,18 +340,19 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> tuple[tuple[float, ...], ...]:
-    """Rates that rise evenly from 0 at the first block to `rate` at the last, by stage."""
+    """Rates, by stage, that increase linearly from 0 at the first block to `rate` at the last."""
     rates = iter(np.linspace(0.0, rate, sum(depths)).tolist())
     return tuple(tuple(next(rates) for _ in range(depth)) for depth in depths)
 
 
 def _across(vector: Array, like: Array) -> Array:
-    """The vector with leading axes of 1, so that it broadcasts over the last axis of `like`."""
+    """A vector with leading axes of length 1, so that it broadcasts along the last axis of
+    `like`."""
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
 def _standardise(inputs, mean, variance, eps, scale, bias) -> Array:
-    """Float32 statistics (of full rank or per channel) and affine map; the type of `inputs`."""
+    """Normalises in float32 by statistics (full rank or per channel); returns `inputs`' type."""
     if mean.ndim == 1:
         mean, variance = _across(mean, inputs), _across(variance, inputs)
     factor = lax.rsqrt(variance + eps) * _across(scale, inputs)
@@ -380,17 +382,17 @@ def _xla_convolution(inputs, kernel, stride, paddings, groups) -> Array:
     )
 
 
-_BLOCK = 32  # channels, the fastest of 16 to 128 for each stage of a ResNeXt-101 32x8d
+_BLOCK = 32  # channels; fastest of 16 to 128 in every stage of a ResNeXt-101 32x8d
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))  # outside of `jit`, too, compiled once
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))  # compiled once even if called outside `jit`
 def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
     """Grouped convolution as a loop of dense ones, for the CPU.
 
     XLA:CPU has no fast kernel for grouped convolutions. Groups are joined into blocks of about 32
-    channels, each a dense convolution whose kernel is 0 between the groups. Products of patches and
-    kernels, group by group, were 2 to 10 times slower; the blocks written out one after the other
-    no faster, but ten times slower to compile.
+    channels, each a dense convolution whose kernel is 0 between different groups. Per-group
+    products of patches and kernels were 2 to 10 times slower; an unrolled loop over the blocks was
+    no faster and took ten times longer to compile.
     """
     size, _, width, features = kernel.shape
     fitting = max(_BLOCK // width, 1)
@@ -402,7 +404,7 @@ def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
 
     def convolve(block: tuple[Array, Array]) -> Array:
         hidden, index = block
-        # Here, not for all blocks beforehand, which would be a second copy of the weights.
+        # Built inside the loop: doing it for all blocks beforehand would copy all weights.
         part = lax.dynamic_index_in_dim(parts, index, 3, keepdims=False)
         dense = jnp.einsum("yxigo,gh->yxhigo", part, own)
         dense = dense.reshape(size, size, joined * width, joined * outputs)
@@ -414,16 +416,16 @@ def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(inputs, kernel, stride, paddings) -> Array:
-    """One channel to one channel, for the CPU.
+    """Depthwise convolution for the CPU.
 
     XLA:CPU has no fast kernel for grouped convolutions; a sum over the kernel's taps, which it
-    fuses into one pass, was 10 to 40 times faster. The sum's own gradient takes XLA very long to
-    compile and is no faster than the convolution's, which is used instead.
+    fuses into one pass, was 10 to 40 times faster. The gradient of that sum compiles very slowly
+    and is no faster, so the convolution's gradient is used.
     """
     return _sum_of_taps(inputs, kernel, stride, paddings)
 
 
-@partial(jax.jit, static_argnums=(2, 3))  # layers of equal shapes share one trace
+@partial(jax.jit, static_argnums=(2, 3))  # layers of equal shape share one trace
 def _sum_of_taps(inputs, kernel, stride, paddings) -> Array:
     size = kernel.shape[0]
     padded = jnp.pad(inputs, ((0, 0), *paddings, (0, 0)))
@@ -454,9 +456,9 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _spread(inputs: Array, kernel: Array) -> Array:
-    """Transposed convolution whose windows do not overlap: one matrix product.
+    """Transposed convolution with non-overlapping windows, as one matrix product.
 
-    XLA:CPU takes fifty times longer for the gradient of the equivalent dilated convolution.
+    On XLA:CPU, the gradient of the equivalent dilated convolution takes fifty times as long.
     """
     batch, height, width, _ = inputs.shape
     size, _, _, features = kernel.shape

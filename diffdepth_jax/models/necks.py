@@ -1,14 +1,14 @@
-"""From the encoder's features to the condition of the denoiser (DiffusionDepth, section 3.2).
+"""From encoder features to the denoiser's condition (DiffusionDepth, section 3.2).
 
-A feature pyramid sums the levels from coarse to fine. HAHI (Li et al. 2022, arXiv:2203.14211) may
-come before it, as the release uses it: with both of its attentions switched off, which leaves
+A feature pyramid sums the levels from coarse to fine. It may be preceded by HAHI (Li et al. 2022,
+arXiv:2203.14211) as the release uses it: with both attentions switched off, which leaves
 projections and fusions within each level.
 
-A plain vision transformer has no pyramid: its maps all have the stride of a patch, 14 pixels, too
-coarse a condition for a latent of stride 2. Its four maps are first reassembled, as DPT does
-(Ranftl et al. 2021, arXiv:2103.13413, section 3), at a quarter, a half, one and two of that stride.
-Depth Anything trained DINOv2 with such a reassembly of the same four maps; ViTDet's pyramid (Li et
-al. 2022, arXiv:2203.16527) would use only the last of them.
+A plain vision transformer has no pyramid: all its maps have the stride of a patch, 14 pixels, too
+coarse a condition for a latent of stride 2. Its four maps are therefore first reassembled at 1/4,
+1/2, 1 and 2 times that stride, as in DPT (Ranftl et al. 2021, arXiv:2103.13413, section 3). Depth
+Anything trained DINOv2 with this reassembly of the same four maps; ViTDet's pyramid (Li et al.
+2022, arXiv:2203.16527) would use only the last of them.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class NeckConfig:
         features: channels of the pyramid and of the condition.
         hahi: whether HAHI comes before the pyramid.
         hahi_features: channels of HAHI's projections.
-        reassemble: channels, fine to coarse, of the four maps of an encoder without a pyramid once
-            they are reassembled as one; empty for an encoder that has a pyramid.
+        reassemble: for an encoder without a pyramid, the channels of its four reassembled maps,
+            fine to coarse; empty for an encoder with a pyramid.
     """
 
     features: int = 256
@@ -58,22 +58,22 @@ class NeckConfig:
 
 
 def check(config: NeckConfig, reductions: Sequence[int]) -> None:
-    """Refuses a neck that does not suit an encoder with maps of these strides.
+    """Rejects a neck that does not fit an encoder whose maps have these strides.
 
     Raises:
-        ValueError: names the remedy.
+        ValueError: with the remedy.
     """
     alike = len(reductions) > 1 and len(set(reductions)) == 1
     if alike and not config.reassemble:
         raise ValueError(
-            f"the encoder's maps all have a stride of {reductions[0]} pixels: give neck.reassemble "
-            "four numbers of channels, such as Depth Anything's (48, 96, 192, 384) for its small "
-            "encoder or (256, 512, 1024, 1024) for its large one"
+            f"the encoder's maps all have a stride of {reductions[0]} pixels: set neck.reassemble "
+            "to four channel counts, for example Depth Anything's (48, 96, 192, 384) for its "
+            "small encoder or (256, 512, 1024, 1024) for its large one"
         )
     if config.reassemble and not (alike and len(reductions) == 4):
         raise ValueError(
-            f"neck.reassemble is for four maps of one stride, not for strides {tuple(reductions)}: "
-            "leave it empty"
+            "neck.reassemble needs four maps of equal stride, but the encoder's have strides "
+            f"{tuple(reductions)}: leave it empty"
         )
 
 
@@ -83,18 +83,18 @@ def within_image(
     reductions: Sequence[int],
     size: tuple[int, int],
 ) -> Float[Array, "b h2 w2 c"]:
-    """The part of the condition that belongs to an image of (height, width) = size, rounded up.
+    """Crops the condition to an image of (height, width) = size, rounded up.
 
-    The condition is larger where the encoder extends an image that does not divide into patches.
+    The condition is larger if the encoder had to pad the image to whole patches.
     """
-    # A quarter of a patch's stride may be a fraction.
+    # A quarter of the patch stride may be fractional.
     quarters = reductions[0] if config.reassemble else 4 * reductions[0]
     height, width = (-(-4 * side // quarters) for side in size)
     return condition[:, :height, :width]
 
 
 class Neck(nn.Module):
-    """Features of any number of levels and sizes to the condition, at the finest level's size."""
+    """Features with any number of levels and any sizes to the condition, at the finest size."""
 
     config: NeckConfig
     dtype: Any = jnp.float32
@@ -114,14 +114,14 @@ class Neck(nn.Module):
                 coarse = Upsample(self.config.features, self.dtype, name=f"up{level}")(
                     condition, train
                 )
-                # Twice the coarser size is one row or column too many where this level's is odd.
+                # Twice the coarser size is one row or column too many if this level's size is odd.
                 lateral += adaptive_average_pool(coarse, lateral.shape[1:3])
             condition = lateral
         return condition
 
 
 class Reassemble(nn.Module):
-    """Four maps of one stride to maps of a quarter, a half, one and two of it."""
+    """Resamples four maps of one stride to 1/4, 1/2, 1 and 2 times that stride."""
 
     features: tuple[int, ...]
     dtype: Any
@@ -136,7 +136,7 @@ class Reassemble(nn.Module):
 
 
 class HAHI(nn.Module):
-    """Each level projected, and the projection fused back into it; sizes and channels stay."""
+    """Projects each level and fuses the projection back into it, keeping sizes and channels."""
 
     projected: int
     dtype: Any
@@ -190,8 +190,8 @@ class Upsample(nn.Module):
 
 
 def rules(config: NeckConfig, levels: int) -> Rules:
-    """The table of the release's names, relative to `depth_head.`, for so many feature levels."""
-    unused = "DiffusionDepth builds it and never calls it"
+    """The conversion table for the release's names, relative to `depth_head.`."""
+    unused = "DiffusionDepth creates it but never uses it"
     table = (
         *conv_rules(r"conv_lateral\.(\d+)\.0", r"lateral\1/conv"),
         *batch_norm_rules(r"conv_lateral\.(\d+)\.1", r"lateral\1/norm"),
@@ -203,7 +203,7 @@ def rules(config: NeckConfig, levels: int) -> Rules:
         return table
     names = [(r"lateral_convs\.(\d+)", r"lateral\1"), (r"conv_proj\.0", "project0")]
     names += [(r"conv_fusion\.0", "fuse0")]
-    # Its transformer levels are counted from 0, but are the pyramid's levels 1, 2, ...
+    # Transformer levels are counted from 0 but correspond to pyramid levels 1, 2, ...
     for index in range(levels - 1):
         names += [(rf"trans_proj\.{index}", f"project{index + 1}")]
         names += [(rf"trans_fusion\.{index}", f"fuse{index + 1}")]
@@ -216,6 +216,6 @@ def rules(config: NeckConfig, levels: int) -> Rules:
         *table,
         Skip(
             r"hahineck\.(multi_att|self_attn|reference_points)\..+|hahineck\.level_embed",
-            "DiffusionDepth switches HAHI's attention off",
+            "DiffusionDepth disables HAHI's attention",
         ),
     )

@@ -1,7 +1,8 @@
-"""Rows that the weight tables of several models share, and queries on a state dict's names.
+"""Conversion rules shared by several models, and queries on a state dict's names.
 
-Keys are patterns of PyTorch module names, without the final `.weight`; paths are templates of our
-modules, without the collection. Both may carry groups: `conv_rules(r"layer(\\d)", r"stage\\1")`.
+Keys are patterns of PyTorch module names without the final `.weight`; paths are templates of paths
+in this package without the collection. Both may contain groups: `conv_rules(r"layer(\\d)",
+r"stage\\1")`.
 """
 
 import re
@@ -21,12 +22,12 @@ positions = Transform(lambda table: table.reshape(table.shape[-2:]), lambda tabl
 
 @dataclass(frozen=True)
 class Layout:
-    """How one source names the weights of a family of encoders.
+    """How one source of weights names them, for a family of encoders.
 
     Attributes:
-        infer: from names and shapes to the config; None if they are not in this layout.
-        rules: a config's table.
-        untold: fields of the config that weights do not determine.
+        infer: returns the config for names and shapes; None if they are in another layout.
+        rules: returns the conversion table for a config.
+        untold: config fields that weights do not determine.
     """
 
     infer: Callable[[Mapping[str, tuple[int, ...]]], Any]
@@ -35,17 +36,17 @@ class Layout:
 
 
 def conv_rules(key: str, path: str) -> tuple[Rule, ...]:
-    """Rows of a `layers.Conv`, with or without a bias."""
+    """Rules for a `layers.Conv`, with or without a bias."""
     return _kernel_rules(key, path, conv)
 
 
 def linear_rules(key: str, path: str) -> tuple[Rule, ...]:
-    """Rows of a `layers.Linear`, with or without a bias."""
+    """Rules for a `layers.Linear`, with or without a bias."""
     return _kernel_rules(key, path, linear)
 
 
 def norm_rules(key: str, path: str) -> tuple[Rule, ...]:
-    """Rows of a `layers.LayerNorm` or `layers.GroupNorm`."""
+    """Rules for a `layers.LayerNorm` or `layers.GroupNorm`."""
     return (
         Rule(rf"{key}\.weight", f"params/{path}/scale"),
         Rule(rf"{key}\.bias", f"params/{path}/bias"),
@@ -53,7 +54,7 @@ def norm_rules(key: str, path: str) -> tuple[Rule, ...]:
 
 
 def batch_norm_rules(key: str, path: str) -> tuple[Rule | Skip, ...]:
-    """Rows of a `layers.BatchNorm`."""
+    """Rules for a `layers.BatchNorm`."""
     return (
         *norm_rules(key, path),
         Rule(rf"{key}\.running_mean", f"batch_stats/{path}/mean"),
@@ -63,7 +64,7 @@ def batch_norm_rules(key: str, path: str) -> tuple[Rule | Skip, ...]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many values the first group of `pattern` takes among the names that begin with it."""
+    """Number of distinct values of the first group of `pattern` among names starting with it."""
     return len({match[1] for name in names if (match := re.match(pattern, name))})
 
 
@@ -71,19 +72,19 @@ def side(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int = 0) -> int
     """Length of one axis of an entry.
 
     Raises:
-        ValueError: if there is no such entry, or it has no such axis.
+        ValueError: if there is no such entry, or it has too few axes.
     """
     if name not in shapes:
         raise ValueError(f"the weights lack {name!r}, which determines the architecture")
     if axis >= len(shapes[name]):
-        raise ValueError(f"{name!r} of shape {shapes[name]} should have more than {axis} axes")
+        raise ValueError(f"{name!r} has shape {shapes[name]}; it must have more than {axis} axes")
     return shapes[name][axis]
 
 
 def width(shapes: Mapping[str, tuple[int, ...]], pattern: str, axis: int = 0) -> int | None:
-    """The most common length of an axis among the entries that match; None if there are none.
+    """The most common length of an axis among matching entries; None if there are none.
 
-    A single entry of a wrong shape is then reported as such when the weights are converted.
+    So a single entry of the wrong shape is reported as such when the weights are converted.
     """
     lengths = Counter(
         shape[axis]
@@ -94,7 +95,7 @@ def width(shapes: Mapping[str, tuple[int, ...]], pattern: str, axis: int = 0) ->
 
 
 def below(shapes: Mapping[str, tuple[int, ...]], root: str) -> dict[str, tuple[int, ...]]:
-    """The entries whose names begin with `root`, without it."""
+    """The entries whose names start with `root`, with it removed."""
     return {
         name.removeprefix(root): tuple(shape)
         for name, shape in shapes.items()

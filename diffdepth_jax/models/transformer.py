@@ -1,4 +1,4 @@
-"""What vision transformers share: attention over all tokens, blocks, position embeddings."""
+"""Shared parts of vision transformers: attention over all tokens, blocks, position embeddings."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,9 +29,9 @@ class Attention(nn.Module):
 
     Attributes:
         num_heads: must divide the channels.
-        key_bias: whether keys have a bias; without it the bias has 2 c entries, those of the
-            queries and of the values (BEiT).
-        dtype: of the matrix products; the softmax is computed in float32.
+        key_bias: whether keys have a bias; otherwise the bias has 2 c entries, for queries and
+            values only (BEiT).
+        dtype: type of the matrix products; the softmax is computed in float32.
     """
 
     num_heads: int
@@ -59,15 +59,15 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward part, each after its norm and with a shortcut.
+    """Attention and a feed-forward part, each with a pre-norm and a shortcut.
 
     Attributes:
         num_heads, key_bias: see `Attention`.
-        hidden_features: of the feed-forward part.
-        gated: whether that is a `layers.SwiGLU`, not an `Mlp`.
-        layer_scale: the initial factor of each branch's channels (Touvron et al. 2021,
-            arXiv:2103.17239, section 2); without one, branches have no factors.
-        eps: of the layer norms.
+        hidden_features: hidden channels of the feed-forward part.
+        gated: whether that part is a `layers.SwiGLU` instead of an `Mlp`.
+        layer_scale: initial LayerScale of each branch (Touvron et al. 2021, arXiv:2103.17239,
+            section 2); None for no LayerScale.
+        eps: epsilon of the layer norms.
         drop_path_rate: see `layers.DropPath`.
     """
 
@@ -104,17 +104,17 @@ class Block(nn.Module):
 
 
 def keyless_bias(module: nn.Module, channels: int) -> Float[Array, " n"]:
-    """The module's learnt bias of queries and values, the parameter `qkv_bias` [2 channels], with
-    zeros for the keys between: [3 channels].
+    """The module's learnt bias for queries and values, the parameter `qkv_bias` [2 channels], with
+    zeros inserted for the keys: [3 channels].
 
-    Only within the module's compact method.
+    Must be called in the module's compact method.
     """
     bias = module.param("qkv_bias", nn.initializers.zeros_init(), (2 * channels,))
     return jnp.concatenate([bias[:channels], jnp.zeros(channels), bias[channels:]])
 
 
 def recomputed(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """A block class, called with (tokens, train), that recomputes what `remat` says."""
+    """The block class, called with (tokens, train), rematerialised as `remat` says."""
     if remat == "none":
         return block
     return nn.remat(block, policy=POLICIES[remat], static_argnums=(2,))  # train
@@ -123,7 +123,7 @@ def recomputed(block: type[nn.Module], remat: Remat) -> type[nn.Module]:
 def check_blocks(
     embed_dim: int, depth: int, num_heads: int, taps: Sequence[int], drop_path_rate: float
 ) -> None:
-    """Refuses fields of an encoder's config that no vision transformer can have.
+    """Rejects config fields that no vision transformer can have.
 
     Raises:
         ValueError: names the field and the reason.
@@ -131,13 +131,13 @@ def check_blocks(
     if min(embed_dim, depth, num_heads) < 1 or embed_dim % num_heads:
         raise ValueError(
             f"embed_dim {embed_dim}, depth {depth} and num_heads {num_heads} must be positive, and "
-            "embed_dim a multiple of num_heads"
+            "embed_dim must be a multiple of num_heads"
         )
     rising = all(a < b for a, b in zip((-1, *taps), taps, strict=False))
     if not taps or not rising or taps[-1] != depth - 1:
         raise ValueError(
-            f"taps are {tuple(taps)}; they must rise, from 0 at least, to the last of the {depth} "
-            f"blocks, {depth - 1}"
+            f"taps are {tuple(taps)}; they must be increasing block numbers that end with the last "
+            f"block, {depth - 1}"
         )
     if not 0 <= drop_path_rate < 1:
         raise ValueError(f"drop_path_rate is {drop_path_rate}; it must be in [0, 1)")
@@ -151,9 +151,10 @@ def quarters(depth: int) -> tuple[int, ...]:
 def embed_patches(
     image: Float[Array, "b h w 3"], embed_dim: int, patch_size: int, dtype: Any
 ) -> Float[Array, "b h2 w2 c"]:
-    """Image to tokens, by the convolution `patch_embed`. Only within a compact method.
+    """Image to tokens, by the convolution `patch_embed`. Must be called in a compact method.
 
-    An image whose sides are not multiples of the patch gets its last row and column repeated.
+    Images whose sides are not multiples of the patch are padded by repeating the last row and
+    column.
     """
     convolution = Conv(
         embed_dim,
@@ -171,7 +172,7 @@ def embed_patches(
 def to_maps(
     outputs: Sequence[Float[Array, "b n c"]], size: tuple[int, int]
 ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
-    """Tokens after several blocks to maps of (height, width) = size, and the class tokens."""
+    """Output tokens of blocks to maps of (height, width) = size, and the class tokens."""
     features = tuple(tokens[:, 1:].reshape(tokens.shape[0], *size, -1) for tokens in outputs)
     return features, tuple(tokens[:, 0] for tokens in outputs)
 
@@ -182,11 +183,11 @@ def block_rules(
     key_bias: bool = True,
     feed_forward: tuple[str, str] = ("fc1", "fc2"),
 ) -> Rules:
-    """Rows of a `Block` without its scales, in timm's names, which Meta's share.
+    """Rules for a `Block` without its scales, for timm's names, which Meta shares.
 
     Args:
-        block, path: pattern of the block's name and template of its path.
-        key_bias: whether the attention's bias is an entry next to its kernel.
+        block, path: pattern of the block's name, and template of its path here.
+        key_bias: whether the attention's bias is stored as an entry next to its kernel.
         feed_forward: names of the feed-forward part's dense layers.
     """
     first, last = feed_forward
@@ -202,10 +203,10 @@ def block_rules(
 
 
 def add_class_token(module: nn.Module, patches: Float[Array, "b h w c"]) -> Float[Array, "b n c"]:
-    """Embedded patches to tokens: the module's learnt `class_token` [c], then the patches by row.
+    """Embedded patches to tokens: the module's learnt `class_token` [c], then patches row by row.
 
-    Tokens are accumulated in float32; only branches have lower precision. Only within the module's
-    compact method.
+    Tokens are accumulated in float32; only branches use lower precision. Must be called in the
+    module's compact method.
     """
     batch, channels = patches.shape[0], patches.shape[-1]
     tokens = patches.reshape(batch, -1, channels).astype(jnp.float32)
@@ -218,15 +219,15 @@ def resize_positions(
     size: tuple[int, int],
     resize: Callable[[Array, tuple[int, int]], Array],
 ) -> Float[Array, "m c"]:
-    """Position embeddings of a square grid, after that of the class token, for another grid.
+    """Resizes position embeddings from a square grid to another; the class token's comes first.
 
     Args:
-        positions: 1 + g * g of them.
+        positions: 1 + g * g embeddings.
         size: (height, width) of the new grid.
-        resize: of a map [1, g, g, c] to such a size, such as `ops.image.resize_bicubic`.
+        resize: resizes a map [1, g, g, c] to a size, for example `ops.image.resize_bicubic`.
 
     Returns:
-        1 + height * width of them; the class token's is unchanged.
+        1 + height * width embeddings; the class token's is unchanged.
     """
     side, channels = round((len(positions) - 1) ** 0.5), positions.shape[-1]
     grid = resize(positions[1:].reshape(1, side, side, channels), size)

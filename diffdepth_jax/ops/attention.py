@@ -16,14 +16,14 @@ def attention(
 ) -> Float[Array, "b n heads d"]:
     """softmax(query key^T / sqrt(d) + bias) value, for each head.
 
-    The CPU processes one head after another: the logits of one stay in its cache, which takes a
-    quarter of the time and, with h heads, 1/h of the memory. Other devices process all heads at
-    once.
+    On the CPU, heads are processed one after another, so that the logits of a head stay in cache:
+    this takes a quarter of the time and, with h heads, 1/h of the memory. Other devices process all
+    heads at once.
 
     Args:
-        query, key, value: of one floating type, in which the products are computed; the softmax is
+        query, key, value: of the same floating-point type, which the products use; the softmax is
             computed in float32.
-        bias: added to every image's logits.
+        bias: added to the logits of every image.
     """
     query = query * query.shape[-1] ** -0.5
     if platform.current() != "cpu":
@@ -37,9 +37,9 @@ def attention(
     return jnp.moveaxis(_head_by_head(*heads, *([] if bias is None else [bias])), 0, 2)
 
 
-@jax.jit  # so that, outside of `jit` too, it is compiled once for equal shapes
+@jax.jit  # compiled once per shape even if called outside `jit`
 def _head_by_head(*arrays: Array) -> Array:
-    """Queries (scaled), keys, values [heads, b, n, d] and perhaps biases [heads, n, m]."""
+    """Scaled queries, keys and values [heads, b, n, d], and optional biases [heads, n, m]."""
 
     def attend(arrays: tuple[Array, ...]) -> Array:
         query, key, value, *bias = arrays
@@ -47,7 +47,7 @@ def _head_by_head(*arrays: Array) -> Array:
         if bias:
             logits += bias[0][None]
         weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
-        # Divided after the product, which has fewer elements than the weights.
+        # Normalised after the product, which has fewer elements than the weights.
         result = jnp.einsum("bqk,bkd->bqd", weights.astype(value.dtype), value)
         return result / weights.sum(-1, keepdims=True).astype(value.dtype)
 

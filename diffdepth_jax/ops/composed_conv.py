@@ -1,16 +1,16 @@
-"""Three 3x3 convolutions in a row, with nothing between them, as one 7x7 convolution.
+"""Three consecutive 3x3 convolutions, with nothing in between, as one 7x7 convolution.
 
-Convolutions compose: three of them equal one with a 7x7 kernel, which is less work where the result
-has few channels. Near the border they differ: each of the three treats values outside the map as
-zero, but in the composed one the first also writes there, and the second and third read it. This
-excess comes from the two outermost rows or columns and only reaches these, so it is computed
-separately and subtracted: exact, up to rounding.
+Convolutions compose: three of them equal one with a 7x7 kernel, which is less work if the result
+has few channels. They differ near the border: each of the three treats values outside the map as
+zero, but in the composed convolution the first also produces values there, which the second and
+third read. This excess only arises from, and only reaches, the two outermost rows or columns, so it
+is computed separately and subtracted. The result is exact up to rounding.
 
-In one dimension, a path of the sum leads from row r of the input by taps (a1, a2, a3) over row a =
-r - a1 of the first result and row b = a - a2 of the second to row y = b - a3 of the output. The 7x7
-kernel sums the products of all taps with equal r - y. A path is wrong at a border if a or b lies
-outside. In two dimensions a path is wrong if it is in its rows or in its columns: the sum of both,
-less those that are wrong in both.
+In one dimension, a path of the sum leads from row r of the input through taps (a1, a2, a3), via row
+a = r - a1 of the first result and row b = a - a2 of the second, to row y = b - a3 of the output.
+The 7x7 kernel sums the products of all taps with equal r - y. A path is invalid at a border if a or
+b lies outside the map. In two dimensions, a path is invalid if its rows or its columns are: the sum
+over both, minus paths where both are.
 """
 
 import functools
@@ -28,18 +28,18 @@ from jaxtyping import Array, Float
 from diffdepth_jax.ops.tiled_conv import kernel_spectrum, tiled_conv
 
 KERNEL_SIZE = 7
-_STRIP = 2  # rows or columns at a border where wrong paths start and end
+_STRIP = 2  # rows or columns at a border where invalid paths start and end
 _Place = Literal["inside", "border"]
 
 
 class ComposedConv(NamedTuple):
-    """Three convolutions as `compose` returns them, for `composed_conv`.
+    """Three composed convolutions, as returned by `compose`, for `composed_conv`.
 
     Attributes:
-        spectrum: of the 7x7 kernel, see `ops.tiled_conv`.
-        rows: at the top and the bottom, [2, 2 i, 7 * 2 * o].
-        columns: at the left and the right, [2, 2 i, 7 * 2 * o].
-        corners: top left, top right, bottom left, bottom right, [4, 4 i, 4 o].
+        spectrum: spectrum of the 7x7 kernel, see `ops.tiled_conv`.
+        rows: kernels for the excess at the top and bottom, [2, 2 i, 7 * 2 * o].
+        columns: the same for the left and right, [2, 2 i, 7 * 2 * o].
+        corners: the same for the top left, top right, bottom left and bottom right, [4, 4 i, 4 o].
     """
 
     spectrum: Float[Array, "f1 f2 i o2"]
@@ -51,9 +51,9 @@ class ComposedConv(NamedTuple):
 def best_tile(size: tuple[int, int]) -> int:
     """Side of the tiles for maps of (height, width) = size, in pixels.
 
-    Large tiles overlap less; small ones extend less beyond the map and have fewer frequencies, each
-    with its own kernel. Measured on a CPU for maps of 48x160, 88x304 and 176x608 pixels, where the
-    next smaller tile takes 7% longer at the latter two.
+    Large tiles overlap less; small tiles extend less beyond the map and have fewer frequencies,
+    each with its own kernel. Chosen by CPU benchmarks for maps of 48x160, 88x304 and 176x608
+    pixels; for the last two, the next smaller tile takes 7% longer.
     """
     pixels = size[0] * size[1]
     return 16 if pixels < 15_000 else 20 if pixels < 60_000 else 24
@@ -65,9 +65,9 @@ def compose(
     third: Float[Array, "3 3 n o"],
     tile: int,
 ) -> ComposedConv:
-    """The convolutions of these kernels (stride 1, zero padding 1, no bias) as one.
+    """Composes the convolutions of these kernels (stride 1, zero padding 1, no bias) into one.
 
-    That takes about as long as the three convolutions on a map of 50x50 pixels.
+    This takes about as long as the three convolutions on a map of 50x50 pixels.
 
     Args:
         first, second, third: in the order in which they are applied.
@@ -76,7 +76,7 @@ def compose(
     channels, kernels = first.shape[2], (first, second, third)
     inside = _composed_kernel(*kernels, "inside", "inside")
 
-    # Every border becomes the top of a rotated map.
+    # Rotating the map turns every border into the top one.
     def turned(*turns: Callable[[Array], Array]) -> list[Array]:
         return [jnp.stack([turn(kernel) for turn in turns]) for kernel in kernels]
 
@@ -94,11 +94,11 @@ def compose(
 
 
 def composed_conv(features: Float[Array, "b h w i"], conv: ComposedConv) -> Float[Array, "b h w o"]:
-    """The three convolutions of `compose` applied to a map.
+    """Applies the three convolutions given to `compose` to a map.
 
     Args:
-        features: of at least 4x4 pixels.
-        conv: of `compose`.
+        features: at least 4x4 pixels.
+        conv: the result of `compose`.
     """
     outputs = tiled_conv(features, conv.spectrum, KERNEL_SIZE)
     columns = jnp.swapaxes(_strips(jnp.swapaxes(features, 1, 2), conv.columns), 2, 3)
@@ -113,9 +113,9 @@ def composed_conv(features: Float[Array, "b h w i"], conv: ComposedConv) -> Floa
 def _strips(
     features: Float[Array, "b h w i"], kernels: Float[Array, "2 i2 o14"]
 ) -> Float[Array, "2 b 2 w o"]:
-    """The excess of wrong paths in the first two and the last two rows."""
+    """The excess from invalid paths in the first two and last two rows."""
     batch, _, width, channels = features.shape
-    # By distance from the border.
+    # Indexed by distance from the border.
     outer = jnp.stack([features[:, :_STRIP], features[:, : -_STRIP - 1 : -1]])
     outer = jnp.swapaxes(outer, 2, 3).reshape(2, batch * width, _STRIP * channels)
     taps = jnp.matmul(outer, kernels).reshape(2, batch, width, KERNEL_SIZE, -1)
@@ -129,7 +129,7 @@ def _strips(
 def _corners(
     features: Float[Array, "b h w i"], kernels: Float[Array, "4 i4 o4"]
 ) -> Float[Array, "2 b 2 w o"]:
-    """The excess of paths wrong in both rows and columns, in the first two and last two rows."""
+    """The excess from paths invalid in both axes, in the first two and last two rows."""
     batch, _, width, channels = features.shape
     turned = [
         features[:, rows, columns]
@@ -150,7 +150,7 @@ def _subtracted(outputs: Array, strip: Array, axis: int, start: int) -> Array:
 
 
 def _square(taps: Array, axis: int) -> Array:
-    """An axis of (y, r) = (0, 0), (0, 1), (1, 0) as two; nothing leads from row 1 to row 1."""
+    """Expands an axis over (y, r) = (0, 0), (0, 1), (1, 0) to two axes; (1, 1) has no paths."""
     taps = jnp.pad(taps, [(0, 1) if index == axis else (0, 0) for index in range(taps.ndim)])
     return taps.reshape(*taps.shape[:axis], _STRIP, _STRIP, *taps.shape[axis + 1 :])
 
@@ -174,7 +174,8 @@ def _transposed(kernel: Array) -> Array:
 def _composed_kernel(
     first: Array, second: Array, third: Array, rows: _Place, columns: _Place
 ) -> Array:
-    """Sums of products of three taps, [q, p, i, o], over the paths of two places."""
+    """Sums of products of three taps, [q, p, i, o], over the paths selected for rows and
+    columns."""
     (row_pairs, row_sums), (column_pairs, column_sums) = _paths(rows), _paths(columns)
     inputs, outputs = first.shape[2], third.shape[3]
     pairs = jnp.einsum("acmn,bdno->abcdmo", second, third)  # a2 a3 (rows) b2 b3 (columns) m o
@@ -189,13 +190,13 @@ def _composed_kernel(
 
 @functools.cache
 def _paths(place: _Place) -> tuple[np.ndarray, np.ndarray]:
-    """Which products of taps belong together in one dimension.
+    """Which products of taps are summed together in one dimension.
 
     Returns:
-        pairs: float32 [g, 9]; the taps (a2, a3), a3 fastest, of each group: all that lead from one
-            row of the first result to one row of the output.
-        sums: float32 [q, (a1, g)]; inside, of the seven taps of the composed kernel; at a border,
-            the first rows of a map, of (y, r) = (0, 0), (0, 1), (1, 0).
+        pairs: float32 [g, 9]; the taps (a2, a3), a3 fastest, in each group: all that lead from a
+        given row of the first result to a given row of the output. sums: float32 [q, (a1, g)]; q
+        are the seven taps of the composed kernel in the interior, and (y, r) = (0, 0), (0, 1), (1,
+        0) at a border, the first rows of a map.
     """
     offsets = (-1, 0, 1)
     groups: dict[tuple[int, int], set[tuple[int, int]]] = {}

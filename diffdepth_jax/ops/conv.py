@@ -1,10 +1,10 @@
 """3x3 convolution with a gradient that stays fast inside `lax.scan` on the CPU.
 
-XLA:CPU has a fast kernel for convolutions in canonical form only (NHWC inputs, HWIO kernel). The
-transposes that differentiation of `lax.conv_general_dilated` introduces are rewritten to that form
-at top level but not inside the body of a loop, where the backward pass of a convolution then runs
-tens of times slower than the forward pass. The gradient here is therefore written out in canonical
-operations. cuDNN and the TPU need none of this, so it is switchable.
+XLA:CPU only has a fast kernel for convolutions in canonical form (NHWC inputs, HWIO kernel). The
+transposes introduced by differentiating `lax.conv_general_dilated` are rewritten to that form at
+top level but not in a loop body, where the backward pass of a convolution then runs tens of times
+slower than the forward pass. So the gradient is written here in canonical operations. cuDNN and
+TPUs do not need this, so it is optional.
 """
 
 from typing import Literal
@@ -29,10 +29,10 @@ def conv3x3(
 
     Args:
         inputs: [b, h, w, i].
-        kernel: [3, 3, i, o], of the dtype of `inputs`.
+        kernel: [3, 3, i, o], with the dtype of `inputs`.
         gradient: "xla" differentiates XLA's convolution (any order, forward and reverse mode);
             "custom" uses the canonical form described above (reverse mode, first order); "auto" is
-            "custom" where the default backend is the CPU and "xla" elsewhere.
+            "custom" if the default backend is the CPU and "xla" otherwise.
 
     Returns:
         [b, h, w, o]. The values do not depend on `gradient`; gradients agree up to rounding.
@@ -43,7 +43,7 @@ def conv3x3(
         return _conv3x3_canonical(inputs, kernel)
     if gradient == "xla":
         return _conv3x3(inputs, kernel)
-    raise ValueError(f"gradient is 'auto', 'xla' or 'custom', not {gradient!r}")
+    raise ValueError(f"gradient must be 'auto', 'xla' or 'custom', not {gradient!r}")
 
 
 def _conv3x3(inputs, kernel):
@@ -63,18 +63,18 @@ def _forward(inputs, kernel):
 
 def _backward(residuals, cotangent):
     inputs, kernel = residuals
-    # Without the barrier XLA folds the flip and the transpose back into the convolution, which is
-    # then no longer canonical.
+    # Without the barrier, XLA folds the flip and transpose into the convolution, which is then no
+    # longer canonical.
     flipped = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2))
     return _conv3x3(cotangent, flipped), _kernel_gradient(inputs, cotangent)
 
 
 def _kernel_gradient(inputs, cotangent):
-    """The cotangent slid over the inputs as a kernel, with channels as batch.
+    """Correlates the inputs with the cotangent as kernel, with channels as the batch axis.
 
-    Nine matrix products with shifted inputs give the same. They are a quarter faster where both
-    sides have 256 channels, but slower elsewhere, need more memory under rematerialisation and a
-    third longer to compile.
+    Nine matrix products with shifted inputs would give the same. They are a quarter faster with 256
+    input and output channels, but slower otherwise, need more memory under rematerialisation, and
+    take a third longer to compile.
     """
     inputs = inputs.transpose(3, 1, 2, 0)
     sliding = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))

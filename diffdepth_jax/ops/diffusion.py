@@ -1,8 +1,8 @@
 """Noise schedules and the DDIM sampler (Song et al. 2021, arXiv:2010.02502).
 
-Names follow the field: `sample` is x_t, `model_output` what the network predicts, `alphas_cumprod`
-the cumulative product of 1 - beta. The arithmetic is float32 and element-wise, so the shapes of
-samples are free: [b, ...].
+Naming conventions: `sample` is x_t, `model_output` is the network's prediction, `alphas_cumprod` is
+the cumulative product of 1 - beta. Arithmetic is float32 and element-wise, so samples may have any
+shape [b, ...].
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ _MAX_COSINE_BETA = 0.999
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """How much of the signal is left after each training timestep.
+    """Noise schedule: how much signal remains at each training timestep.
 
     Attributes:
         betas: float32 [T].
-        alphas_cumprod: float32 [T], falling from nearly 1 towards 0.
+        alphas_cumprod: float32 [T], decreasing from nearly 1 towards 0.
     """
 
     betas: Float[np.ndarray, " t"]
@@ -49,12 +49,12 @@ class Schedule:
 
         Args:
             num_train_timesteps: T.
-            beta_start, beta_end: the first and the last beta, in (0, 1); unused by "cosine".
+            beta_start, beta_end: the first and last beta, in (0, 1); unused by "cosine".
             beta_schedule: "linear"; "scaled_linear" (linear in sqrt(beta), latent diffusion);
                 "cosine" (Nichol and Dhariwal 2021, betas capped at 0.999).
 
         Raises:
-            ValueError: on values outside these ranges.
+            ValueError: for values outside these ranges.
         """
         if num_train_timesteps < 1:
             raise ValueError(f"num_train_timesteps must be at least 1, not {num_train_timesteps}")
@@ -72,7 +72,8 @@ class Schedule:
             betas = np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], _MAX_COSINE_BETA)
         else:
             raise ValueError(
-                f"beta_schedule is 'linear', 'scaled_linear' or 'cosine', not {beta_schedule!r}"
+                "beta_schedule must be 'linear', 'scaled_linear' or 'cosine', not "
+                f"{beta_schedule!r}"
             )
         return cls(betas.astype(np.float32), np.cumprod(1 - betas).astype(np.float32))
 
@@ -82,11 +83,11 @@ class Schedule:
 
 
 class DrawnSteps(NamedTuple):
-    """A number of denoising steps that is drawn when the program runs.
+    """A number of denoising steps that is drawn at run time.
 
     Attributes:
         counts: the numbers to choose from; a sampler is compiled for each.
-        index: which of them.
+        index: which of them to use.
     """
 
     counts: tuple[int, ...]
@@ -98,25 +99,25 @@ def inference_timesteps(
     num_inference_steps: int,
     spacing: TimestepSpacing = "leading",
 ) -> np.ndarray:
-    """The sampler's timesteps, int32 [N], falling.
+    """The sampler's timesteps, int32 [N], decreasing.
 
     With T = 1000:
 
-    - "leading", as the released models use: [N-1, ..., 0] * (T // N). N = 20: 950, 900, ..., 0.
+    - "leading", used by the released models: [N-1, ..., 0] * (T // N). N = 20: 950, 900, ..., 0.
       The fewer the steps, the further the first one is from pure noise; a single step is at 0,
-      where a sample has next to no noise left to remove.
+      where there is hardly any noise to remove.
     - "trailing" (Lin et al. 2024, arXiv:2305.08891, table 2): from T - 1 in steps of T / N.
       N = 4: 999, 749, 499, 249; N = 1: 999.
-    - "linspace" (there too): N timesteps from T - 1 to 0, both included, evenly spaced. N = 4: 999,
+    - "linspace" (same table): N evenly spaced timesteps from T - 1 to 0, both included. N = 4: 999,
       666, 333, 0; N = 1: 999.
 
     Raises:
-        ValueError: unless 1 <= N <= T; for another spacing.
+        ValueError: unless 1 <= N <= T, or for an unknown spacing.
     """
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ValueError(
-            f"num_inference_steps must lie between 1 and the {num_train_timesteps} timesteps of "
-            f"training, not {num_inference_steps}"
+            f"num_inference_steps must be between 1 and the {num_train_timesteps} training "
+            f"timesteps, not {num_inference_steps}"
         )
     last = num_train_timesteps - 1
     if spacing == "leading":
@@ -127,7 +128,7 @@ def inference_timesteps(
         return np.round(last - done * num_train_timesteps).astype(np.int32)
     if spacing == "linspace":
         return np.round(np.linspace(last, 0, num_inference_steps)).astype(np.int32)
-    raise ValueError(f"spacing is 'leading', 'trailing' or 'linspace', not {spacing!r}")
+    raise ValueError(f"spacing must be 'leading', 'trailing' or 'linspace', not {spacing!r}")
 
 
 def add_noise(
@@ -154,13 +155,13 @@ def training_target(
         return noise
     if prediction_type == "sample":
         return sample
-    # The velocity is x_t with the noise in place of the sample, and the negative sample in place of
-    # the noise.
+    # The velocity is x_t with the sample replaced by the noise, and the noise by the negative
+    # sample.
     return add_noise(schedule, noise, -sample, timesteps)
 
 
 def posterior_mean_weight(schedule: Schedule, timesteps: Int[Array, " b"]) -> Float[Array, " b"]:
-    """Turns a squared error of the noise into that of the mean of x_{t-1} given x_t.
+    """Weight that turns a squared error of the noise into one of the mean of x_{t-1} given x_t.
 
     mu = (x_t - beta_t / sqrt(1 - alphas_cumprod_t) noise) / sqrt(1 - beta_t) (Ho et al. 2020,
     equation 11), so ||mu - mu'||^2 = beta_t^2 / ((1 - beta_t) (1 - alphas_cumprod_t)) times
@@ -178,7 +179,7 @@ def clean_sample(
     timesteps: Int[Array, " b"],
     prediction_type: PredictionType = "epsilon",
 ) -> Float[Array, "b *shape"]:
-    """x_0 by the network's prediction at (`sample`, `timesteps`), one timestep per image."""
+    """x_0 from the network's prediction at (`sample`, `timesteps`), one timestep per image."""
     alpha = jnp.asarray(schedule.alphas_cumprod)[timesteps]
     alpha = alpha.reshape(-1, *[1] * (sample.ndim - 1))
     signal, spread = jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
@@ -188,7 +189,7 @@ def clean_sample(
 def _clean_and_noise(
     signal: Array, spread: Array, model_output: Array, sample: Array, prediction_type: str
 ) -> tuple[Array, Array]:
-    """x_0 and the noise, whichever of them is predicted."""
+    """x_0 and the noise, for any type of prediction."""
     if prediction_type == "epsilon":
         return (sample - spread * model_output) / signal, model_output
     if prediction_type == "sample":
@@ -197,7 +198,7 @@ def _clean_and_noise(
         clean = signal * sample - spread * model_output
         return clean, signal * model_output + spread * sample
     raise ValueError(
-        f"prediction_type is 'epsilon', 'sample' or 'v_prediction', not {prediction_type!r}"
+        f"prediction_type must be 'epsilon', 'sample' or 'v_prediction', not {prediction_type!r}"
     )
 
 
@@ -223,11 +224,11 @@ def ddim_step(
         previous_timestep: the less noisy timestep; negative means the clean sample.
         prediction_type: whether the network predicts the noise, x_0 or the velocity (Salimans and
             Ho 2022).
-        clip_sample: the predicted x_0 is clipped to [-clip_sample, clip_sample], and the predicted
-            noise becomes what makes x_t of that x_0. None clips nothing, as published.
+        clip_sample: clips the predicted x_0 to [-clip_sample, clip_sample], and adjusts the
+            predicted noise so that it still gives x_t. None for no clipping, as published.
         eta: 0 is deterministic DDIM, 1 has the variance of DDPM (equation 16).
-        key: for the noise of this step; needed exactly if eta > 0. One for the whole batch, or one
-            for each image, which then gets what it would get alone.
+        key: for the noise of this step; required if and only if eta > 0. One for the batch, or one
+            per image, whose noise is then independent of the batch.
     """
     if eta > 0 and key is None:
         raise ValueError(f"eta={eta} adds noise at every step and needs a key")
@@ -242,7 +243,7 @@ def ddim_step(
         clean = jnp.clip(clean, -clip_sample, clip_sample)
         noise = (sample - signal * clean) / spread
     variance = eta**2 * (1 - previous) / (1 - alpha) * (1 - alpha / previous)
-    # The difference is never negative but may round to it.
+    # Never negative, except for rounding.
     direction = jnp.sqrt(jnp.maximum(1 - previous - variance, 0.0))
     result = jnp.sqrt(previous) * clean + direction * noise
     if eta > 0:
@@ -269,16 +270,15 @@ def ddim_sample(
 
     Args:
         schedule: the noise schedule.
-        denoise: `(sample [b, ...], timestep [] int32) -> model_output [b, ...]`; whatever does not
-            depend on the step should be computed before and closed over.
+        denoise: `(sample [b, ...], timestep [] int32) -> model_output [b, ...]`; anything that does
+            not depend on the step should be computed beforehand and closed over.
         noise: x_T, float32.
-        num_inference_steps: N; see `inference_timesteps`. With `DrawnSteps`, the drawn number is
-          run.
-        spacing: of the timesteps, see `inference_timesteps`.
+        num_inference_steps: N, see `inference_timesteps`; or a `DrawnSteps`.
+        spacing: spacing of the timesteps, see `inference_timesteps`.
         prediction_type, clip_sample, eta: see `ddim_step`.
-        key: as for `ddim_step`; step i draws from `fold_in(key, i)`.
-        remat: what of a step is recomputed in the backward pass, see `ops.remat`.
-        gradient_steps: gradients flow through this many last steps only, and nothing is stored for
+        key: as in `ddim_step`; step i uses `fold_in(key, i)`.
+        remat: which parts of a step are recomputed in the backward pass, see `ops.remat`.
+        gradient_steps: gradients only flow through this many last steps, and nothing is stored for
             earlier ones; None for all.
         return_trajectory: also return the samples after every step, [N, b, ...]; not with
             `DrawnSteps`.
@@ -287,11 +287,11 @@ def ddim_sample(
         x_0, or (x_0, trajectory).
 
     Raises:
-        ValueError: for impossible numbers of steps.
+        ValueError: for invalid numbers of steps.
     """
     if isinstance(num_inference_steps, DrawnSteps):
         if return_trajectory:
-            raise ValueError("a drawn number of steps has no trajectory of a known length")
+            raise ValueError("return_trajectory needs a fixed number of steps, not a drawn one")
         samplers = [
             functools.partial(
                 ddim_sample,
@@ -317,8 +317,8 @@ def ddim_sample(
         gradient_steps = num_inference_steps
     if not 1 <= gradient_steps <= num_inference_steps:
         raise ValueError(
-            f"gradient_steps is {gradient_steps}; it must lie between 1 and the "
-            f"{num_inference_steps} steps of the sampler, or be None for all"
+            f"gradient_steps is {gradient_steps}; it must be between 1 and the sampler's "
+            f"{num_inference_steps} steps, or None for all"
         )
 
     def step(sample, inputs):
@@ -341,12 +341,13 @@ def ddim_sample(
         return sample, sample if return_trajectory else None
 
     def step_without_gradient(sample, inputs):
-        # Stopped at every step, not after the last, so that nothing is stored for tangents.
+        # Gradients are stopped at every step, not after the last, so that nothing is stored for
+        # them.
         return lax.stop_gradient(step(sample, inputs))
 
     last_step = step
     if remat != "none":
-        # Inside a scan the compiler cannot merge the recomputation with the first computation.
+        # Inside a scan the compiler cannot merge the recomputation with the original computation.
         last_step = jax.checkpoint(step, prevent_cse=False, policy=POLICIES[remat])
     inputs = jnp.arange(num_inference_steps), jnp.asarray(timesteps), previous_timesteps
     first = num_inference_steps - gradient_steps

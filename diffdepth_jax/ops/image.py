@@ -1,7 +1,7 @@
 """Resampling and padding of NHWC maps with PyTorch's arithmetic.
 
-All resamplings are linear and separable, so each axis is one matrix, made in NumPy float64 at trace
-time. Its transpose is the gradient.
+All resampling is linear and separable, so each axis uses one matrix, built in NumPy float64 at
+trace time. Its transpose gives the gradient.
 """
 
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-_SHORT = 128 * 128  # entries of a matrix; a product with fewer is as fast as reading samples
+_SHORT = 128 * 128  # matrix entries; up to this size, a product is as fast as gathering samples
 _MAX_TAPS = 8
 
 
@@ -24,8 +24,8 @@ def resize_bilinear(
     Args:
         features: [b, h, w, c].
         size: (height, width) of the result, larger or smaller.
-        align_corners: whether corner pixels stay in the corners; otherwise the borders of the map
-            stay its borders (half-pixel centres).
+        align_corners: whether the centres of corner pixels are aligned; otherwise the map's borders
+            are (half-pixel centres).
 
     Returns:
         [b, height, width, c]; `features` itself if it already has this size.
@@ -45,8 +45,8 @@ def resize_bicubic(
     Args:
         features: [b, h, w, c].
         size: (height, width) of the result, larger or smaller.
-        scales: of height and width, where sample positions follow from a factor that was given, as
-            PyTorch's do for `scale_factor=`; otherwise from the sizes.
+        scales: scale factors of height and width that determine sample positions, as with PyTorch's
+            `scale_factor=`; by default the sizes do.
 
     Returns:
         [b, height, width, c]; `features` itself if it already has this size and no scales are
@@ -54,7 +54,7 @@ def resize_bicubic(
     """
     if scales is None:
         return _resample(features, size, _bicubic_matrix)
-    # A factor near 1 moves the samples even where the size stays.
+    # A factor near 1 moves the samples even if the size stays the same.
     for axis, output, scale in zip((1, 2), size, scales, strict=True):
         features = _along(features, axis, _bicubic_matrix(features.shape[axis], output, scale))
     return features
@@ -65,7 +65,7 @@ def adaptive_average_pool(features: Float[Array, "b h w c"], size: tuple[int, in
 
     Args:
         features: [b, h, w, c].
-        size: (height, width) of the result; windows overlap where they do not divide the input.
+        size: (height, width) of the result; windows overlap if it does not divide the input size.
 
     Returns:
         [b, height, width, c]; `features` itself if it already has this size.
@@ -76,10 +76,10 @@ def adaptive_average_pool(features: Float[Array, "b h w c"], size: tuple[int, in
 def pad_to_multiple(image: Float[Array, "b h w c"], multiple: int) -> Array:
     """Repeats the last row and column until height and width are multiples of `multiple`.
 
-    Padding is at the bottom and right only, so cropping to the old size undoes it.
+    Padding is only at the bottom and right, so cropping to the old size undoes it.
     """
     _, height, width, _ = image.shape
-    # Not `jnp.pad`, which jax2onnx cannot convert with this mode.
+    # Not `jnp.pad`, whose mode jax2onnx cannot convert.
     for axis, amount in ((1, -height % multiple), (2, -width % multiple)):
         if amount:
             last = lax.slice_in_dim(image, image.shape[axis] - 1, None, axis=axis)
@@ -95,11 +95,11 @@ def _resample(features: Array, size: tuple[int, int], matrix) -> Array:
 
 
 def _along(features: Array, axis: int, matrix: np.ndarray) -> Array:
-    """The matrix [out, in] applied to one axis.
+    """Applies the matrix [out, in] to one axis.
 
-    For long axes the few samples with weights in each row of the matrix are summed, which on the
-    CPU takes a tenth of the product's time. The gradient does the same with the transposed matrix:
-    differentiated by JAX, it would be a scatter.
+    For long axes, the few samples with non-zero weights in each row are summed, which on the CPU
+    takes a tenth of the product's time. The gradient does the same with the transposed matrix;
+    JAX's own would be a scatter.
     """
     if matrix.size < _SHORT or max(_width(matrix), _width(matrix.T)) > _MAX_TAPS:
         return _product(features, axis, matrix)
@@ -107,7 +107,7 @@ def _along(features: Array, axis: int, matrix: np.ndarray) -> Array:
 
 
 class _Matrix:
-    """An array that is compared by value, so that it can be a static argument."""
+    """An array compared by value, so that it can be a static argument."""
 
     def __init__(self, array: np.ndarray):
         self.array = array
@@ -138,12 +138,12 @@ _resampled.defvjp(_resampled_forward, _resampled_backward)
 
 def _product(features: Array, axis: int, matrix: np.ndarray) -> Array:
     weights = jnp.asarray(matrix, features.dtype)
-    # On accelerators a product at default precision would keep 8 to 11 bits.
+    # At default precision, accelerators would only keep 8 to 11 bits.
     subscripts = "oh,bhwc->bowc" if axis == 1 else "ow,bhwc->bhoc"
     return jnp.einsum(subscripts, weights, features, precision=lax.Precision.HIGHEST)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))  # outside of `jit`, too, compiled once
+@functools.partial(jax.jit, static_argnums=(1, 2))  # compiled once even if called outside `jit`
 def _taps(features: Array, axis: int, resampling: _Matrix) -> Array:
     matrix = resampling.array
     width = _width(matrix)
@@ -160,7 +160,7 @@ def _taps(features: Array, axis: int, resampling: _Matrix) -> Array:
 
 
 def _width(matrix: np.ndarray) -> int:
-    """The largest distance, counted in samples, from a row's first weight to its last."""
+    """The largest distance in samples from a row's first weight to its last."""
     nonzero = matrix != 0
     first, last = nonzero.argmax(1), nonzero.shape[1] - 1 - nonzero[:, ::-1].argmax(1)
     return int(np.where(nonzero.any(1), last - first + 1, 1).max())
@@ -168,7 +168,7 @@ def _width(matrix: np.ndarray) -> int:
 
 def _bilinear_matrix(length: int, output: int) -> np.ndarray:
     position = np.arange(output) * ((length - 1) / (output - 1) if output > 1 else 0.0)
-    # Hat functions: 1 at the sample itself, falling to 0 at its neighbours.
+    # Hat functions: 1 at the sample itself, decreasing to 0 at its neighbours.
     return np.maximum(0.0, 1.0 - np.abs(position[:, None] - np.arange(length)[None, :]))
 
 
@@ -178,7 +178,7 @@ def _half_pixel_bilinear_matrix(length: int, output: int) -> np.ndarray:
 
 
 def _bicubic_matrix(length: int, output: int, scale: float | None = None) -> np.ndarray:
-    """Keys' kernel with a = -0.75; samples beyond the border are those at it."""
+    """Keys' kernel with a = -0.75; border samples are repeated outside."""
     position = (np.arange(output) + 0.5) / (scale or output / length) - 0.5
     low = np.floor(position).astype(int)
     matrix = np.zeros((output, length))

@@ -1,8 +1,8 @@
-"""Depth losses under a validity mask, `(prediction, target, valid_mask) -> one value per image`.
+"""Depth losses with a validity mask, `(prediction, target, valid_mask) -> one value per image`.
 
-Values outside the mask may be anything (0, NaN, inf): they are replaced before any arithmetic, in
-the prediction too, so that neither the loss nor its gradient sees them. An image without a valid
-pixel gives 0 and no gradient.
+Values outside the mask may be anything (0, NaN, inf): they are replaced before any arithmetic, also
+in the prediction, so they affect neither the loss nor its gradient. An image without valid pixels
+has loss 0 and no gradient.
 """
 
 from typing import Literal, NamedTuple
@@ -15,21 +15,22 @@ from diffdepth_jax.ops.order_statistics import masked_median, weights_of_smalles
 Depth = Float[Array, "b h w 1"]
 Mask = Bool[Array, "b h w 1"]
 
-# How a prediction is brought to a label's scale and shift: both to median 0 and mean absolute
-# deviation 1, with or without the largest residuals, or the prediction by least squares.
+# How scale and shift are aligned: both sides to median 0 and mean absolute deviation 1, with or
+# without the largest residuals, or the prediction to the label by least squares.
 SsiForm = Literal["median", "trimmed", "least_squares"]
 
 _AXES = (1, 2, 3)
-# Of the largest magnitude: a mean deviation below this is rounding.
+# Relative to the largest magnitude: a smaller mean deviation is rounding error.
 _FLAT = 1e-6
 
 
 def l1(
     prediction: Depth, target: Depth, valid_mask: Mask, *, max_depth: float
 ) -> Float[Array, " b"]:
-    """Mean absolute error in metres, both sides clamped to [0, max_depth] (DiffusionDepth `L1`).
+    """Mean absolute error in metres, with both sides clamped to [0, max_depth] (DiffusionDepth's
+    `L1`).
 
-    A prediction beyond the clamp gets no gradient.
+    Clamped predictions get no gradient.
     """
     return _masked_mean(
         jnp.abs(_clamped_error(prediction, target, valid_mask, max_depth)), valid_mask
@@ -39,7 +40,7 @@ def l1(
 def l2(
     prediction: Depth, target: Depth, valid_mask: Mask, *, max_depth: float
 ) -> Float[Array, " b"]:
-    """Mean squared error in square metres, clamped as `l1` (DiffusionDepth `L2`)."""
+    """Mean squared error in square metres, clamped as in `l1` (DiffusionDepth's `L2`)."""
     error = _clamped_error(prediction, target, valid_mask, max_depth)
     return _masked_mean(error**2, valid_mask)
 
@@ -57,15 +58,15 @@ def silog(
 ) -> Float[Array, "..."]:
     """Scale-invariant log error, `scale * sqrt(var(g) + (1 - variance_focus) * mean(g)^2)`.
 
-    g = log(prediction + offset) - log(target + offset). The defaults are the field's habit (Eigen
+    g = log(prediction + offset) - log(target + offset). The defaults are the common choice (Eigen
     et al. 2014; BTS). DiffusionDepth's `Sig` is `scale=2, ddof=1, reduction="batch"`.
 
     Args:
         prediction, target: metres; negative predictions count as 0.
-        valid_mask: targets must be positive there.
+        valid_mask: where it is True, targets must be positive.
         scale, variance_focus, offset: see above.
         ddof: 0 for the biased variance, 1 for the unbiased one.
-        reduction: "image" for one value per image [b]; "batch" pools all pixels to one scalar.
+        reduction: "image" for one value per image [b]; "batch" pools all pixels into one scalar.
     """
     log_prediction, log_target = _logs(prediction, target, valid_mask, offset)
     axes = _AXES if reduction == "image" else (0, 1, 2, 3)
@@ -75,7 +76,7 @@ def silog(
     deviation = jnp.where(valid_mask, error - mean, 0.0)
     variance = jnp.sum(deviation**2, axes) / jnp.maximum(jnp.squeeze(count, axes) - ddof, 1.0)
     squared = variance + (1.0 - variance_focus) * jnp.squeeze(mean, axes) ** 2
-    # The root has no finite gradient at 0, where nothing is left to learn.
+    # The square root has no finite gradient at 0, where there is nothing to learn.
     positive = squared > 0.0
     return scale * jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
@@ -83,11 +84,11 @@ def silog(
 def log_l1(
     prediction: Depth, target: Depth, valid_mask: Mask, *, offset: float = 1e-3
 ) -> Float[Array, " b"]:
-    """Mean absolute error of log(depth + offset), about the relative error.
+    """Mean absolute error of log(depth + offset), approximately the relative error.
 
     Args:
         prediction, target: metres; negative predictions count as 0.
-        valid_mask: targets must not be negative there.
+        valid_mask: where it is True, targets must not be negative.
         offset: metres.
     """
     log_prediction, log_target = _logs(prediction, target, valid_mask, offset)
@@ -95,9 +96,9 @@ def log_l1(
 
 
 def relative_l1(prediction: Depth, target: Depth, valid_mask: Mask) -> Float[Array, " b"]:
-    """Mean of |prediction - target| / prediction (md4all `abs_rel`, of inverse depths).
+    """Mean of |prediction - target| / prediction (md4all's `abs_rel`, for inverse depth).
 
-    The gradient goes through the denominator, too, as published.
+    As published, gradients also flow through the denominator.
 
     Args:
         prediction: positive where valid.
@@ -110,15 +111,15 @@ def relative_l1(prediction: Depth, target: Depth, valid_mask: Mask) -> Float[Arr
 
 
 class AlignedResidual(NamedTuple):
-    """A prediction's error after scale and shift are removed.
+    """A prediction's error after removing scale and shift.
 
     Attributes:
-        residual: [b, h, w, 1], prediction - target; 0 outside the mask and in images that cannot be
-            learnt from.
-        flat_label: [b], whether the label's deviation is zero (up to rounding), or no pixel is
-            valid: such a label has no scale, and the image's residual is 0.
-        flat_prediction: [b], the same of the prediction. It counts as its mean or median
-            everywhere, and gets no gradient: any would be infinite.
+        residual: [b, h, w, 1], prediction - target; 0 outside the mask and in images without a
+            usable label.
+        flat_label: [b], whether the label is constant (up to rounding) or no pixel is valid: such a
+            label has no scale, and the image's residual is 0.
+        flat_prediction: [b], the same for the prediction. It is replaced by its mean or median and
+            gets no gradient, which would be infinite.
     """
 
     residual: Depth
@@ -129,18 +130,18 @@ class AlignedResidual(NamedTuple):
 def aligned_residual(
     prediction: Depth, target: Depth, valid_mask: Mask, *, form: SsiForm = "median"
 ) -> AlignedResidual:
-    """The residual that is invariant to the prediction's scale and shift in each image.
+    """The residual, invariant to the prediction's scale and shift in each image.
 
-    Scale and shift are those of the valid pixels alone, and gradients flow through them (Ranftl et
+    Scale and shift are computed from the valid pixels, and gradients flow through them (Ranftl et
     al. 2020, arXiv:1907.01341, section 5).
 
     Args:
-        prediction, target: both depth or both inverse depth; any unit.
+        prediction, target: both depth or both inverse depth, in any unit.
         valid_mask: which pixels count.
         form: "median" and "trimmed": each side minus its median t, over its mean absolute deviation
             s = mean |d - t| from it. The result does not depend on the target's unit either.
-            "least_squares": the prediction with the scale and shift that leave the smallest sum of
-            squares, in the target's unit.
+            "least_squares": the prediction is scaled and shifted to minimise the sum of squares, in
+            the target's unit.
     """
     centre = _mean if form == "least_squares" else masked_median
     prediction, deviation, usable = _centred(prediction, valid_mask, centre)
@@ -160,7 +161,7 @@ def aligned_residual(
 def ssi(
     residual: Depth, valid_mask: Mask, *, form: SsiForm = "median", trim: float = 0.2
 ) -> Float[Array, " b"]:
-    """Scale- and shift-invariant loss of a residual of `aligned_residual`, in the same form.
+    """Scale- and shift-invariant loss of a residual from `aligned_residual` with the same form.
 
     "median": 1/(2M) sum |r| over the M valid pixels (L_ssimae of Ranftl et al. 2020, section 5; the
     form of Tosi et al. 2024, arXiv:2407.16698). "trimmed": the same without the largest residuals,
@@ -170,8 +171,8 @@ def ssi(
         residual: 0 where not valid.
         valid_mask: which pixels count.
         form: see above.
-        trim: share of the pixels, those of the largest residuals, that "trimmed" leaves out; of M
-            pixels floor((1 - trim) * M) stay.
+        trim: fraction of pixels, those with the largest residuals, that "trimmed" leaves out;
+            floor((1 - trim) * M) of M pixels remain.
     """
     errors = residual**2 if form == "least_squares" else jnp.abs(residual)
     if form == "trimmed":
@@ -182,7 +183,7 @@ def ssi(
 def multi_scale_gradient(
     residual: Depth, valid_mask: Mask, *, num_scales: int = 4
 ) -> Float[Array, " b"]:
-    """Differences of neighbouring residuals, so that edges lie where the label's do.
+    """Gradient loss: differences of neighbouring residuals, which aligns edges with the label's.
 
     The sum over scales of 1/M sum |R(y, x + 1) - R(y, x)| + |R(y + 1, x) - R(y, x)| over the pairs
     of valid pixels (L_reg of Ranftl et al. 2020, section 5, after Li and Snavely 2018). Scale k
@@ -190,9 +191,9 @@ def multi_scale_gradient(
     code.
 
     Args:
-        residual: such as that of `aligned_residual`; anything where not valid.
+        residual: for example from `aligned_residual`; may be anything where not valid.
         valid_mask: which pixels count.
-        num_scales: how many; the published number is 4.
+        num_scales: number of scales; 4 as published.
     """
     residual = jnp.where(valid_mask, residual, 0.0)
     total = jnp.zeros(residual.shape[0])
@@ -216,12 +217,13 @@ def _logs(prediction, target, valid_mask, offset):
 
 
 def _centred(values, valid_mask, centre):
-    """Valid values less their centre, else 0; their mean deviation; whether it is one at all."""
+    """Valid values minus their centre, otherwise 0; their mean deviation; whether that is
+    non-zero."""
     values = jnp.where(valid_mask, values, 0.0)
     largest = jnp.max(jnp.abs(values), _AXES, keepdims=True)
     values = jnp.where(valid_mask, values - centre(values, valid_mask), 0.0)
     deviation = _masked_mean(jnp.abs(values), valid_mask)[:, None, None, None]
-    # Also True of NaN, so that a diverged prediction shows.
+    # Also True for NaN, so that a diverged prediction shows up.
     return values, deviation, ~(deviation <= _FLAT * largest)
 
 

@@ -1,8 +1,8 @@
 """Medians and other order statistics of masked maps, without sorting.
 
-XLA sorts slowly on the CPU: the median of a batch of small maps would cost as much as a tenth of
-the training step. Here the bits of an order statistic are found one at a time instead, each by
-counting the smaller values. The result is exact.
+XLA sorts slowly on the CPU: the median of a batch of small maps would take a tenth of the training
+step. Here, the bits of an order statistic are found one at a time by counting smaller values. The
+result is exact.
 """
 
 from fractions import Fraction
@@ -20,10 +20,10 @@ _SIGN = jnp.iinfo(jnp.int32).min
 
 
 def masked_median(values: Values, mask: Mask) -> Float[Array, "b 1 1 1"]:
-    """The median of each image's values under the mask; the mean of the middle two of an even
-    number, as NumPy has it. 0 where the mask is empty.
+    """The median of each image's masked values; for an even number, the mean of the middle two, as
+    in NumPy. 0 if the mask is empty.
 
-    The gradient goes to the value in the middle, or to the two; equal ones share it.
+    The gradient goes to the middle value or values; equal values share it.
     """
     count = jnp.sum(mask, _AXES, keepdims=True)
     values = jnp.where(mask, values, 0.0)
@@ -32,19 +32,19 @@ def masked_median(values: Values, mask: Mask) -> Float[Array, "b 1 1 1"]:
     reached = jnp.sum(mask & (values <= lower), _AXES, keepdims=True)
     upper = jax.lax.stop_gradient(jnp.where(reached > count // 2, lower, following))
     weighted = 0.5 * (_mean_of_equal(values, mask, lower) + _mean_of_equal(values, mask, upper))
-    # The value is the exact one, the gradient that of the weighted sum.
+    # The value is exact; the gradient is that of the weighted sum.
     exact = jnp.where(count > 0, 0.5 * (lower + upper), 0.0)
     return exact + (weighted - jax.lax.stop_gradient(weighted))
 
 
 def weights_of_smallest(values: Values, mask: Mask, share: float) -> Values:
-    """1 for the floor(share * M) smallest of each image's M values under the mask, 0 for the rest.
+    """1 for the floor(share * M) smallest of each image's M masked values, 0 for the rest.
 
-    Values that are equal at the limit share the remaining weight. No gradient.
+    Equal values at the limit share the remaining weight. Not differentiable.
 
     Args:
         values: to be ordered.
-        mask: which of them count.
+        mask: which values count.
         share: 0 to 1; read as a fraction with a denominator of at most 10,000.
     """
     values = jax.lax.stop_gradient(jnp.where(mask, values, 0.0))
@@ -59,7 +59,7 @@ def weights_of_smallest(values: Values, mask: Mask, share: float) -> Values:
 
 
 def _floor_of_share(count: Int[Array, "*b"], share: float) -> Int[Array, "*b"]:
-    """In whole numbers, as 0.8 * 35 in float32 may be below 28."""
+    """Uses integers, as 0.8 * 35 in float32 may be below 28."""
     fraction = Fraction(share).limit_denominator(10_000)
     whole, rest = jnp.divmod(count, fraction.denominator)
     return whole * fraction.numerator + rest * fraction.numerator // fraction.denominator
@@ -73,18 +73,18 @@ def _mean_of_equal(
     return total / jnp.maximum(jnp.sum(equal, _AXES, keepdims=True), 1)
 
 
-@jax.jit  # or a caller that is not compiled would compile the loop at every call
+@jax.jit  # otherwise, callers outside `jit` would compile the loop at every call
 def _smallest(values: Values, mask: Mask, rank: Int[Array, "b 1 1 1"]) -> Float[Array, "b 1 1 1"]:
-    """The value that at most `rank` others are below; not differentiated.
+    """The value of this rank, counted from 0; not differentiated.
 
-    Infinite where the mask has no such rank.
+    Infinite if the mask has too few values.
     """
     keys = _ordered_bits(jnp.where(mask, jax.lax.stop_gradient(values), jnp.inf))
-    # One axis is reduced faster than three.
+    # Reducing one axis is faster than reducing three.
     keys, ranks = keys.reshape(keys.shape[0], -1), rank.reshape(-1, 1)
 
     def refine(bit: Any, found: UInt[Array, "b 1"]) -> UInt[Array, "b 1"]:
-        tried = found | (jnp.uint32(1) << jnp.uint32(31 - bit))  # bit: an int when not compiled
+        tried = found | (jnp.uint32(1) << jnp.uint32(31 - bit))  # bit is an int when not compiled
         return jnp.where(jnp.sum(keys < tried, 1, keepdims=True) <= ranks, tried, found)
 
     found = jax.lax.fori_loop(0, 32, refine, jnp.zeros_like(ranks, jnp.uint32))
@@ -92,7 +92,7 @@ def _smallest(values: Values, mask: Mask, rank: Int[Array, "b 1 1 1"]) -> Float[
 
 
 def _ordered_bits(values: Float[Array, "*b"]) -> UInt[Array, "*b"]:
-    """Whole numbers in the order of the float32 numbers."""
+    """Maps float32 numbers to integers with the same order."""
     bits = jax.lax.bitcast_convert_type(values, jnp.int32)
     return jax.lax.bitcast_convert_type(jnp.where(bits < 0, ~bits, bits ^ _SIGN), jnp.uint32)
 

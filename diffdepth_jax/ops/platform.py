@@ -1,8 +1,8 @@
 """Which platform a function is traced for.
 
-Some operations have a form for the CPU and another one for accelerators; both give the same values.
-They ask here which one to trace. It is the platform of JAX's default backend, unless a function is
-lowered for a platform that this machine does not have.
+Some operations have one form for the CPU and another for accelerators, with equal results. They ask
+here which one to trace: the one for JAX's default backend, unless a function is being lowered for
+another platform.
 """
 
 import contextlib
@@ -10,21 +10,21 @@ from collections.abc import Iterator
 
 import jax
 
-# As `jax.export` calls them.
+# Names used by `jax.export`.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-# Part of jit's cache key, so that no trace is used for another platform.
+# Part of jit's cache key, so that traces are not reused across platforms.
 _tracing_for = jax.make_user_context(None)
 
 
 def current() -> str:
-    """The platform to choose a form for; "gpu" where the default backend is one."""
+    """The platform to choose a form for; "gpu" if the default backend is one."""
     return _tracing_for.value or jax.default_backend()
 
 
 @contextlib.contextmanager
 def tracing_for(platform: str) -> Iterator[None]:
-    """Inside, functions are traced for `platform`, whatever the machine has.
+    """Traces functions inside the context for `platform`, regardless of the machine.
 
     Raises:
         ValueError: for anything not in `PLATFORMS`.

@@ -1,8 +1,8 @@
-"""Random arrays of any shape, drawn as one long row.
+"""Random arrays of any shape, drawn as one long vector.
 
-The numbers are those that `jax.random` gives for the same key and shape. But XLA:CPU takes five
-seconds to compile the counters of a four-dimensional draw, and a third of a second for a row; a
-network's initialisation is a hundred such draws.
+The numbers equal those of `jax.random` for the same key and shape. But XLA:CPU takes five seconds
+to compile a four-dimensional draw and a third of a second for a vector, and initialising a network
+takes a hundred draws.
 """
 
 import math

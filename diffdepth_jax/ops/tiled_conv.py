@@ -1,12 +1,13 @@
 """Convolution with a large kernel as products in the frequency domain of overlapping tiles.
 
-A k x k convolution multiplies every input by k^2 numbers. In a tile of n x n pixels, of which m x m
-outputs with m = n - k + 1 are free of wrapping around (overlap-save), it multiplies each of half
-the n^2 frequencies by one complex number (Mathieu et al. 2014, arXiv:1312.5851). The discrete
+A k x k convolution multiplies every input by k^2 numbers. In the frequency domain of an n x n tile,
+with m x m outputs unaffected by wrap-around, m = n - k + 1 (overlap-save), it multiplies each of
+n^2 / 2 frequencies by one complex number (Mathieu et al. 2014, arXiv:1312.5851). The discrete
 Fourier transforms are matrix products along one axis after the other. Float32 is as accurate as in
-the plain sum: unlike Winograd's, these transforms are orthogonal up to scale.
+direct convolution: unlike Winograd's, these transforms are orthogonal up to scale.
 
-Everything is matrix products and slices, in the gradients too, which stay fast inside `lax.scan`.
+Everything, including gradients, consists of matrix products and slices, so it is fast inside
+`lax.scan`.
 """
 
 import functools
@@ -19,10 +20,10 @@ from jaxtyping import Array, Float
 
 
 def kernel_spectrum(kernel: Float[Array, "k k i o"], tile: int) -> Float[Array, "f1 f2 i o2"]:
-    """A kernel at the frequencies of a tile, for `tiled_conv`.
+    """A kernel's spectrum at the frequencies of a tile, for `tiled_conv`.
 
     Args:
-        kernel: of an odd size.
+        kernel: must have an odd size.
         tile: n, at least 2 k - 2.
 
     Returns:
@@ -31,11 +32,12 @@ def kernel_spectrum(kernel: Float[Array, "k k i o"], tile: int) -> Float[Array, 
     size, _, inputs, outputs = kernel.shape
     if size % 2 == 0 or tile < 2 * (size - 1):
         raise ValueError(
-            f"kernels of an odd size k and tiles of at least 2 k - 2 pixels, not {size} and {tile}"
+            f"the kernel size k must be odd and the tile at least 2 k - 2 pixels, not {size} and "
+            f"{tile}"
         )
     half, taps = np.arange(tile // 2 + 1), np.arange(size)
     phase = half[:, None, None, None] * taps[:, None] + np.arange(tile)[:, None, None] * taps
-    # The conjugate of the transform: this is cross-correlation.
+    # The conjugate of the transform, because this is cross-correlation.
     waves = np.exp(2j * np.pi / tile * phase)
     waves = np.stack([waves.real, waves.imag], 2).reshape(-1, size * size)
     spectrum = _product(waves, kernel.reshape(size * size, inputs * outputs))
@@ -50,8 +52,8 @@ def tiled_conv(
 
     Args:
         features: [b, h, w, i], float32.
-        spectrum: of `kernel_spectrum`.
-        kernel_size: k, of that kernel.
+        spectrum: from `kernel_spectrum`.
+        kernel_size: k, the size of that kernel.
     """
     batch, height, width, channels = features.shape
     half, tile, _, outputs = spectrum.shape
@@ -68,8 +70,7 @@ def tiled_conv(
     columns = _windows(hidden, 4, 2, tile, valid)  # f1 re/im x b ty tx i
     hidden = _product(_repeated(transforms.columns, half), columns.reshape(half, 2 * tile, -1))
 
-    # Real and imaginary parts of the features are further rows of the products, those of the
-    # kernel further columns.
+    # Real and imaginary parts are stacked as rows for the features, and as columns for the kernel.
     products = jnp.matmul(
         hidden.reshape(half * tile, 2 * tiles, channels),
         spectrum.reshape(half * tile, channels, 2 * outputs),
@@ -95,10 +96,10 @@ def _padded(features: Array, grid: tuple[int, int], valid: int, kernel_size: int
 
 
 def _windows(array: Array, axis: int, place: int, tile: int, valid: int) -> Array:
-    """Windows of `tile` entries along an axis, every `valid`: the axis counts windows, and a new
-    one at `place` the entries of a window.
+    """Windows of `tile` entries along an axis with stride `valid`: the axis then counts windows,
+    and a new axis at `place` has the entries.
 
-    A window is a block of `valid` entries and the first of the next block.
+    A window is a block of `valid` entries and the first entries of the next block.
     """
     shape = array.shape
     count = shape[axis] // valid
@@ -112,13 +113,13 @@ def _windows(array: Array, axis: int, place: int, tile: int, valid: int) -> Arra
 
 
 class _Transforms(NamedTuple):
-    """Matrices of a transform of tiles and of its inverse.
+    """Matrices of the tiles' Fourier transform and its inverse.
 
     Attributes:
-        rows: [(f1, re/im), y], of real rows; half the frequencies suffice.
+        rows: [(f1, re/im), y], for real input; half the frequencies suffice.
         columns: [(f2, re/im), (re/im, x)].
-        columns_back: [(re/im, x), (f2, re/im)], of the valid x.
-        rows_back: [y, (f1, re/im)], of the valid y, to real rows.
+        columns_back: [(re/im, x), (f2, re/im)], for valid x only.
+        rows_back: [y, (f1, re/im)], for valid y only, with real output.
     """
 
     rows: np.ndarray
@@ -132,7 +133,7 @@ def _transforms(tile: int, valid: int) -> _Transforms:
     wave = np.exp(-2j * np.pi / tile * np.outer(np.arange(tile), np.arange(tile)))
     half = wave[: tile // 2 + 1]
     back = wave[:valid].conj() / tile
-    # The frequencies left out are the conjugates of these, except for those that are their own.
+    # The omitted frequencies are the conjugates of these, except for self-conjugate ones.
     own = 2 * np.arange(len(half)) % tile == 0
     half_back = back[:, : len(half)] * np.where(own, 1, 2)
     return _Transforms(
@@ -144,7 +145,7 @@ def _transforms(tile: int, valid: int) -> _Transforms:
 
 
 def _complex_matrix(matrix: np.ndarray) -> np.ndarray:
-    """[out, re/im, re/im, in] of a complex matrix [out, in], as it acts on real numbers."""
+    """A complex matrix [out, in] as a real one, [out, re/im, re/im, in]."""
     real, imaginary = matrix.real, matrix.imag
     return np.stack([np.stack([real, -imaginary], 1), np.stack([imaginary, real], 1)], 1)
 
@@ -154,5 +155,5 @@ def _repeated(matrix: np.ndarray, count: int) -> np.ndarray:
 
 
 def _product(matrix: np.ndarray, values: Array) -> Array:
-    # On accelerators a product at default precision would keep 8 to 11 bits.
+    # At default precision, accelerators would only keep 8 to 11 bits.
     return jnp.matmul(jnp.asarray(matrix, values.dtype), values, precision=lax.Precision.HIGHEST)

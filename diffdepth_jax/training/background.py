@@ -1,8 +1,8 @@
-"""Failures of background threads, which are reported once.
+"""Keeps failures in background threads from being reported more than once.
 
-When a checkpoint cannot be written, every thread of Orbax logs it with its own traceback,
-TensorStore prints one more for each array that was waiting, and asyncio logs those that failed
-after the first. `Checkpointer` raises them as one error, in the thread that can handle it.
+When a checkpoint cannot be written, every Orbax thread logs its own traceback, TensorStore prints
+another for each waiting array, and asyncio logs those that failed after the first. `Checkpointer`
+raises a single error instead, in the thread that can handle it.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from absl import logging
 
 @contextlib.contextmanager
 def reported_once() -> Iterator[None]:
-    """Keeps Orbax from logging errors inside; `--verbosity=1` shows them anyway."""
+    """Suppresses Orbax's error logs inside the context, except with `--verbosity=1`."""
     logger = logging.get_absl_logger()
     if logging.get_verbosity() >= logging.DEBUG:
         yield
         return
-    # TensorStore's threads may be late, and asyncio reports a failure when its object is collected,
-    # perhaps at the end of the program. So these two stay.
+    # TensorStore's threads may be late, and asyncio reports a failure when its object is garbage
+    # collected, perhaps at exit. So these two filters stay installed.
     if sys.unraisablehook is not _hook:
         _hook.others, sys.unraisablehook = sys.unraisablehook, _hook
     standard_logging.getLogger("asyncio").addFilter(_is_retrieved)
@@ -39,12 +39,12 @@ def _is_no_error_of_orbax(record: LogRecord) -> bool:
 
 
 def _is_retrieved(record: LogRecord) -> bool:
-    """Whether asyncio reports anything but an exception that was never retrieved."""
+    """Whether asyncio reports anything other than an exception that was never retrieved."""
     return "exception was never retrieved" not in record.getMessage()
 
 
 class _Hook:
-    """`sys.unraisablehook` without what TensorStore raises where Orbax has given up on an array."""
+    """`sys.unraisablehook` without TensorStore's errors for arrays that Orbax has abandoned."""
 
     def __init__(self) -> None:
         self.others = sys.unraisablehook

@@ -1,14 +1,14 @@
-"""Checkpoints of a run: the state, its config and the position in the data.
+"""Checkpoints of a run: state, config and position in the data.
 
     WORKDIR/checkpoints/<step>/state    arrays: step, params, batch_stats, opt_state, ema_params
                                config   JSON of the whole experiment
                                data     JSON {"iterator": the data iterator's state as text,
-                                              "log": the sums of metrics.csv's next row}
-                               checksums.json of all these files
+                                              "log": the sums for metrics.csv's next row}
+                               checksums.json  for all these files
 
-Orbax writes in the background, to a temporary name that is renamed when all is on disk: a crash or
-a full disk leaves the last good checkpoint as the latest one, and the next run removes the rest.
-Other damage, such as a truncated copy, is refused before training starts.
+Orbax writes in the background, under a temporary name that is renamed when everything is on disk:
+after a crash or a full disk the last good checkpoint is still the latest, and the next run removes
+the leftovers. Other damage, such as a truncated copy, is reported before training starts.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ _UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's suffix for a step that it is 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save (besides evaluations and the end of the run), and what to keep.
+    """When to save, besides at evaluations and at the end of the run, and what to keep.
 
     Attributes:
-      every_steps: steps between two checkpoints.
-      keep: how many of the newest to keep.
-      best_metric: a name of `evaluation.metrics`; the checkpoint that periodic evaluation
-        (`evaluation.every_steps`) finds best by it is kept too. None keeps no such checkpoint.
+      every_steps: steps between checkpoints.
+      keep: number of newest checkpoints to keep.
+      best_metric: a metric of `evaluation.metrics`; the checkpoint that is best by it in periodic
+        evaluation (`evaluation.every_steps`) is kept too. None to keep no such checkpoint.
     """
 
     every_steps: int = 1000
@@ -63,17 +63,17 @@ class CheckpointConfig:
 class Checkpointer:
     """Saves and restores the checkpoints of one run directory; a context manager.
 
-    If a checkpoint cannot be written, `check`, the next `save`, `wait` or leaving raises a
-    FileError that names the directory and the cause. A checkpoint only counts as saved after it has
-    been verified.
+    If a checkpoint cannot be written, `check`, the next `save`, `wait` or exiting the context
+    raises a FileError that names the directory and the cause. A checkpoint only counts as saved
+    once it has been verified.
 
-    Several processes save and restore together, each the parts that its devices hold; the first
-    looks after the directory.
+    Several processes save and restore together, each the parts held by its devices; the first
+    manages the directory.
 
     Raises:
-      FileError: if the directory cannot be made or read.
-      WeightsError: if its newest checkpoint is not whole, as training could neither continue from
-        it nor save before that step is reached; names the fault and an older complete one.
+      FileError: if the directory cannot be created or read.
+      WeightsError: if the newest checkpoint is incomplete, because training could neither continue
+        from it nor save before reaching that step; names the fault and an older complete one.
     """
 
     def __init__(self, workdir: Path, keep: int, processes: Processes | None = None) -> None:
@@ -93,15 +93,15 @@ class Checkpointer:
             )
 
     def _prepare(self) -> None:
-        # Leftovers of a crash are removed now: Orbax's own cleaning runs in a thread, which fails
-        # loudly if the program ends soon after, as it does after a user's mistake.
+        # Remove leftovers of a crash now: Orbax cleans up in a thread, which fails noisily if the
+        # program ends soon after, for example because of a user error.
         with self._writing():
             for path in self.directory.glob(_UNFINISHED):
                 shutil.rmtree(path)
         self._refuse_damaged()
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, or None; waits for a save under way."""
+        """The step of the newest complete checkpoint, or None; waits for a save in progress."""
         with contextlib.suppress(OSError):
             self.wait()
         # A save that failed verification does not count.
@@ -120,7 +120,7 @@ class Checkpointer:
         data: bytes,
         log: Mapping[str, Any],
     ) -> None:
-        """Copies the state to the host and returns; a thread writes it while training goes on."""
+        """Copies the state to the host and returns; a thread writes it while training continues."""
         self.wait()
         with self._writing():
             self._saving = step
@@ -129,13 +129,13 @@ class Checkpointer:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     config=ocp.args.JsonSave(config),
-                    # Latin-1 gives every byte a character, and JSON states stay readable.
+                    # Latin-1 maps every byte to a character, and keeps JSON states readable.
                     data=ocp.args.JsonSave({"iterator": data.decode("latin-1"), "log": log}),
                 ),
             )
-            if not begun:  # Orbax only saves steps newer than all others.
+            if not begun:  # Orbax only saves steps newer than all others
                 self._saving = None
-                raise OSError(f"step {step} is not newer than what is there")
+                raise OSError(f"step {step} is not newer than the existing checkpoints")
 
     def check(self) -> None:
         """Raises FileError if a save in the background has failed; costs a microsecond."""
@@ -143,23 +143,23 @@ class Checkpointer:
             self._manager.check_for_errors()
 
     def wait(self) -> None:
-        """Returns when no save is under way."""
+        """Returns when no save is in progress."""
         with self._writing():
             self._manager.wait_until_finished()
             self._verify()
 
     def config(self, step: int) -> dict[str, Any]:
-        """The experiment that wrote the checkpoint of `step`.
+        """The config of the experiment that wrote the checkpoint of `step`.
 
         Raises:
-          WeightsError: if it is no config.
+          WeightsError: if it is not a config.
         """
         return orbax.read_config(self.directory / str(step))
 
     def restore(
         self, step: int, abstract_state: TrainState
     ) -> tuple[TrainState, bytes, dict[str, Any]]:
-        """Reads a checkpoint: the state, placed as `abstract_state` says, `data` and `log`.
+        """Reads a checkpoint: the state, sharded like `abstract_state`, `data` and `log`.
 
         Raises:
           ConfigError: if its arrays differ from `abstract_state`; names them.
@@ -170,7 +170,7 @@ class Checkpointer:
             with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
                 saved = handler.metadata(directory / run_files.STATE).tree
             try:
-                title = f"{directory / run_files.STATE} is of another config"
+                title = f"{directory / run_files.STATE} has another config"
                 rules.check(_by_path(saved), _by_path(abstract_state), title)
             except WeightsError as error:
                 raise ConfigError(str(error)) from error
@@ -186,7 +186,7 @@ class Checkpointer:
     def _refuse_damaged(self) -> None:
         """Verifies the newest step's directory, whatever it holds.
 
-        Incomplete older ones are left by a crash during a deletion, which Orbax continues.
+        Incomplete older ones come from a crash during a deletion, which Orbax completes.
         """
         with self._writing():
             steps = [path for path in self.directory.glob("*") if path.name.isdecimal()]
@@ -197,7 +197,7 @@ class Checkpointer:
             raise orbax.damaged(newest, items, "; ".join(found[:3]))
 
     def _note_checksums(self) -> None:
-        """Called by Orbax's thread when a step's files are written, before they get their name."""
+        """Called by Orbax's thread when a step's files are written, before they are renamed."""
         (directory,) = self.directory.glob(f"{self._saving}{_UNFINISHED[1:]}")
         checksums.write(directory)
 
@@ -206,7 +206,7 @@ class Checkpointer:
         step = self._saving
         if step is None:
             return
-        if not self._processes.is_first:  # Another machine may see the files a little later.
+        if not self._processes.is_first:  # other machines may see the files slightly later
             self._saving = None
             return
         directory = self.directory / str(step)
@@ -214,7 +214,7 @@ class Checkpointer:
         if not (directory / run_files.CHECKSUMS).exists():
             found.append(f"{run_files.CHECKSUMS} is missing")
         if found:
-            raise OSError(f"step {step} is not whole ({'; '.join(found[:3])})")
+            raise OSError(f"step {step} is incomplete ({'; '.join(found[:3])})")
         self._saving = None
 
     @contextlib.contextmanager
@@ -222,7 +222,8 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            # TensorStore reports a full disk as a ValueError, Orbax some damage as an Exception.
+            # TensorStore reports a full disk as a ValueError, Orbax some damage as a plain
+            # Exception.
             if not isinstance(error, OSError | ValueError) and type(error) is not Exception:
                 raise
             cause = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -239,14 +240,14 @@ class Checkpointer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Waits for saves under way; their failure is raised unless another error came first.
+        # Waits for saves in progress; their failure is raised unless another error came first.
         with contextlib.suppress(*[Exception] if error else []), self._writing():
             self._manager.close()
             self._verify()
 
 
 class _NewestAndBest:
-    """Tells Orbax which checkpoints to preserve."""
+    """Tells Orbax which checkpoints to keep."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
@@ -261,6 +262,6 @@ class _NewestAndBest:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    """Leaves by path, which is the same for a dataclass and the dict that it is saved as."""
+    """Leaves by path; paths are equal for a dataclass and the dict that it is saved as."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,16 +1,16 @@
-"""How the processes of one run find each other: by flags, or by a launcher's variables.
+"""How the processes of a run find each other: flags, or environment variables of a launcher.
 
     SLURM      srun sets SLURM_STEP_NODELIST, SLURM_PROCID, ...
     Open MPI   mpirun sets OMPI_COMM_WORLD_SIZE, ...; on several machines also set
-               JAX_COORDINATOR_ADDRESS, as it does not give the host of the first process
-    Kubernetes JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES, as the manifest sets them, and
+               JAX_COORDINATOR_ADDRESS, as it does not provide the first process's host
+    Kubernetes JAX_COORDINATOR_ADDRESS and JAX_NUM_PROCESSES, which the manifest must set, and
                JOB_COMPLETION_INDEX, which Kubernetes sets (or JAX_PROCESS_ID)
     Cloud TPU  TPU_WORKER_HOSTNAMES; JAX reads the rest itself
 
 Flags take precedence, then JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. JAX's own
-detection is used on TPU only: under SLURM and Open MPI it gives every process a single GPU, even if
-one process drives a machine, and under Kubernetes it needs another package and permission to read
-pods.
+detection is only used on TPU: under SLURM and Open MPI it assigns every process a single GPU, even
+if one process should use a whole machine, and under Kubernetes it needs another package and
+permission to read pods.
 """
 
 import dataclasses
@@ -26,18 +26,18 @@ from jax.experimental import multihost_utils
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.processes import Processes
 
-_PORTS = (61440, 4096)  # the first port, and how many there are; a job's id chooses one
-_LEAVING = 30  # seconds for which a process that is done, or has failed, waits for the others
+_PORTS = (61440, 4096)  # first port and number of ports; a job's id selects one
+_LEAVING = 30  # seconds that a finished or failed process waits for the others
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """The place of this process in a run of several.
+    """This process's place in a multi-process run.
 
     Attributes:
       coordinator: HOST:PORT where the first process waits for the others; None if JAX finds it.
       num_processes, process_id: None where JAX finds them.
-      local_devices: which of the machine's accelerators are this process's; None for all it sees.
+      local_devices: the machine's accelerators that this process uses; None for all it sees.
     """
 
     coordinator: str | None = None
@@ -52,10 +52,10 @@ def detect(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Launch | None:
-    """Whether this is one of several processes, and which; None for a single one.
+    """This process's place among several; None for a single process.
 
     Args:
-      environment: variables, such as `os.environ`.
+      environment: variables, for example `os.environ`.
       coordinator, num_processes, process_id: from flags; they take precedence over the environment.
 
     Raises:
@@ -84,9 +84,14 @@ def detect(
     if number == 1 and not index:
         return None
     if missing or coordinator is None:
-        raise ConfigError(f"this is one of several processes, but {' and '.join(missing)} is unset")
+        raise ConfigError(
+            f"this is one of several processes, but {' and '.join(missing)} is not set"
+        )
     if number < 1 or not 0 <= index < number:
-        raise ConfigError(f"process_id is {index}, num_processes {number}: ids go from 0 to N-1")
+        raise ConfigError(
+            f"process_id is {index}, but num_processes is {number}: ids must be 0 to num_processes "
+            "- 1"
+        )
     if not re.fullmatch(r"(\[[^]]+\]|[^:\s]+):\d+", coordinator):
         raise ConfigError(f"coordinator is {coordinator!r}; it must be HOST:PORT")
     return Launch(coordinator, number, index, found.local_devices)
@@ -95,13 +100,13 @@ def detect(
 def start(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes of the run, if there are any; before JAX is used.
+    """Joins the other processes of the run, if any. Must be called before JAX is used.
 
     Args:
-      coordinator, num_processes, process_id: as for `detect`, which also reads the environment.
+      coordinator, num_processes, process_id: as in `detect`, which also reads the environment.
 
     Raises:
-      ConfigError: as `detect` does.
+      ConfigError: as in `detect`.
     """
     launch = detect(os.environ, coordinator, num_processes, process_id)
     if launch is None:
@@ -118,14 +123,14 @@ def start(
 
 
 def processes() -> Processes:
-    """The processes of this run; a single one unless `start` has found others."""
+    """The processes of this run; just one unless `start` found others."""
     return Processes(jax.process_index(), jax.process_count(), _exchange)
 
 
 def _exchange(message: bytes) -> list[bytes]:
     """Returns the messages of all processes."""
     sizes = multihost_utils.process_allgather(np.int32(len(message)))
-    # Padded to few different sizes, as each is compiled once.
+    # Padded to a few different sizes, as each is compiled once.
     padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     found = multihost_utils.process_allgather(padded)
@@ -133,12 +138,12 @@ def _exchange(message: bytes) -> list[bytes]:
 
 
 def _launcher(environment: Mapping[str, str]) -> Launch:
-    """The launch by SLURM or Open MPI; empty if neither has started several processes."""
+    """What SLURM or Open MPI provide; empty if neither started several processes."""
     slurm = {name: _integer(environment, f"SLURM_{name}") for name in ("PROCID", "LOCALID")}
     number = _first(
         _integer(environment, "SLURM_STEP_NUM_TASKS"), _integer(environment, "SLURM_NTASKS")
     )
-    # A batch script outside `srun` sees the number of tasks too, but no step.
+    # A batch script outside `srun` also sees the number of tasks, but no step.
     nodes = environment.get("SLURM_STEP_NODELIST")
     if nodes and slurm["PROCID"] is not None and (number or 1) > 1:
         port = _port(environment, _integer(environment, "SLURM_JOB_ID"))
@@ -158,9 +163,9 @@ def _launcher(environment: Mapping[str, str]) -> Launch:
 
 
 def _own_device(environment: Mapping[str, str], local: int | None) -> tuple[int, ...] | None:
-    """The device of a process that shares a machine with others; None for all that it sees.
+    """The device of a process that shares its machine with others; None for all it sees.
 
-    If a launcher has already bound a single GPU to each process, it sees that one.
+    If the launcher has already bound one GPU to each process, it sees only that one.
     """
     if "JAX_LOCAL_DEVICE_IDS" in environment:  # JAX reads it.
         return None
@@ -170,15 +175,15 @@ def _own_device(environment: Mapping[str, str], local: int | None) -> tuple[int,
 
 
 def _first_host(nodes: str) -> str:
-    """The first host of a list such as `node[001-004,007],other`: node001."""
+    """The first host in a list such as `node[001-004,007],other`: node001."""
     match = re.match(r"([^,\[]+)(?:\[(\d+))?", nodes)
     if match is None:
-        raise ConfigError(f"{nodes!r} names no host; give --coordinator=HOST:PORT")
+        raise ConfigError(f"{nodes!r} has no host name: set --coordinator=HOST:PORT")
     return match[1] + (match[2] or "")
 
 
 def _port(environment: Mapping[str, str], job: int | None) -> int:
-    """JAX_COORDINATOR_PORT, or one that other jobs on the machine are unlikely to have."""
+    """JAX_COORDINATOR_PORT, or a port that other jobs on the machine are unlikely to use."""
     port = _integer(environment, "JAX_COORDINATOR_PORT")
     return _PORTS[0] + (job or 0) % _PORTS[1] if port is None else port
 

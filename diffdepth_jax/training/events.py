@@ -1,4 +1,4 @@
-"""Event files, which TensorBoard reads."""
+"""Event files for TensorBoard."""
 
 import contextlib
 import itertools
@@ -21,10 +21,10 @@ from diffdepth_jax.errors import naming_file
 class EventWriter:
     """Writes a new file in `directory`; a context manager.
 
-    Every event has been written when its method returns: there is no thread and no queue, so a full
-    disk is an error here, not in the background, and a killed process loses nothing.
+    Every event is written before its method returns: there is no thread or queue, so a full disk
+    raises an error here, not in the background, and a killed process loses nothing.
 
-    TensorBoard discards events of older files after `first_step`.
+    TensorBoard discards events after `first_step` in older files.
 
     Raises:
       FileError: from any method, if the file cannot be written; names it.
@@ -33,7 +33,7 @@ class EventWriter:
     def __init__(self, directory: Path, first_step: int) -> None:
         self._path, self._file = _new_file(directory)
         with contextlib.ExitStack() as stack:
-            stack.push(self)  # Closes the file if it cannot be written.
+            stack.push(self)  # closes the file if it cannot be written
             self._write(Event(file_version="brain.Event:2"))
             self._write(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
             stack.pop_all()
@@ -63,14 +63,14 @@ class EventWriter:
         traceback: TracebackType | None,
     ) -> None:
         with contextlib.suppress(*[OSError] if error else []), naming_file(self._path, "written"):
-            self._file.close()  # Tries again to write what could not be written.
+            self._file.close()  # tries again to write what failed before
 
 
 def _new_file(directory: Path) -> tuple[Path, BinaryIO]:
-    """A file that no other writer uses, however quickly they follow each other.
+    """A file name that no other writer uses, however quickly they are created.
 
-    TensorBoard reads files in the order of their names, so the names rise: by the second, and by
-    the number of files within it.
+    TensorBoard reads files in name order, so names increase by second, and by a counter within a
+    second.
     """
     with naming_file(directory, "written"):
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""An experiment as one frozen dataclass, whose fields `configs/*.py` set."""
+"""An experiment as one frozen dataclass; `configs/*.py` set its fields."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,22 +27,23 @@ class Experiment:
     """What is trained, on which data and how, and how it is evaluated.
 
     Attributes:
-      model: `name` of a network, optionally `variant`, and the fields of its `Config`.
+      model: `name` of a network, optionally a `variant`, and the fields of its `Config`.
       objective: `name` of an objective and the fields of its `Config`.
       data, init, optimizer, mesh, evaluation, checkpoint, logging: see their dataclasses.
       teacher: the network whose depth of the clean images is the label, computed during training;
-        None, or without a checkpoint, where the labels are in the data. With the objective
-        "consistency_distillation" the trained sampler, and the labels are in the data.
-      num_steps: updates in the whole run.
-      batch_size: images in an update, over all devices together.
-      seed: of the initial weights, the order and augmentation of the data, and the noise.
-      ema_decay: of the moving average of the parameters that is then evaluated; 0 for none.
-      accumulate: an update's images are processed in this many parts, one after another. That takes
-        less memory and gives the same gradient, except where images of a batch are pooled, which is
-        then done per part: BatchNorm, and losses with reduction="batch" (silog), whose mean over
-        the parts is used.
-      compute_dtype: of convolutions and matrix products in training. Parameters, statistics of
-        norms, losses and the sampler's latent are always float32.
+        None, or without a checkpoint, if the data have labels. With the objective
+        "consistency_distillation", the trained sampler; the data then have labels.
+      num_steps: number of updates in the whole run.
+      batch_size: images per update, across all devices.
+      seed: seed of the initial weights, the order and augmentation of the data, and the noise.
+      ema_decay: decay of the parameters' moving average, which is then used for evaluation; 0 for
+        no average.
+      accumulate: process an update's images in this many parts, one after another. This takes less
+        memory and gives the same gradient, except that anything pooled over a batch is pooled per
+        part: BatchNorm, and losses with reduction="batch" (silog), which are then averaged over the
+        parts.
+      compute_dtype: type used by convolutions and matrix products in training. Parameters,
+        normalisation statistics, losses and the sampler's latent are always float32.
     """
 
     data: ExperimentData
@@ -74,23 +75,23 @@ class Experiment:
             raise ValueError(f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(
-                f"accumulate is {self.accumulate}; batch_size {self.batch_size} must divide by it"
+                f"accumulate is {self.accumulate}; it must divide batch_size, {self.batch_size}"
             )
         if self.init.encoder is not None and not isinstance(self.model, HasEncoder):
             raise ValueError(
                 f"init.encoder is {self.init.encoder!r}, but the network {self.model.name!r} has "
-                "no encoder to fill: leave it at None"
+                "no encoder: set it to None"
             )
         optimizer_lib.learning_rate_schedule(self.optimizer, self.num_steps)
 
     @property
     def has_teacher(self) -> bool:
-        """Whether a teacher takes part in training."""
+        """Whether training uses a teacher."""
         return self.teacher is not None and self.teacher.checkpoint is not None
 
     @property
     def distils_sampler(self) -> bool:
-        """Whether the objective learns from the teacher's sampler, and not from its depth."""
+        """Whether the objective learns from the teacher's sampler instead of its depth."""
         return isinstance(self.objective, DistilsSampler)
 
     @property
@@ -100,7 +101,7 @@ class Experiment:
 
 
 def train_iterator(exp: Experiment, shard: tuple[int, int] = (0, 1)) -> TrainIterator:
-    """The batches that an experiment trains on; otherwise as `pipeline.train_iterator`."""
+    """The training batches of an experiment; otherwise like `pipeline.train_iterator`."""
     return pipeline.train_iterator(
         exp.data.train,
         exp.batch_size,

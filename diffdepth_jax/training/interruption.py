@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as requests to stop, which training answers once its state is saved."""
+"""Handles SIGTERM and SIGINT as requests to stop, after training has saved its state."""
 
 import contextlib
 import os
@@ -11,10 +11,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal, and its state is saved.
+    """Training was stopped by a signal; its state has been saved.
 
     Attributes:
-      exit_code: 128 + the signal's number, as a shell reports a process that the signal ended.
+      exit_code: 128 + the signal's number, the shell's convention for a process killed by a signal.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -25,11 +25,11 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """Records a signal instead of ending the process; a context manager.
 
-    A second signal acts as usual, and so does, on leaving, one that was not answered. Outside the
-    main thread, where no signal arrives, nothing is done.
+    A second signal acts as usual, as does a pending one on exit. Does nothing outside the main
+    thread, where signals do not arrive.
 
     Attributes:
-      requested: the signal that was received, or None.
+      requested: the received signal, or None.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def at_once(self, message: str) -> Iterator[None]:
-        """Inside, a signal raises `Interrupted` immediately."""
+        """Inside the context, a signal raises `Interrupted` immediately."""
         self._message = message
         try:
             self.answer(message)

@@ -20,15 +20,15 @@ from diffdepth_jax import atomic, run_files
 from diffdepth_jax.errors import ConfigError, DataError, DivergedError, naming_file
 from diffdepth_jax.training.events import EventWriter
 
-_FINITE = ("loss", "gradient_norm")  # Training stops where they are not.
-_LAG = 2  # Steps between handing scalars in and waiting for them.
-_PATIENCE = 50  # Steps after which useless labels end a run; a few sparse ones may occur by chance.
-_NOT_SHOWN = ("learning_rate", "gradient_norm")  # The progress bar is for the losses.
+_FINITE = ("loss", "gradient_norm")  # training stops if they are not
+_LAG = 2  # steps between adding scalars and waiting for them
+_PATIENCE = 50  # steps without a usable label that end a run; a few may occur by chance
+_NOT_SHOWN = ("learning_rate", "gradient_norm")  # the progress bar only shows losses
 
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """A row is written every `every_steps` steps, with the means over the steps since the last."""
+    """Every `every_steps` steps, a row is written with the means since the previous row."""
 
     every_steps: int = 100
 
@@ -38,16 +38,16 @@ class LoggingConfig:
 
 
 class RunLog:
-    """Receives every step's scalars and writes their means regularly; a context manager.
+    """Collects every step's scalars and regularly writes their means; a context manager.
 
-    Scalars are fetched from the device a few steps after they were added, so that the device always
-    has work queued, but at most that many steps.
+    Scalars are fetched from the device a few steps after being added, so that the device always has
+    work queued, but no more than that many steps.
 
     Rows and events after `first_step`, left by a run that died after its last checkpoint, are
-    dropped: their steps are about to be repeated. `state` is what `get_state` returned at that
-    checkpoint, so that the next row is the one that an uninterrupted run writes (but for the steps
-    per second). Without `writes` nothing is written or shown, but errors are still raised: only one
-    of several processes writes.
+    dropped, because their steps will be repeated. `state` is what `get_state` returned at that
+    checkpoint, so that the next row equals that of an uninterrupted run (except for steps per
+    second). Without `writes`, nothing is written or shown, but errors are still raised: only one of
+    several processes writes.
 
     Raises:
       FileError: from any method, if a file cannot be written; names it.
@@ -73,8 +73,8 @@ class RunLog:
         self._sums: dict[str, float] = dict(state["sums"])
         self._count: int = state["count"]
         self._has_labels = first_step > 0
-        self._timed = 0  # Steps since `_time`.
-        self._time: float | None = None  # Set by the first step, when it has been compiled.
+        self._timed = 0  # steps since `_time`
+        self._time: float | None = None  # set after the first step, which compiles
         self._columns = _drop_rows_after(self._path, first_step) if writes else []
         with contextlib.ExitStack() as stack:
             if writes:
@@ -95,12 +95,13 @@ class RunLog:
         )
 
     def add(self, step: int, scalars: Mapping[str, Any], ids: Collection[str] = ()) -> None:
-        """Takes the scalars of the update that ends at `step` (1 is the first) on images `ids`.
+        """Adds the scalars of the update that ends at `step` (the first is 1) on images `ids`.
 
         Raises:
-          DivergedError: if the loss or the gradient's norm, of this or an earlier step, is not
-            finite; names the step and the images.
-          DataError: if no image of the first steps (`_PATIENCE`, or all) had a label to learn from.
+          DivergedError: if the loss or gradient norm of this or an earlier step is not finite;
+              names the step and the images.
+          DataError: if no image in the first `_PATIENCE` steps, or in a shorter run, had a usable
+              label.
         """
         if self._time is None:
             self._time = time.perf_counter()
@@ -110,13 +111,13 @@ class RunLog:
             self._take()
 
     def flush(self) -> None:
-        """Waits for all scalars added so far; raises as `add`."""
+        """Waits for all scalars added so far; raises the errors of `add`."""
         while self._waiting:
             self._take()
 
     def get_state(self) -> dict[str, Any]:
-        """The sums for the next row so far, ready for JSON; call it after `flush`."""
-        # A copy: a checkpoint is written while further steps are added.
+        """The sums for the next row so far, JSON-compatible; call `flush` first."""
+        # A copy, as the checkpoint is written while more steps are added.
         return {"sums": dict(self._sums), "count": self._count}
 
     def _take(self) -> None:
@@ -140,9 +141,9 @@ class RunLog:
     def _write(self, step: int) -> None:
         if not self._has_labels and (step >= _PATIENCE or step == self._num_steps):
             raise DataError(
-                f"no label of the first {step} steps can be learnt from: each is constant, or has "
-                "no valid pixel. Look at the labels of the training data, or at what the teacher "
-                "predicts of the clean images"
+                f"no label in the first {step} steps is usable: each is constant or has no valid "
+                "pixel. Check the labels of the training data, or the teacher's predictions for "
+                "the clean images"
             )
         means = {name: total / self._count for name, total in self._sums.items()}
         now = time.perf_counter()
@@ -154,8 +155,8 @@ class RunLog:
         self._columns = self._columns or list(row)
         if set(row) != set(self._columns):
             raise ConfigError(
-                f"{self._path} has columns {self._columns}, but this run logs {list(row)}: "
-                "use another workdir"
+                f"{self._path} has columns {self._columns}, but this run logs {list(row)}: use "
+                "another workdir"
             )
         with naming_file(self._path, "written"):
             writer = csv.writer(self._file)
@@ -201,7 +202,7 @@ def read_csv(path: Path) -> dict[str, list[float]]:
 
 
 def _read(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of numbers, without a row that a crash has cut short."""
+    """Header and rows of numbers, without a last row that a crash truncated."""
     with naming_file(path, "read"):
         content = path.read_bytes()
     try:
@@ -214,13 +215,13 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
             raise ValueError(f"its first column is {header[0]!r}, not 'step'")
     except (ValueError, csv.Error) as error:
         raise DataError(
-            f"{path} is damaged ({error}): mend or remove it; without it a new log is begun"
+            f"{path} is damaged ({error}): repair it, or remove it to start a new log"
         ) from error
     return header, rows
 
 
 def _drop_rows_after(path: Path, step: int) -> list[str]:
-    """Rewrites a CSV without the rows after `step` or cut short by a crash; returns its header."""
+    """Rewrites a CSV without rows after `step` or truncated by a crash; returns its header."""
     if not path.exists():
         return []
     header, rows = _read(path)

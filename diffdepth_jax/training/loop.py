@@ -1,4 +1,4 @@
-"""Training from a config to evaluated depth, in numbered sections from top to bottom."""
+"""Training, from a config to evaluated depth, in numbered sections from top to bottom."""
 
 import contextlib
 import os
@@ -40,8 +40,8 @@ from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.training.teacher import Teacher
 from diffdepth_jax.weights import orbax
 
-# What a run may change when it continues from its checkpoint: none of it changes a training step,
-# except for rounding (and for what replaces a frame that cannot be read).
+# Fields that may change when a run continues from its checkpoint: they do not change a training
+# step, except for rounding (and for which frame replaces an unreadable one).
 _CHANGEABLE = (
     "num_steps",
     "mesh",
@@ -68,21 +68,20 @@ def train_and_evaluate(
     allow_config_changes: bool = False,
     debug_nans: bool = False,
 ) -> dict[str, Any]:
-    """Trains, or continues to, the last step; then evaluates and draws pictures.
+    """Trains to the last step, resuming if possible, then evaluates and draws pictures.
 
     Args:
-      config: the fields of `experiment.Experiment`, as `configs/*.py` give them.
-      workdir: the run's directory; see `train`. Also gets `metrics.json`, `per_image.csv`,
+      config: the fields of `experiment.Experiment`, as set by `configs/*.py`.
+      workdir: the run's directory, see `train`. Also receives `metrics.json`, `per_image.csv`,
         `curves.png`, `denoising.png` and `predictions.png`.
-      allow_config_changes, debug_nans: as for `train`.
+      allow_config_changes, debug_nans: as in `train`.
 
     Returns:
-      What `metrics.json` holds.
+      The content of `metrics.json`.
 
     Raises:
-      UserError: for a config or data that cannot be used, before anything is compiled; and as
-        `train` does.
-      Interrupted: as `train` does.
+      UserError: for an unusable config or data, before anything is compiled; and as in `train`.
+      Interrupted: as in `train`.
     """
     if not os.fspath(workdir):
         raise ConfigError("workdir is empty: name the directory of the run")
@@ -94,7 +93,7 @@ def train_and_evaluate(
     with workdirs.held(workdir, processes):
         step = _train(exp, workdir, processes, allow_config_changes, debug_nans)
         with Evaluations(exp, workdir, step, processes) as evaluations:
-            # The checkpoint as any user would load it, with nothing left over from training.
+            # Load the checkpoint as any user would, independent of training state.
             trained = inference.load(workdir)
             result = evaluations.run(step, trained)
         with processes.agreed():
@@ -113,30 +112,30 @@ def train(
 ) -> int:
     """Trains to the last step, from the latest checkpoint in `workdir` if there is one.
 
-    Every process of a run (`distributed.start`) calls this, with a `workdir` that all see. Each
-    reads its part of every batch and saves what its devices hold; the first one writes the rest.
+    Every process of a run (`distributed.start`) calls this with a shared `workdir`. Each reads its
+    part of every batch and saves what its devices hold; the first process writes the rest.
 
-    Writes `config.json`, `checkpoints/`, `metrics.csv` and `tensorboard/`; where the experiment
-    asks for evaluations on the way, also what `periodic.Evaluations` writes.
+    Writes `config.json`, `checkpoints/`, `metrics.csv` and `tensorboard/`; if the experiment
+    includes periodic evaluations, also the files of `periodic.Evaluations`.
 
     Args:
       exp: the experiment.
       workdir: the run's directory.
-      allow_config_changes: continue even if `exp` is not the config of the checkpoint.
-      debug_nans: find the operation that made a loss or gradient not finite. Steps then keep the
-        state that they start from, which takes more memory.
+      allow_config_changes: continue even if `exp` differs from the checkpoint's config.
+      debug_nans: find the operation that made a loss or gradient non-finite. Steps then keep their
+        initial state, which takes more memory.
 
     Returns:
       The step of the latest checkpoint.
 
     Raises:
-      ConfigError: if the checkpoints in `workdir` are of another config; names the fields. If they
-        hold other arrays, names these.
-      DivergedError: if the loss or a gradient stops being finite; names step, images and the last
-        good checkpoint.
-      DataError, FileError: if data cannot be read or results be written, or another process trains
-        in `workdir`; once training goes on, names the last good checkpoint.
-      Interrupted: after SIGTERM or SIGINT to any process, when the state is saved.
+      ConfigError: if the checkpoints in `workdir` have another config or other arrays; names the
+        fields or arrays.
+      DivergedError: if the loss or a gradient becomes non-finite; names step, images and last good
+        checkpoint.
+      DataError, FileError: if data cannot be read or results cannot be written, or another process
+        trains in `workdir`; during training, names the last good checkpoint.
+      Interrupted: after SIGTERM or SIGINT to any process, once the state is saved.
     """
     processes = distributed.processes()
     with workdirs.held(workdir, processes):
@@ -150,24 +149,24 @@ def _train(
     allow_config_changes: bool,
     debug_nans: bool,
 ) -> int:
-    """`train` in a directory that is held."""
+    """`train` in a directory that this run has locked."""
     if debug_nans and processes.count > 1:
         raise ConfigError(
-            f"debug_nans looks into the arrays of one process, not of {processes.count}: to find "
-            "the operation, go on from the last checkpoint in a single process"
+            f"debug_nans needs a single process, not {processes.count}: to find the operation, "
+            "continue from the last checkpoint in one process"
         )
 
     if exp.distils_sampler and not exp.has_teacher:
         raise ConfigError(
-            f"the objective {exp.objective.name!r} learns from a trained sampler: name its "
-            "checkpoint in config.teacher.checkpoint (and in config.init.network, to start from it)"
+            f"the objective {exp.objective.name!r} learns from a trained sampler: set "
+            "config.teacher.checkpoint to it (and config.init.network, to start from it)"
         )
 
-    # 1. Mesh: all devices; every one gets its share of each batch, and of the state if wanted.
+    # 1. Mesh: all devices; each gets a part of every batch and, if requested, of the state.
     mesh = sharding.make_mesh(exp.mesh)
     sharding.check_batch_size(exp.batch_size, mesh, exp.accumulate)
 
-    # 2. Input: an endless stream of batches, of which each process reads a part.
+    # 2. Input: an endless stream of batches; each process reads its part.
     with processes.agreed():
         iterator = experiment.train_iterator(exp, (processes.index, processes.count))
 
@@ -191,7 +190,7 @@ def _train(
             trajectories=exp.distils_sampler,
         )
 
-    # 5. Checkpoint: start from scratch, or from the latest one.
+    # 5. Checkpoint: start from scratch or from the latest checkpoint.
     init_key, train_key = jax.random.split(jax.random.key(exp.seed))
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
@@ -211,7 +210,7 @@ def _train(
         else:
             state, log_state = training_step.initial_state(init_key, loaded), {}
 
-        # 6. Around the steps: the log, checkpoints, evaluations on the way, and stopping.
+        # 6. Around the steps: logging, checkpoints, periodic evaluations, and stopping.
         def as_trained(state: TrainState) -> inference.DepthModel:
             params = state.ema_params or state.params
             variables = {"params": params, "batch_stats": state.batch_stats}
@@ -250,7 +249,7 @@ def _train(
                     return_freed_memory()
                 run.after_step(step, state, scalars, ids)
 
-    # 8. Decoder statistics of the other numbers of steps, where several were trained.
+    # 8. Decoder statistics for the other numbers of steps, if several were trained.
     with processes.agreed():
         if processes.is_first:
             step_counts.recalibrate(exp, workdir)
@@ -258,10 +257,10 @@ def _train(
 
 
 def _check_network(model: nn.Module, exp: Experiment) -> None:
-    """Raises ConfigError if the evaluation asks for what the network does not do, or if the network
-    does not take images of the training crop's size.
+    """Raises ConfigError if the network does not support what the evaluation needs, or images of
+    the training crop's size.
 
-    Networks that take any size are checked too if the size is not a recommended one.
+    Networks that accept any size are also checked if the size is not a recommended one.
     """
     if exp.evaluation.num_samples is not None:  # The evaluation would report it too late.
         sampling.check_number(model, exp.model.name, exp.evaluation.num_samples)
@@ -274,18 +273,18 @@ def _check_network(model: nn.Module, exp: Experiment) -> None:
     except ValueError as error:
         near = spec.nearest(*crop)
         raise ConfigError(
-            f"config.data.train.augmentation.crop is {crop}: {error}; use for example {near}"
+            f"config.data.train.augmentation.crop is {crop}: {error}; for example, use {near}"
         ) from error
 
 
 def _check_unchanged(saved: Mapping[str, Any], exp: Experiment, workdir: Path) -> None:
-    # Parsed again, so that a field newer than the checkpoint has its default.
+    # Parsed again, so that fields newer than the checkpoint get their defaults.
     try:
         saved = config_lib.to_mapping(experiment.from_mapping(saved))
     except ConfigError as error:
         raise ConfigError(
-            f"{workdir} holds checkpoints of a config that cannot be read ({error}): use another "
-            "workdir, or say --allow_config_changes"
+            f"{workdir} holds checkpoints whose config cannot be read ({error}): use another "
+            "workdir, or pass --allow_config_changes"
         ) from error
     harmless = tuple(f"config.{name}{end}" for name in _CHANGEABLE for end in (".", ":"))
     lines = [
@@ -296,5 +295,5 @@ def _check_unchanged(saved: Mapping[str, Any], exp: Experiment, workdir: Path) -
     if lines:
         raise ConfigError(
             f"{workdir} holds checkpoints of another config ({'; '.join(lines)}): use another "
-            "workdir or the config that it was started with, or say --allow_config_changes"
+            "workdir or the original config, or pass --allow_config_changes"
         )

@@ -1,4 +1,4 @@
-"""The optimiser and its learning-rate schedule, built by optax from one dataclass."""
+"""The optimiser and its learning rate schedule, built with optax from one dataclass."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,32 +10,32 @@ import optax
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.encoders.encoder import layers_to_the_end
 
-_STEPS = 2**31  # are counted in int32
+_STEPS = 2**31  # limit of the int32 counter
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam or AdamW with a schedule in steps.
+    """Adam or AdamW with a learning rate schedule in steps.
 
     Attributes:
         name: `adam` (the DiffusionDepth release) or `adamw` (the paper).
-        learning_rate: the peak rate, after the warm-up.
+        learning_rate: peak learning rate, after the warm-up.
         schedule: `constant`; `cosine`, down to zero at the last step; or `steps`, which multiplies
-            the rate by `factors[i]` from step `boundaries[i]` on. The release trains with a linear
-            warm-up over the first epoch, then factors 0.2 and 0.04 from epochs 10 and 15 on.
+            the rate by `factors[i]` from step `boundaries[i]` on. The release uses a linear warm-up
+            over the first epoch, then factors 0.2 and 0.04 from epochs 10 and 15 on.
         warmup_steps: update i < warmup_steps uses (i + 1) / warmup_steps of the rate.
-        weight_decay: AdamW's; applied to arrays of two or more dimensions, so not to biases nor to
-            the scales of norms.
+        weight_decay: AdamW's; only applied to arrays of two or more dimensions, so not to biases or
+            norm scales.
         b1, b2, eps: Adam's.
-        clip_norm: gradients are scaled down to this global norm; None for no clipping.
-        multipliers: factors of the learning rate for parts of the network by their names, such as
-            {"encoder": 0.1} (an option of the release); 1 for parts not named. A part with factor 0
-            is frozen: it has no gradients and no optimiser state, and works as in inference, so its
-            batch statistics do not change.
-        layer_decay: layer-wise learning rates of the encoder, BEiT's (Bao et al. 2021,
-            arXiv:2106.08254): a layer that is n below the rest of the network is trained at
-            layer_decay^n of the rate, in addition to `multipliers`; see `models.encoders.encoder`'s
-            `layers_to_the_end`. 1 for the same rate everywhere.
+        clip_norm: maximum global gradient norm; None for no clipping.
+        multipliers: learning rate factors by part of the network, such as {"encoder": 0.1} (an
+            option of the release); 1 for other parts. A part with factor 0 is frozen: it has no
+            gradients and no optimiser state, and runs in inference mode, so its batch statistics do
+            not change.
+        layer_decay: layer-wise learning rate decay in the encoder, as in BEiT (Bao et al. 2021,
+            arXiv:2106.08254): a layer n below the rest of the network has its rate multiplied by
+            layer_decay^n, in addition to `multipliers`; see `layers_to_the_end` in
+            `models.encoders.encoder`. 1 for the same rate everywhere.
     """
 
     name: Literal["adam", "adamw"] = "adamw"
@@ -66,13 +66,13 @@ class OptimizerConfig:
         if min(self.multipliers.values(), default=1.0) < 0:
             raise ValueError(f"multipliers are {self.multipliers}; they must not be negative")
         if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0, at most 1")
+            raise ValueError(f"layer_decay is {self.layer_decay}; it must be above 0 and at most 1")
         if len(self.boundaries) != len(self.factors):
             raise ValueError(
-                f"boundaries {self.boundaries} and factors {self.factors} must be equally many"
+                f"boundaries {self.boundaries} and factors {self.factors} must have the same length"
             )
         if (self.schedule == "steps") != bool(self.boundaries):
-            raise ValueError("boundaries and factors belong to schedule='steps', which needs them")
+            raise ValueError("boundaries and factors must be set if and only if schedule='steps'")
         if list(self.boundaries) != sorted(set(self.boundaries)):
             raise ValueError(f"boundaries {self.boundaries} must increase")
         if self.boundaries and self.boundaries[-1] >= _STEPS:
@@ -88,8 +88,8 @@ class OptimizerConfig:
         return tuple(name for name, factor in self.multipliers.items() if factor == 0)
 
     def check_parts(self, params: Mapping[str, Any]) -> None:
-        """Raises ConfigError unless all multipliers belong to parts of these params and leave one
-        to train, and there is an encoder if its layers should have different rates."""
+        """Raises ConfigError unless all multipliers name parts of these params and leave one to
+        train, and there is an encoder if layer_decay is used."""
         parts = sorted(params)
         unknown = sorted(self.multipliers.keys() - set(parts))
         if unknown:
@@ -99,16 +99,16 @@ class OptimizerConfig:
             )
         if set(parts) <= set(self.frozen):
             raise ConfigError(
-                f"optimizer.multipliers {self.multipliers} freezes all parts of the network: "
-                f"leave one to train"
+                f"optimizer.multipliers {self.multipliers} freezes all parts of the network: leave "
+                "at least one to train"
             )
         if self.layer_decay < 1:
             path = _path_to_encoder(params)
             if path is None or path[0] in self.frozen:
                 reason = "has no encoder" if path is None else f"has its {path[0]} frozen"
                 raise ConfigError(
-                    f"optimizer.layer_decay is {self.layer_decay}, but the network {reason}: leave "
-                    "it at 1"
+                    f"optimizer.layer_decay is {self.layer_decay}, but the network {reason}: set "
+                    "it to 1"
                 )
 
 
@@ -116,13 +116,13 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
     """Returns `step -> learning rate` for updates 0 .. num_steps - 1.
 
     Raises:
-        ValueError: if these are more than the counter of updates can hold.
+        ValueError: if num_steps exceeds the update counter's range.
     """
     if num_steps >= _STEPS:
         raise ValueError(f"num_steps is {num_steps}; it must be below 2**31")
     if config.schedule == "cosine":
-        # Counted from the end of the warm-up, where join_schedules starts it; a trial run of a few
-        # steps never gets there.
+        # Counted from the end of the warm-up, as in join_schedules; a short trial run may never get
+        # there.
         decay_steps = max(num_steps - config.warmup_steps, 1)
         after = optax.cosine_decay_schedule(config.learning_rate, decay_steps)
     elif config.schedule == "steps":
@@ -142,7 +142,7 @@ def learning_rate_schedule(config: OptimizerConfig, num_steps: int) -> optax.Sch
 
 
 def build(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns the optax chain: clipping, Adam or AdamW at the schedule's rate, the multipliers."""
+    """Returns the optax chain: clipping, Adam or AdamW with the schedule, and multipliers."""
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     adam = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
     if config.name == "adam":
@@ -156,8 +156,8 @@ def build(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTr
 
 
 def learning_rate_factors(config: OptimizerConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Factors of the learning rate: a tree like the top of `params`, down to the encoder's layers
-    if these have different rates."""
+    """Learning rate factors: a tree like the top of `params`, down to the encoder's layers if their
+    rates differ."""
     factors: dict[str, Any] = {part: config.multipliers.get(part, 1.0) for part in params}
     path = _path_to_encoder(params)
     if config.layer_decay == 1 or path is None:
@@ -182,7 +182,7 @@ def _multiplied(updates: dict[str, Any], config: OptimizerConfig) -> dict[str, A
 
 
 def _path_to_encoder(params: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Where the encoder's params are: at the top, or in the relative core of a metric network."""
+    """Path of the encoder's params: at the top, or in the relative core of a metric network."""
     if "encoder" in params:
         return ("encoder",)
     return ("core", "encoder") if "encoder" in params.get("core", ()) else None

@@ -1,11 +1,11 @@
-"""Evaluations of a run during training, and its best checkpoint.
+"""Periodic evaluations during training, and the best checkpoint.
 
-WORKDIR/evaluations.csv          a row for each evaluation: step, protocol (the first of several,
-                                 by which the best is found), num_images, the metrics, and those of
-                                 the baseline as baseline_<metric>
+WORKDIR/evaluations.csv          a row for each evaluation: step, protocol (the first if there are
+                                 several; it determines the best), num_images, the metrics, and the
+                                 baseline's as baseline_<metric>
         best.json                step, metric and value of the best checkpoint
         tensorboard/evaluation/  the same scalars, and predictions.png
-        metrics.json, per_image.csv, predictions.png   of the latest evaluation
+        metrics.json, per_image.csv, predictions.png   from the latest evaluation
 """
 
 import csv
@@ -33,8 +33,8 @@ from diffdepth_jax.training.experiment import Experiment
 class Evaluations:
     """Evaluates regularly and records the results; a context manager.
 
-    Rows after `first_step` are of a run that died after its last checkpoint; they are dropped. A
-    step that is evaluated again replaces its row.
+    Rows after `first_step`, left by a run that died after its last checkpoint, are dropped.
+    Evaluating a step again replaces its row.
 
     Raises:
       DataError: if an existing `evaluations.csv` is damaged.
@@ -53,7 +53,7 @@ class Evaluations:
         self._rows = self._processes.from_first(self._kept_rows)
 
     def _kept_rows(self) -> list[dict[str, str]]:
-        """The rows up to the first step, when the file has no others."""
+        """The rows up to the first step, after removing all others from the file."""
         file = self._workdir / run_files.EVALUATIONS
         rows = _read(file, self._exp.checkpoint.best_metric)
         self._rows = [row for row in rows if int(row["step"]) <= self._first_step]
@@ -62,8 +62,8 @@ class Evaluations:
         return self._rows
 
     def is_due(self, step: int) -> bool:
-        """Whether training pauses for an evaluation after `step`; not at the end, when the trained
-        model is evaluated anyway."""
+        """Whether to evaluate after `step`; not at the end, when the trained model is evaluated
+        anyway."""
         every = self._exp.evaluation.every_steps
         return bool(every) and step > 0 and step % every == 0 and step < self._exp.num_steps
 
@@ -74,10 +74,10 @@ class Evaluations:
         )
 
     def best_step(self) -> int | None:
-        """The evaluated step that is best by `checkpoint.best_metric`, the first among equals.
+        """The best evaluated step by `checkpoint.best_metric`; the earliest if there are ties.
 
-        Only steps whose checkpoint exists count: one preferred by another metric may be gone. All
-        processes call this together and get the same answer.
+        Only steps whose checkpoint still exists count. All processes call this together and get the
+        same result.
         """
         return self._processes.from_first(self._best_step)
 
@@ -93,12 +93,12 @@ class Evaluations:
         return int(best(rows, key=lambda row: float(row[name]))["step"])
 
     def run(self, step: int, model: DepthModel) -> dict[str, Any]:
-        """Evaluates the model of `step` and writes the files listed above.
+        """Evaluates the model at `step` and writes the files listed above.
 
-        Several processes share the images; the first writes.
+        Several processes divide the images; the first writes.
 
         Returns:
-          What `metrics.json` holds.
+          The content of `metrics.json`.
         """
         exp = self._exp
         results = score_model(
@@ -169,7 +169,7 @@ class Evaluations:
 
 
 def _read(path: Path, metric: str | None) -> list[dict[str, str]]:
-    """The rows, with step, protocol and the values of `metric` checked."""
+    """The rows, after checking step, protocol and the values of `metric`."""
     if not path.exists():
         return []
     with naming_file(path, "read"):
@@ -178,12 +178,12 @@ def _read(path: Path, metric: str | None) -> list[dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
         for row in rows:
             int(row["step"])
-            float(row.get(metric) or 0)  # A protocol may not have it.
+            float(row.get(metric) or 0)  # a protocol may lack it
             if None in row or None in row.values() or not row["protocol"]:
-                raise ValueError(f"the row of step {row['step']} is longer or shorter than others")
+                raise ValueError(f"the row of step {row['step']} has another number of columns")
     except (LookupError, TypeError, ValueError, csv.Error) as error:
         raise DataError(
-            f"{path} is damaged ({type(error).__name__}: {error}): mend or remove it; without it "
-            "a new list is begun"
+            f"{path} is damaged ({type(error).__name__}: {error}): repair it, or remove it to "
+            "start a new one"
         ) from error
     return rows

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and a sample's depth during the denoising steps."""
+"""Pictures of a run: training curves, and a sample's depth during denoising."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
 
 
 def draw_curves(workdir: Path) -> None:
-    """Draws `curves.png` of a run's log, if it has one."""
+    """Draws `curves.png` from a run's log, if there is one."""
     scalars = workdir / run_files.SCALARS
     if scalars.exists():
         visualize.save_curves(workdir / run_files.CURVES, read_csv(scalars))

@@ -1,10 +1,10 @@
-"""Pretrained weights that a run starts from: of the whole network, or of its encoder.
+"""Pretrained weights to start from: the whole network's or its encoder's.
 
-A whole network is opened as `inference.load` opens it, and must be the one of the config.
+A whole network is loaded with `inference.load` and must match the config.
 
-A file of encoder weights is recognised by the names in it. Every encoder lists in `LAYOUTS` the
-sources whose weights it takes; the weights may lie below a common root (`module.`, `backbone.`,
-`depth_backbone.`, ...), and entries outside that root belong to other parts of a network.
+A file of encoder weights is recognised by the names in it. Every encoder lists the supported
+sources of weights in `LAYOUTS`; names may share a root (`module.`, `backbone.`, `depth_backbone.`,
+...), and entries outside that root belong to other parts of a network.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from diffdepth_jax.weights.rules import Skip, convert, prefix
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Fields of a network's config, at any depth, that do not matter outside training, and the number of
-# denoising steps, which training may be meant to change.
+# Fields of a network's config, at any depth, that only matter in training, and the number of
+# denoising steps, which training may change on purpose.
 _OF_TRAINING = (
     "remat",
     "conv_gradient",
@@ -40,15 +40,15 @@ _OF_TRAINING = (
 
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
-    """Weights that a run starts from, instead of random ones.
+    """Weights to start from instead of random ones.
 
     Attributes:
-      encoder: file of encoder weights in any layout that the encoder's file lists.
+      encoder: file of encoder weights in any layout that the encoder supports.
       network: the whole network's weights: a run, a file or a directory, anything that
-        `inference.load` takes. Its config must equal `model`, except for fields that only matter in
-        training and the number of denoising steps.
-      options: of `network`, what its file name does not say, as keyword arguments of `load`, such
-        as {"version": 2} or {"step": "best"}; None leaves one out.
+        `inference.load` accepts. Its config must equal `model`, except for fields that only matter
+        in training and the number of denoising steps.
+      options: keyword arguments of `load` for `network`, for what its file name does not say, such
+        as {"version": 2} or {"step": "best"}; None values are ignored.
     """
 
     encoder: str | None = None
@@ -58,24 +58,24 @@ class InitConfig:
     def __post_init__(self) -> None:
         if self.encoder is not None and self.network is not None:
             raise ValueError(
-                f"encoder is {self.encoder!r} and network {self.network!r}: give only one, as the "
-                "network has an encoder"
+                f"encoder is {self.encoder!r} and network is {self.network!r}: set only one, as "
+                "the network includes an encoder"
             )
         check_options(self.options, self.network, "network")
 
 
 def check_options(options: Mapping[str, Any], path: str | None, field: str) -> None:
-    """Raises ValueError for options of `inference.load` where nothing is loaded."""
+    """Raises ValueError for options of `inference.load` if nothing is loaded."""
     if path is None and any(value is not None for value in options.values()):
-        raise ValueError(f"options are {dict(options)}, but no {field} is named")
+        raise ValueError(f"options are {dict(options)}, but {field} is not set")
 
 
 def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
-    """The loaded part of a network's variables, for `overlay`; empty if nothing is configured.
+    """The loaded part of a network's variables, for `overlay`; empty if none is configured.
 
     Raises:
-      FileError: if there is no such file, or it cannot be read.
-      ConfigError: if it does not fit the model; names what to change.
+      FileError: if the file does not exist or cannot be read.
+      ConfigError: if it does not fit the model; says what to change.
     """
     if config.network is not None:
         return load_network(config.network, config.options, model_config)
@@ -91,22 +91,22 @@ def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
 def load_network(
     path: str, options: Mapping[str, Any], model_config: NetworkConfig
 ) -> dict[str, Any]:
-    """The variables of a network that must match a config.
+    """Loads the variables of a network that must match a config.
 
     Args:
       path, options: see `InitConfig`.
-      model_config: the network's, from the experiment.
+      model_config: the experiment's network config.
 
     Raises:
-      FileError: as `inference.load`.
-      ConfigError: if the weights are of no known network, or of another config; lists what differs
-        and what to change.
+      FileError: as in `inference.load`.
+      ConfigError: if the network is unknown or has another config; lists the differences and what
+        to change.
     """
     loaded = open_network(path, options, "config.init.network")
     if loaded.config.name != model_config.name:
         raise ConfigError(
             f"config.init.network: {path} holds a {loaded.config.name!r}, but config.model is a "
-            f"{model_config.name!r}: change config.model.name, or name other weights"
+            f"{model_config.name!r}: change config.model.name, or use other weights"
         )
     lines = config_lib.differences(
         _outside_training(config_lib.to_mapping(model_config)),
@@ -115,8 +115,8 @@ def load_network(
     )
     if lines:
         raise ConfigError(
-            f"config.init.network: {path} holds another {model_config.name!r} than config.model "
-            f"describes; to start from it, change {', '.join(lines)}"
+            f"config.init.network: {path} holds a {model_config.name!r} that differs from "
+            f"config.model; to start from it, change {', '.join(lines)}"
         )
     return dict(loaded.variables_at())
 
@@ -124,31 +124,33 @@ def load_network(
 def open_network(
     path: str, options: Mapping[str, Any], field: str, dtype: Any = jnp.float32
 ) -> inference.DepthModel:
-    """`inference.load` of what a config names.
+    """Calls `inference.load` for what a config names.
 
     Args:
       path, options: see `InitConfig`.
-      field: of the config, that names the path, for errors.
-      dtype: as for `inference.load`.
+      field: the config field with the path, for errors.
+      dtype: as in `inference.load`.
 
     Raises:
-      FileError: if there is no such file, or it cannot be read.
-      ConfigError, WeightsError: if the options do not fit, or the weights are of no known network.
+      FileError: if the file does not exist or cannot be read.
+      ConfigError, WeightsError: if the options do not fit, or the network is unknown.
     """
     where = f"{field.rpartition('.')[0]}.options"
     if taken := sorted({"source", "dtype"} & options.keys()):
-        raise ConfigError(f"{where} has {', '.join(taken)}, which the run decides: leave it out")
+        raise ConfigError(
+            f"{where} has {', '.join(taken)}, which the run sets itself: leave it out"
+        )
     options = {name: value for name, value in options.items() if value is not None}
     try:
         return inference.load(path, dtype=dtype, **options)
     except FileError as error:
         raise type(error)(f"{field}: {error}") from error
     except (ConfigError, WeightsError) as error:
-        raise type(error)(f"{field}: {error} (arguments of load belong into {where})") from error
+        raise type(error)(f"{field}: {error} (set arguments of load in {where})") from error
 
 
 def _outside_training(mapping: Any) -> Any:
-    """A config's mapping without the fields that do not matter outside training."""
+    """A config's mapping without fields that only matter in training."""
     if not isinstance(mapping, Mapping):
         return mapping
     return {
@@ -159,7 +161,7 @@ def _outside_training(mapping: Any) -> Any:
 
 
 def overlay(variables: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """`variables` with the leaves of `loaded`, a part of the same tree, replaced."""
+    """`variables` with the leaves in `loaded`, a part of the same tree, replaced."""
     return {
         name: value
         if name not in loaded
@@ -171,20 +173,20 @@ def overlay(variables: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str
 
 
 def load_encoder(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
-    """Variables of an encoder from a file of pretrained weights.
+    """Loads an encoder's variables from a file of pretrained weights.
 
     Args:
       path: `.pt`, `.pth` or `.safetensors`.
-      config: of the encoder.
+      config: the encoder's config.
 
     Returns:
-      {"params", "batch_stats"} of the encoder alone, as NumPy; without leaves that such weights
-      lack according to the layout's table.
+      {"params", "batch_stats"} of only the encoder, as NumPy; without leaves that such weights lack
+      according to the layout's table.
 
     Raises:
-      FileNotFoundError: if there is no such file.
-      WeightsError: if it is of no known layout or of several, or of another shape than the config;
-        one error names all differences.
+      FileNotFoundError: if the file does not exist.
+      WeightsError: if its layout is unknown or ambiguous, or its shapes differ from the config; one
+        error lists all differences.
     """
     state_dict = files.read(path).state_dict
     shapes = {name: array.shape for name, array in state_dict.items()}
@@ -221,7 +223,7 @@ class _Match(NamedTuple):
 
 
 def _find(shapes: Shapes, encoder: str) -> _Match:
-    """The one layout of an encoder, and the one root, that the names match."""
+    """The only layout of an encoder, and the only root, that the names match."""
     matches = _matches(shapes, encoder)
     if len(matches) == 1:
         return matches[0]
@@ -233,7 +235,7 @@ def _find(shapes: Shapes, encoder: str) -> _Match:
     others = [name for name in registry.names("encoder") if _matches(shapes, name)]
     hint = f". They are weights of the encoder {others[0]!r}" if others else ""
     raise WeightsError(
-        f"these {len(shapes)} weights ({sample}) are in no layout known for the encoder "
+        f"these {len(shapes)} weights ({sample}) do not match any known layout of the encoder "
         f"{encoder!r} (known: {known}){hint}"
     )
 

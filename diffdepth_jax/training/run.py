@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: the log, checkpoints, evaluations, and stopping."""
+"""What happens around the steps of a run: logging, checkpoints, evaluations, and stopping."""
 
 import json
 import signal
@@ -26,19 +26,20 @@ from diffdepth_jax.training.state import TrainState
 class Run:
     """Called after every step of a run; a context manager.
 
-    A `UserError` or OSError that leaves it names the last good checkpoint.
+    A `UserError` or OSError that propagates names the last good checkpoint.
 
     Args:
       exp: the experiment.
       workdir: the run's directory.
-      first_step: the checkpoint that the run continues from; 0 for none.
-      processes: of the run; the first writes.
-      agreement: between the processes, on stopping.
-      iterator: of the training data, whose position is saved.
-      checkpointer, interruption: both entered.
+      first_step: step of the checkpoint that the run continues from; 0 for none.
+      processes: the run's processes; the first writes.
+      agreement: lets the processes agree on when to stop.
+      iterator: training data iterator, whose position is saved.
+      checkpointer, interruption: context managers that have been entered.
       as_trained: `state -> DepthModel`, for evaluations.
-      log_state: the log's state in the checkpoint; empty if there is none.
-      explain: `() -> str`, where the last step's NaN came from. With it, every step is waited for.
+      log_state: the log's state from the checkpoint; empty if there is none.
+      explain: `() -> str`, says where the last step's NaN came from. If given, every step is waited
+          for.
     """
 
     def __init__(
@@ -93,10 +94,10 @@ class Run:
         config = json.dumps(self._mapping, indent=2) + "\n"
         atomic.write_text(self._workdir / run_files.CONFIG, config)
         if self._first_step:
-            self._note_skipped()  # Without those after the checkpoint.
+            self._note_skipped()  # without those after the checkpoint
 
     def before_steps(self, state: TrainState) -> None:
-        """Repeats the evaluation during which the run was stopped, if it was."""
+        """Repeats the evaluation if the run was stopped during it."""
         step = self._first_step
         if self._evaluations.is_due(step) and not self._evaluations.has(step):
             self._evaluate(step, state)
@@ -106,12 +107,12 @@ class Run:
     ) -> None:
         """Logs a step; saves, evaluates and stops when due.
 
-        Waits for the device only then, and for the log, which is a few steps behind.
+        Only waits for the device then, and for the log, which lags a few steps behind.
 
         Args:
-          step: counted from 1; `state` is after it.
-          scalars: of the step, by name.
-          ids: of its images.
+          step: counted from 1; `state` is the state after it.
+          scalars: the step's scalars by name.
+          ids: ids of its images.
         """
         if self._processes.is_first and len(self._iterator.skipped) > self._num_skipped:
             self._note_skipped()
@@ -127,7 +128,7 @@ class Run:
         if stopping:
             self._interruption.requested = signal.Signals(number)
         if stopping or saving:
-            self._log.flush()  # A state that a failed step has spoilt is never saved.
+            self._log.flush()  # never save a state corrupted by a failed step
             self._share_skipped()
             position, log = self._iterator.get_state(), self._log.get_state()
             self._checkpointer.save(step, state, self._mapping, position, log)
@@ -139,7 +140,7 @@ class Run:
             self._evaluate(step, state)
 
     def _evaluate(self, step: int, state: TrainState) -> None:
-        """Evaluates a state that is saved."""
+        """Evaluates a saved state."""
         self._checkpointer.wait()
         trained = self._as_trained(state)
         with self._interruption.at_once(saved(step, self._workdir)):
@@ -147,7 +148,7 @@ class Run:
         self._checkpointer.keep_best(self._evaluations.best_step())
 
     def _share_skipped(self) -> None:
-        """Shares between all processes the frames that any of them could not read."""
+        """Shares unreadable frames between all processes."""
         if self._processes.count > 1:
             for skipped in self._processes.gather(self._iterator.skipped):
                 self._iterator.skipped.update(skipped)
@@ -155,7 +156,7 @@ class Run:
                 self._note_skipped()
 
     def _note_skipped(self) -> None:
-        """Lists the training frames that could not be read, where there are any."""
+        """Lists the training frames that could not be read, if any."""
         skipped, path = dict(self._iterator.skipped), self._workdir / run_files.SKIPPED
         self._num_skipped = len(skipped)
         if skipped or path.exists():
@@ -176,10 +177,10 @@ class Run:
             good = self._checkpointer.latest_step()
             good = "none" if good is None else f"step {good}"
             message += f"; last good checkpoint in {self._checkpointer.directory}: {good}"
-            # What the system says about a file is reported in one line too.
+            # Errors from the system about a file are reported in one line too.
             raise (type(error) if isinstance(error, UserError) else FileError)(message) from error
 
 
 def saved(step: int, workdir: Path) -> str:
-    """How to continue after a run was stopped after `step`."""
+    """How to continue a run that was stopped after `step`."""
     return f"step {step} is saved in {workdir}; run the same command to resume"

@@ -1,8 +1,8 @@
-"""One named mesh over all devices, passed down and never global; models do not know about it.
+"""One named mesh over all devices, passed explicitly and never global; models do not use it.
 
-Every device gets its share of each batch. Along the axis `fsdp` the devices also share one copy of
-the parameters, their average and the optimiser's arrays (fully sharded data parallelism, as in
-ZeRO: Rajbhandari et al. 2020): each holds a part, and XLA gathers a layer where it is computed.
+Every device gets a part of each batch. Along the axis `fsdp`, devices also share one copy of the
+parameters, their average and the optimiser state (fully sharded data parallelism, as in ZeRO:
+Rajbhandari et al. 2020): each holds a part, and XLA gathers a layer when it is needed.
 """
 
 import collections
@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from diffdepth_jax.errors import ConfigError
 
 AXES = ("data", "fsdp")
-_DIVIDED = 4096  # elements; gathering smaller arrays costs more than holding them
+_DIVIDED = 4096  # elements; gathering smaller arrays costs more than replicating them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class MeshConfig:
     """How the devices are arranged.
 
     Attributes:
-      data: how many groups of devices there are, each with a whole copy of the state; None for as
-        many as `fsdp` leaves.
-      fsdp: devices in a group, among which that copy is divided; 1 for a copy on every device.
+      data: number of device groups, each with a whole copy of the state; None for as many as `fsdp`
+        allows.
+      fsdp: devices in a group, which share that copy; 1 for a copy on every device.
     """
 
     data: int | None = None
@@ -37,21 +37,19 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         if self.fsdp < 1 or (self.data is not None and self.data < 1):
-            raise ValueError(
-                f"data is {self.data} and fsdp {self.fsdp}; both count devices, from 1 on"
-            )
+            raise ValueError(f"data is {self.data} and fsdp {self.fsdp}; both must be at least 1")
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the axes `data` and `fsdp` over the given devices (default: all of all processes).
+    """A mesh with axes `data` and `fsdp` over the given devices (default: those of all processes).
 
-    The devices of a process are adjacent, so that its part of a batch is a contiguous block.
+    A process's devices are adjacent, so that its part of a batch is contiguous.
 
-    The axes are of type Auto: with Explicit, the default of `jax.make_mesh`, the sampler's scan
-    would have to name the sharding of its carry.
+    The axes have type Auto: with Explicit, the default of `jax.make_mesh`, the sampler's scan would
+    have to declare its carry's sharding.
 
     Raises:
-      ConfigError: if the devices cannot be arranged so.
+      ConfigError: if the devices cannot be arranged this way.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -60,7 +58,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         wanted = f"mesh.fsdp {config.fsdp}"
         if config.data is not None:
             wanted = f"mesh.data {config.data} x {wanted}"
-        raise ConfigError(f"{wanted} does not fit the {count} devices of this run")
+        raise ConfigError(f"{wanted} does not match the {count} devices of this run")
     types = (AxisType.Auto,) * 2
     owners = [device.process_index for device in devices]
     if len(set(owners)) == 1:
@@ -68,7 +66,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if len({owners.count(owner) for owner in owners}) > 1:
         raise ConfigError(
             f"the processes of this run have {[owners.count(each) for each in sorted({*owners})]} "
-            "devices: each must have as many as the others"
+            "devices: all must have the same number"
         )
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.reshape(devices, (data, config.fsdp)), AXES, axis_types=types)
@@ -85,14 +83,13 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def shared_batch(batch: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
-    """The arrays of a whole batch, made from each process's part.
+    """The arrays of a whole batch, assembled from each process's part.
 
-    In a single process they are unchanged: the jitted step divides NumPy arrays itself, in a tenth
-    of `device_put`'s time.
+    In a single process they are returned unchanged: the jitted step distributes NumPy arrays
+    itself, in a tenth of `device_put`'s time.
 
     Args:
-      batch: arrays of this process's images, whose block of the batch comes after those of the
-        processes before it.
+      batch: this process's arrays, which follow those of the previous processes in the batch.
       mesh: of the run.
     """
     if not mesh.is_multi_process:
@@ -104,13 +101,13 @@ def shared_batch(batch: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
 
 
 class Agreement:
-    """The maximum of a number over the processes, known a few steps later.
+    """The maximum of a number over all processes, available a few steps later.
 
-    It costs a few bytes per step, and no process waits for the device.
+    This costs a few bytes per step, and no process waits for the device.
 
     Args:
       mesh: of the run.
-      lag: steps.
+      lag: delay in steps.
     """
 
     def __init__(self, mesh: Mesh, lag: int = 2) -> None:
@@ -119,11 +116,11 @@ class Agreement:
         self._greatest = jax.jit(jnp.max, out_shardings=replicated(mesh))
 
     def greatest(self, number: int, *, now: bool = False) -> int:
-        """Passes the number of this process, 0 or more, in every step.
+        """Passes this process's number, 0 or more, in every step.
 
         Returns:
-          The greatest that any process passed `lag` calls ago; with `now` also of all calls since,
-          which waits for the device. Every process gets the same.
+          The maximum that any process passed `lag` calls ago; with `now`, including all calls
+          since, which waits for the device. All processes get the same result.
         """
         if not self._mesh.is_multi_process:
             return number
@@ -137,10 +134,10 @@ class Agreement:
 
 
 def of_state(state: Any, mesh: Mesh) -> Any:
-    """The sharding of each array of a state, given its shapes.
+    """The sharding of each array in a state, given its shapes.
 
-    An array is divided along the longest of its axes that `fsdp` divides; small ones, and those
-    with no such axis, are replicated.
+    An array is divided along its longest axis that is divisible by `fsdp`; small arrays, and those
+    without such an axis, are replicated.
     """
     parts = mesh.shape["fsdp"]
 
@@ -155,23 +152,24 @@ def of_state(state: Any, mesh: Mesh) -> Any:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises ConfigError unless each of `accumulate` parts of a batch divides over the devices."""
+    """Raises ConfigError unless each of `accumulate` parts of a batch is divisible by the
+    devices."""
     if batch_size % (mesh.size * accumulate):
         parts = f" in {accumulate} parts" if accumulate > 1 else ""
         raise ConfigError(
-            f"batch_size {batch_size} cannot be divided{parts} over {mesh.size} devices: "
-            f"use a multiple of {mesh.size * accumulate}"
+            f"batch_size {batch_size} cannot be divided{parts} among {mesh.size} devices: use a "
+            f"multiple of {mesh.size * accumulate}"
         )
 
 
 def on_one_device(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of a tree, whole, on the first device."""
+    """The complete arrays of a tree on the first device."""
     whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
     return jax.tree.map(lambda array: array.addressable_data(0), whole)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes, dtypes and shardings of a tree of arrays, as a checkpoint is restored to."""
+    """Shapes, dtypes and shardings of a tree of arrays, for restoring a checkpoint."""
     return jax.tree.map(
         lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding),
         tree,

@@ -15,13 +15,13 @@ Scalars = dict[str, jax.Array]
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training changes; arrays only.
+    """Everything that training updates; arrays only.
 
     Attributes:
-        step: int32 scalar, the number of updates done.
+        step: int32 scalar, number of completed updates.
         params, batch_stats: the model's collections.
-        opt_state: optax's, of the parts that are trained.
-        ema_params: exponential moving average of the params; empty if it is switched off.
+        opt_state: optax's state for the trained parts.
+        ema_params: exponential moving average of the params; empty if disabled.
     """
 
     step: Any
@@ -40,9 +40,9 @@ def create(
     """The state before the first update, from a model's freshly initialised variables.
 
     Args:
-        variables: "params" and, where there are any, "batch_stats".
-        optimizer: its state covers the parts outside `frozen`.
-        ema: whether an average of the parameters is kept.
+        variables: "params" and optionally "batch_stats".
+        optimizer: optimises the parts not in `frozen`.
+        ema: whether to keep an average of the parameters.
         frozen: top-level names of the params that are not trained.
     """
     params = variables["params"]
@@ -65,17 +65,17 @@ def make_train_step(
 ) -> Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainState, Scalars]]:
     """Returns the pure function `(state, batch, key) -> (state, scalars)`.
 
-    `key` is the run's, the same for every step: the step's own key is folded from it and
-    `state.step`, so that a resumed run draws what an uninterrupted one would.
+    `key` is the run's key, the same for every step: each step folds `state.step` into it, so that a
+    resumed run uses the same random numbers as an uninterrupted one.
 
     Args:
         loss_function: see `LossFunction`.
-        optimizer: of the parts outside `frozen`.
-        schedule: update to learning rate, for the log.
-        ema_decay: of the parameters' average; 0 where none is kept.
-        accumulate: a batch is processed in this many parts, one after another; see `accumulated`.
-        frozen: top-level names of the params that are not trained; nothing is computed for their
-            gradients.
+        optimizer: optimises the parts not in `frozen`.
+        schedule: maps update to learning rate, for the log.
+        ema_decay: decay of the parameters' average; 0 for no average.
+        accumulate: process a batch in this many parts, one after another; see `accumulated`.
+        frozen: top-level names of the params that are not trained; their gradients are not
+            computed.
     """
 
     def train_step(
@@ -117,15 +117,15 @@ def make_train_step(
 
 
 def accumulated(gradients_of: Callable[..., tuple], parts: int) -> Callable[..., tuple]:
-    """`value_and_grad` of a loss function, computed on a batch in parts, one after another.
+    """`value_and_grad` of a loss function, computed on parts of a batch one after another.
 
-    The memory is that of one part. Gradients, loss and scalars are the means over the parts; batch
-    statistics pass through them; every part has its own key. A part takes every `parts`-th image,
-    and so an equal share from each device that the batch is divided over: no data move.
+    Needs the memory of one part. Gradients, loss and scalars are means over the parts; batch
+    statistics are updated by each part in turn; every part has its own key. A part takes every
+    `parts`-th image, and so an equal share from each device, without moving data.
 
     Args:
         gradients_of: `(params, batch_stats, batch, key, step) -> ((loss, aux), gradients)`.
-        parts: how many; the batch must divide by them (and a part by the devices).
+        parts: number of parts; must divide the batch size (and the devices must divide a part).
     """
 
     def in_parts(params, batch_stats, batch, key, step):

@@ -1,8 +1,8 @@
 """Decoder statistics for every number of denoising steps used in training.
 
-During training a model's decoder keeps running statistics for its own number of steps. Those for
-the others are computed once the weights are final, from training images (see
-`inference.recalibration`), so that the checkpoint supports all of the numbers.
+During training, a model's decoder keeps running statistics for its own number of steps. Those for
+other numbers are computed from training images once the weights are final (see
+`inference.recalibration`), so that the checkpoint supports all of them.
 """
 
 import contextlib

@@ -1,10 +1,10 @@
-"""Labels that a network, the teacher, predicts of the clean images while the student is trained.
+"""Labels that a teacher network predicts from clean images while the student is trained.
 
 In self-distillation (Tosi et al. 2024, "Diffusion Models for Monocular Depth Estimation: Overcoming
-Challenging Conditions") the teacher is the pretrained network and sees the clean image, the student
-sees the image generated from it. The labels may be computed once (`generate_adverse.py` keeps them
-with the images) or, as here, for every batch: the teacher then sees the very pixels of the
-student's crop.
+Challenging Conditions") the teacher is the pretrained network and sees the clean image, while the
+student sees the image generated from it. Labels may be computed once (`generate_adverse.py` stores
+them with the images) or, as here, for every batch: the teacher then sees exactly the student's
+crop.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ from diffdepth_jax.training.pretrained import check_options, open_network
 from diffdepth_jax.typing import Output
 from diffdepth_jax.weights.text import parse_json
 
-# Entries of a batch that are dropped or replaced by the labels of the teacher.
+# Entries of a batch that the teacher's labels replace, or that are dropped.
 _REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
-# Config fields in which a distilled sampler and its student must agree, by part.
+# Config fields, by part, in which a distilled sampler and its student must agree.
 _SAME = {
     "codec": ("factor", "latent_channels"),
     "diffusion": ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end"),
@@ -48,15 +48,15 @@ Labels = dict[str, Any]  # arrays, and a tuple of them
 
 @dataclasses.dataclass(frozen=True)
 class TeacherConfig:
-    """The network that labels the clean images during training.
+    """The network that labels clean images during training.
 
     Attributes:
-      checkpoint: a run, a file or a directory, anything that `inference.load` takes; None if the
-        labels are in the data.
-      options: what its file name does not say, as keyword arguments of `load`, such as {"version":
-        2}; None leaves one out.
-      num_inference_steps: denoising steps, for networks that denoise; None for the checkpoint's
-        own.
+      checkpoint: a run, a file or a directory, anything that `inference.load` accepts; None if the
+        data have labels.
+      options: keyword arguments of `load`, for what its file name does not say, such as {"version":
+        2}; None values are ignored.
+      num_inference_steps: denoising steps, for networks that denoise; None for the checkpoint's own
+        number.
     """
 
     checkpoint: str | None = None
@@ -66,27 +66,27 @@ class TeacherConfig:
     def __post_init__(self) -> None:
         if self.checkpoint is None and self.num_inference_steps is not None:
             raise ValueError(
-                f"num_inference_steps is {self.num_inference_steps}, but no checkpoint is named"
+                f"num_inference_steps is {self.num_inference_steps}, but checkpoint is not set"
             )
         check_options(self.options, self.checkpoint, "checkpoint")
 
 
 class Teacher:
-    """Labels batches; its variables are on the devices of a mesh, sharded like a state.
+    """Labels batches. Its variables are on a mesh's devices, sharded like a train state.
 
     Args:
-      config: with a checkpoint.
-      student: the config of the network that is trained.
+      config: must have a checkpoint.
+      student: config of the network being trained.
       mesh: of the run.
-      dtype: of the teacher's convolutions and matrix products.
-      depth_range: metres (low, high), between which metric labels are valid; None for above 0.
-      seed: of the noise, where the teacher starts from noise.
-      trajectories: batches get points of the teacher's sampling trajectories, see
-        `make_trajectory_points`, and keep the labels of the data.
+      dtype: type used by the teacher's convolutions and matrix products.
+      depth_range: (low, high) in metres, between which metric labels are valid; None for above 0.
+      seed: seed of the noise, if the teacher starts from noise.
+      trajectories: whether to add points of the teacher's sampling trajectories
+        (`make_trajectory_points`) to batches, which keep the labels of the data.
 
     Raises:
       FileError, WeightsError: if the checkpoint cannot be read.
-      ConfigError: if it is not of the student's kind.
+      ConfigError: if the teacher does not match the student.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Teacher:
         check_fits(model.config, student, config.checkpoint)
         if depth_range is not None and model.output == "relative_disparity":
             raise ConfigError(
-                f"config.data.train.depth_range is {depth_range} metres, but the labels of "
+                f"config.data.train.depth_range is {depth_range} metres, but the labels from "
                 f"{config.checkpoint} are relative disparity: leave it out"
             )
         self._checkpoint = config.checkpoint
@@ -112,7 +112,7 @@ class Teacher:
         variables = model.variables_at(config.num_inference_steps)
         placed = sharding.of_state(variables, mesh)
         self._variables = jax.device_put(variables, placed)
-        # A separate stream: neither the student's initial weights nor its steps draw from it.
+        # A separate stream from those of the student's initial weights and steps.
         self._key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
         over_batch, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
         if trajectories:
@@ -130,32 +130,32 @@ class Teacher:
         )
 
     def label(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """The batch of an update with the teacher's labels, and without the clean images.
+        """The batch of an update with the teacher's labels and without the clean images.
 
-        Labels of the data are left out too. With `trajectories` nothing is left out.
+        The data's labels are dropped too. With `trajectories`, nothing is dropped.
 
         Args:
-          batch: of `pipeline.train_iterator`, with `clean_images` but for `trajectories`.
-          step: the update; the teacher's noise is a function of it and of the seed.
+          batch: from `pipeline.train_iterator`, with `clean_images` unless `trajectories` is set.
+          step: number of the update, which with the seed determines the teacher's noise.
         """
         seen = [batch[name] for name in self._seen]
         labels = self._labels(self._variables, *seen, self._key, np.uint32(step))
         return {name: batch[name] for name in batch.keys() - self._replaced} | labels
 
     def note(self, workdir: Path) -> None:
-        """Records in a run's directory which weights labelled its batches, as JSON
+        """Records in a run's directory which weights label its batches, as JSON
         {"checkpoint", "fingerprint"}."""
         note = {"checkpoint": self._checkpoint, "fingerprint": self._fingerprint}
         atomic.write_text(workdir / run_files.TEACHER, json.dumps(note) + "\n")
 
     def check_same(self, workdir: Path) -> None:
-        """Refuses to continue with other weights than those that labelled the run so far.
+        """Raises an error if other weights labelled the run so far.
 
-        They differ, for example, if the teacher is a run that was trained further.
+        This happens, for example, if the teacher is a run that has since been trained further.
 
         Raises:
           ConfigError: if they differ.
-          FileError, WeightsError: if the record of `note` cannot be read.
+          FileError, WeightsError: if the record written by `note` cannot be read.
         """
         file = workdir / run_files.TEACHER
         with naming_file(file, "read"):
@@ -165,8 +165,8 @@ class Teacher:
         if not isinstance(noted, dict) or noted.get("fingerprint") != self._fingerprint:
             raise ConfigError(
                 f"config.teacher.checkpoint: {self._checkpoint} holds other weights than {workdir} "
-                "was started with: bring those back (options={'step': ...} chooses one of a run's "
-                "checkpoints), use another workdir, or say --allow_config_changes"
+                f"was started with: use the original ones (options={{'step': ...}} selects one of "
+                "a run's checkpoints), use another workdir, or pass --allow_config_changes"
             )
 
 
@@ -177,13 +177,13 @@ def make_labels(
 ) -> Callable[..., Labels]:
     """Returns the pure function `(variables, clean_image, inside, key, step) -> labels`.
 
-    clean_image is float32 [b, h, w, 3], normalised; inside bool [b, h, w, 1], where it shows the
-    frame; the labels are part of a batch as `typing.Batch` describes it. They have no gradient.
-    Values that are not finite are not labels, nor are constant predictions. A teacher that predicts
-    several scales also gives its `inverse_depths` at each of them.
+    clean_image is float32 [b, h, w, 3], normalised; inside is bool [b, h, w, 1], True where it
+    shows the frame; labels are batch entries as in `typing.Batch`, without gradients. Non-finite
+    values and constant predictions are marked invalid. A teacher that predicts several scales also
+    returns its `inverse_depths`.
 
     Args:
-      model: the teacher; its variables are arguments of the function.
+      model: the teacher; its variables are passed to the function.
       num_inference_steps: denoising steps; None for the model's own.
       depth_range: see `Teacher`.
     """
@@ -218,12 +218,13 @@ def make_trajectory_points(
 ) -> Callable[..., Labels]:
     """Returns the pure function `(variables, image, key, step) -> points`.
 
-    The teacher samples each image from different noise, and one step of each trajectory is drawn:
-    "latent" [b, h, w, d] at "timestep" [b], and "next_latent" at "next_timestep" after the step,
-    -1 for the clean latent. "clean_latent" is the trajectory's end. None has a gradient.
+    The teacher samples each image from different noise, and one random step of each trajectory is
+    returned: "latent" [b, h, w, d] at "timestep" [b], and "next_latent" at "next_timestep" after
+    the step, -1 for the clean latent. "clean_latent" is the trajectory's end. No gradients flow
+    through them.
 
     Args:
-      module: the teacher, which denoises; its variables are arguments of the function.
+      module: the teacher, which must denoise; its variables are passed to the function.
       num_inference_steps: denoising steps; None for the model's own.
     """
     count = num_inference_steps or module.num_inference_steps
@@ -265,13 +266,13 @@ def make_trajectory_points(
 def check_distillable(
     teacher: DepthModel, student: NetworkConfig, path: str, num_inference_steps: int | None
 ) -> None:
-    """Refuses to distil a sampler with other latents, another schedule or missing timesteps.
+    """Rejects a teacher with other latents, another schedule or missing timesteps.
 
     Args:
       teacher: the trained sampler.
-      student: its config, of the teacher's kind.
-      path: the teacher's, for the error.
-      num_inference_steps: of the teacher.
+      student: the student's config, for the same network as the teacher.
+      path: the teacher's path, for errors.
+      num_inference_steps: the teacher's denoising steps.
 
     Raises:
       ConfigError: if they do not fit.
@@ -294,23 +295,23 @@ def check_distillable(
     wanted = own.timesteps().tolist()
     if not set(wanted) <= set(known):
         raise ConfigError(
-            f"{complaint}its timesteps {known} lack some of the student's {wanted}; with "
-            "timestep_spacing 'trailing' in both, and a number of steps that divides the teacher's,"
-            " they are among them"
+            f"{complaint}its timesteps {known} lack some of the student's {wanted}; use "
+            "timestep_spacing 'trailing' for both, and a number of steps that divides the "
+            "teacher's"
         )
 
 
 def check_fits(teacher: NetworkConfig, student: NetworkConfig, path: str) -> None:
-    """Raises ConfigError unless a teacher is of the student's family and takes the same images.
+    """Raises ConfigError unless teacher and student are the same network with the same input.
 
     Args:
       teacher, student: configs of the networks.
-      path: the teacher's, for the error.
+      path: the teacher's path, for errors.
     """
     complaint = f"config.teacher.checkpoint: {path} cannot label batches of config.model: "
     remedy = (
-        "; name a teacher of the same kind, or let generate_adverse.py store the labels with the "
-        "images, which any teacher may make"
+        "; use a teacher of the same kind, or let generate_adverse.py store the labels of any "
+        "teacher with the images"
     )
     if teacher.name != student.name:
         raise ConfigError(f"{complaint}it is a {teacher.name!r}, not a {student.name!r}{remedy}")
@@ -324,7 +325,7 @@ def check_fits(teacher: NetworkConfig, student: NetworkConfig, path: str) -> Non
         "input_spec",
     )
     if lines:
-        raise ConfigError(f"{complaint}it wants other images ({', '.join(lines)}){remedy}")
+        raise ConfigError(f"{complaint}it needs other images ({', '.join(lines)}){remedy}")
 
 
 def _predict(
@@ -334,7 +335,7 @@ def _predict(
     key: Key[Array, ""],
     num_inference_steps: int | None,
 ) -> Float[Array, "b h w 1"]:
-    """A network's result for each image, as in inference."""
+    """A network's output for each image, as in inference."""
     if isinstance(module, Denoises):
         return module.apply(
             variables,
@@ -356,7 +357,7 @@ def _as_labels(
     depth_range: tuple[float, float] | None,
 ) -> Labels:
     known = inside & jnp.isfinite(prediction)
-    # Nothing can be learnt from a constant prediction, such as that of a dead teacher.
+    # Nothing can be learnt from constant predictions, for example from a dead teacher.
     axes = {"axis": (1, 2, 3), "keepdims": True, "where": known}
     least = jnp.min(prediction, initial=jnp.inf, **axes)
     most = jnp.max(prediction, initial=-jnp.inf, **axes)

@@ -1,4 +1,4 @@
-"""The directory of a run, which belongs to one run at a time and which all its processes share."""
+"""A run's directory, used by one run at a time and shared by all its processes."""
 
 import contextlib
 import socket
@@ -13,17 +13,17 @@ from diffdepth_jax.processes import Processes
 
 @contextlib.contextmanager
 def held(path: Path, processes: Processes | None = None) -> Iterator[None]:
-    """Creates the directory if needed, and keeps other runs out of it until the end.
+    """Creates the directory if needed, and locks it against other runs.
 
-    Half-written files of killed processes are removed first. A new directory into which nothing
-    was written, because a mistake was reported first, is removed again.
+    Partial files of killed processes are removed first. A new directory is removed again if nothing
+    was written to it, for example because of a user error.
 
     Args:
-      path: of the directory.
-      processes: of the run, of which the first holds it for all.
+      path: the directory.
+      processes: the run's processes; the first holds the lock for all.
 
     Raises:
-      FileError: if another run holds it, it cannot be written, or a process does not see it.
+      FileError: if another run uses it, it is not writable, or a process does not see it.
     """
     processes = processes or Processes()
     with contextlib.ExitStack() as stack:
@@ -42,7 +42,8 @@ def _check_shared(path: Path, processes: Processes) -> None:
             if not file.exists() or file.read_text() != token:
                 raise FileError(
                     f"{path} on {socket.gethostname()} is not the directory that the first process "
-                    "writes to: use one on a file system that all machines of the run share"
+                    "writes to: use a directory on a file system shared by all machines of the "
+                    "run"
                 )
     finally:
         if processes.is_first:

@@ -1,1 +1,1 @@
-"""Reading checkpoints, ours and others', and tables that map names to leaves. Knows no model."""
+"""Reads our own and other checkpoints, and maps names to leaves by tables. Model-independent."""

@@ -1,9 +1,9 @@
-"""Checksums of the files of a checkpoint, kept in one of them.
+"""Checksums of a checkpoint's files, stored in one of them.
 
     <step>/checksums.json    {"crc32": {"state/d/1823d6ee": ["9ae0daaf", 470], ...}}
 
-CRC-32 finds damage by disks, copying and flipped bits; it does not protect against forgery. It runs
-at 2.6 GB/s on one core, faster than most disks read.
+CRC-32 detects disk errors, bad copies and bit flips, but does not protect against tampering. It
+runs at 2.6 GB/s on one core, faster than most disks can read.
 """
 
 import json
@@ -19,7 +19,8 @@ _BLOCK = 2**22  # bytes read at once
 
 
 def write(directory: Path) -> None:
-    """Records all files that are in the directory and below it now; later ones are not recorded.
+    """Records all files that currently exist in the directory and below; later ones are not
+    covered.
 
     Raises:
         OSError: if a file cannot be read or the record cannot be written.
@@ -33,18 +34,18 @@ def write(directory: Path) -> None:
 
 
 def faults(directory: Path, below: Sequence[str], *, contents: bool = True) -> list[str]:
-    """The recorded files that have changed; also empty if nothing was recorded.
+    """The recorded files that have changed; empty if nothing was recorded.
 
     Args:
-        directory: with the record.
+        directory: the directory with the record.
         below: the subdirectories to check.
-        contents: whether to read the files, or only to compare their sizes.
+        contents: whether to read the files, or only compare their sizes.
 
     Raises:
         OSError: if a file cannot be read.
     """
     note = directory / run_files.CHECKSUMS
-    if not note.exists():  # older than these records
+    if not note.exists():  # written before checksums existed
         return []
     try:
         noted = parse_json(note.read_text(errors="replace"), run_files.CHECKSUMS)["crc32"]

@@ -1,8 +1,9 @@
-"""Weights from files: PyTorch's two formats (without PyTorch) and safetensors.
+"""Reads weights from files: PyTorch's two formats (without PyTorch) and safetensors.
 
 PyTorch writes either a zip archive (`<root>/data.pkl` and one uncompressed record
-`<root>/data/<key>` per storage; the default since 1.6) or, before that and by request, a stream of
-pickles followed by the raw storages. Both are read by `torch_pickle`, which executes nothing.
+`<root>/data/<key>` per storage; the default since 1.6) or, in older versions and on request, a
+stream of pickles followed by the raw storages. `torch_pickle` reads both without executing
+anything.
 """
 
 import contextlib
@@ -30,34 +31,33 @@ from diffdepth_jax.weights import torch_pickle
 from diffdepth_jax.weights.text import shown
 from diffdepth_jax.weights.torch_pickle import REMEDY, Array, Storage, Tensor
 
-# Names under which training scripts keep the state dict; DiffusionDepth uses "net".
+# Names under which training scripts store the state dict; DiffusionDepth uses "net".
 _STATE_DICT_NAMES = ("net", "state_dict", "model", "model_state_dict")
 _BYTE_ORDERS = {b"little": False, b"big": True}
 
-# Limits on what a small file may cost: names can share a tensor, and entries a list.
-_MAX_REPEATED = 8  # bytes of all tensors together, for each byte of the file
-_METADATA_LIMIT = 100_000  # values and characters of an entry
-_ALL_METADATA_LIMIT = 1_000_000  # of all entries
-_NUMBER_KEY = 100  # the cost of a number as a key, as such keys may all have the same hash
-_MAX_BITS = 4096  # of an integer: Python prints none of more than 4300 digits
+# Limits on what a small file may expand to: names can share a tensor, and entries a list.
+_MAX_REPEATED = 8  # total bytes of all tensors, per byte of the file
+_METADATA_LIMIT = 100_000  # values and characters per entry
+_ALL_METADATA_LIMIT = 1_000_000  # for all entries
+_NUMBER_KEY = 100  # cost of a numeric key, as such keys may all have the same hash
+_MAX_BITS = 4096  # of an integer; Python does not print more than 4300 digits
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """The content of a file of weights.
+    """The content of a weights file.
 
     Attributes:
-        state_dict: names to arrays. A leading `module.` that all names share is removed. Arrays are
-            read-only, and those that shared a storage still do.
-        metadata: the other entries of the file that are small and plain, such as `args` (the
-            training script's Namespace, as a dict) or `epoch`. From a safetensors file, names to
-            text. From others, names to any of None, bool, int of up to 4096 bits, float, complex,
-            str, bytes, bytearray, NumPy arrays of numbers or text, and lists, tuples, sets and
-            dicts of these, up to 32 deep, a million in all; keys may be numbers or tuples, too.
-            They are not sanitised: text may hold control characters, and `args` may be any of these
-            types.
+        state_dict: maps names to arrays. A `module.` prefix shared by all names is removed. Arrays
+            are read-only, and still share memory if they shared a storage.
+        metadata: the file's other small, plain entries, such as `args` (the training script's
+            Namespace, as a dict) or `epoch`. For safetensors files, maps names to text. For others,
+            names to None, bool, int of up to 4096 bits, float, complex, str, bytes, bytearray,
+            NumPy arrays of numbers or text, and lists, tuples, sets and dicts of these, at most 32
+            levels deep and a million in total; keys may also be numbers or tuples. They are not
+            sanitised: text may contain control characters, and `args` may have any of these types.
     """
 
     state_dict: dict[str, np.ndarray]
@@ -65,26 +65,24 @@ class WeightsFile:
 
 
 def read(path: str | os.PathLike[str]) -> WeightsFile:
-    """Reads a `.pt`/`.pth` file (zip or legacy) or a `.safetensors` file; told apart by content.
+    """Reads a `.pt`/`.pth` file (zip or legacy) or a `.safetensors` file, detected by content.
 
     The state dict is the entry `net`, `state_dict`, `model` or `model_state_dict` of the saved
-    object, or that object itself. Storages that no entry of it uses are not read.
+    object, or that object itself. Storages that it does not use are not read.
 
     Raises:
-        MissingFileError: if there is no such file.
+        MissingFileError: if the file does not exist.
         FileError: if it cannot be read.
-        WeightsError: if it is truncated, damaged, of another format, holds no state dict, or if its
-            pickle asks for anything but tensors, containers and plain values (the message names
-            it), or for far more memory than the file's size.
+        WeightsError: if it is truncated, damaged, in another format or has no state dict, or if its
+            pickle asks for anything other than tensors, containers and plain values (named in the
+            message), or for far more memory than the file's size.
     """
     path = Path(path)
     with naming_file(path, "read"):
         if not path.exists():
-            raise MissingFileError(f"{path}: there is no such file of weights")
+            raise MissingFileError(f"{path} does not exist")
         if path.is_dir():
-            raise WeightsError(
-                f"{path} is a directory; a .pt, .pth or .safetensors file was expected"
-            )
+            raise WeightsError(f"{path} is a directory; expected a .pt, .pth or .safetensors file")
         if path.stat().st_size == 0:
             raise WeightsError(f"{path} is empty; copy or download it again")
         with (
@@ -94,7 +92,9 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
             try:
                 if content[:4] == b"PK\x03\x04":
                     state_dict, metadata = _read_zip(path, content)
-                elif content[8:9] == b"{":  # first, for the length before it may look like a pickle
+                elif (
+                    content[8:9] == b"{"
+                ):  # checked first, as the length before it may look like a pickle
                     state_dict, metadata = _read_safetensors(path)
                 elif content[:1] == b"\x80":
                     state_dict, metadata = _read_legacy(content)
@@ -117,19 +117,19 @@ def write_safetensors(
     Raises:
         FileError: if the file cannot be written.
     """
-    # The package writes an array's memory as it is, so a transposed one must be copied first.
+    # The package writes an array's memory as is, so transposed arrays must be copied first.
     arrays = {name: np.require(array, requirements="C") for name, array in state_dict.items()}
     strings = None if metadata is None else dict(metadata)
 
     def save(file: BinaryIO) -> None:
         mode = stat.S_IMODE(os.stat(file.name).st_mode)
-        # By name: `save` would hold a second copy of all arrays in memory.
+        # By file name, as `save` would hold a second copy of all arrays in memory.
         safetensors.numpy.save_file(arrays, file.name, strings)
-        os.chmod(file.name, mode)  # the package makes files private, whatever the umask
+        os.chmod(file.name, mode)  # the package ignores the umask and makes files private
 
     try:
         atomic.write(path, save)
-    except safetensors.SafetensorError as error:  # which is how the package reports a full disk
+    except safetensors.SafetensorError as error:  # raised by the package for a full disk
         raise FileError(f"{path} cannot be written: {error}") from error
 
 
@@ -143,14 +143,16 @@ def _read_zip(path: Path, content: mmap.mmap) -> _Contents:
         with zipfile.ZipFile(path) as archive:
             records = {info.filename: info for info in archive.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
-        raise WeightsError(f"a truncated or damaged zip ({error}); copy the file again") from error
+        raise WeightsError(
+            f"a truncated or damaged zip archive ({error}); copy the file again"
+        ) from error
     pickles = [name for name in records if re.fullmatch(r"([^/]+/)?data\.pkl", name)]
     if len(pickles) != 1:
         raise WeightsError(f"a zip archive without PyTorch's data.pkl. {REMEDY}")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}constants.pkl" in records:
         raise WeightsError(
-            "a TorchScript archive, which holds code. Save its weights alone: "
+            "a TorchScript archive, which contains code. Save only its weights: "
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')"
         )
 
@@ -160,13 +162,13 @@ def _read_zip(path: Path, content: mmap.mmap) -> _Contents:
         info = records[name]
         header = content[info.header_offset : info.header_offset + 30]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise WeightsError(f"record {name!r} is compressed, as PyTorch never writes. {REMEDY}")
+            raise WeightsError(f"record {name!r} is compressed, which PyTorch never does. {REMEDY}")
         if header[:4] != b"PK\x03\x04" or len(header) < 30:
             raise WeightsError(f"record {name!r} is damaged; copy the file again")
-        # The local header's own lengths count: PyTorch pads it so that the data are aligned.
+        # Use the lengths in the local header: PyTorch pads it to align the data.
         start = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
         data = _slice(content, start, info.file_size)
-        # Zero means none: PyTorch can be set not to compute it (set_crc32_options).
+        # Zero means no checksum: PyTorch can be told not to compute it (set_crc32_options).
         if info.CRC and zlib.crc32(data) != info.CRC:
             raise WeightsError(f"record {name!r} is damaged (CRC-32); copy the file again")
         return data
@@ -187,11 +189,11 @@ def _read_zip(path: Path, content: mmap.mmap) -> _Contents:
 
 def _read_legacy(content: mmap.mmap) -> _Contents:
     if torch_pickle.load(content).value != _LEGACY_MAGIC:
-        raise WeightsError(f"a pickle, but not one of torch.save. {REMEDY}")
+        raise WeightsError(f"a pickle, but not one written by torch.save. {REMEDY}")
     protocol = torch_pickle.load(content).value
     if protocol != _LEGACY_PROTOCOL:
-        raise WeightsError(f"PyTorch's legacy format in an unknown version. {REMEDY}")
-    torch_pickle.load(content)  # the writing machine: its storages are little-endian anyway
+        raise WeightsError(f"an unknown version of PyTorch's legacy format. {REMEDY}")
+    torch_pickle.load(content)  # the writing machine; storages are always little-endian
     value, dtypes = torch_pickle.load(content)
     keys = torch_pickle.load(content).value
 
@@ -205,7 +207,7 @@ def _read_legacy(content: mmap.mmap) -> _Contents:
         position += 8 + spans[key][1]
     if position > len(content):
         raise WeightsError(
-            f"truncated: {position:,} bytes expected, {len(content):,} found; copy the file again"
+            f"truncated: expected {position:,} bytes, found {len(content):,}; copy the file again"
         )
 
     def storage(key: str) -> bytes:
@@ -224,22 +226,22 @@ def _read_safetensors(path: Path) -> _Contents:
         raise WeightsError(
             f"a truncated or damaged safetensors file ({error}); copy it again"
         ) from error
-    except AttributeError as error:  # raised for types that NumPy does not know
-        raise WeightsError(f"holds numbers of an unsupported type ({error})") from error
+    except AttributeError as error:  # raised for types that NumPy does not support
+        raise WeightsError(f"contains numbers of an unsupported type ({error})") from error
 
 
 def _describe(start: bytes) -> str:
     if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; fetch the real file with `git lfs pull`"
+        return "a Git LFS pointer; download the real file with `git lfs pull`"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "a web page, probably of a failed download"
+        return "a web page, probably from a failed download"
     return f"neither a PyTorch nor a safetensors file (it starts with {start[:16]!r})"
 
 
 def _slice(content: mmap.mmap, start: int, size: int) -> bytes:
     data = content[start : start + size]
     if len(data) != size:
-        raise WeightsError(f"truncated: {size:,} bytes expected at {start:,}; copy the file again")
+        raise WeightsError(f"truncated: expected {size:,} bytes at {start:,}; copy the file again")
     return data
 
 
@@ -247,7 +249,7 @@ def _slice(content: mmap.mmap, start: int, size: int) -> bytes:
 
 
 class _TensorReader:
-    """Makes arrays from tensor descriptions, reading each storage once and only when needed."""
+    """Builds arrays from tensor descriptions, reading each storage once and only when needed."""
 
     def __init__(
         self, file_size: int, read: Callable[[str], bytes], *, big_endian: bool = False
@@ -262,14 +264,16 @@ class _TensorReader:
         shape, strides, dtype = tensor.shape, tensor.strides, tensor.dtype
         size = math.prod(shape)
         if min((*shape, *strides, tensor.offset), default=0) < 0 or len(shape) != len(strides):
-            raise WeightsError(f"shape {shape} with strides {strides} at {tensor.offset}")
-        # An expanded tensor is larger than its storage, but should not be larger than the file.
+            raise WeightsError(
+                f"invalid shape {shape} with strides {strides} at offset {tensor.offset}"
+            )
+        # An expanded tensor is larger than its storage, but must not be larger than the file.
         if size * dtype.itemsize > self._file_size:
-            raise WeightsError(f"shape {shape} needs more bytes than the whole file has")
+            raise WeightsError(f"shape {shape} needs more bytes than the whole file")
         self._bytes_shaped += size * dtype.itemsize
         if self._bytes_shaped > _MAX_REPEATED * self._file_size:
             raise WeightsError(
-                f"the tensors so far need more than {_MAX_REPEATED} times the bytes of the file"
+                f"the tensors need more than {_MAX_REPEATED} times the bytes of the file"
             )
         if size == 0:
             return np.empty(shape, dtype)
@@ -277,11 +281,11 @@ class _TensorReader:
         last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if tensor.offset + last >= len(elements):
             raise WeightsError(
-                f"shape {shape} with strides {strides} at {tensor.offset} overruns its storage of "
-                f"{len(elements):,} elements"
+                f"shape {shape} with strides {strides} at offset {tensor.offset} exceeds its "
+                f"storage of {len(elements):,} elements"
             )
         steps = [
-            stride * dtype.itemsize if n > 1 else 0  # the stride of a single element may be any
+            stride * dtype.itemsize if n > 1 else 0  # a single element may have any stride
             for n, stride in zip(shape, strides, strict=True)
         ]
         buffer = elements[tensor.offset :].view(np.uint8)
@@ -294,17 +298,18 @@ class _TensorReader:
         start, size = storage.start * storage.dtype.itemsize, storage.numel * storage.dtype.itemsize
         if start < 0 or size < 0 or start + size > len(data) or size % dtype.itemsize:
             raise WeightsError(
-                f"storage {storage.key!r} has {len(data):,} bytes, {start + size:,} announced"
+                f"storage {storage.key!r} has {len(data):,} bytes, but {start + size:,} were "
+                "declared"
             )
         return data[start : start + size].view(dtype)
 
     def _bytes(self, key: str, dtype: np.dtype) -> np.ndarray:
-        """A storage's bytes, read once; where the file is big-endian, swapped for this type."""
+        """A storage's bytes, read once; byte-swapped for this type if the file is big-endian."""
         if (key, 1) not in self._storages:
             data = np.frombuffer(self._read(key), np.uint8)
             self._bytes_read += len(data)
             if self._bytes_read > self._file_size:
-                raise WeightsError("the storages overlap: more bytes than the whole file has")
+                raise WeightsError("the storages overlap: they have more bytes than the whole file")
             self._storages[key, 1] = data
         width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
         if not self._big_endian or width == 1:
@@ -320,9 +325,9 @@ class _TensorReader:
 
 
 def _split(value: Any, reader: _TensorReader) -> _Contents:
-    """Splits the saved object into its state dict and its small plain entries."""
+    """Splits the saved object into its state dict and its small, plain entries."""
     if not isinstance(value, dict):
-        raise WeightsError(f"holds a {type(value).__name__}, not a dict of weights. {REMEDY}")
+        raise WeightsError(f"contains a {type(value).__name__}, not a dict of weights. {REMEDY}")
     entries, rest = None, value
     for name in _STATE_DICT_NAMES:
         if _has_tensors(value.get(name)):
@@ -337,8 +342,8 @@ def _split(value: Any, reader: _TensorReader) -> _Contents:
             names = ", ".join(sorted(repr(key)[:40] for key in value)[:20])
             wanted = ", ".join(map(repr, _STATE_DICT_NAMES))
             raise WeightsError(
-                f"holds no state dict: no tensors at the top nor under {wanted}, "
-                f"only the entries {names or '(none)'}. {REMEDY}"
+                f"contains no state dict: no tensors at the top level or under {wanted}, only the "
+                f"entries {names or '(none)'}. {REMEDY}"
             )
         entries = {k: v for k, v in value.items() if _is_tensor(v)}
         rest = {k: v for k, v in value.items() if not _is_tensor(v)}
@@ -346,7 +351,7 @@ def _split(value: Any, reader: _TensorReader) -> _Contents:
     state_dict = {}
     for key, entry in entries.items():
         if not isinstance(key, str):
-            raise WeightsError(f"a state dict with the key {key!r}, which is not text")
+            raise WeightsError(f"a state dict with the key {key!r}, which is not a string")
         try:
             state_dict[key] = reader.read(entry) if isinstance(entry, Tensor) else entry.value
         except ValueError as error:
@@ -363,12 +368,12 @@ def _has_tensors(value: Any) -> bool:
 
 
 class _NotPlainError(Exception):
-    """A tensor or a foreign object among them, or too many or too deep, as shared or circular
+    """Contains a tensor or foreign object, or is too large or deep, as shared or circular
     containers can be."""
 
 
 def _plain_entries(entries: Mapping[Any, Any]) -> dict[str, Any]:
-    """The entries that are plain and small, up to a total bound."""
+    """The entries that are plain and small, up to a total limit."""
     found, left = {}, _ALL_METADATA_LIMIT
     for key, entry in entries.items():
         budget = _Budget(min(left, _METADATA_LIMIT))

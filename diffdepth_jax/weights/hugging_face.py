@@ -1,4 +1,4 @@
-"""Directories as Hugging Face's transformers writes them: weights and a `config.json`."""
+"""Directories written by Hugging Face's transformers: weights and a `config.json`."""
 
 import os
 import re
@@ -12,18 +12,18 @@ from diffdepth_jax.weights.text import parse_json, shown
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
-_INDEX = ".index.json"  # of weights in several files: {"weight_map": {name: file}}
-# In the order in which transformers itself looks for them.
+_INDEX = ".index.json"  # for weights in several files: {"weight_map": {name: file}}
+# In the order in which transformers looks for them.
 _WEIGHTS = (WEIGHTS, WEIGHTS + _INDEX, "pytorch_model.bin", "pytorch_model.bin" + _INDEX)
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 def weights_in(directory: str | os.PathLike[str]) -> Path | None:
-    """The file of a directory's weights, or of their index; None if it holds no weights.
+    """A directory's weights file or index; None if there are no weights.
 
     Raises:
         FileError: if the directory cannot be read.
-        ConfigError: if it holds several files of weights, none of them named as by transformers.
+        ConfigError: if it has several weights files, none of them named as in transformers.
     """
     directory = Path(directory)
     with naming_file(directory, "read"):
@@ -33,16 +33,16 @@ def weights_in(directory: str | os.PathLike[str]) -> Path | None:
         others = sorted(path for path in directory.iterdir() if path.suffix in _ENDINGS)
     if len(others) > 1:
         names = ", ".join(shown(path.name, 80) for path in others[:8])
-        raise ConfigError(f"{directory} holds {len(others)} files of weights: give one ({names})")
+        raise ConfigError(f"{directory} has {len(others)} weights files: choose one ({names})")
     return others[0] if others else None
 
 
 def read(path: str | os.PathLike[str]) -> WeightsFile:
-    """Reads a file of weights, or, if it is an index, all the files that it names.
+    """Reads a weights file or, for an index, all files that it names.
 
     Raises:
-        MissingFileError, FileError, WeightsError: as `files.read`; of an index also if it names a
-            file outside its directory, or an entry that its file does not hold.
+        MissingFileError, FileError, WeightsError: as in `files.read`; also if an index names a file
+            outside its directory, or an entry that the file does not have.
     """
     path = Path(path)
     if not path.name.endswith(_INDEX):
@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(isinstance(at, str) for at in places.values()):
         raise WeightsError(
-            f"{path} is not an index of weights: it has no weight_map from names to files"
+            f"{path} is not a weights index: it has no weight_map from names to files"
         )
     state_dict: dict[str, Any] = {}
     for name in sorted(set(places.values())):
@@ -65,15 +65,15 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
         missing = [key for key, at in places.items() if at == name and key not in part]
         if missing:
             raise WeightsError(
-                f"{path.parent / name} lacks {len(missing)} entries that {path.name} says it has, "
-                f"such as {shown(missing[0], 80)!r}; copy both again"
+                f"{path.parent / name} lacks {len(missing)} entries that {path.name} lists, such "
+                f"as {shown(missing[0], 80)!r}; copy both again"
             )
         state_dict |= part
     return WeightsFile(state_dict, {})
 
 
 def config_beside(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The `config.json` in the directory of a file of weights; empty if there is none for a model.
+    """The `config.json` next to a weights file; empty if there is none for a model.
 
     Raises:
         FileError: if it cannot be read.

@@ -1,8 +1,8 @@
-"""Arrays and config from this project's own checkpoints (`WORKDIR/checkpoints/<step>/`).
+"""Reads arrays and config from this project's checkpoints (`WORKDIR/checkpoints/<step>/`).
 
-By default Orbax restores arrays onto the devices that wrote them, and fails if their number
-differs. Here every array is restored as NumPy, by the tree that the checkpoint itself records, so a
-run of eight devices opens on one; the optimiser's arrays are not restored.
+By default, Orbax restores arrays onto the devices that wrote them, and fails if their number
+differs. Here every array is restored to NumPy, using the tree stored in the checkpoint, so a run on
+eight devices can be opened on one; the optimiser's arrays are not restored.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from diffdepth_jax.weights.text import parse_json, shown
 Step = int | Literal["best"]
 _COLLECTIONS = ("step", "params", "batch_stats", "ema_params")
 
-# The items of a step's directory, with a file that each must have.
+# The items of a step's directory, each with a file that it must have.
 ITEMS = {
     name: tuple(f"{name}/{file}" for file in files)
     for name, files in (
@@ -33,7 +33,7 @@ ITEMS = {
 }
 _TO_READ = (run_files.STATE, run_files.STEP_CONFIG)
 
-# What Orbax and TensorStore raise for damaged files.
+# Raised by Orbax and TensorStore for damaged files.
 _DAMAGE = (
     *(ValueError, LookupError, TypeError, AttributeError, OSError),
     *(RecursionError, NotImplementedError, AssertionError),
@@ -42,13 +42,13 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class CheckpointContents:
-    """All that is needed to use a model: nested dicts of NumPy arrays, and its config.
+    """Everything needed to use a model: nested dicts of NumPy arrays, and its config.
 
     Attributes:
-        step: updates done.
-        config: the whole experiment, as it was resolved.
+        step: number of completed updates.
+        config: the resolved config of the whole experiment.
         params: trained parameters.
-        batch_stats: running statistics; empty for a model without any.
+        batch_stats: running statistics; empty if the model has none.
         ema_params: exponential moving average of `params`; empty if none was kept.
     """
 
@@ -67,12 +67,12 @@ def latest_step(path: str | os.PathLike[str]) -> int | None:
 def faults(
     directory: Path, items: Sequence[str] = tuple(ITEMS), *, contents: bool = True
 ) -> list[str]:
-    """Why a step's directory is not complete, in a few words each; empty if it is.
+    """Short reasons why a step's directory is incomplete; empty if it is complete.
 
     Args:
-        directory: of one step.
-        items: those of `ITEMS` that are wanted: a model needs no `data`, training does.
-        contents: compare the checksums of all files, which reads them; else only their sizes.
+        directory: the directory of one step.
+        items: the required `ITEMS`; training needs `data`, using a model does not.
+        contents: whether to compare checksums, which reads all files, or only file sizes.
 
     Raises:
         FileError: if a file cannot be read.
@@ -90,10 +90,10 @@ def damaged(directory: Path, items: Sequence[str], what: str) -> WeightsError:
         older = (step for step in steps(directory.parent) if step < int(directory.name))
         for step in sorted(older, reverse=True):
             if not faults(directory.parent / str(step), items):
-                remedy += f", or move it away and go on from step {step}, which is whole"
+                remedy += f", or move it away and continue from step {step}, which is complete"
                 break
         else:
-            remedy += "; no older step of the run is whole"
+            remedy += "; the run has no complete older step"
     return WeightsError(
         f"{directory} is damaged or not a checkpoint of this project ({shown(what, 300)}): {remedy}"
     )
@@ -101,13 +101,13 @@ def damaged(directory: Path, items: Sequence[str], what: str) -> WeightsError:
 
 @contextlib.contextmanager
 def naming_damage(directory: Path, items: Sequence[str]) -> Iterator[None]:
-    """Turns what reading a damaged checkpoint raises into `damaged`."""
+    """Turns errors from reading a damaged checkpoint into `damaged`."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        # For an array that it cannot decode, Orbax raises a plain `Exception`.
+        # Orbax raises a plain `Exception` for an array that it cannot decode.
         if not isinstance(error, _DAMAGE) and type(error) is not Exception:
             raise
         what = str(error) or type(error).__name__
@@ -118,7 +118,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The config of the experiment that wrote a step's checkpoint, with at least the model's name.
 
     Raises:
-        WeightsError: if it is damaged, or no config.
+        WeightsError: if it is damaged or not a config.
     """
     file = directory / run_files.STEP_CONFIG / "metadata"
     try:
@@ -132,7 +132,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         if inner is None:
             raise WeightsError(f"{file} is not the config of a run: it has no {path}")
     if not isinstance(config["model"]["name"], str):
-        raise WeightsError(f"{file} is not the config of a run: its model.name is not text")
+        raise WeightsError(f"{file} is not the config of a run: its model.name is not a string")
     return config
 
 
@@ -141,50 +141,53 @@ def checkpoint_directory(path: str | os.PathLike[str], *, step: Step | None = No
 
     Args:
         path: a run directory, its `checkpoints` directory, or the directory of one step.
-        step: which checkpoint, or "best" for the one that the run's evaluations found best; the
-            newest complete one unless given.
+        step: which checkpoint, or "best" for the best one in the run's evaluations; by default the
+            newest complete one.
 
     Raises:
-        MissingFileError: if there is no such directory.
+        MissingFileError: if the directory does not exist.
         FileError: if it cannot be read.
-        WeightsError: if it holds no complete checkpoint (of that step).
+        WeightsError: if it has no complete checkpoint (of that step).
     """
     path = Path(path)
     with naming_file(path, "read"):
         if not path.is_dir():
-            raise MissingFileError(f"{path}: there is no such run or checkpoint directory")
+            raise MissingFileError(f"{path}: no such run or checkpoint directory")
         if _is_complete(path) and step is None:
             return path
     found = steps(path)
     if not found:
         raise WeightsError(
-            f"{path} holds no complete checkpoint; a run directory (with checkpoints/<step>/), its "
-            "checkpoints directory or one step's directory was expected"
+            f"{path} has no complete checkpoint; expected a run directory (with "
+            "checkpoints/<step>/), its checkpoints directory or one step's directory"
         )
     if step == "best":
         step, file = _best_step(path)
         if step not in found:
             raise WeightsError(
-                f"{file} names step {step}, but {path} has only {sorted(found)}: say which to use"
+                f"{file} names step {step}, but {path} only has {sorted(found)}: set step to one "
+                "of these"
             )
     step = max(found) if step is None else step
     if step not in found:
-        raise WeightsError(f"{path} has no checkpoint of step {step}, only of {sorted(found)}")
+        raise WeightsError(
+            f"{path} has no checkpoint of step {step}, only of steps {sorted(found)}"
+        )
     return found[step]
 
 
 def read_arrays(path: str | os.PathLike[str], *, step: Step | None = None) -> CheckpointContents:
-    """Reads a checkpoint, whatever number of devices wrote it.
+    """Reads a checkpoint, regardless of how many devices wrote it.
 
     Args:
-        path, step: as for `checkpoint_directory`.
+        path, step: as in `checkpoint_directory`.
 
     Raises:
-        MissingFileError, FileError, WeightsError: as `checkpoint_directory`, or for a damaged
-            checkpoint.
+        MissingFileError, FileError, WeightsError: as in `checkpoint_directory`, or if the
+            checkpoint is damaged.
 
     Warns:
-        UserWarning: about NaN and infinity, as `rules.warn_if_not_finite`.
+        UserWarning: about NaN and infinity, see `rules.warn_if_not_finite`.
     """
     return _read_step(checkpoint_directory(path, step=step))
 
@@ -199,18 +202,18 @@ def _best_step(path: Path) -> tuple[int, Path]:
             best = parse_json(text, str(file))
             step = best.get("step") if isinstance(best, dict) else None
             if type(step) is not int:
-                raise WeightsError(f"{file} is damaged: it names no step; say which step to take")
+                raise WeightsError(f"{file} is damaged: it names no step; set step to a number")
             return step, file
     raise WeightsError(
-        f"{path} has no {run_files.BEST}, which evaluations during training leave "
-        "(config.evaluation.every_steps): say which step, or take the newest"
+        f"{path} has no {run_files.BEST}, which evaluations during training write "
+        "(config.evaluation.every_steps): set step to a number, or leave it out for the newest"
     )
 
 
 def steps(path: Path) -> dict[int, Path]:
     """Complete checkpoints in a run or `checkpoints` directory, by step.
 
-    What a crash left half-written has a different name.
+    Partial checkpoints left by a crash have a different name.
     """
     with naming_file(path, "read"):
         directory = path / run_files.CHECKPOINTS
@@ -225,7 +228,7 @@ def steps(path: Path) -> dict[int, Path]:
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory holds a complete checkpoint or is one.
+    """Whether a directory contains a complete checkpoint or is one.
 
     Raises:
         FileError: if it cannot be read.
@@ -240,7 +243,7 @@ def _is_complete(directory: Path) -> bool:
 
 
 def _read_step(directory: Path) -> CheckpointContents:
-    # Imported here because it imports JAX, which other files of weights do not need.
+    # Imported here because it imports JAX, which other weights files do not need.
     import jax
     import orbax.checkpoint as ocp
 

@@ -1,7 +1,7 @@
-r"""Tables that map a PyTorch state dict to a tree of variables and back.
+r"""Conversion tables that map a PyTorch state dict to a tree of variables and back.
 
-Next to its modules, a model lists one `Rule` per kind of entry and one `Skip` per kind of entry
-that it deliberately leaves out::
+Next to its modules, a model lists one `Rule` per kind of entry, and one `Skip` per kind of entry
+that is deliberately left out::
 
     RULES = (
         Rule(r"layers\.(\d+)\.conv1\.weight", r"params/stage\1/conv1/kernel", conv),
@@ -9,9 +9,9 @@ that it deliberately leaves out::
         Skip(r".*\.num_batches_tracked", "a counter that no layer reads"),
     )
 
-`convert` is strict: every key must match exactly one entry of the table, and every leaf must be
-filled exactly once, with equal shapes. It collects all faults into one error, as a checkpoint that
-"almost" fits would silently predict nonsense.
+`convert` is strict: every key must match exactly one row of the table, and every leaf must be
+filled exactly once, with equal shapes, because a checkpoint that "almost" fits would silently
+predict nonsense. All faults are reported in one error.
 """
 
 import re
@@ -26,14 +26,14 @@ from diffdepth_jax.errors import WeightsError
 from diffdepth_jax.weights.text import shown
 
 _SHOWN_PER_KIND = 8
-_SHOWN_CHARACTERS = 400  # of a fault
-_GROUP = r"\(([^()?][^()]*)\)"  # in a pattern: a group without nested parentheses
+_SHOWN_CHARACTERS = 400  # per fault
+_GROUP = r"\(([^()?][^()]*)\)"  # a group without nested parentheses in a pattern
 _ALTERNATIVES = r"\(\?:([^()|]*)\|[^()]*\)"
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A change of array layout: `forward` from PyTorch's to ours, `inverse` back; both NumPy."""
+    """A change of array layout: `forward` from PyTorch's to ours, `inverse` back; both in NumPy."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
@@ -45,7 +45,7 @@ identity = Transform(lambda array: array, lambda array: array)
 conv = Transform(
     lambda weight: weight.transpose(2, 3, 1, 0), lambda kernel: kernel.transpose(3, 2, 0, 1)
 )
-"""2-D convolution: OIHW to HWIO. Also right for grouped and depthwise ones (O 1 H W to H W 1 O)."""
+"""2-D convolution: OIHW to HWIO. Also for grouped and depthwise ones (O 1 H W to H W 1 O)."""
 
 conv_transpose = Transform(
     lambda weight: weight.transpose(2, 3, 0, 1)[::-1, ::-1],
@@ -53,8 +53,8 @@ conv_transpose = Transform(
 )
 """Transposed 2-D convolution: PyTorch's (in, out, H, W) to HWIO **flipped in H and W**.
 
-With the flip done once here, `torch.nn.ConvTranspose2d(stride=s, padding=p)` of kernel size k is
-the ordinary correlation
+With this flip, `torch.nn.ConvTranspose2d(stride=s, padding=p)` with kernel size k equals the
+correlation
 
     lax.conv_general_dilated(inputs, kernel, window_strides=(1, 1), lhs_dilation=(s, s),
                              padding=[(k - 1 - p, k - 1 - p + output_padding)] * 2,
@@ -67,15 +67,15 @@ linear = Transform(lambda weight: weight.transpose(1, 0), lambda kernel: kernel.
 
 @dataclass(frozen=True)
 class Rule:
-    r"""Where the entries whose name fully matches a pattern go.
+    r"""Maps entries whose whole name matches a pattern to a leaf.
 
     Attributes:
         pattern: regular expression for the whole PyTorch key.
-        path: '/'-joined path of the leaf, collection first ("params/stage\1/conv1/kernel"); groups
-            of the pattern are written \1 or \g<name>.
+        path: '/'-joined path of the leaf, starting with the collection
+            ("params/stage\1/conv1/kernel"); \1 or \g<name> refer to groups of the pattern.
         transform: the layout change, `identity` unless given.
-        part: (index, count) where the entry is one of several that are concatenated along the
-            leaf's last axis, like separate queries, keys and values in one kernel.
+        part: (index, count) if the entry is one of several that are concatenated along the leaf's
+            last axis, such as separate queries, keys and values in one kernel.
     """
 
     pattern: str
@@ -86,7 +86,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Skip:
-    """Entries that no leaf needs, and why."""
+    """Entries that no leaf needs, and the reason."""
 
     pattern: str
     reason: str
@@ -94,9 +94,9 @@ class Skip:
 
 @dataclass(frozen=True)
 class Derived(Skip):
-    """Entries that repeat a leaf: skipped when read, written from it by `export`.
+    """Entries that duplicate a leaf: skipped when reading, and written from it by `export`.
 
-    For example other names of a shared module, or tables that follow from a shape.
+    For example, other names of a shared module, or tables determined by a shape.
     """
 
     path: str
@@ -105,10 +105,10 @@ class Derived(Skip):
 
 @dataclass(frozen=True)
 class Constant(Skip):
-    """An entry that no leaf needs, but that its publication's strict loading requires.
+    """An entry that no leaf needs, but that strict loading in the published code requires.
 
-    It is skipped when read, may be missing, and `export` writes `value()`. Its pattern is the
-    literal name, escaped.
+    It is skipped when reading and may be missing; `export` writes `value()`. Its pattern is the
+    escaped literal name.
     """
 
     value: Callable[[], np.ndarray]
@@ -116,7 +116,7 @@ class Constant(Skip):
 
 @dataclass(frozen=True)
 class Fresh:
-    """Leaves that these weights may lack, and why: `convert` then leaves them out.
+    """Leaves that these weights may lack, and the reason; `convert` then leaves them out.
 
     The pattern matches the leaf's path.
     """
@@ -130,11 +130,11 @@ Rules = Sequence[Row]
 
 
 def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Row, ...]:
-    """Re-roots a table: `prefix(encoder_rules, "depth_backbone.", "encoder")`.
+    """Adds prefixes to a table: `prefix(encoder_rules, "depth_backbone.", "encoder")`.
 
     Args:
         rules: a table relative to a submodule.
-        key_prefix: literal text before each key, with its final dot.
+        key_prefix: literal text before each key, including the final dot.
         path_prefix: '/'-joined modules to insert between the collection and the rest of each path.
     """
 
@@ -164,20 +164,20 @@ def convert(
     Args:
         state_dict: PyTorch keys to arrays.
         rules: the model's table.
-        expected: nested mapping of collections whose leaves have `shape` and `dtype`, such as
-            `jax.eval_shape(model.init, ...)`.
-        what: names the weights in the warning.
+        expected: nested mapping of collections whose leaves have `shape` and `dtype`, for example
+            from `jax.eval_shape(model.init, ...)`.
+        what: name of the weights in warnings.
 
     Returns:
-        Nested dicts of the structure of `expected` with NumPy leaves of the expected dtypes, which
+        Nested dicts with the structure of `expected` and NumPy leaves of the expected dtypes, which
         share no memory with `state_dict`; without `Fresh` leaves that no key fills.
 
     Raises:
-        WeightsError: if a key has no rule or several, a leaf no key or several, if shapes differ or
-            numbers are of another kind, such as integers for floats; one error names all faults.
+        WeightsError: if a key has no rule or several, or a leaf no key or several, or if shapes or
+            kinds of numbers differ, such as integers for floats; one error lists all faults.
 
     Warns:
-        UserWarning: about NaN and infinity, as `warn_if_not_finite`.
+        UserWarning: about NaN and infinity, see `warn_if_not_finite`.
     """
     leaves = _flatten(expected)
     targets, faults = _resolve(state_dict, rules)
@@ -186,14 +186,14 @@ def convert(
     for path, sources in targets.items():
         if path not in leaves:
             for key, _ in sources:
-                faults.add("keys whose leaf the model does not have", f"{key} -> {path}")
+                faults.add("keys whose leaf is not in the model", f"{key} -> {path}")
             continue
         sources.sort(key=lambda source: source[1].part)
         parts, count = [rule.part for _, rule in sources], sources[0][1].part[1]
         if parts != [(index, count) for index in range(count)]:
             keys = ", ".join(key for key, _ in sources)
             twice = len(set(parts)) < len(parts)
-            kind = "leaves filled more than once" if twice else "leaves filled in part"
+            kind = "leaves filled more than once" if twice else "partially filled leaves"
             faults.add(kind, f"{path} <- {keys}")
             continue
         wanted = tuple(leaves[path].shape)
@@ -207,7 +207,7 @@ def convert(
             array = np.concatenate(filled, -1) if count > 1 else filled[0]
             with np.errstate(
                 over="ignore"
-            ):  # values beyond the type's range become infinite; warned about below
+            ):  # values beyond the type's range become infinite, with a warning below
                 arrays[path] = array.astype(leaves[path].dtype, order="C")
             keys[path] = ", ".join(key for key, _ in sources)
     fresh = [re.compile(entry.pattern) for entry in rules if isinstance(entry, Fresh)]
@@ -233,24 +233,24 @@ def export(
     Args:
         variables: nested mapping of collections with array leaves.
         rules: the model's table.
-        names: the PyTorch keys to produce, such as those of `names`; those that the table skips are
+        names: the PyTorch keys to produce, for example from `names`; keys that the table skips are
             not in the result.
 
     Raises:
-        WeightsError: if a name has no rule or several, points to no leaf, or a leaf has no name.
+        WeightsError: if a name has no rule, several rules or no leaf, or a leaf has no name.
     """
     views = _views(_flatten(variables), rules, names)
     return {name: np.ascontiguousarray(view).reshape(view.shape) for name, view in views.items()}
 
 
 def shapes(variables: Mapping[str, Any], rules: Rules) -> dict[str, tuple[int, ...]]:
-    """The names under which a table writes these leaves, with the shapes of their entries.
+    """The names under which a table writes these leaves, with the entries' shapes.
 
     Args:
-        variables, rules: as for `names`; leaves only need a `shape`.
+        variables, rules: as in `names`; leaves only need a `shape`.
 
     Raises:
-        WeightsError: as `names`.
+        WeightsError: as in `names`.
     """
     leaves = {path: np.broadcast_to(0.0, leaf.shape) for path, leaf in _flatten(variables).items()}
     views = _views(leaves, rules, names(variables, rules))
@@ -258,7 +258,7 @@ def shapes(variables: Mapping[str, Any], rules: Rules) -> dict[str, tuple[int, .
 
 
 def _views(leaves: Mapping[str, Any], rules: Rules, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """What `export` returns, possibly not contiguous in memory."""
+    """Like `export`, but arrays may not be contiguous."""
     names = tuple(names)
     targets, faults = _resolve(names, rules, writing=True)
     constants = {_literal(entry): entry for entry in rules if isinstance(entry, Constant)}
@@ -271,7 +271,7 @@ def _views(leaves: Mapping[str, Any], rules: Rules, names: Iterable[str]) -> dic
                     array = np.split(array, rule.part[1], axis=-1)[rule.part[0]]
                 views[key] = rule.transform.inverse(array)
             else:
-                faults.add("names whose leaf the variables do not have", f"{key} -> {path}")
+                faults.add("names whose leaf is not in the variables", f"{key} -> {path}")
     for path in leaves.keys() - targets.keys():
         faults.add("leaves without a name", path)
     faults.raise_if_any("The variables cannot be written under these names")
@@ -279,17 +279,17 @@ def _views(leaves: Mapping[str, Any], rules: Rules, names: Iterable[str]) -> dic
 
 
 def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
-    """The PyTorch keys under which a table writes these leaves: the table inverted.
+    """The PyTorch keys under which a table writes these leaves, by inverting the table.
 
-    That is possible where patterns consist of literal text and of groups without nested parentheses
-    that all occur in the path. Of alternatives, `(?:one|another)`, the first is written.
+    This is possible if patterns consist of literal text and groups without nested parentheses that
+    all occur in the path. For alternatives, `(?:one|another)`, the first is used.
 
     Args:
         variables: nested mapping of collections; the leaves' values are not used.
         rules: the model's table.
 
     Raises:
-        WeightsError: if a row cannot be inverted or two rows claim a leaf.
+        WeightsError: if a rule cannot be inverted, or two rules claim a leaf.
     """
     leaves, faults = _flatten(variables), _Faults()
     found: list[str] = []
@@ -307,14 +307,14 @@ def names(variables: Mapping[str, Any], rules: Rules) -> tuple[str, ...]:
                 raise WeightsError(f"the pattern {entry.pattern!r} cannot be inverted")
             if isinstance(entry, Rule) and claims.setdefault((path, entry.part), name) != name:
                 pair = f"{claims[path, entry.part]}, {name}"
-                faults.add("leaves that several names stand for", f"{path} -> {pair}")
+                faults.add("leaves with several names", f"{path} -> {pair}")
             found.append(name)
     faults.raise_if_any("The table cannot be inverted")
     return tuple(found)
 
 
 def _keys_of(variables: Mapping[str, Any], rules: Rules) -> dict[str, str]:
-    """By leaf, the key or keys that fill it; empty for a table that cannot be inverted."""
+    """The keys that fill each leaf; empty if the table cannot be inverted."""
     try:
         targets, _ = _resolve(names(variables, rules), rules)
     except WeightsError:
@@ -327,7 +327,7 @@ def _literal(entry: Constant) -> str:
 
 
 def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
-    """A pattern for paths and a template for names, from a row's pattern and path."""
+    """A pattern for paths and a template for names, from a rule's pattern and path."""
     pattern = re.sub(_ALTERNATIVES, r"\1", entry.pattern)
     groups = re.findall(_GROUP, pattern)
     text = re.sub(r"\\(\W)", r"\1", re.sub(_GROUP, "()", pattern))
@@ -347,28 +347,28 @@ def _backwards(entry: Rule | Derived) -> tuple[re.Pattern, str]:
 
 
 def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str) -> None:
-    """Compares variables, already in our layout, with what a model expects.
+    """Checks variables that are already in our layout against what a model expects.
 
     Args:
         variables: nested mapping of collections with array leaves.
-        expected: as for `convert`.
-        title: the first words of the error.
+        expected: as in `convert`.
+        title: first words of the error.
 
     Raises:
-        WeightsError: if a leaf is missing, superfluous or of another shape or kind of number; names
-            all of them.
+        WeightsError: if a leaf is missing, unexpected, or has another shape or kind of number;
+            lists all of them.
     """
     found, wanted, faults = _flatten(variables), _flatten(expected), _Faults()
     for path in wanted.keys() - found.keys():
-        faults.add("leaves that are missing", f"{path} {tuple(wanted[path].shape)}")
+        faults.add("missing leaves", f"{path} {tuple(wanted[path].shape)}")
     for path in found.keys() - wanted.keys():
-        faults.add("leaves that the model does not have", path)
+        faults.add("leaves that are not in the model", path)
     for path in found.keys() & wanted.keys():
         shapes = tuple(found[path].shape), tuple(wanted[path].shape)
         if shapes[0] != shapes[1]:
-            faults.add("shapes that differ", f"{path}: {shapes[0]}, the model has {shapes[1]}")
+            faults.add("shapes that differ", f"{path}: {shapes[0]}, but the model has {shapes[1]}")
         elif _kind(found[path].dtype) != _kind(wanted[path].dtype):
-            types = f"{found[path].dtype}, the model has {wanted[path].dtype}"
+            types = f"{found[path].dtype}, but the model has {wanted[path].dtype}"
             faults.add("numbers of another kind", f"{path}: {types}")
     faults.raise_if_any(title)
 
@@ -396,11 +396,11 @@ class _Faults:
 
 
 def warn_if_not_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
-    """Warns about arrays that hold NaN or infinity, and names them.
+    """Warns about arrays that contain NaN or infinity, and names them.
 
     Args:
-        arrays: names to arrays; integers are always finite.
-        what: begins the warning, such as the checkpoint's name.
+        arrays: arrays by name; integers are always finite.
+        what: start of the warning, for example the checkpoint's name.
     """
     bad = [
         name
@@ -411,16 +411,16 @@ def warn_if_not_finite(arrays: Mapping[str, np.ndarray], what: str) -> None:
         more = f" and {len(bad) - _SHOWN_PER_KIND} more" if len(bad) > _SHOWN_PER_KIND else ""
         names = ", ".join(shown(name, _SHOWN_CHARACTERS) for name in bad[:_SHOWN_PER_KIND])
         warnings.warn(
-            f"{what} hold NaN or infinity in {len(bad)} of {len(arrays)} entries: {names}{more}. "
-            "What the model predicts from them is likely to be NaN: use an earlier checkpoint",
+            f"{what} contain NaN or infinity in {len(bad)} of {len(arrays)} entries: "
+            f"{names}{more}. Predictions are likely to be NaN: use an earlier checkpoint",
             stacklevel=3,
         )
 
 
 def _kind(dtype: np.dtype) -> str:
-    """The kind of numbers: float, complex, int or bool; or another kind of dtype."""
+    """The kind of number (float, complex, int or bool), or another kind of dtype."""
     dtype = np.dtype(dtype)
-    if dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")):  # not NumPy's own
+    if dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")):  # not built into NumPy
         return "float"
     names = {"f": "float", "c": "complex", "i": "int", "u": "int", "b": "bool"}
     return names.get(dtype.kind, dtype.name)
@@ -435,19 +435,19 @@ def _array(
     dtype: np.dtype,
     faults: _Faults,
 ) -> np.ndarray | None:
-    """The entry in our layout; None, with a fault recorded, if its shape or kind differs."""
+    """The entry in our layout; if its shape or kind differs, records a fault and returns None."""
     found = np.asarray(found)
     try:
         array = transform.forward(found)
-    except ValueError as error:  # a transpose of an array of another rank
+    except ValueError as error:  # transposing an array of another rank
         faults.add("shapes that differ", f"{key} {found.shape} -> {path} {wanted}: {error}")
         return None
     if array.shape != wanted:
-        shapes = f"{found.shape} gives {array.shape}, the model has {wanted}"
+        shapes = f"{found.shape} becomes {array.shape}, but the model has {wanted}"
         faults.add("shapes that differ", f"{key} -> {path}: {shapes}")
         return None
     if _kind(array.dtype) != _kind(dtype):
-        faults.add("numbers of another kind", f"{key}: {array.dtype}, the model has {dtype}")
+        faults.add("numbers of another kind", f"{key}: {array.dtype}, but the model has {dtype}")
         return None
     return array
 
@@ -465,10 +465,10 @@ def _resolve(
     for key in keys:
         claims = [(match, entry) for regex, entry in compiled if (match := regex.fullmatch(key))]
         if not claims:
-            faults.add("keys that no rule knows", key)
+            faults.add("keys without a rule", key)
         elif len(claims) > 1:
             patterns = ", ".join(entry.pattern for _, entry in claims)
-            faults.add("keys that several rules claim", f"{key}: {patterns}")
+            faults.add("keys with several rules", f"{key}: {patterns}")
         else:
             match, entry = claims[0]
             if isinstance(entry, kinds):

@@ -1,15 +1,15 @@
-"""The pickles inside PyTorch files, read by an interpreter that can only build inert values.
+"""Reads the pickles in PyTorch files with an interpreter that can only build inert values.
 
-Python's own unpickler imports and calls whatever a pickle names. This one walks the opcodes that
-`pickletools` decodes and knows a closed list of globals, each mapped to a function of this file
-that returns tensor descriptions, containers or scalars. Objects of the packages of `_FOREIGN`, in
-which training scripts keep their configs, become an inert `Foreign`; every other global is refused
-by name, even if it is never called. Nothing is imported, no attribute is looked up by a name from
-the file, and nothing larger than the file is allocated at its request. What a small file could
-still ask for by repetition is bounded ("limits" below).
+Python's unpickler imports and calls whatever a pickle names. This one interprets the opcodes that
+`pickletools` decodes and has a fixed list of globals, each mapped to a function in this file that
+returns tensor descriptions, containers or scalars. Objects from the packages in `_FOREIGN`, which
+training scripts use for configs, become an inert `Foreign`; every other global is rejected by name,
+even if it is never called. Nothing is imported, no attribute is looked up by a name from the file,
+and the file cannot request allocations larger than itself. What a small file could still request by
+repetition is bounded ("limits" below).
 
-Tensors come out as `Tensor`, a description of their place in a storage, so that a caller reads only
-the storages it needs (an optimiser's moments stay on the disk).
+Tensors become `Tensor`, a description of their location in a storage, so that callers only read the
+storages they need (an optimiser's moments stay on disk).
 """
 
 import io
@@ -27,8 +27,8 @@ import numpy as np
 from diffdepth_jax.errors import WeightsError
 
 REMEDY = (
-    "Where the file was made, save the weights alone: torch.save(model.state_dict(), 'weights.pt') "
-    "or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+    "Where the file was created, save only the weights: torch.save(model.state_dict(), "
+    "'weights.pt') or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 
 
@@ -54,7 +54,7 @@ class Tensor:
 
 
 class Array:
-    """A NumPy array of the pickle; `value` is set by its BUILD opcode."""
+    """A NumPy array in the pickle; its BUILD opcode sets `value`."""
 
     def __init__(self, value: np.ndarray | None = None) -> None:
         self.value = value
@@ -65,11 +65,11 @@ class Attributes(dict):
 
 
 class Foreign(dict):
-    """An object of a foreign package, ignored; a dict because some such objects are."""
+    """An ignored object from a foreign package; a dict, because some such objects are."""
 
 
 class Unpickled(NamedTuple):
-    """The object of a pickle, and the element type of each storage record that it refers to."""
+    """A pickle's object, and the element type of each storage record that it refers to."""
 
     value: Any
     storages: dict[str, np.dtype]
@@ -79,7 +79,7 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
     """Reads one pickle and leaves the stream positioned after it.
 
     Raises:
-        WeightsError: if the pickle names a global outside the list, uses an opcode that PyTorch
+        WeightsError: if the pickle names a global that is not listed, uses an opcode that PyTorch
             files do not need, or is malformed or truncated.
     """
     machine = _Machine()
@@ -88,7 +88,7 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
         for opcode, argument, _ in itertools.islice(opcodes, _MAX_OPCODES):
             machine.step(opcode.name, argument)
         if next(opcodes, None) is not None:
-            raise WeightsError(f"a pickle of more than {_MAX_OPCODES:,} opcodes. {REMEDY}")
+            raise WeightsError(f"a pickle with more than {_MAX_OPCODES:,} opcodes. {REMEDY}")
         return Unpickled(machine.stack.pop(), machine.storages)
     except WeightsError:
         raise
@@ -100,25 +100,26 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
 
 # ---- limits --------------------------------------------------------------------------------------
 #
-# All are far above what training scripts save, yet a file at every limit costs only seconds and a
-# few hundred megabytes.
+# All are far above what training scripts save, yet a file that reaches every limit only costs
+# seconds and a few hundred megabytes.
 
 _MAX_OPCODES = 2_000_000
-"""An opcode of one byte makes an object of up to 200; a model with its optimiser has 200,000."""
+"""A one-byte opcode can create an object of up to 200 bytes; a model with its optimiser has 200,000
+opcodes."""
 
 _MAX_COPIED, _ELEMENT = 2**26, 32
-"""Bytes that constructors copy, and how many an element of a container counts for. The numbers of
-tensors are in storages and do not count."""
+"""Bytes that constructors may copy, and the cost of a container element. Tensor data are in
+storages and do not count."""
 
 _MAX_NUMBERS_AS_KEYS = 10_000
-"""Keys and set elements that are not text. Unlike text, numbers can be chosen to have equal hashes,
-and then n of them take n**2 comparisons. An optimiser has one for each parameter."""
+"""Keys and set elements that are not strings. Unlike strings, numbers can be chosen to have equal
+hashes, and then n of them take n**2 comparisons. An optimiser has one per parameter."""
 
 _MAX_KEY_BITS, _MAX_KEY_ITEMS = 128, 8
-"""Of an integer and of a tuple as a key: their hash is computed at every use."""
+"""Limits for integers and tuples as keys, whose hash is computed at every use."""
 
 _MAX_DIMENSIONS = 64
-"""As NumPy."""
+"""NumPy's limit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,16 +128,16 @@ class _StorageType:
 
 
 class _Keys:
-    """Checks keys and set elements: called with one, it counts it and returns it.
+    """Checks and counts keys and set elements; a call returns its argument.
 
-    Only flat values are allowed: hashing deeply shared tuples would take forever.
+    Only flat values are allowed, as hashing deeply shared tuples would take forever.
     """
 
     def __init__(self) -> None:
         self._numbers = 0
 
     def __call__(self, value: Any) -> Any:
-        if isinstance(value, _ForeignClass):  # as Lightning's callbacks once were
+        if isinstance(value, _ForeignClass):  # as in old Lightning callbacks
             return value.name
         if isinstance(value, str | bytes):
             return value
@@ -145,11 +146,12 @@ class _Keys:
         else:
             flat = _is_small_scalar(value)
         if not flat:
-            raise TypeError(f"a {type(value).__name__} as a key, or one too large")
+            raise TypeError(f"a key that is a {type(value).__name__} or too large")
         self._numbers += 1
         if self._numbers > _MAX_NUMBERS_AS_KEYS:
             raise WeightsError(
-                f"a pickle with more than {_MAX_NUMBERS_AS_KEYS:,} keys that are not text. {REMEDY}"
+                f"a pickle with more than {_MAX_NUMBERS_AS_KEYS:,} keys that are not strings. "
+                f"{REMEDY}"
             )
         return value
 
@@ -162,7 +164,7 @@ def _is_small_scalar(value: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Constructor:
-    """A function for the arguments in the file; with `keyed`, it takes a `_Keys` before them."""
+    """A function of the arguments in the file; with `keyed`, it takes a `_Keys` first."""
 
     build: Callable[..., Any]
     keyed: bool = False
@@ -174,20 +176,20 @@ class _ForeignClass:
 
 
 class _Dtype:
-    """A `numpy.dtype`, whose byte order arrives later, by BUILD."""
+    """A `numpy.dtype`, whose byte order is set later by BUILD."""
 
     def __init__(self, dtype: np.dtype) -> None:
         self.dtype = dtype
 
 
 class _Inert:
-    """A class that is named (as a default factory, say) but never called."""
+    """A class that is named (for example as a default factory) but never called."""
 
 
 # ---- constructors: what the known globals do -----------------------------------------------------
 #
 # Arguments are untrusted. They are never hashed, printed or compared before their type is known:
-# a few nested tuples that share their items take forever to hash or to print.
+# nested tuples with shared items can take forever to hash or print.
 
 
 def _tensor(storage, offset, shape, strides, *_, dtype=None):
@@ -239,7 +241,7 @@ def _elements(kind):
 
 
 def _encode(text, encoding):
-    # How pickles below protocol 3 spell bytes.
+    # How pickles below protocol 3 encode bytes.
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("text in an encoding other than latin1")
     return str.encode(text, "latin1")
@@ -253,7 +255,7 @@ def _bytes(*args):
 
 def _bytearray(*args):
     if len(args) == 1:
-        return bytearray(_of_type(args[0], bytes))  # never of a number: that would be its size
+        return bytearray(_of_type(args[0], bytes))  # never with a number, which would be a size
     return bytearray(_encode(*args) if args else b"")
 
 
@@ -264,8 +266,8 @@ def _complex(real, imaginary=0.0):
 def _numpy_dtype(code, *_):
     if not re.fullmatch(r"[biufcSU]\d+", _of_type(code, str)):
         raise WeightsError(
-            f"a NumPy array or scalar of dtype {code!r}, which is not a plain number or text "
-            f"(an object array may hide another pickle). {REMEDY}"
+            f"a NumPy array or scalar of dtype {code!r}, which is not a plain number or string (an "
+            f"object array may hide another pickle). {REMEDY}"
         )
     return _Dtype(np.dtype(code))
 
@@ -288,7 +290,7 @@ def _sizes(values):
     if not all(type(value) is int for value in values):
         raise TypeError("sizes that are not integers")
     if len(values) > _MAX_DIMENSIONS or any(abs(value) >= 2**63 for value in values):
-        raise ValueError(f"{len(values)} sizes, or one of more than 63 bits")
+        raise ValueError(f"{len(values)} sizes, or one with more than 63 bits")
     return tuple(values)
 
 
@@ -370,8 +372,8 @@ _GLOBALS: dict[str, Any] = {
     },
 }
 
-# Globals of these names, or in these packages, are not weights and do nothing here: configs,
-# callbacks and paths in the files of PyTorch Lightning and others.
+# Globals with these names, or in these packages, are not weights and are ignored: configs,
+# callbacks and paths in files from PyTorch Lightning and others.
 _FOREIGN = (
     *("pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics"),
     *(
@@ -432,7 +434,7 @@ class _Machine:
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 count = int(opcode[-1])
                 if len(stack) < count:
-                    raise IndexError("a tuple of more items than there are")
+                    raise IndexError("a tuple with more items than the stack")
                 stack[-count:] = [tuple(stack[-count:])]
             case "TUPLE":
                 self._push(tuple(self._pop_mark()))
@@ -445,7 +447,7 @@ class _Machine:
             case "NEWOBJ_EX":
                 keywords, arguments = stack.pop(), stack.pop()
                 if keywords and not isinstance(stack[-1], _ForeignClass):
-                    raise ValueError("a constructor with keywords")
+                    raise ValueError("a constructor with keyword arguments")
                 self._count(*_of_type(arguments, tuple))
                 stack[-1] = self._construct(stack[-1], arguments)
             case "BUILD":
@@ -498,23 +500,23 @@ class _Machine:
                 _find_global(argument.replace(" ", ".", 1))
                 raise WeightsError(f"the pickle opcode INST for {argument!r}. {REMEDY}")
             case _:  # extension registry, text persistent ids, out-of-band buffers
-                raise WeightsError(f"the pickle opcode {opcode}, which is refused. {REMEDY}")
+                raise WeightsError(f"the pickle opcode {opcode}, which is not allowed. {REMEDY}")
 
     def _count(self, *values: Any) -> None:
-        """Bounds what constructors copy: a small file may pass one long value to many of them."""
+        """Limits what constructors copy: a small file may pass one long value to many of them."""
         for value in values:
             if isinstance(value, str | bytes | bytearray):
                 self.copied += len(value)
             elif isinstance(value, Sized):
                 self.copied += _ELEMENT * len(value)
         if self.copied > _MAX_COPIED:
-            raise WeightsError(f"a pickle that copies one value over and over. {REMEDY}")
+            raise WeightsError(f"a pickle that copies one value too many times. {REMEDY}")
 
     def _construct(self, constructor: Any, arguments: Any) -> Any:
         if isinstance(constructor, _ForeignClass):
             return Foreign()
         if not isinstance(constructor, _Constructor):
-            raise TypeError(f"a call of a {type(constructor).__name__}")
+            raise TypeError(f"a call to a {type(constructor).__name__}")
         keys = [self.keys] if constructor.keyed else []
         return constructor.build(*keys, *_of_type(arguments, tuple))
 
@@ -559,7 +561,7 @@ def _find_global(name: str) -> Any:
     if name not in _GLOBALS:
         raise WeightsError(
             f"the pickle asks for {name!r}, which is not a tensor, a container or a plain value; "
-            f"it was not imported and nothing was run. {REMEDY}"
+            f"it was not imported and nothing was executed. {REMEDY}"
         )
     return _GLOBALS[name]
 
@@ -569,7 +571,7 @@ def _set_state(target: Any, state: Any) -> None:
         case Attributes():
             state = _of_type(state, dict)
             target.update({_of_type(name, str): value for name, value in state.items()})
-        case dict():  # a state dict's `_metadata`: versions of modules, of no use here
+        case dict():  # a state dict's `_metadata`: module versions, not needed here
             pass
         case _Dtype():
             target.dtype = target.dtype.newbyteorder(_of_type(state[1], str))
@@ -583,5 +585,5 @@ def _set_state(target: Any, state: Any) -> None:
 
 def _of_type(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f"a {type(value).__name__} in place of a {kind.__name__}")
+        raise TypeError(f"a {type(value).__name__} instead of a {kind.__name__}")
     return value

@@ -61,7 +61,7 @@ def test_truncated_files(tmp_path: Path, keep: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(keep if keep >= 1 else keep * len(data))])
     for read in (io.read_depth_png, io.read_image):
-        with pytest.raises(ValueError, match=r"depth\.png.*fetch it again"):
+        with pytest.raises(ValueError, match=r"depth\.png.*download it again"):
             read(path)
 
 
@@ -75,7 +75,7 @@ def test_h5_errors(tmp_path: Path) -> None:
     path = tmp_path / "frame.h5"
     with h5py.File(path, "w") as file:
         file["rgb"] = np.zeros(3)
-    with pytest.raises(DataError, match=r"no data set 'depth'.*\['rgb'\]"):
+    with pytest.raises(DataError, match=r"no dataset 'depth'.*\['rgb'\]"):
         io.read_h5(path, ("rgb", "depth"))
     whole = path.read_bytes()
     path.write_bytes(whole[:100])
@@ -214,7 +214,7 @@ def test_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(io.read_labels(path, (2, 3)), labels)
     with pytest.raises(DataError, match=r"mask\.png is 2x3.*3x2"):
         io.read_labels(path, (3, 2))
-    with pytest.raises(DataError, match=r"mask\.png has class 255: .* 0 to 3"):
+    with pytest.raises(DataError, match=r"mask\.png has class 255, .* 0 to 3"):
         io.read_categories(path, (2, 3))
     Image.fromarray(np.zeros((2, 3, 3), np.uint8)).save(path)
     with pytest.raises(DataError, match=r"mask\.png.*'RGB'"):

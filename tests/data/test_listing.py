@@ -87,7 +87,7 @@ def test_calibration_and_json(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"calib\.txt.*{message}"):
             io.read_calibration(path, key, (2, 3))
     (tmp_path / "a.json").write_text('{"fx": 1')
-    with pytest.raises(DataError, match=r"a\.json.*fetch it again"):
+    with pytest.raises(DataError, match=r"a\.json.*download it again"):
         io.read_json(tmp_path / "a.json")
     for absent in (lambda path: io.read_calibration(path, "P2", (3, 4)), io.read_json):
         with pytest.raises(MissingFileError, match="gone"):

@@ -174,7 +174,7 @@ def test_processes_share_every_batch(root: str) -> None:
         for key, values in batch.items():
             for index, part in enumerate(parts):
                 np.testing.assert_array_equal(part[key], np.split(values, 2)[index])
-    with pytest.raises(ValueError, match="batch_size 3 cannot be shared by 2 processes"):
+    with pytest.raises(ValueError, match="batch_size 3 cannot be divided among 2 processes"):
         train_iterator(config(root), 3, 0, SPEC, (0, 2))
 
 
@@ -407,7 +407,7 @@ def test_errors_reach_the_caller_from_workers(root: str) -> None:
     iterator = train_iterator(config(root, num_workers=1), NUM_FRAMES, 0, SPEC)
     with pytest.raises(DataError) as caught:
         next(iterator)
-    assert re.fullmatch(f".*{path.name} cannot be read.*fetch it again", str(caught.value))
+    assert re.fullmatch(f".*{path.name} cannot be read.*download it again", str(caught.value))
     iterator.close()
 
 
@@ -457,7 +457,9 @@ def test_too_many_broken_frames(write_kitti: Callable[..., Path]) -> None:
     take(train_iterator(config(root), 30, 0, SPEC, on_error="skip"), 1)
     paths[5].write_bytes(b"")
     iterator = train_iterator(config(root), 30, 0, SPEC, on_error="skip")
-    with pytest.raises(DataError, match=r"11 of 30 frames cannot be read.*; the last: .*\.png"):
+    with pytest.raises(
+        DataError, match=r"11 of 30 frames cannot be read.*; the last error: .*\.png"
+    ):
         next(iterator)
     iterator.close()
     for path in Path(root).glob("**/data/*.png"):

@@ -107,7 +107,7 @@ def test_invalid_pixels_have_no_influence():
     prediction[valid_mask.nonzero()[0][0], valid_mask.nonzero()[1][0]] = 0
     with pytest.raises(ValueError, match="the prediction is not positive"):
         boundary.compute(prediction, target, valid_mask)
-    with pytest.raises(ValueError, match="more than 1"):
+    with pytest.raises(ValueError, match="above 1"):
         boundary.at_ratio(target, target, valid_mask, 1.0)
 
 

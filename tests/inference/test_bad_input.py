@@ -69,7 +69,7 @@ def test_a_wrong_shape_is_named(name, weights):
 def test_an_extra_entry_is_named(name, weights):
     state_dict, fields = weights
     for key in ("surprise", "depth_head.surprise.weight", f"{next(iter(state_dict))}.surprise"):
-        with pytest.raises(WeightsError, match=rf"keys that no rule knows \(1\):\n +{key}$"):
+        with pytest.raises(WeightsError, match=rf"keys without a rule \(1\):\n +{key}$"):
             inference.load(state_dict | {key: np.ones(2, np.float32)}, **fields)
 
 

@@ -47,7 +47,7 @@ def test_only_a_new_or_empty_directory_is_written_to(model, layout, tmp_path):
     inference.export(model, tmp_path / "empty", "transformers")
     for taken in (tmp_path / "empty", tmp_path / "empty" / "config.json"):
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(ConfigError, match=f"{taken} is there already.*new or empty"):
+        with pytest.raises(ConfigError, match=f"{taken} already exists.*new or empty"):
             inference.export(model, taken, "transformers")
         with pytest.raises(ConfigError, match="new or empty"):
             check_target(taken, tmp_path / "run", "transformers")

@@ -46,9 +46,9 @@ def test_sources_that_are_not_checkpoints_are_refused(tmp_path, run):
         diffdepth_jax.load(tmp_path / "missing.pt")
     with pytest.raises(WeightsError, match="no complete checkpoint"):
         diffdepth_jax.load(tmp_path)
-    with pytest.raises(WeightsError, match=f"no checkpoint of step 8, only of .{STEP}"):
+    with pytest.raises(WeightsError, match=f"no checkpoint of step 8, only of steps .{STEP}"):
         diffdepth_jax.load(run, step=8)
-    with pytest.raises(ValueError, match=r"no network known here.*diffusion_depth"):
+    with pytest.raises(ValueError, match=r"not match any known network.*diffusion_depth"):
         diffdepth_jax.load({"fc.weight": np.zeros((2, 2))})
 
 
@@ -91,7 +91,7 @@ def test_a_missing_and_an_unknown_key_are_named_together(released_state_dict):
     with pytest.raises(WeightsError) as error:
         diffdepth_jax.load(wrong)
     message = str(error.value)
-    assert "taken for the network 'diffusion_depth': " in message
+    assert "identified as the network 'diffusion_depth': " in message
     assert "surprise" in message and ": no depth_head.conv_lateral.1.0.weight" in message
 
 
@@ -268,8 +268,8 @@ def test_the_error_names_the_nearest_architecture_and_the_differences():
         diffdepth_jax.load(state_dict)
     message = str(error.value)
     count = len(state_dict)
-    assert f"'res18' of the network 'diffusion_depth', where {count - 2} of {count} " in message
-    assert f"of another shape (1): {first}: (7, 3, 3, 3), not (64, 3, 3, 3)" in message
+    assert f"'res18' of the network 'diffusion_depth', in which {count - 2} of {count} " in message
+    assert f"with another shape (1): {first}: (7, 3, 3, 3), not (64, 3, 3, 3)" in message
     assert "missing (1): depth_head.model.time_embedding.weight" in message
     assert "unknown (1): depth_head.surprise.weight" in message
 
@@ -281,7 +281,7 @@ def test_the_nearest_architecture_may_have_transformers_names(layout):
     with pytest.raises(WeightsError) as error:
         diffdepth_jax.load(state_dict | {"surprise": np.zeros(2)})
     message = str(error.value)
-    assert "'res18' of the network 'diffusion_depth' under the names of transformers" in message
+    assert "'res18' of the network 'diffusion_depth' with transformers' names" in message
     assert f"missing (1): {first}" in message and "unknown (1): surprise" in message
 
 
@@ -291,11 +291,11 @@ def test_a_prefix_that_a_wrapper_adds_to_all_names_does_not_matter(released_stat
         wrapped = {f"{prefix}{name}": array for name, array in released_state_dict.items()}
         loaded = diffdepth_jax.load(wrapped)
         jax.tree.map(np.testing.assert_array_equal, loaded.variables, want.variables)
-    with pytest.raises(WeightsError, match=r"1 weights \(a\.b\.c\) belong to no network"):
+    with pytest.raises(WeightsError, match=r"1 weights \(a\.b\.c\) do not match any"):
         diffdepth_jax.load({"a.b.c": np.zeros(2)})
-    with pytest.raises(WeightsError, match=r"these 0 weights .* belong to no network"):
+    with pytest.raises(WeightsError, match=r"these 0 weights .* do not match any"):
         diffdepth_jax.load({})
-    with pytest.raises(WeightsError, match="the key 7, which is not text"):
+    with pytest.raises(WeightsError, match="the key 7, which is not a string"):
         diffdepth_jax.load({7: np.zeros(2)})
 
 

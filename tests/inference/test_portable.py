@@ -94,7 +94,7 @@ def test_impossible_options_are_refused(changes, message, run):
 
 
 def test_an_unknown_platform_is_refused(run):
-    with pytest.raises(ConfigError, match="platforms are cpu, gpu; they must be of cpu, cuda"):
+    with pytest.raises(ConfigError, match="platforms are cpu, gpu; they must be among cpu, cuda"):
         portable.stablehlo(diffdepth_jax.load(run), portable.Options(SIZE), ["cpu", "gpu"])
 
 
@@ -133,5 +133,5 @@ def test_a_conversion_with_other_results_is_refused(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=session))
     assert callable(portable.onnx(model, options))
     factor = 1.01
-    with pytest.raises(ConfigError, match=r"wrongly: .* differs by 0.01"):
+    with pytest.raises(ConfigError, match=r"correctly: .* off by 0.01"):
         portable.onnx(model, options)

@@ -212,9 +212,9 @@ def test_an_image_listed_twice_gets_different_noise(model):
 def test_impossible_recalibrations_are_refused(model):
     with pytest.raises(ValueError, match="list of images is empty"):
         model.recalibrate([], 5)
-    with pytest.raises(ValueError, match="num_inference_steps must lie between 1 and"):
+    with pytest.raises(ValueError, match="num_inference_steps must be between 1 and"):
         model.recalibrate([image()], 0)
-    with pytest.raises(ValueError, match="Encoder decodes no latent"):
+    with pytest.raises(ValueError, match="Encoder does not decode a latent"):
         recalibration.decoder_statistics(
             resnet.Encoder(model.config.encoder), {}, [np.zeros((8, 8, 3), np.float32)], 5
         )

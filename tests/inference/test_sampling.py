@@ -37,7 +37,7 @@ def assert_close(found, expected):
         {"flip_tta": True, "flip_average": "inverse_depth", "num_inference_steps": 2},
     ],
 )
-@pytest.mark.filterwarnings("ignore:the checkpoint has its decoder")
+@pytest.mark.filterwarnings("ignore:the checkpoint has decoder")
 def test_samples_are_predictions_with_several_seeds(model, options):
     found = model.predict(PICTURE, num_samples=3, **options)
     options = {name: value for name, value in options.items() if name != "batch_size"}
@@ -124,12 +124,12 @@ def test_impossible_sampling_is_refused(model):
     for number in (1, 0, -3):
         with pytest.raises(ConfigError, match=f"num_samples is {number}; .* at least 2"):
             model.predict(image(), num_samples=number)
-    with pytest.raises(ConfigError, match="noise is one sample's"):
+    with pytest.raises(ConfigError, match="noise is for a single sample"):
         model.predict(image(), np.zeros((19, 25, 4), np.float32), num_samples=2)
     config = regression.Config(encoder=CONFIG.encoder, neck=CONFIG.neck)
     plain = DepthModel(regression.build(config), {}, config)
     with pytest.raises(
-        ConfigError, match="'regression' draws no noise: all samples would be equal"
+        ConfigError, match="'regression' uses no noise, so all samples would be equal"
     ):
         plain.predict(image(), num_samples=2)
 

@@ -148,7 +148,7 @@ def test_the_decoder_starts_near_a_given_depth(kind):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"factor": 4, "pointwise": True}, "factor 2, not 4"),
+        ({"factor": 4, "pointwise": True}, "factor is 4; the pointwise encoder needs 2"),
         ({"latent_channels": 0}, "latent_channels is 0"),
         ({"initial_depth": -1.0}, r"not -1\.0"),
     ],

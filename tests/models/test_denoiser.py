@@ -130,7 +130,7 @@ def test_half_precision_stays_close_and_returns_single():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_features": 6}, "do not form 4 equal groups"),
+        ({"hidden_features": 6}, "must be divisible by num_groups 4"),
         ({"attention_tokens": 0}, "attention_tokens is 0"),
         ({"time_table": -1}, "time_table is -1"),
     ],

@@ -247,7 +247,7 @@ def test_group_norm():
     expected = expected.reshape(inputs.shape) * np.arange(1, 9) + np.arange(8)
     found = norm.apply({"params": params}, jnp.asarray(inputs))
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    with pytest.raises(ValueError, match="8 channels do not form 3"):
+    with pytest.raises(ValueError, match="8 channels cannot be divided into 3"):
         layers.GroupNorm(3).init(jax.random.key(0), jnp.asarray(inputs))
 
 

@@ -139,7 +139,7 @@ def test_maps_with_equal_strides_are_reassembled_before_the_pyramid():
 @pytest.mark.parametrize(
     ("fields", "reductions", "complaint"),
     [
-        ({}, (14,) * 4, r"all have a stride of 14 pixels: give neck\.reassemble"),
+        ({}, (14,) * 4, r"all have a stride of 14 pixels: set neck\.reassemble"),
         ({"reassemble": (8,) * 4}, (4, 8, 16, 32), "leave it empty"),
         ({"reassemble": (8,) * 4}, (14,) * 3, "leave it empty"),
     ],

@@ -35,5 +35,5 @@ def test_logit_from_depth_is_the_inverse(depth):
 
 @pytest.mark.parametrize("depth", [0.0, -1.0, 1e7, float("nan")])
 def test_depths_without_a_logit_are_refused(depth):
-    with pytest.raises(ValueError, match="depth must lie between"):
+    with pytest.raises(ValueError, match="depth must be between"):
         logit_from_depth(depth)

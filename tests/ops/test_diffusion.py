@@ -59,7 +59,7 @@ def test_timesteps_are_the_released_ones():
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_impossible_step_counts_are_refused(steps):
-    with pytest.raises(ValueError, match=rf"1000 timesteps.*not {steps}"):
+    with pytest.raises(ValueError, match=rf"1000 training timesteps, not {steps}"):
         inference_timesteps(1000, steps)
 
 
@@ -222,7 +222,7 @@ def test_a_drawn_number_of_steps_runs_that_many():
 
 
 def test_a_drawn_number_of_steps_has_no_trajectory():
-    with pytest.raises(ValueError, match="drawn number of steps"):
+    with pytest.raises(ValueError, match="fixed number of steps"):
         _loss(*_problem(), DrawnSteps((1, 2), jnp.int32(0)), return_trajectory=True)
 
 

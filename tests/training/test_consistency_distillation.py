@@ -194,5 +194,5 @@ def test_a_sampler_that_does_not_fit_is_refused(changes, message):
 def test_a_sampler_must_be_named(tiny, tmp_path):
     tiny["objective"] = {"name": "consistency_distillation"}
     exp = experiment.from_mapping(tiny)
-    with pytest.raises(ConfigError, match=r"name its checkpoint in config\.teacher\.checkpoint"):
+    with pytest.raises(ConfigError, match=r"set config\.teacher\.checkpoint"):
         loop.train(exp, tmp_path)

@@ -83,7 +83,7 @@ def test_constant_labels_are_counted_and_stop_the_run_if_all_are(tiny, tmp_path)
     assert 0 < np.mean([float(row["flat_labels"]) for row in rows]) < 1
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     tiny["data"]["train"] = constant(tmp_path / "all", "abc")
-    with pytest.raises(DataError, match="no label of the first 6 steps can be learnt from"):
+    with pytest.raises(DataError, match="no label in the first 6 steps is usable"):
         loop.train(experiment.from_mapping(tiny), tmp_path / "stopped")
     assert 6 not in orbax.steps(tmp_path / "stopped")
 

@@ -93,7 +93,7 @@ def test_a_directory_that_processes_do_not_share_is_refused(tmp_path):
     (tmp_path / "b").mkdir()
     errors = together(hold)
     assert all(type(error) is FileError for error in errors)
-    assert all("file system that all machines" in str(error) for error in errors)
+    assert all("file system shared by all machines" in str(error) for error in errors)
     assert not (tmp_path / "a").exists() and not list((tmp_path / "b").iterdir())
 
     places[2] = tmp_path / "a"

@@ -118,7 +118,9 @@ def test_another_config_is_refused_saying_what_to_change(fields, message, file):
 
 def test_errors_name_the_field(tiny, file, tmp_path):
     path = str(file[0])
-    with pytest.raises(ConfigError, match=r"config\.init: encoder is 'a' and network 'b': give on"):
+    with pytest.raises(
+        ConfigError, match=r"config\.init: encoder is 'a' and network is 'b': set on"
+    ):
         experiment.from_mapping(tiny | {"init": {"encoder": "a", "network": "b"}})
     model = experiment.from_mapping(tiny).model
     with pytest.raises(ConfigError, match=r"a 'depth_anything', but config\.model is a 'tiny'"):
@@ -127,9 +129,9 @@ def test_errors_name_the_field(tiny, file, tmp_path):
         pretrained.load(InitConfig(network=str(tmp_path / "nowhere")), model)
     with pytest.raises(ConfigError, match=r"config\.init\.network: .*colour"):
         pretrained.load(InitConfig(network=path, options={"colour": 1}), DEPTH_ANYTHING)
-    with pytest.raises(ValueError, match=r"options are .*but no network is named"):
+    with pytest.raises(ValueError, match=r"options are .*but network is not set"):
         InitConfig(options={"version": 2})
-    with pytest.raises(ValueError, match=r"options are .*but no checkpoint is named"):
+    with pytest.raises(ValueError, match=r"options are .*but checkpoint is not set"):
         TeacherConfig(options={"version": 2})
     with pytest.raises(
         MissingFileError, match=r"^config\.init\.network: .*none\.pt does not exist"

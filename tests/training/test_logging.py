@@ -206,9 +206,9 @@ def test_a_run_stops_if_all_labels_are_useless(tmp_path, useless):
     log(tmp_path / "one of them can", [*[useless] * 49, {}, *[useless] * 10])
     log(tmp_path / "others could before", [useless] * 55, first_step=5)
     log(tmp_path / "the first are not proof", [useless] * 49)
-    with pytest.raises(DataError, match="no label of the first 50 steps can be learnt from"):
+    with pytest.raises(DataError, match="no label in the first 50 steps is usable"):
         log(tmp_path / "none can", [useless] * 50)
-    with pytest.raises(DataError, match="no label of the first 3 steps can be learnt from"):
+    with pytest.raises(DataError, match="no label in the first 3 steps is usable"):
         log(tmp_path / "none can to the end", [useless] * 3, num_steps=3)
 
 

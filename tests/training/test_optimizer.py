@@ -169,7 +169,7 @@ def test_layer_decay_needs_an_encoder_that_is_trained():
         ({"name": "adam", "weight_decay": 0.1}, "adamw"),
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"clip_norm": 0.0}, "clip_norm"),
-        ({"schedule": "steps", "boundaries": (1, 2), "factors": (0.1,)}, "equally many"),
+        ({"schedule": "steps", "boundaries": (1, 2), "factors": (0.1,)}, "the same length"),
         ({"schedule": "steps"}, "boundaries"),
         ({"boundaries": (1,), "factors": (0.1,)}, "schedule='steps'"),
         ({"schedule": "steps", "boundaries": (5, 2), "factors": (0.1, 0.1)}, "increase"),

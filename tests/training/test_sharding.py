@@ -37,8 +37,8 @@ def test_a_state_is_sharded_along_its_longest_axes():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"fsdp": 3}, "mesh.fsdp 3 does not fit the 2 devices"),
-        ({"data": 4}, "mesh.data 4 x mesh.fsdp 1 does not fit the 2"),
+        ({"fsdp": 3}, "mesh.fsdp 3 does not match the 2 devices"),
+        ({"data": 4}, "mesh.data 4 x mesh.fsdp 1 does not match the 2"),
         ({"fsdp": 0}, "fsdp 0"),
         ({"data": 0}, "data is 0"),
     ],
@@ -65,7 +65,7 @@ def test_a_single_process_needs_no_agreement():
 def test_a_batch_that_does_not_divide_is_refused():
     mesh = sharding.make_mesh(MeshConfig())
     sharding.check_batch_size(4, mesh)
-    with pytest.raises(ValueError, match="3 cannot be divided over 2 devices"):
+    with pytest.raises(ValueError, match="3 cannot be divided among 2 devices"):
         sharding.check_batch_size(3, mesh)
     with pytest.raises(ValueError, match=r"4 cannot .* 4 parts .* multiple of 8"):
         sharding.check_batch_size(4, mesh, accumulate=4)

@@ -68,7 +68,7 @@ def test_unknown_parts_are_an_error_before_anything_is_written(tiny, tmp_path):
 
 
 def test_samples_of_a_deterministic_network_are_an_error_before_training(tiny, tmp_path):
-    with pytest.raises(ValueError, match="the network 'tiny' draws no noise"):
+    with pytest.raises(ValueError, match="the network 'tiny' uses no noise"):
         train(tiny, tmp_path / "run", evaluation__num_samples=4)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -85,8 +85,8 @@ def test_a_batch_can_be_processed_in_parts_on_all_devices(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 4, "accumulate": 3}, "accumulate is 3; batch_size 4"),
-        ({"batch_size": 4, "accumulate": 4}, "4 cannot be divided in 4 parts over 2 devices.* 8"),
+        ({"batch_size": 4, "accumulate": 3}, "accumulate is 3; it must divide batch_size, 4"),
+        ({"batch_size": 4, "accumulate": 4}, "4 cannot be divided in 4 parts among 2 devices.* 8"),
         ({"accumulate": 0}, "accumulate is 0"),
         ({"compute_dtype": "float16"}, "compute_dtype is 'float16'"),
     ],

@@ -159,7 +159,7 @@ def test_missing_runs_and_steps(runs, tmp_path):
         orbax.read_arrays(tmp_path / ("n" * 300))
     with pytest.raises(WeightsError, match="no complete checkpoint"):
         orbax.read_arrays(tmp_path)
-    with pytest.raises(WeightsError, match=r"step 3, only of \[9, 10\]"):
+    with pytest.raises(WeightsError, match=r"step 3, only of steps \[9, 10\]"):
         orbax.read_arrays(runs / "full", step=3)
 
 
@@ -185,7 +185,7 @@ def test_damaged_checkpoints_are_named(runs, tmp_path, part):
         os.truncate(file, file.stat().st_size // 2)
     text = refusal(directory)
     assert f"WeightsError: {directory} is damaged or not a checkpoint" in text
-    assert "no older step" in text
+    assert "no complete older step" in text
 
 
 @pytest.mark.parametrize("file", ["state/_METADATA", "config/metadata", "state/**/d/*"])
@@ -270,7 +270,7 @@ def test_weights_that_are_not_finite_are_named_in_a_warning(runs, monkeypatch):
         return state
 
     monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", spoilt)
-    with pytest.warns(UserWarning, match=r"checkpoints/10 hold NaN .*: params/head/bias\."):
+    with pytest.warns(UserWarning, match=r"checkpoints/10 contain NaN .*: params/head/bias\."):
         orbax.read_arrays(runs / "full")
 
 

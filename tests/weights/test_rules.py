@@ -109,8 +109,8 @@ def test_prefix_reroots_keys_and_paths():
     )
     # The dot of a prefix is literal, and alternatives stay inside the prefixed pattern.
     (rule,) = prefix((Rule("x|y", "params/x"),), "a.", "")
-    assert "no rule knows" in message(convert, {"y": np.ones(1)}, (rule,), {})
-    assert "no rule knows" in message(convert, {"abx": np.ones(1)}, (rule,), {})
+    assert "without a rule" in message(convert, {"y": np.ones(1)}, (rule,), {})
+    assert "without a rule" in message(convert, {"abx": np.ones(1)}, (rule,), {})
     assert rule.path == "params/x"
 
 
@@ -125,13 +125,13 @@ def test_one_error_lists_all_faults():
     table = (*TABLE, Skip(r"layers\.0\.num_.*", "claimed twice"))
     text = message(convert, given, table, expected())
     for part in (
-        "keys that no rule knows (1)",
+        "keys without a rule (1)",
         "stranger",
-        "keys that several rules claim (1)",
+        "keys with several rules (1)",
         "layers.0.num_batches_tracked: .*",
         "params/stage0/conv/bias <- layers.0.conv.bias, layers.0.norm.bias",
         "layers.1.mean -> batch_stats/stage1/mean",
-        "head.weight -> params/head/kernel: (5, 7) gives (7, 5), the model has (5, 7)",
+        "head.weight -> params/head/kernel: (5, 7) becomes (7, 5), but the model has (5, 7)",
         "up.weight (6, 4) -> params/up/kernel (2, 3, 6, 4)",
         "leaves that no key fills (1)",
         "batch_stats/stage0/mean ()",
@@ -219,9 +219,11 @@ def test_parts_of_a_leaf_are_joined_and_split():
         np.testing.assert_array_equal(back[name], array)
 
     part = {"q.weight": given["q.weight"], "k.weight": given["k.weight"]}
-    assert "leaves filled in part (1)" in message(convert, part, table, tree)
+    assert "partially filled leaves (1)" in message(convert, part, table, tree)
     uneven = given | {"q.weight": np.ones((8, 2)), "v.weight": np.ones((0, 2))}
-    assert "(8, 2) gives (2, 8), the model has (2, 4)" in message(convert, uneven, table, tree)
+    assert "(8, 2) becomes (2, 8), but the model has (2, 4)" in message(
+        convert, uneven, table, tree
+    )
 
 
 def test_fresh_leaves_may_stay_empty_and_no_others():

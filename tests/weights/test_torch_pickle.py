@@ -224,14 +224,14 @@ def test_nested_sharing_takes_no_time():
 
 def test_a_device_of_shared_containers_is_not_printed():
     doubled = b"(lq\x00" + b"".join(b"](h%ch%ce" % (i, i) + b"q%c" % (i + 1) for i in range(20))
-    with pytest.raises(WeightsError, match="list in place of a str"):
+    with pytest.raises(WeightsError, match="list instead of a str"):
         load(doubled + b"ctorch\ndevice\nh\x14K\x01\x86R.")
 
 
 def test_one_long_value_is_not_copied_over_and_over():
     once = b"cbuiltins\nbytearray\nh\x00\x85R0"
     data = b"B" + struct.pack("<I", 2**20) + bytes(2**20) + b"q\x00" + once * 100 + b"."
-    with pytest.raises(WeightsError, match="copies one value over and over"):
+    with pytest.raises(WeightsError, match="copies one value too many times"):
         load(data)
 
 
@@ -252,7 +252,7 @@ def test_numbers_with_equal_hashes_are_limited(monkeypatch):
 
 @pytest.mark.parametrize("key", [2**200, (1,) * 9, (2**200,)], ids=["number", "tuple", "in tuple"])
 def test_keys_that_are_slow_to_hash_are_refused(key):
-    assert "as a key" in refusal(pickle.dumps({key: 1}, 2))
+    assert "a key that is" in refusal(pickle.dumps({key: 1}, 2))
 
 
 def test_the_number_of_opcodes_is_limited(monkeypatch):

@@ -1,14 +1,14 @@
-"""Generated images of difficult conditions, each with the clean image that it was generated from.
+"""Images generated for adverse conditions, each with the clean image it was generated from.
 
-`root` is a workdir of `generate_adverse.py`, whose `manifest.jsonl` says what belongs together:
+`root` is a workdir of `generate_adverse.py`, whose `manifest.jsonl` says which files belong
+together:
 
-    root/manifest.jsonl      a line an image; those whose `status` is not `ok` are left out
+    root/manifest.jsonl      one image per line; only those with status `ok` are used
     root/images/CONDITION/ID_VARIANT.png, root/clean/ID.png, root/labels/ID.npy
 
-Or it is a part of a published data set, that of "Diffusion Models for Monocular Depth Estimation:
-Overcoming Challenging Conditions" (Tosi et al., 2024;
-huggingface.co/datasets/fabiotosi92/Diffusion4RobustDepth) has a folder `challenging` for each of
-its parts. `root` is the folder of one part as its archive unpacks:
+Alternatively, `root` is a part of the published data set of "Diffusion Models for Monocular Depth
+Estimation: Overcoming Challenging Conditions" (Tosi et al., 2024;
+huggingface.co/datasets/fabiotosi92/Diffusion4RobustDepth), as unpacked from its archive:
 
     root/challenging/night/samples/CAM_FRONT/NAME.jpg            nuscenes (night and rain)
     root/challenging/NAME.jpg                                    robotcar
@@ -16,13 +16,13 @@ its parts. `root` is the folder of one part as its archive unpacks:
     root/challenging/left/train/CITY/NAME.jpg                    cityscapes
     root/challenging/training/images/NAME.jpg                    mapillary
     root/challenging/stereo_train_001/camera_5/NAME.jpg          apolloscapes
-    root/OBJECT/{challenging,easy}/NAME.jpg                      ToM, transparent and mirroring
+    root/OBJECT/{challenging,easy}/NAME.jpg                      ToM, transparent or mirrors
 
-The clean driving images are not in it: `clean_root` is the original data set's folder. A generated
-image belongs to the file of the same path below `clean_root`, whatever its suffix; if there is
-none, without the first folder of the path, and so on (`samples/CAM_FRONT/NAME.jpg` in nuScenes,
-`train/CITY/NAME.png` in Cityscapes' `leftImg8bit`). ToM brings its clean images as `easy`.
-Labels, depth maps that a teacher made of the clean images, are found in the same way below
+It does not include the clean driving images: `clean_root` is the original data set's folder. A
+generated image belongs to the file with the same path below `clean_root`, with any suffix; if there
+is none, the path without its first folder is tried, and so on (`samples/CAM_FRONT/NAME.jpg` in
+nuScenes, `train/CITY/NAME.png` in Cityscapes' `leftImg8bit`). ToM has its clean images in `easy`.
+Labels, which are a teacher's depth maps of the clean images, are found in the same way below
 `depth_root`.
 """
 
@@ -53,23 +53,22 @@ _DEPTHS = (".png", ".npy", ".exr")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which images, and what belongs to them.
+    """Which images to read, and where their clean images and labels are.
 
     Attributes:
-      root: a workdir; or the folder of one part of the layout above, or one below its
-        `challenging`.
-      split: `all`; the data set has no splits.
+      root: a workdir; or the folder of one part as above, or a folder below its `challenging`.
+      split: `all`, as the data set has no splits.
       clean_root: the folder of the clean images; None for `easy` beside `challenging`.
-      depth_root: the folder of the labels; None if there are none: depth is then 0 everywhere.
-      depth_scale: stored units per metre of the labels; required for PNG.
-      conditions: of a workdir: use only these; None for all.
-      relative: what to do where labels are relative disparity, as relative teachers predict; a
-        workdir records whether they are. `inverse` gives them as `relative_disparity`, as stored
-        (what is 0 or negative, as in the sky, is a label too), and 1 / disparity as depth, 0 where
-        it is not positive; for losses that ignore scale and shift.
-      clean_images: of a workdir: read the clean images too; training that does not use them never
+      depth_root: the folder of the labels; None if there are none, and depth is 0 everywhere.
+      depth_scale: stored units per metre in labels; required for PNG.
+      conditions: for a workdir: use only these conditions; None for all.
+      relative: how to read labels that are relative disparity, as predicted by relative teachers; a
+        workdir records whether they are. `inverse` returns them unchanged as `relative_disparity`
+        (0 and negative values, as in the sky, are valid), and 1 / disparity as depth, 0 where
+        disparity is not positive; for losses that ignore scale and shift.
+      clean_images: for a workdir: also read the clean images; training that does not use them never
         reads them.
-      check_files: look for missing files at once; otherwise reading a missing one fails.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["adverse"] = "adverse"
@@ -88,7 +87,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens generated images; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens generated images; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -98,30 +97,30 @@ def build(config: Config) -> Source:
     Raises:
       MissingFileError: if a folder, a clean image or a label is missing.
       DataError: if there are no images, or a manifest is damaged.
-      ConfigError: for options that belong to the other layout.
+      ConfigError: for options that only apply to the other layout.
     """
     root = listing.require_folder(Path(config.root), "set root to the folder of one data set")
     if not (root / MANIFEST_FILE).exists():
         if config.conditions is not None:
             raise ConfigError(
-                f"source.conditions chooses from a workdir, but {root} has no {MANIFEST_FILE}: "
-                "leave it out, or name a workdir of generate_adverse.py that has finished"
+                f"source.conditions needs a workdir, but {root} has no {MANIFEST_FILE}: leave it "
+                "out, or set root to a workdir in which generate_adverse.py has finished"
             )
         return Adverse(config)
     for field in ("clean_root", "depth_root", "depth_scale"):
         if getattr(config, field) is not None:
             raise ConfigError(
-                f"source.{field} is set, but {root / MANIFEST_FILE} says which files belong "
-                "together: leave it out"
+                f"source.{field} is set, but {root / MANIFEST_FILE} already says which files "
+                "belong together: leave it out"
             )
     return Generated(config)
 
 
 class Generated(listing.FrameSource):
-    """The images of a workdir that are `ok`, with `clean_image`; depth is the label.
+    """The images of a workdir with status `ok`, and their `clean_image`; depth is the label.
 
     Attributes:
-      num_rejected, num_failed: how many images were left out because of their `status`.
+      num_rejected, num_failed: number of images left out because of their `status`.
     """
 
     def __init__(self, config: Config):
@@ -151,7 +150,7 @@ class Generated(listing.FrameSource):
         self.num_rejected, self.num_failed = statuses["rejected"], statuses["failed"]
         if len(rows) < statuses.total():
             _LOG.warning(
-                "%d of %d images of %s are left out: %d rejected, %d failed",
+                "%d of %d images in %s are left out: %d rejected, %d failed",
                 statuses.total() - len(rows),
                 statuses.total(),
                 path,
@@ -160,21 +159,21 @@ class Generated(listing.FrameSource):
             )
         if len(labels) > 1:
             raise DataError(
-                f"{path} has labels of several kinds ({', '.join(sorted(labels))}), which no loss "
-                "compares one network with all of them: generate each kind in a separate workdir"
+                f"{path} has labels of several kinds ({', '.join(sorted(labels))}), but no loss "
+                "works with more than one: generate each kind in a separate workdir"
             )
         self._inverse = labels == {"relative_disparity"}
         if self._inverse and config.relative == "refuse":
             raise ConfigError(
-                f"the labels of {path} are relative disparity, not metres: set "
+                f"the labels in {path} are relative disparity, not metres: set "
                 "source.relative='inverse' for a loss that ignores scale and shift, or generate "
-                "with a metric teacher"
+                "labels with a metric teacher"
             )
         super().__init__(
             frames,
             self._read_label,
             where=str(path),
-            remedy="run generate_adverse.py with this workdir again: it generates what is missing",
+            remedy="run generate_adverse.py with this workdir again to generate what is missing",
             check_files=config.check_files,
         )
 
@@ -192,10 +191,10 @@ class Generated(listing.FrameSource):
 
 
 def _with_relative(sample: Sample, path: str | Path, scale: float | None) -> Sample:
-    """The sample with the label of a file of relative disparity, and depth from it."""
+    """Adds a relative disparity label from a file, and depth computed from it, to a sample."""
     label = io.read_depth_array(path, scale)
     label = np.where(np.isfinite(label), label, np.float32(np.nan))
-    known = label > np.finfo(np.float32).tiny  # what is below has no finite inverse
+    known = label > np.finfo(np.float32).tiny  # smaller values have no finite inverse
     depth = np.where(known, 1 / np.where(known, label, 1), 0).astype(np.float32)
     io.check_sample(sample["image"], depth, sample["id"], path)
     return {**sample, "depth": depth, "relative_disparity": label}
@@ -218,10 +217,10 @@ def _frame(root: Path, row: Mapping[str, Any]) -> Frame:
 
 
 class Adverse:
-    """Generated images with `clean_image` besides depth, which is of the clean image's size.
+    """Generated images with depth and `clean_image`, all of the clean image's size.
 
-    A generated image of another size is resized to that of its clean image, as its authors did
-    before they used it. Intrinsics are all NaN.
+    A generated image of another size is resized to that of its clean image, as the authors do.
+    Intrinsics are all NaN.
     """
 
     def __init__(self, config: Config):
@@ -240,7 +239,7 @@ class Adverse:
         ]
         if not self._images:
             raise DataError(
-                f"no images in a folder `challenging` of {root}: unpack the archives there"
+                f"no images in a folder `challenging` below {root}: unpack the archives there"
             )
         self._root = root
         self.frames = tuple(
@@ -279,7 +278,7 @@ class Adverse:
         return _with_relative(sample, label, scale) if relative and label is not None else sample
 
     def _require_files(self) -> None:
-        """Raises MissingFileError if images have no clean image or no label; says how many."""
+        """Raises MissingFileError if images have no clean image or label, with their number."""
         for find, what in ((self._clean, "clean image"), (self._label, "label")):
             absent = []
             for image in self._images:
@@ -289,7 +288,7 @@ class Adverse:
                     absent.append(error)
             if absent:
                 raise MissingFileError(
-                    f"{len(absent)} of {len(self._images)} images have no {what}; the first: "
+                    f"{len(absent)} of {len(self._images)} images have no {what}; the first error: "
                     f"{absent[0]}. To train without these pairs, set on_error to 'skip'"
                 )
 
@@ -316,7 +315,7 @@ def _condition(name: Path) -> str:
 def _counterpart(
     folder: Path, name: Path, suffixes: tuple[str, ...], complaint: str, field: str
 ) -> Path:
-    """The file of the same name, in as many of the same folders as possible."""
+    """The file with the same name in as many of the same folders as possible."""
     for dropped in range(len(name.parts)):
         stem = folder.joinpath(*name.parts[dropped:]).with_suffix("")
         for suffix in suffixes:
@@ -324,6 +323,6 @@ def _counterpart(
             if path.is_file():
                 return path
     raise MissingFileError(
-        f"{complaint}: looked for {folder / name}, with any suffix of {', '.join(suffixes)}, and "
-        f"without its first folders; set {field} to the folder of the originals"
+        f"{complaint}: looked for {folder / name}, with suffix {', '.join(suffixes)}, and without "
+        f"its first folders; set {field} to the folder of the originals"
     )

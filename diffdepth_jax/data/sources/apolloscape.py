@@ -1,21 +1,22 @@
 """ApolloScape stereo: rectified driving images with disparity from lidar and fitted car models.
 
-They serve as clean images from which adverse conditions are generated. Layout, as the official
-archives unpack (stereo_train_1.zip to 3 and stereo_test.zip of http://apolloscape.auto/stereo.html;
-repository ApolloScapeAuto/dataset-api):
+Used as clean images to generate adverse conditions from. Layout of the unpacked official archives
+(stereo_train_1.zip to 3 and stereo_test.zip of http://apolloscape.auto/stereo.html; repository
+ApolloScapeAuto/dataset-api):
 
     root/stereo_train_001/camera_5/171206_034559609_Camera_5.jpg      left, 960x3130
     root/stereo_train_001/disparity/171206_034559609_Camera_5.png
     root/stereo_train_001/{fg_mask,bg_mask}/171206_034559609_Camera_5.png
     root/test/camera_5/*.jpg                                          without disparity
 
-Disparity is uint16 PNG; 0 and 65535 mean that nothing was measured. The files of the training
-archives count 1/200 pixel, as their readme is quoted in public code; those that the repository
-ships to try its evaluation are 2710x3384 and count whole pixels: set `disparity_scale` to 1.
-Masks are 0 or 65535: foreground (cars) and background.
+Disparity is uint16 PNG; 0 and 65535 mean unmeasured. The training archives store 1/200 pixel,
+according to their readme as quoted in public code; the evaluation examples in the repository are
+2710x3384 and store whole pixels: set `disparity_scale` to 1. Masks are 0 or 65535: foreground
+(cars) and background.
 
-The pair's focal length and baseline (public code that reads these archives agrees on them) make
-depth: 2301.3147 px * 0.36 m / disparity. Intrinsics are known at 960x3130 and NaN at other sizes.
+Depth follows from the pair's focal length and baseline, on which public code that reads these
+archives agrees: 2301.3147 px * 0.36 m / disparity. Intrinsics are known at 960x3130 and NaN at
+other sizes.
 """
 
 import dataclasses
@@ -45,15 +46,15 @@ _MASKS = {"foreground": "fg_mask", "background": "bg_mask"}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames, and where they are.
+    """Which frames to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
-      split: `train` (what there is of the three parts) or `test`, whose depth is withheld.
-      depth: `disparity` as above, `foreground` or `background`, the same within that mask only;
-        `none`, images alone: depth is 0 everywhere. Of `test` there is `none` only.
+      root: the folder with the layout above.
+      split: `train` (whichever of its three parts exist) or `test`, whose depth is withheld.
+      depth: `disparity` as above; `foreground` or `background`, only within that mask; or `none`,
+          images only: depth is 0 everywhere. `test` only supports `none`.
       disparity_scale: stored units per pixel of disparity.
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["apolloscape"] = "apolloscape"
@@ -70,13 +71,13 @@ class Config:
                 f"depth is {self.depth!r}; it must be disparity, foreground, background or none"
             )
         if self.split == "test" and self.depth != "none":
-            raise ValueError(f"depth is {self.depth!r}, but test has none: set depth to none")
+            raise ValueError(f"depth is {self.depth!r}, but test has no depth: set depth to none")
         if not self.disparity_scale > 0:
             raise ValueError(f"disparity_scale is {self.disparity_scale}; it must be positive")
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens ApolloScape stereo; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens ApolloScape stereo; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -128,8 +129,8 @@ class _Reader:
             mask = io.read_depth_png(path, scale=1.0) > 0
             if mask.shape != stored.shape:
                 raise DataError(
-                    f"{path} is {mask.shape}, but {frame.depth} {stored.shape}: they must belong "
-                    "to one frame"
+                    f"{path} is {mask.shape}, but {frame.depth} is {stored.shape}: they must "
+                    "belong to the same frame"
                 )
             measured &= mask
         disparity = np.where(measured, stored / np.float32(self.disparity_scale), np.float32(0))

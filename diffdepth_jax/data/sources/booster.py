@@ -1,21 +1,21 @@
-"""Booster: indoor scenes with transparent and mirroring objects, 3008x4112, from a stereo rig.
+"""Booster: indoor scenes with transparent and mirror objects, 3008x4112, from a stereo rig.
 
-Layout, as the official booster_gt.zip unpacks (https://cvlab-unibo.github.io/booster-web); `root`
-may also be the folder of the scenes itself:
+Layout of the unpacked official booster_gt.zip (https://cvlab-unibo.github.io/booster-web); `root`
+may also be the folder that holds the scenes:
 
     root/train/balanced/Bathroom/camera_00/{im0.png,im1.png,...}   (left images, several lights)
     root/train/balanced/Bathroom/disp_00.npy                       (disparity of the left image)
     root/train/balanced/Bathroom/mask_cat.png                      (materials, classes 0 to 3)
     root/train/balanced/Bathroom/calib_00-02.xml                   (OpenCV: proj_matL, baselineLR)
 
-Facts of the files from the authors' evaluation (repository CVLAB-Unibo/Depth4ToM-code): disparity
-is float32 in pixels, 0 where unknown; the baseline is in millimetres; depth = baseline * fx /
-disparity. All 228 left images of the training split have ground truth, and the field evaluates on
-them; the test split has none.
+From the authors' evaluation (repository CVLAB-Unibo/Depth4ToM-code): disparity is float32 in
+pixels, 0 where unknown; the baseline is in millimetres; depth = baseline * fx / disparity. All 228
+left images of the training split have ground truth and are used for evaluation in the literature;
+the test split has none.
 
-Images and maps come at their full size. The published evaluation takes every fourth pixel of
-disparity and classes (`[::4, ::4]`, OpenCV's nearest neighbour at exactly a quarter) and a quarter
-of the disparities and of fx: baseline and depth stay.
+Images and maps have their full size. The published evaluation takes every fourth pixel of disparity
+and classes (`[::4, ::4]`, equal to OpenCV's nearest neighbour at exactly a quarter) and divides
+disparity and fx by 4, so that baseline and depth are unchanged.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ CONDITION = "indoor"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames of Booster, and where they are.
+    """Which frames of Booster to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
-      split: `train`, or the path of a list file in the form of Depth4ToM's `train_stereo.txt`: one
-        image a line, `SCENE/camera_00/im0.png SCENE/disp_00.npy SCENE/calib_00-02.xml`.
-      check_files: look for missing files at once; otherwise reading a missing one fails.
+      root: the folder with the layout above.
+      split: `train`, or the path of a list file like Depth4ToM's `train_stereo.txt`: one image per
+          line, `SCENE/camera_00/im0.png SCENE/disp_00.npy SCENE/calib_00-02.xml`.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["booster"] = "booster"
@@ -56,7 +56,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens Booster; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens Booster; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -71,7 +71,7 @@ def build(config: Config) -> Source:
 
 
 class Booster:
-    """Left images with `disparity`, `baseline`, `categories` and `tom_mask` besides depth."""
+    """Left images with depth, `disparity`, `baseline`, `categories` and `tom_mask`."""
 
     def __init__(self, config: Config):
         root = listing.require_folder(Path(config.root), "set root to the folder of Booster")
@@ -97,7 +97,7 @@ class Booster:
         image, stored = io.read_image(frame.image), io.read_npy(frame.depth)
         if stored.ndim != 2 or stored.dtype.kind != "f":
             raise DataError(
-                f"{frame.depth} must hold disparities as floats [h w], not {stored.dtype} "
+                f"{frame.depth} must hold floating-point disparity [h w], not {stored.dtype} "
                 f"{stored.shape}"
             )
         disparity = np.where(np.isfinite(stored) & (stored > 0), stored, 0).astype(np.float32)
@@ -119,7 +119,7 @@ class Booster:
 
     def _scanned(self) -> list[Frame]:
         images = self._root.glob("*/camera_00/im*.png")
-        # im10 comes after im9.
+        # im10 comes after im9
         ordered = sorted(images, key=lambda path: (path.parts[-3], len(path.stem), path.stem))
         return [self._frame(path, "disp_00.npy", "calib_00-02.xml") for path in ordered]
 

@@ -1,7 +1,7 @@
-"""Cityscapes: driving images of 50 cities with semi-global-matching disparity.
+"""Cityscapes: driving images from 50 cities with semi-global-matching disparity.
 
-They serve as clean images from which adverse conditions are generated. Layout, as the official
-archives unpack (https://www.cityscapes-dataset.com; repository mcordts/cityscapesScripts):
+Used as clean images to generate adverse conditions from. Layout of the unpacked official archives
+(https://www.cityscapes-dataset.com; repository mcordts/cityscapesScripts):
 
     root/leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png    1024x2048
                                                    (leftImg8bit_trainvaltest.zip, _trainextra.zip)
@@ -10,8 +10,8 @@ archives unpack (https://www.cityscapes-dataset.com; repository mcordts/cityscap
     root/camera/train/aachen/aachen_000000_000019_camera.json
                                                    (camera_trainvaltest.zip, _trainextra.zip)
 
-Disparity is uint16 PNG: 0 where nothing was measured, else (value - 1) / 256 pixels. Depth is
-fx * baseline / disparity with both of the frame's camera file; 0 where disparity is 0 or unknown.
+Disparity is uint16 PNG: 0 where unmeasured, otherwise (value - 1) / 256 pixels. Depth is fx *
+baseline / disparity, with both from the frame's camera file; 0 where disparity is 0 or unknown.
 """
 
 import dataclasses
@@ -31,14 +31,14 @@ SPLITS = ("train", "val", "test", "train_extra")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames, and where they are.
+    """Which frames to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
+      root: the folder with the layout above.
       split: `train` (2,975), `val` (500), `test` (1,525) or `train_extra` (19,998).
-      depth: `disparity` as above; `none`, images alone: depth is 0 everywhere, and intrinsics are
-        NaN unless the split's camera files are there.
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      depth: `disparity` as above; or `none`, images only: depth is 0 everywhere, and intrinsics are
+          NaN unless the split's camera files exist.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["cityscapes"] = "cityscapes"
@@ -54,7 +54,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens Cityscapes; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens Cityscapes; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -69,7 +69,7 @@ def build(config: Config) -> FrameSource:
     measured = config.depth == "disparity"
     remedy = (
         f"unpack leftImg8bit{', disparity and camera' if measured else ''} of {config.split} into "
-        f"{root}{'' if measured else ', or leave camera out altogether'}"
+        f"{root}{'' if measured else ', or leave out camera entirely'}"
     )
     images = listing.require_folder(root / "leftImg8bit" / config.split, remedy)
     calibrated = measured or (root / "camera" / config.split).is_dir()
@@ -99,12 +99,12 @@ def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         baseline = float(camera["extrinsic"]["baseline"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{frame.calibration}: {error!r}: a camera file of Cityscapes has intrinsic.fx, fy, "
+            f"{frame.calibration}: {error!r}: a Cityscapes camera file must have intrinsic.fx, fy, "
             "u0, v0 and extrinsic.baseline; unpack it again"
         ) from error
     intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)
     if frame.depth is None:
         return listing.unmeasured(size), intrinsics
-    # (value - 1) / 256; where the file has 0 this becomes negative, that is, unmeasured.
+    # (value - 1) / 256; 0 in the file becomes negative, which means unmeasured.
     disparity = io.read_depth_png(frame.depth) - np.float32(1 / 256)
     return geometry.disparity_depth(disparity, fx * baseline), intrinsics

@@ -1,7 +1,7 @@
-"""ClearGrasp: transparent objects on a table, seen by RealSense cameras, and synthetic ones.
+"""ClearGrasp: transparent objects on a table, real (RealSense cameras) and synthetic.
 
-Layout, as the official cleargrasp-dataset-test-val.tar and cleargrasp-dataset-train.tar unpack
-(https://sites.google.com/view/cleargrasp); `root` is what they unpack to:
+Layout of the unpacked official cleargrasp-dataset-test-val.tar and cleargrasp-dataset-train.tar
+(https://sites.google.com/view/cleargrasp):
 
     root/real-val/d435/camera_intrinsics.yaml
     root/real-val/d435/000000080-transparent-rgb-img.jpg
@@ -14,14 +14,13 @@ Layout, as the official cleargrasp-dataset-test-val.tar and cleargrasp-dataset-t
     root/synthetic-test/...                                      (named as in synthetic-val)
     root/square-plastic-bottle-train/...                         (the training archive, likewise)
 
-The real ground truth is the camera's depth of the scene after the transparent objects were
-exchanged for painted copies (`opaque-depth`). Depth is planar, in metres, as half floats; NaN
-**or** 0 where nothing was measured. The mask is 255 on transparent objects. Real intrinsics are in
-the folder; those of synthetic images follow from the field of view that the authors state (69.40
-by 42.56 degrees; repository Shreeyak/cleargrasp). The field evaluates on the 286 real frames,
-`split="real"`.
+The real ground truth is the camera's depth after the transparent objects were replaced by painted
+copies (`opaque-depth`). Depth is along the optical axis, in metres, as half floats; NaN **or** 0
+where unmeasured. The mask is 255 on transparent objects. Real intrinsics are in the folder; those
+of synthetic images follow from the authors' field of view (69.40 by 42.56 degrees; repository
+Shreeyak/cleargrasp). The literature evaluates on the 286 real frames, `split="real"`.
 
-Depth is read by the package OpenEXR: pip install 'diffdepth_jax[exr]'.
+Reading depth needs the package OpenEXR: pip install 'diffdepth_jax[exr]'.
 """
 
 import dataclasses
@@ -40,7 +39,7 @@ from diffdepth_jax.errors import DataError
 DEPTH_RANGE = (1e-3, 10.0)  # metres
 CONDITION = "indoor"
 
-# Split -> folders under root that hold real frames, or folders of synthetic objects.
+# Split -> folders under root with real frames, or with folders of synthetic objects.
 _REAL = {
     "real": ("real-val/*", "real-test/*"),
     "real-val": ("real-val/*",),
@@ -52,18 +51,18 @@ _SYNTHETIC = {
     "synthetic-test": "synthetic-test/*",
 }
 _REAL_IMAGE = "-transparent-rgb-img.jpg"
-_FIELD_OF_VIEW = (69.40, 42.56)  # degrees, horizontally and vertically
+_FIELD_OF_VIEW = (69.40, 42.56)  # degrees, horizontal and vertical
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames of ClearGrasp, and where they are.
+    """Which frames of ClearGrasp to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
+      root: the folder with the layout above.
       split: `real` (all 286), `real-val`, `real-test`, `synthetic-train`, `synthetic-val` or
         `synthetic-test`.
-      check_files: look for missing files at once; otherwise reading a missing one fails.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["cleargrasp"] = "cleargrasp"
@@ -76,7 +75,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens ClearGrasp; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens ClearGrasp; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -91,7 +90,7 @@ def build(config: Config) -> Source:
 
 
 class ClearGrasp:
-    """Frames with a `tom_mask` besides depth."""
+    """Frames with depth and a `tom_mask`."""
 
     def __init__(self, config: Config):
         root = listing.require_folder(Path(config.root), "set root to the folder of ClearGrasp")
@@ -139,23 +138,25 @@ def read_intrinsics(path: str | Path, size: tuple[int, int]) -> np.ndarray:
 
     Raises:
       MissingFileError: if there is no such file.
-      DataError: if a number is missing, or the file is about images of another size.
+      DataError: if a number is missing, or the file is for images of another size.
     """
     text = io.read_text(path)
     values = dict(re.findall(r"^(\w+):\s*([\d.]+)", text, flags=re.MULTILINE))
     names = ("xres", "yres", "fx", "fy", "cx", "cy")
     if absent := [name for name in names if name not in values]:
-        raise DataError(f"{path} has no number {absent[0]!r}: damaged, or no camera intrinsics")
+        raise DataError(
+            f"{path} has no number {absent[0]!r}: damaged, or not a file of camera intrinsics"
+        )
     width, height, fx, fy, cx, cy = (float(values[name]) for name in names)
     if (height, width) != size:
         raise DataError(
-            f"{path} is about images of {height:g}x{width:g}, these are {size[0]}x{size[1]}"
+            f"{path} is for images of {height:g}x{width:g}, but these are {size[0]}x{size[1]}"
         )
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)
 
 
 def _synthetic_intrinsics(size: tuple[int, int]) -> np.ndarray:
-    """The principal point is the centre of the image."""
+    """Intrinsics with the principal point at the image centre."""
     height, width = size
     fx, fy = (
         side / 2 / math.tan(math.radians(angle) / 2)

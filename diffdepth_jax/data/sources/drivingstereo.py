@@ -1,7 +1,8 @@
-"""DrivingStereo: half-resolution driving images, of four weathers and of whole sequences.
+"""DrivingStereo: half-resolution driving images, by weather and as whole sequences.
 
-Layout, as the official archives unpack (https://drivingstereo-dataset.github.io), images about
-400x880; SEQUENCE is its start, as in 2018-10-19-09-30-39, and begins the name of every frame:
+Layout of the unpacked official archives (https://drivingstereo-dataset.github.io), with images of
+about 400x880. SEQUENCE is a start time, such as 2018-10-19-09-30-39, and prefixes every frame's
+name:
 
     root/{sunny,cloudy,foggy,rainy}/left-image-half-size/SEQUENCE_2018-10-19-09-31-36-438.jpg
     root/{sunny,cloudy,foggy,rainy}/depth-map-half-size/SEQUENCE_2018-10-19-09-31-36-438.png
@@ -11,8 +12,8 @@ Layout, as the official archives unpack (https://drivingstereo-dataset.github.io
     root/train-depth-map/SEQUENCE/*.png
     root/{calib,test-calib}/half-image-calib/SEQUENCE.txt      P_rect_101 of the left camera
 
-Depth is uint16 PNG, metres * 256, 0 where nothing was measured. Frames whose sequence has no
-calibration have intrinsics of NaN.
+Depth is uint16 PNG, metres * 256, 0 where unmeasured. Frames of sequences without calibration have
+NaN intrinsics.
 """
 
 import dataclasses
@@ -32,13 +33,13 @@ _HALF = ("left-image-half-size", "depth-map-half-size")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames, and where they are.
+    """Which frames to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
-      split: a weather (500 frames each), which becomes the frames' `condition`; `weathers`, all
-        four; `train` (174,431 frames of 38 sequences) or `test` (7,751 of 4), of condition "day".
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      root: the folder with the layout above.
+      split: a weather (500 frames each), which also sets `condition`; `weathers` for all four;
+          `train` (174,431 frames of 38 sequences) or `test` (7,751 of 4), with condition "day".
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["drivingstereo"] = "drivingstereo"
@@ -51,7 +52,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens DrivingStereo; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens DrivingStereo; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -91,7 +92,7 @@ def build(config: Config) -> FrameSource:
 
 
 def _folders(split: str, root: Path, remedy: str) -> list[tuple[Path, Path, str]]:
-    """Folders of images and of their depth, with their condition."""
+    """Folders of images and of their depth, with the condition."""
     if split == "train":
         images, depths = root / "train-left-image", root / "train-depth-map"
         listing.require_folder(images, remedy)

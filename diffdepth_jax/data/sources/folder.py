@@ -1,6 +1,6 @@
 """Your own data: a folder of images and depth maps, paired by name.
 
-Any layout does in which a pattern names the images and another one the depth maps, for example
+Works for any layout in which one pattern matches the images and another the depth maps, for example
 
     root/image/room_1/0001.jpg       images="image/*/*.jpg"
     root/depth/room_1/0001.png       depths="depth/*/*.png"      depth_scale=1000
@@ -8,14 +8,14 @@ Any layout does in which a pattern names the images and another one the depth ma
     root/kitchen/rgb_0001.png        images="*/rgb_*.png"
     root/kitchen/depth_0001.npy      depths="*/depth_*.npy"
 
-`*` stands for any part of a name and `**` for any number of folders. An image and a depth map
-belong together where the parts that their stars stand for are equal ("room_1" and "0001"), so both
-patterns have the same stars. The suffix may be `.*`: that of any image, or any depth map, if each
-frame has one file; other files (`Thumbs.db`) are passed over. Brackets and `?` mean themselves.
+`*` matches any part of a name and `**` any number of folders. An image and a depth map belong
+together if their stars match the same text ("room_1" and "0001"), so both patterns need the same
+stars. The suffix may be `.*` for any image or depth map suffix, if each frame has one file; other
+files (`Thumbs.db`) are ignored. Brackets and `?` are literal.
 
-Depth is along the optical axis, of the image's size: a 16-bit PNG, whose stored units
-`depth_scale` declares, or `.npy` (floating point) or OpenEXR in metres; 0, NaN and infinity mark
-what was not measured.
+Depth is along the optical axis and has the image's size: a 16-bit PNG with `depth_scale` stored
+units per metre, or `.npy` (floating point) or OpenEXR in metres; 0, NaN and infinity mark
+unmeasured pixels.
 """
 
 import dataclasses
@@ -35,27 +35,26 @@ from diffdepth_jax.errors import DataError, MissingFileError
 
 _LOG = logging.getLogger(__name__)
 
-DEPTH_RANGE = (1e-3, 80.0)  # metres; yours may be another
+DEPTH_RANGE = (1e-3, 80.0)  # metres; adjust to your data
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which files, and what their numbers mean.
+    """Which files to read, and what their values mean.
 
     Attributes:
       root: the folder that everything below is relative to.
-      split: `all`, or the path of a list file of the split's frames, one a line, each as the path
-        of its image relative to `root`.
+      split: `all`, or the path of a list file with one image path per line, relative to `root`.
       images: pattern of the images.
-      depths: pattern of the depth maps; None if there are none, for images to predict on.
-      depth_scale: stored units per metre of PNG depth, which must have it declared: 1000 for
-        millimetres, 256 for KITTI's. `.npy` and `.exr` are metres in any case.
+      depths: pattern of the depth maps; None if there are none, for prediction only.
+      depth_scale: stored units per metre, required for PNG depth: 1000 for millimetres, 256 for
+        KITTI. `.npy` and `.exr` are always in metres.
       intrinsics: (fx, fy, cx, cy) of all images, in pixels; the centre of the top-left pixel is
         (0, 0). None if unknown.
-      intrinsics_file: instead, a text file of nine numbers or a `.npy` [3 3]; or a pattern with the
-        same stars as `images`, for a file a frame.
+      intrinsics_file: alternatively, a text file of nine numbers or a `.npy` [3 3]; or a pattern
+        with the same stars as `images`, for one file per frame.
       condition: weather and light of all frames.
-      check_files: look for missing files at once; otherwise reading a missing one fails.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["folder"] = "folder"
@@ -72,16 +71,18 @@ class Config:
     def __post_init__(self) -> None:
         listing.require_split(self.split, ("all",), lists=True)
         if "*" not in self.images:
-            raise ValueError(f"images is {self.images!r}; it must have a star, as in image/*.png")
+            raise ValueError(
+                f"images is {self.images!r}; it must contain a star, for example image/*.png"
+            )
         for field in ("depths", "intrinsics_file"):
             pattern = getattr(self, field) or ""
             if "*" in pattern and len(_stars(pattern)) != len(_stars(self.images)):
                 raise ValueError(
-                    f"{field} is {pattern!r} and images {self.images!r}; they must have the same "
-                    "stars, which pair their files (a suffix .* does not count)"
+                    f"{field} is {pattern!r} and images is {self.images!r}; they must have the "
+                    "same stars, which pair the files (a suffix .* does not count)"
                 )
         if self.depths is not None and "*" not in self.depths:
-            raise ValueError(f"depths is {self.depths!r}; it must have the stars of images")
+            raise ValueError(f"depths is {self.depths!r}; it must have the same stars as images")
         if self.depth_scale is not None and not 0 < self.depth_scale < math.inf:
             raise ValueError(f"depth_scale is {self.depth_scale}; it must be positive")
         if self.intrinsics is not None and self.intrinsics_file is not None:
@@ -91,7 +92,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens a folder; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens a folder; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -121,13 +122,13 @@ def build(config: Config) -> listing.FrameSource:
         frames,
         functools.partial(_read, config),
         where=f"split {config.split!r} under {root}",
-        remedy=f"files are looked for as images={config.images!r}, depths={config.depths!r}",
+        remedy=f"the patterns are images={config.images!r}, depths={config.depths!r}",
         check_files=config.check_files,
     )
 
 
 def read_depth(path: str | Path, scale: float | None) -> np.ndarray:
-    """Depth float32 [h w] in metres, 0 where nothing was measured; see `io.read_depth_array`."""
+    """Depth float32 [h w] in metres, 0 where unmeasured; see `io.read_depth_array`."""
     depth = io.read_depth_array(path, scale)
     return np.where(np.isfinite(depth), depth, np.float32(0))
 
@@ -161,15 +162,15 @@ def _read(config: Config, frame: Frame, size: tuple[int, int]) -> tuple[np.ndarr
 
 
 def _stars(pattern: str) -> list[str]:
-    """The stars that pair files: all but that of a suffix `.*`."""
+    """The stars that pair files: all except that of a suffix `.*`."""
     return re.findall(r"\*\*/|\*", re.sub(r"\.\*$", "", pattern))
 
 
 def _matches(root: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[tuple[str, ...], str]:
-    """What the stars stand for -> path, of all files that match, in order.
+    """Text matched by the stars -> path, for all matching files, in order.
 
-    Files that cannot be used whatever they hold are left out, and the log says so: links to
-    nowhere or to themselves, and names that are not UTF-8, as ids go into text files.
+    Unusable files are left out with a warning: broken or circular links, and names that are not
+    UTF-8, because ids are written to text files.
     """
     body, suffix = re.fullmatch(r"(.*?)(\.\*)?", pattern).groups()
     regex = re.escape(body).replace(r"\*\*/", "((?:[^/]+/)*)").replace(r"\*", "([^/]*)")
@@ -186,12 +187,12 @@ def _matches(root: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[tuple[
             continue
         key = match.groups()
         if key in found:
-            raise DataError(f"{found[key]} and {path} are both of frame {key}: keep one of them")
+            raise DataError(f"{found[key]} and {path} both belong to frame {key}: keep one of them")
         found[key] = str(path)
     if unusable:
         _LOG.warning(
-            "%d files of %s are left out (links that lead nowhere, or names that are not UTF-8); "
-            "the first is %a",
+            "%d files of %s are left out (broken links, or names that are not UTF-8), starting "
+            "with %a",
             len(unusable),
             root,
             str(unusable[0]),
@@ -208,7 +209,7 @@ def _is_text(name: str) -> bool:
 
 
 def _filled(root: Path, pattern: str | None, key: tuple[str, ...]) -> str | None:
-    """The path that a pattern means for a frame."""
+    """The path of a frame's file according to a pattern."""
     if pattern is None:
         return None
     for part, star in zip(key, _stars(pattern), strict=False):
@@ -219,15 +220,15 @@ def _filled(root: Path, pattern: str | None, key: tuple[str, ...]) -> str | None
 def _listed(
     path: Path, root: Path, images: dict[tuple[str, ...], str]
 ) -> dict[tuple[str, ...], str]:
-    """The frames that a list names, in its order."""
+    """The frames in a list file, in its order."""
     keys = {Path(image): key for key, image in images.items()}
     chosen: dict[tuple[str, ...], str] = {}
     for number, line in listing.read_lines(path, "all"):
         image = root / line
         if image not in keys:
             raise MissingFileError(
-                f"{path}, line {number}: {image} does not exist, or is none of the images that "
-                "the pattern names"
+                f"{path}, line {number}: {image} does not exist or does not match the pattern of "
+                "images"
             )
         if keys[image] in chosen:
             raise DataError(f"{path}, line {number}: {line} occurs twice: list each frame once")

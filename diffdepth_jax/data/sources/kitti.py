@@ -1,7 +1,7 @@
-"""KITTI: camera images of the raw data with the depth of the depth benchmark.
+"""KITTI: camera images from the raw data with depth from the depth benchmark.
 
-Layout, as the official archives unpack (https://www.cvlibs.net/datasets/kitti), `root` being the
-folder of the raw data and `depth_root`, the same folder unless given, that of the depth:
+Layout of the unpacked official archives (https://www.cvlibs.net/datasets/kitti). `root` is the
+folder of the raw data and `depth_root` that of the depth, by default the same:
 
     root/2011_09_26/calib_cam_to_cam.txt                       (2011_09_26_calib.zip)
     root/2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000005.png   (..._sync.zip)
@@ -11,17 +11,17 @@ folder of the raw data and `depth_root`, the same folder unless given, that of t
     depth_root/depth_selection/test_depth_prediction_anonymous/{image,intrinsics}/0000000000.png
                                                                (data_depth_selection.zip)
 
-Also read: images converted to `.jpg`; drives directly under `depth_root`, without `train` and `val`
-(as BTS has them); images and calibration copied into the drives of `depth_root` (as NLSPN and
-DiffusionDepth prepare them); `data_depth_velodyne.zip` beside the annotated depth.
+Also supported: images converted to `.jpg`; drives directly under `depth_root`, without `train` and
+`val` (as in BTS); images and calibration copied into the drives of `depth_root` (as in NLSPN and
+DiffusionDepth); `data_depth_velodyne.zip` next to the annotated depth.
 
-Depth is uint16 PNG, metres * 256, 0 where nothing was measured (devkit of the depth benchmark).
-The size of the images differs between dates: 370x1224 to 376x1242. The stereo and object benchmarks
-are separate sources: `kitti_stereo`, `kitti_object`.
+Depth is uint16 PNG, metres * 256, 0 where unmeasured (devkit of the depth benchmark). Image size
+varies by date: 370x1224 to 376x1242. The stereo and object benchmarks are separate sources:
+`kitti_stereo`, `kitti_object`.
 
-Rendered scenes (`tools/render_scenes.py`) come in this layout with additions in a drive's folder:
-`condition.json`, which names its `condition`, "day-clear" elsewhere; and `category_02/data`, with a
-frame's materials in Booster's classes under the image's name.
+Rendered scenes (`tools/render_scenes.py`) use this layout with two additions in a drive's folder:
+`condition.json` sets its `condition` ("day-clear" without it), and `category_02/data` holds
+material maps in Booster's classes, named like the images.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
 from diffdepth_jax.errors import DataError, MissingFileError
 
-# Metres over which the field evaluates; the files themselves go a little farther.
+# Metres; the usual evaluation range. Depth in the files goes slightly beyond.
 DEPTH_RANGE = (1e-3, 80.0)
 CONDITION = "day-clear"
 
@@ -59,34 +59,33 @@ _DRIVE = r"\d{4}_\d{2}_\d{2}_drive_\d{4}_(?:sync|extract)"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames of KITTI, and where they are.
+    """Which frames of KITTI to read, and from where.
 
     Attributes:
       root: folder of the raw data.
-      split: one of these, or the path of a list file.
-        `train` and `val`: the folders of the depth benchmark; note that `train` holds most drives
-        of `eigen_test`.
-        `val_selection`: its 1000 validation frames at 352x1216. `test_anonymous`: its 500 test
-        images, whose depth is not published: it is 0 everywhere.
-        `eigen_train` and `eigen_test`: Eigen's division (`data/splits.py`); eigen_test are the 652
-        frames with annotated depth.
-        `zhou_train` and `zhou_val`: Zhou's division of the training drives; frames without depth
-        are left out and counted in `num_without_depth`.
+      split: one of the following, or the path of a list file. `train` and `val`: the folders of the
+        depth benchmark; note that `train` holds most drives of `eigen_test`. `val_selection`: its
+        1000 validation frames at 352x1216. `test_anonymous`: its 500 test images, with unpublished
+        depth (0 everywhere). `eigen_train` and `eigen_test`: Eigen's split (`data/splits.py`);
+        eigen_test has the 652 frames with annotated depth. `zhou_train` and `zhou_val`: Zhou's
+        split of the training drives; frames without depth are left out and counted in
+        `num_without_depth`.
       depth_root: folder of the depth; None for `root`.
       depth: folder under `proj_depth`: the annotated `groundtruth`, the single scans
-        `velodyne_raw`, or another one in the same format.
-      cameras: left and right colour camera; either or both. Lists and `eigen_test` name their own.
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+        `velodyne_raw`, or another folder in the same format.
+      cameras: the left and right colour cameras; either or both. Lists and `eigen_test` specify
+        their own.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
 
-    A list file has one entry a line, in any of the field's forms:
+    A list file has one entry per line, in any of the usual forms:
 
         2011_09_26/2011_09_26_drive_0002_sync/image_02/data/0000000069.png DEPTH_PNG 721.5377
         2011_09_26/2011_09_26_drive_0002_sync 69 l
         2011_09_26_drive_0002_sync
 
-    that is image, depth and focal length (BTS, AdaBins, Marigold), where `None` for the depth says
-    that the frame has none: it is left out and counted in `num_without_depth`; drive, frame with
-    or without leading zeros, and side (monodepth2); or a drive, meaning every frame with depth.
+    that is: image, depth and focal length (BTS, AdaBins, Marigold), where `None` means no depth,
+    and the frame is left out and counted in `num_without_depth`; drive, frame with or without
+    leading zeros, and side (monodepth2); or a drive, for all its frames with depth.
     """
 
     name: Literal["kitti"] = "kitti"
@@ -104,15 +103,14 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens KITTI; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens KITTI; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
 def build(config: Config) -> FrameSource:
     """Opens the frames that a config names.
 
-    `intrinsics` are all NaN for the drives that have no `calib_cam_to_cam.txt`, and a warning in
-    the log says so.
+    `intrinsics` are all NaN for drives without `calib_cam_to_cam.txt`, with a warning in the log.
 
     Raises:
       MissingFileError: if a folder, list, image or depth map is missing.
@@ -132,7 +130,7 @@ def build(config: Config) -> FrameSource:
             f"({num_without_depth} listed without depth)"
         )
     remedy = (
-        "complete the download, or leave the frames out by a list file (None in place of their "
+        "complete the download, or exclude the frames with a list file (None instead of their "
         "depth)"
     )
     return FrameSource(
@@ -146,7 +144,7 @@ def build(config: Config) -> FrameSource:
 
 
 class _Wanted(NamedTuple):
-    """An entry of a split; frame None stands for every frame with depth."""
+    """An entry of a split; frame None means all frames with depth."""
 
     drive: str
     camera: str
@@ -163,7 +161,7 @@ class _Folder(NamedTuple):
     intrinsics: np.ndarray
     condition: str
     categories: Path
-    classified: frozenset[str]  # names of the frames with a map of materials
+    classified: frozenset[str]  # names of the frames with a material map
 
 
 def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -174,11 +172,10 @@ def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _raw_frames(config: Config) -> tuple[list[Frame], int]:
-    """The frames of the raw data in a split, and how many of it have no depth."""
+    """The frames of the raw data in a split, and the number of those without depth."""
     listing.require_folder(
         Path(config.root),
-        "set root to the folder of the KITTI raw data, the one that holds 2011_09_26 and the other "
-        "dates",
+        "set root to the folder of the KITTI raw data, which holds 2011_09_26 and the other dates",
     )
     wanted, num_without_depth = _wanted(config)
     folders: dict[tuple[str, str], _Folder] = {}
@@ -207,7 +204,7 @@ def _raw_frames(config: Config) -> tuple[list[Frame], int]:
     )
     if uncalibrated:
         logging.getLogger(__name__).warning(
-            "no calib_cam_to_cam.txt for %d drives, the first is %s: their intrinsics are NaN",
+            "no calib_cam_to_cam.txt for %d drives, starting with %s: their intrinsics are NaN",
             len(uncalibrated),
             uncalibrated[0],
         )
@@ -215,13 +212,13 @@ def _raw_frames(config: Config) -> tuple[list[Frame], int]:
 
 
 def _wanted(config: Config) -> tuple[list[_Wanted], int]:
-    """The entries of a split, and how many it names as having no depth."""
+    """The entries of a split, and how many it lists without depth."""
     if config.split in ("train", "val"):
         depth_root = Path(config.depth_root or config.root)
         folder = listing.require_folder(
             depth_root / config.split,
-            f"unpack KITTI's data_depth_annotated.zip into {depth_root}, or set depth_root to "
-            "where its train and val folders are",
+            f"unpack KITTI's data_depth_annotated.zip into {depth_root}, or set depth_root to the "
+            "folder that holds its train and val",
         )
         drives = listing.folder_names(folder)
         return [
@@ -265,8 +262,8 @@ def _listed(config: Config) -> tuple[list[_Wanted], int]:
             wanted += [_Wanted(drive[0], camera, None) for camera in config.cameras]
         else:
             raise DataError(
-                f"{config.split}, line {number}: {line!r} is none of 'IMAGE DEPTH [FOCAL]', "
-                "'DATE/DRIVE FRAME l|r' and 'DRIVE'"
+                f"{config.split}, line {number}: {line!r} is not 'IMAGE DEPTH [FOCAL]', "
+                "'DATE/DRIVE FRAME l|r' or 'DRIVE'"
             )
     return wanted, num_without_depth
 
@@ -293,7 +290,7 @@ def _folder(config: Config, drive: str, camera: str) -> _Folder:
     )
     calibrations = (date / "calib_cam_to_cam.txt", prepared / "calib_cam_to_cam.txt")
     calibration = next((path for path in calibrations if path.is_file()), None)
-    # Rectified: all of the image is seen through the left 3x3 of this camera's matrix.
+    # Images are rectified, so intrinsics are the left 3x3 of this camera's matrix.
     intrinsics = (
         listing.UNKNOWN
         if calibration is None

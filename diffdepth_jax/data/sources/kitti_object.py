@@ -1,6 +1,6 @@
-"""KITTI object: the images of the detection benchmark with their lidar scans, projected here.
+"""KITTI object: images of the detection benchmark, with depth from their projected lidar scans.
 
-Layout, as the official archives unpack (https://www.cvlibs.net/datasets/kitti, object):
+Layout of the unpacked official archives (https://www.cvlibs.net/datasets/kitti, object):
 
     root/training/image_2/000000.png       left colour camera   (data_object_image_2.zip)
     root/training/velodyne/000000.bin      float32 [n 4]: x, y, z, reflectance
@@ -9,9 +9,9 @@ Layout, as the official archives unpack (https://www.cvlibs.net/datasets/kitti, 
                                                                 (data_object_calib.zip)
     root/testing/...                       the same
 
-Depth is z in the frame of camera 2, metres, 0 where no point falls: one scan, about 4% of the
-pixels. A pixel takes the point nearest to the camera (`geometry.projected_depth`). The frames come
-from the drives of the raw data, so do not evaluate on what was trained on.
+Depth is z in camera 2 coordinates, in metres, 0 where no point falls: a single scan covers about 4%
+of the pixels. A pixel keeps the point nearest to the camera (`geometry.projected_depth`). The
+frames come from the drives of the raw data, so make sure not to evaluate on training drives.
 """
 
 import dataclasses
@@ -30,12 +30,12 @@ _FOLDERS = {"train": "training", "test": "testing"}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames, and where they are.
+    """Which frames to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
+      root: the folder with the layout above.
       split: `train` (7,481 frames) or `test` (7,518, without boxes but with scans).
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["kitti_object"] = "kitti_object"
@@ -48,7 +48,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens KITTI object; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens KITTI object; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 

@@ -1,11 +1,11 @@
 """KITTI 2012 and 2015: the images of the stereo and flow benchmarks.
 
-They serve as clean images from which adverse conditions are generated; the disparity of the
-training images is read on request. Layout, as the official archives unpack
-(https://www.cvlibs.net/datasets/kitti), `root` being the folder of one of the two:
+Used as clean images to generate adverse conditions from; the disparity of the training images is
+read on request. Layout of the unpacked official archives (https://www.cvlibs.net/datasets/kitti);
+`root` is the folder of one of the two benchmarks:
 
     2012 (data_stereo_flow.zip, data_stereo_flow_calib.zip; 194 training and 195 test frames)
-    root/{training,testing}/colored_0/000000_10.png    left colour image (_11: the next in time)
+    root/{training,testing}/colored_0/000000_10.png    left colour image (_11: the next frame)
     root/training/{disp_occ,disp_noc}/000000_10.png
     root/{training,testing}/calib/000000.txt           P0, P1, P2, P3
 
@@ -14,7 +14,7 @@ training images is read on request. Layout, as the official archives unpack
     root/training/{disp_occ_0,disp_noc_0}/000000_10.png
     root/{training,testing}/calib_cam_to_cam/000000.txt    P_rect_02, P_rect_03
 
-Disparity is uint16 PNG, pixels * 256, 0 where nothing was measured (their devkits).
+Disparity is uint16 PNG, pixels * 256, 0 where unmeasured (their devkits).
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _FOLDERS = {"train": "training", "test": "testing"}
 
 
 class _Year(NamedTuple):
-    """How a benchmark names its things; `cameras` are those that its disparity belongs to."""
+    """Names used by a benchmark; `cameras` are those that its disparity belongs to."""
 
     images: str
     disparity: str
@@ -40,8 +40,8 @@ class _Year(NamedTuple):
     cameras: tuple[str, str]
 
 
-# The disparity of 2012 was made for the grey cameras; rectification gives all four the same
-# intrinsics, so the field reads the colour image of the same side with it.
+# The disparity of 2012 is for the grey cameras; all four have the same intrinsics after
+# rectification, so it is commonly used with the colour image of the same side.
 _YEARS = {
     2012: _Year("colored_0", "disp_{}", "calib", ("P0", "P1")),
     2015: _Year("image_2", "disp_{}_0", "calib_cam_to_cam", ("P_rect_02", "P_rect_03")),
@@ -50,17 +50,17 @@ _YEARS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames, and where they are.
+    """Which frames to read, and from where.
 
     Attributes:
       root: the folder that holds training and testing of one benchmark.
       split: `train` or `test`; the depth of `test` is withheld.
       year: which benchmark.
-      depth: `none`, images alone (depth is 0 everywhere); `occ`, depth from the disparity of all
-        pixels, `noc`, of those that both cameras see. Of `test` there is `none` only.
-      second_frames: also the images `_11`, the next in time; they have no disparity, so with
-        depth `none` only.
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      depth: `none`, images only (depth is 0 everywhere); `occ`, depth from the disparity of all
+        pixels; `noc`, of pixels that both cameras see. `test` only supports `none`.
+      second_frames: also read the next frames, `_11`; they have no disparity, so depth must be
+        `none`.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["kitti_stereo"] = "kitti_stereo"
@@ -85,12 +85,12 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens KITTI 2012 or 2015; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens KITTI 2012 or 2015; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names; `intrinsics` are NaN where there is no calibration.
+    """Opens the frames that a config names; `intrinsics` are NaN if there is no calibration.
 
     Raises:
       MissingFileError: if a folder, image or disparity is missing, or, with depth, a calibration.

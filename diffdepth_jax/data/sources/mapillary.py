@@ -1,7 +1,7 @@
-"""Mapillary Vistas: street images of the whole world, any camera, weather and time of day.
+"""Mapillary Vistas: street images from all over the world, any camera, weather and time of day.
 
-They serve as images from which adverse conditions are generated; there is no depth (0 everywhere)
-and no calibration (intrinsics are NaN). Layout, as the official archive unpacks
+Used as clean images to generate adverse conditions from. There is no depth (0 everywhere) and no
+calibration (intrinsics are NaN). Layout of the unpacked official archive
 (https://www.mapillary.com/dataset/vistas, the same in versions 1.2 and 2.0):
 
     root/training/images/*.jpg        18,000, of any size
@@ -19,18 +19,18 @@ from diffdepth_jax.data import listing
 from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
 
-DEPTH_RANGE = (1e-3, 80.0)  # metres, for depth that is made from the images
+DEPTH_RANGE = (1e-3, 80.0)  # metres, for depth predicted from the images
 _FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which images, and where they are.
+    """Which images to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
+      root: the folder with the layout above.
       split: `train`, `val` or `test`.
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["mapillary"] = "mapillary"
@@ -43,7 +43,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens Mapillary Vistas; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens Mapillary Vistas; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 

@@ -1,4 +1,4 @@
-"""Several sources mixed by weight: rendered pairs, physical pairs, clear frames.
+"""Several sources mixed by weight, for example rendered pairs, physical pairs and clear frames.
 
     config.data.train.source = {
         "name": "mixture",
@@ -9,9 +9,9 @@
         },
     }
 
-An epoch has every frame of every part at least once. Where a part's weight asks for more frames
-than it has, they are repeated evenly; which ones come once more than the rest is drawn from the
-seed. All parts have labels of one kind: metric depth or relative disparity.
+An epoch has every frame of every part at least once. If a part's weight needs more frames than it
+has, frames are repeated evenly; the seed decides which are used once more than the rest. All parts
+must have the same kind of label: metric depth or relative disparity.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from diffdepth_jax.config import choice
 from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source, build_source
 
-DEPTH_RANGE = (1e-3, 80.0)  # metres; those of the parts may be others
+DEPTH_RANGE = (1e-3, 80.0)  # metres; parts may have different ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Part:
 
     Attributes:
       source: `name` and the fields of that source's `Config`.
-      weight: this part's share of the samples, relative to the other weights; None, for all parts
-        or for none, makes the shares proportional to the parts' sizes.
-      clean: its images are clean ones: each also serves as its own `clean_image`.
+      weight: this part's share of the samples, relative to the other weights. If None for all
+          parts, shares are proportional to the parts' sizes.
+      clean: whether its images are clean: each then also serves as its own `clean_image`.
     """
 
     source: Any = choice("source")
@@ -46,18 +46,20 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.weight is not None and not 0 < self.weight < math.inf:
-            raise ValueError(f"weight is {self.weight}; it must be positive: leave the part out")
+            raise ValueError(
+                f"weight is {self.weight}; it must be positive: to disable a part, leave it out"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which sources, and how much of each.
+    """Which sources to mix, and with which weights.
 
     Attributes:
-      parts: the parts by names of your choice; ids begin with the name.
-      seed: decides which frames are repeated once more than the others of their part.
-      clean_images: have the parts read their clean images too, see `adverse`.
-      check_files: look for missing files at once; otherwise reading a missing one fails.
+      parts: the parts by name; names are free and prefix the ids.
+      seed: decides which frames of a part are repeated once more than the others.
+      clean_images: let the parts read their clean images too, see `adverse`.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["mixture"] = "mixture"
@@ -72,21 +74,21 @@ class Config:
         for name in self.parts:
             if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
                 raise ValueError(
-                    f"parts has {name!r}, which ids, and so file names, begin with: use letters, "
+                    f"parts has {name!r}, but names prefix ids and file names: use only letters, "
                     "digits, -, _ and ."
                 )
         weighted = [name for name, part in self.parts.items() if part.weight is not None]
         if weighted and len(weighted) < len(self.parts):
             absent = next(name for name in self.parts if name not in weighted)
             raise ValueError(
-                f"parts[{absent!r}] has no weight, but others do: give all parts a weight or none"
+                f"parts[{absent!r}] has no weight, but others do: give all parts a weight, or none"
             )
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must not be negative")
 
 
 def build(config: Config) -> "Mixture":
-    """Opens all parts; raises as they do."""
+    """Opens all parts; raises the errors that they raise."""
     on_error = "raise" if config.check_files else "skip"
     # Sorted, so that the order in the config does not matter.
     sources = {
@@ -97,10 +99,10 @@ def build(config: Config) -> "Mixture":
 
 
 class Mixture:
-    """The samples of all parts, part after part in the order of their names.
+    """The samples of all parts, part by part in the order of their names.
 
     Attributes:
-      counts: how many samples of an epoch come from each part.
+      counts: number of samples from each part in an epoch.
       examples: the index of the first sample of each part.
     """
 
@@ -113,7 +115,7 @@ class Mixture:
         weights = np.array([part.weight or 0.0 for part in parts])
         if not weights.any():
             weights = sizes.astype(np.float64)
-        # Just enough that every part is used whole at least once.
+        # Just enough to use every frame of every part at least once.
         counts = np.rint(weights * (sizes / weights).max()).astype(int)
         self.counts = dict(zip(self._names, counts.tolist(), strict=True))
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -135,7 +137,7 @@ class Mixture:
 
     @property
     def frames(self) -> Sequence[Frame]:
-        """The files of all samples; empty where a part does not list its own."""
+        """The files of all samples; empty if any part does not list its files."""
         listed = all(getattr(source, "frames", ()) for source in self._sources)
         return _Frames(self) if listed else ()
 
@@ -146,7 +148,7 @@ class Mixture:
         return dataclasses.replace(frame, id=self._id(part, frame.id, copy))
 
     def _place(self, index: int) -> tuple[int, int, int]:
-        """A sample's part, its frame there, and how often that frame came before."""
+        """A sample's part, its frame in the part, and how often that frame came before."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -164,7 +166,7 @@ class Mixture:
 
 
 class _Frames(Sequence[Frame]):
-    """The frames of a mixture, made when they are asked for."""
+    """The frames of a mixture, created on demand."""
 
     def __init__(self, mixture: Mixture):
         self._mixture = mixture

@@ -1,20 +1,21 @@
-"""nuScenes: camera keyframes with the lidar scan of the same sample, projected here.
+"""nuScenes: camera keyframes, with depth from the projected lidar scan of the same sample.
 
-Layout, as the official archives unpack (https://www.nuscenes.org/nuscenes):
+Layout of the unpacked official archives (https://www.nuscenes.org/nuscenes):
 
     root/v1.0-trainval/{scene,sample,sample_data,ego_pose,calibrated_sensor,sensor}.json
                                   (v1.0-trainval_meta.tgz; v1.0-test and v1.0-mini are the same)
     root/samples/CAM_FRONT/*.jpg          900x1600     (v1.0-trainval01_blobs.tgz ... 10)
     root/samples/LIDAR_TOP/*.pcd.bin      float32 [n 5]: x, y, z, intensity, ring
 
-The tables are read row by row: of their millions of rows (sample_data of trainval has 2.6 million)
-only those of the wanted keyframes stay in memory. Opening trainval takes about half a minute.
+The tables are read row by row, and only rows of the selected keyframes stay in memory (sample_data
+of trainval has 2.6 million rows). Opening trainval takes about half a minute.
 
-Points go from the lidar to the car at the scan's time, to the world, to the car at the image's
-time, to the camera: the car moves in between. Depth is z in the camera's frame, metres, 0 where no
-point falls; a pixel takes the point nearest to the camera. `condition` comes from the scene's
-description: "night" in it makes night, "rain" rain: day-clear, day-rain, night-clear, night-rain;
-the scenes of `test` have no description: unknown.
+Because the car moves between scan and image, points are transformed from the lidar to the car at
+the scan's time, to the world, to the car at the image's time, and to the camera. Depth is z in
+camera coordinates, in metres, 0 where no point falls; a pixel keeps the point nearest to the
+camera. `condition` is day-clear, day-rain, night-clear or night-rain, depending on whether the
+scene's description contains "night" and "rain", and unknown for the scenes of `test`, which have no
+description.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ from diffdepth_jax.data.sources import Source
 from diffdepth_jax.data.splits import NUSCENES
 from diffdepth_jax.errors import DataError
 
-DEPTH_RANGE = (0.1, 80.0)  # metres, of the evaluation of md4all
+DEPTH_RANGE = (0.1, 80.0)  # metres, as in md4all's evaluation
 CONDITIONS = ("day-clear", "day-rain", "night-clear", "night-rain", "unknown")
 
 Camera = Literal[
@@ -54,20 +55,20 @@ _VERSIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames, and where they are.
+    """Which frames to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
-      split: an official one: `train` (700 scenes), `val` (150 scenes, 6,019 samples), `test` (150),
-        `mini_train` (8), `mini_val` (2); or the path of a list file, each line the name of a scene
-        or the token of a sample.
-      version: folder of the tables; None for the one of the official split, v1.0-trainval with a
+      root: the folder with the layout above.
+      split: an official split: `train` (700 scenes), `val` (150 scenes, 6,019 samples), `test`
+        (150), `mini_train` (8), `mini_val` (2); or the path of a list file with a scene name or
+        sample token per line.
+      version: folder of the tables; None for that of the official split, or v1.0-trainval for a
         list.
       cameras: which of the six.
-      conditions: keep the frames of these conditions only; empty for all.
-      projection: `nearest` as above; `devkit` as nuScenes' devkit and md4all project
-        (`geometry.projected_depth`), for numbers beside theirs.
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      conditions: only use frames with these conditions; empty for all.
+      projection: `nearest` as above; `devkit` as in nuScenes' devkit and md4all
+        (`geometry.projected_depth`), for comparable results.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["nuscenes"] = "nuscenes"
@@ -90,7 +91,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens nuScenes; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens nuScenes; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -128,7 +129,8 @@ def build(config: Config) -> FrameSource:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Keyframe(Frame):
-    """Attributes: camera_from_lidar: [4 4], through both poses of the car; size: of the image."""
+    """camera_from_lidar: [4 4], through both poses of the car. size: (height, width) of the
+    image."""
 
     camera_from_lidar: np.ndarray = dataclasses.field(kw_only=True)
     size: tuple[int, int] = dataclasses.field(kw_only=True)
@@ -141,8 +143,8 @@ class _Reader:
     def __call__(self, frame: _Keyframe, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         if size != frame.size:
             raise DataError(
-                f"{frame.image} is {size[0]}x{size[1]}, the tables say {frame.size[0]}x"
-                f"{frame.size[1]}: its intrinsics are not known; take the original image"
+                f"{frame.image} is {size[0]}x{size[1]}, but the tables say {frame.size[0]}x"
+                f"{frame.size[1]}, so its intrinsics are unknown: use the original image"
             )
         points = io.read_points(frame.depth, 5)[:, :3]
         points = geometry.transform_points(frame.camera_from_lidar, points)
@@ -151,7 +153,7 @@ class _Reader:
 
 
 def _wanted_samples(config: Config, tables: Path) -> dict[str, str]:
-    """Token -> condition of the samples of a split, in the order of their table."""
+    """Token -> condition for the samples of a split, in the order of the table."""
     scenes = {
         scene["token"]: (scene["name"], _condition(scene["description"]))
         for scene in _rows(tables, "scene", ("token", "name", "description"))
@@ -171,8 +173,8 @@ def _wanted_samples(config: Config, tables: Path) -> dict[str, str]:
     if missing := sorted(listed - found):
         if config.split not in NUSCENES or not found:
             raise DataError(
-                f"{missing[0]} and {len(missing) - 1} others of split {config.split!r} are neither "
-                f"scenes nor samples of {tables}: take the tables that belong to the split"
+                f"{missing[0]} and {len(missing) - 1} other entries of split {config.split!r} are "
+                f"neither scenes nor samples of {tables}: use the tables that match the split"
             )
         logging.getLogger(__name__).warning(
             "%s has %d of the %d scenes of split %s", tables, len(found), len(listed), config.split
@@ -247,7 +249,7 @@ def _intrinsics(tables: Path, row: dict[str, Any]) -> np.ndarray:
 def _recordings(
     config: Config, tables: Path, samples: Container[str], mountings: dict[str, dict[str, Any]]
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """(sample, channel) -> what the lidar and the wanted cameras recorded at the keyframes."""
+    """(sample, channel) -> keyframe records of the lidar and the selected cameras."""
     channels = {
         row["token"]: row["channel"] for row in _rows(tables, "sensor", ("token", "channel"))
     }

@@ -1,40 +1,40 @@
 """NYU Depth V2: indoor images with Kinect depth, 480x640.
 
-Four layouts are read, chosen by `layout`:
+Four layouts are supported, selected by `layout`:
 
-`h5`, the files of sparse-to-dense (Ma and Karaman, 2018; nyudepthv2.tar.gz), that DiffusionDepth
+`h5`, the files of sparse-to-dense (Ma and Karaman, 2018; nyudepthv2.tar.gz), which DiffusionDepth
 was trained on; each holds `rgb` uint8 [3 h w] and `depth` float32 [h w] in metres:
 
     root/train/basement_0001a/00001.h5
     root/val/official/00001.h5                       (the 654 official test frames)
 
-`sync`, the files of BTS (Lee et al., 2019), depth as uint16 PNG in millimetres:
+`sync`, the files of BTS (Lee et al., 2019), with depth as uint16 PNG in millimetres:
 
     root/sync/basement_0001a/{rgb_00000.jpg,sync_depth_00000.png}
     root/official_splits/test/bathroom/{rgb_00045.jpg,sync_depth_00045.png}   (the same 654)
 
-`mat`, the labelled part as its authors publish it (https://cs.nyu.edu/~silberman): HDF5 with
-`images` uint8 [n 3 w h], `depths` and `rawDepths` float32 [n w h] in metres, and the numbers of the
+`mat`, the labelled part as published by its authors (https://cs.nyu.edu/~silberman): HDF5 with
+`images` uint8 [n 3 w h], `depths` and `rawDepths` float32 [n w h] in metres, and the indices of the
 795 training and 654 test frames, counted from 1:
 
     root/nyu_depth_v2_labeled.mat
     root/splits.mat                                  (trainNdxs, testNdxs)
 
-`tfds`, the `h5` files as tensorflow-datasets' builder `nyu_depth_v2` writes them in its file format
-array_record (`tfds build nyu_depth_v2 --file_format=array_record`); `root` is its data folder or
-the folder of a version. Depth is float16 there, metres. TensorFlow is not needed to read them:
+`tfds`, the `h5` files as written by tensorflow-datasets' builder `nyu_depth_v2` in array_record
+format (`tfds build nyu_depth_v2 --file_format=array_record`); `root` is its data folder or a
+version's folder. Depth is float16 in metres. Reading them does not need TensorFlow:
 
     root/nyu_depth_v2/0.0.1/{dataset_info.json,features.json,nyu_depth_v2-train.array_record-*}
 
-Depth is 0 where nothing was measured; `depths` and the `h5` files are filled in by their authors.
-Colour frames have a white border of a few pixels, which BTS painted black.
+Depth is 0 where unmeasured; `depths` and the `h5` files were filled in by their authors. Colour
+frames have a white border of a few pixels, which BTS painted black.
 
 Intrinsics are the toolbox's at 480x640 and all NaN at other sizes.
 
-Rendered rooms (`tools/render_scenes.py`) come in the `sync` layout, with additions: a folder
-`official_splits/val`; in a scene's folder `intrinsics.txt`, nine numbers, row by row, and
-`condition.json`, which names its `condition`, for all frames there; and `mask_cat_00000.png`, a
-frame's materials in Booster's classes.
+Rendered rooms (`tools/render_scenes.py`) use the `sync` layout with additions: a folder
+`official_splits/val`; in a scene's folder `intrinsics.txt` (nine numbers, row by row) and
+`condition.json`, which sets `condition`, for all its frames; and `mask_cat_00000.png`, a frame's
+material map in Booster's classes.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ from diffdepth_jax.errors import DataError, MissingFileError
 DEPTH_RANGE = (1e-3, 10.0)  # metres
 CONDITION = "indoor"
 
-# Colour camera of the data set's Kinect, at 480x640: fx_rgb, fy_rgb, cx_rgb and cy_rgb of the
-# authors' toolbox (camera_params.m). Depth is registered to this camera.
+# The Kinect's colour camera at 480x640: fx_rgb, fy_rgb, cx_rgb and cy_rgb from the authors' toolbox
+# (camera_params.m). Depth is registered to this camera.
 INTRINSICS = np.array(
     [
         [518.85790117450188, 0, 325.58244941119034],
@@ -74,17 +74,17 @@ _FOLDERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames of NYU, and where they are.
+    """Which frames of NYU to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
-      split: `train`, `test`, `val` of rendered rooms, or the path of a list file: one frame a
-        line, `FILE.h5` or `IMAGE DEPTH_PNG [FOCAL]` (BTS's lists), with paths relative to `root`; a
-        leading slash is ignored. BTS's training list wants root to be its `sync` folder.
-      layout: `h5`, `sync`, `mat` or `tfds`; with a list file the lines decide.
-      mat_depth: of the labelled part: `depths`, filled in, or `rawDepths`, as measured, which is
-        what BTS's test frames hold.
-      check_files: look for missing files at once; otherwise reading a missing one fails.
+      root: the folder with the layout above.
+      split: `train`, `test`, `val` (rendered rooms only), or the path of a list file with one frame
+        per line, `FILE.h5` or `IMAGE DEPTH_PNG [FOCAL]` (BTS's lists), with paths relative to
+        `root`; a leading slash is ignored. For BTS's training list, root must be its `sync` folder.
+      layout: `h5`, `sync`, `mat` or `tfds`; with a list file, its lines decide.
+      mat_depth: for the labelled part: `depths` (filled in) or `rawDepths` (as measured, like BTS's
+        test frames).
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["nyu"] = "nyu"
@@ -100,7 +100,7 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens NYU; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens NYU; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -118,7 +118,7 @@ def build(config: Config) -> Source:
 
 
 class Nyu:
-    """Frames in files of their own: the layouts `h5` and `sync`, and lists."""
+    """Frames in separate files: the layouts `h5` and `sync`, and lists."""
 
     def __init__(self, config: Config):
         self._root = Path(config.root)
@@ -130,11 +130,13 @@ class Nyu:
         ]
         where = f"split {config.split!r} under {self._root}"
         if not self.frames:
-            raise DataError(f"no frames for {where}: the {config.layout!r} files have other names")
+            raise DataError(
+                f"no frames for {where}: files of layout {config.layout!r} have other names"
+            )
         listing.require_unique((frame.id for frame in self.frames), where)
         if config.check_files:
             paths = [path for frame in self.frames for path in frame.files]
-            remedy = "complete the download or leave the frames out by a list file"
+            remedy = "complete the download, or exclude the frames with a list file"
             listing.require_files(paths, where, remedy)
 
     def __len__(self) -> int:
@@ -195,7 +197,7 @@ class Nyu:
 
 
 class Labelled:
-    """The 1449 frames of `nyu_depth_v2_labeled.mat`; ids count them from 0, as BTS does."""
+    """The 1449 frames of `nyu_depth_v2_labeled.mat`; ids count from 0, as in BTS."""
 
     def __init__(self, config: Config):
         self._file = Path(config.root) / "nyu_depth_v2_labeled.mat"
@@ -206,7 +208,7 @@ class Labelled:
         (numbers,) = io.read_mat(splits, (f"{config.split}Ndxs",))
         self._indices = numbers.ravel().astype(int) - 1
         if not self._indices.size or self._indices.min() < 0:
-            raise DataError(f"{splits}: {config.split}Ndxs must be numbers from 1, not {numbers}")
+            raise DataError(f"{splits}: {config.split}Ndxs must be indices from 1, not {numbers}")
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -218,7 +220,7 @@ class Labelled:
             raise DataError(
                 f"{self._file}: images must be uint8 [n 3 w h], not {image.dtype} {image.shape}"
             )
-        # MATLAB counts the axes from the other end.
+        # MATLAB stores axes in reverse order.
         return _sample(image.T, depth.T.astype(np.float32), f"{frame:05d}", (self._file,))
 
 
@@ -226,7 +228,7 @@ class Tfds:
     """The frames of tensorflow-datasets' `nyu_depth_v2`."""
 
     def __init__(self, config: Config):
-        import tensorflow_datasets as tfds  # Only here: half a second to import.
+        import tensorflow_datasets as tfds  # imported here, as it takes half a second
 
         root = Path(config.root)
         versions = sorted(root.glob("nyu_depth_v2/*/dataset_info.json"))
@@ -238,7 +240,7 @@ class Tfds:
                 "--file_format=array_record`"
             )
         split = {"train": "train", "test": "validation"}[config.split]
-        # What it raises on damaged or unsuitable files are errors of four libraries.
+        # For damaged or unsuitable files, errors of four libraries can occur.
         try:
             builder = tfds.builder_from_directory(self._folder)
             self._frames: Sequence[Any] = builder.as_data_source(split)
@@ -265,7 +267,7 @@ class Tfds:
 
 
 def _sample(image: np.ndarray, depth: np.ndarray, name: str, files: Sequence[Path]) -> Sample:
-    """A frame that was read from `files`, checked."""
+    """Checks and returns a frame that was read from `files`."""
     io.check_sample(image, depth, files[0], files[-1])
     return Sample(
         image=np.ascontiguousarray(image),

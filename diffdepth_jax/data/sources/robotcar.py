@@ -1,24 +1,24 @@
-"""Oxford RobotCar as md4all prepares it: undistorted images and lidar points gathered over time.
+"""Oxford RobotCar as prepared by md4all: undistorted images and accumulated lidar points.
 
-Layout of the repository md4all/md4all (README, resources/robotcar_file_tree.png), after its two
-preparing scripts; SCENE is 2014-12-09-13-21-02 (day) or 2014-12-16-18-44-24 (night):
+Layout of the repository md4all/md4all (README, resources/robotcar_file_tree.png) after running its
+two preparation scripts; SCENE is 2014-12-09-13-21-02 (day) or 2014-12-16-18-44-24 (night):
 
     root/SCENE/stereo/left/1418132504537582.png     960x1280 RGB, demosaiced and undistorted
     root/SCENE/lms_front_synchronized/vo/time_margin=+-4.0e+06/1418132504537582.pcd.bin
     root/models/stereo_wide_left.txt                intrinsics, from the data set's SDK
-    root/splits/SCENE_test.txt                      the timestamp is the first word of a line
-    root/splits/SCENE_{train,val}_stride_1.txt      previous, this and next timestamp
+    root/splits/SCENE_test.txt                      a line's first word is the timestamp
+    root/splits/SCENE_{train,val}_stride_1.txt      previous, current and next timestamp
     root/filter/filter_train_samples.txt            timestamps
 
 The raw recordings come from https://robotcar-dataset.robots.ox.ac.uk, the lists from md4all's
-authors; they cannot be committed here. A point cloud is float32 [3 n], one coordinate after the
-other, in the vehicle's axes at the camera; the front laser's scans of 4 s before and after the
-image are gathered by visual odometry. Depth is z in the camera's frame, metres, 0 where no point
-falls; a pixel takes the point nearest to the camera. md4all computes clouds for val and test only:
-the frames of `train` are images alone, whose depth is 0 everywhere.
+authors; neither can be included here. A point cloud is float32 [3 n], one coordinate after the
+other, in vehicle axes at the camera; it accumulates the front laser's scans from 4 s before to 4 s
+after the image by visual odometry. Depth is z in camera coordinates, in metres, 0 where no point
+falls; a pixel keeps the point nearest to the camera. md4all only computes clouds for val and test:
+frames of `train` have no depth (0 everywhere).
 
-The evaluation crops to the upper 768 of the 960 rows; the source gives whole images. (md4all also
-drops the points nearer than half a pixel to the image's border; here they count.)
+md4all's evaluation crops to the upper 768 of the 960 rows; this source returns whole images.
+(md4all also drops points less than half a pixel from the image border; here they count.)
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from diffdepth_jax.data.listing import Frame, FrameSource
 from diffdepth_jax.data.sources import Source
 from diffdepth_jax.errors import DataError
 
-DEPTH_RANGE = (0.1, 50.0)  # metres, of the evaluation of md4all
+DEPTH_RANGE = (0.1, 50.0)  # metres, as in md4all's evaluation
 SCENES = {"2014-12-09-13-21-02": "day-clear", "2014-12-16-18-44-24": "night-clear"}
 _LISTS = {
     "train": "{}_train_stride_1.txt",
@@ -45,15 +45,15 @@ _CLOUDS = "lms_front_synchronized/vo/time_margin=+-4.0e+06"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which frames, and where they are.
+    """Which frames to read, and from where.
 
     Attributes:
-      root: the folder of the layout above.
+      root: the folder with the layout above.
       split: `train`, `val` or `test` (1,411 frames, 709 of them by night), read from the lists in
-        `root/splits`; or the path of a list file in the same form whose name holds the scene.
+        `root/splits`; or the path of a list file in the same format whose name contains the scene.
       conditions: `day-clear`, `night-clear` or both.
-      exclude: path of a list of timestamps that are left out, as `filter_train_samples.txt`.
-      check_files: check on opening that every file exists; otherwise reading a missing one fails.
+      exclude: path of a list of timestamps to leave out, such as `filter_train_samples.txt`.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["robotcar"] = "robotcar"
@@ -71,12 +71,12 @@ class Config:
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens RobotCar; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens RobotCar; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names, the day's before the night's.
+    """Opens the frames that a config names, day before night.
 
     Raises:
       MissingFileError: if a folder, list, image, cloud or the camera's model is missing.
@@ -112,18 +112,19 @@ def build(config: Config) -> FrameSource:
 def _scene_of(path: Path) -> str:
     scene = next((scene for scene in SCENES if scene in path.name), None)
     if scene is None:
-        raise DataError(f"{path}: the name of a list must hold its scene, {' or '.join(SCENES)}")
+        raise DataError(f"{path}: the name of a list must contain its scene, {' or '.join(SCENES)}")
     return scene
 
 
 def _timestamps(path: Path) -> list[str]:
-    """The first word of each line; of three the middle one, as lists but `test` name neighbours."""
+    """The first word of each line, or the middle one of three: all lists but `test` name
+    neighbours."""
     timestamps = []
     for number, line in listing.read_lines(path, f"one of {', '.join(_LISTS)}, listed in splits"):
         words = line.split()
         timestamp = words[1] if len(words) == 3 and "_test" not in path.name else words[0]
         if not re.fullmatch(r"\d{16}", timestamp):
-            raise DataError(f"{path}, line {number}: {line!r} holds no timestamp of 16 digits")
+            raise DataError(f"{path}, line {number}: {line!r} has no 16-digit timestamp")
         timestamps.append(timestamp)
     return timestamps
 
@@ -140,7 +141,7 @@ def _frame(config: Config, scene: str, timestamp: str) -> Frame:
 
 
 def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    # fx, fy, cx, cy, then row by row the pose of the camera's axes in the vehicle's.
+    # fx, fy, cx, cy, then the pose of the camera axes in vehicle axes, row by row.
     model = io.read_numbers(frame.calibration, (20,))
     fx, fy, cx, cy = model[:4]
     intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])

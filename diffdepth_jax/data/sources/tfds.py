@@ -1,16 +1,17 @@
-"""Any source as `tools/prepare_data.py` wrote it: fewer, larger files.
+"""Any source as written by `tools/prepare_data.py`: fewer, larger files.
 
-They are a data set of tensorflow-datasets in its file format ArrayRecord, one for each source and
-split, whose frames are in the source's order and equal to the source's, bit for bit:
+Each source and split becomes a tensorflow-datasets data set in ArrayRecord format, with frames in
+the source's order and equal to the source's, bit for bit:
 
-    root/diffdepth/kitti_eigen_train/1.0.0/source.json            (what it was made from)
+    root/diffdepth/kitti_eigen_train/1.0.0/source.json            (what it was written from)
                                            dataset_info.json, features.json
                                            diffdepth-eigen_train.array_record-00000, -00001, ...
 
-Images are PNG, depth and the other maps float32 or uint8 under zlib. Neither to write them nor to
-read them needs TensorFlow (`tfds.features.Image` encodes arrays by TensorFlow, so it is given PNG
-bytes; the usual builders keep what exceeds 1 GB in TensorFlow's files until all is there, so
-`tfds.core.SequentialWriter` writes). Other programs open them by `tfds.builder_from_directory`.
+Images are PNG; depth and other maps are zlib-compressed float32 or uint8. Neither writing nor
+reading needs TensorFlow (`tfds.features.Image` encodes arrays with TensorFlow, so it is given PNG
+bytes; the usual builders buffer data above 1 GB in TensorFlow's files, so
+`tfds.core.SequentialWriter` is used). Other programs can open them with
+`tfds.builder_from_directory`.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from diffdepth_jax.data.io import read_json
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, FileError, MissingFileError, naming_file
 
-DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source has its own
+DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source may have another range
 VERSION = "1.0.0"
 NAME = "diffdepth"
 _RECORD = "source.json"
@@ -44,13 +45,13 @@ _TEXTS = ("id", "condition")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which prepared source.
+    """Which prepared source to read.
 
     Attributes:
-      root: what was `--output` of `tools/prepare_data.py`.
+      root: the `--output` of `tools/prepare_data.py`.
       dataset: the name of the source that was prepared.
-      split: its split; of a list file the name without folders and `.txt`.
-      check_files: look for missing files at once; otherwise reading a missing one fails.
+      split: its split; for a list file, its name without folders and `.txt`.
+      check_files: check on opening that every file exists; otherwise reading a missing file fails.
     """
 
     name: Literal["tfds"] = "tfds"
@@ -62,13 +63,13 @@ class Config:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w+", self.split):
             raise ValueError(
-                f"split is {self.split!r}; it must be one word, that of the prepared source, or "
-                "the name of its list file without folders and .txt"
+                f"split is {self.split!r}; it must be one word: the split of the prepared source, "
+                "or the name of its list file without folders and .txt"
             )
 
 
 def source(split: str, root: str | Path, **options: Any) -> Source:
-    """Opens a prepared source; `options` are further fields of `Config`. Errors as in `build`."""
+    """Opens a prepared source; `options` are other fields of `Config`. Errors as in `build`."""
     return build(Config(split=split, root=str(root), **options))
 
 
@@ -77,7 +78,7 @@ def build(config: Config) -> Source:
 
     Raises:
       MissingFileError: if the folder or a file is missing.
-      DataError: if the files are no such data set.
+      DataError: if the files are not such a data set.
     """
     root = listing.require_folder(
         Path(config.root), "set root to the --output of tools/prepare_data.py"
@@ -86,8 +87,8 @@ def build(config: Config) -> Source:
     if not folder.is_dir():
         found = sorted(path.parent.name for path in root.glob(f"{NAME}/*/{VERSION}"))
         raise MissingFileError(
-            f"{folder} does not exist: write it by tools/prepare_data.py {config.dataset}; "
-            f"prepared are {', '.join(found) or 'none'} (DATASET_SPLIT)"
+            f"{folder} does not exist: write it with tools/prepare_data.py {config.dataset}; "
+            f"existing data sets (DATASET_SPLIT): {', '.join(found) or 'none'}"
         )
     return Prepared(folder, config.split, check_files=config.check_files)
 
@@ -96,10 +97,10 @@ class Prepared:
     """The frames of one folder."""
 
     def __init__(self, folder: Path, split: str, *, check_files: bool = True):
-        import tensorflow_datasets as tfds  # Only here: half a second to import.
+        import tensorflow_datasets as tfds  # imported here, as it takes half a second
 
         self._folder = folder
-        # What it raises on damaged or unsuitable files are errors of four libraries.
+        # For damaged or unsuitable files, errors of four libraries can occur.
         try:
             builder = tfds.builder_from_directory(folder)
             files = [str(path) for path in builder.info.splits[split].filepaths]
@@ -107,7 +108,7 @@ class Prepared:
             raise DataError(f"{folder} cannot be read ({error}): {_AGAIN}") from error
         if check_files:
             listing.require_files(files, str(folder), _AGAIN)
-        # tensorflow-datasets prefers OpenCV to Pillow where that is installed; here all is Pillow.
+        # tensorflow-datasets prefers OpenCV if it is installed; here Pillow is always used.
         images = [name for name in _IMAGES if name in builder.info.features]
         decoders = {name: tfds.decode.SkipDecoding() for name in images}
         self._frames = builder.as_data_source(split, decoders=decoders)
@@ -129,17 +130,17 @@ _AGAIN = "truncated or damaged, delete the folder and prepare it again"
 
 
 def directory(root: Path, dataset: str, split: str) -> Path:
-    """Where a prepared source is; `split` may be the path of a list file."""
+    """Folder of a prepared source; `split` may be the path of a list file."""
     return root / NAME / f"{dataset}_{split_name(split)}" / VERSION
 
 
 def split_name(split: str) -> str:
-    """A split as one word: of a list file its name, without folders and suffix."""
+    """A split as one word: for a list file, its name without folders and suffix."""
     return re.sub(r"\W", "_", Path(split).stem if split.endswith(".txt") else split)
 
 
 def features(sample: Sample) -> Any:
-    """The description of frames with the fields of `sample` (`tfds.features.FeaturesDict`)."""
+    """The `tfds.features.FeaturesDict` for frames with the fields of `sample`."""
     import tensorflow_datasets as tfds
 
     def of(name: str, value: Any) -> Any:
@@ -148,7 +149,7 @@ def features(sample: Sample) -> Any:
         if name in _TEXTS:
             return tfds.features.Text()
         value = np.asarray(value)
-        # As bytes: a list of numbers of tf.Example would take longer, and is float32 only.
+        # As bytes: a tf.Example list of numbers would be slower, and is float32 only.
         encoding = "zlib" if value.ndim == 2 else "bytes"
         sides = value.shape if name == "intrinsics" else (None,) * value.ndim
         return tfds.features.Tensor(shape=sides, dtype=value.dtype, encoding=encoding)
@@ -157,7 +158,7 @@ def features(sample: Sample) -> Any:
 
 
 def encode(sample: Sample) -> dict[str, Any]:
-    """A frame as `features` of it are written."""
+    """Encodes a frame for writing with `features`."""
 
     def of(name: str, value: Any) -> Any:
         if name in _TEXTS:
@@ -173,7 +174,7 @@ def encode(sample: Sample) -> dict[str, Any]:
 
 
 def decode(frame: dict[str, Any]) -> Sample:
-    """A frame as its source gave it, of what tensorflow-datasets reads; images are still PNG."""
+    """Decodes what tensorflow-datasets reads, with images still as PNG, to the source's frame."""
 
     def of(name: str, value: Any) -> Any:
         if name in _TEXTS:
@@ -197,24 +198,24 @@ def write(
     num_threads: int = 2,
     progress: bool = False,
 ) -> None:
-    """Writes the frames of a source, going on after what an interrupted call has written.
+    """Writes the frames of a source, resuming after an interrupted call.
 
-    The data set is made beside `folder` and renamed at the end: `folder` is whole or absent.
+    The data set is built next to `folder` and renamed at the end, so `folder` is complete or
+    absent.
 
     Args:
-      source: any.
-      folder: as `directory` gives it; must not exist.
-      split: its name.
-      record: what the frames are, ready for JSON; kept in the folder. An interrupted call is
-        continued only if this is the same.
-      frames_per_file: how many; after an interruption those of the unfinished file are written
-        again.
-      num_threads: that read and encode.
-      progress: show a progress bar.
+      source: any source.
+      folder: as returned by `directory`; must not exist.
+      split: name of the split.
+      record: JSON-compatible description of the frames, stored in the folder. An interrupted call
+        is only resumed if this is unchanged.
+      frames_per_file: frames per file; after an interruption, an unfinished file is written again.
+      num_threads: threads that read and encode.
+      progress: whether to show a progress bar.
 
     Raises:
-      DataError: if frames differ in their fields, or what was written before is something else.
-      DataError, FileError: as the source raises, or if nothing can be written.
+      DataError: if frames differ in their fields, or the folder was begun with something else.
+      DataError, FileError: as raised by the source, or if writing fails.
     """
     import tensorflow_datasets as tfds
 
@@ -247,8 +248,8 @@ def write(
     for frame in bar:
         if frame.keys() != first.keys():
             raise DataError(
-                f"frame {frame['id']} has {sorted(frame)}, the first one {sorted(first)}: prepare "
-                "frames of one kind at a time, by list files"
+                f"frame {frame['id']} has fields {sorted(frame)}, but the first has "
+                f"{sorted(first)}: prepare frames of one kind at a time, using list files"
             )
         with _writing(started):
             writer.add_examples({split: [frame]})
@@ -260,7 +261,7 @@ def write(
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Errors of writing; ArrayRecord reports a full disk as a RuntimeError."""
+    """Converts write errors; ArrayRecord reports a full disk as a RuntimeError."""
     try:
         with naming_file(folder, "written"):
             yield
@@ -269,10 +270,10 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def require_same(folder: Path, record: dict[str, Any]) -> None:
-    """Refuses a folder that was written from something else.
+    """Rejects a folder that was written from something else.
 
     Raises:
-      DataError: says what to do.
+      DataError: with the remedy.
     """
     written = read_json(folder / _RECORD)
     if written != record:

@@ -1,4 +1,4 @@
-"""Protocols: from one prediction and its ground truth to one image's metrics."""
+"""Protocols: compute an image's metrics from its prediction and ground truth."""
 
 from diffdepth_jax.evaluation.protocols.protocol import (
     MEASURING,

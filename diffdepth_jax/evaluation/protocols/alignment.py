@@ -1,8 +1,8 @@
-"""Aligning relative predictions with the ground truth of the same image.
+"""Aligns relative predictions with the ground truth of the same image.
 
-Each function fits on the valid pixels with a finite prediction and applies the fit to the whole
-map. The conventions are those of MiDaS and Marigold; a number obtained with any of them but `none`
-says nothing about metric scale, so results always carry the method's name.
+Each function fits on the valid pixels with finite predictions and applies the fit to the whole map.
+Conventions follow MiDaS and Marigold. Except with `none`, results say nothing about metric scale,
+so they always state the method.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ Mask = Bool[np.ndarray, "h w"]
 
 
 def none(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
-    """The prediction as it is, metres."""
+    """The unchanged prediction, in metres."""
     del target, valid_mask
     return prediction.astype(np.float64)
 
 
 def median(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
-    """Scaled by median(target) / median(prediction) (Zhou et al. 2017).
+    """Scales by median(target) / median(prediction) (Zhou et al. 2017).
 
     Raises:
       DataError: if the prediction's median is not positive.
@@ -38,9 +38,9 @@ def median(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap
 
 
 def median_low(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
-    """As `median`, with the lower of the two middle values where their number is even.
+    """Like `median`, but with the lower of the two middle values for an even number.
 
-    That is what PyTorch calls the median, and what md4all's `_gt` figures are scaled by.
+    This is PyTorch's median, used for md4all's `_gt` results.
 
     Raises:
       DataError: if the prediction's median is not positive.
@@ -56,7 +56,7 @@ def median_low(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> Dept
 
 
 def lsq_depth(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
-    """scale * prediction + shift with the least squared error in depth (Marigold's)."""
+    """scale * prediction + shift with the least squared error in depth (as in Marigold)."""
     scale, shift = _fit(*_pixels(prediction, target, valid_mask, at_least=2))
     return prediction.astype(np.float64) * scale + shift
 
@@ -69,15 +69,14 @@ def lsq_disparity(
     floor: float = 1e-3,
     positive_only: bool = False,
 ) -> DepthMap:
-    """Depth from a relative disparity, fitted by least squares in 1/depth (MiDaS's).
+    """Depth from relative disparity, fitted by least squares in 1/depth (as in MiDaS).
 
     Args:
       prediction: relative disparity, any scale and shift, larger is nearer.
       target: metres.
-      floor: the smallest aligned disparity, 1/metres; smaller values, zero and negative ones
-        included, are raised to it, so that depth is at most 1 / floor.
-      positive_only: leave predictions that are not positive out of the fit, as Marigold's
-        evaluation does.
+      floor: minimum aligned disparity, 1/metres; smaller values, including zero and negative ones,
+        are raised to it, so that depth is at most 1 / floor.
+      positive_only: exclude non-positive predictions from the fit, as in Marigold's evaluation.
     """
     fitted = valid_mask & (prediction > 0) if positive_only else valid_mask
     predicted, measured = _pixels(prediction, target, fitted, at_least=2)
@@ -86,15 +85,15 @@ def lsq_disparity(
 
 
 def lsq_disparity_near(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap:
-    """As `lsq_disparity`, by the rules of Depth4ToM's evaluation on Booster.
+    """Like `lsq_disparity`, with the rules of Depth4ToM's evaluation on Booster.
 
     The prediction is min-max normalised over the valid pixels before the fit, and where the aligned
-    disparity is not positive, depth is 0, the nearest one, instead of the farthest.
+    disparity is not positive, depth is 0 (nearest) instead of the farthest.
 
     Args:
       prediction: relative disparity, any scale and shift, larger is nearer.
-      target: metres. (Booster's fit is in pixels of disparity, which is the same fit: within one
-        image they are proportional to 1/metres.)
+      target: metres. (Booster fits disparity in pixels, which is equivalent, as it is proportional
+        to 1/metres within an image.)
     """
     predicted, measured = _pixels(prediction, target, valid_mask, at_least=2)
     low, high = predicted.min(), predicted.max()
@@ -106,7 +105,8 @@ def lsq_disparity_near(prediction: DepthMap, target: DepthMap, valid_mask: Mask)
 
 
 def inverse(array: DepthMap) -> DepthMap:
-    """Depth to inverse depth or back, float64; values below 1e-6 count as 1e-6 (md4all's)."""
+    """Converts depth to inverse depth or back, float64; values below 1e-6 count as 1e-6
+    (md4all)."""
     return 1 / np.maximum(array.astype(np.float64), 1e-6)
 
 
@@ -127,7 +127,8 @@ def _pixels(
     count = int(usable.sum())
     if count < at_least:
         raise DataError(
-            f"alignment needs {at_least} valid pixels with a finite prediction; there are {count}"
+            f"alignment needs at least {at_least} valid pixels with a finite prediction; there are "
+            f"{count}"
         )
     return prediction[usable].astype(np.float64), target[usable].astype(np.float64)
 
@@ -135,7 +136,7 @@ def _pixels(
 def _fit(
     predicted: Float[np.ndarray, "n"], measured: Float[np.ndarray, "n"]
 ) -> tuple[float, float]:
-    """Scale and shift of least squares; a constant prediction gets scale 0."""
+    """Least squares scale and shift; a constant prediction gets scale 0."""
     centred = predicted - predicted.mean()
     spread = centred @ centred
     scale = (centred @ measured) / spread if spread > 0 else 0.0

@@ -1,7 +1,7 @@
-"""The frames that protocols look at: crops of an image, ways in and back, and resizing.
+"""Frames used by protocols: crops of an image and their inverse, and resizing.
 
-All functions take arrays whose first two axes are rows and columns: images uint8 `[h, w, 3]` and
-depth maps `[h, w]` alike.
+All functions take arrays whose first two axes are rows and columns: uint8 images `[h, w, 3]` or
+depth maps `[h, w]`.
 """
 
 from typing import Literal
@@ -22,24 +22,24 @@ ROBOTCAR_ROWS = 768  # the rest shows the car's bonnet
 
 
 def frame_size(frame: Frame, size: Size) -> Size:
-    """Size of what `take` makes of an array of `size`."""
+    """Size of the result of `take` for an array of `size`."""
     sizes = {"kb": KB_SIZE, "nyu_release": NYU_RELEASE_SIZE}
     sizes["robotcar"] = (ROBOTCAR_ROWS, ROBOTCAR_SIZE[1])
     return size if frame == "full" else sizes[frame]
 
 
 def take(array: np.ndarray, frame: Frame) -> np.ndarray:
-    """The part of a full frame that a protocol looks at.
+    """The part of a full frame that a protocol uses.
 
     Args:
       array: image or depth map at its full size.
-      frame: `full` leaves it alone. `kb` is the crop of the KITTI benchmark, the lowest 352 rows
-        and the middle 1216 columns. `nyu_release` is what DiffusionDepth's release does with NYU:
-        resized to 240 rows (Pillow's bilinear filter, for uint8 and float32 alike), then the
-        middle 228x304. `robotcar` keeps the top 768 of RobotCar's 960 rows (md4all).
+      frame: `full` keeps everything. `kb` is the KITTI benchmark crop, the bottom 352 rows and
+          middle 1216 columns. `nyu_release` is DiffusionDepth's preprocessing of NYU: resizing to
+          240 rows (Pillow's bilinear filter, for uint8 and float32), then a centre crop of 228x304.
+          `robotcar` keeps the top 768 of RobotCar's 960 rows (md4all).
 
     Raises:
-      DataError: if the array is smaller than the crop, or no frame of RobotCar's.
+      DataError: if the array is smaller than the crop, or not a RobotCar frame.
     """
     if frame == "full":
         return array
@@ -50,7 +50,7 @@ def take(array: np.ndarray, frame: Frame) -> np.ndarray:
     elif frame == "robotcar":
         if size != ROBOTCAR_SIZE:
             raise DataError(
-                f"the robotcar crop is meant for frames of {show(ROBOTCAR_SIZE)}, not {show(size)}"
+                f"the robotcar crop needs frames of {show(ROBOTCAR_SIZE)}, not {show(size)}"
             )
         top, left = 0, 0
     else:
@@ -64,7 +64,7 @@ def take(array: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def take_depth(depth: np.ndarray, frame: Frame) -> np.ndarray:
-    """`take` for measured depth: where resizing would mix in pixels without one, there is none."""
+    """`take` for measured depth: 0 where resizing would mix in unmeasured pixels."""
     if frame != "nyu_release":
         return take(depth, frame)
     measured = take((depth > 0).astype(np.float32), frame)
@@ -72,20 +72,20 @@ def take_depth(depth: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """An image uint8 [h, w, 3] resized by Pillow's Lanczos filter, as md4all feeds its networks."""
+    """Resizes a uint8 image [h, w, 3] with Pillow's Lanczos filter, like md4all's input."""
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS))
 
 
 def quarter(array: np.ndarray) -> np.ndarray:
-    """Every fourth pixel of every fourth row, the first included: what OpenCV's nearest-neighbour
-    resize by 0.25 keeps, and Booster is evaluated on (Depth4ToM)."""
+    """Every fourth pixel of every fourth row, starting with the first: OpenCV's nearest-neighbour
+    resize by 0.25, used to evaluate on Booster (Depth4ToM)."""
     rows, columns = (4 * round(side / 4) for side in array.shape)
     return array[:rows:4, :columns:4]
 
 
 def put_back(prediction: np.ndarray, size: Size) -> np.ndarray:
-    """A kb-cropped prediction in its full frame of `size`; NaN, which counts as the nearest depth
-    and is reported, where the crop did not reach (BTS's script has 0 there)."""
+    """Puts a kb-cropped prediction back into its full frame of `size`, with NaN outside the crop,
+    which counts as the nearest depth and is reported (BTS's script uses 0 there)."""
     rows, columns = prediction.shape
     top, left = geometry.kb_corner(size)
     full = np.full(size, np.nan, prediction.dtype)
@@ -94,7 +94,8 @@ def put_back(prediction: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_nearest(depth: np.ndarray, size: Size) -> np.ndarray:
-    """The nearest pixel's value, pixel centres aligned: sparse depth is never averaged."""
+    """Nearest-neighbour resize with pixel centres aligned, so that sparse depth is never
+    averaged."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int)
         for new, old in zip(size, depth.shape, strict=True)
@@ -103,11 +104,11 @@ def resize_nearest(depth: np.ndarray, size: Size) -> np.ndarray:
 
 
 def fill_background(depth: np.ndarray) -> np.ndarray:
-    """Depth [h, w] whose zeros are filled as the KITTI development kit fills a sparse prediction.
+    """Fills zeros in depth [h, w] like the KITTI devkit fills sparse predictions.
 
-    Within a row a gap gets the smaller of the depths beside it (which of a disparity would be the
-    background), up to the borders the outermost one. Rows without any depth get that of the first
-    or last row that has one if they lie above or below it; between such rows they stay 0.
+    Within a row, a gap gets the smaller of the two depths next to it (for disparity, this would be
+    the background), and the outermost depth extends to the border. Rows without depth above the
+    first or below the last row with depth are copied from that row; empty rows in between stay 0.
     """
     known = depth != 0
     places = np.arange(depth.shape[1])
@@ -127,7 +128,7 @@ def fill_background(depth: np.ndarray) -> np.ndarray:
 
 
 def show(shape: tuple[int, ...]) -> str:
-    """Height x width, as in "375x1242"."""
+    """Formats a size as height x width, for example "375x1242"."""
     return "x".join(map(str, shape))
 
 

@@ -27,56 +27,55 @@ ResizeInput = Literal["none", "lanczos"]
 PredictionFrame = Literal["by_size", "full", "kb", "nyu_release", "robotcar"]
 Predicts = Literal["depth", "disparity"]
 MetricSet = Literal["all", "kitti_benchmark", "millimetres"]
-# A map [h, w], or the mean and the spread of several samples.
+# A map [h, w], or the mean and spread of several samples.
 Prediction = np.ndarray | tuple[np.ndarray, np.ndarray]
-# Images uint8 [h, w, 3] to the prediction of each, in the same order.
+# Maps uint8 images [h, w, 3] to their predictions, in the same order.
 PredictFn = Callable[[list[np.ndarray]], Sequence[Prediction]]
 _NEEDS_DISPARITY = ("lsq_disparity", "lsq_disparity_near")
 
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """One way to evaluate.
+    """An evaluation protocol.
 
     Attributes:
       name: its key in `table.PROTOCOLS`.
-      min_depth, max_depth: metres; ground truth counts strictly between. An infinite max_depth is
-        no cap.
-      clip_min, clip_max: metres; predictions are clipped to them. The ends of the range when None.
-        Monodepth2 scores its `eigen_benchmark` so: all pixels of the ground truth count, and
-        predictions are clipped to 1e-3 and 80 m.
-      dataset: whose crops are meant.
-      input: what of a full frame the model is fed; see `frames.take`.
-      input_size: the size that this is resized to before, where the protocol has one.
-      resize_input: `lanczos`, or `none` to feed it as it is.
+      min_depth, max_depth: metres; ground truth is valid strictly between the two. An infinite
+        max_depth means no cap.
+      clip_min, clip_max: metres; range that predictions are clipped to; None for min_depth and
+        max_depth. For example, Monodepth2's `eigen_benchmark` scores all ground truth pixels and
+        clips predictions to 1e-3 and 80 m.
+      dataset: the data set that crops refer to.
+      input: the part of a full frame given to the model; see `frames.take`.
+      input_size: the size that this is resized to first, if the protocol defines one.
+      resize_input: `lanczos`, or `none` for no resizing.
       crop_reference: the frame that is scored and that the crop refers to: `full`, or the same as
         `input`. With `full`, a kb-cropped prediction is put back into the full frame.
       crop: the evaluation crop.
       ground_truth: the sample's `depth`, or `booster`: see `transparent`.
-      predicts: what a prediction is; None for what the alignment works on, disparity for
-        `lsq_disparity` and depth otherwise. The other one is inverted first.
-      alignment: of relative predictions, fitted on the pixels that count; see `alignment`.
-      fit_pixels: of the pixels that count, those that `lsq_disparity` is fitted on: all `valid`
-        ones, or those with a `positive` prediction (Marigold).
-      disparity_floor: 1/metres, for `lsq_disparity`; 1 / clip_max when None (Depth Anything-AC,
-        Marigold), or 1e-3 where there is no cap (MiDaS).
-      prediction_frame: what a prediction shows, whatever its size: the `full` frame or the same as
-        `input`. `by_size` takes one of the size that was fed for the input, any other for the full
-        frame.
-      resize_prediction: `none` refuses a prediction that has not the size of what it shows;
-        `bilinear` resizes it to that, before any crop (align_corners=True; Booster's with image
-        borders on image borders, as OpenCV does); `bilinear_half_pixel` resizes as OpenCV does
-        under every protocol (Monodepth2, whose predictions are disparity).
-      fill_zeros: `background` fills the pixels where nothing was predicted, which are 0, by the
-        rule of the KITTI development kit, see `frames.fill_background`; `none` takes them for
-        depth 0.
+      predicts: what a prediction contains; None for what the alignment expects: disparity for
+        `lsq_disparity`, otherwise depth. The other one is inverted first.
+      alignment: alignment of relative predictions, fitted on the scored pixels; see `alignment`.
+      fit_pixels: the scored pixels that `lsq_disparity` is fitted on: all `valid` ones, or those
+        with a `positive` prediction (Marigold).
+      disparity_floor: 1/metres, for `lsq_disparity`; None for 1 / clip_max (Depth Anything-AC,
+        Marigold), or 1e-3 if there is no cap (MiDaS).
+      prediction_frame: what a prediction shows, regardless of its size: the `full` frame or the
+        same as `input`. With `by_size`, a prediction of the input's size shows the input, any other
+        the full frame.
+      resize_prediction: `none` rejects predictions that do not have the size of what they show;
+        `bilinear` resizes them to it, before any crop (align_corners=True; for Booster, with image
+        borders aligned, as in OpenCV); `bilinear_half_pixel` resizes as in OpenCV under every
+        protocol (Monodepth2, whose predictions are disparity).
+      fill_zeros: `background` fills pixels without a prediction, which are 0, as in the KITTI
+        devkit, see `frames.fill_background`; `none` treats them as depth 0.
       metric_set: which metrics; a key of `metrics.SETS`.
-      classes: whether transparent and mirroring objects are also scored separately.
-      conditions: groups of images to average separately as well: those whose condition contains the
-        group's name, so that `night` includes night-rain (md4all's rule). Where empty, every
+      classes: whether transparent and mirror objects are also scored separately.
+      conditions: groups of images that are also averaged separately: those whose condition contains
+        the group's name, so that `night` includes night-rain (as in md4all). If empty, every
         condition that occurs is a group.
-      boundary: measure occluding contours too, see `evaluation.boundary`; for dense, exact ground
-        truth. No other number depends on it.
+      boundary: also measure occluding contours, see `evaluation.boundary`; needs dense, exact
+        ground truth. Does not affect other results.
     """
 
     name: str
@@ -116,24 +115,25 @@ class Protocol:
             )
         if self.fit_pixels != "valid" and self.alignment != "lsq_disparity":
             raise ConfigError(
-                f"protocol {self.name}: fit_pixels goes with alignment=lsq_disparity, not "
+                f"protocol {self.name}: fit_pixels needs alignment=lsq_disparity, not "
                 f"{self.alignment}"
             )
         if self.fill_zeros != "none" and self._predicts != "depth":
             raise ConfigError(
-                f"protocol {self.name}: fill_zeros goes with predictions of depth (predicts=depth)"
+                f"protocol {self.name}: fill_zeros needs predictions of depth (predicts=depth)"
             )
         if self.disparity_floor is not None and not self.disparity_floor > 0:
             raise ConfigError(
-                f"protocol {self.name}: disparity_floor is {self.disparity_floor}; it must be > 0"
+                f"protocol {self.name}: disparity_floor is {self.disparity_floor}; it must be "
+                "above 0"
             )
         if self.disparity_floor is not None and self.alignment != "lsq_disparity":
             raise ConfigError(
-                f"protocol {self.name}: disparity_floor goes with alignment=lsq_disparity, not "
+                f"protocol {self.name}: disparity_floor needs alignment=lsq_disparity, not "
                 f"{self.alignment}"
             )
         references = ("full",) if self.input == "full" else (self.input, "full")
-        if self.input in ("nyu_release", "robotcar"):  # These cannot be undone.
+        if self.input in ("nyu_release", "robotcar"):  # not invertible
             references = (self.input,)
         for option, known in {
             "crop": crops.CROPS[self.dataset],
@@ -155,10 +155,10 @@ class Protocol:
                 )
 
     def with_options(self, **options: Any) -> "Protocol":
-        """The same protocol with other options; an option that is None stays as it is.
+        """The protocol with some options replaced; options that are None keep their values.
 
         Raises:
-          ConfigError: for an option that protocols do not have, or a value that it cannot have.
+          ConfigError: for an unknown option or an invalid value.
         """
         given = {name: value for name, value in options.items() if value is not None}
         for name in given:
@@ -168,7 +168,7 @@ class Protocol:
         return dataclasses.replace(self, **given)
 
     def unaligned(self) -> "Protocol":
-        """The same for a metric depth map of the full frame, such as the baseline's."""
+        """The protocol for metric depth maps of the full frame, such as the baseline."""
         return dataclasses.replace(
             self,
             alignment="none",
@@ -182,7 +182,7 @@ class Protocol:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option by name, ready for JSON; None where it is off, as for no cap."""
+        """All options by name, JSON-compatible; None if an option is off, for example no cap."""
         options = {name: getattr(self, name) for name in OPTIONS}
         options["max_depth"] = self.max_depth if math.isfinite(self.max_depth) else None
         for name, off in (("fit_pixels", "valid"), ("fill_zeros", "none"), ("clip_max", math.inf)):
@@ -194,12 +194,12 @@ class Protocol:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics, the headline first; without the additional measures."""
+        """Names of the metrics, headline metric first, without additional measures."""
         return metrics.SETS[self.metric_set]
 
     @property
     def measuring(self) -> tuple[str, ...]:
-        """Which of `MEASURING` is on."""
+        """The options of `MEASURING` that are on."""
         return tuple(name for name in MEASURING if getattr(self, name))
 
     @property
@@ -220,11 +220,11 @@ class Protocol:
 
     @property
     def fed(self) -> tuple[Frame, Size | None]:
-        """What `prepare` depends on: protocols that agree in this share their predictions."""
+        """What `prepare` depends on; protocols that agree in this share predictions."""
         return self.input, self.input_size if self.resize_input != "none" else None
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """The part of an image uint8 [h, w, 3] that the model is fed.
+        """The part of a uint8 image [h, w, 3] that is given to the model.
 
         Raises:
           DataError: if the image is smaller than the crop.
@@ -236,7 +236,7 @@ class Protocol:
     def predict(
         self, predict_fn: PredictFn | None, samples: Sequence[Mapping[str, Any]]
     ) -> Sequence[Prediction]:
-        """The predictions to score: the samples' own, or those of what the model is fed.
+        """The predictions to score: the samples' own, or the model's for the prepared images.
 
         Raises:
           DataError: naming the image, if it is smaller than the crop.
@@ -250,11 +250,11 @@ class Protocol:
         return predict_fn(images)
 
     def score(self, prediction: Prediction, depth: np.ndarray) -> Score:
-        """`score_sample` with a ground truth that is a depth map alone."""
+        """`score_sample` for ground truth that is just a depth map."""
         return self.score_sample(prediction, {"depth": depth})
 
     def score_sample(self, prediction: Prediction, sample: Mapping[str, Any]) -> Score:
-        """Scores one prediction; arguments and errors as for `compare`."""
+        """Scores one prediction; arguments and errors as in `compare`."""
         comparison = self.compare(prediction, sample)
         if comparison is None:
             return Score(0, 0, 0, math.nan, {})
@@ -278,22 +278,21 @@ class Protocol:
         )
 
     def compare(self, prediction: Prediction, sample: Mapping[str, Any]) -> Comparison | None:
-        """Brings a prediction and its ground truth to the frame, range and scale of the protocol.
+        """Converts a prediction and its ground truth to the protocol's frame, range and scale.
 
         Args:
-          prediction: float [h, w], metres (relative depth or disparity under an alignment): at the
-            ground truth's size or at that of the model's input, or any under `resize_prediction`. A
-            spread of depth samples is transformed with it: a fitted scale keeps its ratio to the
-            depth.
-          sample: with `depth` float [h, w], the ground truth's full frame in metres, 0 or NaN
-            without a measurement; for Booster and for classes see `transparent`.
+          prediction: float [h, w], metres (relative depth or disparity with an alignment), with the
+            size of the ground truth or of the model's input, or any size with `resize_prediction`.
+            A spread of depth samples is transformed too: a fitted scale keeps its ratio to depth.
+          sample: has `depth` float [h, w], ground truth of the full frame in metres, 0 or NaN where
+            unmeasured; for Booster and classes see `transparent`.
 
         Returns:
-          None where no pixel counts.
+          None if no pixel is valid.
 
         Raises:
-          DataError: for sizes that do not match (names both), a prediction that cannot be aligned,
-            or a sample that lacks something.
+          DataError: if sizes do not match (gives both), a prediction cannot be aligned, or the
+            sample lacks a field.
         """
         prediction, spread = prediction if isinstance(prediction, tuple) else (prediction, None)
         depth, classes = self.truth(sample)
@@ -348,7 +347,7 @@ class Protocol:
         return alignment.METHODS[self.alignment](prediction, target, valid_mask, **extra)
 
     def _place(self, prediction: np.ndarray, full: Size) -> np.ndarray:
-        """A prediction in the frame that is scored."""
+        """A prediction in the scored frame."""
         size_of_input = frames.frame_size(self.input, full)
         fed = self.fed[1] or size_of_input
         shown = self.prediction_frame
@@ -361,8 +360,8 @@ class Protocol:
                 accepted = " or ".join(dict.fromkeys(map(frames.show, accepted)))
                 raise DataError(
                     f"the prediction is {frames.show(prediction.shape)} and the ground truth "
-                    f"{frames.show(full)}; protocol {self.name} takes predictions of {accepted}, "
-                    "others with resize_prediction=bilinear"
+                    f"{frames.show(full)}; protocol {self.name} needs predictions of {accepted}, "
+                    "or resize_prediction=bilinear"
                 )
             half_pixel = self.resize_prediction == "bilinear_half_pixel"
             corners = self.ground_truth != "booster" and not half_pixel
@@ -391,13 +390,13 @@ OPTIONS = (
     "fill_zeros",
     "metric_set",
 )
-# Options that add measures; other numbers do not depend on them.
+# Options that add measures without affecting other results.
 MEASURING = ("boundary",)
 
 
 @contextlib.contextmanager
 def naming_image(name: str) -> Iterator[None]:
-    """Adds the image's id to a DataError raised inside."""
+    """Adds the image's id to a DataError raised in the context."""
     try:
         yield
     except DataError as error:

@@ -1,4 +1,4 @@
-"""The score of one image, and measures in addition to a protocol's metrics."""
+"""The score of one image, and measures besides a protocol's metrics."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,15 @@ class Score:
     """One image's result.
 
     Attributes:
-      num_valid: pixels that count.
-      num_nonfinite: how many of them were predicted as NaN or infinite.
-      num_clipped: how many more lay outside the protocol's range and were clipped to it.
-      num_zero: pixels of the whole prediction, as it was given, that are 0: in files of the KITTI
-        benchmark, where nothing was predicted. Always 0 for disparity.
-      mean_depth: of the ground truth over the pixels that count, metres; NaN if there are none.
-      metrics: the protocol's, and those of `measure`; empty where no pixel counts.
-      classes: the protocol's over the pixels of each class that the image has, where it
-        distinguishes classes.
-      curves: of the spread of samples, see `uncertainty.Uncertainty`; empty without.
+      num_valid: number of scored pixels.
+      num_nonfinite: number of these predicted as NaN or infinite.
+      num_clipped: number of other predictions outside the protocol's range, which were clipped.
+      num_zero: number of pixels that are 0 in the whole original prediction, which in KITTI
+        benchmark files means no prediction. Always 0 for disparity.
+      mean_depth: mean ground truth over the scored pixels, metres; NaN if there are none.
+      metrics: the protocol's metrics and those of `measure`; empty if no pixel is scored.
+      classes: the protocol's metrics for each class in the image, if it distinguishes classes.
+      curves: curves of the samples' spread, see `uncertainty.Uncertainty`; empty without samples.
     """
 
     num_valid: int
@@ -38,16 +37,16 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A prediction and its ground truth as they are compared, all [h, w] of the scored frame.
+    """A prediction and its ground truth as compared, all [h, w] of the scored frame.
 
     Attributes:
       prediction: float64, metres, aligned and clipped.
       target: metres.
-      valid_mask: the pixels that count.
+      valid_mask: the scored pixels.
       num_nonfinite, num_clipped, num_zero: as in `Score`.
-      classes: the pixels of each class, of those that count.
-      spread: of samples whose mean the prediction is, metres; None for a single prediction, NaN
-        where there was none.
+      classes: the scored pixels of each class.
+      spread: spread of the samples whose mean is the prediction, metres; None for a single
+        prediction, NaN where there is none.
     """
 
     prediction: np.ndarray
@@ -60,24 +59,24 @@ class Comparison:
     spread: np.ndarray | None = None
 
 
-# In this order; which of them are defined depends on the image.
+# In this order; the image determines which of them are defined.
 MEASURES = (*boundary.METRICS, *uncertainty.METRICS)
 
 
 def measure(
     comparison: Comparison, with_boundary: bool
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Measures in addition to a protocol's metrics, which do not depend on them.
+    """Measures besides a protocol's metrics, which they do not affect.
 
     Args:
-      comparison: a prediction with a spread has its uncertainty measured.
-      with_boundary: measure occluding contours too.
+      comparison: if the prediction has a spread, its uncertainty is measured.
+      with_boundary: also measure occluding contours.
 
     Returns:
-      Metrics by a name of `MEASURES`, and the curves of `uncertainty.compute`.
+      Metrics by the names in `MEASURES`, and the curves of `uncertainty.compute`.
 
     Raises:
-      DataError: for contours of depth that is not dense.
+      DataError: if contours are requested but depth is not dense.
     """
     found: dict[str, float] = {}
     curves: dict[str, list[float]] = {}
@@ -95,10 +94,10 @@ def measure(
 
 
 def check_dense(valid_mask: np.ndarray) -> None:
-    """Raises DataError unless contours can be found between the pixels that count."""
+    """Raises DataError unless contours can be found between the scored pixels."""
     if not boundary.is_dense(valid_mask):
         raise DataError(
-            "the boundary metrics need dense, exact ground truth, such as rendered depth: here "
-            "too many pixels have no neighbour with ground truth; leave out "
-            "evaluation.boundary (--boundary)"
+            "the boundary metrics need dense, exact ground truth, such as rendered depth, but too "
+            "many pixels have no neighbour with ground truth: leave out evaluation.boundary "
+            "(--boundary)"
         )

@@ -1,7 +1,7 @@
-"""Named ways to evaluate: the datasets' protocols, and what each computes.
+"""Named evaluation protocols of the data sets, and what each computes.
 
-Where published code disagrees (the crop's frame, a cap, the alignment), the disagreement is a named
-option, and `Protocol.options` prints every one with the result.
+Where published code disagrees (the crop's frame, a cap, the alignment), there is a named option,
+and `Protocol.options` reports all of them with the results.
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ _KITTI_EIGEN = Protocol(
     crop_reference="kb",
     crop="garg",
 )
-# val_selection_cropped, 1000 images of 352x1216; the devkit's mask is ground-truth validity alone
-# (16-bit files hold nothing below 1/256 m), so there is no cap.
+# val_selection_cropped, 1000 images of 352x1216; the devkit only masks invalid ground truth (16-bit
+# files have nothing below 1/256 m), so there is no cap.
 _KITTI_OFFICIAL = Protocol(
     name="kitti_official",
     min_depth=1e-3,
     dataset="kitti",
 )
-# The official validation part: 6,019 keyframes of CAM_FRONT, lidar projected into 900x1600.
+# The official validation split: 6,019 keyframes of CAM_FRONT, with lidar projected to 900x1600.
 _NUSCENES = Protocol(
     name="nuscenes",
     min_depth=0.1,
@@ -38,7 +38,7 @@ _NUSCENES = Protocol(
     resize_prediction="bilinear",
     conditions=("day-clear", "night", "day-rain"),
 )
-# Transparent and mirroring objects; metrics in millimetres, over all pixels and by class.
+# Transparent and mirror objects; metrics in millimetres, over all pixels and by class.
 _TOM = Protocol(
     name="cleargrasp",
     min_depth=1e-3,
@@ -55,7 +55,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         _KITTI_EIGEN,
         dataclasses.replace(_KITTI_EIGEN, name="kitti_eigen_50m", max_depth=50.0),
         _KITTI_OFFICIAL,
-        # The same with the metrics that the benchmark's page lists.
+        # The same, with the metrics listed on the benchmark's page.
         dataclasses.replace(_KITTI_OFFICIAL, name="kitti_benchmark", metric_set="kitti_benchmark"),
         Protocol(
             name="nyu",
@@ -64,8 +64,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
             dataset="nyu",
             crop="eigen",
         ),
-        # What the release of DiffusionDepth computes on NYU: 240 rows, the middle 228x304, every
-        # pixel above 1e-4 m.
+        # As in DiffusionDepth's release on NYU: 240 rows, centre crop of 228x304, all pixels above
+        # 1e-4 m.
         Protocol(
             name="nyu_release",
             min_depth=1e-4,
@@ -73,7 +73,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
             crop_reference="nyu_release",
         ),
         _NUSCENES,
-        # 1,411 test images, 709 of them by night, by md4all's configuration.
+        # 1,411 test images, 709 of them at night, with md4all's configuration.
         dataclasses.replace(
             _NUSCENES,
             name="robotcar",
@@ -85,28 +85,28 @@ PROTOCOLS: Mapping[str, Protocol] = {
         ),
         # DrivingStereo's weather subsets: rainy, foggy, cloudy, sunny.
         Protocol(name="drivingstereo", min_depth=1e-3, resize_prediction="bilinear"),
-        # 228 images of the training part (Depth4ToM).
+        # 228 images of the training split (Depth4ToM).
         dataclasses.replace(
             _TOM,
             name="booster",
             ground_truth="booster",
             alignment="lsq_disparity_near",
         ),
-        # 286 real images; the range is our choice, that of `booster`.
+        # 286 real images; the range is our choice, as for `booster`.
         _TOM,
-        # Whole frames with depth everywhere, such as rendered ones; not a published protocol.
+        # Whole frames with dense depth, such as rendered ones; not a published protocol.
         Protocol(name="dense", min_depth=1e-3, max_depth=80.0),
-        # DiffusionDepth's own metric: every pixel above 1e-4 m of the whole frame.
+        # DiffusionDepth's own metric: all pixels above 1e-4 m in the whole frame.
         Protocol(name="release", min_depth=1e-4),
     )
 }
 
 
 def get(name: str, **options: Any) -> Protocol:
-    """The protocol `name`, with the options that are not None.
+    """The protocol `name`, with all options that are not None.
 
     Raises:
-      ConfigError: if there is no such protocol, option or value of an option.
+      ConfigError: for an unknown protocol or option, or an invalid value.
     """
     if name not in PROTOCOLS:
         raise ConfigError(f"there is no protocol {name!r}{did_you_mean(name, PROTOCOLS)}")
@@ -114,7 +114,7 @@ def get(name: str, **options: Any) -> Protocol:
 
 
 def get_all(names: str, **options: Any) -> tuple[Protocol, ...]:
-    """The protocols whose names are joined by commas, all with these options; errors as `get`."""
+    """The protocols in a comma-separated list, all with these options; errors as in `get`."""
     found = tuple(get(name.strip(), **options) for name in names.split(","))
     if len({protocol.name for protocol in found}) < len(found):
         raise ConfigError(f"protocol is {names!r}; a name occurs twice")

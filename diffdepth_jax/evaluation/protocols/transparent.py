@@ -1,9 +1,9 @@
-"""Ground truth of transparent and mirroring objects (ToM): Booster's disparity, and the classes.
+"""Ground truth for transparent and mirror objects (ToM): Booster's disparity, and the classes.
 
-Rules of the public evaluation of Depth4ToM (Costanzino et al. 2023), which the adverse-conditions
-paper follows: Booster's ground truth is taken at a quarter of its size, and figures are given for
-all pixels, for those of transparent or mirroring material (ToM) and for the others, each a mean
-over the images that have such pixels.
+Follows the public evaluation of Depth4ToM (Costanzino et al. 2023), as does the adverse-conditions
+paper: Booster's ground truth is used at a quarter of its size, and results are given for all
+pixels, for transparent or mirror pixels (ToM) and for the others, each averaged over the images
+that have such pixels.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ import numpy as np
 from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation.protocols import frames
 
-_TOM_CATEGORIES = (2, 3)  # of Booster's `mask_cat.png`
+_TOM_CATEGORIES = (2, 3)  # in Booster's `mask_cat.png`
 
 
 def booster_depth(sample: Mapping[str, Any]) -> np.ndarray:
-    """Depth of a sample of Booster at a quarter of its size, float64 [h/4, w/4] in metres, 0 where
-    it is unknown.
+    """Depth of a Booster sample at a quarter of its size, float64 [h/4, w/4] in metres, 0 where
+    unknown.
 
     Args:
-      sample: with `disparity` [h, w] in pixels (0 = unknown), `baseline` in metres and
-        `intrinsics`. Disparity and focal length shrink with the image.
+      sample: has `disparity` [h, w] in pixels (0 = unknown), `baseline` in metres and `intrinsics`.
+          Disparity and focal length scale with the image.
 
     Raises:
-      DataError: if the sample is not Booster's.
+      DataError: if the sample is not from Booster.
     """
     _require(sample, "disparity", "baseline")
     disparity = frames.quarter(sample["disparity"]).astype(np.float64) / 4
@@ -53,6 +53,6 @@ def class_masks(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _require(sample: Mapping[str, Any], *keys: str) -> None:
     if absent := [key for key in keys if key not in sample]:
         raise DataError(
-            f"the sample has no {' and no '.join(absent)}: this protocol is meant for sources with "
-            "them, such as booster and cleargrasp"
+            f"the sample has no {' and no '.join(absent)}: use this protocol with sources that "
+            "provide them, such as booster and cleargrasp"
         )

@@ -1,1 +1,1 @@
-"""What an evaluation writes: results, tables, pages, pictures and published numbers."""
+"""Output of an evaluation: results, tables, pages, pictures and published numbers."""

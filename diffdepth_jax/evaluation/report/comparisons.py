@@ -1,4 +1,4 @@
-"""Other results to compare a new one with: an earlier run, a control, another model."""
+"""Other results to compare with: an earlier run, a control, another model."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from diffdepth_jax.evaluation.protocols import OPTIONS, Protocol
 
 
 def parse(texts: Iterable[str]) -> dict[str, str]:
-    """Names and paths of texts like `control=runs/control/metrics.json`.
+    """Parses texts such as `control=runs/control/metrics.json` into names and paths.
 
     Raises:
-      ConfigError: for a text without a name, or a name given twice.
+      ConfigError: if a name is missing or given twice.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -32,15 +32,15 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
 def read(
     compare: Mapping[str, str | os.PathLike], protocol: Protocol, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Other results under the same protocol, by the names given to them.
+    """Other results under the same protocol, by name.
 
     Args:
-      compare: a name to a `metrics.json`, or to the directory that results were written to.
-      protocol, options: of ours; where theirs differ, that is stated in `differences`.
+      compare: maps names to a `metrics.json` or its directory.
+      protocol, options: those of our result; other options are listed in `differences`.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it holds no result, or one under another protocol.
+      FileError: if a file does not exist (`MissingFileError`) or cannot be read.
+      DataError: if it is not a result, or one under another protocol.
     """
     return {name: _read(Path(path), protocol, options) for name, path in compare.items()}
 
@@ -53,8 +53,7 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
             file = own if own.exists() else file / run_files.METRICS
         if not file.exists():
             raise MissingFileError(
-                f"{file} does not exist: compare with a metrics.json, or with the directory that "
-                "it was written to"
+                f"{file} does not exist: compare with a metrics.json or its directory"
             )
     with naming_file(file, "read"):
         content = file.read_bytes()
@@ -65,11 +64,11 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
         for kind in ("conditions", "classes"):
             groups = other.get(kind, {})
             parts[kind] = {group: _means(part) for group, part in groups.items()}
-    # ValueError: also bytes that are not text. RecursionError: lists in lists, without end.
+    # ValueError: also for bytes that are not text. RecursionError: for deeply nested lists.
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{file} is not a metrics.json of an evaluation ({type(error).__name__}: {error}): "
-            "compare with one as it was written, or with the directory that it was written to"
+            f"{file} is not the metrics.json of an evaluation ({type(error).__name__}: {error}): "
+            "compare with an unmodified one or its directory"
         ) from error
     if name != protocol.name:
         raise DataError(
@@ -77,7 +76,7 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
             f"{protocol.name}"
         )
     ours = json.loads(json.dumps(protocol.options | dict(options)))
-    theirs = dict.fromkeys(OPTIONS) | theirs  # The file may be older than an option.
+    theirs = dict.fromkeys(OPTIONS) | theirs  # the file may be older than an option
     return {
         "path": str(path),
         **parts,
@@ -86,7 +85,7 @@ def _read(path: Path, protocol: Protocol, options: Mapping[str, Any]) -> dict[st
 
 
 def _means(part: Mapping[str, Any]) -> dict[str, Any]:
-    """`num_images` and `metrics` of a result or of one of its groups, checked."""
+    """Checks and returns `num_images` and `metrics` of a result or one of its groups."""
     metrics = dict(part["metrics"])
     for name, value in metrics.items():
         if type(value) not in (int, float) or not abs(value) < 1e300:  # NaN is neither

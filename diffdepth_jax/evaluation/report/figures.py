@@ -1,4 +1,4 @@
-"""Figures of the page, as values for the `src` of an `<img>`."""
+"""Figures for the page, as `src` values of `<img>`."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ _BINS = 24
 
 
 def histogram(values: Sequence[float]) -> str:
-    """Histogram of the images' values, as SVG, with a line at the median."""
+    """Histogram of the images' values as SVG, with a line at the median."""
     low, high = min(values), max(values)
     figure, axes = _axes(3.2, 1.5)
     axes.hist(values, bins=_BINS, range=(low, high if high > low else low + 1), color="#7a9cc6")
@@ -28,7 +28,7 @@ def histogram(values: Sequence[float]) -> str:
 
 
 def sparsification(curves: Mapping[str, Sequence[float]]) -> str:
-    """The mean error that remains as more and more pixels are removed, as SVG.
+    """The mean remaining error as pixels are removed, as SVG.
 
     Args:
       curves: `sparsification` of a result.
@@ -44,8 +44,8 @@ def sparsification(curves: Mapping[str, Sequence[float]]) -> str:
     axes.fill_between(removed, curves["oracle"], curves["spread"], color="#6a51a3", alpha=0.12)
     axes.set_xlim(0, removed[-1])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("share of the pixels left out", fontsize=8, color="#666666")
-    axes.set_ylabel("share of the error left", fontsize=8, color="#666666")
+    axes.set_xlabel("fraction of pixels removed", fontsize=8, color="#666666")
+    axes.set_ylabel("fraction of error remaining", fontsize=8, color="#666666")
     axes.legend(fontsize=7, frameon=False)
     return _svg(figure)
 
@@ -60,22 +60,22 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _svg(figure: Figure) -> str:
     file = io.BytesIO()
-    # The same bytes for the same values: no date, and ids that are not random.
+    # Deterministic output: no date, and no random ids.
     with matplotlib.rc_context({"svg.hashsalt": "page"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return _data_uri("svg+xml", file.getvalue())
 
 
 def picture(array: np.ndarray) -> str:
-    """A picture uint8 [h, w, 3], as JPEG."""
+    """A uint8 picture [h, w, 3] as JPEG."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, "jpeg", quality=85)
     return _data_uri("jpeg", file.getvalue())
 
 
 def smaller(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Means over square blocks of the pixels in `mask`, so that sparse depth stays visible; NaN
-    where a block has none."""
+    """Means of the pixels in `mask` over square blocks, so that sparse depth stays visible; NaN for
+    empty blocks."""
     factor = max(math.ceil(array.shape[1] / PICTURE_WIDTH), 1)
     rows, columns = (side // factor for side in array.shape)
     blocks = (rows, factor, columns, factor)
@@ -86,7 +86,7 @@ def smaller(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def smaller_image(image: np.ndarray) -> np.ndarray:
-    """An image uint8 [h, w, 3] at the width of a picture, or at its own size if it is smaller."""
+    """A uint8 image [h, w, 3] downscaled to a picture's width if it is larger."""
     width = min(PICTURE_WIDTH, image.shape[1])
     height = max(round(image.shape[0] * width / image.shape[1]), 1)
     return frames.resize_image(image, (height, width))

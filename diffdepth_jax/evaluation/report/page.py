@@ -1,6 +1,6 @@
-"""`report.html`: a result as one self-contained HTML file, pictures included.
+"""`report.html`: a result as one self-contained HTML file, including pictures.
 
-`templates/page.html` defines its looks.
+`templates/page.html` defines its layout.
 """
 
 import csv
@@ -20,13 +20,13 @@ from diffdepth_jax.evaluation.protocols import Protocol, crops, frames
 from diffdepth_jax.evaluation.protocols.protocol import PredictFn
 from diffdepth_jax.evaluation.report import figures, results, tables
 
-_EXAMPLES = 3  # best and worst images, each
-_WORST_ERROR = 0.5  # relative; where the error picture is fully red
+_EXAMPLES = 3  # number of best, and of worst, images
+_WORST_ERROR = 0.5  # relative error shown as fully red
 
 
 @dataclasses.dataclass(frozen=True)
 class _Result:
-    """What one protocol's folder holds."""
+    """The content of one protocol's folder."""
 
     protocol: Protocol
     result: Mapping[str, Any]
@@ -48,11 +48,11 @@ def save(
 ) -> None:
     """Writes `report.html` next to the results of `run.dataset.score_dataset`.
 
-    The best and worst images are predicted once more for their pictures, so that nothing has to be
-    kept until then; there are no pictures if `samples` is not a sequence.
+    The best and worst images are predicted again for their pictures, so that nothing has to be kept
+    until then; there are no pictures if `samples` is not a sequence.
 
     Args:
-      workdir, protocols, predict_fn, samples: as for `score_dataset`.
+      workdir, protocols, predict_fn, samples: as in `score_dataset`.
 
     Raises:
       FileError: if the page cannot be written, or the results no longer exist.
@@ -110,7 +110,7 @@ def _section(each: _Result) -> dict[str, Any]:
 
 
 def _sparsification(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The curves, and a row for each order in which pixels are left out."""
+    """The curves, and a row for each order in which pixels are removed."""
     if "sparsification" not in result:
         return None
     rows = [
@@ -130,7 +130,7 @@ def _sparsification(result: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _group(result: Mapping[str, Any], kind: str, title: str) -> dict[str, Any]:
-    """A row for each source of numbers, a value for each group and key metric."""
+    """A row for each source of results, with a value for each group and key metric."""
     groups, keys = result[kind], tables.key_metrics(result)
     rows = []
     for column in tables.columns(result):
@@ -213,9 +213,9 @@ def _panels(
         )
         share = (spread / depth)[np.isfinite(spread)]
         largest = float(np.percentile(share, 98)) if share.size else 0.0
-        caption = f"spread over depth, white 0, purple {largest:.2g}"
+        caption = f"relative spread, white 0, purple {largest:.2g}"
         yield caption, visualize.colour_spread(spread, depth, largest)
-    # As a prediction of 1 + error where 1 is true.
+    # Drawn as a prediction of 1 + error for a ground truth of 1.
     one = np.ones_like(small)
     painted = visualize.colour_error(one + np.where(known, small, 0), one, known, _WORST_ERROR)
     yield f"relative error, white 0, red {_WORST_ERROR:g}", painted

@@ -1,4 +1,4 @@
-"""Published numbers, printed in grey next to ours and never claimed as ours."""
+"""Published results, shown in grey next to ours and never presented as ours."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from diffdepth_jax.evaluation import protocols
 from diffdepth_jax.evaluation.protocols import Protocol
 
-# The form that predictions come in, on which no number depends.
+# The form of predictions, which does not affect results.
 _OF_PREDICTIONS = ("predicts", "prediction_frame")
 
 
@@ -18,13 +18,13 @@ class Reported:
     Attributes:
       label: a word or two for the column.
       source: where it was published.
-      dataset: the name of the source that was evaluated.
-      num_images: how many images were averaged; None where that was not published, so that it is
-        unknown whether ours are the same.
-      options: of the protocol or of the source, where they differ from the protocol's own (a tuple
-        stands for any of its values).
-      metrics: over all images, named as ours.
-      groups: the same over conditions or classes, by the group's name.
+      dataset: name of the evaluated source.
+      num_images: number of images averaged; None if unpublished, so that it is unknown whether they
+        are the same as ours.
+      options: options of the protocol or source that differ from the protocol's defaults (a tuple
+        means any of its values).
+      metrics: means over all images, with our names.
+      groups: the same for conditions or classes, by the group's name.
     """
 
     label: str
@@ -38,22 +38,22 @@ class Reported:
     def differences(
         self, protocol: Protocol, options: Mapping[str, Any], num_images: int
     ) -> list[str]:
-        """Why these numbers cannot be compared with ours: the options that differ.
+        """The differing options that make these results not comparable with ours.
 
         Args:
-          protocol, options: of our result, and the options stated with it.
-          num_images: that were scored.
+          protocol, options: our result's protocol, and the options stated with it.
+          num_images: number of images scored.
 
         Returns:
-          `name=value` for each option that differs, and the number of images if that differs; empty
-          where the numbers are comparable.
+          `name=value` for each differing option, and the number of images if it differs; empty if
+          the results are comparable.
         """
         stated = {"dataset": self.dataset, **self.options}
         allowed = {
             name: value if isinstance(value, tuple) else (value,) for name, value in stated.items()
         }
         ours = protocol.options | dict(options)
-        # One of the allowed values of each: ours, if it is among them.
+        # One of each option's allowed values: ours, if it is among them.
         theirs = {
             name: ours.get(name) if ours.get(name) in values else values[0]
             for name, values in allowed.items()
@@ -61,7 +61,7 @@ class Reported:
         known = {name: theirs[name] for name in protocols.OPTIONS if name in theirs}
         expected = protocols.get(protocol.name, **known).options | theirs
         left_out = set(_OF_PREDICTIONS)
-        if protocol.disparity_floor is None:  # It then follows from options that are compared.
+        if protocol.disparity_floor is None:  # it then follows from options that are compared
             left_out.add("disparity_floor")
         names = [name for name in (*stated, *expected) if name not in left_out]
         found = [
@@ -108,14 +108,14 @@ RELEASE = Reported(
     "DiffusionDepth README, Swin on KITTI's depth-prediction split",
     "kitti",
     None,
-    # Frames in KITTI's layout need not be KITTI's: rendered ones have depth of another name.
+    # Frames in KITTI's layout need not be from KITTI: rendered ones have another depth folder.
     {"depth": "groundtruth", "min_depth": 1e-4, "max_depth": None, "alignment": "none"},
     {"abs_rel": 0.021, "rmse": 0.98},
 )
 
-# Networks before and after training on generated adverse images, in "Diffusion Models for Monocular
-# Depth Estimation: Overcoming Challenging Conditions". Relative ones are said to be aligned by "LSE
-# criterion", without saying in which space; for ZoeDepth nothing is stated.
+# Networks before and after training on generated adverse images, from "Diffusion Models for
+# Monocular Depth Estimation: Overcoming Challenging Conditions". Relative networks are aligned by
+# the "LSE criterion", in an unspecified space; for ZoeDepth nothing is stated.
 _ADVERSE = "Tosi, Zama Ramirez, Poggi (ECCV 2024), before and after training on generated images"
 _LEAST_SQUARES = {"alignment": ("lsq_depth", "lsq_disparity", "lsq_disparity_near")}
 
@@ -183,5 +183,5 @@ REPORTED: Mapping[str, tuple[Reported, ...]] = {
 
 
 def of(protocol: Protocol) -> tuple[Reported, ...]:
-    """The numbers published for the protocol of this name, with any options."""
+    """Published results for the protocol of this name, with any options."""
     return REPORTED.get(protocol.name, ())

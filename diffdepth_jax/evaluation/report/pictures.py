@@ -11,7 +11,7 @@ from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
 from diffdepth_jax.evaluation.protocols import Protocol, frames
 
-_PREDICTIONS = 6  # samples in it
+_PREDICTIONS = 6  # number of samples shown
 
 
 def save_predictions(
@@ -38,6 +38,6 @@ def save_predictions(
 
 
 def depth_of(sample: Mapping[str, Any], image: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """The measured depth [h, w] of what the model is fed, at that image's size, to look at."""
+    """Ground truth [h, w] for the model's input, at its size; for display only."""
     depth = frames.take_depth(sample["depth"], protocol.input)
     return frames.resize_nearest(depth, image.shape[:2])

@@ -1,4 +1,4 @@
-"""The result of an evaluation, from the rows of its images, and its files.
+"""The result of an evaluation, computed from its images' rows, and its files.
 
     metrics.json   {"protocol", "options", "num_images", "num_skipped", "num_unreadable",
                     "unreadable", "num_nonfinite", "num_clipped", "num_zero", "metrics",
@@ -8,19 +8,19 @@
                    metrics, additional measures, and the metrics of each class; error if the image
                    could not be read
 
-`num_images` counts the images that were scored, `num_skipped` those without a valid pixel and
-`num_unreadable` those that could not be read; the last two have empty metrics in the CSV and do not
-enter the means. `metrics` and `baseline` hold means over images (`baseline` is empty where no
-training set is known); `conditions` and `classes` the same by group, where there are several;
-`comparisons` other results under the same protocol; `reported` published numbers under the same
-options and number of images, with their source, and `not_comparable` published numbers under other
-options, which are listed.
+`num_images` is the number of scored images, `num_skipped` of those without valid pixels, and
+`num_unreadable` of those that could not be read; the last two have empty metrics in the CSV and are
+not part of the means. `metrics` and `baseline` are means over images (`baseline` is empty if no
+training set is known); `conditions` and `classes` have the same by group, if there are several;
+`comparisons` has other results under the same protocol; `reported` has published results with the
+same options and number of images, with their source, and `not_comparable` has published results
+with other options, which are listed.
 
-Additional measures (`protocols.MEASURES`) are among the metrics. One may be undefined for an image,
-as contours are where the ground truth has none: its mean is then over the others, whose number is
-in `num_images_of`. With several samples there is `sparsification`: `removed`, shares of the pixels,
-and for each curve of `uncertainty.CURVES` the mean error that remains, averaged over the images.
-Both keys are left out where they do not apply.
+Additional measures (`protocols.MEASURES`) are included in the metrics. A measure may be undefined
+for some images, such as contours if the ground truth has none: its mean is then over the others,
+whose number is in `num_images_of`. With several samples, there is `sparsification`: `removed`,
+fractions of the pixels, and for each curve in `uncertainty.CURVES` the mean remaining error,
+averaged over images. Both keys are omitted if they do not apply.
 """
 
 import csv
@@ -42,16 +42,16 @@ from diffdepth_jax.evaluation.report import papers
 from diffdepth_jax.evaluation.report.rows import Row
 
 _COUNTS = ("num_valid", "num_nonfinite", "num_clipped", "num_zero", "mean_depth")
-_LISTED = 100  # of the unreadable images in metrics.json; the CSV has all
+_LISTED = 100  # unreadable images listed in metrics.json; the CSV has all
 
 
 def directory(workdir: Path, protocols: Sequence[Protocol], protocol: Protocol) -> Path:
-    """Where the two files of one of several protocols go: a folder named after each."""
+    """Folder for one of several protocols' two files, named after the protocol."""
     return workdir if len(protocols) == 1 else workdir / protocol.name
 
 
 def write(place: Path, rows: Sequence[Row], protocol: Protocol, result: Mapping[str, Any]) -> None:
-    """Writes the two files into a directory that exists."""
+    """Writes the two files to an existing directory."""
     atomic.write_text(place / run_files.PER_IMAGE, _csv(rows, protocol))
     atomic.write_text(
         place / run_files.METRICS, json.dumps(result, indent=2, allow_nan=False) + "\n"
@@ -67,13 +67,13 @@ def of(
     """The content of `metrics.json`, from ordered rows that may cover several protocols.
 
     Raises:
-      DataError: if no image has a pixel that counts.
+      DataError: if no image has a valid pixel.
     """
     scored = [row for row in rows if not row.error and row.scores[protocol.name].num_valid]
     unreadable = [row for row in rows if row.error]
     if not scored:
         raise DataError(
-            f"nothing to score: none of {len(rows)} images has a ground-truth pixel between "
+            f"nothing to score: none of {len(rows)} images has a ground truth pixel between "
             f"{protocol.min_depth} and {protocol.max_depth} m in the {protocol.crop} crop"
             + (f" ({len(unreadable)} could not be read)" if unreadable else "")
         )
@@ -109,10 +109,10 @@ def of(
 
 
 def _measured(scores: Sequence[Score], protocol: Protocol) -> dict[str, Any]:
-    """The entries of `metrics.json` about additional measures."""
+    """The entries of `metrics.json` for additional measures."""
     if protocol.boundary and not any("boundary_f1" in score.metrics for score in scores):
         raise DataError(
-            "no image has a depth edge between pixels that count: leave out evaluation.boundary "
+            "no image has a depth edge between scored pixels: leave out evaluation.boundary "
             "(--boundary)"
         )
     found: dict[str, Any] = {}
@@ -135,7 +135,7 @@ def _means(
     protocol: Protocol,
     part: Callable[[Score], Mapping[str, float]] = lambda score: score.metrics,
 ) -> dict[str, Any]:
-    """Means over the images that have that part, for our scores and the baseline's."""
+    """Means over the images that have this part, for our scores and the baseline's."""
     ours = [part(row.scores[protocol.name]) for row in rows]
     guessed = [part(row.baseline[protocol.name]) for row in rows if row.baseline]
     ours, guessed = ([metrics for metrics in each if metrics] for each in (ours, guessed))
@@ -152,7 +152,7 @@ def _mean(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _names(metrics: Sequence[Mapping[str, float]]) -> list[str]:
-    """All metrics that occur: the protocol's in their order, then additional measures."""
+    """All metrics present: the protocol's in order, then additional measures."""
     found = dict.fromkeys(name for each in metrics for name in each)
     return [name for name in found if name not in MEASURES] + [
         name for name in MEASURES if name in found

@@ -13,10 +13,10 @@ class Row:
     """One image's part of a result.
 
     Attributes:
-      index: its place among the samples.
-      id, condition: those of the sample.
+      index: its position among the samples.
+      id, condition: the sample's id and condition.
       scores, baseline: by the protocol's name.
-      error: why the image could not be read; it then has no scores.
+      error: reason why the image could not be read; there are then no scores.
     """
 
     index: int
@@ -31,7 +31,7 @@ class Row:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Row":
-        """Reads `to_json`; numbers come back exactly.
+        """Reads the output of `to_json`; numbers are preserved exactly.
 
         Raises:
           ValueError, TypeError, KeyError, AttributeError, RecursionError: for any other content.

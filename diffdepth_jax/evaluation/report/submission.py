@@ -1,7 +1,7 @@
-"""Results for the KITTI depth-prediction benchmark: one zip of 16-bit PNGs, checked.
+"""Submissions to the KITTI depth prediction benchmark: one checked zip of 16-bit PNGs.
 
-Facts of the benchmark's development kit: files 0000000000.png to 0000000499.png in the root of the
-archive, uint16 = metres * 256, 0 for no estimate, at the size of the images of
+From the benchmark's devkit: files 0000000000.png to 0000000499.png at the top level of the archive,
+uint16 = metres * 256, 0 for no estimate, with the sizes of the images in
 `test_depth_prediction_anonymous`.
 """
 
@@ -21,7 +21,7 @@ from diffdepth_jax.evaluation.protocols import frames
 NAMES = tuple(f"{index:010d}" for index in range(500))
 _SCALE = 256
 _LARGEST = 2**16 - 1
-_SHOWN = 5  # of the names in an error
+_SHOWN = 5  # names listed in an error
 
 
 def write(
@@ -29,23 +29,23 @@ def write(
     samples: Iterable[Mapping[str, Any]],
     depth_of: Callable[[Mapping[str, Any]], np.ndarray],
 ) -> None:
-    """Writes the archive; it appears whole or not at all.
+    """Writes the archive atomically.
 
     Args:
       path: the .zip to write.
-      samples: the 500 images with their official names as `id`, as the source `kitti` with
-        `split="test_anonymous"` has them.
-      depth_of: depth float [h, w] in metres of a sample, at its image's size. Depths are kept
-        within 1/256 and 255.996 m, as 0 would mean no estimate.
+      samples: the 500 images with their official names as `id`, as in the source `kitti` with
+        `split="test_anonymous"`.
+      depth_of: returns a sample's depth, float [h, w] in metres, at its image's size. Depth is
+        clipped to 1/256 to 255.996 m, as 0 would mean no estimate.
 
     Raises:
-      DataError: if the samples are not the benchmark's; or, naming the image, if its depth has
-        another size or contains NaN.
+      DataError: if the samples are not the benchmark's, or a depth map has another size or contains
+        NaN (names the image).
     """
 
     def write_zip(file: BinaryIO) -> None:
         names = []
-        with zipfile.ZipFile(file, "w") as archive:  # PNGs are compressed already.
+        with zipfile.ZipFile(file, "w") as archive:  # PNGs are already compressed
             for sample in samples:
                 names.append(sample["id"])
                 content = encode(depth_of(sample), sample["id"], sample["image"].shape[:2])
@@ -56,11 +56,11 @@ def write(
 
 
 def encode(depth: np.ndarray, name: str, size: tuple[int, int]) -> bytes:
-    """The benchmark's PNG of a depth map; errors as for `write`."""
+    """A depth map as a PNG for the benchmark; errors as in `write`."""
     if depth.shape != size:
         raise DataError(
-            f"image {name!r}: its depth is {frames.show(depth.shape)} and the image "
-            f"{frames.show(size)}; they must agree"
+            f"image {name!r}: its depth is {frames.show(depth.shape)}, but the image is "
+            f"{frames.show(size)}; they must match"
         )
     if np.isnan(depth).any():
         raise DataError(f"image {name!r}: its depth is NaN at {np.isnan(depth).sum()} pixels")
@@ -71,11 +71,11 @@ def encode(depth: np.ndarray, name: str, size: tuple[int, int]) -> bytes:
 
 
 def check(path: str | os.PathLike) -> None:
-    """Refuses an archive that the benchmark would refuse.
+    """Rejects an archive that the benchmark would reject.
 
     Raises:
-      DataError: for missing or extra files, or one that is not a 16-bit map with an estimate
-        everywhere; names them.
+      DataError: for missing or extra files, or files that are not 16-bit maps without gaps; names
+        them.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -93,7 +93,7 @@ def check(path: str | os.PathLike) -> None:
 
 
 def check_names(names: Iterable[str], where: object) -> None:
-    """DataError unless the names are the benchmark's 500, each once."""
+    """Raises DataError unless the names are the benchmark's 500, each once."""
     found = list(names)
     missing, further = sorted(set(NAMES) - set(found)), sorted(set(found) - set(NAMES))
     if missing or further or len(found) != len(NAMES):
@@ -101,7 +101,7 @@ def check_names(names: Iterable[str], where: object) -> None:
             f"{where}: {len(found)} images; the benchmark has {len(NAMES)}, {NAMES[0]} to "
             f"{NAMES[-1]}"
             + (f"; {len(missing)} are missing: {_list(missing)}" if missing else "")
-            + (f"; {len(further)} are not among them: {_list(further)}" if further else "")
+            + (f"; {len(further)} are unknown: {_list(further)}" if further else "")
         )
 
 

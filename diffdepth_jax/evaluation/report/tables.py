@@ -1,4 +1,4 @@
-"""The result of an evaluation as plain tables, with published numbers marked as such."""
+"""The result of an evaluation as plain tables, with published results marked."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ _AT_RATIOS = frozenset(boundary.METRICS[len(boundary.KINDS) :])
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One source of numbers in a result.
+    """One source of metrics in a result.
 
     Attributes:
-      label: its name.
-      metrics: over all images; may be empty.
-      groups: over conditions and classes, by the group's name.
+      label: name of the column.
+      metrics: means over all images; may be empty.
+      groups: means over conditions and classes, by the group's name.
       reported: whether they were published by others.
     """
 
@@ -28,7 +28,7 @@ class Column:
 
 
 def columns(result: Mapping[str, Any]) -> list[Column]:
-    """Ours, the training set's median map where known, other results, reported numbers."""
+    """Ours, the training set's median map if known, other results, and published results."""
     found = [Column("ours", result["metrics"], _groups(result))]
     if result["baseline"]:
         found.append(Column("median map", result["baseline"], _groups(result, "baseline")))
@@ -40,19 +40,19 @@ def columns(result: Mapping[str, Any]) -> list[Column]:
 
 
 def key_metrics(result: Mapping[str, Any]) -> list[str]:
-    """The few metrics to show where space is short; the headline first."""
+    """The few metrics to show if space is limited; headline metric first."""
     names = list(result["metrics"])
     return [name for name in _KEY_METRICS if name in names and "rmse" in names] or names[:3]
 
 
 def main_metrics(result: Mapping[str, Any]) -> list[str]:
-    """All but those of `boundary_rows`, whose means over ratios are included here too."""
+    """All metrics except those in `boundary_rows`, but including their means over ratios."""
     return [name for name in result["metrics"] if name not in _AT_RATIOS]
 
 
 def boundary_rows(result: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
-    """F-score, precision and recall of each of `columns` at each depth ratio and averaged; None
-    where a column has none. Empty if no boundary was measured."""
+    """F-score, precision and recall of each column at each depth ratio and averaged; None if a
+    column has none. Empty if boundaries were not measured."""
     if "boundary_f1" not in result["metrics"]:
         return []
     endings = {f"{ratio:.2f}": f"_{ratio:.2f}" for ratio in boundary.RATIOS} | {"average": ""}
@@ -91,18 +91,18 @@ def options(result: Mapping[str, Any]) -> str:
 
 
 def remarks(result: Mapping[str, Any]) -> list[str]:
-    """What a reader must know to compare the numbers, as sentences."""
+    """Notes for interpreting the numbers."""
     lines = []
     if result["num_nonfinite"] or result["num_clipped"]:
         lines.append(
-            f"of the scored pixels {result['num_nonfinite']} were predicted NaN or infinite and "
-            f"{result['num_clipped']} outside the range; they count at its ends"
+            f"{result['num_nonfinite']} scored pixels were predicted as NaN or infinite and "
+            f"{result['num_clipped']} outside the range; they were clipped to its ends"
         )
     if result["num_zero"]:
         filled = result["options"].get("fill_zeros") == "background"
         lines.append(
             f"{result['num_zero']} pixels of the predictions were 0: "
-            + ("filled from their neighbours" if filled else "they count as the nearest depth")
+            + ("filled from their neighbours" if filled else "scored as the nearest depth")
         )
     fewer: dict[int, list[str]] = {}
     for name, count in result.get("num_images_of", {}).items():
@@ -114,7 +114,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name} was scored on {other['num_images']} images")
         if other["differences"]:
             lines.append(
-                f"{name} has other options (ours -> its): {'; '.join(other['differences'])}"
+                f"{name} used other options (ours -> theirs): {'; '.join(other['differences'])}"
             )
     together: dict[tuple[str, ...], list[str]] = {}
     for each in result["not_comparable"]:
@@ -128,14 +128,14 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         together.setdefault(key, []).append(f"{each['label']}: {numbers}")
     for (source, *differences), numbers in together.items():
         lines.append(
-            f"not comparable, as it holds under {', '.join(differences)}: {source}: "
+            f"not comparable, because evaluated with {', '.join(differences)}: {source}: "
             f"{'; '.join(numbers)}"
         )
     return lines
 
 
 def sources(result: Mapping[str, Any]) -> list[str]:
-    """The sources of the reported numbers, one line each."""
+    """The sources of published results, one line each."""
     together: dict[str, list[str]] = {}
     for each in result["reported"]:
         together.setdefault(each["source"], []).append(each["label"])
@@ -143,11 +143,11 @@ def sources(result: Mapping[str, Any]) -> list[str]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The lines to print for what `metrics.json` holds.
+    """The content of `metrics.json` as lines to print.
 
-    One row a metric, columns for ours, the training set's median map, other results and reported
-    numbers; those are marked with a star and explained below. Where there are conditions or
-    classes, a row for each column with its headline metric in every group.
+    One row per metric, with columns for ours, the training set's median map, other results and
+    published results; the last are marked with a star and explained below. If there are conditions
+    or classes, there is a row for each column with its headline metric in every group.
     """
     found = columns(result)
     labels = [column.label + "*" * column.reported for column in found]
@@ -179,12 +179,12 @@ def table(result: Mapping[str, Any]) -> str:
                 rows.append([label, *map(number, values)])
         lines += ["", *_aligned(rows)]
     lines += remarks(result)
-    lines += [f"* {line}; their numbers, not measured here" for line in sources(result)]
+    lines += [f"* {line}; published, not measured here" for line in sources(result)]
     return "\n".join(lines)
 
 
 def number(value: float | None) -> str:
-    """A metric with four decimals, two where it is large; empty where there is none."""
+    """A metric with four decimals, or two if it is large; empty if there is none."""
     if value is None:
         return ""
     return f"{value:.4f}" if abs(value) < 100 else f"{value:.2f}"

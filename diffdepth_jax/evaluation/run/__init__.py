@@ -1,1 +1,1 @@
-"""Running over a data set: a model or saved predictions; can be resumed and shared by processes."""
+"""Runs a model or saved predictions over a data set; resumable, and shareable by processes."""

@@ -1,7 +1,7 @@
-"""The baseline that needs no model: the training set's per-pixel median depth.
+"""A baseline without a model: the training set's per-pixel median depth.
 
 It is the best constant guess in absolute error, harder to beat than the mean map, and shows how
-much of a metric the camera's fixed mounting alone explains.
+much of a metric is explained by the camera's fixed mounting alone.
 """
 
 import logging
@@ -19,8 +19,8 @@ _LOG = logging.getLogger(__name__)
 
 
 def of_training(data: ExperimentData) -> np.ndarray | None:
-    """`median_depth_map` of the training frames that an experiment asks for; None if it asks for
-    none or, with a warning, if they are not available."""
+    """`median_depth_map` of an experiment's baseline frames; None if it has none or, with a
+    warning, if they are not available."""
     if not data.baseline_frames:
         return None
     try:
@@ -37,20 +37,20 @@ def of_training(data: ExperimentData) -> np.ndarray | None:
 def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> np.ndarray:
     """Per-pixel median of the measured depths of many frames.
 
-    Sizes may vary (KITTI's do, by recording day): every map is first put on one grid by nearest
-    pixels. A pixel that no frame measured gets the median of its row, or of the whole map where the
-    row has none. All maps are kept, 4 bytes a pixel: for a large training set pass a few hundred
-    frames spread over it.
+    Sizes may vary (KITTI's do, by recording day): every map is first resampled to one grid by
+    nearest neighbour. A pixel that was never measured gets the median of its row, or of the whole
+    map if the row is empty. All maps are kept in memory, 4 bytes per pixel: for a large training
+    set, pass a few hundred frames spread over it.
 
     Args:
-      depths: maps [h, w] in metres, not finite or not positive where nothing was measured.
-      size: height and width of the grid; those of the first map when None.
+      depths: maps [h, w] in metres, non-finite or non-positive where unmeasured.
+      size: (height, width) of the grid; None for the first map's.
 
     Returns:
       float32 [height, width], positive everywhere.
 
     Raises:
-      DataError: if there is no map, or none with a measurement.
+      DataError: if there are no maps, or none with a measurement.
     """
     maps = []
     for depth in depths:
@@ -59,9 +59,9 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
         measured = np.isfinite(depth) & (depth > 0)
         maps.append(np.where(measured, depth, np.inf).astype(np.float32))
     if not maps:
-        raise DataError("no depth map was given: the median of an empty training set is unknown")
+        raise DataError("no depth map was given, but the median needs at least one")
     ordered = np.stack(maps)
-    ordered.sort(axis=0)  # what was not measured comes last, as inf
+    ordered.sort(axis=0)  # unmeasured values are inf and come last
     count = np.isfinite(ordered).sum(axis=0)
     low, high = (
         np.take_along_axis(ordered, np.maximum(index, 0)[None], axis=0)[0]
@@ -69,8 +69,9 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
     )
     known = count > 0
     if not known.any():
-        raise DataError(f"none of the {len(maps)} depth maps holds a measurement")
-    # Where a pixel was always measured count // 2 is within the stack, elsewhere low is unused.
+        raise DataError(f"none of the {len(maps)} depth maps has a measurement")
+    # For pixels that were always measured, count // 2 is within the stack; otherwise `low` is
+    # unused.
     median = np.where(known, (low + high) / 2, np.nan)
     overall = np.median(median[known])
     for row, row_known in zip(median, known, strict=True):

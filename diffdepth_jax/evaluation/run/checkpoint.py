@@ -1,4 +1,4 @@
-"""Evaluating a loaded model on the data of an experiment."""
+"""Evaluates a loaded model on an experiment's data."""
 
 import hashlib
 import typing
@@ -22,11 +22,11 @@ from diffdepth_jax.evaluation.run.dataset import Shard, score_dataset
 from diffdepth_jax.processes import Processes
 from diffdepth_jax.typing import InputSpec
 
-_PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by a model's output
+_PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by the model's output
 
 
 class Model(typing.Protocol):
-    """What a model must offer; `inference.DepthModel` does."""
+    """What a model must provide; `inference.DepthModel` does."""
 
     output: str
     input_spec: InputSpec
@@ -48,12 +48,12 @@ def score_model(
     *,
     processes: Processes | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Scores a model as an experiment says; writes what `report.results` lists.
+    """Scores a model as configured by an experiment; writes the files of `report.results`.
 
-    Several `processes` share the images, as in `dataset.score_dataset`.
+    Several `processes` divide the images, as in `dataset.score_dataset`.
 
-    The baseline next to the metrics is the median depth map of the training data; it is left out,
-    with a warning, if those are not available.
+    The baseline is the median depth map of the training data; it is left out, with a warning, if
+    they are not available.
 
     Returns:
       Results by the protocol's name, in the order of the config.
@@ -69,19 +69,19 @@ def score_checkpoint(
     *,
     shard: Shard | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`score_model` for a model that does not change any more.
+    """`score_model` for a model whose weights are final.
 
-    Goes on with an evaluation of the same weights and config that was interrupted in `workdir`, and
-    writes `report.html` too.
+    Resumes an interrupted evaluation of the same weights and config in `workdir`, and also writes
+    `report.html`.
 
     Args:
-      model: as `inference.load` returns it.
-      data, config: of an `Experiment`.
-      workdir: for the results.
+      model: as returned by `inference.load`.
+      data, config: from an `Experiment`.
+      workdir: directory for the results.
       shard: as in `dataset.score_dataset`.
 
     Returns:
-      Results by the protocol's name; none for a shard.
+      Results by the protocol's name; None for a shard.
     """
     scoring = _Scoring(model, data, config, workdir)
     results = scoring.run(fingerprint=scoring.fingerprint(), shard=shard)
@@ -93,15 +93,15 @@ def score_checkpoint(
 def settings(
     model: Model, config: EvaluationConfig
 ) -> tuple[tuple[Protocol, ...], dict[str, Any], dict[str, Any]]:
-    """How a model is scored by a config.
+    """How to score a model according to a config.
 
     Returns:
-      The protocols, for what the model predicts; the options for `Model.predict`; and which of them
-      to state with a result.
+      The protocols, adapted to the model's output; the options for `Model.predict`; and which of
+      these to state with a result.
 
     Raises:
-      ConfigError: for relative predictions under a protocol that would treat them as metres; for
-        samples that the model cannot draw, or whose spread is not in metres.
+      ConfigError: if a protocol would treat relative predictions as metres, or if samples are
+          requested but the model cannot draw them or does not predict metres.
     """
     predicts = _PREDICTS[model.output]
     if config.predicts not in (None, predicts):
@@ -113,8 +113,9 @@ def settings(
         if model.output == "relative_disparity" and protocol.alignment == "none":
             raise ConfigError(
                 f"the model predicts relative disparity, which protocol {protocol.name} would "
-                "treat as 1/metres, as it does not align: evaluation.alignment=lsq_disparity fits "
-                "scale and shift to each image's ground truth (--alignment=lsq_disparity)"
+                "treat as 1/metres, because it does not align: use "
+                "evaluation.alignment=lsq_disparity (--alignment=lsq_disparity), which fits scale "
+                "and shift to each image's ground truth"
             )
     steps = config.num_inference_steps
     flip_tta = model.input_spec.flip_tta if config.flip_tta is None else config.flip_tta
@@ -135,7 +136,7 @@ def settings(
 
 
 class _Scoring:
-    """A model on the evaluation data of an experiment."""
+    """A model and an experiment's evaluation data."""
 
     def __init__(
         self, model: Model, data: ExperimentData, config: EvaluationConfig, workdir: Path
@@ -147,7 +148,7 @@ class _Scoring:
         )
 
     def fingerprint(self) -> str:
-        """A hash of the weights and of everything else that decides predictions and samples."""
+        """A hash of the weights and everything else that determines predictions and samples."""
         weights = self._model.fingerprint(self._config.num_inference_steps)
         return hashlib.sha256(repr((weights, self._data.evaluation)).encode()).hexdigest()
 
@@ -176,7 +177,7 @@ class _Scoring:
 
 
 def measured(source: Any) -> dict[str, Any]:
-    """What a source's config says about its data, to state with a result: all but the paths."""
+    """A source's config, without paths, to state with a result."""
     fields = config_lib.to_mapping(source)
     return {"dataset": source.name} | {
         name: value
@@ -186,11 +187,12 @@ def measured(source: Any) -> dict[str, Any]:
 
 
 def run_directory(checkpoint: Path) -> Path:
-    """RUN of RUN, RUN/checkpoints or RUN/checkpoints/STEP, where results go by default.
+    """The run directory, where results go by default, from RUN, RUN/checkpoints or
+    RUN/checkpoints/STEP.
 
     Raises:
       FileError: if the checkpoint does not exist (`MissingFileError`) or cannot be read.
-      ConfigError: if it belongs to no run.
+      ConfigError: if it does not belong to a run.
     """
     path = checkpoint.absolute()
     with naming_file(path, "read"):
@@ -199,4 +201,6 @@ def run_directory(checkpoint: Path) -> Path:
                 return run
         if not path.exists():
             raise MissingFileError(f"{checkpoint} does not exist")
-    raise ConfigError(f"{checkpoint} is not in a run directory: set --workdir to where results go")
+    raise ConfigError(
+        f"{checkpoint} is not in a run directory: set --workdir to the directory for results"
+    )

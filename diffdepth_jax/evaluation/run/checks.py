@@ -1,4 +1,4 @@
-"""What can be checked before an evaluation, or a long training, begins."""
+"""Checks before an evaluation, or a long training run, begins."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -15,25 +15,25 @@ from diffdepth_jax.evaluation.protocols.score import check_dense
 from diffdepth_jax.evaluation.report import comparisons
 from diffdepth_jax.evaluation.run.config import EvaluationConfig
 
-_FRAMES = 3  # of each source, whose depth is checked
-_FEW = 0.1  # share of measured pixels within the range, below which something is wrong
-_SCALES = (1.0, 100.0, 256.0, 1000.0)  # stored units per metre that are in use
+_FRAMES = 3  # per source, whose depth is checked
+_FEW = 0.1  # minimum plausible fraction of measured pixels within the range
+_SCALES = (1.0, 100.0, 256.0, 1000.0)  # common numbers of stored units per metre
 _LOG = logging.getLogger(__name__)
 
 
 def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool = True) -> None:
-    """Reads a few frames and the results to compare with, so that errors about them do not come at
-    the end of a long training.
+    """Reads a few frames and the results to compare with, so that errors do not appear at the end
+    of a long training run.
 
     Args:
-      data: of the experiment.
-      config: how it is evaluated.
+      data: the experiment's data config.
+      config: the evaluation config.
       labelled: whether the depth of the training data is the label.
 
     Raises:
-      DataError: for evaluation frames that a protocol cannot use; for depth that lies entirely
-        outside the range of a protocol or of the training, as in a wrong unit; for boundary metrics
-        on sparse depth; or for results that cannot be compared with ours.
+      DataError: if a protocol cannot use the evaluation frames; if all depth is outside the range
+          of a protocol or of training, for example because of a wrong unit; if boundary metrics are
+          requested for sparse depth; or if results are not comparable.
     """
     sample = first_evaluation_sample(data)
     protocols = config.build_all()
@@ -56,7 +56,7 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
     if data.train.depth_range is not None and labelled:
         try:
             samples = _few(data.train.source, data)
-        except FileNotFoundError:  # Training, if there is any, reports it better.
+        except FileNotFoundError:  # training, if there is any, reports it better
             return
         _check_range(
             (sample["depth"] for sample in samples),
@@ -79,19 +79,19 @@ def _check_range(
     source: Any,
     field: str,
 ) -> None:
-    """Refuses depth maps whose measurements lie outside a range, warns where nearly all do."""
+    """Rejects depth maps with all measurements outside a range, and warns if nearly all are."""
     measured = np.concatenate([depth[np.isfinite(depth) & (depth > 0)] for depth in depths])
     if not measured.size:
-        _LOG.warning("%s: the first frames have no measured depth at all", field)
+        _LOG.warning("%s: the first frames have no measured depth", field)
         return
     share = metrics.valid_pixels(measured, *depth_range).mean()
     if share >= _FEW:
         return
     low, middle, high = (f"{depth:.5g}" for depth in np.percentile(measured, (1, 50, 99)))
     message = (
-        f"{field}: in a few frames {share:.0%} of the measured pixels lie in the range "
-        f"{depth_range[0]:g} to {depth_range[1]:g} m of {whose}; they are {low} to {high} m, half "
-        f"of them below {middle} m. {_remedy(measured, depth_range, source, field)}"
+        f"{field}: in the first frames, only {share:.0%} of the measured pixels are in the range "
+        f"{depth_range[0]:g} to {depth_range[1]:g} m of {whose}; depths are {low} to {high} m with "
+        f"median {middle} m. {_remedy(measured, depth_range, source, field)}"
     )
     if share > 0:
         _LOG.warning("%s", message)
@@ -100,7 +100,7 @@ def _check_range(
 
 
 def _remedy(measured: np.ndarray, depth_range: tuple[float, float], source: Any, field: str) -> str:
-    """Which scale would bring the depths into the range."""
+    """Suggests a scale that would bring depths into the range."""
     given = getattr(source, "depth_scale", None) or 1.0
     likely = [
         scale
@@ -110,7 +110,7 @@ def _remedy(measured: np.ndarray, depth_range: tuple[float, float], source: Any,
     ]
     if hasattr(source, "depth_scale") and likely:
         return (
-            f"Is {field}.depth_scale, now {source.depth_scale}, rather "
+            f"Should {field}.depth_scale, now {source.depth_scale}, be "
             f"{' or '.join(f'{scale:g}' for scale in likely)}?"
         )
-    return "Is their unit metres, and does the range belong to these data?"
+    return "Is the unit metres, and is the range right for these data?"

@@ -11,28 +11,28 @@ from diffdepth_jax.typing import FlipAverage
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """The fields of `config.evaluation`; where an option is None, the protocol's own value is used.
+    """The fields of `config.evaluation`; for options that are None, the protocol's value is used.
 
     Attributes:
-      protocol: a key of `protocols.PROTOCOLS`, or several, joined by commas, for one pass over the
-        images; options then go to all of them.
+      protocol: a key of `protocols.PROTOCOLS`, or a comma-separated list of them, evaluated in one
+        pass over the images; options apply to all of them.
       resize_input, crop, crop_reference, min_depth, max_depth, clip_min, clip_max, predicts,
         alignment, fit_pixels, disparity_floor, metric_set: as in `protocols.Protocol`;
-        max_depth=inf lifts a cap.
-      boundary: measure the sharpness of depth edges too (`evaluation.boundary`), for ground truth
-        that is dense and exact, as rendered depth is; no other number depends on it.
-      flip_tta: average each prediction with the one of the mirrored image; None for what the
-        network's publication does.
-      flip_average: of their `depth`, or of their `inverse_depth` with ramps at the borders, which
-        is md4all's `_pp`; see `DepthModel.predict`.
-      batch_size: images that are predicted at once; the results do not depend on it.
+        max_depth=inf removes a cap.
+      boundary: also measure the sharpness of depth edges (`evaluation.boundary`), for dense, exact
+        ground truth such as rendered depth; does not affect other results.
+      flip_tta: average each prediction with that of the mirrored image; None to do as the network's
+        publication does.
+      flip_average: average `depth`, or `inverse_depth` with ramps at the borders, which is md4all's
+        `_pp`; see `DepthModel.predict`.
+      batch_size: images predicted at once; does not affect results.
       num_inference_steps: denoising steps, for networks that denoise; None for the model's own
         number.
-      num_samples: score the mean of this many samples (2 or more) of a network that draws noise,
+      num_samples: score the mean of this many samples (at least 2) of a network that uses noise,
         and measure whether their spread predicts the error (`evaluation.uncertainty`); None for a
         single prediction.
-      every_steps: how often a run is evaluated while it is trained; None for only at the end.
-      compare: other results to show beside these: a name to a `metrics.json` or its directory.
+      every_steps: steps between evaluations during training; None to only evaluate at the end.
+      compare: other results to show next to these; maps names to a `metrics.json` or its directory.
     """
 
     protocol: str = "kitti_eigen"
@@ -84,8 +84,8 @@ class EvaluationConfig:
         return self.build_all()[0]
 
     def build_all(self) -> tuple[Protocol, ...]:
-        """The protocols with their options; raises ConfigError if they do not exist."""
-        # Not what is said of saved predictions only: a model's show what it was fed.
+        """The protocols with their options; raises ConfigError if one is unknown."""
+        # Without options for saved predictions only: a model's predictions show its input.
         known = (*protocols.OPTIONS, *protocols.MEASURING)
         options = {name: value for name, value in vars(self).items() if name in known}
         return protocols.get_all(self.protocol, **options)

@@ -1,9 +1,9 @@
-"""Running over a data set: every image predicted once, scored, and its row kept.
+"""Runs over a data set: predicts and scores every image once, and keeps its row.
 
-One group of images at a time is in memory; of finished ones only their rows are kept. Results
-appear complete, at the end; `report.results` describes them. Where a fingerprint of the model is
-given, the rows are also kept on disk until then: an interrupted evaluation continues where it
-stopped, and several processes can share one (`shard`).
+Only one group of images is in memory at a time; only the rows of finished images are kept. Results
+are written at the end; `report.results` describes them. With a fingerprint of the model, rows are
+also kept on disk until then, so an interrupted evaluation continues where it stopped, and several
+processes can share one (`shard`).
 """
 
 import contextlib
@@ -48,54 +48,53 @@ def score_dataset(
     """Predicts every image once, scores it under all protocols, and writes the results.
 
     Args:
-      predict_fn: a list of images uint8 [h, w, 3] to the depth [h, w] of each in metres, of the
-        same sizes (or what the protocol's alignment makes metres of), or to a tuple each of the
-        mean and the spread of several samples. It is fed what
-        `protocol.prepare` makes of each image, once for all protocols that are fed alike. None
-        where the samples hold their `prediction`.
-      samples: with `image`, `depth` float [h, w] in metres (0 = not measured), `id` and perhaps
-        `condition`; protocols document what else they need. An image that cannot be read may be
-        given as `{"id": ..., "error": why}`: it is counted and listed.
-      protocols: how to score; of different names.
-      workdir: gets the two files, or with several protocols a folder of them for each, by its name.
-        Created if missing, and removed again if nothing was written to it.
-      baseline_depth: the training set's median map (`baseline.median_depth_map`), for full frames;
-        put on each frame's size by nearest pixels and scored alike, without any alignment.
-      options: settings of the prediction, such as `flip_tta`, to state with the result; among them
-        `dataset`, a source's name, decides which published numbers apply.
-      compare: further results to compare with: a name to a `metrics.json`, or to the directory that
-        such results were written to.
-      fingerprint: of everything else that decides the predictions and the samples (weights, data
-        config). With it, finished images are kept in `workdir` until all are done.
-      shard: (index, count): process only every count-th image, starting with the index-th, keep the
+      predict_fn: maps a list of uint8 images [h, w, 3] to depth maps [h, w] of the same sizes in
+        metres (or in what the protocol's alignment converts to metres), or to tuples of the mean
+        and spread of several samples. It is called with images from `protocol.prepare`, once for
+        all protocols with the same input. None if the samples contain their `prediction`.
+      samples: have `image`, `depth` float [h, w] in metres (0 = unmeasured), `id` and optionally
+        `condition`; protocols document what else they need. An unreadable image may be passed as
+        `{"id": ..., "error": why}`: it is counted and listed.
+      protocols: how to score; names must differ.
+      workdir: directory for the two files or, with several protocols, a folder with these files for
+        each. Created if missing, and removed again if nothing was written.
+      baseline_depth: the training set's median map (`baseline.median_depth_map`) for full frames;
+        resized to each frame by nearest neighbour and scored the same way, without alignment.
+      options: prediction settings, such as `flip_tta`, to state with the result; `dataset`, a
+        source's name, determines which published results apply.
+      compare: other results to compare with; maps names to a `metrics.json` or its directory.
+      fingerprint: hash of everything else that determines predictions and samples (weights, data
+        config). If given, finished images are kept in `workdir` until all are done.
+      shard: (index, count): only process every count-th image, starting with image index, keep the
         rows and write no result. The same call without a shard then collects all rows, processes
         what is missing and writes the result.
-      processes: which call this together, without a shard or a fingerprint: each scores a part of
-        the images, all return the whole result, and the first writes it. Default: this one alone.
-      batch_size: images that `predict_fn` is given, and that are in memory, at once.
-      progress: show a progress bar.
+      processes: processes that call this together, without a shard or fingerprint: each scores a
+        part of the images, all return the whole result, and the first writes it. By default only
+        this one.
+      batch_size: number of images passed to `predict_fn`, and held in memory, at once.
+      progress: whether to show a progress bar.
 
     Returns:
-      What each `metrics.json` holds, by the protocol's name; None for a shard.
+      The content of each `metrics.json` by the protocol's name; None for a shard.
 
     Raises:
-      DataError: naming the image, for one that cannot be scored; if nothing was scored; or for a
-        comparison with results of another kind.
-      FileError: if `workdir` cannot be written or a comparison not read, before anything is
-        predicted.
+      DataError: if an image cannot be scored (names it), if nothing was scored, or if results to
+        compare with are not comparable.
+      FileError: before anything is predicted, if `workdir` cannot be written or a comparison cannot
+        be read.
     """
     if shard is not None and (fingerprint is None or not 0 <= shard[0] < shard[1]):
         raise ValueError(
             f"shard is {shard}; it must be (index, count) with 0 <= index < count, and needs a "
-            "fingerprint by which to find the rows of the others"
+            "fingerprint to find the rows of other shards"
         )
     processes = processes or Processes()
     if processes.count > 1 and fingerprint is not None:
-        raise ValueError("with a fingerprint rows are kept on disk: use a shard, not processes")
+        raise ValueError("with a fingerprint, rows are kept on disk: use a shard, not processes")
     part = shard or (processes.index, processes.count)
     options = dict(options or {})
     others = {each.name: comparisons.read(compare or {}, each, options) for each in protocols}
-    # A training run's own evaluations keep nothing and need no lock.
+    # A training run's own evaluations keep no rows and need no lock.
     exclusive = predict_fn is None or fingerprint is not None
     directory = Path(workdir).expanduser()
     with (
@@ -130,7 +129,9 @@ def score_dataset(
             for group in _groups(pending, batch_size):
                 for row in _rows(group, predict_fn, protocols, baseline_depth):
                     finished[row.index] = row
-                    if journal and not row.error:  # A file may have been repaired by the next call.
+                    if (
+                        journal and not row.error
+                    ):  # the file may have been repaired by the next call
                         journal.append(row)
         if shard is not None:
             return None
@@ -151,19 +152,21 @@ def score_dataset(
 
 
 def parse_shard(text: str) -> Shard:
-    """(index, count) of a text like `0/4`.
+    """Parses a text such as `0/4` to (index, count).
 
     Raises:
       ConfigError: for any other text.
     """
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise ConfigError(f"shard is {text!r}; it must be I/N with I from 0 to N-1, such as 0/4")
+        raise ConfigError(
+            f"shard is {text!r}; it must be I/N with I from 0 to N-1, for example 0/4"
+        )
     return int(index), int(count)
 
 
 def _gathered(finished: Mapping[int, Row], processes: Processes) -> dict[int, Row]:
-    """The rows of all processes; numbers come through exactly."""
+    """The rows of all processes; numbers are preserved exactly."""
     texts = itertools.chain(*processes.gather([row.to_json() for row in finished.values()]))
     rows = (Row.from_json(text) for text in texts)
     return {row.index: row for row in rows}
@@ -174,7 +177,7 @@ def _lock(shard: Shard | None) -> str:
 
 
 def _belongs(row: Row, protocols: Sequence[Protocol], length: int | None) -> bool:
-    """Whether a row from disk belongs to this evaluation; otherwise the image is scored again."""
+    """Whether a row from disk belongs to this evaluation; if not, the image is scored again."""
     if row.error or row.index < 0 or (length is not None and row.index >= length):
         return False
     parts = [row.scores, *([row.baseline] if row.baseline else [])]
@@ -194,7 +197,7 @@ def _has_metrics(score: Score, protocol: Protocol) -> bool:
 
 @contextlib.contextmanager
 def _keeping(journal: Journal | None, finished: Collection[int]) -> Iterator[None]:
-    """After Ctrl-C, says how to continue, if finished rows are kept."""
+    """After Ctrl-C, says how to resume, if finished rows are kept."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Saved depth maps, matched with their ground truth."""
+"""Matches saved depth maps with their ground truth."""
 
 import dataclasses
 import os
@@ -9,17 +9,17 @@ from diffdepth_jax.data import listing
 from diffdepth_jax.errors import DataError, MissingFileError, naming_file
 
 _SUFFIXES = (".npy", ".png")  # the first is preferred
-_SHOWN = 10  # of the names in an error
+_SHOWN = 10  # names listed in an error
 
 
 @dataclasses.dataclass(frozen=True)
 class DepthFiles:
-    """The depth maps of a folder or pattern.
+    """The depth maps in a folder or matching a pattern.
 
     Attributes:
-      source: as it was named.
-      paths: by their path below the folder, with `/` and without suffix.
-      unusable: the reason for each that cannot be opened, such as a link to itself.
+      source: the folder or pattern.
+      paths: files by their path below the folder, with `/` and without suffix.
+      unusable: reasons why files cannot be opened, such as circular links.
     """
 
     source: str
@@ -32,9 +32,9 @@ class DepthFiles:
 
 
 def find(source: str | os.PathLike) -> DepthFiles:
-    """The depth files of a folder and of the folders within it, or those of a pattern.
+    """The depth files in a folder and its subfolders, or those matching a pattern.
 
-    Of a map that exists as `.npy` and as `.png`, as `predict.py` writes it, the `.npy` is used.
+    If a map exists as both `.npy` and `.png`, as written by `predict.py`, the `.npy` is used.
 
     Raises:
       FileError: if there are none (`MissingFileError`), or the folder cannot be listed.
@@ -65,22 +65,22 @@ def find(source: str | os.PathLike) -> DepthFiles:
             paths.setdefault(name, path)
     unusable = {name: cause for name, cause in unusable.items() if name not in paths}
     if not paths:
-        raise MissingFileError(f"{source} holds no .png and no .npy file, nor do folders within it")
+        raise MissingFileError(f"{source} and its subfolders have no .png and no .npy files")
     return DepthFiles(str(source), paths, unusable)
 
 
 def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
-    """The name of the file that belongs to each wanted map.
+    """The name of the file for each required map.
 
-    A file may have fewer or more folders in its path than the name: the file that shares the most
-    trailing parts is used. Parts may also be joined by `_`, as in the ids of frames.
+    A file's path may have fewer or more folders than the name: the file that shares the most
+    trailing parts is used. Parts may also be joined by `_`, as in frame ids.
 
     Args:
-      wanted: for each map its possible names, with / between their parts, the best first.
-      found: files; the unusable ones match too.
+      wanted: possible names of each map, with / between parts, best first.
+      found: the files; unusable ones match too.
 
     Raises:
-      DataError: if a map has no file, or several equally good ones, or shares one with another map.
+      DataError: if a map has no file or several equally good ones, or shares one with another map.
     """
     index = _Index([*found.paths, *found.unusable])
     names: list[str] = []
@@ -94,7 +94,7 @@ def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
         if len(fitting) > 1:
             raise DataError(
                 f"{candidates[0]} matches several files in {found.source} equally well: "
-                f"{_list(fitting)}. Keep the folders of the images, or choose by a pattern"
+                f"{_list(fitting)}. Keep the folders of the images, or select files with a pattern"
             )
         name = fitting[0]
         if name in taken:
@@ -106,14 +106,14 @@ def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
         names.append(name)
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(wanted)} have no prediction of their name in {found.source}: "
-            f"{_list(missing)}; it holds {_list(sorted(found.paths), 3)}"
+            f"{len(missing)} of {len(wanted)} have no prediction with their name in "
+            f"{found.source}: {_list(missing)}; it has {_list(sorted(found.paths), 3)}"
         )
     return names
 
 
 class _Index:
-    """File names by every sequence of their trailing parts."""
+    """File names indexed by every sequence of their trailing parts."""
 
     def __init__(self, names: Iterable[str]):
         self._names = set(names)
@@ -123,7 +123,7 @@ class _Index:
                 self._by_tail.setdefault(tail, []).append(name)
 
     def fitting(self, name: str) -> list[str]:
-        """Those that share the most trailing parts with a name; sorted."""
+        """The files that share the most trailing parts with a name, sorted."""
         if name in self._names:
             return [name]
         for tail in _tails(name):
@@ -133,7 +133,7 @@ class _Index:
 
 
 def _tails(name: str) -> Iterator[str]:
-    """All parts of a name, all but the first, ..., the last one, joined."""
+    """Suffixes of a name: all parts joined, all but the first, ..., only the last."""
     parts = PurePosixPath(name).parts
     for start in range(len(parts)):
         yield "_".join(parts[start:])
@@ -149,7 +149,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         new = {name: Path(place, name).resolve() for name in folders}
         folders[:] = [
             name for name, path in new.items() if path not in seen
-        ]  # Links may form a cycle.
+        ]  # links may form a cycle
         seen.update(new.values())
         yield from (Path(place, name) for name in names)
 

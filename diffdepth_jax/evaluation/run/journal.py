@@ -1,4 +1,4 @@
-"""Rows of an evaluation on disk while it is not finished."""
+"""Stores rows of an unfinished evaluation on disk."""
 
 import contextlib
 import os
@@ -12,17 +12,17 @@ from diffdepth_jax.evaluation.report.rows import Row
 class Journal:
     """Rows of an evaluation that may be interrupted or shared by several processes.
 
-    Every process appends to its own file, one line per row, and reads those of the others. The file
+    Every process appends to its own file, one row per line, and reads those of the others. File
     names contain a fingerprint of everything that the rows depend on, so that other rows in the
-    same directory are left alone.
+    same directory are ignored.
 
     Args:
-      directory: of the results; must exist.
-      fingerprint: letters and digits.
+      directory: directory of the results; must exist.
+      fingerprint: consists of letters and digits.
       shard: (index, count) of this process.
 
     Attributes:
-      path: the file of this process.
+      path: this process's file.
     """
 
     def __init__(self, directory: Path, fingerprint: str, shard: tuple[int, int] = (0, 1)):
@@ -31,17 +31,17 @@ class Journal:
         self.path = directory / f"{self._prefix}{shard[0]}of{shard[1]}.jsonl"
 
     def read(self) -> dict[int, Row]:
-        """The finished rows by their index."""
+        """The finished rows by index."""
         rows = {}
         for path in self._paths():
             with naming_file(path, "read"):
                 lines = path.read_bytes().splitlines(keepends=True)
             for line in lines:
-                if not line.endswith(b"\n"):  # The process was stopped while it wrote this line.
+                if not line.endswith(b"\n"):  # the process was stopped while writing this line
                     continue
                 try:
                     row = Row.from_json(line)
-                # After a power failure a line may hold anything: that image is scored again.
+                # After a power failure, a line may contain anything: score that image again.
                 except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     continue
                 rows[row.index] = row
@@ -63,7 +63,7 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         with naming_file(self.path, "written"):
             self._file.close()
-        with contextlib.suppress(FileNotFoundError):  # Another process has already merged them.
+        with contextlib.suppress(FileNotFoundError):  # another process has already merged them
             if not self.path.stat().st_size:
                 self.path.unlink()
 

@@ -1,8 +1,8 @@
-"""Scoring saved depth maps of any model against a folder of measured ones.
+"""Scores saved depth maps of any model against a folder of ground truth.
 
-Both may be 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres); they are matched by name
-(`files.match`). Predictions without ground truth are left out and counted. Needs NumPy and Pillow
-only. `source_predictions` scores them against a data set.
+Both may be 16-bit PNG (metres times a scale, 0 = none) or `.npy` (metres), and are matched by name
+(`files.match`). Predictions without ground truth are left out and counted. Only needs NumPy and
+Pillow. `source_predictions` scores against a data set instead.
 """
 
 import logging
@@ -35,28 +35,28 @@ def score_predictions(
     compare: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Scores one folder against another and writes what `dataset.score_dataset` writes, and
+    """Scores one folder against another; writes the files of `dataset.score_dataset` and
     `report.html`.
 
     Args:
       predictions, ground_truth: a folder, a file, or a pattern such as `out/*.npy`. Every ground
-        truth must have a prediction of the same name.
+        truth file needs a prediction with the same name.
       protocols: how to score.
-      workdir: for the results.
-      png_scale: PNG value per metre: 256 as KITTI, 1000 for millimetres.
-      ground_truth_png_scale: the same for the ground truth where it differs.
+      workdir: directory for the results.
+      png_scale: PNG value per metre: 256 as in KITTI, 1000 for millimetres.
+      ground_truth_png_scale: the same for ground truth, if it differs.
       compare: other results to compare with; see `dataset.score_dataset`.
-      progress: show a progress bar.
+      progress: whether to show a progress bar.
 
     Returns:
-      What each `metrics.json` holds, by the protocol's name; its options state the kind of the
-      files and how many predictions had no ground truth.
+      The content of each `metrics.json` by the protocol's name; its options include the kind of
+      files and the number of predictions without ground truth.
 
     Raises:
-      MissingFileError: for a folder that is missing or holds no depth map.
-      DataError: for ground truth without a prediction, a file that is not a depth map, or sizes
-        that do not match; names the files.
-      ConfigError: for an impossible scale.
+      MissingFileError: for a folder that is missing or has no depth maps.
+      DataError: if ground truth has no prediction, a file is not a depth map, or sizes do not
+        match; names the files.
+      ConfigError: for an invalid scale.
     """
     if ground_truth_png_scale is None:
         ground_truth_png_scale = png_scale
@@ -75,7 +75,7 @@ def score_predictions(
         "ground_truth_png_scale": ground_truth_png_scale,
         **used,
     }
-    from diffdepth_jax.evaluation.report import page  # Only here: it draws with Matplotlib.
+    from diffdepth_jax.evaluation.report import page  # imported here, as it needs Matplotlib
 
     samples = _Pairs(predicted, measured, list(zip(names, wanted, strict=True)), options)
     results = score_dataset(
@@ -86,14 +86,14 @@ def score_predictions(
 
 
 def check_scale(name: str, scale: float) -> None:
-    """Raises ConfigError unless a number of stored units per metre is possible."""
+    """Raises ConfigError unless a number of stored units per metre is valid."""
     if not (scale > 0 and math.isfinite(scale)):
         raise ConfigError(f"{name} is {scale}; it must be positive and finite")
 
 
 def report_unused(found: DepthFiles, names: Sequence[str]) -> dict[str, Any]:
-    """What to state about predictions with a result, where `names` have ground truth; warns about
-    others that cannot be read."""
+    """What to state about predictions with a result, given the `names` with ground truth; warns
+    about unreadable ones without."""
     for name in found.unusable.keys() - set(names):
         _LOG.warning("left out: %s", found.unusable[name])
     return {
@@ -110,7 +110,7 @@ def read_prediction(found: DepthFiles, name: str, png_scale: float) -> np.ndarra
 
 
 class _Pairs(Sequence[Mapping[str, Any]]):
-    """Samples that hold their prediction, read when they are asked for."""
+    """Samples with their prediction, read on demand."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Scoring saved depth maps of any model against a data set in its official layout."""
+"""Scores saved depth maps of any model against a data set in its official layout."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,24 +24,23 @@ def score_source_predictions(
     compare: Mapping[str, str] | None = None,
     progress: bool = True,
 ) -> dict[str, dict[str, Any]]:
-    """Scores predictions of the frames of `data.evaluation`, and writes what
-    `dataset.score_dataset` writes and `report.html`.
+    """Scores predictions for the frames of `data.evaluation`; writes the files of
+    `dataset.score_dataset` and `report.html`.
 
-    A prediction is named after its frame's id or after its image: `predict.py` keeps the images'
-    folders below their common one. Only as many of these folders as distinguish the frames are
-    needed.
+    A prediction is named after its frame's id or image: `predict.py` keeps the images' folders
+    below their common one. Only the folders needed to distinguish frames are required.
 
     Args:
       directory: folder or pattern of the predictions.
-      data: of an `Experiment`.
+      data: from an `Experiment`.
       protocols: how to score.
-      workdir: for the results.
-      png_scale: of predictions in PNG, value per metre.
-      compare, progress: as for `score_dataset`.
+      workdir: directory for the results.
+      png_scale: PNG value per metre of predictions.
+      compare, progress: as in `score_dataset`.
 
     Raises:
-      DataError: for a frame without a prediction, or with several; names a few.
-      UserError: as `predictions.score_predictions` does.
+      DataError: if frames have no prediction or several; names a few.
+      UserError: as in `predictions.score_predictions`.
     """
     predictions.check_scale("png_scale", png_scale)
     found = files.find(directory)
@@ -65,9 +64,9 @@ def score_source_predictions(
 
 
 def _names(samples: Sequence[Mapping[str, Any]], index: int) -> list[str]:
-    """Possible names for the prediction of a frame: its id, and its image's path."""
+    """Possible names of a frame's prediction: its id, and its image's path."""
     frame = samples.frame(index)  # type: ignore[attr-defined]  # as `pipeline` makes them
-    if frame is None:  # The source has no list of files: the frame itself has to be read.
+    if frame is None:  # the source does not list files, so the frame itself must be read
         return [_without_suffix(samples[index]["id"])]
     return [_without_suffix(frame.id), _without_suffix(os.path.abspath(frame.image)).lstrip("/")]
 
@@ -79,7 +78,7 @@ def _without_suffix(name: str) -> str:
 
 
 class _Predicted(Sequence[Mapping[str, Any]]):
-    """Samples of a source, with their predictions."""
+    """Samples of a source with their predictions."""
 
     def __init__(
         self,

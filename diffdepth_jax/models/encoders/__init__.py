@@ -1,1 +1,1 @@
-"""Image encoders, one per file; `encoder.py` defines their contract."""
+"""Image encoders, one per file; `encoder.py` defines their interface."""

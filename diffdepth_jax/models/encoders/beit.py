@@ -1,9 +1,10 @@
 """BEiT's vision transformer (Bao et al. 2021, arXiv:2106.08254) as MiDaS 3.1 uses it.
 
-There are no position embeddings. Instead each block adds to its logits a bias for every offset
-between two tokens, from a table of pretraining's grid. For another grid the table is resized
-bilinearly (Birkl et al. 2023, arXiv:2307.14460, section 3.3), whether larger or smaller. Three more
-rows are for the pairs with the class token. Keys have no bias, and every branch has a LayerScale.
+There are no position embeddings. Instead, each block adds a bias to its attention logits that
+depends on the offset between two tokens. The biases are stored in a table for the pretraining grid;
+for any other grid, the table is resized bilinearly (Birkl et al. 2023, arXiv:2307.14460, section
+3.3). Three more rows hold the biases for pairs with the class token. Keys have no bias, and every
+branch has a LayerScale.
 """
 
 import math
@@ -43,14 +44,14 @@ class Config(ForImageSize, OfPatches):
     Attributes:
         embed_dim: channels of the tokens.
         depth: number of blocks.
-        num_heads: of the attention.
-        hidden_features: of the feed-forward part.
+        num_heads: number of attention heads.
+        hidden_features: hidden channels of the feed-forward part.
         patch_size: side of a token in pixels.
-        grid: side of pretraining's square of tokens, for which there are position biases.
-        taps: blocks, counted from 0, after which the tokens are the features.
-        layer_norm_eps: of the layer norms.
-        drop_path_rate: of the last block; rates rise evenly from 0.
-        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
+        grid: side of the square token grid of pretraining, which the position biases belong to.
+        taps: blocks, counted from 0, whose output tokens are the features.
+        layer_norm_eps: epsilon of the layer norms.
+        drop_path_rate: rate of the last block; rates increase linearly from 0.
+        remat: which parts of a block are recomputed in the backward pass, see `ops.remat`.
     """
 
     name: Literal["beit"] = "beit"
@@ -83,16 +84,17 @@ VARIANTS = {
 
 
 class Encoder(nn.Module):
-    """Image to the tokens after each tapped block as maps, all at the stride of a patch.
+    """Image to the output tokens of each tapped block as maps, all at the patch stride.
 
-    An image whose sides are not multiples of the patch gets its last row and column repeated.
+    Images whose sides are not multiples of the patch are padded by repeating the last row and
+    column.
     """
 
     config: Config
     dtype: Any = jnp.float32
 
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
-        """The features of `with_class_tokens` alone."""
+        """Only the features of `with_class_tokens`."""
         return self.with_class_tokens(image, train)[0]
 
     @nn.compact
@@ -128,11 +130,11 @@ class Encoder(nn.Module):
 class Block(transformer.Block):
     """A transformer block with its own position biases.
 
-    They are computed here, so that they are recomputed with the block.
+    They are computed here so that rematerialisation recomputes them with the block.
 
     Attributes:
         grid: side of the table's grid.
-        size: (height, width) of the tokens' grid.
+        size: (height, width) of the token grid.
     """
 
     grid: int = 24
@@ -145,25 +147,25 @@ class Block(transformer.Block):
         return super().__call__(tokens, train, position_bias(table, self.size))
 
 
-_LAYER_SCALE = 1e-5  # before training
+_LAYER_SCALE = 1e-5  # initial value
 
 
 def position_bias(
     table: Float[Array, "rows heads"], size: tuple[int, int]
 ) -> Float[Array, "heads n n"]:
-    """The bias of each query (second axis) and key (third) of a grid, the class token's first.
+    """The bias for each query (second axis) and key (third axis) of a grid; class token first.
 
     Args:
-        table: of a square grid of side g. (2g - 1)^2 rows are a square map of the offsets query -
-            key, the smallest first; three are for class token to token, token to class token, and
-            the class token to itself.
+        table: biases for a square grid of side g. The first (2g - 1)^2 rows form a square map over
+            the offsets query - key, smallest first; the last three are for class token to token,
+            token to class token, and the class token to itself.
         size: (height, width) of the grid.
     """
     (height, width), heads = size, table.shape[1]
     side = math.isqrt(len(table) - 3)
     offsets = table[:-3].reshape(1, side, side, heads)
     offsets = resize_bilinear(offsets, (2 * height - 1, 2 * width - 1), align_corners=False)
-    # [heads, columns, rows] to [heads, columns, query y, key y], and then the columns likewise.
+    # [heads, columns, rows] to [heads, columns, query y, key y], then the same for the columns.
     pairs = _pairs(jnp.transpose(offsets[0], (2, 1, 0)))
     pairs = _pairs(jnp.moveaxis(pairs, 1, -1))
     count = height * width
@@ -176,10 +178,10 @@ def position_bias(
 
 
 def _pairs(offsets: Float[Array, "*b m"]) -> Float[Array, "*b n n"]:
-    """Values by offset, from -(n - 1) to n - 1, to those of each query and key on a line of n.
+    """Expands values by offset, from -(n - 1) to n - 1, to one per query and key on a line of n.
 
-    A gather would work, but it needs a table of all pairs, and its gradient is slow. Here the
-    offsets form a ring of 2 n, which is traversed n times with a step of 2 n - 1 for each query.
+    A gather would work, but it needs a table of all pairs and its gradient is slow. Here the
+    offsets form a ring of length 2 n that is read n times, advancing by 2 n - 1 for each query.
     """
     count = (offsets.shape[-1] + 1) // 2
     gap = jnp.zeros_like(offsets[..., :1])
@@ -192,7 +194,7 @@ def _pairs(offsets: Float[Array, "*b m"]) -> Float[Array, "*b n n"]:
 
 
 def position_index(grid: int) -> Int[np.ndarray, "n n"]:
-    """Row of the bias table for each query and key of a square grid, the class token's first."""
+    """Row of the bias table for each query and key of a square grid; class token first."""
     y, x = np.divmod(np.arange(grid**2), grid)
     side = 2 * grid - 1
     rows, columns = (axis[:, None] - axis[None, :] + grid - 1 for axis in (y, x))
@@ -204,7 +206,7 @@ def position_index(grid: int) -> Int[np.ndarray, "n n"]:
 
 
 def _grid(rows: int) -> int:
-    """Of a table of so many rows."""
+    """Grid side of a table with this many rows."""
     return (math.isqrt(max(rows - 3, 0)) + 1) // 2
 
 
@@ -212,7 +214,7 @@ _INDEX = Transform(lambda index: index, lambda table: position_index(_grid(len(t
 
 
 def rules(config: Config) -> Rules:
-    """The table of timm's names, those of its classifier among them."""
+    """The conversion table for timm's names, including its classifier's."""
     block, here = r"blocks\.(\d+)", r"block\1"
     return (
         Rule("cls_token", "params/class_token", class_token),
@@ -234,12 +236,12 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
-    Weights do not determine the taps: here one at the end of each quarter of the blocks.
+    Weights do not determine the taps; the last block of each quarter is assumed.
 
     Raises:
-        ValueError: if they are, but describe an impossible network.
+        ValueError: if they are of this family, but describe an impossible network.
     """
     if "beit" not in registry.matching("encoder", shapes):
         return None
@@ -259,7 +261,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of transformers' names, as in files or as modules have them since version 5."""
+    """The conversion table for transformers' names: in files, and in modules since version 5."""
     del config
     root = r"(?:|beit\.)"
     block, here = rf"{root}{vit.TRANSFORMERS_BLOCK}", r"block\1"
@@ -277,25 +279,28 @@ def transformers_rules(config: Config) -> Rules:
             rf"{block}\.(?:attention\.attention\.|){table}_bias_table",
             f"params/{here}/position_bias",
         ),
-        Skip(rf"{block}\.(?:attention\.attention\.|){table}_index", "of the table's length"),
-        Skip(rf"{root}layernorm\..+", "the norm after the last block, which the taps are before"),
-        Skip(rf"{root}embeddings\.mask_token", "of masked-image pretraining"),
-        Skip(r"(beit\.)?pooler\..+|classifier\..+|lm_head\..+", "of other tasks"),
+        Skip(
+            rf"{block}\.(?:attention\.attention\.|){table}_index",
+            "computed from the table's length",
+        ),
+        Skip(rf"{root}layernorm\..+", "the norm after the last block, which the taps precede"),
+        Skip(rf"{root}embeddings\.mask_token", "used only in masked-image pretraining"),
+        Skip(r"(beit\.)?pooler\..+|classifier\..+|lm_head\..+", "used only for other tasks"),
     )
 
 
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config of weights that `transformers_rules` names; None if they are not of this family.
+    """The config inferred from weights named as in `transformers_rules`; None for another family.
 
     Args:
         shapes: of the weights.
-        described: the content of a `config.json`. Without one, taps as in `infer`, and
-            transformers' default norms.
+        described: the content of a `config.json`. If empty, taps are as in `infer` and the norms
+            have transformers' default epsilon.
 
     Raises:
-        ValueError: if they are, but describe an impossible network.
+        ValueError: if they are of this family, but describe an impossible network.
     """
     table = r".+\.relative_position_bias_table"
     block = rf"(?:beit\.)?{vit.TRANSFORMERS_BLOCK}"

@@ -1,10 +1,10 @@
 """DINOv2's vision transformer (Oquab et al. 2023, arXiv:2304.07193), the encoder of Depth Anything.
 
-All of its maps have one stride, that of a patch. They are the outputs of some of the blocks, the
-*taps*, after the norm that follows the last block. Position embeddings belong to the grid of the
-pretraining's images, 37 x 37 patches; for any other they are resized (bicubic). Meta's code, and
-Depth Anything's, resizes by a factor of (patches + 0.1) / 37 and so shifts the samples slightly;
-Hugging Face's transformers resizes by size: `position_offset`.
+All its maps have the stride of a patch. They are the outputs of selected blocks, the *taps*, passed
+through the norm that follows the last block. Position embeddings belong to the pretraining grid of
+37 x 37 patches and are resized (bicubic) for any other. Meta's code, and Depth Anything's, resizes
+by a factor of (patches + 0.1) / 37, which shifts the samples slightly; Hugging Face's transformers
+resizes to the exact size: see `position_offset`.
 """
 
 import functools
@@ -38,8 +38,8 @@ from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Constant, Rule, Rules
 
 META_OFFSET, TRANSFORMERS_OFFSET = 0.1, 0.0
-EPS = 1e-6  # of the layer norms
-_HEAD_FEATURES = 64  # of every published one
+EPS = 1e-6  # of LayerNorm
+_HEAD_FEATURES = 64  # channels per attention head in all published models
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,18 @@ class Config(OfPatches):
     """A DINOv2 encoder.
 
     Attributes:
-        embed_dim: channels.
-        depth: blocks.
-        num_heads: attention heads.
-        taps: blocks, counted from 0, after which the maps are taken; the last block is one.
+        embed_dim: channels of the tokens.
+        depth: number of blocks.
+        num_heads: number of attention heads.
+        taps: blocks, counted from 0, whose outputs are returned; must include the last block.
         gated: whether the feed-forward part is a SwiGLU.
-        hidden_features: of the feed-forward part.
+        hidden_features: hidden channels of the feed-forward part.
         patch_size: side of a patch, in pixels.
         grid: side of the grid of position embeddings, in patches.
-        position_offset: added to the number of patches in the factor by which that grid is resized.
-        drop_path_rate: of all blocks.
-        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
+        position_offset: added to the number of patches when the resize factor of the grid is
+            computed.
+        drop_path_rate: rate of every block.
+        remat: which parts of a block are recomputed in the backward pass, see `ops.remat`.
     """
 
     name: Literal["dinov2"] = "dinov2"
@@ -85,12 +86,12 @@ class Config(OfPatches):
 
 
 def spread_taps(depth: int) -> tuple[int, ...]:
-    """The blocks after which Depth Anything V2 takes its maps, for an encoder of this depth."""
+    """The blocks whose outputs Depth Anything V2 uses, for an encoder of this depth."""
     return (4, 11, 17, 23) if depth == 24 else transformer.quarters(depth)
 
 
 def last_taps(depth: int) -> tuple[int, ...]:
-    """Those of Depth Anything V1."""
+    """The blocks whose outputs Depth Anything V1 uses."""
     return tuple(range(depth - 4, depth))
 
 
@@ -109,9 +110,10 @@ VARIANTS = {
 
 
 class Encoder(nn.Module):
-    """Image to normalised features, all at the stride of a patch (sizes rounded up).
+    """Image to normalised features, all at the patch stride (sizes rounded up).
 
-    An image whose sides are not multiples of the patch gets its last row and column repeated.
+    Images whose sides are not multiples of the patch are padded by repeating the last row and
+    column.
     """
 
     config: Config
@@ -125,7 +127,7 @@ class Encoder(nn.Module):
     def with_class_tokens(
         self, image: Float[Array, "b h w 3"], train: bool = False
     ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
-        """For each tap, the patch tokens as a map and the class token, normalised."""
+        """The normalised patch tokens, as a map, and class token of each tap."""
         config = self.config
         patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
         size = patches.shape[1:3]
@@ -166,11 +168,11 @@ def _fitted(
 
 # ---- weights -------------------------------------------------------------------------------------
 
-_MASK = "of masked-image pretraining"
+_MASK = "used only in masked-image pretraining"
 
 
 def rules(config: Config) -> Rules:
-    """The table of Meta's names, which Depth Anything has below `pretrained.`."""
+    """The conversion table for Meta's names, which Depth Anything has below `pretrained.`."""
     block, here = r"blocks\.(\d+)", r"block\1"
     feed_forward = ("w12", "w3") if config.gated else ("fc1", "fc2")
     return (
@@ -185,7 +187,7 @@ def rules(config: Config) -> Rules:
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of Hugging Face's names, as in files or as modules have them since version 5."""
+    """The conversion table for Hugging Face's names: in files, and in modules since version 5."""
     block, here = r"encoder\.layer\.(\d+)", r"block\1"
     feed_forward = ("weights_in", "weights_out") if config.gated else ("fc1", "fc2")
     attention = rf"{block}\.attention"
@@ -214,12 +216,14 @@ def _mask_token(config: Config):
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
-    Weights do not determine the taps: here those of Depth Anything V2. Heads have 64 channels.
+    Weights do not determine the taps; those of Depth Anything V2 are assumed, and heads with 64
+    channels.
 
     Raises:
-        ValueError: if they are, but an entry that determines the architecture is missing.
+        ValueError: if they are of this family, but an entry that determines the architecture is
+            missing.
     """
     if "dinov2" not in registry.matching("encoder", shapes):
         return None
@@ -235,7 +239,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def infer_transformers(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """As `infer`, for Hugging Face's names; the arithmetic is transformers' too."""
+    """Like `infer`, for Hugging Face's names and with transformers' way of resizing."""
     if "encoder.layer.0.layer_scale1.lambda1" not in shapes:
         return None
     gated = "encoder.layer.0.mlp.weights_in.weight" in shapes
@@ -259,11 +263,11 @@ def _inferred(
     last: str,
     gated: bool,
 ) -> Config:
-    """The config; `last` is the last dense layer of a block's feed-forward part."""
+    """Infers the config; `last` names the last dense layer of a block's feed-forward part."""
     embed_dim = width(shapes, rf"{block}norm\d\.\w+")
     hidden_features = width(shapes, rf"{block}{last}", 1)
     if embed_dim is None or hidden_features is None:
-        raise ValueError(f"the weights of the blocks lack norms or {last!r}")
+        raise ValueError(f"the weights of the blocks have no norms or no {last!r}")
     depth = count(shapes, block)
     return Config(
         embed_dim=embed_dim,

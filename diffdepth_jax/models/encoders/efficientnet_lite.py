@@ -1,8 +1,8 @@
-"""EfficientNet-Lite: EfficientNet (Tan and Le 2019, arXiv:1905.11946, table 1) for phones.
+"""EfficientNet-Lite: EfficientNet (Tan and Le 2019, arXiv:1905.11946, table 1) for mobile devices.
 
-Unlike EfficientNet it has no squeeze-and-excitation, and ReLU6 instead of swish. The stem, and the
-number of blocks of the first and the last stage, are not scaled. Names are those of geffnet's
-`tf_efficientnet_lite` models, which have TensorFlow's padding and batch norm.
+Unlike EfficientNet, it has no squeeze-and-excitation and uses ReLU6 instead of swish. The stem and
+the number of blocks of the first and last stage are not scaled. Names follow geffnet's
+`tf_efficientnet_lite` models, which use TensorFlow's padding and batch norm.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from diffdepth_jax.models.tables import Layout, batch_norm_rules, conv_rules, co
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Rules, Skip
 
-# By stage: side of the depthwise kernels, and stride of the first block.
+# For each stage: size of the depthwise kernels, stride of the first block.
 _STAGES = ((3, 1), (3, 2), (5, 2), (3, 2), (5, 1), (5, 2), (3, 1))
-_EXPANSION = 6  # from a block's inputs to its hidden channels; the first stage has none
-_LEVELS = (1, 2, 4, 6)  # the stages that end at a stride: features
-_EPS, _MOMENTUM = 1e-3, 0.01  # of the batch norms
+_EXPANSION = 6  # ratio of hidden to input channels; the first stage has no expansion
+_LEVELS = (1, 2, 4, 6)  # the last stage at each stride; these are the features
+_EPS, _MOMENTUM = 1e-3, 0.01  # of BatchNorm
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """1x1 expansion (but for the first stage's), depthwise convolution, linear 1x1 projection."""
+    """1x1 expansion (not in the first stage), depthwise convolution, linear 1x1 projection."""
 
     features: int
     size: int
@@ -123,7 +123,7 @@ class Block(nn.Module):
 
 
 def _conv(features: int, size: int, stride: int, dtype: Any, name: str, groups: int = 1) -> Conv:
-    """Without bias, drawn as the paper's code does: normal over the outputs of a group."""
+    """Convolution without bias, initialised as in the paper's code: normal, by group fan-out."""
     return Conv(
         features,
         size,
@@ -142,14 +142,14 @@ def _norm(train: bool, name: str) -> BatchNorm:
 
 
 def rules(config: Config) -> Rules:
-    """The table of geffnet's names."""
+    """The conversion table for geffnet's names."""
     del config
     stages = [rf"blocks\.{stage}" for stage in range(len(_STAGES))]
     return rules_named("conv_stem", "bn1", stages)
 
 
 def rules_named(conv: str, norm: str, stages: Sequence[str]) -> Rules:
-    """The table where the stem's two layers and the stages have these names (patterns)."""
+    """The conversion table, given name patterns of the stem's two layers and of the stages."""
     rows = [*conv_rules(conv, "stem_conv"), *batch_norm_rules(norm, "stem_bn")]
     for stage, name in enumerate(stages):
         layers = [("conv_pw", "bn1", "expand"), ("conv_dw", "bn2", "depthwise")]
@@ -164,10 +164,11 @@ def rules_named(conv: str, norm: str, stages: Sequence[str]) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
     Raises:
-        ValueError: if they are, but an entry that determines the architecture is missing.
+        ValueError: if they are of this family, but an entry that determines the architecture is
+            missing.
     """
     if "efficientnet_lite" not in registry.matching("encoder", shapes):
         return None

@@ -1,4 +1,4 @@
-"""The contract of encoders: what every other file here offers."""
+"""The interface of encoders: what every other file in this folder provides."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ from diffdepth_jax.weights.rules import Rules
 
 @runtime_checkable
 class EncoderConfig(Protocol):
-    """What an encoder's config says in addition to its own fields.
+    """What an encoder's config provides besides its own fields.
 
     Attributes:
-        name: of the encoder in the registry.
-        channels: of each feature map, fine to coarse.
-        reductions: the image's side over each map's.
+        name: the encoder's name in the registry.
+        channels: channels of each feature map, fine to coarse.
+        reductions: stride of each feature map in pixels.
     """
 
     name: str
@@ -31,14 +31,14 @@ class EncoderConfig(Protocol):
 
 @runtime_checkable
 class EncoderFile(Protocol):
-    """What the file of an encoder offers.
+    """What the file of an encoder provides.
 
     Attributes:
         Config: the config class, a frozen dataclass that is an `EncoderConfig`.
-        VARIANTS: ready configs by name.
-        Encoder: the module, `Encoder(config, dtype=...)`; its call is `(image, train=False)` and
+        VARIANTS: predefined configs by name.
+        Encoder: the module, `Encoder(config, dtype=...)`; called with `(image, train=False)`, it
             returns `typing.Features`.
-        LAYOUTS: by name, the layouts of pretrained weights that it takes.
+        LAYOUTS: the layouts of pretrained weights that it can load, by name.
     """
 
     Config: type
@@ -47,10 +47,10 @@ class EncoderFile(Protocol):
     LAYOUTS: Mapping[str, Layout]
 
     def rules(self, config: Any) -> Rules:
-        """The table of the names that networks use."""
+        """The conversion table for the names that networks use."""
 
     def infer(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """The config of weights with these names and shapes, or None."""
+        """The config inferred from the names and shapes of weights, or None."""
 
 
 class ForImageSize:
@@ -58,37 +58,37 @@ class ForImageSize:
 
     @property
     def image_size(self) -> int | None:
-        """Their side in pixels; None if a field says so."""
+        """Side of these images in pixels; None if the config sets none."""
         raise NotImplementedError
 
     @property
     def fixed_size(self) -> bool:
-        """Whether the encoder only takes such images."""
+        """Whether the encoder only accepts images of this size."""
         return False
 
 
 class HasClassTokens:
     """Capability of a config: the encoder has class tokens.
 
-    Its module's method `with_class_tokens(image, train=False)` returns the features and, by level,
-    the class token [b, channels] or None.
+    Its module's method `with_class_tokens(image, train=False)` returns the features and, for each
+    level, the class token [b, channels] or None.
     """
 
     @property
     def class_levels(self) -> tuple[bool, ...]:
-        """Which levels have one, fine to coarse."""
+        """Whether each level has one, fine to coarse."""
         raise NotImplementedError
 
 
 class OfPatches(HasClassTokens):
-    """Capability of a config: an image is cut into patches, each a token in every block.
+    """Capability of a config: images are split into patches, which stay tokens in every block.
 
-    All maps have the stride of a patch, and a class token each.
+    All maps have the stride of a patch, and each has a class token.
 
     Attributes:
-        patch_size: side of a patch in pixels. Sides of images should be multiples of it.
+        patch_size: side of a patch in pixels. Image sides should be multiples of it.
         embed_dim: channels of the tokens.
-        taps: blocks after which the tokens are the features.
+        taps: blocks whose output tokens are the features.
     """
 
     patch_size: int
@@ -109,21 +109,21 @@ class OfPatches(HasClassTokens):
 
 
 def multiple(config: EncoderConfig) -> int:
-    """The number of pixels that sides of images should be multiples of."""
+    """The number of pixels that image sides should be multiples of."""
     return config.patch_size if isinstance(config, OfPatches) else 1
 
 
 def layers_to_the_end(parts: Iterable[str]) -> dict[str, int]:
-    """For layer-wise learning rates: how many layers below the rest of the network each part is.
+    """Depth of each part below the rest of the network, for layer-wise learning rates.
 
-    Every encoder names its parts alike. Norms of the results have 0, like the rest of the network,
-    the last block has 1, the block before it 2, and so on. Downsampling is part of the last block
-    of its stage, and a stage of parallel paths is one block. The stem and a transformer's
-    embeddings have one more than the first block (the rule of BEiT's fine-tuning, Bao et al. 2021,
-    arXiv:2106.08254).
+    All encoders use the same naming scheme. Output norms are at depth 0, like the rest of the
+    network, the last block is at 1, the block before it at 2, and so on. Downsampling counts with
+    the last block of its stage, and a stage of parallel paths counts as one block. The stem and a
+    transformer's embeddings are one deeper than the first block (as in BEiT's fine-tuning, Bao et
+    al. 2021, arXiv:2106.08254).
 
     Args:
-        parts: the names at the top of the encoder's params, such as "stage0_block1".
+        parts: the top-level names in the encoder's params, such as "stage0_block1".
     """
     parts = list(parts)
     places: dict[str, tuple[int, int]] = {}  # stage and block

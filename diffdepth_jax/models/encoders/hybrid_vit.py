@@ -1,10 +1,10 @@
-"""The hybrid of Dosovitskiy et al. 2021 (arXiv:2010.11929, section 3.1) as DPT uses it.
+"""The hybrid vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929, section 3.1) of DPT.
 
-The patches of a vision transformer are embedded by a ResNet: bottleneck blocks with convolutions of
-standardised weights (Qiao et al. 2019, arXiv:1903.10520) and group norms. Convolutions and the
-maximum are padded as TensorFlow does: where an odd number of rows or columns is to be added, the
-last one goes to the bottom or the right. The features are the maps of all the ResNet's stages but
-the last, and the tokens after some of the blocks. Names and epsilons are timm's.
+A ResNet replaces the patch embedding: bottleneck blocks with weight-standardised convolutions (Qiao
+et al. 2019, arXiv:1903.10520) and GroupNorm. Convolutions and max-pooling are padded as in
+TensorFlow: if the total padding is odd, the extra row or column goes at the bottom or right. The
+features are the maps of all ResNet stages but the last, and the output tokens of some of the
+blocks. Names and epsilons follow timm.
 """
 
 import math
@@ -33,22 +33,23 @@ from diffdepth_jax.weights.rules import Rule, Rules, conv
 
 @dataclass(frozen=True)
 class Config(ForImageSize, HasClassTokens):
-    """A ResNet and the vision transformer on it.
+    """A ResNet followed by a vision transformer.
 
     Attributes:
         stem_features: channels of the ResNet's first convolution.
-        depths: blocks of each of its stages.
+        depths: blocks of each ResNet stage.
         widths: channels of each stage, four times those of its 3x3 convolutions.
-        num_groups: of the group norms.
+        num_groups: groups of every GroupNorm.
         embed_dim: channels of the tokens, each of which is a pixel of the last stage's map.
         depth: number of the transformer's blocks.
-        num_heads: of the attention.
-        hidden_features: of the feed-forward part.
-        grid: side of pretraining's square of tokens, for which there are position embeddings.
-        taps: blocks, counted from 0, after which the tokens are features.
-        layer_norm_eps: of the layer norms.
-        drop_path_rate: of the last block; rates rise evenly from 0.
-        remat: what of a transformer's block is recomputed in the backward pass, see `ops.remat`.
+        num_heads: number of attention heads.
+        hidden_features: hidden channels of the feed-forward part.
+        grid: side of the square token grid of pretraining, which the position embeddings belong to.
+        taps: blocks, counted from 0, whose output tokens are features.
+        layer_norm_eps: epsilon of the layer norms.
+        drop_path_rate: rate of the last block; rates increase linearly from 0.
+        remat: which parts of a transformer block are recomputed in the backward pass, see
+            `ops.remat`.
     """
 
     name: Literal["hybrid_vit"] = "hybrid_vit"
@@ -69,8 +70,8 @@ class Config(ForImageSize, HasClassTokens):
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.widths) or min(self.depths) < 1:
             raise ValueError(
-                f"depths {self.depths} and widths {self.widths} must have one positive entry for "
-                "each stage"
+                f"depths {self.depths} and widths {self.widths} must have one positive entry per "
+                "stage"
             )
         groups = self.num_groups
         hidden = tuple(features // 4 for features in self.widths)
@@ -79,8 +80,8 @@ class Config(ForImageSize, HasClassTokens):
             for features in (self.stem_features, *self.widths, *hidden)
         ):
             raise ValueError(
-                f"stem_features {self.stem_features}, widths {self.widths} and their quarters must "
-                f"form num_groups {groups} equal groups"
+                f"stem_features {self.stem_features}, widths {self.widths} and a quarter of each "
+                f"width must be divisible by num_groups {groups}"
             )
         vit.check(self)
 
@@ -111,16 +112,17 @@ VARIANTS = {"base_resnet50_384": Config()}
 
 
 class Encoder(nn.Module):
-    """Image to the maps of the ResNet's stages and to the tokens after each tapped block.
+    """Image to the maps of the ResNet's stages and the output tokens of each tapped block.
 
-    An image whose sides are not multiples of a token's gets its last row and column repeated.
+    Images whose sides are not multiples of a token's are padded by repeating the last row and
+    column.
     """
 
     config: Config
     dtype: Any = jnp.float32
 
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
-        """The features of `with_class_tokens` alone."""
+        """Only the features of `with_class_tokens`."""
         return self.with_class_tokens(image, train)[0]
 
     @nn.compact
@@ -160,9 +162,9 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions with norms, of which the second has the stride, and a shortcut.
+    """Three convolutions with norms, the second of which may be strided, and a shortcut.
 
-    The shortcut has weights in the first block of each stage.
+    In the first block of each stage the shortcut has weights.
     """
 
     features: int
@@ -191,10 +193,9 @@ class Block(nn.Module):
 
 
 class StandardisedConv(nn.Module):
-    """2-D convolution without bias whose kernel has mean 0 and variance 1 for each output channel.
+    """2-D convolution without bias, with the kernel standardised for each output channel.
 
-    The variance is the biased one. The kernel is standardised in float32. Padding is TensorFlow's
-    "SAME", of zeros.
+    Mean 0 and biased variance 1, computed in float32. Padding is TensorFlow's "SAME", with zeros.
     """
 
     features: int
@@ -223,7 +224,7 @@ class StandardisedConv(nn.Module):
 
 
 def rules(config: Config) -> Rules:
-    """The table of timm's names, those of its classifier among them."""
+    """The conversion table for timm's names, including its classifier's."""
     root = r"patch_embed\.backbone"
     return (
         *_resnet_rules(
@@ -235,7 +236,7 @@ def rules(config: Config) -> Rules:
 
 
 def _resnet_rules(stem_conv: str, stem_norm: str, stages: str, blocks: str) -> Rules:
-    """The rows of the ResNet, for patterns of its parts' names."""
+    """The rules for the ResNet, given patterns for the names of its parts."""
     block, here = rf"{stages}\.(\d+)\.{blocks}\.(\d+)", r"stage\1_block\2"
     return (
         *conv_rules(stem_conv, "stem_conv")[:1],
@@ -248,13 +249,13 @@ def _resnet_rules(stem_conv: str, stem_norm: str, stages: str, blocks: str) -> R
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
-    Weights determine neither the heads (here of 64 channels), nor the groups (32), nor the taps
-    (the last blocks of the third and the fourth quarter).
+    Weights determine neither the heads (64 channels each are assumed), nor the groups (32), nor the
+    taps (the last blocks of the third and fourth quarters).
 
     Raises:
-        ValueError: if they are, but describe an impossible network.
+        ValueError: if they are of this family, but describe an impossible network.
     """
     if "hybrid_vit" not in registry.matching("encoder", shapes):
         return None
@@ -270,7 +271,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 def _inferred_resnet(
     shapes: Mapping[str, tuple[int, ...]], stem: str, stages: str, blocks: str
 ) -> dict[str, Any]:
-    """The fields of the ResNet, for patterns of its parts' names."""
+    """The ResNet's fields, given patterns for the names of its parts."""
     numbers = range(count(shapes, rf"{stages}\.(\d+)\."))
     stem_features = width(shapes, stem) or 0
     widths = tuple(
@@ -283,7 +284,7 @@ def _inferred_resnet(
             count(shapes, rf"{stages}\.{stage}\.{blocks}\.(\d+)\.") for stage in numbers
         ),
         "widths": widths,
-        # As many as published, or as many as possible.
+        # As many as in the published model, or as many as possible.
         "num_groups": math.gcd(32, stem_features, *(features // 4 for features in widths)),
     }
 
@@ -292,7 +293,7 @@ def _inferred_resnet(
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of the names that transformers has in its DPT."""
+    """The conversion table for the names that transformers' DPT uses."""
     root = r"embeddings\.backbone\.bit"
     stem = rf"{root}\.embedder"
     return (
@@ -307,15 +308,16 @@ def transformers_rules(config: Config) -> Rules:
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config of weights that `transformers_rules` names; None if they are not of this family.
+    """The config inferred from weights named as in `transformers_rules`; None for another family.
 
     Args:
         shapes: of the weights.
-        described: the content of a DPT's `config.json`. Without one, heads, groups and taps are as
-            in `infer`.
+        described: the content of a DPT `config.json`. If empty, heads, groups and taps are as in
+            `infer`.
 
     Raises:
-        ValueError: if they are, but with `described` describe an impossible network.
+        ValueError: if they are of this family, but together with `described` give an impossible
+            network.
     """
     root, found = r"embeddings\.backbone\.bit", vit.inferred_transformers(shapes)
     if found is None or "embeddings.backbone.bit.embedder.convolution.weight" not in shapes:
@@ -346,14 +348,14 @@ def infer_transformers(
 
 
 def described(config: Config) -> dict[str, Any]:
-    """The content of transformers' `config.json` of a DPT for the encoder.
+    """The content of transformers' DPT `config.json` for the encoder.
 
     Raises:
-        ValueError: for another number of stages or of taps than transformers can have.
+        ValueError: for a number of stages or taps that transformers does not support.
     """
     if len(config.depths) != 3 or len(config.taps) != 2:
         raise ValueError(
-            f"transformers' hybrid has three stages and two taps, not depths {config.depths} and "
+            f"transformers' hybrid needs three stages and two taps, not depths {config.depths} and "
             f"taps {config.taps}"
         )
     resnet = {

@@ -1,9 +1,9 @@
 """MPViT, the multi-path vision transformer (Lee et al. 2022, arXiv:2112.11010).
 
-For each path a stage embeds its map by one more 3x3 convolution; it runs a transformer on each path
-and a convolutional block on the first, and joins them all. Attention is factorised (softmax over
-keys only, so that cost is linear in the tokens) and takes its positions from depthwise
-convolutions, which the layers of one path share.
+In each stage, every path embeds the map with one 3x3 convolution more than the path before. A
+transformer runs on each path and a convolutional block on the first, and their outputs are merged.
+Attention is factorised (softmax over keys only, so the cost is linear in the number of tokens), and
+positions are encoded by depthwise convolutions that the layers of a path share.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,25 +38,25 @@ from diffdepth_jax.models.tables import (
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Derived, Rules, Skip
 
-# Kernel size of the relative position encoding -> heads that use it. All published models have
-# these eight heads, in every stage.
+# Kernel size of the relative position encoding -> heads that use it. All published models use these
+# eight heads in every stage.
 POSITION_WINDOWS = {3: 2, 5: 3, 7: 3}
 NUM_HEADS = sum(POSITION_WINDOWS.values())
 
 
 @dataclass(frozen=True)
 class Config:
-    """An MPViT.
+    """An MPViT encoder.
 
     Attributes:
-        embed_dims: channels inside each stage; a stage's output has the next stage's.
-        num_layers: transformer layers on each path, by stage.
+        embed_dims: channels inside each stage; a stage outputs as many as the next stage has.
+        num_layers: transformer layers per path, by stage.
         num_paths: transformer paths, by stage.
-        mlp_ratios: hidden channels of the feed-forward part over its channels, by stage.
-        drop_path_rate: of the last layer; rates rise evenly from 0.
-        stem_stride: of both stem convolutions. 1, and a first stage that halves, is DiffusionDepth:
-            features at strides 2, 4, 8, 16. 2, and a first stage that does not, is the paper: 4, 8,
-            16, 32. Weights do not distinguish them.
+        mlp_ratios: ratio of hidden to outer channels of the feed-forward part, by stage.
+        drop_path_rate: rate of the last layer; rates increase linearly from 0.
+        stem_stride: stride of both stem convolutions. DiffusionDepth uses 1 and a first stage that
+            downsamples: features at strides 2, 4, 8, 16. The paper uses 2 and a first stage that
+            does not: 4, 8, 16, 32. Weights do not distinguish the two.
     """
 
     name: Literal["mpvit"] = "mpvit"
@@ -71,8 +71,8 @@ class Config:
         per_stage = (self.embed_dims, self.num_layers, self.num_paths, self.mlp_ratios)
         if not self.embed_dims or len({len(values) for values in per_stage}) > 1:
             raise ValueError(
-                f"embed_dims, num_layers, num_paths and mlp_ratios must have one entry for each "
-                f"stage: {self}"
+                "embed_dims, num_layers, num_paths and mlp_ratios must have one entry per stage: "
+                f"{self}"
             )
         if min(*self.num_layers, *self.num_paths) < 1:
             raise ValueError(f"num_layers and num_paths must be positive: {self}")
@@ -92,7 +92,7 @@ class Config:
         return tuple(first * 2**stage for stage in range(len(self.embed_dims)))
 
 
-# The drop-path rates are those of DiffusionDepth's copy of the model.
+# Drop-path rates as in DiffusionDepth's copy of the model.
 VARIANTS = {
     "tiny": Config(
         embed_dims=(64, 96, 176, 216),
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution, BatchNorm, Hardswish (or nothing)."""
+    """Convolution, BatchNorm and optionally Hardswish."""
 
     features: int
     kernel_size: int
@@ -248,7 +248,7 @@ class RelativePosition(nn.Module):
 
 
 class Layer(nn.Module):
-    """Factorised attention and a feed-forward part, each after its norm and with a shortcut."""
+    """Factorised attention and a feed-forward part, each with a pre-norm and a shortcut."""
 
     drop_path_rate: float
     hidden_features: int
@@ -283,7 +283,7 @@ class Layer(nn.Module):
 
 
 def _conv(features: int, kernel_size: int, stride: int = 1, **options: Any) -> Conv:
-    """Convolution without bias, drawn as published: deviation sqrt(2 / (k * k * features))."""
+    """Convolution without bias, initialised as published: std sqrt(2 / (k * k * features))."""
     deviation = (2.0 / (kernel_size**2 * features)) ** 0.5
     return Conv(
         features,
@@ -296,13 +296,14 @@ def _conv(features: int, kernel_size: int, stride: int = 1, **options: Any) -> C
 
 
 def rules(config: Config) -> Rules:
-    """The table of the published names.
+    """The conversion table for the published names.
 
     A path's layers share their position encodings, so a checkpoint holds each under several names:
     `P.cpe` and `P.MHCA_layers.L.cpe` for every layer L are one module, and so are `P.crpe`,
-    `P.MHCA_layers.L.crpe` and `P.MHCA_layers.L.factoratt_crpe.crpe`. Saved by PyTorch they hold
-    the same numbers; where they do not, PyTorch's loading, which goes through the names in order,
-    leaves the last one in force: the last layer's. The others are derived from it.
+    `P.MHCA_layers.L.crpe` and `P.MHCA_layers.L.factoratt_crpe.crpe`. Files saved by PyTorch hold
+    the same numbers under all of them; should they differ, PyTorch loads the names in order, so the
+    last one, the last layer's, wins. It is the one read here, and exports derive the others from
+    it.
     """
     rows: tuple = ()
     for stage, depth in enumerate(config.num_layers):
@@ -346,7 +347,7 @@ def rules(config: Config) -> Rules:
 
 
 def _shared_rules(names: list[str], path: str, reason: str) -> Rules:
-    """Rows of a convolution with several names, the last of which is read."""
+    """Rules for a convolution with several names, the last of which is read."""
     *aliases, last = (conv_rules(name, path) for name in names)
     derived = [
         Derived(row.pattern, reason, row.path, row.transform) for rows in aliases for row in rows
@@ -355,13 +356,14 @@ def _shared_rules(names: list[str], path: str, reason: str) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
-    Weights do not tell the drop-path rate, which is that of the published variant of these sizes
-    if there is one, nor the stem's stride, which is DiffusionDepth's.
+    Weights determine neither the drop-path rate, taken from the published variant of these sizes if
+    there is one, nor the stem's stride, assumed to be DiffusionDepth's.
 
     Raises:
-        ValueError: if they are, but an entry that determines the architecture is missing or odd.
+        ValueError: if they are of this family, but an entry that determines the architecture is
+            missing or has an unexpected shape.
     """
     if "mpvit" not in registry.matching("encoder", shapes):
         return None

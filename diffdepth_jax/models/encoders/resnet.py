@@ -1,9 +1,9 @@
 """The ResNet of DiffusionDepth: four stages of BasicBlocks without a stem.
 
-After He et al. 2016 (arXiv:1512.03385), but, as the release (duanyiqun/DiffusionDepth,
-`mmbev_resnet.py`) has it: the first stage sees the image itself; every stage halves the size; the
-shortcut of a stage's first block is a plain 3x3 convolution with bias and no norm; and "50" and
-"101" differ from "18" in the number of BasicBlocks only.
+Based on He et al. 2016 (arXiv:1512.03385), with the changes of the release
+(duanyiqun/DiffusionDepth, `mmbev_resnet.py`): the first stage takes the image itself; every stage
+halves the size; the shortcut of a stage's first block is a plain 3x3 convolution with bias and no
+norm; and "50" and "101" differ from "18" only in the number of BasicBlocks.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Config:
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(
-                f"depths {self.depths} and widths {self.widths} must have one entry for each stage"
+                f"depths {self.depths} and widths {self.widths} must have one entry per stage"
             )
         if min(*self.depths, *self.widths) < 1:
             raise ValueError(f"depths {self.depths} and widths {self.widths} must be positive")
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and a shortcut, which has weights where it strides."""
+    """Two 3x3 convolutions with BatchNorm and a shortcut, which has weights if strided."""
 
     features: int
     stride: int
@@ -94,7 +94,7 @@ class Block(nn.Module):
 
 
 def rules(config: Config) -> Rules:
-    """The table of DiffusionDepth's names; the same for every config."""
+    """The conversion table for DiffusionDepth's names; the same for every config."""
     del config
     block, here = r"layers\.(\d+)\.(\d+)", r"stage\1_block\2"
     return (
@@ -105,10 +105,11 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
     Raises:
-        ValueError: if they are, but an entry that determines the architecture is missing.
+        ValueError: if they are of this family, but an entry that determines the architecture is
+            missing.
     """
     if "resnet" not in registry.matching("encoder", shapes):
         return None

@@ -1,21 +1,21 @@
-"""Swin Transformer (Liu et al. 2021, arXiv:2103.14030) with the arithmetic of OpenMMLab's version.
+"""Swin Transformer (Liu et al. 2021, arXiv:2103.14030), numerically equal to OpenMMLab's version.
 
 That version (mmcv layout) is the one DiffusionDepth was trained with. It takes images of any size:
 
 - an image whose sides are not multiples of the patch is padded with zeros at the bottom and right,
   and so is an odd map before it is merged;
 - a map is padded to whole windows after its norm. The padded keys take part in attention; only
-  the shift's mask (-100) keeps windows that wrap around the border apart;
+  the shift mask (-100) separates parts of windows that wrap around the border;
 - a map smaller than one window is padded and shifted too.
 
-The versions of Microsoft, timm and Hugging Face are made for images of one size. `image_size` gives
-their windows: a stage whose map of that size fits into one window has a window of the map's size,
-and no shift. Images of other sizes are padded as above. MiDaS has such a Swin, and reads what the
-stages give without norms (`output_norms`).
+The versions of Microsoft, timm and Hugging Face are built for one image size, here `image_size`: a
+stage whose map at that size fits into one window uses a window of the map's size and no shift.
+Images of other sizes are padded as above. MiDaS uses such a Swin and takes the stage outputs
+without norms (`output_norms`).
 
-Patch merging has one layout here, Microsoft's: the 4 C channels are the neighbours (row, column)
-(0, 0), (1, 0), (0, 1), (1, 1) one after another, C channels each. timm and Hugging Face share it.
-mmcv's `unfold` interleaves instead: channel c of neighbour k, counted row by row, is c * 4 + k;
+Patch merging uses Microsoft's layout, which timm and Hugging Face share: the 4 C channels are the
+neighbours (row, column) (0, 0), (1, 0), (0, 1), (1, 1) concatenated, C channels each. mmcv's
+`unfold` interleaves instead: channel c of neighbour k, counted row by row, is c * 4 + k;
 `MERGE_NORM` and `MERGE_REDUCTION` convert its weights.
 """
 
@@ -52,19 +52,19 @@ from diffdepth_jax.weights.rules import Constant, Derived, Fresh, Row, Rule, Rul
 
 @dataclass(frozen=True)
 class Config(ForImageSize):
-    """A Swin Transformer.
+    """A Swin Transformer encoder.
 
     Attributes:
-        embed_dim: channels of the first stage; each further stage doubles them.
-        depths: blocks of each stage, of which every second one is shifted.
+        embed_dim: channels of the first stage; every later stage doubles them.
+        depths: blocks of each stage; every second block uses shifted windows.
         num_heads: attention heads of each stage.
         window_size: side of the attention windows, in tokens.
         patch_size: side of a token of the first stage, in pixels.
-        mlp_ratio: hidden channels of the feed-forward part over its channels.
-        drop_path_rate: of the last block; rates rise evenly from 0.
-        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
-        image_size: side of the square images, in pixels, to whose maps the windows are cut; None
-            where all stages have whole windows.
+        mlp_ratio: ratio of hidden to outer channels of the feed-forward part.
+        drop_path_rate: rate of the last block; rates increase linearly from 0.
+        remat: which parts of a block are recomputed in the backward pass, see `ops.remat`.
+        image_size: side in pixels of the square images whose maps limit the window sizes; None if
+            all stages use full windows.
         output_norms: whether each stage's output is normalised.
     """
 
@@ -83,8 +83,7 @@ class Config(ForImageSize):
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.num_heads):
             raise ValueError(
-                f"depths {self.depths} and num_heads {self.num_heads} must have one entry for "
-                "each stage"
+                f"depths {self.depths} and num_heads {self.num_heads} must have one entry per stage"
             )
         if min(*self.depths, *self.num_heads, self.embed_dim, self.patch_size) < 1:
             raise ValueError(
@@ -92,7 +91,9 @@ class Config(ForImageSize):
             )
         for channels, heads in zip(self.channels, self.num_heads, strict=True):
             if channels % heads:
-                raise ValueError(f"a stage's {channels} channels do not divide into {heads} heads")
+                raise ValueError(
+                    f"a stage's {channels} channels cannot be divided into {heads} heads"
+                )
         if self.window_size < 2:
             raise ValueError(f"window_size is {self.window_size}; it must be at least 2")
         if not 0 <= self.drop_path_rate < 1:
@@ -118,7 +119,7 @@ class Config(ForImageSize):
         return self.image_size is not None
 
     def windows(self, stage: int) -> tuple[int, int]:
-        """Side of a stage's windows, and by how much every second block shifts them, in tokens."""
+        """A stage's window size, and the shift of every second block, in tokens."""
         if self.image_size is not None:
             side = self.image_size // self.reductions[stage]
             if side <= self.window_size:
@@ -126,7 +127,7 @@ class Config(ForImageSize):
         return self.window_size, self.window_size // 2
 
     def shift(self, stage: int, block: int) -> int:
-        """Of a block's windows: that of its stage in every second one."""
+        """Window shift of a block: its stage's shift for every second block, else 0."""
         return self.windows(stage)[1] if block % 2 else 0
 
 
@@ -140,7 +141,7 @@ VARIANTS = {
     "large": _LARGE,
     "base_window12": replace(_BASE, window_size=12),
     "large_window12": replace(_LARGE, window_size=12),
-    # As MiDaS has it.
+    # MiDaS's variant.
     "large_384": replace(_LARGE, window_size=12, image_size=384, output_norms=False),
 }
 
@@ -187,17 +188,17 @@ class Encoder(nn.Module):
         return tuple(outputs)
 
     def _classes(self) -> tuple[type[nn.Module], type[nn.Module]]:
-        """Of the blocks and of the merging between stages."""
+        """Classes of the blocks and of the merging between stages."""
         return Block, PatchMerging
 
     def _block_options(self, stage: int) -> dict[str, Any]:
-        """Arguments of a stage's blocks beyond those common to all Swin Transformers."""
+        """Extra arguments of a stage's blocks, besides those that all Swin Transformers share."""
         del stage
         return {}
 
 
 class Block(nn.Module):
-    """Window attention and a feed-forward part, each after its norm and with a shortcut."""
+    """Window attention and a feed-forward part, each with a pre-norm and a shortcut."""
 
     num_heads: int
     window_size: int
@@ -218,7 +219,7 @@ class Block(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Self-attention inside windows, of the map rolled up and left by `shift` tokens."""
+    """Self-attention within windows of the map rolled up and left by `shift` tokens."""
 
     num_heads: int
     window_size: int
@@ -248,7 +249,7 @@ class WindowAttention(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Every 2x2 tokens become one of twice the channels; the layout is the file's docstring's."""
+    """Merges 2x2 tokens into one with twice the channels, in the layout described above."""
 
     dtype: Any
 
@@ -262,7 +263,7 @@ class PatchMerging(nn.Module):
 
 
 def merge_neighbours(tokens: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4*c"]:
-    """The channels of every 2x2 tokens concatenated; the layout is the file's docstring's."""
+    """Concatenates the channels of every 2x2 tokens, in the layout described at the top."""
     tokens = pad_with_zeros(tokens, 2)
     batch, height, width, channels = tokens.shape
     return (
@@ -275,11 +276,11 @@ def merge_neighbours(tokens: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 4
 def to_windows(
     tokens: Float[Array, "b h w c"], window_size: int, shift: int
 ) -> tuple[Float[Array, "b windows n c"], Bool[np.ndarray, "windows n n"] | None]:
-    """A map, padded to whole windows and rolled up and left by `shift` tokens, cut into windows.
+    """Pads a map to whole windows, rolls it up and left by `shift` tokens, and splits it.
 
     Returns:
-        Windows of n = window_size ** 2 tokens, and the pairs of them that must not see each other,
-        `shift_mask`; None where there is no shift.
+        Windows of n = window_size ** 2 tokens, and the pairs of tokens that must not attend to each
+        other, see `shift_mask`; None without a shift.
     """
     tokens = pad_with_zeros(tokens, window_size)
     if not shift:
@@ -302,11 +303,11 @@ def from_windows(
     return tokens[:, : size[0], : size[1]]
 
 
-@functools.cache  # one constant for all blocks with such windows
+@functools.cache  # shared by all blocks with this window size
 def relative_position_index(window_size: int) -> Int[np.ndarray, "n n"]:
     """Row of the bias table for each query and key of a window, n = window_size ** 2.
 
-    The offset (dy, dx) = query - key has the row (dy + s - 1) * (2 s - 1) + dx + s - 1.
+    The offset (dy, dx) = query - key is stored in row (dy + s - 1) * (2 s - 1) + dx + s - 1.
     """
     y, x = np.divmod(np.arange(window_size**2), window_size)
     rows = y[:, None] - y[None, :] + window_size - 1
@@ -319,7 +320,7 @@ def relative_position_index(window_size: int) -> Int[np.ndarray, "n n"]:
 def shift_mask(
     size: tuple[int, int], window_size: int, shift: int
 ) -> Bool[np.ndarray, "windows n n"]:
-    """Pairs of tokens that share a window of the rolled map only because it wraps around.
+    """Pairs of tokens that share a window only because rolling wrapped the map around.
 
     Args:
         size: (height, width) of the map, multiples of the window.
@@ -334,7 +335,7 @@ def shift_mask(
 
 
 def pad_with_zeros(tokens: Array, multiple: int) -> Array:
-    """Zeros at the bottom and right up to the next multiples."""
+    """Pads with zeros at the bottom and right to the next multiples."""
     bottom, right = (-side % multiple for side in tokens.shape[1:3])
     return jnp.pad(tokens, ((0, 0), (0, bottom), (0, right), (0, 0)))
 
@@ -346,7 +347,7 @@ def _split(tokens, size: int):
     return tokens.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size, channels)
 
 
-_ROW_TO_COLUMN_MAJOR = [0, 2, 1, 3]  # of 2x2 neighbours, and back
+_ROW_TO_COLUMN_MAJOR = [0, 2, 1, 3]  # order of 2x2 neighbours; its own inverse
 
 
 def _norm_from_unfold(weight: np.ndarray) -> np.ndarray:
@@ -369,7 +370,7 @@ MERGE_NORM = Transform(_norm_from_unfold, _norm_to_unfold)
 MERGE_REDUCTION = Transform(_reduction_from_unfold, _reduction_to_unfold)
 
 
-# Of entries that are not read: which rows of the bias table they hold follows from its length.
+# For entries that are not read: the indices that they hold follow from the table's length.
 _INDEX = "computed from the window size"
 POSITION_INDEX = Transform(
     lambda index: index, lambda table: relative_position_index(_window_size(table.shape))
@@ -377,12 +378,12 @@ POSITION_INDEX = Transform(
 
 
 def _window_size(table: tuple[int, ...]) -> int:
-    """Of a table of position biases, by its shape."""
+    """Window size of a position bias table, by its shape."""
     return (math.isqrt(table[0]) + 1) // 2
 
 
 def rules(config: Config) -> Rules:
-    """The table of DiffusionDepth's (mmcv's) names; the same for every config."""
+    """The conversion table for DiffusionDepth's (mmcv's) names; the same for every config."""
     del config
     block, here = r"stages\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
     merge, there = r"stages\.(\d+)\.downsample", r"stage\1_merge"
@@ -413,12 +414,13 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
-    The fields of `UNTOLD` cannot be seen in weights and get their defaults.
+    The fields in `UNTOLD` cannot be inferred from weights and get their defaults.
 
     Raises:
-        ValueError: if they are, but an entry that determines the architecture is missing or odd.
+        ValueError: if they are of this family, but an entry that determines the architecture is
+            missing or has an unexpected shape.
     """
     return _infer(
         shapes,
@@ -432,7 +434,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 def _infer(
     shapes: Mapping[str, tuple[int, ...]], patch_embed: str, stages: str, table: str, hidden: str
 ) -> Config | None:
-    """`infer` for a layout that has these names, the latter two below each block's."""
+    """`infer` for a layout with these names; the last two are relative to a block's name."""
     found = structure(shapes, patch_embed, stages, (table, 1), hidden)
     if found is None:
         return None
@@ -446,21 +448,21 @@ def structure(
     by_head: tuple[str, int],
     hidden: str,
 ) -> dict[str, Any] | None:
-    """The fields of a config, of Swin or Swin V2, that shapes determine whatever the windows are.
+    """The config fields of Swin or Swin V2 that shapes determine regardless of the windows.
 
     Args:
         shapes: of the weights.
-        patch_embed: name of the convolution.
-        stages: what comes before the number of a stage.
-        by_head: below each block's name, an entry with an axis of one element per head, and which
-            axis.
-        hidden: below each block's name, the first layer of the feed-forward part.
+        patch_embed: name of the patch embedding convolution.
+        stages: name prefix before a stage's number.
+        by_head: an entry, relative to a block's name, with one element per head along one axis, and
+            that axis.
+        hidden: first layer of the feed-forward part, relative to a block's name.
 
     Returns:
         None if the first block has no entry `by_head`.
 
     Raises:
-        ValueError: if it has, but another entry is missing or odd.
+        ValueError: if it has one, but another entry is missing or has an unexpected shape.
     """
     first, (entry, axis) = f"{stages}.{{}}.blocks.0", by_head
     if f"{first.format(0)}.{entry}" not in shapes:
@@ -482,9 +484,9 @@ def structure(
 
 # ---- other sources of weights --------------------------------------------------------------------
 #
-# All of them are classifiers with one norm, after the last stage, in place of ours after each.
-# Their arithmetic is ours on maps of whole windows. Elsewhere timm rolls a map before it pads it,
-# and transformers and timm shrink a window that is larger than the map, as `image_size` does.
+# These are all classifiers, with a single norm after the last stage instead of one per stage. On
+# maps of whole windows they compute the same as this file. Otherwise timm rolls a map before
+# padding it, and transformers and timm shrink windows larger than the map, as `image_size` does.
 
 NO_NORMS = Fresh(r"params/norm\d+/(scale|bias)", "a classifier has no norms of the stages' outputs")
 _FINAL_NORM, _CLASSIFIER = "the norm before the classifier", "the classifier"
@@ -494,11 +496,11 @@ TIMM_BLOCK, BLOCK = r"layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
 
 
 def timm_rows(config: Config, first_merge: int) -> Rules:
-    """The rows that Swin and Swin V2 share, in timm's and Microsoft's names.
+    """The rules that Swin and Swin V2 share, for timm's and Microsoft's names.
 
     Args:
-        config: of either.
-        first_merge: the number of the stage that the first merging belongs to.
+        config: the config of either.
+        first_merge: number of the stage that contains the first merging.
     """
     return (
         *conv_rules(r"patch_embed\.proj", "patch_embed"),
@@ -511,7 +513,7 @@ def timm_rows(config: Config, first_merge: int) -> Rules:
 
 
 def classifier_skips() -> Rules:
-    """The entries of a classifier in timm's names, since 0.9, that an encoder does not have."""
+    """The entries of a timm classifier, since 0.9, that an encoder does not have."""
     return (
         Skip(rf"{TIMM_BLOCK}\.attn\.relative_(position_index|coords_table)", _INDEX),
         Skip(rf"{TIMM_BLOCK}\.attn_mask", _MASK),
@@ -522,10 +524,10 @@ def classifier_skips() -> Rules:
 
 
 def classifier_constants(config: Config) -> Rules:
-    """The entries of a classifier in Microsoft's names that an encoder does not have.
+    """The entries of a classifier with Microsoft's names that an encoder does not have.
 
-    MiDaS's strict loading needs all of them, so they are written: the shifts' masks, and timm's
-    last norm and head for ImageNet. None of them is read.
+    They are never read, but MiDaS's strict loading needs them all, so exports include them: the
+    shift masks, and timm's last norm and ImageNet head.
     """
     rows: list[Row] = [NO_NORMS]
     for stage, depth in enumerate(config.depths):
@@ -534,7 +536,7 @@ def classifier_constants(config: Config) -> Rules:
             if config.shift(stage, block):
                 mask = functools.partial(_attention_mask, config, stage)
                 rows.append(Constant(name, _MASK, mask))
-            else:  # of weights that were trained with other windows
+            else:  # for weights trained with other window sizes
                 rows.append(Skip(name, _MASK))
     channels, classes = config.channels[-1], 1000
     for name, shape, value, reason in (
@@ -549,11 +551,11 @@ def classifier_constants(config: Config) -> Rules:
 
 
 def _attention_mask(config: Config, stage: int) -> np.ndarray:
-    """As timm stores it: float32 [windows, n, n], 0 and -100."""
+    """The shift mask as timm stores it: float32 [windows, n, n], 0 and -100."""
     if config.image_size is None:
         raise WeightsError(
-            "the masks of the shifts, which these names include, are of a map's size, and the "
-            "encoder's image_size is None: give it one"
+            "this layout stores shift masks, whose size depends on the image, but the encoder's "
+            "image_size is None: set it"
         )
     size, shift = config.windows(stage)
     side = -(-config.image_size // config.reductions[stage] // size) * size
@@ -563,8 +565,8 @@ def _attention_mask(config: Config, stage: int) -> np.ndarray:
 def sizes_of_masks(
     shapes: Mapping[str, tuple[int, ...]], patch_size: int
 ) -> tuple[int, int] | None:
-    """Side of the windows, in tokens, and of the image, in pixels, that the stored masks of the
-    shifts are for; None where there are none."""
+    """Window size in tokens and image side in pixels that the stored shift masks belong to; None if
+    there are none."""
     for name, shape in shapes.items():
         if (match := re.fullmatch(rf"{TIMM_BLOCK}\.attn_mask", name)) and len(shape) == 3:
             window, windows = math.isqrt(shape[1]), math.isqrt(shape[0])
@@ -573,9 +575,9 @@ def sizes_of_masks(
 
 
 def _microsoft_rules(config: Config) -> Rules:
-    """microsoft/Swin-Transformer, and timm before 0.9: a stage merges at its end.
+    """microsoft/Swin-Transformer, and timm before 0.9: merging at the end of a stage.
 
-    With norms of the stages' outputs, where there are some, in mmcv's names.
+    Output norms, if any, have mmcv's names.
     """
     return (
         *_weight_rules(config, first_merge=0),
@@ -591,7 +593,7 @@ def _microsoft_rules(config: Config) -> Rules:
 
 
 def _timm_rules(config: Config) -> Rules:
-    """timm since 0.9: a stage merges at its beginning."""
+    """timm since 0.9: merging at the beginning of a stage."""
     return (*_weight_rules(config, first_merge=1), *classifier_skips())
 
 
@@ -607,7 +609,7 @@ def _weight_rules(config: Config, first_merge: int) -> Rules:
 
 
 def _transformers_rules(config: Config) -> Rules:
-    """Hugging Face's transformers: names as in files, or as modules have them since version 5."""
+    """Hugging Face's transformers: names in files, and in modules since version 5."""
     block, here = r"encoder\.layers\.(\d+)\.blocks\.(\d+)", r"stage\1_block\2"
     attention = rf"{block}\.attention"
     rows: tuple = ()
@@ -619,7 +621,7 @@ def _transformers_rules(config: Config) -> Rules:
     return (
         *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
         *norm_rules(r"embeddings\.norm", "patch_norm"),
-        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
+        Skip(r"embeddings\.mask_token", "used only in masked-image pretraining"),
         *norm_rules(rf"{block}\.layernorm_before", f"{here}/norm1"),
         *norm_rules(rf"{block}\.layernorm_after", f"{here}/norm2"),
         *rows,
@@ -644,7 +646,7 @@ def _mmpretrain_rules(config: Config) -> Rules:
 
 
 def merge_rules(config: Config, stages: str, first: int) -> Rules:
-    """Patch merging in our own channel order; `first` is the stage that the first belongs to."""
+    """Rules for patch merging in this file's layout; `first` is the stage of the first one."""
     rows: tuple = ()
     for stage in range(len(config.depths) - 1):
         merge, there = rf"{stages}\.{stage + first}\.downsample", f"stage{stage}_merge"
@@ -654,7 +656,7 @@ def merge_rules(config: Config, stages: str, first: int) -> Rules:
 
 
 def _infer_microsoft(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """Where no shift mask gives the image's size, it is the one for which the coarsest map is one
+    """Without a shift mask to show it, the image size is the one whose coarsest map is a single
     window, as in all published models."""
     config = None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
     if config is None:
@@ -669,7 +671,7 @@ def _infer_timm(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def merges_first(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether a stage merges at its beginning, as timm has it since 0.9."""
+    """Whether merging happens at the beginning of a stage, as in timm since 0.9."""
     merges = [f"layers.{stage}.downsample.reduction.weight" in shapes for stage in (0, 1)]
     return merges == [False, True]
 

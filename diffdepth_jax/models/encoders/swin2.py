@@ -1,19 +1,18 @@
-"""Swin Transformer V2 (Liu et al. 2022, arXiv:2111.09883), as timm and Microsoft compute it.
+"""Swin Transformer V2 (Liu et al. 2022, arXiv:2111.09883), as in timm and Microsoft's code.
 
-What differs from `swin`:
+Differences from `swin`:
 
-- attention compares directions (section 3.3): logits are cosines of queries and keys times a learnt
-  factor of at most 100, and keys have no bias;
-- the position bias is 16 sigmoid of a small network's output, a function of the log-spaced offset
-  of key and query (section 3.4). It works for windows of any size: offsets are measured in those
-  of the pretraining (`pretraining_windows`);
-- norms come last (section 3.2): after attention, after the feed-forward part, and after the linear
-  map that merges neighbours. Those of the blocks begin at 0, so that each block begins as the
+- cosine attention (section 3.3): logits are the cosine similarity of queries and keys times a
+  learnt factor of at most 100, and keys have no bias;
+- the position bias is 16 sigmoid(MLP(log-spaced offset of key and query)) (section 3.4). It works
+  for any window size, as offsets are normalised by the pretraining windows (`pretraining_windows`);
+- post-norm (section 3.2): norms follow attention, the feed-forward part, and the linear map that
+  merges neighbours. The norms in blocks are initialised to 0, so that each block starts as the
   identity.
 
-The windows are those of a square image of `image_size`: a stage whose map fits into one window has
-a window of the map's size, and no shift. An image of another size is padded as in `swin`. Features
-are not normalised by default.
+The windows are those for a square image of `image_size`: a stage whose map fits into one window
+uses a window of the map's size and no shift. Images of other sizes are padded as in `swin`.
+Features are not normalised by default.
 """
 
 import math
@@ -53,13 +52,13 @@ from diffdepth_jax.weights.rules import Rule, Rules, Skip, Transform, linear
 
 @dataclass(frozen=True)
 class Config(swin.Config):
-    """A Swin Transformer V2.
+    """A Swin Transformer V2 encoder.
 
     Attributes:
-        window_size: side of the attention windows, in tokens, where the map does not fit into one.
-        pretraining_windows: by stage, the side of the windows in which offsets are measured; 0 for
-            the stage's own. Empty for the own windows of all stages.
-        image_size: side of the square images, in pixels, that the windows are for.
+        window_size: side of the attention windows, in tokens, unless the map fits into one.
+        pretraining_windows: for each stage, the window size that offsets are normalised by; 0 for
+            the stage's own window. Empty to use every stage's own window.
+        image_size: side in pixels of the square images that the windows are for.
     """
 
     name: Literal["swin2"] = "swin2"
@@ -73,16 +72,16 @@ class Config(swin.Config):
         windows = self.pretraining_windows
         if windows and len(windows) != len(self.depths):
             raise ValueError(
-                f"pretraining_windows {windows} must have one entry for each of the "
-                f"{len(self.depths)} stages, or none"
+                f"pretraining_windows {windows} must be empty or have one entry for each of the "
+                f"{len(self.depths)} stages"
             )
         if any(window < 0 or window == 1 for window in windows):
             raise ValueError(
-                f"pretraining_windows {windows} must be 0, the stage's own, or at least 2"
+                f"pretraining_windows {windows} must be at least 2, or 0 for the stage's own window"
             )
 
     def largest_offset(self, stage: int) -> int:
-        """The offset, in tokens, of a stage's blocks that the position bias takes as 8."""
+        """The offset in tokens that a stage's position bias maps to 8."""
         pretraining = self.pretraining_windows[stage] if self.pretraining_windows else 0
         return max((pretraining or self.windows(stage)[0]) - 1, 1)
 
@@ -90,7 +89,7 @@ class Config(swin.Config):
 def _variant(
     size: str, window_size: int, image_size: int, pretraining_windows: tuple[int, ...] = ()
 ) -> Config:
-    """A published variant: a size of the paper, for windows and images of these sizes."""
+    """A published variant: a model size with these window and image sizes."""
     embed_dim, depths, num_heads = _SIZES[size]
     return Config(
         embed_dim=embed_dim,
@@ -109,7 +108,7 @@ _SIZES = {
     "large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
 }
 
-_WINDOW12 = (12, 12, 12, 6)  # of images of 192 pixels, whose coarsest map is 6 tokens wide
+_WINDOW12 = (12, 12, 12, 6)  # for images of 192 pixels, whose coarsest map is 6 tokens wide
 
 VARIANTS = {
     "tiny_window8": _variant("tiny", 8, 256),
@@ -125,7 +124,7 @@ VARIANTS = {
     "base_window12to24": _variant("base", 24, 384, _WINDOW12),
     "large_window12to24": _variant("large", 24, 384, _WINDOW12),
 }
-# The ones that MiDaS uses, by size.
+# The variants that MiDaS uses, by size.
 _MIDAS = ("tiny_window16", "base_window12to24", "large_window12to24")
 
 
@@ -142,7 +141,7 @@ class Encoder(swin.Encoder):
 
 
 class Block(nn.Module):
-    """Window attention and a feed-forward part, each before its norm and with a shortcut."""
+    """Window attention and a feed-forward part, each with a post-norm and a shortcut."""
 
     num_heads: int
     window_size: int
@@ -173,7 +172,7 @@ def _norm(name: str) -> LayerNorm:
 
 
 class WindowAttention(nn.Module):
-    """Cosine attention inside windows, of the map rolled up and left by `shift` tokens."""
+    """Cosine attention within windows of the map rolled up and left by `shift` tokens."""
 
     num_heads: int
     window_size: int
@@ -211,7 +210,7 @@ class WindowAttention(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """A bias for each query and key of a window, by the offset between them, float32."""
+    """Bias for each query and key of a window, from the offset between them; float32."""
 
     num_heads: int
     window_size: int
@@ -229,8 +228,8 @@ class PositionBias(nn.Module):
 def log_spaced_offsets(window_size: int, largest_offset: int) -> Float[np.ndarray, "n 2"]:
     """Offsets (dy, dx) = query - key in the order of `swin.relative_position_index`, log-spaced.
 
-    An offset is first scaled, so that `largest_offset` becomes 8, then o = sign(o) log2(1 + |o|),
-    divided by log2(8) (equation 4 of the paper, and its code).
+    Offsets are scaled so that `largest_offset` becomes 8, then mapped to sign(o) log2(1 + |o|) /
+    log2(8) (equation 4 of the paper, and its code).
     """
     offsets = np.arange(1 - window_size, window_size) * (8.0 / largest_offset)
     offsets = np.sign(offsets) * np.log2(1.0 + np.abs(offsets)) / np.log2(8.0)
@@ -239,7 +238,7 @@ def log_spaced_offsets(window_size: int, largest_offset: int) -> Float[np.ndarra
 
 
 class PatchMerging(nn.Module):
-    """Every 2x2 tokens become one of twice the channels, normalised last."""
+    """Merges 2x2 tokens into one with twice the channels, normalised afterwards."""
 
     dtype: Any
 
@@ -253,7 +252,7 @@ class PatchMerging(nn.Module):
 
 
 def _direction(vectors: Array) -> Array:
-    """Divided by their length, over the last axis; vectors shorter than 1e-12 by that."""
+    """L2-normalises vectors along the last axis; the divisor is at least 1e-12."""
     values = vectors.astype(jnp.float32)
     squared = jnp.square(values).sum(-1, keepdims=True)
     return (values * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))).astype(vectors.dtype)
@@ -263,28 +262,32 @@ _BY_HEAD = Transform(lambda scale: scale.reshape(-1), lambda scale: scale.reshap
 
 
 def rules(config: Config) -> Rules:
-    """The table of the names of microsoft/Swin-Transformer, timm before 0.9, and MiDaS.
+    """The conversion table for the names of microsoft/Swin-Transformer, timm before 0.9, and MiDaS.
 
-    With norms of the stages' outputs, where there are some, in the names that `swin` has for them.
+    Output norms, if any, have the names used in `swin`.
     """
     return (
         *_weight_rules(config, first_merge=0),
-        Skip(rf"{TIMM_BLOCK}\.attn\.relative_(position_index|coords_table)", "of the windows"),
+        Skip(
+            rf"{TIMM_BLOCK}\.attn\.relative_(position_index|coords_table)",
+            "computed from the window size",
+        ),
         *classifier_constants(config),
         *norm_rules(r"norm(\d+)", r"norm\1"),
     )
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights that `rules` names; None if they are not of this family.
+    """The config inferred from weights named as in `rules`; None for another family.
 
-    No shape depends on the size of windows and images; the masks of the shifts give both. If they
-    are not stored, the windows are those of the published variant of this size. The same holds for
-    `pretraining_windows`, which nothing else gives; other configs get none.
+    The shapes do not depend on the window and image sizes, but the shift masks determine both. If
+    the masks are not stored, the windows are taken from the published variant of this model size.
+    So are `pretraining_windows`, which no weights determine; they are empty for other configs.
 
     Raises:
-        ValueError: if an entry that determines the architecture is missing or odd.
-        WeightsError: if masks are missing from weights of a size that was not published.
+        ValueError: if an entry that determines the architecture is missing or has an unexpected
+            shape.
+        WeightsError: if shift masks are missing from weights of an unpublished size.
     """
     config = None if merges_first(shapes) else _infer(shapes, *_TIMM_NAMES)
     if config is None:
@@ -299,14 +302,14 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     if sizes is not None:
         return replace(config, window_size=sizes[0], image_size=sizes[1])
     raise WeightsError(
-        f"a Swin V2 of embed_dim {config.embed_dim} and depths {config.depths} was not published, "
-        "and the weights lack the masks of the shifts (layers.0.blocks.1.attn_mask and others), "
-        "which would give the size of its windows"
+        "cannot infer the window size: the weights lack the shift masks "
+        "(layers.0.blocks.1.attn_mask and others), and no published Swin V2 has embed_dim "
+        f"{config.embed_dim} and depths {config.depths}"
     )
 
 
 def _of_the_size_of(config: Config, variants: Iterable[Config]) -> Config | None:
-    """The config with the windows of the first variant that it equals but for them."""
+    """The config with the windows of the first variant that is otherwise equal."""
     untold = ("window_size", "image_size", "pretraining_windows")
     default = {field: getattr(config, field) for field in untold}
     for variant in variants:
@@ -328,7 +331,7 @@ def _weight_rules(config: Config, first_merge: int) -> Rules:
 
 
 def _position_rules(attention: str, network: str) -> Rules:
-    """Of the attention's factor and position bias."""
+    """Rules for the attention's logit scale and position bias."""
     return (
         Rule(rf"{attention}\.logit_scale", f"params/{BLOCK}/attention/logit_scale", _BY_HEAD),
         *linear_rules(rf"{attention}\.{network}\.0", f"{BLOCK}/attention/position/fc1"),
@@ -370,15 +373,16 @@ def transformers_rules(config: Config) -> Rules:
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config of weights that `transformers_rules` names; None if they are not of this family.
+    """The config inferred from weights named as in `transformers_rules`; None for another family.
 
     Args:
         shapes: of the weights.
-        described: the content of a `config.json`. Without one, the windows are those that MiDaS has
-            with an encoder of this size, or the default.
+        described: the content of a `config.json`. If empty, the windows are those of MiDaS's
+            encoder of this size, or the default.
 
     Raises:
-        ValueError: if an entry that determines the architecture is missing or odd.
+        ValueError: if an entry that determines the architecture is missing or has an unexpected
+            shape.
     """
     config = _infer(
         shapes,
@@ -408,7 +412,7 @@ def infer_transformers(
 
 
 def described(config: Config) -> dict[str, Any]:
-    """The content of transformers' `config.json` for the encoder, all of whose stages are read."""
+    """The content of transformers' `config.json` for the encoder; all stages are outputs."""
     stages = range(1, len(config.depths) + 1)
     return {
         "architectures": ["Swinv2Model"],
@@ -428,12 +432,14 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def _classifier_rules(config: Config) -> Rules:
-    """transformers' `Swinv2Model`, including what its backbone does not have."""
+    """transformers' `Swinv2Model`, including entries that its backbone lacks."""
     attention = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\.attention\.self"
     return (
         *transformers_rules(config),
-        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
-        Skip(rf"{attention}\.relative_(position_index|coords_table)", "of the windows"),
+        Skip(r"embeddings\.mask_token", "used only in masked-image pretraining"),
+        Skip(
+            rf"{attention}\.relative_(position_index|coords_table)", "computed from the window size"
+        ),
         Skip(r"layernorm\..+", "the norm before the classifier"),
         swin.NO_NORMS,
     )
@@ -449,7 +455,7 @@ _TIMM_NAMES = "patch_embed.proj", "layers", "attn.logit_scale", "mlp.fc1"
 def _infer(
     shapes: Mapping[str, tuple[int, ...]], patch_embed: str, stages: str, scale: str, hidden: str
 ) -> Config | None:
-    """For a layout that has these names, the latter two below each block's."""
+    """`infer` for a layout with these names; the last two are relative to a block's name."""
     found = structure(shapes, patch_embed, stages, (scale, 0), hidden)
     return None if found is None else Config(**found)
 

@@ -1,10 +1,10 @@
-"""The ResNet of He et al. 2016 (arXiv:1512.03385) with its stem, as torchvision has it.
+"""The ResNet of He et al. 2016 (arXiv:1512.03385) with its stem, as in torchvision.
 
-A 7x7 convolution and a 3x3 maximum, both of stride 2, come before four stages of two- or
-three-layer blocks. In the latter the 3x3 convolution strides, not the first 1x1 of the paper, and
-may be wider and fall into groups (ResNeXt, Xie et al. 2017, arXiv:1611.05431, section 3.1). timm's
-plain ResNets have the same arithmetic and names. (DiffusionDepth's own, without a stem, is
-`resnet`.)
+A 7x7 convolution and 3x3 max-pooling, both with stride 2, precede four stages of two- or
+three-layer blocks. In three-layer blocks the 3x3 convolution is strided, not the first 1x1 as in
+the paper, and it may be wider and grouped (ResNeXt, Xie et al. 2017, arXiv:1611.05431, section
+3.1). timm's plain ResNets compute the same and have the same names. (DiffusionDepth's ResNet, which
+has no stem, is `resnet`.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,14 +28,15 @@ class Config:
     """Blocks and channels of each stage.
 
     Attributes:
-        block: "basic", two 3x3 convolutions, or "bottleneck", 1x1, 3x3 and 1x1 to four times the
-            channels.
+        block: "basic" (two 3x3 convolutions) or "bottleneck" (1x1, 3x3, and 1x1 to four times the
+            channels).
         depths: blocks of each stage.
-        widths: nominal channels of each stage's 3x3 convolutions; the stem has the first's.
-        groups: of the 3x3 convolutions of bottleneck blocks.
-        width_per_group: channels of each of these groups in a stage of 64 nominal channels, and in
-            proportion in the others.
-        stem_features: whether the stem's map, of stride 2, comes before those of the stages.
+        widths: nominal channels of each stage's 3x3 convolutions; the stem has as many as the
+            first.
+        groups: groups of the 3x3 convolutions in bottleneck blocks.
+        width_per_group: channels per group in a stage of 64 nominal channels; scaled in proportion
+            in other stages.
+        stem_features: whether the stem's map, of stride 2, is returned as the first feature.
     """
 
     name: Literal["torchvision_resnet"] = "torchvision_resnet"
@@ -49,14 +50,14 @@ class Config:
     def __post_init__(self):
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(
-                f"depths {self.depths} and widths {self.widths} must have one entry for each stage"
+                f"depths {self.depths} and widths {self.widths} must have one entry per stage"
             )
         if min(*self.depths, *self.widths) < 1:
             raise ValueError(f"depths {self.depths} and widths {self.widths} must be positive")
         if self.block == "basic" and (self.groups, self.width_per_group) != (1, 64):
             raise ValueError(
-                f"groups {self.groups} and width_per_group {self.width_per_group} are for blocks "
-                "of three layers: block='bottleneck'"
+                f"groups {self.groups} and width_per_group {self.width_per_group} need "
+                "block='bottleneck'"
             )
         if min(self.groups, self.width_per_group, *self.inner_widths) < 1:
             raise ValueError(
@@ -109,7 +110,7 @@ class Encoder(nn.Module):
         features = jax.nn.relu(BatchNorm(train, name="bn1")(features))
         if config.stem_features:
             outputs.append(features)
-        # Padded before, as jax2onnx gets other padding than "SAME" wrong; XLA makes it one again.
+        # Padded separately, as jax2onnx only converts "SAME" padding correctly; XLA fuses it again.
         padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
         features = nn.max_pool(padded, window_shape=(3, 3), strides=(2, 2), padding="VALID")
         for stage, depth in enumerate(config.depths):
@@ -122,7 +123,7 @@ class Encoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Convolutions with BatchNorm, and a shortcut that has weights where the shape changes."""
+    """Convolutions with BatchNorm, and a shortcut that has weights if the shape changes."""
 
     config: Config
     stage: int
@@ -151,7 +152,7 @@ class Block(nn.Module):
 
 
 def _conv(features: int, size: int, stride: int, dtype: Any, name: str, groups: int = 1) -> Conv:
-    """Without bias, drawn as torchvision does: Kaiming-normal over the outputs."""
+    """Convolution without bias, initialised as in torchvision: Kaiming normal, by fan-out."""
     init = normal((2.0 / (size * size * features)) ** 0.5)
     return Conv(
         features,
@@ -166,12 +167,12 @@ def _conv(features: int, size: int, stride: int, dtype: Any, name: str, groups: 
 
 
 def rules(config: Config) -> Rules:
-    """The table of torchvision's names."""
+    """The conversion table for torchvision's names."""
     return rules_named("conv1", "bn1", [f"layer{stage + 1}" for stage in range(len(config.depths))])
 
 
 def rules_named(conv: str, norm: str, stages: Sequence[str]) -> Rules:
-    """The table where the stem's two layers and the stages have these names (patterns)."""
+    """The conversion table, given name patterns of the stem's two layers and of the stages."""
     rows = [*conv_rules(conv, "conv1"), *batch_norm_rules(norm, "bn1")]
     for stage, name in enumerate(stages, 1):
         block, here = rf"{name}\.(\d+)", rf"layer{stage}_block\1"
@@ -183,10 +184,11 @@ def rules_named(conv: str, norm: str, stages: Sequence[str]) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
     Raises:
-        ValueError: if they are, but an entry that determines the architecture is missing.
+        ValueError: if they are of this family, but an entry that determines the architecture is
+            missing.
     """
     if "torchvision_resnet" not in registry.matching("encoder", shapes):
         return None
@@ -203,7 +205,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
         depths=depths,
         widths=widths,
         groups=groups,
-        # Rounded up: what `inner_widths` rounds down.
+        # Rounded up, because `inner_widths` rounds down.
         width_per_group=-(-64 * inner // (groups * widths[0])),
     )
 

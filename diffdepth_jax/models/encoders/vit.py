@@ -1,9 +1,9 @@
-"""The vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) as DPT uses it.
+"""The vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929) as used by DPT.
 
-Patches become tokens, a class token and position embeddings are added, and blocks follow. The maps
-are the tokens after some of the blocks, without the norm that a classifier ends with. Positions of
-another grid than pretraining's are interpolated bilinearly (Ranftl et al. 2021, arXiv:2103.13413,
-section 3). Names and epsilon are timm's.
+Patches become tokens, a class token and position embeddings are added, and blocks follow. The
+feature maps are the output tokens of some of the blocks, without a classifier's final norm. For
+grids other than pretraining's, position embeddings are resized bilinearly (Ranftl et al. 2021,
+arXiv:2103.13413, section 3). Names and epsilon follow timm.
 """
 
 import math
@@ -38,10 +38,10 @@ from diffdepth_jax.weights.rules import Constant, Rule, Rules, Skip
 
 
 def check(config: Any) -> None:
-    """Refuses an impossible transformer.
+    """Rejects configs that no transformer can have.
 
     Raises:
-        ValueError: names the wrong number and the reason.
+        ValueError: names the invalid value and the reason.
     """
     transformer.check_blocks(
         config.embed_dim, config.depth, config.num_heads, config.taps, config.drop_path_rate
@@ -55,19 +55,19 @@ def check(config: Any) -> None:
 
 @dataclass(frozen=True)
 class Config(ForImageSize, OfPatches):
-    """A vision transformer.
+    """A vision transformer encoder.
 
     Attributes:
         embed_dim: channels of the tokens.
         depth: number of blocks.
-        num_heads: of the attention.
-        hidden_features: of the feed-forward part.
+        num_heads: number of attention heads.
+        hidden_features: hidden channels of the feed-forward part.
         patch_size: side of a token in pixels.
-        grid: side of pretraining's square of tokens, for which there are position embeddings.
-        taps: blocks, counted from 0, after which the tokens are the features.
-        layer_norm_eps: of the layer norms.
-        drop_path_rate: of the last block; rates rise evenly from 0.
-        remat: what of a block is recomputed in the backward pass, see `ops.remat`.
+        grid: side of the square token grid of pretraining, which the position embeddings belong to.
+        taps: blocks, counted from 0, whose output tokens are the features.
+        layer_norm_eps: epsilon of the layer norms.
+        drop_path_rate: rate of the last block; rates increase linearly from 0.
+        remat: which parts of a block are recomputed in the backward pass, see `ops.remat`.
     """
 
     name: Literal["vit"] = "vit"
@@ -102,16 +102,17 @@ VARIANTS = {
 
 
 class Encoder(nn.Module):
-    """Image to the tokens after each tapped block as maps, all at the stride of a patch.
+    """Image to the output tokens of each tapped block as maps, all at the patch stride.
 
-    An image whose sides are not multiples of the patch gets its last row and column repeated.
+    Images whose sides are not multiples of the patch are padded by repeating the last row and
+    column.
     """
 
     config: Config
     dtype: Any = jnp.float32
 
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> Features:
-        """The features of `with_class_tokens` alone."""
+        """Only the features of `with_class_tokens`."""
         return self.with_class_tokens(image, train)[0]
 
     @nn.compact
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
 def transform(
     module: nn.Module, config: Any, patches: Float[Array, "b h w c"], train: bool
 ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
-    """Embedded patches to features and class tokens. Only within the module's compact method."""
+    """Embedded patches to features and class tokens. For use in a compact method only."""
     size = patches.shape[1:3]
     table = module.param("positions", transformer_init, (1 + config.grid**2, config.embed_dim))
     tokens = transformer.add_class_token(module, patches)
@@ -154,12 +155,12 @@ def _bilinear(grid: Array, size: tuple[int, int]) -> Array:
 
 
 def rules(config: Config) -> Rules:
-    """The table of timm's names, those of its classifier among them."""
+    """The conversion table for timm's names, including its classifier's."""
     return (*conv_rules(r"patch_embed\.proj", "patch_embed"), *transformer_rules(config))
 
 
 def transformer_rules(config: Any) -> Rules:
-    """The rows of what follows the embedded patches."""
+    """The rules for everything after the patch embedding."""
     return (
         Rule("cls_token", "params/class_token", class_token),
         Rule("pos_embed", "params/positions", positions),
@@ -170,8 +171,8 @@ def transformer_rules(config: Any) -> Rules:
 
 
 def unused_norm_rules(name: str, channels: int) -> tuple[Constant, ...]:
-    """The rows of a norm that only a classifier applies."""
-    reason = "a classifier's: the features are taken before it"
+    """The rules for a norm that only a classifier applies."""
+    reason = "the classifier's norm, which the features precede"
     return (
         Constant(rf"{name}\.weight", reason, lambda: np.ones(channels, np.float32)),
         Constant(rf"{name}\.bias", reason, lambda: np.zeros(channels, np.float32)),
@@ -179,7 +180,7 @@ def unused_norm_rules(name: str, channels: int) -> tuple[Constant, ...]:
 
 
 def classifier_rules(channels: int, classes: int = 1000) -> tuple[Constant, ...]:
-    """The rows of timm's classifier, of ImageNet's classes unless said otherwise."""
+    """The rules for timm's classifier, by default with ImageNet's classes."""
     reason = "the classifier, which depth prediction does not need"
     return (
         Constant(r"head\.weight", reason, lambda: np.zeros((classes, channels), np.float32)),
@@ -188,13 +189,13 @@ def classifier_rules(channels: int, classes: int = 1000) -> tuple[Constant, ...]
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of weights with these names and shapes; None if they are not of this family.
+    """The config inferred from names and shapes of weights; None if they are of another family.
 
-    Weights determine neither the heads (here of 64 channels) nor the taps (one at the end of each
-    quarter of the blocks).
+    Weights determine neither the heads (64 channels each are assumed) nor the taps (the last block
+    of each quarter).
 
     Raises:
-        ValueError: if they are, but describe an impossible network.
+        ValueError: if they are of this family, but describe an impossible network.
     """
     if "vit" not in registry.matching("encoder", shapes):
         return None
@@ -210,10 +211,10 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 def inferred(
     shapes: Mapping[str, tuple[int, ...]], norm: str, hidden: str, table: str
 ) -> dict[str, Any]:
-    """The fields of a transformer that its widths determine.
+    """The fields of a transformer that can be inferred from its widths.
 
     Args:
-        norm, hidden: patterns of the names of the blocks' norms and of their hidden layers.
+        norm, hidden: name patterns of the blocks' norms and hidden layers.
         table: name of the position embeddings.
     """
     embed_dim = width(shapes, rf"{norm}\.(weight|bias)") or 0
@@ -228,20 +229,20 @@ def inferred(
 # ---- Hugging Face's transformers -----------------------------------------------------------------
 
 
-EPS_OF_TRANSFORMERS = 1e-12  # of the layer norms, where `config.json` does not say otherwise
+EPS_OF_TRANSFORMERS = 1e-12  # LayerNorm epsilon unless `config.json` sets it
 
 
 TRANSFORMERS_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)"
 
 
 def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Rules:
-    """Rows of a `transformer.Block` without its scales in the names of ViT and its kin there.
+    """Rules for a `transformer.Block` without its scales, for transformers' ViT-style names.
 
-    Those are names as in files, or as modules have them since version 5.
+    Both names in files and names in modules since version 5 match.
 
     Args:
-        block, path: pattern of the block's name and template of its path.
-        qkv_bias: whether queries, keys and values also have their biases in one leaf.
+        block, path: pattern of the block's name, and template of its path here.
+        qkv_bias: whether the biases of queries, keys and values form one leaf too.
     """
     attention, rows = rf"{block}\.attention", []
     for index, name in enumerate(("query", "key", "value")):
@@ -260,7 +261,7 @@ def transformers_block_rules(block: str, path: str, qkv_bias: bool = True) -> Ru
 
 
 def transformers_rules(config: Config) -> Rules:
-    """The table of transformers' names, as in files or as modules have them since version 5."""
+    """The conversion table for transformers' names: in files, and in modules since version 5."""
     return (
         *conv_rules(r"embeddings\.patch_embeddings\.projection", "patch_embed"),
         *transformers_transformer_rules(config),
@@ -268,19 +269,19 @@ def transformers_rules(config: Config) -> Rules:
 
 
 def transformers_transformer_rules(config: Any) -> Rules:
-    """The rows of what follows the embedded patches."""
+    """The rules for everything after the patch embedding."""
     return (
         Rule(r"embeddings\.cls_token", "params/class_token", class_token),
         Rule(r"embeddings\.position_embeddings", "params/positions", positions),
         *transformers_block_rules(TRANSFORMERS_BLOCK, r"block\1"),
         *unused_norm_rules("layernorm", config.embed_dim),
-        Skip(r"pooler\..+", "of a classifier"),
-        Skip(r"embeddings\.mask_token", "of masked-image pretraining"),
+        Skip(r"pooler\..+", "part of a classifier"),
+        Skip(r"embeddings\.mask_token", "used only in masked-image pretraining"),
     )
 
 
 def inferred_transformers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """The fields of a transformer that its names and widths determine; None if it is not one."""
+    """The fields of a transformer inferred from names and widths; None if it is not one."""
     table, block = "embeddings.position_embeddings", TRANSFORMERS_BLOCK
     depth = count(shapes, rf"{block}\.layernorm_before\.")
     if table not in shapes or not depth:
@@ -293,14 +294,14 @@ def inferred_transformers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config of weights that `transformers_rules` names; None if they are not of this family.
+    """The config inferred from weights named as in `transformers_rules`; None for another family.
 
     Args:
         shapes: of the weights.
-        described: the content of a `config.json`. Without one, heads and taps as in `infer`.
+        described: the content of a `config.json`. If empty, heads and taps are as in `infer`.
 
     Raises:
-        ValueError: if they are, but describe an impossible network.
+        ValueError: if they are of this family, but describe an impossible network.
     """
     embedding = "embeddings.patch_embeddings.projection.weight"
     found = inferred_transformers(shapes)

@@ -1,1 +1,1 @@
-"""Whole depth networks, one per file; `network.py` defines their contract."""
+"""Complete depth networks, one per file; `network.py` defines their interface."""

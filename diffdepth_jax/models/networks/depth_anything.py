@@ -1,13 +1,12 @@
 """Depth Anything V1 and V2 (Yang et al. 2024, arXiv:2401.10891 and arXiv:2406.09414).
 
-DINOv2 with the head of DPT. The versions differ in the blocks whose maps the head gets (V1 uses the
-last ones) and in how results are resized to the image. V2 also has metric models, whose last
-activation is a sigmoid times the maximal depth. V1's metric models are ZoeDepth with this network
-as its core (`zoedepth`).
+DINOv2 with DPT's head. The versions differ in which blocks feed the head (V1 uses the last ones)
+and in how results are resized to the image. V2 also has metric models, whose last activation is a
+sigmoid times the maximum depth. V1's metric models are ZoeDepth with this network as the core
+(`zoedepth`).
 
-Weights determine none of that: `version` and `max_depth` come from the name of the published file
-  or
-from the caller.
+Weights determine none of this: `version` and `max_depth` come from the published file's name or the
+caller.
 """
 
 from collections.abc import Mapping
@@ -45,7 +44,7 @@ INPUT = InputSpec(
     output_interpolation="bilinear",
     output_align_corners=True,
 )
-_FORM = r"(_fp(16|32))?"  # of precision, in the names of copies
+_FORM = r"(_fp(16|32))?"  # precision, in the names of converted copies
 FILES: Mapping[str, Mapping[str, Any]] = {
     rf"depth_anything_vit[sbl]14{_FORM}": {"version": 1},
     rf"depth_anything_v2_vit[sblg]{_FORM}": {"version": 2},
@@ -60,15 +59,15 @@ class Config(NetworkConfig, HasEncoder, Published):
     """A Depth Anything network.
 
     Attributes:
-        encoder: a `dinov2`; its taps and its `position_offset` follow from `version` and
-            `implementation`, whatever is given.
-        max_depth: metres, of a metric model of V2; None for a relative one.
+        encoder: a `dinov2`; its `taps` and `position_offset` are overridden by `version` and
+            `implementation`.
+        max_depth: maximum depth of a metric V2 model in metres; None for a relative model.
         version: 1 or 2.
-        implementation: the authors' or transformers', which resizes position embeddings, images and
-            results differently.
-        project_features: channels of the maps that the head reassembles, fine to coarse.
-        fused_features: of the maps that it fuses.
-        output_features: hidden channels of its last two convolutions.
+        implementation: the authors' or that of transformers, which resizes position embeddings,
+            images and results differently.
+        project_features: channels of the reassembled maps, fine to coarse.
+        fused_features: channels of the fused maps.
+        output_features: hidden channels of the head's last two convolutions.
     """
 
     name: Literal["depth_anything"] = "depth_anything"
@@ -87,14 +86,14 @@ class Config(NetworkConfig, HasEncoder, Published):
             raise ValueError(f"encoder is {self.encoder.name!r}; it must be 'dinov2'")
         if self.version == 1 and self.max_depth is not None:
             raise ValueError(
-                f"max_depth is {self.max_depth}, but Depth Anything V1 is relative; its metric "
-                "models are of the network 'zoedepth', those of V2 have version 2"
+                f"max_depth is {self.max_depth}, but Depth Anything V1 is relative: use the "
+                "network 'zoedepth' for V1's metric models, or version=2 for V2's"
             )
         if min(*self.project_features, self.fused_features // 2, self.output_features) < 1:
             raise ValueError(
                 f"project_features {self.project_features} and output_features "
-                f"{self.output_features} must be positive, fused_features {self.fused_features} "
-                "at least 2"
+                f"{self.output_features} must be positive, and fused_features "
+                f"{self.fused_features} at least 2"
             )
         if self.encoder.depth < 4:
             raise ValueError(f"encoder.depth is {self.encoder.depth}; the head needs four maps")
@@ -109,7 +108,7 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     @property
     def head(self) -> DPTHeadConfig:
-        """Of the head."""
+        """The head's config."""
         return DPTHeadConfig(
             project_features=self.project_features,
             level_features=(self.fused_features,) * 4,
@@ -172,14 +171,12 @@ VARIANTS = Variants(
 
 
 class DepthAnything(nn.Module):
-    """The network; images come normalised by `INPUT`, their sides multiples of the patch.
+    """The network. Images are normalised by `INPUT`, with sides that are multiples of the patch.
 
-    Attributes:
-        config: of the network.
-        dtype: of the convolutions and matrix products; parameters, norms' statistics and the
-            result are float32.
-        frozen: parts ("encoder", "head") that are not trained: they work as in inference in
-            training too, without dropped paths.
+    Attributes: config: the network's config.
+        dtype: type used by convolutions and matrix products; parameters, normalisation statistics
+        and the result are float32. frozen: parts ("encoder", "head") that are not trained: during
+        training too, they run as in inference, without drop path.
     """
 
     config: Config
@@ -202,25 +199,25 @@ class DepthAnything(nn.Module):
         return output if self.config.max_depth is None else output * self.config.max_depth
 
     def decode(self, image: Float[Array, "b h w 3"], train: bool = False) -> Decoded:
-        """The head's result, before `max_depth`, and intermediate maps; see `DPTHead`."""
+        """The head's result before scaling by `max_depth`, and intermediate maps; see `DPTHead`."""
         height, width = image.shape[1:3]
         patch = self.config.encoder.patch_size
         if height % patch or width % patch:
             raise ValueError(
-                f"an image of {height} x {width} pixels has sides that are not multiples of the "
-                f"patch of {patch} pixels: resize it as the network's input_spec says"
+                f"the image has {height}x{width} pixels, but both sides must be multiples of the "
+                f"patch size {patch}: resize it as the network's input_spec says"
             )
         features = self.encoder(image, train and "encoder" not in self.frozen)
         return self.head.decode(features, (height, width))
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Freshly initialised {"params"}; trace it for shapes alone."""
+        """Freshly initialised {"params"}; use `jax.eval_shape` if only shapes are needed."""
         side = 2 * self.config.encoder.patch_size
         return self.init(key, jnp.zeros((1, side, side, 3)))
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DepthAnything:
-    """The module of a config; see `DepthAnything` for `dtype` and `frozen`."""
+    """The module for a config; see `DepthAnything` for `dtype` and `frozen`."""
     return DepthAnything(config, dtype, frozen)
 
 
@@ -228,7 +225,7 @@ def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()
 
 
 def rules(config: Config) -> Rules:
-    """The table of the authors' names, which both versions share."""
+    """The conversion table for the authors' names, shared by both versions."""
     outputs = (r"scratch\.output_conv1", r"scratch\.output_conv2\.0", r"scratch\.output_conv2\.2")
     head = (
         *dpt_head.reassemble_rules(config.head, "", r"projects\.{0}", r"resize_layers\.{0}"),
@@ -241,9 +238,9 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of a state dict with these names and shapes; None if it is of no known family.
+    """The config inferred from the names and shapes of a state dict; None for an unknown family.
 
-    What they do not determine is as in a relative model of V2.
+    Fields that weights do not determine are those of a relative V2 model.
     """
     encoder = dinov2.infer(below(shapes, "pretrained."))
     head = below(shapes, "depth_head.")
@@ -267,7 +264,8 @@ def _inferred(
     last: str,
     **fields: Any,
 ) -> Config | None:
-    """The config; widths are those of the patterns' entries; `project` has the level at `{}`."""
+    """Infers the config, with widths from the entries that match; `project` has the level at
+    `{}`."""
     project_features = tuple(width(shapes, project.format(level)) for level in range(4))
     fused_features, output_features = width(shapes, fused), width(shapes, last)
     if None in (*project_features, fused_features, output_features):
@@ -282,7 +280,7 @@ def _inferred(
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with the values of `arguments`; other arguments are ignored.
+    """The config updated from `arguments`; unknown arguments are ignored.
 
     Raises:
         WeightsError: for an invalid version, depth or implementation.
@@ -295,12 +293,14 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
         or not number
         or found.get("implementation", "authors") not in ("authors", "transformers")
     ):
-        raise WeightsError(f"args of the checkpoint say {found}, which no such network has")
+        raise WeightsError(
+            f"the checkpoint's args are {found}, which this network does not support"
+        )
     return replace(config, **found)
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """What `with_arguments` reads: of a config, the fields that weights do not tell."""
+    """What `with_arguments` reads: the config fields that weights do not determine."""
     return {
         "version": config.version,
         "max_depth": config.max_depth,
@@ -308,7 +308,7 @@ def arguments(config: Config) -> dict[str, Any]:
     }
 
 
-# ---- as transformers has it ----------------------------------------------------------------------
+# ---- Hugging Face's transformers -----------------------------------------------------------------
 
 _OWN = "diffdepth_jax"  # an entry of config.json that transformers ignores
 
@@ -344,7 +344,7 @@ def _infer_transformers(
     )
     fields: dict[str, Any] = {}
     if content:
-        # Where config.json leaves it out, transformers' default for a DINOv2.
+        # If config.json leaves it out, transformers' default for DINOv2 applies.
         heads = backbone.value("num_attention_heads", int, 12 if backbone else 6)
         encoder = replace(encoder, num_heads=heads)
         fields["version"] = _version(backbone, encoder.depth)
@@ -364,7 +364,7 @@ def _infer_transformers(
 
 
 def _version(backbone: Described, depth: int) -> int:
-    """By the blocks after which the maps are taken; transformers counts the input as the first."""
+    """The version, from the blocks whose outputs are used; transformers counts from the input."""
     taps = {2: dinov2.spread_taps(depth), 1: dinov2.last_taps(depth)}
     found = backbone.taps(depth, taps[1])
     for version, blocks in taps.items():
@@ -373,8 +373,8 @@ def _version(backbone: Described, depth: int) -> int:
     indices = {version: [block + 1 for block in blocks] for version, blocks in taps.items()}
     known = ", ".join(f"{blocks} (V{version})" for version, blocks in indices.items())
     raise ValueError(
-        f"config.json: backbone_config.out_indices is {[block + 1 for block in found]}; of Depth "
-        f"Anything with {depth} blocks it is {known}"
+        f"config.json: backbone_config.out_indices is {[block + 1 for block in found]}; Depth "
+        f"Anything with {depth} blocks uses {known}"
     )
 
 
@@ -389,10 +389,10 @@ def _described(config: Config) -> dict[str, Any]:
     if hidden != encoder.hidden_features:
         raise ConfigError(
             f"transformers has no DINOv2 with embed_dim {encoder.embed_dim} and hidden_features "
-            f"{encoder.hidden_features}; the nearest has {hidden}"
+            f"{encoder.hidden_features}; the closest has {hidden}"
         )
     if depth is not None and depth != round(depth):
-        raise ConfigError(f"max_depth is {depth}; transformers takes whole metres only")
+        raise ConfigError(f"max_depth is {depth}; transformers only accepts whole metres")
     content = {
         "architectures": ["DepthAnythingForDepthEstimation"],
         "model_type": "depth_anything",

@@ -1,8 +1,8 @@
 """DiffusionDepth (Duan et al. 2023, arXiv:2303.05021): depth by denoising a latent depth map.
 
-An encoder and a neck turn the image into a condition; a latent of noise is denoised under it by
-DDIM; a small decoder turns the latent into depth in metres. All of the networks of the release
-(github.com/duanyiqun/DiffusionDepth) are configurations of this one: see `VARIANTS`.
+An encoder and a neck turn the image into a condition; DDIM denoises a latent under that condition,
+starting from noise; a small decoder turns the latent into depth in metres. All networks of the
+release (github.com/duanyiqun/DiffusionDepth) are configurations of this one: see `VARIANTS`.
 """
 
 import math
@@ -49,26 +49,26 @@ from diffdepth_jax.weights.rules import Rules, prefix
 
 OUTPUT = "metric_depth"
 INPUT = InputSpec()
-# Files of the release have no fixed names.
+# The release's files have no fixed names.
 FILES: Mapping[str, Mapping[str, Any]] = {}
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
 TRANSFORMERS = None
 
-# A hundred times what is usual. Schedules are arrays of this length, and the number may come from a
-# file that somebody else wrote.
+# A hundred times the usual number. Schedules are arrays of this length, and the number may come
+# from an untrusted file.
 MAX_TRAIN_TIMESTEPS = 100_000
 
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """The noise schedule and the sampler; see `ops.diffusion` for the values' meaning.
+    """The noise schedule and the sampler; `ops.diffusion` explains the values.
 
     Attributes:
         num_train_timesteps, beta_schedule, beta_start, beta_end: see `Schedule.create`.
         prediction_type, clip_sample, eta: see `ddim_step`.
-        num_inference_steps: denoising steps unless a caller gives another number.
-        timestep_spacing: see `inference_timesteps`; "leading" as published. For few steps use
-            another one.
+        num_inference_steps: default number of denoising steps.
+        timestep_spacing: see `inference_timesteps`; "leading" as published. Use another for few
+            steps.
     """
 
     num_train_timesteps: int = 1000
@@ -82,7 +82,7 @@ class DiffusionConfig:
     clip_sample: float | None = None
 
     def __post_init__(self):
-        if self.num_train_timesteps > MAX_TRAIN_TIMESTEPS:  # before a schedule of this length
+        if self.num_train_timesteps > MAX_TRAIN_TIMESTEPS:  # before allocating the schedule
             raise ValueError(
                 f"num_train_timesteps is {self.num_train_timesteps}; it must be at most "
                 f"{MAX_TRAIN_TIMESTEPS}"
@@ -92,10 +92,10 @@ class DiffusionConfig:
         )
         if self.clip_sample is not None and not self.clip_sample > 0:
             raise ValueError(
-                f"clip_sample is {self.clip_sample}; it must be positive, or None to clip nothing"
+                f"clip_sample is {self.clip_sample}; it must be positive, or None for no clipping"
             )
         if not 0.0 <= self.eta <= 1.0:
-            raise ValueError(f"eta is {self.eta}; it must lie between 0 and 1")
+            raise ValueError(f"eta is {self.eta}; it must be between 0 and 1")
 
     @property
     def schedule(self) -> Schedule:
@@ -110,9 +110,9 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     Attributes:
         encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
-        neck, codec, denoiser, diffusion: the other parts.
-        remat: what of the sampler's steps is recomputed in the backward pass, see `ops.remat`.
-            (True and False, "full" and "none", occur in older checkpoints.)
+        neck, codec, denoiser, diffusion: configs of the other parts.
+        remat: which parts of the sampler's steps are recomputed in the backward pass, see
+            `ops.remat`. (Older checkpoints have True for "full" and False for "none".)
         conv_gradient: how the denoiser's convolutions are differentiated, see `ops.conv.conv3x3`.
         sampler_form: how the sampler's steps are computed, see `denoiser.sampler_form`; results
             agree up to rounding.
@@ -134,29 +134,29 @@ class Config(NetworkConfig, HasEncoder, Published):
             object.__setattr__(self, "remat", "full" if self.remat else "none")
         if self.neck.features % self.denoiser.num_groups:
             raise ValueError(
-                f"neck.features {self.neck.features} do not form denoiser.num_groups "
-                f"{self.denoiser.num_groups} equal groups"
+                f"neck.features {self.neck.features} must be divisible by denoiser.num_groups "
+                f"{self.denoiser.num_groups}"
             )
         official = self.denoiser.variant == "official"
         if official and self.codec.latent_channels % self.denoiser.num_groups:
             raise ValueError(
-                f"codec.latent_channels {self.codec.latent_channels} do not form "
-                f"denoiser.num_groups {self.denoiser.num_groups} equal groups"
+                f"codec.latent_channels {self.codec.latent_channels} must be divisible by "
+                f"denoiser.num_groups {self.denoiser.num_groups}"
             )
         if not official and self.neck.features % self.denoiser.num_heads:
             raise ValueError(
-                f"neck.features {self.neck.features} do not divide into denoiser.num_heads "
+                f"neck.features {self.neck.features} must be divisible by denoiser.num_heads "
                 f"{self.denoiser.num_heads}"
             )
         if self.sampler_form == "composed" and not self.denoiser.composes:
             raise ValueError(
-                "sampler_form 'composed' needs denoiser.variant 'official' with fuse=True: "
+                "sampler_form 'composed' needs a denoiser with variant='official' and fuse=True: "
                 "use 'auto' or 'plain'"
             )
         if self.diffusion.num_train_timesteps > self.denoiser.time_table:
             raise ValueError(
-                f"diffusion.num_train_timesteps {self.diffusion.num_train_timesteps} exceed "
-                f"denoiser.time_table {self.denoiser.time_table}"
+                f"diffusion.num_train_timesteps {self.diffusion.num_train_timesteps} must not "
+                f"exceed denoiser.time_table {self.denoiser.time_table}"
             )
 
     @property
@@ -185,14 +185,14 @@ VARIANTS = Variants(
 
 
 class DiffusionDepth(nn.Module, Recalibrates):
-    """The network; images come normalised by `INPUT`, depth is in metres, float32.
+    """The network. Images are normalised by `INPUT`; depth is in metres, float32.
 
     Attributes:
         config: the network's config.
-        dtype: of the convolutions and matrix products; parameters, norms' statistics, the latent
-            during sampling and all results are float32.
-        frozen: parts ("encoder", "neck", "codec", "denoiser") that are not trained: they work as
-            in inference in training too, with their running statistics and without dropped paths.
+        dtype: type used by convolutions and matrix products; parameters, normalisation statistics,
+            the latent during sampling and all results are float32.
+        frozen: parts ("encoder", "neck", "codec", "denoiser") that are not trained: during training
+            too, they run as in inference: with their running statistics and without drop path.
     """
 
     config: Config
@@ -221,17 +221,20 @@ class DiffusionDepth(nn.Module, Recalibrates):
         num_inference_steps: int | None = None,
         key: Key[Array, "*keys"] | None = None,
     ) -> Float[Array, "b h w 1"]:
-        """Image to depth of the same size, any size.
+        """Image to depth of the same size, for any size.
 
         Args:
             image: normalised RGB.
             noise: x_T, standard normal, of `latent_shape(image.shape)`.
-            train: use the batch's statistics and drop paths.
+            train: use the batch's statistics and drop path.
             num_inference_steps, key: see `sample`.
         """
         expected = self.latent_shape(image.shape)
         if noise.shape != expected:
-            raise ValueError(f"noise for an image {image.shape} must be {expected}: {noise.shape}")
+            raise ValueError(
+                f"noise has shape {noise.shape}; for an image of shape {image.shape} it must be "
+                f"{expected}"
+            )
         depth = self.depth_from_noise(
             self.condition(image, train),
             noise,
@@ -240,15 +243,15 @@ class DiffusionDepth(nn.Module, Recalibrates):
             num_inference_steps,
             key=key,
         )
-        if self.is_initializing():  # the one part that inference does not use
+        if self.is_initializing():  # the only part that inference does not use
             self.encode_depth(depth)
         return depth
 
     def condition(
         self, image: Float[Array, "b h w 3"], train: bool = False
     ) -> Float[Array, "b h2 w2 c"]:
-        """`encode_image` of an image of any size, for `depth_from_noise`."""
-        # Where the codec halves an odd side, its decoder returns one pixel too many.
+        """`encode_image` for images of any size, as input to `depth_from_noise`."""
+        # If the codec halves an odd side, its decoder returns one pixel too many.
         return self.encode_image(pad_to_multiple(image, self.config.codec.factor), train)
 
     def depth_from_noise(
@@ -261,7 +264,8 @@ class DiffusionDepth(nn.Module, Recalibrates):
         *,
         key: Key[Array, "*keys"] | None = None,
     ) -> Float[Array, "b h w 1"]:
-        """Noise to depth of an image of `size` whose `condition` is known; else as the call."""
+        """Noise to depth for an image of `size` with a known `condition`; otherwise like the
+        call."""
         latent = self.sample(condition, noise, num_inference_steps, key=key)
         return self.decode_latent(latent, train)[:, : size[0], : size[1]]
 
@@ -289,10 +293,10 @@ class DiffusionDepth(nn.Module, Recalibrates):
         Args:
             condition: what `encode_image` returned.
             noise: x_T.
-            num_inference_steps: None for that of the config; drawn in training, see
+            num_inference_steps: None for the config's number; training may pass a random one, see
                 `ops.diffusion.DrawnSteps`.
-            key: for the steps' noise, see `ops.diffusion.ddim_step`; needed exactly if the config's
-                eta is not 0.
+            key: for the noise of the steps, see `ops.diffusion.ddim_step`; required if and only if
+                the config's eta is not 0.
             gradient_steps: see `ops.diffusion.ddim_sample`.
             return_trajectory: also return the latent after every step.
         """
@@ -301,7 +305,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         prepared = self.denoiser.prepare(jnp.asarray(condition), noise.shape[1:3])
         if self.is_initializing():
             self.denoiser.denoise(prepared, noise, jnp.zeros(noise.shape[0], jnp.int32))
-        # Inside the scan the denoiser is a function of arrays, no part of this module.
+        # Inside the scan the denoiser is a pure function, not a part of this module.
         module, variables = self.denoiser.unbind()
 
         counts = steps.counts if isinstance(steps, DrawnSteps) else (steps,)
@@ -335,20 +339,20 @@ class DiffusionDepth(nn.Module, Recalibrates):
         latent: Float[Array, "b h w d"],
         timesteps: Int[Array, " b"],
     ) -> Float[Array, "b h w d"]:
-        """The denoiser's output for noisy latents, each at a timestep of its own."""
+        """The denoiser's output for noisy latents, each with its own timestep."""
         arrays = (jnp.asarray(array) for array in (condition, latent, timesteps))
         return self.denoiser(*arrays)
 
     def decode_latent(
         self, latent: Float[Array, "b h2 w2 d"], train: bool = False
     ) -> Float[Array, "b h w 1"]:
-        """Latent to depth in metres, `codec.factor` times its size, not clipped."""
+        """Latent to depth in metres, at `codec.factor` times the latent's size, not clipped."""
         return self.codec.decode(jnp.asarray(latent), self._trains("codec", train))
 
     def encode_depth(
         self, depth: Float[Array, "b h w 1"], train: bool = False
     ) -> Float[Array, "b h2 w2 d"]:
-        """Depth in metres (0 = none) to latent. For training: inference does not need it."""
+        """Depth in metres (0 = no measurement) to latent. Only needed in training."""
         return self.codec.encode(jnp.asarray(depth), self._trains("codec", train))
 
     @property
@@ -360,7 +364,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         return self.config.diffusion.num_train_timesteps
 
     def timesteps(self, num_inference_steps: int | None = None) -> np.ndarray:
-        """Where the sampler calls the denoiser, int32 [n], falling; see `inference_timesteps`."""
+        """Timesteps of the sampler, int32 [n], decreasing; see `inference_timesteps`."""
         return inference_timesteps(
             self.num_train_timesteps,
             num_inference_steps or self.num_inference_steps,
@@ -374,7 +378,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         return (batch, *size, self.config.codec.latent_channels)
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Freshly initialised {"params", "batch_stats"}; trace it for shapes alone."""
+        """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
         side = 2 * max(self.config.encoder.reductions)
         image = jnp.zeros((1, side, side, 3))
         noise = jnp.zeros(self.latent_shape(image.shape))
@@ -385,12 +389,12 @@ class DiffusionDepth(nn.Module, Recalibrates):
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DiffusionDepth:
-    """The module of a config; see `DiffusionDepth` for `dtype` and `frozen`."""
+    """The module for a config; see `DiffusionDepth` for `dtype` and `frozen`."""
     return DiffusionDepth(config, dtype, frozen)
 
 
 def rules(config: Config) -> Rules:
-    """The table of the release's names."""
+    """The conversion table for the release's names."""
     encoder = registry.module("encoder", config.encoder.name).rules(config.encoder)
     levels = len(config.encoder.channels)
     return (
@@ -402,12 +406,12 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of a state dict with these names and shapes; None if it is of no known family.
+    """The config inferred from the names and shapes of a state dict; None for an unknown family.
 
-    The names determine the structure. Each width is the one that most of the entries concerned
-    agree on, so that a single entry of a wrong shape is reported as such when the weights are
-    converted. Weights determine neither the schedule nor the number of steps: these are the
-    release's.
+    The structure follows from the names. Each width is the most common one among the entries that
+    depend on it, so a single entry of the wrong shape is reported as such when the weights are
+    converted. Weights determine neither the schedule nor the number of steps; the release's are
+    assumed.
     """
     backbone = below(shapes, "depth_backbone.")
     head = below(shapes, "depth_head.")
@@ -445,20 +449,20 @@ _LARGEST_ARGUMENT = 1e9
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with what an official checkpoint's `args` say: the steps and `max_depth`.
+    """The config updated from an official checkpoint's `args`: number of steps and `max_depth`.
 
     Raises:
-        WeightsError: if one of them is not a number, or none that a config can have.
+        WeightsError: if one of them is not a valid number.
     """
     names = ("inference_steps", "num_train_timesteps", "max_depth")
     found = {name: arguments[name] for name in names if arguments.get(name) is not None}
     for name, value in found.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        # As a float, an integer of hundreds of digits is infinite or an error.
+        # Converted to float, an integer with hundreds of digits is infinite or an error.
         if not number or not abs(value) < _LARGEST_ARGUMENT:
             raise WeightsError(
-                f"args.{name} of the checkpoint is {reprlib.repr(value)}; it must be a number of "
-                f"less than {_LARGEST_ARGUMENT:.0e}"
+                f"args.{name} of the checkpoint is {reprlib.repr(value)}; it must be a number "
+                f"below {_LARGEST_ARGUMENT:.0e}"
             )
     diffusion = replace(
         config.diffusion,
@@ -481,7 +485,7 @@ def arguments(config: Config) -> dict[str, Any]:
 
 
 def _codec_factor(head: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Each codec's last layer has another place in its decoder's `torch.nn.Sequential`."""
+    """The codecs differ in the index of the last layer in the decoder's `torch.nn.Sequential`."""
     places = {1: "1.1.weight", 2: "3.0.weight", 4: "4.0.weight"}
     found = [
         factor

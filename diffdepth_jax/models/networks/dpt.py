@@ -1,9 +1,9 @@
 """DPT, dense prediction transformers (Ranftl et al. 2021, arXiv:2103.13413), as MiDaS trained them.
 
-Four maps of a backbone, and its class tokens where it has some, go through the head of `dpt_head`
-to relative disparity: larger is nearer, never negative, of unknown scale and shift. The head's
-options follow from the backbone: MiDaS 3 (ViT-L, hybrid) and 3.1 (BEiT, Swin; Birkl et al. 2023,
-arXiv:2307.14460) differ in nothing else.
+The head in `dpt_head` maps four feature maps of a backbone, and its class tokens if it has any, to
+relative disparity: non-negative, larger is nearer, with unknown scale and shift. The head's options
+follow from the backbone, which is the only difference between MiDaS 3 (ViT-L, hybrid) and 3.1
+(BEiT, Swin; Birkl et al. 2023, arXiv:2307.14460).
 """
 
 from collections.abc import Mapping
@@ -54,13 +54,13 @@ UNTOLD: Mapping[str, tuple[Any, ...]] = {}
 
 @dataclass(frozen=True)
 class Backbone:
-    """An encoder that DPT has been published with.
+    """An encoder that DPT was published with.
 
     Attributes:
-        layout: of the encoder's `LAYOUTS`, the one that the authors' files have.
-        root: of its names in transformers, where a ViT is part of the network and other encoders
-            are separate models; None if transformers has no such DPT.
-        square: whether transformers only takes square images.
+        layout: key in the encoder's `LAYOUTS` that matches the authors' files.
+        root: prefix of its names in transformers, where a ViT is part of the network and other
+            encoders are separate models; None if transformers has no such DPT.
+        square: whether transformers only accepts square images.
     """
 
     layout: str
@@ -83,14 +83,14 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     Attributes:
         encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
-        project_features: by level, channels that maps with a class token are projected to before
-            they are resampled; None for maps without one, which are used unchanged.
+        project_features: for each level with a class token, the channels that its map is projected
+            to before resampling; None for levels without one, which are used unchanged.
         fused_features: channels of the fused maps.
         output_features: channels before the last convolution.
-        implementation: the authors' or transformers', which resizes images by Pillow's bicubic, and
-            to squares for a ViT. (Its epsilon of the layer norms is the encoder's `layer_norm_eps`.
-            Its fusion resizes in another order where a side is an odd number of patches, which is
-            not followed: `input_spec` has multiples of two.)
+        implementation: the authors' or that of transformers, which resizes images with Pillow's
+            bicubic filter, and to squares for a ViT. (Its LayerNorm epsilon is the encoder's
+            `layer_norm_eps`. For a side with an odd number of patches its fusion resizes in another
+            order, which is not reproduced: `input_spec` rounds to an even number.)
     """
 
     name: Literal["dpt"] = "dpt"
@@ -104,21 +104,22 @@ class Config(NetworkConfig, HasEncoder, Published):
         readout = tuple(features is not None for features in self.project_features)
         if readout != self._class_levels:
             raise ValueError(
-                f"project_features {self.project_features} must be numbers at the levels where the "
-                f"encoder {self.encoder.name!r} has a class token, and None elsewhere: "
+                f"project_features {self.project_features} must be numbers at levels where the "
+                f"encoder {self.encoder.name!r} has a class token, and None at the others: "
                 f"{self._class_levels}"
             )
         sizes = (self.fused_features, self.output_features, *filter(None, self.project_features))
         if min(sizes) < 1 or self.fused_features % 2 or 0 in self.project_features:
             raise ValueError(
                 f"fused_features {self.fused_features}, output_features {self.output_features} and "
-                f"project_features {self.project_features} must be positive, fused_features even"
+                f"project_features {self.project_features} must be positive, and fused_features "
+                "even"
             )
         _ = self.head
 
     @property
     def head(self) -> DPTHeadConfig:
-        """The head for this encoder."""
+        """The config of the head for this encoder."""
         return DPTHeadConfig(
             project_features=self.project_features,
             factors=tuple(map(_factor, self.encoder.reductions, (4, 8, 16, 32))),
@@ -146,10 +147,10 @@ class Config(NetworkConfig, HasEncoder, Published):
 
 
 def _factor(reduction: int, wanted: int) -> Factor:
-    """How a map of one stride becomes one of another."""
+    """The resampling that turns a map of one stride into one of another."""
     factors: dict[float, Factor] = {4: "4", 2: "2", 1: "1", 0.5: "1/2"}
     if reduction / wanted not in factors:
-        raise ValueError(f"a map of stride {reduction} cannot be brought to a stride of {wanted}")
+        raise ValueError(f"a map of stride {reduction} cannot be resampled to stride {wanted}")
     return factors[reduction / wanted]
 
 
@@ -177,14 +178,12 @@ VARIANTS = Variants(
 
 
 class DPT(nn.Module):
-    """The network; images come normalised by the config's `input_spec`, disparity is relative.
+    """The network. Images are normalised by the config's `input_spec`; disparity is relative.
 
-    Attributes:
-        config: of the network.
-        dtype: of the convolutions and matrix products; parameters, norms' statistics and the result
-            are float32.
-        frozen: parts ("encoder", "head") that are not trained: they work as in inference in
-            training too, without dropped paths.
+    Attributes: config: the network's config.
+        dtype: type used by convolutions and matrix products; parameters, normalisation statistics
+        and the result are float32. frozen: parts ("encoder", "head") that are not trained: during
+        training too, they run as in inference, without drop path.
     """
 
     config: Config
@@ -213,8 +212,9 @@ class DPT(nn.Module):
         unit = max(self.config.encoder.reductions)
         if not height or not width or height % unit or width % unit:
             raise ValueError(
-                f"an image of {height} x {width} pixels has sides that are not multiples of the "
-                f"{unit} pixels of the coarsest map: resize it as the network's input_spec says"
+                f"the image has {height}x{width} pixels, but both sides must be multiples of "
+                f"{unit}, the stride of the coarsest map: resize it as the network's input_spec "
+                "says"
             )
         if isinstance(self.config.encoder, HasClassTokens):
             features, class_tokens = self.encoder.with_class_tokens(image, train)
@@ -223,7 +223,7 @@ class DPT(nn.Module):
         return self.head.decode(features, (height, width), class_tokens)
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Freshly initialised {"params"}; trace it for shapes alone."""
+        """Freshly initialised {"params"}; use `jax.eval_shape` if only shapes are needed."""
         side = 2 * max(self.config.encoder.reductions)
         if isinstance(self.config.encoder, ForImageSize) and self.config.encoder.fixed_size:
             side = self.config.encoder.image_size
@@ -231,12 +231,12 @@ class DPT(nn.Module):
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DPT:
-    """The module of a config; see `DPT` for `dtype` and `frozen`."""
+    """The module for a config; see `DPT` for `dtype` and `frozen`."""
     return DPT(config, dtype, frozen)
 
 
 def rules(config: Config) -> Rules:
-    """The table of the authors' names."""
+    """The conversion table for the authors' names."""
     file = registry.module("encoder", config.encoder.name)
     backbone = BACKBONES.get(config.encoder.name)
     encoder = file.LAYOUTS[backbone.layout].rules if backbone else file.rules
@@ -254,9 +254,9 @@ _BACKBONE = "pretrained.model."
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of a state dict with these names and shapes; None if it is of no known backbone.
+    """The config inferred from the names and shapes of a state dict; None for an unknown backbone.
 
-    Weights do not determine the taps: here those of the releases.
+    Weights do not determine the taps; those of the releases are assumed.
     """
     if "dpt" not in registry.matching("network", shapes):
         return None
@@ -277,7 +277,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with the values of `arguments`; other arguments are ignored.
+    """The config updated from `arguments`; unknown arguments are ignored.
 
     Raises:
         ConfigError: for invalid values.
@@ -291,7 +291,7 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """What `with_arguments` reads: fields, and the encoder's, that leave no trace in weights."""
+    """What `with_arguments` reads: fields, also the encoder's, that weights do not determine."""
     found: dict[str, Any] = {"implementation": config.implementation}
     if (backbone := BACKBONES.get(config.encoder.name)) is not None:
         file = registry.module("encoder", config.encoder.name)
@@ -300,7 +300,7 @@ def arguments(config: Config) -> dict[str, Any]:
     return found
 
 
-# ---- as transformers has it ----------------------------------------------------------------------
+# ---- Hugging Face's transformers -----------------------------------------------------------------
 
 _OWN = "diffdepth_jax"  # an entry of config.json that transformers ignores
 
@@ -308,7 +308,7 @@ _OWN = "diffdepth_jax"  # an entry of config.json that transformers ignores
 def _root(config: Config) -> str:
     backbone = BACKBONES.get(config.encoder.name)
     if backbone is None or backbone.root is None:
-        raise ConfigError(f"transformers has no DPT on the encoder {config.encoder.name!r}")
+        raise ConfigError(f"transformers has no DPT with the encoder {config.encoder.name!r}")
     return backbone.root
 
 
@@ -362,7 +362,7 @@ def _infer_transformers(
 def _described(config: Config) -> dict[str, Any]:
     if config.output_features != 32:
         raise ConfigError(
-            f"output_features is {config.output_features}; transformers has 32 only, fixed"
+            f"output_features is {config.output_features}; transformers only supports 32"
         )
     root = _root(config)
     projected = zip(config.project_features, config.encoder.channels, strict=True)

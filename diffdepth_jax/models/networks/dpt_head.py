@@ -1,9 +1,9 @@
 """The decoder of dense prediction transformers (Ranftl et al. 2021, arXiv:2103.13413, section 3).
 
-Four maps of an encoder are *reassembled* to strides of 4, 8, 16 and 32 pixels (about; a stride of
-14 gives 3.5, 7, 14 and 28), brought to one number of channels, and *fused* from coarse to fine by
+Four encoder maps are *reassembled* at strides of about 4, 8, 16 and 32 pixels (3.5, 7, 14 and 28
+for a patch of 14), projected to the same number of channels, and *fused* from coarse to fine by
 residual convolutions and upsampling. MiDaS v2.1 (arXiv:1907.01341), DPT, Depth Anything and
-ZoeDepth differ in the options of `DPTHeadConfig` alone.
+ZoeDepth differ only in the options of `DPTHeadConfig`.
 """
 
 from collections.abc import Sequence
@@ -27,23 +27,23 @@ class DPTHeadConfig:
     """The head.
 
     Attributes:
-        project_features: by level, fine to coarse, channels of the 1x1 convolution before
+        project_features: for each level, fine to coarse, the channels of the 1x1 convolution before
             resampling; None for a level without one.
-        factors: by level, how it is then resampled.
-        readout: by level, whether the class token is concatenated to each patch token and projected
-            back ("project" in the paper).
-        level_features: channels of each level's 3x3 convolution.
-        narrowing: whether the fusion of a level gives the next finer level's channels, as MiDaS
-            v2.1 small does; otherwise every fused map has `features`.
+        factors: for each level, how it is then resampled.
+        readout: for each level, whether the class token is concatenated to every patch token and
+            projected back ("project" in the paper).
+        level_features: for each level, the channels of its 3x3 convolution.
+        narrowing: whether fusing a level reduces channels to those of the next finer level, as in
+            MiDaS v2.1 small; otherwise all fused maps have the same number.
         fusion_projection: whether each fused map goes through a 1x1 convolution after upsampling.
-        rectified_shortcut: whether a residual unit adds the rectified input, as MiDaS v2.1 large
-            does (its ReLU is in place), in place of the input.
-        explicit_sizes: whether a fused map is upsampled to the size of the next finer level;
-            otherwise twofold.
+        rectified_shortcut: whether a residual unit adds the rectified input instead of the input,
+            as MiDaS v2.1 large does (its ReLU is in-place).
+        explicit_sizes: whether a fused map is upsampled to the next finer level's size; otherwise
+            by a factor of 2.
         output_features: hidden channels of the last two convolutions.
-        output_align_corners: of the last upsampling.
+        output_align_corners: `align_corners` of the last upsampling.
         activation: after the last convolution: "relu", "sigmoid" (which the caller multiplies by
-            the maximal depth) or "identity".
+            the maximum depth) or "identity".
     """
 
     project_features: tuple[int | None, ...]
@@ -65,13 +65,12 @@ class DPTHeadConfig:
         }
         if len(lengths) != 1:
             raise ValueError(
-                "project_features, factors, readout and level_features must have one entry for "
-                f"each level: {self}"
+                "project_features, factors, readout and level_features must have one entry per "
+                f"level: {self}"
             )
         if not self.narrowing and len(set(self.level_features)) != 1:
             raise ValueError(
-                f"level_features {self.level_features} must be equal where the fusion does not "
-                "narrow"
+                f"level_features {self.level_features} must be equal if the fusion does not narrow"
             )
 
     @property
@@ -97,7 +96,7 @@ class Decoded(NamedTuple):
 
 
 class DPTHead(nn.Module):
-    """Maps of the encoder, and its class tokens, to one channel."""
+    """Encoder maps, and optionally class tokens, to a single channel."""
 
     config: DPTHeadConfig
     dtype: Any = jnp.float32
@@ -108,7 +107,7 @@ class DPTHead(nn.Module):
         size: tuple[int, int],
         class_tokens: Sequence[Float[Array, "b _"] | None] | None = None,
     ) -> Float[Array, "b h w 1"]:
-        """See `decode`; its output alone."""
+        """The output of `decode`."""
         return self.decode(features, size, class_tokens).output
 
     @nn.compact
@@ -118,12 +117,12 @@ class DPTHead(nn.Module):
         size: tuple[int, int],
         class_tokens: Sequence[Float[Array, "b _"] | None] | None = None,
     ) -> Decoded:
-        """Maps to one channel, and the maps in between.
+        """Encoder maps to a single channel; also returns intermediate maps.
 
         Args:
-            features: by level, fine to coarse.
+            features: one map per level, fine to coarse.
             size: (height, width) of the result.
-            class_tokens: by level, needed where the config has a readout, else None.
+            class_tokens: one per level, required where the config has a readout, otherwise None.
         """
         config, dtype = self.config, self.dtype
         levels = []
@@ -165,7 +164,7 @@ class DPTHead(nn.Module):
 
 
 class Readout(nn.Module):
-    """The class token concatenated to each patch token, projected back to its channels, GELU."""
+    """Concatenates the class token to each patch token, projects back, and applies GELU."""
 
     dtype: Any
 
@@ -195,7 +194,7 @@ class ResidualUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """A level and the fused map of the coarser ones to a fused map that is upsampled."""
+    """Fuses a level with the fused map of the coarser levels and upsamples the result."""
 
     config: DPTHeadConfig
     features: int
@@ -214,20 +213,21 @@ class FusionBlock(nn.Module):
         level = ResidualUnit(rectified, self.dtype, name="unit2")(level)
         height, width = level.shape[1:3]
         if self.config.fusion_projection:
-            # The papers project after upsampling. The two commute, and there are fewer pixels here.
+            # The papers project after upsampling. The two commute, and there are fewer pixels
+            # before it.
             level = Conv(self.features, 1, dtype=self.dtype, name="project")(level)
         return resize_bilinear(level, size or (2 * height, 2 * width))
 
 
 class Names(NamedTuple):
-    """How a publication names the fusion's modules: patterns.
+    """Patterns of a publication's names for the fusion modules.
 
     Attributes:
-        level: of a level's 3x3 convolution, with `{0}` for the level counted from 0, `{1}` from 1
-            and `{2}` from 0 at the coarsest.
-        block: of a fusion block, the same.
-        unit, conv: below it, of a residual unit and its convolutions, without their numbers.
-        project: below it, of the 1x1 convolution.
+        level: a level's 3x3 convolution, with `{0}` for the level counted from 0, `{1}` from 1 and
+            `{2}` from 0 at the coarsest.
+        block: a fusion block, with the same placeholders.
+        unit, conv: a residual unit in the block and its convolutions, without their numbers.
+        project: the 1x1 convolution in the block.
     """
 
     level: str
@@ -248,14 +248,15 @@ TRANSFORMERS = Names(
 
 
 def rules(config: DPTHeadConfig, outputs: tuple[str, str, str], names: Names = MIDAS) -> Rules:
-    """The table of the fusion and of the last three convolutions.
+    """The conversion table for the fusion and the last three convolutions.
 
     Args:
-        config: of the head.
-        outputs: patterns of the names of the last three convolutions.
-        names: of the fusion, those that MiDaS, DPT and Depth Anything share, or transformers'.
+        config: the head's config.
+        outputs: name patterns of the last three convolutions.
+        names: names of the fusion: those that MiDaS, DPT and Depth Anything share, or
+            transformers'.
 
-    The names of projection and resampling, `reassemble_rules`, are the network's own.
+    The names of projection and resampling differ by network, see `reassemble_rules`.
     """
     rows: list[Row] = []
     for index, name in enumerate(outputs, 1):
@@ -274,7 +275,7 @@ def rules(config: DPTHeadConfig, outputs: tuple[str, str, str], names: Names = M
             continue
         for number in (1, 2):
             name = rf"{unit}1\.{names.conv}{number}"
-            reason = "never runs: the coarsest level has nothing to be fused with"
+            reason = "unused: the coarsest level has nothing to fuse with"
             kernel, bias = (channels, channels, 3, 3), (channels,)
             rows.append(Constant(rf"{name}\.weight", reason, _zeros(kernel)))
             rows.append(Constant(rf"{name}\.bias", reason, _zeros(bias)))
@@ -282,12 +283,12 @@ def rules(config: DPTHeadConfig, outputs: tuple[str, str, str], names: Names = M
 
 
 def reassemble_rules(config: DPTHeadConfig, readout: str, project: str, resample: str) -> Rules:
-    """The table of the levels' readout, projection and resampling.
+    """The conversion table for the levels' readout, projection and resampling.
 
     Args:
-        config: of the head.
-        readout, project, resample: patterns of the names, with `{0}` for the level counted from 0
-            and `{1}` for the level counted from 1.
+        config: the head's config.
+        readout, project, resample: name patterns, with `{0}` for the level counted from 0 and `{1}`
+            for the level counted from 1.
     """
     rows: list[Row] = []
     for level, factor in enumerate(config.factors):
@@ -306,10 +307,10 @@ def reassemble_rules(config: DPTHeadConfig, readout: str, project: str, resample
 
 
 def transformers_rules(config: DPTHeadConfig, outputs: tuple[str, str, str]) -> Rules:
-    """The whole table of the names that transformers has for DPT, Depth Anything and ZoeDepth.
+    """The whole conversion table for transformers' names in DPT, Depth Anything and ZoeDepth.
 
     Args:
-        config: of the head.
+        config: the head's config.
         outputs: see `rules`.
     """
     stage = r"neck\.reassemble_stage"

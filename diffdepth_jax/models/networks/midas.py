@@ -1,8 +1,8 @@
 """MiDaS v2.1 (Ranftl et al. 2022, arXiv:1907.01341): disparity up to scale and shift.
 
-The large network is a ResNeXt-101 and the small one an EfficientNet-Lite3, each with a RefineNet
-decoder (Lin et al. 2017, arXiv:1611.06612), from which the head of dense prediction transformers
-was made. MiDaS v3 and later are `dpt`.
+The large network uses ResNeXt-101 and the small one EfficientNet-Lite3, each with a RefineNet
+decoder (Lin et al. 2017, arXiv:1611.06612), which later became the head of dense prediction
+transformers. MiDaS v3 and later are `dpt`.
 """
 
 import re
@@ -36,7 +36,7 @@ INPUT = InputSpec(
     interpolation="bicubic",
     output_interpolation="bicubic",
 )
-# Two generations of names; the weights alone tell the networks apart.
+# Two generations of file names; the networks can be told apart by their weights.
 FILES: Mapping[str, Mapping[str, Any]] = {
     r"midas_v21_384|(model|midas_v21)-f6b98070": {},
     r"midas_v21_small_256|(model-small|midas_v21_small)-70d6b9c8": {},
@@ -46,7 +46,7 @@ TRANSFORMERS = None
 
 
 def large_head(features: int = 256, output_features: int = 32) -> DPTHeadConfig:
-    """The large network's head: no projections, and residual units of rectified inputs."""
+    """The large network's head: no projections, and residual units add rectified inputs."""
     return DPTHeadConfig(
         project_features=(None,) * 4,
         factors=("1",) * 4,
@@ -60,7 +60,7 @@ def large_head(features: int = 256, output_features: int = 32) -> DPTHeadConfig:
 
 
 def small_head(features: int = 64, output_features: int = 32) -> DPTHeadConfig:
-    """The small network's head: twice the channels from each level to the next coarser."""
+    """The small network's head: channels double from each level to the next coarser one."""
     return DPTHeadConfig(
         project_features=(None,) * 4,
         factors=("1",) * 4,
@@ -78,8 +78,8 @@ class Config(NetworkConfig, HasEncoder, Published):
 
     Attributes:
         encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
-        head: the decoder.
-        input_size: pixels that neither side of the network's input exceeds (in `predict`).
+        head: config of the decoder.
+        input_size: upper bound in pixels for both sides of the network's input in `predict`.
     """
 
     name: Literal["midas"] = "midas"
@@ -90,8 +90,8 @@ class Config(NetworkConfig, HasEncoder, Published):
         super().__post_init__()
         if self.encoder.reductions != (4, 8, 16, 32):
             raise ValueError(
-                f"the encoder's maps have strides of {self.encoder.reductions}; the head needs "
-                "(4, 8, 16, 32)"
+                f"the encoder's maps have strides {self.encoder.reductions}; the head needs (4, 8, "
+                "16, 32)"
             )
         if self.input_size < 32:
             raise ValueError(f"input_size is {self.input_size}; it must be at least 32")
@@ -114,13 +114,12 @@ VARIANTS = Variants(
 
 
 class MiDaS(nn.Module):
-    """The network; images come normalised by `INPUT`, disparity is relative, float32.
+    """The network. Images are normalised by `INPUT`; disparity is relative, float32.
 
-    Attributes:
-        config: of the network.
-        dtype: of the convolutions; parameters, norms' statistics and the result are float32.
-        frozen: parts ("encoder", "head") that are not trained: they work as in inference in
-            training too.
+    Attributes: config: the network's config.
+        dtype: type used by convolutions; parameters, normalisation statistics and the result are
+        float32. frozen: parts ("encoder", "head") that are not trained: during training too, they
+        run as in inference.
     """
 
     config: Config
@@ -139,29 +138,29 @@ class MiDaS(nn.Module):
         """Normalised image to disparity of the same size, at least 0; larger is nearer.
 
         Raises:
-            ValueError: for a side that is not a multiple of 32.
+            ValueError: if a side is not a multiple of 32.
         """
         height, width = image.shape[1:3]
         if height % INPUT.multiple or width % INPUT.multiple:
             raise ValueError(
-                f"an image of {height}x{width} pixels: both sides must be multiples of "
-                f"{INPUT.multiple}, as `predict` makes them"
+                f"the image has {height}x{width} pixels, but both sides must be multiples of "
+                f"{INPUT.multiple}: resize it, as `predict` does"
             )
         features = self.encoder(jnp.asarray(image), train and "encoder" not in self.frozen)
         return self.head(features, (height, width))
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Freshly initialised {"params", "batch_stats"}; trace it for shapes alone."""
+        """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
         side = 2 * max(self.config.encoder.reductions)
         return self.init(key, jnp.zeros((1, side, side, 3)))
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> MiDaS:
-    """The module of a config; see `MiDaS` for `dtype` and `frozen`."""
+    """The module for a config; see `MiDaS` for `dtype` and `frozen`."""
     return MiDaS(config, dtype, frozen)
 
 
-# How the release names the encoders' parts: names of the encoder's file to its own.
+# The release's names of encoder parts: the encoder file's name to the release's.
 _ENCODER_NAMES = {
     "torchvision_resnet": {
         "conv1": "pretrained.layer1.0",
@@ -187,7 +186,7 @@ _OUTPUTS = tuple(rf"scratch\.output_conv\.{index}" for index in (0, 2, 4))
 
 
 def rules(config: Config) -> Rules:
-    """The table of the release's names."""
+    """The conversion table for the release's names."""
     name = config.encoder.name
     conv, norm, *stages = map(re.escape, _ENCODER_NAMES[name].values())
     encoder = registry.module("encoder", name).rules_named(conv, norm, stages)
@@ -198,10 +197,11 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of a state dict with these names and shapes; None if it is of no known family.
+    """The config inferred from the names and shapes of a state dict; None for an unknown family.
 
     Raises:
-        ValueError: if it is, but an entry that determines the architecture is missing.
+        ValueError: if the family is known, but an entry that determines the architecture is
+            missing.
     """
     if "midas" not in registry.matching("network", shapes):
         return None
@@ -218,7 +218,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 
 def _renamed(shapes: Mapping[str, tuple[int, ...]], encoder: str) -> dict[str, tuple[int, ...]]:
-    """The encoder's entries, under the names of its file."""
+    """The encoder's entries, with the names used in the encoder's file."""
     return {
         here + name.removeprefix(there): shape
         for name, shape in shapes.items()
@@ -228,12 +228,12 @@ def _renamed(shapes: Mapping[str, tuple[int, ...]], encoder: str) -> dict[str, t
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config as it is: the release's files have no arguments."""
+    """The unchanged config: the release's files have no arguments."""
     del arguments
     return config
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """Nothing: see `with_arguments`."""
+    """Empty, see `with_arguments`."""
     del config
     return {}

@@ -1,9 +1,9 @@
-"""Monodepth2 (Godard et al. 2019, arXiv:1806.01260, section 4), its depth network as in md4all.
+"""Monodepth2 (Godard et al. 2019, arXiv:1806.01260, section 4): the depth network, as in md4all.
 
-A ResNet and a decoder of nearest-neighbour upsampling with skips, which gives disparity between 0
-and 1 at four scales. Disparity represents a range of depths. md4all (Gasperini et al. 2023,
-arXiv:2308.09711) learns its scale from the car's speed, so that depth is in metres; monodepth2's
-own weights are right up to a factor (of 5.4 where they were trained on stereo pairs).
+A ResNet and a decoder with skip connections and nearest-neighbour upsampling predict disparity
+between 0 and 1 at four scales, which maps to a depth range. md4all (Gasperini et al. 2023,
+arXiv:2308.09711) learns the scale from the car's speed, so its depth is in metres; monodepth2's own
+weights are correct up to a factor (5.4 for those trained on stereo pairs).
 """
 
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ from diffdepth_jax.weights.rules import Constant, Rules, Skip, prefix
 
 OUTPUT = "metric_depth"
 
-# Mean and standard deviation, of all channels alike, by `Config.normalisation`. For "image" they
-# are the image's own, which the network computes.
+# Mean and standard deviation of all channels, by `Config.normalisation`. For "image" the network
+# computes those of each image.
 _STATISTICS = {
     "dataset": (0.45, 0.225),
     "nuscenes_day": (0.4130, 0.2093),
@@ -56,7 +56,7 @@ INPUT = InputSpec(
     output_interpolation="bilinear",
     output_align_corners=True,
 )
-# md4all's files, and the folders of monodepth2's.
+# md4all's files and monodepth2's folders.
 FILES: Mapping[str, Mapping[str, Any]] = {
     r"(baseline|md4all\w*)_nuscenes": {},
     r"(baseline|md4all\w*)_robotcar": {"input_size": (320, 544)},
@@ -66,23 +66,23 @@ UNTOLD: Mapping[str, tuple[Any, ...]] = {}
 TRANSFORMERS = None
 
 _SCALES = 4
-_OWN_MAX_DEPTH, _OWN_INPUT_SIZE = 100.0, (192, 640)  # of monodepth2's own weights
+_OWN_MAX_DEPTH, _OWN_INPUT_SIZE = 100.0, (192, 640)  # for monodepth2's own weights
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(NetworkConfig, HasEncoder, Published):
-    """A network of monodepth2's kind.
+    """A monodepth2-style network.
 
     Attributes:
         encoder: see `HasEncoder`; its first map has a stride of 2.
-        min_depth, max_depth: metres, what disparities of 1 and 0 stand for.
-        normalisation: what `predict` subtracts from images and divides them by. "dataset" are
-            monodepth2's constants and md4all's default; its others are for single data sets and
-            times of day, or the mean and deviation of each image itself. Weights do not show which
-            they were trained with: md4all evaluates by day and night, and uses the image's own
-            where that is unknown.
+        min_depth, max_depth: depth in metres at disparities of 1 and 0.
+        normalisation: mean and standard deviation that `predict` normalises images by. "dataset"
+            are monodepth2's constants, md4all's default; md4all also has constants for single data
+            sets and times of day, and "image" for each image's own. Weights do not show which they
+            were trained with: md4all uses the constants for day and night, and "image" if the time
+            of day is unknown.
         input_size: (height, width) in pixels that `predict` resizes images to.
-        decoder_features: channels of the decoder's levels, fine to coarse.
+        decoder_features: channels of the decoder levels, fine to coarse.
     """
 
     name: Literal["monodepth2"] = "monodepth2"
@@ -96,13 +96,13 @@ class Config(NetworkConfig, HasEncoder, Published):
         super().__post_init__()
         if self.max_depth is None or not 0 < self.min_depth < self.max_depth:
             raise ValueError(
-                f"min_depth {self.min_depth} and max_depth {self.max_depth} must be numbers, "
-                "positive and rising"
+                f"min_depth {self.min_depth} and max_depth {self.max_depth} must be numbers with 0 "
+                "< min_depth < max_depth"
             )
         if self.encoder.reductions != (2, 4, 8, 16, 32):
             raise ValueError(
-                f"the encoder's maps have strides of {self.encoder.reductions}; the decoder needs "
-                "(2, 4, 8, 16, 32): stem_features=True"
+                f"the encoder's maps have strides {self.encoder.reductions}; the decoder needs (2, "
+                "4, 8, 16, 32): set stem_features=True"
             )
         if len(self.decoder_features) != 5 or min(self.decoder_features) < 1:
             raise ValueError(
@@ -126,13 +126,12 @@ VARIANTS = Variants({"res18": lambda: _variant("18"), "res50": lambda: _variant(
 
 
 class Monodepth2(nn.Module, PredictsScales):
-    """The network; images come normalised by the config's `input_spec`, depth is float32.
+    """The network. Images are normalised by the config's `input_spec`; depth is float32.
 
-    Attributes:
-        config: of the network.
-        dtype: of the convolutions; parameters, norms' statistics and the result are float32.
-        frozen: parts ("encoder", "decoder") that are not trained: they work as in inference in
-            training too.
+    Attributes: config: the network's config.
+        dtype: type used by convolutions; parameters, normalisation statistics and the result are
+        float32. frozen: parts ("encoder", "decoder") that are not trained: during training too,
+        they run as in inference.
     """
 
     num_scales: ClassVar[int] = _SCALES
@@ -150,30 +149,30 @@ class Monodepth2(nn.Module, PredictsScales):
     def __call__(
         self, image: Float[Array, "b h w 3"], train: bool = False
     ) -> Float[Array, "b h w 1"]:
-        """Normalised image to depth of the same size, `min_depth` to `max_depth`.
+        """Normalised image to depth of the same size, from `min_depth` to `max_depth`.
 
         Raises:
-            ValueError: for a side that is not a multiple of 32.
+            ValueError: if a side is not a multiple of 32.
         """
         return 1 / self.inverse_depths(image, train)[0]
 
     def inverse_depths(
         self, image: Float[Array, "b h w 3"], train: bool = False
     ) -> tuple[Float[Array, "b _ _ 1"], ...]:
-        """1 / depth at the image's size, a half, a quarter and an eighth of it.
+        """1 / depth at 1, 1/2, 1/4 and 1/8 of the image's size.
 
-        They are linear in the disparities of the decoder (equation 5 of its appendix); md4all's
-        loss compares those of a student and its teacher.
+        It is linear in the decoder's disparity (equation 5 of the paper's appendix); md4all's loss
+        compares it between student and teacher.
         """
         height, width = image.shape[1:3]
         if height % INPUT.multiple or width % INPUT.multiple:
             raise ValueError(
-                f"an image of {height}x{width} pixels: both sides must be multiples of "
-                f"{INPUT.multiple}, as `predict` makes them"
+                f"the image has {height}x{width} pixels, but both sides must be multiples of "
+                f"{INPUT.multiple}: resize it, as `predict` does"
             )
         image = jnp.asarray(image)
         if self.config.normalisation == "image":
-            # Each image by its own. The authors' code, which gets one at a time, pools the batch.
+            # Per image. The authors' code pools over the batch, but gets one image at a time.
             mean = image.mean((1, 2, 3), keepdims=True)
             image = (image - mean) / image.std((1, 2, 3), ddof=1, keepdims=True)
         features = self.encoder(image, train and "encoder" not in self.frozen)
@@ -183,13 +182,13 @@ class Monodepth2(nn.Module, PredictsScales):
         )
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Freshly initialised {"params", "batch_stats"}; trace it for shapes alone."""
+        """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
         side = 2 * max(self.config.encoder.reductions)
         return self.init(key, jnp.zeros((1, side, side, 3)))
 
 
 class Decoder(nn.Module):
-    """Maps of the encoder to disparities between 0 and 1, of the four finest scales, fine first."""
+    """Encoder maps to disparities between 0 and 1 at the four finest scales, finest first."""
 
     features: tuple[int, ...]
     dtype: Any
@@ -219,23 +218,23 @@ class Decoder(nn.Module):
 
 
 def _reflected(features: Array) -> Array:
-    """Pads one row and column on each side by reflection."""
+    """Reflection-pads by one row or column on each side."""
     return jnp.pad(features, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> Monodepth2:
-    """The module of a config; see `Monodepth2` for `dtype` and `frozen`."""
+    """The module for a config; see `Monodepth2` for `dtype` and `frozen`."""
     return Monodepth2(config, dtype, frozen)
 
 
-# The network's names in md4all, in its Lightning files, and in monodepth2's two files.
+# The network's name prefixes in md4all, in its Lightning files, and in monodepth2's two files.
 _ENCODER = r"(?:encoder\.encoder\.|depth_model\.encoder\.encoder\.|encoder\.)"
 _DECODER = r"(?:decoder\.decoder\.|depth_model\.decoder\.decoder\.|decoder\.)"
-_CLASSES = 1000  # of the encoder's classifier, which is never run
+_CLASSES = 1000  # of the encoder's classifier, which is never used
 
 
 def rules(config: Config) -> Rules:
-    """The table of md4all's names; those of its files and of monodepth2's are read too."""
+    """The conversion table for md4all's names; also reads its files' and monodepth2's names."""
     stages = [rf"{_ENCODER}layer{stage + 1}" for stage in range(len(config.encoder.depths))]
     encoder = torchvision_resnet.rules_named(f"{_ENCODER}conv1", f"{_ENCODER}bn1", stages)
     rows = [*prefix(encoder, "", "encoder")]
@@ -251,8 +250,8 @@ def rules(config: Config) -> Rules:
     rows.append(Constant(r"encoder\.encoder\.fc\.weight", reason, _zeros(weight)))
     rows.append(Constant(r"encoder\.encoder\.fc\.bias", reason, _zeros((_CLASSES,))))
     rows.append(Skip(r"(?:depth_model\.encoder\.encoder|encoder)\.fc\..+", reason))
-    rows.append(Skip(r"pose_model\..+", "the network of the camera's motion, for training"))
-    rows.append(Skip(r"loss\..+", "the teacher that the network was trained by"))
+    rows.append(Skip(r"pose_model\..+", "the ego-motion network, used only in training"))
+    rows.append(Skip(r"loss\..+", "the teacher used in training"))
     return tuple(rows)
 
 
@@ -261,13 +260,14 @@ def _zeros(shape: tuple[int, ...]):
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of a state dict with these names and shapes; None if it is of no known family.
+    """The config inferred from the names and shapes of a state dict; None for an unknown family.
 
-    Weights determine neither the range of depths nor the size of images: here md4all's for nuScenes
-    under its names, monodepth2's under its own.
+    Weights determine neither the depth range nor the image size: with md4all's names, those for
+    nuScenes are assumed, with monodepth2's names, monodepth2's.
 
     Raises:
-        ValueError: if it is, but an entry that determines the architecture is missing.
+        ValueError: if the family is known, but an entry that determines the architecture is
+            missing.
     """
     if "monodepth2" not in registry.matching("network", shapes):
         return None
@@ -294,10 +294,10 @@ _LARGEST_ARGUMENT = 1e6
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with the values that monodepth2's files, and ours, have besides the weights.
+    """The config updated from what monodepth2's files, and ours, hold besides weights.
 
     Raises:
-        ValueError: for a value that a config cannot have.
+        ValueError: for an invalid value.
     """
     found = {}
     for name in ("min_depth", "max_depth", "height", "width"):
@@ -307,18 +307,18 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
         if not isinstance(number, int | float) or isinstance(number, bool):
             raise ValueError(f"{name} is a {type(number).__name__}; it must be a number")
         if not abs(number) < _LARGEST_ARGUMENT:
-            raise ValueError(f"{name} is not below {_LARGEST_ARGUMENT:.0e}")
+            raise ValueError(f"{name} must be below {_LARGEST_ARGUMENT:.0e}")
         found[name] = number
     size = int(found.pop("height", config.input_size[0]))
     size = (size, int(found.pop("width", config.input_size[1])))
     normalisation = arguments.get("normalisation", config.normalisation)
     if normalisation not in tuple(_STATISTICS):
-        raise ValueError(f"normalisation is not one of {', '.join(_STATISTICS)}")
+        raise ValueError(f"normalisation must be one of {', '.join(_STATISTICS)}")
     return replace(config, input_size=size, normalisation=normalisation, **found)
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """What `with_arguments` reads: of a config, the fields that weights do not tell."""
+    """What `with_arguments` reads: the config fields that weights do not determine."""
     height, width = config.input_size
     return {
         "min_depth": config.min_depth,

@@ -1,15 +1,15 @@
-"""The contract of networks: what every other file here offers, and what only some do.
+"""The interface of networks: what every other file here provides, and what only some do.
 
-A network is a file. `Network` lists what it offers, and `of` finds it by a config. What only some
-networks can do is a class that their module or config inherits from, which callers check with
-`isinstance`:
+Each network is a file. `Network` lists what it provides, and `of` finds the file of a config.
+Optional capabilities are classes that the network's module or config inherits from, and that
+callers check with `isinstance`:
 
     Denoises        module   turns noise into a latent under a condition, in steps
-    Recalibrates    module   its decoder's statistics belong to a number of denoising steps
-    JudgesBatch     module   an image's result depends on the others of its batch
-    PredictsScales  module   gives inverse depth at several scales
-    HasEncoder      config   has an encoder that pretrained weights can fill
-    Published       config   has the names of a publication: its weights can be exported
+    Recalibrates    module   its decoder's statistics depend on the number of denoising steps
+    JudgesBatch     module   an image's result depends on the rest of its batch
+    PredictsScales  module   predicts inverse depth at several scales
+    HasEncoder      config   has an encoder that can be initialised from pretrained weights
+    Published       config   has published weight names, so its weights can be exported
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +29,8 @@ class NetworkConfig:
     """Base class of every network's `Config`.
 
     Attributes:
-        name: of the network in the registry.
-        max_depth: metres; predictions are clipped to it, the module's own results are not.
+        name: the network's name in the registry.
+        max_depth: metres; `predict` clips to it, the module itself does not.
     """
 
     name: str
@@ -42,12 +42,12 @@ class NetworkConfig:
 
     @property
     def output(self) -> Output:
-        """What the network's numbers mean: the file's `OUTPUT`, unless fields decide."""
+        """What the network predicts: by default the file's `OUTPUT`."""
         return of(self).OUTPUT
 
     @property
     def input_spec(self) -> InputSpec:
-        """The form of images: the file's `INPUT`, unless fields decide."""
+        """The form of input images: by default the file's `INPUT`."""
         return of(self).INPUT
 
 
@@ -56,13 +56,13 @@ class TransformersLayout:
     """How Hugging Face's transformers stores a network: names, `config.json`, preprocessing.
 
     Attributes:
-        model_type: of `config.json`.
-        infer: from names and shapes, and the content of `config.json` (empty if there is none), to
-            the config; None if the weights are not in this layout. Raises ValueError for a
-            `config.json` that describes an impossible network.
-        rules: the table of a config's names.
-        describe: from a config to the content of `config.json`.
-        preprocessor: from a config to the content of `preprocessor_config.json`.
+        model_type: `model_type` in `config.json`.
+        infer: returns the config for names and shapes and the content of `config.json` (empty if
+            there is none); None if the weights are in another layout. Raises ValueError if
+            `config.json` describes an impossible network.
+        rules: returns the conversion table for a config.
+        describe: returns the content of `config.json` for a config.
+        preprocessor: returns the content of `preprocessor_config.json` for a config.
     """
 
     model_type: str
@@ -74,17 +74,17 @@ class TransformersLayout:
 
 @runtime_checkable
 class Network(Protocol):
-    """What the file of a network offers.
+    """What the file of a network provides.
 
     Attributes:
         Config: the config class, a frozen dataclass.
-        VARIANTS: ready configs by name.
-        OUTPUT, INPUT: unless a config says otherwise, see `NetworkConfig`.
-        FILES: patterns of published file names, without suffix, to the fields that the weights in
-            such a file do not determine.
+        VARIANTS: predefined configs by name.
+        OUTPUT, INPUT: defaults for `NetworkConfig.output` and `NetworkConfig.input_spec`.
+        FILES: maps patterns of published file names, without suffix, to the config fields that the
+            weights in such a file do not determine.
         TRANSFORMERS: how Hugging Face's transformers stores the network; None if it does not.
-        UNTOLD: fields that weights do not determine and that have no safe default, to their
-            possible values. `load` gets them from the file's name or from the caller.
+        UNTOLD: maps config fields that weights do not determine, and that have no safe default, to
+            their possible values. `load` takes them from the file's name or from the caller.
     """
 
     Config: type[NetworkConfig]
@@ -96,38 +96,38 @@ class Network(Protocol):
     TRANSFORMERS: TransformersLayout | None
 
     def build(self, config: Any, dtype: Any = ..., frozen: tuple[str, ...] = ()) -> nn.Module:
-        """The module: `config`, `init_variables(key)`, and a call with `(image, train=False)`.
+        """The module, with `config` and `init_variables(key)`; called with `(image, train=False)`.
 
         Args:
             config: a `Config`.
-            dtype: of convolutions and matrix products; parameters, the norms' statistics and
-                results are float32.
-            frozen: parts that are not trained: they work as in inference in training too.
+            dtype: type used by convolutions and matrix products; parameters, normalisation
+                statistics and results are float32.
+            frozen: parts that are not trained; during training too, they run as in inference.
         """
 
     def rules(self, config: Any) -> Rules:
-        """The table of the published names; empty if there are none."""
+        """The conversion table for the published names; empty if there are none."""
 
     def infer(self, shapes: Mapping[str, tuple[int, ...]]) -> NetworkConfig | None:
-        """The config of published weights with these names and shapes, or None."""
+        """The config inferred from the names and shapes of published weights, or None."""
 
     def with_arguments(self, config: Any, arguments: Mapping[str, Any]) -> NetworkConfig:
-        """The config with what a published checkpoint's `args` say."""
+        """The config updated from a published checkpoint's `args`."""
 
     def arguments(self, config: Any) -> dict[str, Any]:
         """What `with_arguments` reads: the fields that weights do not determine."""
 
 
 def of(config: NetworkConfig) -> Network:
-    """The file of a config's network."""
+    """The module (file) of a config's network."""
     return registry.module("network", config.name)
 
 
 class Denoises:
-    """Capability of a module that turns noise into a latent, and the latent into depth.
+    """Capability of a module: turns noise into a latent, and the latent into depth.
 
-    Its call is `(image, noise, train=False, num_inference_steps=None, key=None)`; its config has
-    the fields `diffusion` (schedule and sampler) and `codec`.
+    It is called with `(image, noise, train=False, num_inference_steps=None, key=None)`, and its
+    config has the fields `diffusion` (schedule and sampler) and `codec`.
     """
 
     @property
@@ -137,11 +137,12 @@ class Denoises:
 
     @property
     def num_train_timesteps(self) -> int:
-        """Timesteps of the noise schedule: the largest number of denoising steps."""
+        """Timesteps of the noise schedule, the maximum number of denoising steps."""
         raise NotImplementedError
 
     def timesteps(self, num_inference_steps: int | None = None) -> Any:
-        """Where the sampler calls the denoiser, falling, [n]; of the model's own number if None."""
+        """Timesteps of the sampler, decreasing, [n]; for the model's own number of steps if
+        None."""
         raise NotImplementedError
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -153,7 +154,7 @@ class Denoises:
         raise NotImplementedError
 
     def condition(self, image: Any, train: bool = False) -> Any:
-        """`encode_image` of an image of any size, for `depth_from_noise`."""
+        """`encode_image` for images of any size, as input to `depth_from_noise`."""
         raise NotImplementedError
 
     def depth_from_noise(
@@ -166,7 +167,8 @@ class Denoises:
         *,
         key: Any = None,
     ) -> Any:
-        """Noise to depth of an image of `size` whose `condition` is known: with that, the call."""
+        """Noise to depth for an image of `size` with a known `condition`; otherwise like the
+        call."""
         raise NotImplementedError
 
     def sample(self, condition: Any, noise: Any, num_inference_steps: int | None = None) -> Any:
@@ -188,31 +190,31 @@ class Denoises:
 
 class Recalibrates(Denoises):
     """Capability of a module: the BatchNorm layers in `decode_latent` have running statistics that
-    belong to one number of denoising steps (see `inference.recalibration`)."""
+    depend on the number of denoising steps (see `inference.recalibration`)."""
 
 
 class JudgesBatch:
-    """Capability of a module: it decides something for the batch as a whole, so that an image's
-    result depends on the others of its batch."""
+    """Capability of a module: it makes a decision for the whole batch, so an image's result depends
+    on the others."""
 
 
 class PredictsScales:
-    """Capability of a module: it gives inverse depth at several scales, for use in training losses.
+    """Capability of a module: predicts inverse depth at several scales, for training losses.
 
     Attributes:
-        num_scales: how many; each has half of the sides of the one before.
+        num_scales: number of scales; each has half the height and width of the previous one.
     """
 
     num_scales: ClassVar[int]
 
     def inverse_depths(self, image: Any, train: bool = False) -> tuple[Any, ...]:
-        """Normalised image to 1 / depth in 1/m, at the image's size first."""
+        """Normalised image to inverse depth in 1/m, starting at the image's size."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class HasEncoder:
-    """Capability of a config: the part `encoder` of its module is a registered encoder.
+    """Capability of a config: the module's part `encoder` is a registered encoder.
 
     Attributes:
         encoder: that encoder's config.
@@ -222,16 +224,16 @@ class HasEncoder:
 
 
 class Published:
-    """Capability of a config: `rules` names every weight as its publication does, so that the
-    model can be exported."""
+    """Capability of a config: `rules` covers every weight with published names, so models can be
+    exported."""
 
 
 C = TypeVar("C", bound=NetworkConfig)
 
 
 class Variants(Mapping[str, C], Generic[C]):
-    """Ready configs by name, each built on demand, so that its encoder's file is only imported
-    then.
+    """Predefined configs by name, built on demand, so that an encoder's file is only imported when
+    needed.
 
     Args:
         builders: functions without arguments.
@@ -251,5 +253,5 @@ class Variants(Mapping[str, C], Generic[C]):
 
 
 def encoder_variant(name: str, variant: str) -> Any:
-    """The config of an encoder's variant."""
+    """The config of an encoder variant."""
     return registry.module("encoder", name).VARIANTS[variant]

@@ -1,8 +1,8 @@
-"""Plain regression with DiffusionDepth's encoder, neck and decoder: the control for the method.
+"""Plain regression with DiffusionDepth's encoder, neck and decoder: the baseline without diffusion.
 
-The denoiser's last two convolutions replace the denoising: they map the condition alone to the
+Two convolutions, like the denoiser's last two, replace the sampler: they map the condition to the
 latent that is decoded. With the same data, losses and steps, this is the result that diffusion has
-to beat. It is not a published network, so its weights have no PyTorch names.
+to beat. The network is not published, so its weights have no PyTorch names.
 """
 
 import functools
@@ -41,9 +41,9 @@ class Config(NetworkConfig, HasEncoder):
 
     Attributes:
         encoder, max_depth: see `HasEncoder` and `NetworkConfig`.
-        neck, codec: as of DiffusionDepth; of the codec only the decoder is used.
+        neck, codec: as in DiffusionDepth; only the codec's decoder is used.
         hidden_features: channels between the two convolutions.
-        num_groups: of the GroupNorm between them.
+        num_groups: groups of the GroupNorm between them.
     """
 
     name: Literal["regression"] = "regression"
@@ -57,8 +57,8 @@ class Config(NetworkConfig, HasEncoder):
         necks.check(self.neck, self.encoder.reductions)
         if min(self.hidden_features, self.num_groups) < 1 or self.hidden_features % self.num_groups:
             raise ValueError(
-                f"hidden_features {self.hidden_features} do not form num_groups {self.num_groups} "
-                "equal groups"
+                f"hidden_features {self.hidden_features} must be divisible by num_groups "
+                f"{self.num_groups}"
             )
 
     @property
@@ -67,7 +67,7 @@ class Config(NetworkConfig, HasEncoder):
 
 
 def _beside(method: diffusion_depth.Config) -> Config:
-    """The control for a variant of the method."""
+    """The baseline for a variant of DiffusionDepth."""
     return Config(
         encoder=method.encoder,
         neck=method.neck,
@@ -85,14 +85,14 @@ VARIANTS = Variants(
 
 
 class Regression(nn.Module):
-    """The network; images come normalised by `INPUT`, depth is in metres, float32.
+    """The network. Images are normalised by `INPUT`; depth is in metres, float32.
 
     Attributes:
         config: the network's config.
-        dtype: of the convolutions and matrix products; parameters, norms' statistics and the
-            result are float32.
-        frozen: parts ("encoder", "neck", "project", "codec") that are not trained: they work as in
-            inference in training too, with their running statistics and without dropped paths.
+        dtype: type used by convolutions and matrix products; parameters, normalisation statistics
+            and the result are float32.
+        frozen: parts ("encoder", "neck", "project", "codec") that are not trained: during training
+            too, they run as in inference: with their running statistics and without drop path.
     """
 
     config: Config
@@ -112,12 +112,12 @@ class Regression(nn.Module):
     def __call__(
         self, image: Float[Array, "b h w 3"], train: bool = False
     ) -> Float[Array, "b h w 1"]:
-        """Normalised image to depth of the same size, any size, not clipped."""
+        """Normalised image to depth of the same size, for any size; not clipped."""
         encoder, neck, codec = (
             train and part not in self.frozen for part in ("encoder", "neck", "codec")
         )
         height, width = image.shape[1:3]
-        # As in the method: where the codec halves an odd side, its decoder returns a pixel more.
+        # As in DiffusionDepth: if the codec halves an odd side, its decoder returns an extra pixel.
         image = pad_to_multiple(jnp.asarray(image), self.config.codec.factor)
         condition = self.neck(self.encoder(image, encoder), neck)
         reductions = self.config.encoder.reductions
@@ -126,13 +126,14 @@ class Regression(nn.Module):
         return self.codec.decode(latent, codec)[:, :height, :width]
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Freshly initialised {"params", "batch_stats"}; trace it for shapes alone."""
+        """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
         side = 2 * max(self.config.encoder.reductions)
         return self.init(key, jnp.zeros((1, side, side, 3)))
 
 
 class Projection(nn.Module):
-    """The condition, resized to the latent's size, through two convolutions to the latent."""
+    """Resizes the condition to the latent's size and maps it to the latent with two
+    convolutions."""
 
     hidden_features: int
     latent_channels: int
@@ -150,29 +151,29 @@ class Projection(nn.Module):
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> Regression:
-    """The module of a config; see `Regression` for `dtype` and `frozen`."""
+    """The module for a config; see `Regression` for `dtype` and `frozen`."""
     return Regression(config, dtype, frozen)
 
 
 def rules(config: Config) -> Rules:
-    """No table: there are no published names."""
+    """An empty table: there are no published names."""
     del config
     return ()
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """None: no published weights belong to this network."""
+    """None: there are no published weights for this network."""
     del shapes
     return None
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config as it is: no published checkpoint has arguments for it."""
+    """The unchanged config: no published checkpoint has arguments for it."""
     del arguments
     return config
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """Nothing: see `with_arguments`."""
+    """Empty, see `with_arguments`."""
     del config
     return {}

@@ -1,4 +1,5 @@
-"""The JSON files that Hugging Face's transformers keeps with weights, read strictly and written."""
+"""Reads (strictly) and writes the JSON files that Hugging Face's transformers keeps with
+weights."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -6,15 +7,15 @@ from typing import Any, TypeVar
 from diffdepth_jax.typing import InputSpec
 
 T = TypeVar("T")
-_SHOWN = 100  # characters of a value in an error
+_SHOWN = 100  # maximum length of a value in an error
 
 
 class Described:
-    """The content of a `config.json`: entries of the requested type, or an error that names them.
+    """The content of a `config.json`; entries of the wrong type raise an error that names them.
 
     Args:
-        content: what was parsed.
-        path: its place within the file, for errors.
+        content: the parsed JSON.
+        path: its position in the file, for errors.
     """
 
     def __init__(self, content: Mapping[str, Any], path: str = ""):
@@ -24,18 +25,18 @@ class Described:
         return bool(self._content)
 
     def part(self, name: str) -> "Described":
-        """A nested mapping; empty where there is none.
+        """A nested mapping; empty if absent.
 
         Raises:
-            ValueError: for anything but a mapping.
+            ValueError: if it is not a mapping.
         """
         return Described(self.value(name, Mapping, {}), f"{self._path}{name}.")
 
     def value(self, name: str, kind: type[T] | tuple[type[T], ...], default: T) -> T:
-        """An entry; `default` where there is none, or null.
+        """An entry; `default` if it is absent or null.
 
         Raises:
-            ValueError: for an entry that is not of this kind.
+            ValueError: if the entry has another type.
         """
         found = self._content.get(name)
         if found is None:
@@ -45,10 +46,10 @@ class Described:
         return found
 
     def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        """An entry that is a list of integers, or a single one.
+        """An entry that is an integer or a list of integers, as a list.
 
         Raises:
-            ValueError: for anything else.
+            ValueError: if it is anything else.
         """
         found = self.value(name, (list, int), list(default))
         found = found if isinstance(found, list) else [found]
@@ -57,10 +58,10 @@ class Described:
         return tuple(found)
 
     def mappings(self, name: str) -> list[Mapping[str, Any]]:
-        """An entry that is a list of mappings; empty where there is none.
+        """An entry that is a list of mappings; empty if absent.
 
         Raises:
-            ValueError: for anything else.
+            ValueError: if it is anything else.
         """
         found = self.value(name, list, [])
         if not all(isinstance(each, Mapping) for each in found):
@@ -68,17 +69,17 @@ class Described:
         return found
 
     def taps(self, depth: int, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Blocks, counted from 0, after which a backbone gives its maps.
+        """Blocks, counted from 0, whose outputs a backbone returns.
 
-        transformers has them as `out_indices` or as `out_features`, and counts the input as the
+        transformers stores them as `out_indices` or `out_features`, and counts the input as the
         first.
 
         Args:
-            depth: blocks of the backbone.
-            default: where neither entry is there.
+            depth: number of blocks in the backbone.
+            default: used if neither entry is present.
 
         Raises:
-            ValueError: for entries that are not such lists.
+            ValueError: if the entries are not such lists.
         """
         stages = self.value("out_features", list, [])
         numbers = [str(stage).removeprefix("stage") for stage in stages]
@@ -87,29 +88,29 @@ class Described:
         return tuple(index % (depth + 1) - 1 for index in indices)
 
     def require(self, **allowed: tuple[Any, ...]) -> None:
-        """Refuses entries, by name, that are not among the allowed values; the first of these is
-        the default.
+        """Rejects entries whose values are not allowed; the first allowed value is the default.
 
         Raises:
-            ValueError: names the entry and the allowed values.
+            ValueError: with the entry and the allowed values.
         """
         for name, values in allowed.items():
             found = self._content.get(name, values[0])
             if found not in values:
                 known = " or ".join(repr(value) for value in values)
-                raise ValueError(f"{self._complaint(name, found)}; known here: {known}")
+                raise ValueError(f"{self._complaint(name, found)}; supported: {known}")
 
     def _complaint(self, name: str, found: Any) -> str:
         text = repr(found)
         text = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
-        return f"config.json: {self._path}{name} is {text}, which this network cannot have"
+        return f"config.json: {self._path}{name} is {text}, which this network does not support"
 
 
 def dpt_preprocessor(spec: InputSpec) -> dict[str, Any]:
     """The `preprocessor_config.json` of transformers' `DPTImageProcessor`.
 
     Args:
-        spec: with a size, without padding; what the processor does not support is ignored.
+        spec: must have a size and no padding; fields that the processor does not support are
+            ignored.
     """
     height, width = spec.size
     return {

@@ -1,13 +1,13 @@
-"""ZoeDepth (Bhat et al. 2023, arXiv:2302.12288): metres from a relative network.
+"""ZoeDepth (Bhat et al. 2023, arXiv:2302.12288): metric depth from a relative network.
 
-A relative network, the *core*, is trained on many data sets; `zoedepth_heads` then turn its maps
-into metric depth. Published are N (trained on NYU), K (on KITTI) and NK (on both, with a router),
-all with DPT and BEiT-L as the core. The metric models of Depth Anything V1 are N's heads on Depth
-Anything.
+A relative network, the *core*, is trained on many data sets; `zoedepth_heads` then turns its maps
+into metric depth. The published models are N (trained on NYU), K (KITTI) and NK (both, with a
+router), all with DPT and BEiT-L as the core. Depth Anything V1's metric models combine N's heads
+with Depth Anything.
 
-K's bins divide a range of depth, 1 mm to 80 m. Its hub entry builds it for 10 m, and so predicts an
-eighth of the depth that it was trained for; `max_depth=10.0` reproduces that here. The bins of the
-others have no range.
+K's bins divide the depth range from 1 mm to 80 m. Its torch.hub entry builds it for 10 m and so
+predicts an eighth of the depth it was trained for; `max_depth=10.0` reproduces that. The bins of
+the other models are unbounded.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ FILES: Mapping[str, Mapping[str, Any]] = {
 }
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
 
-# The networks that can be a core, and the fields that their weights do not determine.
+# Networks that can be the core, with the fields that their weights do not determine.
 CORES: Mapping[str, Mapping[str, Any]] = {"dpt": {}, "depth_anything": {"version": 1}}
 _DEPTH_ANYTHING_SIZE = (392, 518)
 _NORMED_SIZE = (384, 768)
@@ -70,12 +70,12 @@ class Config(NetworkConfig, Published):
 
     Attributes:
         core: the relative network, a `dpt` or a `depth_anything` of version 1.
-        heads: see `HeadsConfig`.
-        max_depth: metres; the far end of the range of normed bins, required for them.
-        min_depth: metres; the near end.
-        input_size: height and width that images are resized towards; None for the publication's.
-        keep_aspect: whether images keep their aspect ratio. The authors' evaluation does not.
-        padding: see `InputSpec`. The authors' evaluation has none.
+        heads: config of the metric heads.
+        max_depth: metres; upper end of the range of normed bins, which require it.
+        min_depth: metres; lower end of that range.
+        input_size: target (height, width) for resizing images; None for the published size.
+        keep_aspect: whether resizing keeps the aspect ratio. The authors' evaluation does not.
+        padding: see `InputSpec`. The authors' evaluation uses none.
     """
 
     name: Literal["zoedepth"] = "zoedepth"
@@ -91,7 +91,9 @@ class Config(NetworkConfig, Published):
         if self.core.name not in CORES:
             raise ValueError(f"core is {self.core.name!r}; it must be {' or '.join(CORES)}")
         if self.core.output != "relative_disparity":
-            raise ValueError(f"core predicts {self.core.output}; it must be a relative network")
+            raise ValueError(
+                f"core predicts {self.core.output}; it must predict relative disparity"
+            )
         wrong = {
             name: value
             for name, value in CORES[self.core.name].items()
@@ -101,25 +103,25 @@ class Config(NetworkConfig, Published):
             wanted = ", ".join(f"core.{name}={value!r}" for name, value in wrong.items())
             raise ValueError(f"a core of the network {self.core.name!r} must have {wanted}")
         if not self.core.input_spec.keep_aspect:
-            raise ValueError("core takes images of one size only, and those here are of any")
+            raise ValueError("core only accepts images of one size, but must accept any")
         levels = len(self.core.head.level_features)
         if len(self.heads.attractors) != levels:
             raise ValueError(
-                f"heads.attractors {self.heads.attractors} must be {levels}: the core has so many "
-                "levels"
+                f"heads.attractors {self.heads.attractors} must have {levels} entries, because the "
+                "core has that many levels"
             )
         if self.heads.bins == "normed" and self.max_depth is None:
-            raise ValueError("max_depth is None, but normed bins divide a range of depth")
+            raise ValueError("max_depth is None, but normed bins need a depth range: set it")
         if not 0 < self.min_depth < (self.max_depth or float("inf")):
             raise ValueError(
-                f"min_depth is {self.min_depth}; it must lie between 0 and max_depth "
+                f"min_depth is {self.min_depth}; it must be between 0 and max_depth "
                 f"{self.max_depth}"
             )
         _ = self.input_spec
 
     @property
     def depth_range(self) -> tuple[float, float] | None:
-        """Metres, of normed bins; None for others."""
+        """Depth range of normed bins in metres; None for others."""
         return (self.min_depth, self.max_depth) if self.heads.bins == "normed" else None
 
     @property
@@ -167,14 +169,12 @@ VARIANTS = Variants(
 
 
 class ZoeDepth(nn.Module):
-    """The network; images come normalised by the config's `input_spec`, depth is in metres.
+    """The network. Images are normalised by the config's `input_spec`; depth is in metres.
 
-    Attributes:
-        config: of the network.
-        dtype: of the convolutions and matrix products; parameters, norms' statistics, bins and the
-            result are float32.
-        frozen: parts ("core", "heads") that are not trained: they work as in inference in training
-            too, without dropped paths.
+    Attributes: config: the network's config.
+        dtype: type used by convolutions and matrix products; parameters, normalisation statistics,
+        bins and the result are float32. frozen: parts ("core", "heads") that are not trained:
+        during training too, they run as in inference, without drop path.
     """
 
     config: Config
@@ -198,17 +198,17 @@ class ZoeDepth(nn.Module):
         return self.heads(self.core.decode(image, train and "core" not in self.frozen))
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
-        """Freshly initialised {"params"}; trace it for shapes alone."""
+        """Freshly initialised {"params"}; use `jax.eval_shape` if only shapes are needed."""
         side = 2 * self.config.input_spec.multiple
         return self.init(key, jnp.zeros((1, side, side, 3)))
 
 
 class RoutedZoeDepth(ZoeDepth, JudgesBatch):
-    """With domains, one of which the router chooses for the whole batch."""
+    """The module with domains; the router chooses one for the whole batch."""
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> ZoeDepth:
-    """The module of a config; see `ZoeDepth` for `dtype` and `frozen`."""
+    """The module for a config; see `ZoeDepth` for `dtype` and `frozen`."""
     return (RoutedZoeDepth if config.heads.domains else ZoeDepth)(config, dtype, frozen)
 
 
@@ -218,16 +218,16 @@ _CORE = "core.core."
 
 
 def rules(config: Config) -> Rules:
-    """The table of the authors' names."""
+    """The conversion table for the authors' names."""
     core = registry.module("network", config.core.name).rules(config.core)
     heads = zoedepth_heads.rules(config.heads, zoedepth_heads.AUTHORS)
     return (*prefix(core, _CORE, "core"), *prefix(heads, "", "heads"))
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config of a state dict with these names and shapes; None if it is of no known core.
+    """The config inferred from the names and shapes of a state dict; None for an unknown core.
 
-    The range of normed bins, which weights do not determine, is K's.
+    Weights do not determine the range of normed bins; K's is assumed.
     """
     names = below(shapes, _CORE)
     core = None
@@ -245,10 +245,10 @@ def _default_depth(heads: HeadsConfig) -> float | None:
 
 
 def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
-    """The config with the fields that our own files state and weights do not determine.
+    """The config updated with the fields that our own files store because weights lack them.
 
     Raises:
-        WeightsError: if they are not valid for such a network.
+        WeightsError: if they are not valid for this network.
     """
     known = {name: value for name, value in arguments.items() if name in (*_UNTOLD, "heads")}
     try:
@@ -263,7 +263,7 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
 
 
 def arguments(config: Config) -> dict[str, Any]:
-    """What `with_arguments` reads: the fields that weights do not tell."""
+    """What `with_arguments` reads: the fields that weights do not determine."""
     core = registry.module("network", config.core.name).arguments(config.core)
     heads = {name: getattr(config.heads, name) for name in _UNTOLD_HEADS}
     return {name: getattr(config, name) for name in _UNTOLD} | {"core": core, "heads": heads}
@@ -273,18 +273,18 @@ _UNTOLD = ("max_depth", "min_depth", "input_size", "keep_aspect", "padding")
 _UNTOLD_HEADS = ("temperatures", "router_heads")
 
 
-# ---- as transformers has it ----------------------------------------------------------------------
+# ---- Hugging Face's transformers -----------------------------------------------------------------
 
 _OWN = "diffdepth_jax"  # an entry of config.json that transformers ignores
-_ROUTER_FEATURES, _ROUTER_DEPTH = 128, 4  # fixed there
-_SEED_FEATURES, _PROJECTOR_FEATURES = 256, 128  # fixed there without domains
+_ROUTER_FEATURES, _ROUTER_DEPTH = 128, 4  # fixed in transformers
+_SEED_FEATURES, _PROJECTOR_FEATURES = 256, 128  # fixed in transformers without domains
 
 
 def _transformers_rules(config: Config) -> Rules:
     core = config.core
     if core.name != "dpt" or core.encoder.name != "beit":
         raise ConfigError(
-            f"transformers has ZoeDepth on DPT with BEiT only, not on {core.name} with "
+            f"transformers only has ZoeDepth with DPT and BEiT, not with {core.name} and "
             f"{core.encoder.name}"
         )
     outputs = tuple(rf"relative_head\.conv{number}" for number in (1, 2, 3))
@@ -358,7 +358,7 @@ def _described(config: Config) -> dict[str, Any]:
     core, heads = config.core, config.heads
     _check_transformers_has(config)
     low, high = heads.temperatures
-    depths = {"nyu": 10.0, "kitti": KITTI_DEPTH}  # unused by bins without a range
+    depths = {"nyu": 10.0, "kitti": KITTI_DEPTH}  # unused by unbounded bins
     domains = [{"name": name} for name in heads.domains] or [{}]
     content = {
         "architectures": ["ZoeDepthForDepthEstimation"],
@@ -400,7 +400,7 @@ def _described(config: Config) -> dict[str, Any]:
 
 
 def _check_transformers_has(config: Config) -> None:
-    """Refuses widths that transformers derives from others, or fixes."""
+    """Rejects widths that differ from those that transformers fixes or derives from others."""
     core, heads = config.core, config.heads
     embedding, hidden = heads.embedding_features, core.output_features
     wanted = {
@@ -418,17 +418,19 @@ def _check_transformers_has(config: Config) -> None:
             "router_depth": _ROUTER_DEPTH,
         }
     wrong = [
-        f"heads.{name} is {getattr(heads, name)}, there {value}"
+        f"heads.{name} is {getattr(heads, name)}, but transformers has {value}"
         for name, value in wanted.items()
         if getattr(heads, name) != value
     ]
     if wrong:
-        raise ConfigError(f"transformers has no such ZoeDepth: {'; '.join(wrong)}")
+        raise ConfigError(f"transformers does not support this ZoeDepth: {'; '.join(wrong)}")
 
 
 def _preprocessor(config: Config) -> dict[str, Any]:
     if config.padding not in (0.0, INPUT.padding):
-        raise ConfigError(f"padding is {config.padding}; transformers has {INPUT.padding} or none")
+        raise ConfigError(
+            f"padding is {config.padding}; transformers only supports {INPUT.padding} or none"
+        )
     return dpt_preprocessor(config.input_spec) | {
         "image_processor_type": "ZoeDepthImageProcessor",
         "do_pad": config.padding > 0,

@@ -1,13 +1,12 @@
 """ZoeDepth's metric heads (Bhat et al. 2023, arXiv:2302.12288, sections 3.1 and 3.2).
 
-The depth of a pixel is the mean of *bin centres* under a distribution over the bins. Centres are
-estimated from the coarsest map of a relative network and moved, from coarse to fine at each of its
-fused maps, towards *attractors*. The distribution is binomial in shape, with a probability and a
-temperature for every pixel. With several *domains*, such as indoors and outdoors, each has its own
-bins, and a small transformer, the *router*, chooses among them.
+A pixel's depth is the mean of *bin centres* under a distribution over the bins. Centres are
+estimated from the coarsest map of a relative network and then moved towards *attractors* at each of
+its fused maps, from coarse to fine. The distribution is log-binomial, with a probability and a
+temperature per pixel. With several *domains*, such as indoor and outdoor, each has its own bins,
+and a small transformer, the *router*, chooses among them.
 
-The arithmetic is that of the published code, which differs from the paper in places; comments say
-where.
+The computation follows the published code; comments mark where that differs from the paper.
 """
 
 import itertools
@@ -29,19 +28,19 @@ from diffdepth_jax.models.transformer import Attention
 from diffdepth_jax.ops.image import resize_bilinear
 from diffdepth_jax.weights.rules import Constant, Row, Rule, Rules, linear
 
-# Centres are positive and unbounded, or shares of a range of depth.
+# Centres are positive and unbounded, or fractions of a depth range.
 Bins = Literal["softplus", "normed"]
 
-_ATTRACTION = 300.0  # whatever attractor_alpha a published config has, which its code does not use
-_WIDTH_EPS = 1e-3  # of normed bins and attractors
+_ATTRACTION = 300.0  # fixed: the published code ignores its config's attractor_alpha
+_WIDTH_EPS = 1e-3  # for normed bins and attractors
 _PAIR_EPS = 1e-4
 _SMALLEST_PROBABILITY = 1e-4
 _STIRLING_EPS = 1e-7
-_ROUTER_EPS = 1e-5  # of the layer norms
+_ROUTER_EPS = 1e-5  # of LayerNorm
 
 
 PUBLISHED_DOMAINS = ("nyu", "kitti")  # in the router's order
-DOMAIN_ATTRACTORS = 16  # of a published network with domains, at every level
+DOMAIN_ATTRACTORS = 16  # at every level of the published network with domains
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,16 @@ class HeadsConfig:
 
     Attributes:
         bins: see `Bins`.
-        num_bins: number of centres.
-        domains: names of the domains, in the router's order; none where there is no router.
-        attractors: their number by level, coarse to fine.
+        num_bins: number of bin centres.
+        domains: names of the domains in the router's order; empty without a router.
+        attractors: number of attractors per level, coarse to fine.
         embedding_features: channels of the embeddings.
-        seed_features: hidden channels where the first centres are estimated.
-        projector_features: hidden channels where maps become embeddings.
-        distribution_features: hidden channels where the distribution is estimated.
-        temperatures: the smallest and the largest of the distribution.
+        seed_features: hidden channels of the layers that estimate the first centres.
+        projector_features: hidden channels of the layers that turn maps into embeddings.
+        distribution_features: hidden channels of the layers that estimate the distribution.
+        temperatures: the smallest and largest temperature of the distribution.
         router_features, router_heads, router_depth, router_hidden_features: channels, attention
-            heads and blocks of the router, and the hidden channels of its feed-forward parts.
+            heads and blocks of the router, and hidden channels of its feed-forward parts.
     """
 
     bins: Bins = "softplus"
@@ -92,12 +91,10 @@ class HeadsConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
         if not self.attractors or min(self.attractors) < 1:
-            raise ValueError(
-                f"attractors are {self.attractors}; there must be one or more at each level"
-            )
+            raise ValueError(f"attractors are {self.attractors}; every level needs at least one")
         if not 0 < self.temperatures[0] < self.temperatures[1]:
             raise ValueError(
-                f"temperatures are {self.temperatures}; they must rise and be positive"
+                f"temperatures are {self.temperatures}; they must be positive and increasing"
             )
         if self.router_features % (2 * self.router_heads) and self.domains:
             raise ValueError(
@@ -106,22 +103,24 @@ class HeadsConfig:
             )
         if len(self.domains) == 1 or len(set(self.domains)) < len(self.domains):
             raise ValueError(
-                f"domains are {self.domains}; they must be several and differ, or none"
+                f"domains are {self.domains}; there must be none, or at least two different ones"
             )
         odd = [name for name in self.domains if not re.fullmatch(r"\w+", name)]
         if odd:
             raise ValueError(f"domains {odd} must consist of letters, digits and underscores")
         if self.domains and self.bins == "normed":
-            raise ValueError("bins 'normed' need one range of depth: they go without domains")
+            raise ValueError(
+                "bins='normed' needs a single depth range, so it cannot be used with domains"
+            )
 
 
 class MetricHeads(nn.Module):
-    """From the output of a relative network's head to depth in metres.
+    """Output of a relative network's head to depth in metres.
 
     Attributes:
-        config: of the heads.
-        depth_range: metres, of normed bins; None for others.
-        dtype: of the convolutions and matrix products.
+        config: the heads' config.
+        depth_range: range of normed bins in metres; None for others.
+        dtype: type used by convolutions and matrix products.
     """
 
     config: HeadsConfig
@@ -130,7 +129,7 @@ class MetricHeads(nn.Module):
 
     @nn.compact
     def __call__(self, decoded: Decoded) -> Float[Array, "b h w 1"]:
-        """Depth at the size of `decoded.output`, float32."""
+        """Depth in metres at the size of `decoded.output`, float32."""
         config, dtype = self.config, self.dtype
         features = decoded.coarsest.shape[-1]
         bottleneck = Conv(features, 1, dtype=dtype, name="bottleneck")(decoded.coarsest)
@@ -154,7 +153,7 @@ class MetricHeads(nn.Module):
         votes = Router(config, dtype, name="router")(bottleneck)
         if self.is_initializing():
             return sum(each(*arguments) for each in bins)
-        # One choice for the batch, as published. Only the chosen domain's bins are computed.
+        # One choice per batch, as published. Only the chosen domain's bins are computed.
         domain = jnp.argmax(votes.sum(0))
         params = jax.tree.map(
             lambda *leaves: jnp.stack(leaves)[domain], *(each.variables["params"] for each in bins)
@@ -163,7 +162,7 @@ class MetricHeads(nn.Module):
 
 
 class TwoConvs(nn.Module):
-    """1x1 convolutions to two numbers of channels, with an activation between them."""
+    """Two 1x1 convolutions with an activation in between."""
 
     features: tuple[int, int]
     activation: Any = jax.nn.relu
@@ -177,7 +176,7 @@ class TwoConvs(nn.Module):
 
 
 class BinHead(nn.Module):
-    """Embeddings to bin centres and a distribution over them, and so to depth."""
+    """Embeddings to bin centres and a distribution over them, and from these to depth."""
 
     config: HeadsConfig
     depth_range: tuple[float, float] | None
@@ -194,8 +193,8 @@ class BinHead(nn.Module):
 
         Args:
             bottleneck: the map from which the first centres are estimated.
-            embeddings: of the bottleneck and of the levels, coarse to fine.
-            hidden: what the distribution is estimated from, together with the last embedding.
+            embeddings: embeddings of the bottleneck and of the levels, coarse to fine.
+            hidden: map that the distribution is estimated from, together with the last embedding.
         """
         config, size = self.config, hidden.shape[1:3]
         centres = self._seed(bottleneck)
@@ -203,7 +202,7 @@ class BinHead(nn.Module):
             here = finer.shape[1:3]
             attractors = self._attractors(finer + resize_bilinear(coarser, here), level)
             centres = _attract(resize_bilinear(centres, here), attractors)
-        if config.bins == "normed":  # only here: centres passed from level to level are not sorted
+        if config.bins == "normed":  # only here: the centres passed between levels stay unsorted
             low, high = self.depth_range
             centres = jnp.clip(jnp.sort(low + (high - low) * centres), low, high)
 
@@ -230,17 +229,17 @@ class BinHead(nn.Module):
         attractors = attractors.astype(jnp.float32)
         if not normed:
             return jax.nn.softplus(attractors)
-        # The first of each pair, not its share of the two as in the paper.
+        # The first of each pair, not its fraction of their sum as in the paper.
         return jax.nn.relu(attractors[..., ::2]) + _WIDTH_EPS
 
 
 def _attract(
     centres: Float[Array, "b h w n"], attractors: Float[Array, "b h w a"]
 ) -> Float[Array, "b h w n"]:
-    """Centres moved by the mean over the attractors."""
+    """Moves centres by the mean over the attractors."""
     count = attractors.shape[-1]
     shift = jnp.zeros_like(centres)
-    for index in range(count):  # one at a time: all at once would take n x a numbers per pixel
+    for index in range(count):  # one at a time, as all at once would take n x a values per pixel
         offset = attractors[..., index : index + 1] - centres
         shift += offset / (1 + _ATTRACTION * offset**2)
     return centres + shift / count
@@ -249,12 +248,12 @@ def _attract(
 def _distribution(
     pairs: Float[Array, "b h w 4"], num_bins: int, temperatures: tuple[float, float]
 ) -> Float[Array, "b h w n"]:
-    """Weights of the bins: the softmax of a log-binomial distribution at a temperature.
+    """Bin weights: the softmax of a log-binomial distribution at a temperature.
 
     Args:
-        pairs: pairs of numbers; their ratios give the probability and the temperature.
+        pairs: two pairs per pixel; their ratios give the probability and the temperature.
         num_bins: n.
-        temperatures: the smallest and the largest.
+        temperatures: the smallest and largest temperature.
     """
     pairs = jax.nn.softplus(pairs) + _PAIR_EPS
     probability, share = (
@@ -271,13 +270,13 @@ def _distribution(
 
 
 def _log_choices(num_bins: int) -> np.ndarray:
-    """The logarithm of n - 1 over k by Stirling's formula, for k = 0, ..., n - 1; float64 [n]."""
+    """log of the binomial coefficient (n - 1 choose k), by Stirling's formula; float64 [n]."""
     n, k = num_bins - 1 + _STIRLING_EPS, np.arange(num_bins) + _STIRLING_EPS
     return n * np.log(n) - k * np.log(k) - (n - k) * np.log(n - k + _STIRLING_EPS)
 
 
 class Router(nn.Module):
-    """From the bottleneck to a vote on the domain: a transformer over its pixels."""
+    """Domain logits from the bottleneck, by a transformer over its pixels."""
 
     config: HeadsConfig
     dtype: Any
@@ -288,7 +287,9 @@ class Router(nn.Module):
         features = config.router_features
         tokens = Conv(features, 1, dtype=dtype, name="embed")(bottleneck)
         tokens = tokens.reshape(tokens.shape[0], -1, features)
-        tokens = jnp.pad(tokens, ((0, 0), (1, 0), (0, 0)))  # a token of zeros for the whole map
+        tokens = jnp.pad(
+            tokens, ((0, 0), (1, 0), (0, 0))
+        )  # a zero token that stands for the whole map
         tokens += _sinusoids(tokens.shape[1], features).astype(dtype)[None]
         for index in range(config.router_depth):
             tokens = RouterBlock(config, dtype, name=f"block{index}")(tokens)
@@ -298,7 +299,7 @@ class Router(nn.Module):
 
 
 class RouterBlock(nn.Module):
-    """Attention and a feed-forward part with shortcuts; each norm comes after the sum."""
+    """Attention and a feed-forward part with shortcuts, each with a norm after the sum."""
 
     config: HeadsConfig
     dtype: Any
@@ -328,10 +329,10 @@ class Names:
     """Patterns of the names that differ between layouts.
 
     Attributes:
-        pair: of the two convolutions of a `TwoConvs`.
-        block: of a block of the router, with its number as a group.
-        votes: of the last two layers of the router.
-        fused_attention: whether queries, keys and values are one entry.
+        pair: the two convolutions of a `TwoConvs`.
+        block: a block of the router, with its number as a group.
+        votes: the last two layers of the router.
+        fused_attention: whether queries, keys and values are stored as one entry.
     """
 
     pair: tuple[str, str]
@@ -355,7 +356,7 @@ TRANSFORMERS = Names(
 
 
 def rules(config: HeadsConfig, names: Names) -> Rules:
-    """The table of a layout's names."""
+    """The conversion table for a layout's names."""
 
     def pair(key: str, path: str, ends: tuple[str, str] = names.pair) -> Rules:
         first, second = (rf"{key}\.{end}" for end in ends)
@@ -381,7 +382,7 @@ def rules(config: HeadsConfig, names: Names) -> Rules:
 
 
 def _constants(root: str, num_bins: int) -> Rules:
-    reason = "a constant of the distribution, which follows from the number of bins"
+    reason = "a constant computed from the number of bins"
     return (
         Constant(rf"{root}\.k_idx", reason, lambda: np.arange(num_bins).reshape(1, num_bins, 1, 1)),
         Constant(
@@ -438,24 +439,24 @@ def infer(
     domains: Sequence[str] | None = None,
     bins: Bins | None = None,
 ) -> HeadsConfig | None:
-    """The config of weights with these names and shapes, or None.
+    """The config inferred from the names and shapes of weights, or None.
 
     Args:
-        shapes: of the heads alone.
-        names: of their layout.
+        shapes: shapes of the heads' weights only.
+        names: the names in their layout.
         domains: in the router's order, if known; otherwise they must be the published ones.
-        bins: their kind, if known. Otherwise it follows from the numbers of attractors:
-            normed bins have two channels for each, and one network has a single attractor at the
-            finest level, the one with domains 16 at each.
+        bins: kind of bins, if known. Otherwise it is inferred from the numbers of attractors:
+            normed bins have two channels per attractor; the published network without domains has
+            one attractor at the finest level, the one with domains 16 at every level.
     """
     first, second = names.pair
     found = {
         match[1] for name in shapes if (match := re.match(r"seed_bin_regressors\.(\w+)\.", name))
     }
-    if domains is None:  # the names do not show their order
+    if domains is None:  # names do not reveal the order
         domains = PUBLISHED_DOMAINS if found else ()
     if set(domains) != found:
-        raise ValueError(f"the weights have the domains {sorted(found)}, not {sorted(domains)}")
+        raise ValueError(f"the weights have domains {sorted(found)}, not {sorted(domains)}")
     below = rf"\.(?:{'|'.join(map(re.escape, found))})" if found else ""
     several = "s" if found else ""
     channels = []

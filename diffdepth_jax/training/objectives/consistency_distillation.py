@@ -1,14 +1,14 @@
-"""Consistency distillation (Song et al. 2023, arXiv:2303.01469): a trained sampler in few steps.
+"""Consistency distillation (Song et al. 2023, arXiv:2303.01469): few-step sampling from a trained
+sampler.
 
-The student learns to jump from any point of the teacher's sampling trajectory to the trajectory's
-end. The jumps from two neighbouring points must end at the same place (algorithm 2 there); no
-gradient flows through the one from the less noisy point, and for the last step it is the teacher's
-clean latent itself. The weights of both are the student's current ones (Song and Dhariwal 2024,
-arXiv:2310.14189, section 3.2).
+The student learns to jump from any point on the teacher's sampling trajectory to its end. Jumps
+from two neighbouring points must agree (algorithm 2 of the paper); the target is the jump from the
+less noisy point, without gradients, or for the last step the teacher's clean latent itself. Both
+jumps use the student's current weights (Song and Dhariwal 2024, arXiv:2310.14189, section 3.2).
 
-Self-diffusion's latents have no fixed scale, so differences are measured in units of the teacher's
-clean latents. In addition the jump's end is decoded and compared with the ground truth, as the goal
-is still depth.
+Self-diffusion's latents have no fixed scale, so differences are relative to the teacher's clean
+latents. In addition, the end of the jump is decoded and compared with ground truth, as the goal is
+still depth.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,11 +30,11 @@ from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
 @dataclass(frozen=True)
 class Config(PixelTerms, SupportsStepCounts, DistilsSampler):
-    """Weights of the terms, each a mean over the batch's images, and what they mean.
+    """Weights of the loss terms, each a mean over the batch's images, and their options.
 
     Attributes:
         l1, l2, silog, max_depth, silog_options, auxiliary_fraction: see `pixel.PixelTerms`.
-        consistency: squared difference of the two jumps, in units of the mean square of the
+        consistency: squared difference of the two jumps, divided by the mean square of the
             teacher's clean latents.
         step_counts: see `SupportsStepCounts`.
     """
@@ -53,15 +53,15 @@ class Config(PixelTerms, SupportsStepCounts, DistilsSampler):
 def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
-    The batch also has the points of `training.teacher.make_trajectory_points`.
+    The batch must also have the points from `training.teacher.make_trajectory_points`.
 
     Raises:
-        ConfigError: for a model that does not denoise, or numbers of steps that it cannot have.
+        ConfigError: if the model does not denoise, or does not support the numbers of steps.
     """
     if not isinstance(model, Denoises):
         raise ConfigError(
-            f"the objective {config.name!r} is for networks that denoise; {model.config.name!r} "
-            "does not: use 'pixel'"
+            f"the objective {config.name!r} needs a network that denoises, but "
+            f"{model.config.name!r} does not: use 'pixel'"
         )
     self_diffusion.check_step_counts(config.step_counts, model.config.diffusion)
 
@@ -82,18 +82,18 @@ def terms_of_points(
     batch: Mapping[str, Array],
     key: Key[Array, ""],
 ) -> tuple[dict[str, Float[Array, ""]], Aux]:
-    """The terms of one training step, unweighted.
+    """The unweighted loss terms of one training step.
 
     Args:
-        config: this objective's.
+        config: this objective's config.
         model: the student.
         params, batch_stats: its variables.
         batch: "image" [b, h, w, 3] normalised, "depth" [b, h, w, 1] in metres, "valid_mask"; and
-            the points of the teacher's trajectories.
-        key: for dropped paths.
+            points of the teacher's trajectories.
+        key: for drop path.
 
     Returns:
-        The terms by name and, with other scalars, in `Aux`.
+        The terms by name and, together with other scalars, in `Aux`.
     """
     target, valid_mask = pixel.ground_truth(batch)
     diffusion = model.config.diffusion

@@ -1,8 +1,7 @@
-"""Diffusion on the ground truth (DiffusionDepth's ablation): noise is added to the encoded depth.
+"""Ground-truth diffusion (DiffusionDepth's ablation): noise is added to the encoded depth.
 
-The ablation shows why self-diffusion exists: the latent of sparse ground truth says little about
-the pixels between the measurements, and on KITTI this fails. There are two forms, see
-`Config.decoded`.
+The ablation motivates self-diffusion: the latent of sparse ground truth says little about pixels
+between measurements, and this fails on KITTI. `Config.decoded` selects one of two forms.
 """
 
 from collections.abc import Callable
@@ -20,12 +19,11 @@ class Config(self_diffusion.Config):
     """See `self_diffusion.Config`.
 
     Attributes:
-        decoded: the latent that the pixel terms decode. With "refined" everything but the diffused
-            latent is as in self-diffusion: the sampler runs, and the image's depth is learned
-            through it whatever is diffused. With "ground_truth" they reconstruct the ground truth
-            from its own latent and so train the codec alone. The denoiser learns from the encoded
-            ground truth and nothing else, as in other latent diffusion models, and no step runs the
-            sampler.
+        decoded: the latent that the pixel terms decode. With "refined", everything except the
+            diffused latent is as in self-diffusion: the sampler runs, and depth is learnt through
+            it whatever is diffused. With "ground_truth", they reconstruct the ground truth from its
+            own latent and so only train the codec. The denoiser then only learns from the encoded
+            ground truth, as in other latent diffusion models, and training never runs the sampler.
     """
 
     name: Literal["ground_truth_diffusion"] = "ground_truth_diffusion"
@@ -39,12 +37,12 @@ class Config(self_diffusion.Config):
             raise ValueError(
                 f"latent is {self.latent}, gradient_steps {self.gradient_steps} and step_counts "
                 f"{self.step_counts}, but with decoded='ground_truth' training does not run the "
-                "sampler, whose result they are about: set them to 0, None and ()"
+                "sampler that they apply to: set them to 0, None and ()"
             )
         if not self.ddim or not (self.l1 or self.l2 or self.silog):
             raise ValueError(
-                "with decoded='ground_truth' ddim alone trains the denoiser, and l1, l2 and silog "
-                "alone the decoder: ddim and one of these need a weight"
+                "with decoded='ground_truth', only ddim trains the denoiser and only l1, l2 and "
+                "silog train the decoder: give ddim and one of these a weight"
             )
 
 

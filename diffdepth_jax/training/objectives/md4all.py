@@ -1,11 +1,11 @@
 """md4all's own day-to-adverse distillation (Gasperini et al. 2023, arXiv:2308.09711, md4all-DD).
 
-The mean of |student - teacher| / student over the pixels of the scaled inverse depth, at each of
-the decoder's four scales, and over the scales (`SupervisedLoss` with the method `abs_rel`, the only
-loss of `train_md4allDDa_*.yaml`). The gradient goes through the denominator.
+|student - teacher| / student in scaled inverse depth, averaged over pixels and over the decoder's
+four scales (`SupervisedLoss` with the method `abs_rel`, the only loss in `train_md4allDDa_*.yaml`).
+Gradients also flow through the denominator.
 
-A teacher that labels during training predicts every scale, as in the publication. A cached label is
-one map: a coarser scale is then compared with the mean of its valid inverse depths in each block of
+A teacher that runs during training predicts every scale, as published. A cached label is a single
+map: coarser scales are then compared with the mean of its valid inverse depths in each block of
 pixels.
 """
 
@@ -24,7 +24,7 @@ from diffdepth_jax.ops.image import adaptive_average_pool
 from diffdepth_jax.training.objectives import pixel
 from diffdepth_jax.training.objectives.pixel import MIN_DEPTH, Aux
 
-# Of any scale: sizes differ within a call.
+# Of any scale; sizes differ within a call.
 Map = Float[Array, "b _ _ 1"]
 Mask = Bool[Array, "b _ _ 1"]
 
@@ -34,8 +34,8 @@ class Config:
     """The loss.
 
     Attributes:
-        scales: how many of the network's scales count, the finest first. A network with a single
-            scale needs 1: the loss is then AbsRel of its depth.
+        scales: number of scales used, starting with the finest. Must be 1 for a network with a
+            single scale; the loss is then AbsRel of its depth.
     """
 
     name: Literal["md4all"] = "md4all"
@@ -50,8 +50,7 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
     Raises:
-        ConfigError: for a model that starts from noise, whose results are not in metres, or that
-            has fewer scales.
+        ConfigError: if the model starts from noise, does not predict metres, or has fewer scales.
     """
     del num_steps
     pixel.check_network("md4all", model, "metric_depth")
@@ -59,7 +58,7 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     if config.scales > available:
         raise ConfigError(
             f"scales is {config.scales}, but {model.config.name!r} predicts depth at {available}: "
-            f"use scales={available}"
+            f"set scales={available}"
         )
 
     def loss_function(params, batch_stats, batch, key, step):
@@ -85,12 +84,13 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
 def inverse_depths_at(
     depth: Map, valid_mask: Mask, sizes: Sequence[tuple[int, int]]
 ) -> list[tuple[Map, Mask]]:
-    """1/m and where it is known, at each size: the mean of the known pixels of a block.
+    """Inverse depth (1/m) and where it is known, at each size: means of the known pixels in a
+    block.
 
     Args:
         depth: in metres.
         valid_mask: where it is known.
-        sizes: (height, width), of which the depth's are multiples.
+        sizes: (height, width) of each scale; the depth's size must be a multiple.
     """
     known = valid_mask.astype(jnp.float32)
     inverse = jnp.where(valid_mask, 1.0 / jnp.maximum(depth, MIN_DEPTH), 0.0)

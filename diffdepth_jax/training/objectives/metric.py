@@ -1,7 +1,7 @@
-"""A teacher's depth in metres, for metric students: errors of depth, its logarithm, its shape.
+"""Losses for metric students with metric labels: on depth, its logarithm and its shape.
 
-Distillation needs no other losses than training on measured depth. Besides those of `pixel` there
-are a relative error, in which near things count as much as far ones, and the loss of `ssi`, which
+Distillation can use the same losses as training on measured depth. Besides the terms of `pixel`,
+there are a relative error, which weights near and far pixels equally, and the loss of `ssi`, which
 only compares the shape.
 """
 
@@ -22,13 +22,13 @@ from diffdepth_jax.training.objectives.ssi import SsiTerms
 
 @dataclass(frozen=True)
 class Config(PixelTerms):
-    """Weights of the terms, each a mean over the batch's images, and what they mean.
+    """Weights of the loss terms, each a mean over the batch's images, and their options.
 
     Attributes:
         l1, l2, silog, max_depth, silog_options, auxiliary_fraction: see `pixel.PixelTerms`.
-        log_l1: absolute error of the depth's logarithm.
-        ssi: the scale- and shift-invariant loss, with its gradient term.
-        ssi_options: options of that loss.
+        log_l1: absolute error of log depth.
+        ssi: scale- and shift-invariant loss, including its gradient term.
+        ssi_options: options of the ssi term.
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "log_l1", "ssi")
@@ -45,7 +45,7 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
     Raises:
-        ConfigError: for a model that starts from noise, or whose results are not in metres.
+        ConfigError: if the model starts from noise or does not predict metres.
     """
     pixel.check_network("metric", model, "metric_depth")
 

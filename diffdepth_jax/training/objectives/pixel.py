@@ -1,7 +1,7 @@
-"""Losses of the depth itself, for networks that map an image straight to metric depth.
+"""Losses on depth itself, for networks that map an image directly to metric depth.
 
-Other objectives share its parts: the forward pass, the pixel terms, their weights, what counts as
-measured, and which networks they are for.
+Other objectives reuse its parts: the forward pass, the pixel terms and their weights, the
+measurement mask, and the check of the network's type.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from diffdepth_jax.models.networks.network import Denoises
 from diffdepth_jax.ops import losses
 from diffdepth_jax.typing import Output
 
-# Depths up to here count as "not measured", as in DiffusionDepth's release.
+# Depths up to this value count as unmeasured, as in DiffusionDepth's release.
 MIN_DEPTH = 1e-4
 
 
@@ -35,21 +35,21 @@ class SilogConfig:
     def __post_init__(self) -> None:
         if not (self.scale > 0 and 0 <= self.variance_focus <= 1 and self.offset > 0):
             raise ValueError(
-                f"scale and offset must be positive, variance_focus between 0 and 1: {self}"
+                f"scale and offset must be positive, and variance_focus between 0 and 1: {self}"
             )
 
 
 @dataclass(frozen=True)
 class PixelTerms:
-    """Weights of the pixel terms, each a mean over the batch's images, and what they mean.
+    """Weights of the pixel terms, each a mean over the batch's images, and their options.
 
     Attributes:
         l1, l2: absolute and squared error of depth in metres.
         silog: scale-invariant log error.
-        max_depth: metres; prediction and ground truth are clamped to it in l1 and l2.
+        max_depth: metres; l1 and l2 clamp prediction and ground truth to it.
         silog_options: constants of the silog term.
-        auxiliary_fraction: l1 and l2 count during this share of the run's steps, from its start
-            (the paper's auxiliary losses: 0.5).
+        auxiliary_fraction: l1 and l2 are only used in this first fraction of the run's steps (the
+            paper's auxiliary losses: 0.5).
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = ("l1", "l2", "silog")
@@ -64,19 +64,19 @@ class PixelTerms:
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in self.WEIGHTS}
         if min(weights.values()) < 0 or max(weights.values()) == 0:
-            raise ValueError(f"weights must not be negative, nor all zero: {weights}")
+            raise ValueError(f"weights must not be negative or all zero: {weights}")
         if not self.max_depth > MIN_DEPTH:
             raise ValueError(f"max_depth is {self.max_depth}; it must be positive")
         if not 0 < self.auxiliary_fraction <= 1:
             raise ValueError(
-                f"auxiliary_fraction is {self.auxiliary_fraction}; it must be above 0, and 1 at "
-                "most: for no auxiliary losses set l1 and l2 to 0"
+                f"auxiliary_fraction is {self.auxiliary_fraction}; it must be above 0 and at most "
+                "1: to disable auxiliary losses, set l1 and l2 to 0"
             )
         auxiliary = {"l1", "l2"}
         if self.auxiliary_fraction < 1 and not any(weights[w] for w in weights.keys() - auxiliary):
             raise ValueError(
-                f"auxiliary_fraction is {self.auxiliary_fraction}, but nothing else than l1 and "
-                f"l2 has a weight: {weights}"
+                f"auxiliary_fraction is {self.auxiliary_fraction}, but only l1 and l2 have a "
+                f"weight: {weights}"
             )
 
 
@@ -88,7 +88,7 @@ class Config(PixelTerms):
 
 
 class Aux(NamedTuple):
-    """What a step reports besides its loss: scalars to log, and the updated running statistics."""
+    """What a step returns besides its loss: scalars to log, and updated running statistics."""
 
     scalars: dict[str, Array]
     batch_stats: Any
@@ -98,7 +98,7 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
     Raises:
-        ConfigError: for a model that starts from noise, or whose results are not in metres.
+        ConfigError: if the model starts from noise or does not predict metres.
     """
     check_network("pixel", model, "metric_depth")
 
@@ -113,26 +113,27 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
 
 
 def check_network(objective: str, model: nn.Module, output: Output | None = None) -> None:
-    """Refuses networks that an objective is not for.
+    """Rejects networks that an objective does not support.
 
     Args:
-        objective: its name.
+        objective: the objective's name.
         model: the network's module.
-        output: what the network must predict; None if either will do.
+        output: what the network must predict; None for either.
 
     Raises:
-        ConfigError: for a model that starts from noise, or of another output.
+        ConfigError: if the model starts from noise or has another output.
     """
     name = model.config.name
     if isinstance(model, Denoises):
         raise ConfigError(
-            f"the objective {objective!r} is for networks that map an image to depth; {name!r} "
-            "starts from noise: use 'self_diffusion'"
+            f"the objective {objective!r} needs a network that maps an image to depth, but "
+            f"{name!r} starts from noise: use 'self_diffusion'"
         )
     if output == "metric_depth" and model.config.output != output:
         raise ConfigError(
-            f"the objective {objective!r} is for networks that predict depth in metres; {name!r} "
-            "predicts relative disparity with this config: use 'ssi', or make the network metric"
+            f"the objective {objective!r} needs a network that predicts depth in metres, but "
+            f"{name!r} predicts relative disparity with this config: use 'ssi', or make the "
+            "network metric"
         )
 
 
@@ -144,14 +145,14 @@ def forward(
     key: Key[Array, ""],
     method: str | None = None,
 ) -> tuple[Any, Any]:
-    """A network's results in training, and its updated running statistics.
+    """A network's output in training mode, and its updated running statistics.
 
     Args:
-        model: one that does not start from noise.
-        params, batch_stats: its variables; the latter are empty if it has none.
+        model: must not start from noise.
+        params, batch_stats: its variables; batch_stats may be empty.
         image: normalised.
-        key: for dropped paths.
-        method: of the module; None for its call.
+        key: for drop path.
+        method: the module's method to run; None for `__call__`.
     """
     result, updated = model.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -167,15 +168,15 @@ def forward(
 def ground_truth(
     batch: Mapping[str, Array],
 ) -> tuple[Float[Array, "b h w 1"], Bool[Array, "b h w 1"]]:
-    """Depth in metres, 0 where nothing was measured, and the mask of measurements.
+    """Depth in metres, 0 where unmeasured, and the mask of measured pixels.
 
     Raises:
-        ConfigError: if the labels are relative: 1 / disparity is then not depth.
+        ConfigError: if labels are relative, because 1 / disparity is then not depth.
     """
     if "relative_disparity" in batch:
         raise ConfigError(
-            "the labels of the training data are relative disparity, from which no depth in metres "
-            "follows: train with the objective 'ssi', or take metric labels"
+            "the labels of the training data are relative disparity, which cannot be converted to "
+            "metres: train with the objective 'ssi', or use metric labels"
         )
     valid_mask = batch["valid_mask"] & (batch["depth"] > MIN_DEPTH)
     return jnp.where(valid_mask, batch["depth"], 0.0), valid_mask
@@ -187,7 +188,7 @@ def pixel_terms(
     target: Float[Array, "b h w 1"],
     valid_mask: Bool[Array, "b h w 1"],
 ) -> dict[str, Float[Array, ""]]:
-    """Every pixel term, unweighted."""
+    """All pixel terms, unweighted."""
     masked = (depth, target, valid_mask)
     terms = {
         "l1": losses.l1(*masked, max_depth=config.max_depth),
@@ -203,7 +204,7 @@ def weighted_sum(
     step: Int[Array, ""],
     num_steps: int,
 ) -> Float[Array, ""]:
-    """The terms under the config's weights at update `step` of `num_steps`, counted from 0."""
+    """The terms weighted by the config, at update `step` (from 0) of `num_steps`."""
     weights = {name: getattr(config, name) for name in config.WEIGHTS}
     if config.auxiliary_fraction < 1:
         counts = step < config.auxiliary_fraction * num_steps
@@ -216,7 +217,7 @@ def depth_scalars(
     valid_mask: Bool[Array, "b h w 1"],
     output: Output = "metric_depth",
 ) -> dict[str, Float[Array, ""]]:
-    """What is logged about any prediction; relative disparity under that name."""
+    """Scalars logged for any prediction; relative disparity is logged under that name."""
     name = "depth" if output == "metric_depth" else "disparity"
     return {
         f"{name}_mean": jnp.mean(prediction),

@@ -1,11 +1,11 @@
 """Self-diffusion (DiffusionDepth, section 3.4): the model diffuses its own refined latent.
 
-Sparse ground truth cannot be diffused: its latent says little about the pixels between the
-measurements. So the whole sampler runs with gradients, its result x_0 is decoded and compared with
-the ground truth where there is any, and the denoiser is trained on x_0 with noise added. Gradients
-flow through x_0 there as well.
+Sparse ground truth cannot be diffused: its latent says little about pixels between measurements. So
+the whole sampler runs with gradients, its result x_0 is decoded and compared with ground truth
+where available, and the denoiser is trained on x_0 plus noise. Gradients flow through x_0 there as
+well.
 
-The DDIM loss stays near 1, the value for predicting zero: it does not show whether the model
+The DDIM loss stays near 1, its value for predicting zero, so it does not show whether the model
 learns.
 """
 
@@ -32,25 +32,24 @@ from diffdepth_jax.training.objectives import pixel
 from diffdepth_jax.training.objectives.objective import SupportsStepCounts
 from diffdepth_jax.training.objectives.pixel import Aux, PixelTerms
 
-# The clean latent in training: the sampler's x_0, or the encoded ground truth.
+# The clean latent in training: the sampler's x_0 or the encoded ground truth.
 Latent = Literal["refined", "ground_truth"]
 
 
 @dataclass(frozen=True)
 class Config(PixelTerms, SupportsStepCounts):
-    """Weights of the terms, each a mean over the batch's images, and what they mean.
+    """Weights of the loss terms, each a mean over the batch's images, and their options.
 
     Attributes:
         l1, l2, silog, max_depth, silog_options, auxiliary_fraction: see `pixel.PixelTerms`.
         latent: squared error between x_0 and the encoded ground truth.
         ddim: squared error of the predicted noise.
-        ddim_weighting: "noise" as the release; "posterior_mean" weights each image's error so
-            that it becomes the paper's ||x_{t-1} - mu(x_t, t, c)||^2.
-        gradient_steps: gradients flow through this many last steps of the sampler; None for all of
-            them, as published. Few steps cost little memory but leave the encoder with small
-            gradients.
+        ddim_weighting: "noise" as in the release; "posterior_mean" weights each image's error to
+            give the paper's ||x_{t-1} - mu(x_t, t, c)||^2.
+        gradient_steps: gradients flow through this many last steps of the sampler; None for all, as
+            published. Fewer steps save memory but leave the encoder with small gradients.
         step_counts: see `SupportsStepCounts`. Every update draws one of these numbers; empty to
-            always use the model's own, as published.
+            always use the model's own number, as published.
     """
 
     WEIGHTS: ClassVar[tuple[str, ...]] = (*PixelTerms.WEIGHTS, "latent", "ddim")
@@ -71,24 +70,24 @@ class Config(PixelTerms, SupportsStepCounts):
 
 
 VARIANTS = {
-    # 1.0*L1 + 1.0*L2 + 1.0*DDIM, where the trainer divides all by the 2 images of each GPU, of
-    # which the DDIM term is a mean already.
+    # 1.0*L1 + 1.0*L2 + 1.0*DDIM, where the trainer divides everything by the 2 images per GPU, over
+    # which the DDIM term is already a mean.
     "release": Config(ddim=0.5),
-    # The terms of the paper's equation, whose weights it does not publish, and L1 and L2 as
-    # auxiliaries for the first half. The noise weighting stays: the other is smaller by 1e-4.
+    # The terms of the paper's equation, whose weights are not published, with L1 and L2 as
+    # auxiliary losses in the first half. Noise weighting is kept: the other is smaller by 1e-4.
     "paper": Config(silog=1.0, latent=1.0, ddim=1.0, auxiliary_fraction=0.5),
 }
 
 
 class Draws(NamedTuple):
-    """All random numbers of one step.
+    """All random numbers of one training step.
 
     Attributes:
         noise: x_T.
         ddim_noise: the noise added to x_0.
-        timesteps: at which it is added, one per image, in [0, num_train_timesteps).
-        key: for dropped paths and, if eta is not 0, the sampler's own noise.
-        steps: the number of denoising steps; None for the model's own.
+        timesteps: when it is added, one per image, in [0, num_train_timesteps).
+        key: for drop path and, if eta is not 0, the sampler's own noise.
+        steps: number of denoising steps; None for the model's own.
     """
 
     noise: Float[Array, "b h w d"]
@@ -108,26 +107,26 @@ def build(
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
     Args:
-        config: this objective's.
+        config: this objective's config.
         model: a `DiffusionDepth`.
-        num_steps: of the whole run; `auxiliary_fraction` is a share of them.
-        diffused: the latent that noise is added to, to train the denoiser.
-        decoded: the latent that the pixel terms decode; if both are the ground truth, the sampler
+        num_steps: updates in the whole run; `auxiliary_fraction` refers to them.
+        diffused: the latent that noise is added to for training the denoiser.
+        decoded: the latent that the pixel terms decode. If both are the ground truth, the sampler
             does not run.
 
     Raises:
-        ConfigError: for a model that does not fit the config.
+        ConfigError: if the model does not fit the config.
     """
     if not isinstance(model, Denoises):
         raise ConfigError(
-            f"the objective {config.name!r} is for networks that predict noise; "
+            f"the objective {config.name!r} needs a network that predicts noise, but "
             f"{model.config.name!r} does not: use 'pixel'"
         )
     diffusion = model.config.diffusion
     if config.ddim_weighting == "posterior_mean" and diffusion.prediction_type != "epsilon":
         raise ConfigError(
-            f"ddim_weighting 'posterior_mean' weights an error of the noise ('epsilon'), but the "
-            f"model's prediction_type is {diffusion.prediction_type!r}"
+            "ddim_weighting 'posterior_mean' needs prediction_type 'epsilon', but the model's is "
+            f"{diffusion.prediction_type!r}"
         )
     if config.gradient_steps and config.gradient_steps > diffusion.num_inference_steps:
         raise ConfigError(
@@ -148,12 +147,12 @@ def build(
 
 
 def check_step_counts(step_counts: tuple[int, ...], diffusion: Any) -> None:
-    """Raises ConfigError for numbers of steps that the model's sampler cannot have."""
+    """Raises ConfigError for numbers of steps that the model's sampler does not support."""
     own = diffusion.num_inference_steps
     if step_counts and own not in step_counts:
         raise ConfigError(
-            f"step_counts are {step_counts}, without the model's own num_inference_steps {own}: "
-            "add it, or let the model have one of these"
+            f"step_counts are {step_counts}, which lack the model's own num_inference_steps {own}: "
+            "add it, or set the model's to one of these"
         )
     for count in step_counts:
         try:
@@ -174,7 +173,7 @@ def draw(
     last = model.config.diffusion.num_train_timesteps
     steps = None
     if step_counts:
-        # From a separate key, so that everything else is drawn as without it.
+        # From a separate key, so that it does not change the other draws.
         index = jax.random.randint(jax.random.fold_in(key, 0), (), 0, len(step_counts))
         steps = DrawnSteps(step_counts, index)
     return Draws(
@@ -196,10 +195,10 @@ def terms_from_draws(
     diffused: Latent = "refined",
     decoded: Latent = "refined",
 ) -> tuple[dict[str, Float[Array, ""]], Aux]:
-    """The terms of one training step, unweighted, with given random numbers.
+    """The unweighted loss terms of one training step, with given random numbers.
 
     Args:
-        config: this objective's.
+        config: this objective's config.
         model: a `DiffusionDepth`.
         params, batch_stats: its variables.
         batch: "image" [b, h, w, 3] normalised, "depth" [b, h, w, 1] in metres, "valid_mask".
@@ -208,13 +207,13 @@ def terms_from_draws(
         diffused, decoded: see `build`.
 
     Returns:
-        The terms by name and, with other scalars, in `Aux`.
+        The terms by name and, together with other scalars, in `Aux`.
     """
     target, valid_mask = pixel.ground_truth(batch)
     if target.shape[1] % model.config.codec.factor or target.shape[2] % model.config.codec.factor:
         raise ConfigError(
-            f"training images of {target.shape[1]}x{target.shape[2]} pixels do not divide by the "
-            f"codec's factor {model.config.codec.factor}: choose another crop"
+            f"training images of {target.shape[1]}x{target.shape[2]} pixels are not divisible by "
+            f"the codec's factor {model.config.codec.factor}: choose another crop"
         )
     diffusion = model.config.diffusion
     schedule = diffusion.schedule
@@ -222,7 +221,7 @@ def terms_from_draws(
 
     def forward(module):
         condition = module.encode_image(batch["image"], train=True)
-        # Updates the encoder's running statistics, as in the release, even if no term uses it.
+        # As in the release, this updates the encoder's running statistics even if no term uses it.
         encoded = module.encode_depth(target, train=True)
         if "refined" in (diffused, decoded):
             latent = module.sample(
@@ -265,9 +264,9 @@ def terms_from_draws(
 
 
 def _moved_by_own_steps(moved: Any, before: Any, steps: DrawnSteps, own: int) -> Any:
-    """Batch statistics whose decoder part is updated by the model's own number of steps only.
+    """Batch statistics, with the decoder's part only updated for the model's own number of steps.
 
-    They belong to one number of steps (see `inference.recalibration`): a mixture would fit none.
+    They depend on the number of steps (see `inference.recalibration`): a mixture would fit none.
     """
     is_own = steps.index == steps.counts.index(own)
     decoder = jax.tree.map(

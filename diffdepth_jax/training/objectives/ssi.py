@@ -2,10 +2,10 @@
 
 The loss of MiDaS (Ranftl et al. 2020, arXiv:1907.01341, section 5) and, in its median form, of
 distillation on generated images (Tosi et al. 2024, arXiv:2407.16698, section 3): only the shape of
-an image's depth counts, not its unit. Labels are a teacher's or measured ones.
+an image's depth matters, not its unit. Labels come from a teacher or from measurements.
 
-It does not constrain scale, so a metric network may lose its own: `metric` has it as one term of
-several.
+It does not constrain scale, so a metric network may lose its scale; `metric` uses it as one of
+several terms.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,15 +32,16 @@ class SsiTerms:
 
     Attributes:
         form: how scale and shift are removed, see `ops.losses.aligned_residual`: "median" as in the
-            distillation, "trimmed" as MiDaS was trained, or "least_squares", whose values are in
-            the squared unit of the labels.
-        trim: share of an image's pixels, those of the largest residuals, that "trimmed" leaves out.
-        gradient: weight of `ops.losses.multi_scale_gradient` in addition; 0.5 for MiDaS, 0 for the
-            distillation.
-        gradient_scales: its number of scales.
-        space: in which prediction and label are compared. "auto" takes depth where both are metric,
-            and else inverse depth.
-        min_depth: metres; smaller depths are raised to it before they are inverted.
+            distillation, "trimmed" as for MiDaS, or "least_squares", in the squared unit of the
+            labels.
+        trim: fraction of an image's pixels, those with the largest residuals, that "trimmed" leaves
+            out.
+        gradient: weight of the additional `ops.losses.multi_scale_gradient`; 0.5 for MiDaS, 0 for
+            the distillation.
+        gradient_scales: number of scales of that term.
+        space: where prediction and label are compared. "auto" uses depth if both are metric,
+            otherwise inverse depth.
+        min_depth: metres; smaller depths are raised to it before inversion.
     """
 
     form: SsiForm = "median"
@@ -69,7 +70,7 @@ class Config(SsiTerms):
 
 
 class Compared(NamedTuple):
-    """What the loss compares: two maps that should be equal up to scale and shift."""
+    """The maps that the loss compares, which should be equal up to scale and shift."""
 
     prediction: Float[Array, "b h w 1"]
     target: Float[Array, "b h w 1"]
@@ -79,21 +80,21 @@ class Compared(NamedTuple):
 def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tuple[Array, Aux]]:
     """Returns `(params, batch_stats, batch, key, step) -> (loss, Aux)`, a pure function.
 
-    An image whose label has no deviation, or no valid pixel, counts 0; the scalar `flat_labels` is
-    the share of such images, `flat_predictions` that of images with a constant prediction. A
-    relative network whose predictions are all constant has died: its last ReLU lets no gradient
-    through.
+    An image whose label is constant or has no valid pixel has loss 0; the scalar `flat_labels` is
+    the fraction of such images, `flat_predictions` that of images with a constant prediction. If
+    all predictions of a relative network are constant, it has died: its last ReLU passes no
+    gradient.
 
     Raises:
-        ConfigError: for a model that starts from noise, or that cannot predict in this space.
+        ConfigError: if the model starts from noise or cannot predict in this space.
     """
     del num_steps
     pixel.check_network("ssi", model)
     output = model.config.output
     if config.space == "depth" and output == "relative_disparity":
         raise ConfigError(
-            f"space is 'depth', but {model.config.name!r} predicts relative disparity, of which "
-            "no depth is known: use 'inverse_depth' or 'auto'"
+            f"space is 'depth', but {model.config.name!r} predicts relative disparity, which has "
+            "no known depth: use 'inverse_depth' or 'auto'"
         )
 
     def loss_function(params, batch_stats, batch, key, step):
@@ -113,23 +114,23 @@ def compared(
     output: Output,
     batch: Mapping[str, Array],
 ) -> Compared:
-    """Prediction and label in the space of the config.
+    """Prediction and label in the config's space.
 
     Args:
         config: the options.
-        prediction: of the network.
-        output: what its numbers mean.
-        batch: its "relative_disparity", where there is one, is the label, otherwise its "depth".
+        prediction: the network's output.
+        output: what the network predicts.
+        batch: its "relative_disparity", if present, is the label, otherwise its "depth".
 
     Raises:
-        ConfigError: for relative labels where depth is to be compared.
+        ConfigError: if labels are relative but depth should be compared.
     """
     relative_labels = "relative_disparity" in batch
     relative = relative_labels or output == "relative_disparity"
     if config.space == "depth" and relative_labels:
         raise ConfigError(
-            "space is 'depth', but the labels of the training data are relative disparity, of "
-            "which no depth is known: use 'inverse_depth' or 'auto'"
+            "space is 'depth', but the labels of the training data are relative disparity, which "
+            "has no known depth: use 'inverse_depth' or 'auto'"
         )
     if relative_labels:
         target, valid_mask = batch["relative_disparity"], batch["valid_mask"]

@@ -74,7 +74,7 @@ def test_pairs_without_label(tmp_path: Path) -> None:
         (tmp_path / f"labels/{number:02d}.npy").unlink()
     config = adverse.Config(root=str(tmp_path / "ToM"), depth_root=str(tmp_path / "labels"))
     complaint = (
-        r"2 of 12 images have no label; the first: .*03\.jpg has no label.*set depth_root.*'skip'"
+        r"2 of 12 images have no label; the first error: .*03\.jpg has no.*set depth_root.*'skip'"
     )
     with pytest.raises(MissingFileError, match=complaint):
         pipeline.build_source(config)
@@ -168,7 +168,7 @@ def test_skipped_images_are_counted_and_logged_once(
     write_workdir(tmp_path)
     frames = adverse.source("all", tmp_path)
     (record,) = caplog.records
-    assert "1 of 3 images of" in record.getMessage() and "1 rejected, 0 failed" in record.message
+    assert "1 of 3 images in" in record.getMessage() and "1 rejected, 0 failed" in record.message
     list(frames)
     assert len(caplog.records) == 1 and (frames.num_rejected, frames.num_failed) == (1, 0)
     caplog.clear()

@@ -60,7 +60,7 @@ def test_bad_input(root: Path) -> None:
     camera = folder / "camera_intrinsics.yaml"
     for text, message in (
         (CAMERA.replace("fy:", "fz:"), "has no number 'fy'"),
-        (CAMERA.replace("xres: 16", "xres: 640"), "is about images of 10x640, these are 10x16"),
+        (CAMERA.replace("xres: 16", "xres: 640"), "is for images of 10x640, but these are 10x16"),
     ):
         camera.write_text(text)
         with pytest.raises(DataError, match=rf"camera_intrinsics\.yaml {message}"):

@@ -122,9 +122,9 @@ def test_bad_files(root: Path) -> None:
     later = folder.source("all", root, depth_scale=1e3, check_files=False)
     assert later[1]["depth"].any()
     save(root / "image/room_1/0002.jpg", frame(0)[0])
-    with pytest.raises(DataError, match=r"0002\.jpg and .*0002\.png are both of frame"):
+    with pytest.raises(DataError, match=r"0002\.jpg and .*0002\.png both belong to frame"):
         folder.source("all", root)
-    with pytest.raises(DataError, match=r"no frames in split 'all' .* as images='\*\.webp'"):
+    with pytest.raises(DataError, match=r"no frames in split 'all' .* are images='\*\.webp'"):
         folder.source("all", root, images="*.webp", depths=None)
 
 
@@ -167,8 +167,8 @@ def test_unusable_names_are_reported(root: Path, caplog: pytest.LogCaptureFixtur
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(images="a.png"), "images is 'a.png'; it must have a star"),
-        (dict(depths="depth/0.png"), "depths is 'depth/0.png'; it must have the stars"),
+        (dict(images="a.png"), "images is 'a.png'; it must contain a star"),
+        (dict(depths="depth/0.png"), "depths is 'depth/0.png'; it must have the same stars"),
         (dict(depths="depth/*.*"), "depths is 'depth/.*' and images .* the same stars"),
         (dict(intrinsics_file="*.txt"), "intrinsics_file is .* the same stars"),
         (dict(depth_scale=0.0), "depth_scale is 0.0"),

@@ -216,7 +216,7 @@ def test_no_calibration_means_nan(
     with caplog.at_level(logging.WARNING):
         frames = kitti.source("train", root)
     assert [record.getMessage() for record in caplog.records] == [
-        f"no calib_cam_to_cam.txt for 1 drives, the first is {DRIVE}: their intrinsics are NaN"
+        f"no calib_cam_to_cam.txt for 1 drives, starting with {DRIVE}: their intrinsics are NaN"
     ]
     assert np.isnan(frames[0]["intrinsics"]).all() and frames[0]["intrinsics"].shape == (3, 3)
 
@@ -248,7 +248,7 @@ def test_missing_folders(write_kitti: Callable[..., Path], tmp_path: Path) -> No
 def test_missing_files_are_found_at_once(write_kitti: Callable[..., Path], tmp_path: Path) -> None:
     root = write_kitti([(DRIVE, LEFT, 5), (DRIVE, LEFT, 6)])
     (root / "2011_09_26" / DRIVE / LEFT / "data" / "0000000006.png").unlink()
-    with pytest.raises(MissingFileError, match=r"1 of 4 files .* is .*0000000006\.png"):
+    with pytest.raises(MissingFileError, match=r"1 of 4 files .* starting with .*0000000006\.png"):
         kitti.source("train", root)
     listed = tmp_path / "list.txt"
     listed.write_text(f"2011_09_26/{DRIVE} 5 l\n2011_09_26/{DRIVE} 7 l\n")

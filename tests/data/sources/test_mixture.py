@@ -136,7 +136,7 @@ def test_incompatible_parts(clear: Callable, pairs: Callable) -> None:
             train_iterator(data, 2, 0, InputSpec(), **options)
 
     both = config((metric,), (relative,))
-    refused("b_0_fog_0 is relative disparity, that of a_0_fog_0 is metric", both)
+    refused("b_0_fog_0 is relative disparity, but that of a_0_fog_0 is metric", both)
     unclean = config((metric,), (clear("c", 2, 50),))
     refused(
         "b_0 of the source 'mixture' has no clean image.*clean=True", unclean, clean_images=True

@@ -204,7 +204,7 @@ def test_broken_files(root: Path) -> None:
         text.replace('"token"', '"token', 1),
     ):
         path.write_text(broken)
-        with pytest.raises(DataError, match=r"ego_pose\.json.*fetch it again"):
+        with pytest.raises(DataError, match=r"ego_pose\.json.*download it again"):
             nuscenes.source("mini_train", root)
     path.unlink()
     with pytest.raises(MissingFileError, match=r"ego_pose\.json"):

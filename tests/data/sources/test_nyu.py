@@ -53,7 +53,7 @@ def test_labelled(write_labelled_nyu: Callable[..., Path], make_frame: Callable)
 
 
 def test_bad_labelled_files(write_labelled_nyu: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"first is .*labeled\.mat: download"):
+    with pytest.raises(MissingFileError, match=r"starting with .*labeled\.mat: download"):
         nyu.source("test", tmp_path, layout="mat")
     root = write_labelled_nyu(2, train=[1], test=[9])
     with pytest.raises(DataError, match=r"labeled\.mat has no entry 8"):

@@ -94,7 +94,7 @@ def test_an_interrupted_preparation_is_resumed(folder: Path, tmp_path: Path) -> 
     samples = [sample(number) for number in range(5)]
     with pytest.raises(ValueError, match="a broken frame"):
         tfds.write(Frames(samples, broken=3), folder, "part_a", RECORD, frames_per_file=2)
-    with pytest.raises(MissingFileError, match=r"made_part_a/1.0.0 .*write it by"):
+    with pytest.raises(MissingFileError, match=r"made_part_a/1.0.0 .*write it with"):
         tfds.source("part_a", tmp_path, dataset="made")
     with pytest.raises(DataError, match=r".*5.*, not from .*6.*: choose another"):
         tfds.write(Frames(samples), folder, "part_a", {"frames": 6}, frames_per_file=2)

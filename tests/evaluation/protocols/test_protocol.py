@@ -164,7 +164,7 @@ def test_a_prediction_is_resized_to_the_frame_it_covers(reference, shown, size, 
         assert resized[name] == pytest.approx(wanted[name], rel=1e-9)
     assert protocol.options["prediction_frame"] == shown
     if size != exact:
-        with pytest.raises(ValueError, match=f"takes predictions of .*{exact[0]}x{exact[1]}"):
+        with pytest.raises(ValueError, match=f"needs predictions of .*{exact[0]}x{exact[1]}"):
             protocol.with_options(resize_prediction="none").score(
                 ramp[:, :-1] if shown == "by_size" else ramp, depth
             )
@@ -244,13 +244,13 @@ def test_options_are_complete_and_no_cap_is_none():
         ("nyu", {"crop_reference": "kb"}, "must be one of full"),
         ("kitti_eigen", {"max_depth": 0.0}, "0.001..0.0 m must be positive and increasing"),
         ("kitti_eigen", {"alignment": "mean"}, "alignment is 'mean'"),
-        ("kitti_eigen", {"disparity_floor": 0.0}, "must be > 0"),
-        ("kitti_eigen", {"disparity_floor": 1e-3}, "goes with alignment=lsq_disparity, not none"),
+        ("kitti_eigen", {"disparity_floor": 0.0}, "must be above 0"),
+        ("kitti_eigen", {"disparity_floor": 1e-3}, "needs alignment=lsq_disparity, not none"),
         ("nyu", {"prediction_frame": "kb"}, "must be one of by_size, full"),
         ("kitti_eigen", {"crops": "garg"}, "no option 'crops'"),
         ("kitti_eigen", {"clip_max": 1e-3}, "clipped to 0.001..0.001 m"),
         ("kitti_eigen", {"clip_min": 0.0}, "must be positive"),
-        ("kitti_eigen", {"fit_pixels": "positive"}, "goes with alignment=lsq_disparity, not none"),
+        ("kitti_eigen", {"fit_pixels": "positive"}, "needs alignment=lsq_disparity, not none"),
         ("cleargrasp", {"fit_pixels": "all"}, "must be one of valid, positive"),
         ("cleargrasp", {"fill_zeros": "background"}, "predicts=depth"),
     ],

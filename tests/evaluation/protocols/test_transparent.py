@@ -112,7 +112,7 @@ def test_a_class_that_an_image_lacks_has_no_metrics(sample):
 
 def test_a_sample_of_another_source_is_refused(sample):
     mask = sample["categories"] > 1
-    with pytest.raises(ValueError, match="no disparity and no baseline: this protocol is meant"):
+    with pytest.raises(ValueError, match="no disparity and no baseline: use this protocol with"):
         BOOSTER.score_sample(np.ones((6, 8)), {"depth": np.ones((6, 8)), "tom_mask": mask})
     with pytest.raises(ValueError, match="has no categories"):
         CLEARGRASP.score_sample(np.ones((6, 8)), {"depth": np.ones((6, 8))})

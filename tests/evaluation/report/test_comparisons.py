@@ -63,7 +63,7 @@ def test_files_that_are_not_results_are_refused(tmp_path):
     ]
     for content in (b"{}", b"[]", b"no json", b"\xff\xfe\x00", no_metrics, deep, *edited):
         (tmp_path / "a.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.json is not a metrics\.json"):
+        with pytest.raises(ValueError, match=r"a\.json is not the metrics\.json"):
             comparisons.read({"a": tmp_path / "a.json"}, RELEASE, {})
     save(tmp_path / "a.json", classes={"ToM": {"metrics": {"mae_mm": 1}, "num_images": 1}})
     found = comparisons.read({"a": tmp_path / "a.json"}, RELEASE, {})

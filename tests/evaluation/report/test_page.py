@@ -101,7 +101,7 @@ def test_the_page_shows_the_numbers_and_incomparable_ones_in_grey(written):
     rows = re.findall(r"<tr(.*?)><th>(.*?)</th>(.*?)</tr>", text)
     reported = {name: cells for kind, name, cells in rows if "reported" in kind}
     assert re.findall(r"<td>([\d.]+)</td>", reported["DPT before"]) == ["0.1890", "0.3540"]
-    assert "holds under dataset=kitti, depth=groundtruth, an unknown number of images: D" in text
+    assert "evaluated with dataset=kitti, depth=groundtruth, an unknown number of images: D" in text
     assert "frame &lt;" in text and "frame <" not in text
 
 
@@ -143,7 +143,7 @@ def test_edges_and_the_spread_are_shown(measured):
     tags.feed(text)
     assert tags.open == []
     assert text.count('alt="sparsification curve"') == 1 and "spread of 5 samples" in text
-    assert len(re.findall(r'alt="spread over depth, white 0, purple [\d.]+"', text)) == 3
+    assert len(re.findall(r'alt="relative spread, white 0, purple [\d.]+"', text)) == 3
     cells = dict(re.findall(r"<tr><th>([\d.]+|average)</th>(.*?)</tr>", text))
     assert list(cells) == ["1.05", "1.10", "1.15", "1.20", "1.25", "average"]
     values = found["metrics"]

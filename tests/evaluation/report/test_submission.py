@@ -63,9 +63,9 @@ def test_nothing_the_benchmark_would_refuse_is_written(samples, tmp_path):
     with pytest.raises(ValueError, match=r"499 images; .* 1 are missing: 0000000499$"):
         submission.write(path, samples[:-1], depth_of)
     samples[3] = samples[3] | {"id": "0000000777"}
-    with pytest.raises(ValueError, match="missing: 0000000003; 1 are not among them: 0000000777"):
+    with pytest.raises(ValueError, match="missing: 0000000003; 1 are unknown: 0000000777"):
         submission.write(path, samples, depth_of)
-    with pytest.raises(ValueError, match="'0000000000': its depth is 4x3 and the image 3x4"):
+    with pytest.raises(ValueError, match="'0000000000': its depth is 4x3, but the image is 3x4"):
         submission.write(path, samples, lambda sample: depth_of(sample).T)
     with pytest.raises(ValueError, match="'0000000000': its depth is NaN at 12 pixels"):
         submission.write(path, samples, lambda sample: depth_of(sample) * np.nan)
@@ -77,7 +77,7 @@ def test_an_archive_is_checked(samples, tmp_path):
     for changes, message in [
         (
             {"0000000002.png": None, "a/0000000002.png": b""},
-            "missing: 0000000002; 1 are not among them",
+            "missing: 0000000002; 1 are unknown",
         ),
         ({"0000000002.png": png(np.ones((3, 4), np.uint8))}, r"2\.png has mode L, not 16-bit"),
         ({"0000000002.png": png(np.eye(3, dtype=np.uint16))}, "no estimate at 6 pixels"),

@@ -33,7 +33,7 @@ def test_published_numbers_are_listed_beside_ours_and_marked():
     assert lines[3].split() == ["abs_rel", "0.0623", "0.3910", "0.0500"]
     assert lines[4].split() == ["mae", "1.5000", "4.0000"]
     assert lines[-1].startswith("* paper: DiffusionDepth paper")
-    assert lines[-1].endswith("their numbers, not measured here")
+    assert lines[-1].endswith("published, not measured here")
     assert {line.index(".") for line in lines[3:6]} == {lines[3].index(".")}
 
 
@@ -44,7 +44,7 @@ def test_no_baseline_and_bad_predictions():
         )
     )
     assert "median map" not in text
-    assert "7 were predicted NaN or infinite and 3 outside the range" in text
+    assert "7 scored pixels were predicted as NaN or infinite and 3 outside the range" in text
     assert "README*" in text and "2 not readable" in text
 
 
@@ -81,7 +81,7 @@ def test_conditions_have_their_own_table():
         ["Depth", "Anything", "before*", "0.1370", "0.2910"],
     ]
     assert "control was scored on 600 images" in text
-    assert "control has other options (ours -> its): options.flip_tta: True -> False" in text
+    assert "control used other options (ours -> theirs): options.flip_tta: True -> False" in text
 
 
 def test_numbers_that_are_not_comparable_are_set_apart():
@@ -91,6 +91,6 @@ def test_numbers_that_are_not_comparable_are_set_apart():
     text = tables.table(result(protocol, reported=[], not_comparable=[other]))
     assert "0.0410" not in text
     assert text.splitlines()[-1] == (
-        "not comparable, as it holds under max_depth=50: DiffusionDepth paper (Duan, Guo, Zhu; "
-        "ECCV 2024), KITTI official 0-50 m: paper 0-50 m: abs_rel 0.041, rmse 1.418"
+        "not comparable, because evaluated with max_depth=50: DiffusionDepth paper (Duan, Guo, "
+        "Zhu; ECCV 2024), KITTI official 0-50 m: paper 0-50 m: abs_rel 0.041, rmse 1.418"
     )

@@ -266,7 +266,7 @@ def test_the_likely_scale_is_suggested(source, monkeypatch):
     )
     monkeypatch.setattr(source, "Config", config)
     data = experiment_data(scale=1000.0)
-    with pytest.raises(DataError, match=r"depth_scale, now 1\.0, rather 1000\?"):
+    with pytest.raises(DataError, match=r"depth_scale, now 1\.0, be 1000\?"):
         check_data(data, EvaluationConfig(protocol="dense"))
     # In training the range comes from the config.
     train = dataclasses.replace(data.train, depth_range=(0.1, 0.5))
@@ -306,7 +306,7 @@ def test_predictions_of_a_source_by_its_ids(data, tmp_path):
     assert expected.items() <= result["options"].items()
     assert (tmp_path / "out/report.html").read_text().count('alt="image"') == 3
     (folder / "frame2.npy").unlink()
-    with pytest.raises(DataError, match=r"1 of 3 have no prediction .*: frame2; it holds deep"):
+    with pytest.raises(DataError, match=r"1 of 3 have no prediction .*: frame2; it has deep"):
         score_source_predictions(folder, data, protocols, tmp_path / "no", progress=False)
     assert not (tmp_path / "no").exists()
 

@@ -91,9 +91,7 @@ def test_a_folder_written_by_predict_is_scored_from_its_npy_files(folders, tmp_p
 def test_a_ground_truth_needs_a_prediction(folders, tmp_path):
     predicted, measured = folders
     (predicted / "a.npy").rename(predicted / "c.npy")
-    with pytest.raises(
-        ValueError, match=r"1 of 2 have no prediction .*predicted: a; it holds b, c$"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 2 have no prediction .*predicted: a; it has b, c$"):
         score_predictions(predicted, measured, RELEASE, tmp_path / "out")
     for index in range(30):
         save_png(measured / f"x{index:02}.png", np.ones((5, 7)))
@@ -262,7 +260,9 @@ def test_missing_and_empty_folders(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="absent is neither a folder nor a pattern"):
         score_predictions(predicted, tmp_path / "absent", RELEASE, tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty holds no \.png and no \.npy"):
+    with pytest.raises(
+        FileNotFoundError, match=r"empty and its subfolders have no \.png and no \.npy"
+    ):
         score_predictions(predicted, tmp_path / "empty", RELEASE, tmp_path / "out")
 
 

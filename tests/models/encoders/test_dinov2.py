@@ -114,10 +114,10 @@ def test_every_variant_is_inferred_from_its_weights(name):
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"taps": (0,)}, r"taps are \(0,\).*the last of the 2 blocks, 1"),
-        ({"taps": (1, 0)}, "must rise"),
-        ({"taps": ()}, "must rise"),
-        ({"num_heads": 3}, "embed_dim a multiple of num_heads"),
+        ({"taps": (0,)}, r"taps are \(0,\).*the last block, 1"),
+        ({"taps": (1, 0)}, "must be increasing"),
+        ({"taps": ()}, "must be increasing"),
+        ({"num_heads": 3}, "embed_dim must be a multiple of num_heads"),
         ({"grid": 0}, "grid is 0"),
         ({"position_offset": 1.0}, "position_offset is 1.0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),

@@ -288,7 +288,7 @@ def test_recomputing_does_not_change_gradients(random_variables):
     ("options", "message"),
     [
         ({"depths": (2, 2)}, "one entry"),
-        ({"embed_dim": 100}, "do not divide into"),
+        ({"embed_dim": 100}, "cannot be divided into"),
         ({"embed_dim": 0}, "positive"),
         ({"window_size": 1}, "window_size is 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate"),

@@ -165,8 +165,8 @@ def test_recomputing_does_not_change_gradients(random_variables):
     ("fields", "message"),
     [
         ({"num_heads": 3}, "num_heads 3"),
-        ({"taps": (0, 1, 2)}, "last of the 4 blocks"),
-        ({"taps": (1, 0, 2, 3)}, "rise"),
+        ({"taps": (0, 1, 2)}, "the last block, 3"),
+        ({"taps": (1, 0, 2, 3)}, "must be increasing"),
         ({"hidden_features": 0}, "hidden_features 0"),
         ({"grid": 0}, "grid 0"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0"),

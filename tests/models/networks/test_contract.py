@@ -96,7 +96,7 @@ def test_any_image_gets_depth_of_its_own_size(name):
     np.testing.assert_allclose(averaged, (depth + mirrored) / 2, rtol=1e-5, atol=atol)
     if not isinstance(model, network.Denoises):
         for sampling in ({"num_inference_steps": 5}, {"noise": np.zeros((9, 12, 4))}):
-            with pytest.raises(ValueError, match=f"'{name}' does no denoising"):
+            with pytest.raises(ValueError, match=f"'{name}' does not denoise"):
                 depth_model.predict(image, **sampling)
 
 
@@ -244,7 +244,7 @@ def test_published_networks_are_exported_and_others_say_why_not(name, tmp_path):
         )
     else:
         assert not file.rules(model.config)
-        with pytest.raises(ConfigError, match=rf"'{name}' is not a published one.*run directory"):
+        with pytest.raises(ConfigError, match=rf"'{name}' is not published.*run directory"):
             inference.export(depth_model, path)
         assert not path.exists()
 

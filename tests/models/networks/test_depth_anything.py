@@ -143,7 +143,7 @@ def test_unused_entries_may_be_missing_and_are_written():
 def test_an_image_that_does_not_divide_into_patches_is_refused():
     module = depth_anything.build(TINY)
     image = jax.ShapeDtypeStruct((1, 28, 30, 3), jnp.float32)
-    with pytest.raises(ValueError, match=r"28 x 30 pixels.*not multiples of the patch of 14"):
+    with pytest.raises(ValueError, match=r"28x30 pixels.*multiples of the patch size 14"):
         jax.eval_shape(module.init, jax.random.key(0), image)
 
 

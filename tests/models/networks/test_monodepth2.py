@@ -86,9 +86,9 @@ def test_what_weights_do_not_say_is_in_the_exported_file(random_network, tmp_pat
     [
         ({"height": "tall"}, "height is a str"),
         ({"width": 100}, "multiples of 32"),
-        ({"height": float("inf")}, "height is not below"),
-        ({"max_depth": 0.05}, "rising"),
-        ({"normalisation": ["day"]}, "normalisation is not one of dataset"),
+        ({"height": float("inf")}, "height must be below"),
+        ({"max_depth": 0.05}, "0 < min_depth < max_depth"),
+        ({"normalisation": ["day"]}, "normalisation must be one of dataset"),
     ],
 )
 def test_impossible_arguments_are_refused(arguments, message):
@@ -143,8 +143,8 @@ def test_each_image_of_a_batch_is_normalised_by_itself(random_network):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_depth": None}, "rising"),
-        ({"min_depth": 90.0}, "rising"),
+        ({"max_depth": None}, "0 < min_depth < max_depth"),
+        ({"min_depth": 90.0}, "0 < min_depth < max_depth"),
         ({"input_size": (320, 570)}, "multiples of 32"),
         ({"decoder_features": (4, 4)}, "five"),
         ({"encoder": torchvision_resnet.Config()}, "stem_features"),

@@ -74,7 +74,7 @@ def test_it_has_the_methods_parts_without_the_denoising():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hidden_features": 6}, "hidden_features 6 do not form num_groups 4"),
+        ({"hidden_features": 6}, "hidden_features 6 must be divisible by num_groups 4"),
         ({"hidden_features": 0}, "hidden_features 0"),
         ({"max_depth": 0.0}, r"max_depth is 0\.0"),
     ],

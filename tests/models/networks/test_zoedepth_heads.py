@@ -332,10 +332,10 @@ def test_domains_whose_order_is_unknown_are_refused():
         ({"num_bins": 0}, "num_bins is 0"),
         ({"attractors": (1, 0)}, "attractors"),
         ({"temperatures": (2.0, 1.0)}, "temperatures"),
-        ({"domains": ("nyu",)}, "several"),
+        ({"domains": ("nyu",)}, "at least two different"),
         ({"domains": ("nyu", "nyu")}, "differ"),
         ({"domains": ("nyu", "a.b")}, "letters"),
-        ({"domains": ("nyu", "kitti"), "bins": "normed"}, "without domains"),
+        ({"domains": ("nyu", "kitti"), "bins": "normed"}, "cannot be used with domains"),
         ({"domains": ("nyu", "kitti"), "router_features": 12}, "router_features 12"),
     ],
 )

@@ -334,7 +334,7 @@ def _module(name, **fields):
         ),
         (md4all, md4all.Config(), lambda: Line(RELATIVE), "predicts relative disparity .* use 'ss"),
         (ssi, Config(space="depth"), lambda: Line(RELATIVE), "space is 'depth', but 'depth_anyth"),
-        (md4all, md4all.Config(), lambda: Line(METRIC), "scales is 4, .* at 1: use scales=1"),
+        (md4all, md4all.Config(), lambda: Line(METRIC), "scales is 4, .* at 1: set scales=1"),
         (md4all, md4all.Config(scales=5), lambda: _module("monodepth2"), "scales is 5, .* at 4"),
     ],
 )
@@ -375,7 +375,7 @@ def test_impossible_options_are_refused(options, message):
 def test_impossible_options_of_the_other_objectives_are_refused():
     with pytest.raises(ValueError, match="scales is 0"):
         md4all.Config(scales=0)
-    with pytest.raises(ValueError, match="nor all zero"):
+    with pytest.raises(ValueError, match="or all zero"):
         MetricConfig(**NOTHING)
 
 

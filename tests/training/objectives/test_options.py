@@ -221,7 +221,7 @@ def test_the_pure_ablation_trains_only_on_the_encoded_ground_truth():
         ({"l1": 1.0, "ddim": 1.0, "latent": 1.0}, "latent is 1.0"),
         ({"l1": 1.0, "ddim": 1.0, "gradient_steps": 2}, "gradient_steps 2"),
         ({"l1": 1.0, "ddim": 1.0, "step_counts": (4,)}, r"step_counts \(4,\)"),
-        ({"l1": 1.0}, "ddim alone trains the denoiser"),
+        ({"l1": 1.0}, "only ddim trains the denoiser"),
         ({"ddim": 1.0}, "l1, l2 and silog"),
     ],
 )
@@ -360,7 +360,7 @@ def test_relative_labels_are_not_depth():
     [
         ({"auxiliary_fraction": 0.0}, r"auxiliary_fraction is 0\.0"),
         ({"auxiliary_fraction": 1.5}, r"auxiliary_fraction is 1\.5"),
-        ({"auxiliary_fraction": 0.5, "ddim": 0.0}, "nothing else than l1"),
+        ({"auxiliary_fraction": 0.5, "ddim": 0.0}, "only l1"),
         ({"gradient_steps": 0}, "gradient_steps is 0"),
     ],
 )

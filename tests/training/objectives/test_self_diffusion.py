@@ -326,7 +326,7 @@ def test_impossible_numbers_of_steps_are_refused(counts):
 def test_images_that_the_codec_does_not_divide_are_refused():
     model, variables = _model()
     loss = self_diffusion.build(ALL, model, STEPS)
-    with pytest.raises(ValueError, match="17x24 pixels do not divide by the codec's factor 2"):
+    with pytest.raises(ValueError, match="17x24 pixels are not divisible by the codec's factor 2"):
         loss(variables["params"], variables["batch_stats"], _batch(size=(17, 24)), KEY, FIRST)
 
 
@@ -334,7 +334,7 @@ def test_images_that_the_codec_does_not_divide_are_refused():
     ("fields", "message"),
     [
         ({"l1": -1.0}, "must not be negative"),
-        ({"l1": 0.0, "l2": 0.0, "ddim": 0.0}, "nor all zero"),
+        ({"l1": 0.0, "l2": 0.0, "ddim": 0.0}, "or all zero"),
         ({"max_depth": 0.0}, r"max_depth is 0\.0"),
     ],
 )
@@ -345,7 +345,7 @@ def test_impossible_weights_are_refused(fields, message):
 
 def test_the_papers_weighting_is_for_predicted_noise():
     config = replace(MODEL, diffusion=replace(MODEL.diffusion, prediction_type="sample"))
-    with pytest.raises(ValueError, match="prediction_type is 'sample'"):
+    with pytest.raises(ValueError, match="the model's is 'sample'"):
         self_diffusion.build(ALL, diffusion_depth.build(config), STEPS)
 
 
