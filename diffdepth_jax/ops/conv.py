@@ -70,15 +70,33 @@ def _backward(residuals, cotangent):
 
 
 def _kernel_gradient(inputs, cotangent):
-    """Correlates the inputs with the cotangent as kernel, with channels as the batch axis.
+    """Three matrix products, one for each row of the kernel.
 
-    Nine matrix products with shifted inputs would give the same. They are a quarter faster with 256
-    input and output channels, but slower otherwise, need more memory under rematerialisation, and
-    take a third longer to compile.
+    The operand with fewer channels is transposed, so that its pixels are the last axis, and its
+    three windows of a row lie below each other: a copy of three times its size. On two CPU cores
+    this takes 0.67 of the processor time of one convolution that has the cotangent as its kernel
+    and channels as its batch for 64 and 256 channels, 0.65 for 256 and 256, 1.05 for 64 and 64, and
+    0.11 for 64 and 16, for which XLA has no fast convolution of this kind. One product with all
+    nine windows, or nine products, take 1.2 times as long.
     """
-    inputs = inputs.transpose(3, 1, 2, 0)
-    sliding = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
-    return _conv3x3(inputs, sliding).transpose(1, 2, 0, 3)
+    channels, features = inputs.shape[-1], cotangent.shape[-1]
+    few, many = (inputs, cotangent) if channels < features else (cotangent, inputs)
+    height, width = few.shape[1:3]
+    # Without the barriers XLA transposes, or collects windows, once for every product.
+    planes = lax.optimization_barrier(few.transpose(3, 0, 1, 2))
+    padded = jnp.pad(planes, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = lax.optimization_barrier(
+        jnp.concatenate([padded[..., column : column + width] for column in range(3)])
+    )
+    products = [
+        lax.dot_general(windows[:, :, row : row + height], many, (((1, 2, 3), (0, 1, 2)), ((), ())))
+        for row in range(3)
+    ]
+    gradient = jnp.stack(products).reshape(3, 3, few.shape[-1], many.shape[-1])
+    if channels < features:
+        return gradient
+    # Here the cotangent was moved over the inputs, which is the opposite direction.
+    return jnp.flip(gradient, (0, 1)).transpose(0, 1, 3, 2)
 
 
 _conv3x3_canonical.defvjp(_forward, _backward)

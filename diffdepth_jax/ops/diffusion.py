@@ -312,7 +312,6 @@ def ddim_sample(
     timesteps = inference_timesteps(schedule.num_train_timesteps, num_inference_steps, spacing)
     # After the last step the sample is clean.
     previous_timesteps = jnp.asarray(np.append(timesteps[1:], np.int32(-1)))
-    even = schedule.num_train_timesteps // num_inference_steps
     if gradient_steps is None:
         gradient_steps = num_inference_steps
     if not 1 <= gradient_steps <= num_inference_steps:
@@ -323,10 +322,6 @@ def ddim_sample(
 
     def step(sample, inputs):
         index, timestep, previous_timestep = inputs
-        if spacing == "leading":
-            # The same number. XLA fuses it in another way than one that it reads from a list, and
-            # runs of earlier versions are reproduced to the last bit.
-            previous_timestep = timestep - even
         sample = ddim_step(
             schedule,
             denoise(sample, timestep),
