@@ -5,6 +5,7 @@ nothing from other servers.
 """
 
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import gradio as gr
 from diffdepth_jax.app import predictions
 from diffdepth_jax.app.actions import EMPTY, SCENE_TAB, Actions, Outputs, message
 from diffdepth_jax.app.uploads import Limits
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference.point_cloud import FIELD_OF_VIEW
 
 _SESSIONS = 50  # visitors whose last prediction is remembered
@@ -220,9 +222,17 @@ def _opened(tab: gr.SelectData) -> str:
 def serve(page: gr.Blocks, host: str, port: int | None, limits: Limits) -> str:
     """Starts serving in threads of this process.
 
+    Args:
+        host: name or number of the address to listen on.
+        port: None for the first free one from 7860.
+
     Returns:
-        The address.
+        The address for a browser.
+
+    Raises:
+        ConfigError: if nothing can listen there.
     """
+    _check_address(host, port)
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, address, _ = page.launch(
         server_name=host,
@@ -240,3 +250,16 @@ def serve(page: gr.Blocks, host: str, port: int | None, limits: Limits) -> str:
         css=_STYLE,
     )
     return str(address)
+
+
+def _check_address(host: str, port: int | None) -> None:
+    # Gradio would go on trying.
+    try:
+        family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no page can be served at --host={host}"
+            + (f" --port={port}" if port else "")
+            + f": {error.strerror}; choose another"
+        ) from error

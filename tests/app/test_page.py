@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffdepth_jax.app.uploads import Limits
+from diffdepth_jax.errors import ConfigError
+
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLE = PROJECT / "sample/raw/2000_01_03/2000_01_03_drive_0003_sync/image_02/data/0000000005.jpg"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -30,6 +33,8 @@ pytest.importorskip("gradio", reason="the page needs Gradio: make test-app")
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright drives the browser: make test-app"
 )
+
+from diffdepth_jax.app import page as app  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +206,11 @@ def test_the_server_answers_only_this_machine_and_serves_only_the_page(server):
             urllib.request.urlopen(f"{address}gradio_api/file={path}", timeout=60)
         error.value.close()
         assert error.value.code in (403, 404)
+
+
+def test_addresses_at_which_nothing_can_be_served(server):
+    port = int(server[0].rstrip("/").rpartition(":")[2])
+    with pytest.raises(ConfigError, match=rf"--host=127\.0\.0\.1 --port={port}: .* in use.*; choose another"):
+        app.serve(None, "127.0.0.1", port, Limits())
+    with pytest.raises(ConfigError, match=r"--host=no\.such\.host\.invalid: .*; choose another"):
+        app.serve(None, "no.such.host.invalid", None, Limits())
