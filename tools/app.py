@@ -75,9 +75,11 @@ def main(_: list[str]) -> None:
 
 
 def _examples() -> list[Path]:
-    """Four pictures of the sample beside this file, if it is there."""
-    found = sorted(Path(__file__).resolve().parents[1].glob("sample/raw/*/*/image_02/data/*.jpg"))
-    return found[:: max(len(found) // 4, 1)][:4]
+    """Four pictures of the sample beside this file, if it is there, of those to validate with."""
+    sample = Path(__file__).resolve().parents[1] / "sample"
+    drives = sorted(path.name for path in sample.glob("depth/val/*"))
+    chosen = drives[len(drives) // 8 :: max(len(drives) // 4, 1)][:4]
+    return [path for drive in chosen for path in sample.glob(f"raw/*/{drive}/image_02/data/*.jpg")]
 
 
 def _end(number: int, _: FrameType | None) -> None:

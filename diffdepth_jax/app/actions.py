@@ -81,7 +81,7 @@ class Actions:
         steps = predictions.step_choices(model)
         own = model.model.num_inference_steps if model.denoises else None
         return (
-            _note(predictions.describe(model)),
+            note(predictions.describe(model)),
             gr.update(choices=steps, value=own, visible=len(steps) > 1),
             gr.update(value=1, visible=model.denoises),
         )
@@ -124,7 +124,7 @@ class Actions:
         if memory is None or not 1 <= number <= len(memory.captions):
             return None, ""
         index = int(number) - 1
-        return str(memory.pictures.steps[index]), _note(memory.captions[index])
+        return str(memory.pictures.steps[index]), note(memory.captions[index])
 
     def scene(self, tab: str, field_of_view: float, memory: Memory | None) -> Any:
         """The scene, seen from above the camera.
@@ -167,11 +167,11 @@ def _filled(memory: Memory, downloads: list[Path]) -> list[Any]:
         steps_tab=gr.update(visible=steps > 1),
         step=gr.update(maximum=max(steps, 2), value=max(steps, 1)),
         step_picture=str(pictures.steps[-1]) if steps else None,
-        step_caption=_note(captions[-1]) if steps else "",
+        step_caption=note(captions[-1]) if steps else "",
         spread_tab=gr.update(visible=spread),
         spread=(image, str(pictures.spread)) if spread else None,
         spread_legend=predictions.spread_legend(prediction) if spread else "",
-        scene_note=_note(_scene_note(prediction)),
+        scene_note=note(_scene_note(prediction)),
         downloads=_paths(downloads),
         memory=memory,
     ).listed()
@@ -206,5 +206,5 @@ def _error(error: UserError) -> str:
     return f'<div class="message error" role="alert">{html.escape(line)}</div>'
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
     return f'<div class="note">{html.escape(text)}</div>'

@@ -16,7 +16,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr
 
 from diffdepth_jax.app import predictions
-from diffdepth_jax.app.actions import EMPTY, SCENE_TAB, Actions, Outputs, message
+from diffdepth_jax.app.actions import EMPTY, SCENE_TAB, Actions, Outputs, message, note
 from diffdepth_jax.app.uploads import Limits
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference.point_cloud import FIELD_OF_VIEW
@@ -30,7 +30,6 @@ _MODEL = {"concurrency_id": "model", "api_visibility": "private"}
 _LIGHT = {"api_visibility": "private", "show_progress": "hidden"}
 
 _STYLE = """
-.gradio-container {max-width: 1400px !important}
 .html-container {padding: 0 !important}
 h1 {font-size: 1.6rem; margin: 0.3rem 0 0}
 .note {color: var(--body-text-color); opacity: 0.75; font-size: 0.9rem; margin: 0.1rem 0}
@@ -84,6 +83,7 @@ def build(actions: Actions, examples: Sequence[Path] = ()) -> gr.Blocks:
         title="Depth from one image",
         analytics_enabled=False,
         delete_cache=(_HOUR // 12, _HOUR),
+        fill_width=True,
     ) as page:
         gr.HTML(_TITLE)
         with gr.Row():
@@ -99,7 +99,7 @@ def build(actions: Actions, examples: Sequence[Path] = ()) -> gr.Blocks:
 def _inputs(actions: Actions, examples: Sequence[Path]) -> _Inputs:
     limits, names = actions.limits, actions.checkpoints.names
     image = gr.Image(
-        label=f"Image, at most {limits.megabytes:g} MB and {limits.megapixels:g} megapixels",
+        label="Image",
         type="filepath",
         sources=["upload", "clipboard"],
         height=240,
@@ -108,6 +108,9 @@ def _inputs(actions: Actions, examples: Sequence[Path]) -> _Inputs:
     # Gradio would decode the image, of any size and format. (It writes a file beside each subclass
     # of a component, so this one is changed.)
     image.preprocess = lambda payload: None if payload is None else payload.path
+    gr.HTML(note(f"At most {limits.megabytes:g} MB and {limits.megapixels:g} megapixels."))
+    if examples:
+        gr.Examples([str(path) for path in examples], [image], label="Rendered examples")
     checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", elem_id="checkpoint")
     facts = gr.HTML(elem_id="facts")
     with gr.Accordion("Options", open=False):
@@ -123,8 +126,6 @@ def _inputs(actions: Actions, examples: Sequence[Path]) -> _Inputs:
         )
         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=2**31)
     button = gr.Button("Predict depth", variant="primary", elem_id="predict")
-    if examples:
-        gr.Examples([str(path) for path in examples], [image], label="Rendered examples")
     return _Inputs(image, checkpoint, facts, steps, samples, seed, button)
 
 

@@ -210,7 +210,9 @@ def test_the_server_answers_only_this_machine_and_serves_only_the_page(server):
 
 def test_addresses_at_which_nothing_can_be_served(server):
     port = int(server[0].rstrip("/").rpartition(":")[2])
-    with pytest.raises(ConfigError, match=rf"--host=127\.0\.0\.1 --port={port}: .* in use.*; choose another"):
+    with pytest.raises(
+        ConfigError, match=rf"--host=127\.0\.0\.1 --port={port}: .* in use.*; choose another"
+    ):
         app.serve(None, "127.0.0.1", port, Limits())
     with pytest.raises(ConfigError, match=r"--host=no\.such\.host\.invalid: .*; choose another"):
         app.serve(None, "no.such.host.invalid", None, Limits())
