@@ -2,7 +2,8 @@
 # make demo          train, evaluate and draw pictures on the committed sample: runs/demo
 # make adverse-demo  the sample at night, in rain, fog, ..., with labels and gallery: runs/adverse_demo
 # make robust-demo   self-distillation for bad weather, on the committed sample: runs/robust-demo
-# make test          lint and tests, without PyTorch
+# make test          lint, documentation and tests, without PyTorch
+# make docs          the documentation, as pages in docs/_build
 # make lint          format, style, imports and types only
 # make lowest        tests with the lowest versions that pyproject.toml allows; needs uv
 # make torch         .venv-torch with PyTorch and diffusers, which generate_adverse.py drives
@@ -21,7 +22,7 @@ BIN := .venv/bin
 QUESTIONS ?= sampler prediction training_step startup
 SECONDS_A_CASE ?= 20
 
-.PHONY: setup demo adverse-demo robust-demo lint test lowest torch test-torch onnx test-onnx app test-app benchmarks sample clean
+.PHONY: setup demo adverse-demo robust-demo docs lint test lowest torch test-torch onnx test-onnx app test-app benchmarks sample clean
 
 setup: .venv/installed
 
@@ -65,7 +66,11 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: lint
+# The blocks of code in it are executed by tests/docs.
+docs: setup
+	JAX_PLATFORMS=cpu $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --fresh-env docs docs/_build
+
+test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist=worksteal -m "not torch"
 
 # Libraries of different ages warn about each other, so only here warnings are not errors.
@@ -135,4 +140,4 @@ sample: setup
 	rmdir runs/sample
 
 clean:
-	rm -rf .venv .venv-app .venv-lowest .venv-onnx .venv-torch runs
+	rm -rf .venv .venv-app .venv-lowest .venv-onnx .venv-torch docs/_build runs

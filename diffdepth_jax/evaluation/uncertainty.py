@@ -51,16 +51,16 @@ def compute(
 ) -> Uncertainty:
     """How well the spread predicts the absolute errors of an image's valid pixels.
 
-      spread                  mean spread, in its own unit
-      rank_correlation        Spearman's, between spread and absolute error
-      ause                    area between the curves by spread and by oracle, metres
-      ause_rel                the same, relative to the image's mean error
-      ause_rel_random         that of a random order, as an upper reference
-      rank_correlation_depth,
-      ause_rel_depth          for predicted depth instead of the spread, as a control
-      rank_correlation_relative
-                              of spread / prediction and absolute error / target, where depth is no
-                              longer a hint
+        spread                  mean spread, in its own unit
+        rank_correlation        Spearman's, between spread and absolute error
+        ause                    area between the curves by spread and by oracle, metres
+        ause_rel                the same, relative to the image's mean error
+        ause_rel_random         that of a random order, as an upper reference
+        rank_correlation_depth,
+        ause_rel_depth          for predicted depth instead of the spread, as a control
+        rank_correlation_relative
+                                of spread / prediction and absolute error / target, where depth is
+                                no longer a hint
 
     Args:
       spread: spread of the samples, 0 or more, larger where the model is less certain.

@@ -70,7 +70,8 @@ def export(model: DepthModel, path: str | os.PathLike, layout: Layout = "authors
         layout: see above.
 
     Returns:
-        Config fields that the file does not store, as lines `path: value -> value assumed by load`.
+        A line for each config field that the file does not store, with its value and the value that
+        `load` assumes.
 
     Raises:
         ConfigError: for a path or layout that `check_target` rejects, an unpublished network, or a

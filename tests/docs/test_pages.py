@@ -1,0 +1,68 @@
+"""The code blocks of README.md, CONTRIBUTING.md and docs/, executed; see `runner.py`."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs import stand_ins
+from tests.docs.runner import EXECUTED, SHOWN, Runner, languages, not_run, write_commands
+
+PROJECT = Path(__file__).resolve().parents[2]
+PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted(PROJECT.glob("docs/**/*.md"))]
+NAMES = [str(path.relative_to(PROJECT)) for path in PAGES]
+WITH_CODE = [name for name in NAMES if EXECUTED & languages((PROJECT / name).read_text())]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The socket of `command_server.py`."""
+    folder = tmp_path_factory.mktemp("docs")
+    socket = folder / "s"  # The path of a socket has to be short.
+    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-m", "tests.docs.command_server", socket]
+    with subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        yield socket
+        process.terminate()
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory):
+    """A folder with all stand-ins, from which every page gets a copy."""
+    folder = tmp_path_factory.mktemp("clone")
+    stand_ins.write(folder)
+    return folder
+
+
+@pytest.fixture
+def runner(tmp_path, clone, server, monkeypatch):
+    folder = tmp_path / "diffdepth_jax"
+    shutil.copytree(clone, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    return Runner(folder, write_commands(folder, server))
+
+
+@pytest.mark.parametrize("name", WITH_CODE)
+def test_every_block_of_a_page_works(name, runner):
+    runner.run(PROJECT / name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_block_is_of_a_language_that_is_executed_or_only_shown(name):
+    found = {each for each in languages((PROJECT / name).read_text()) if not each.startswith("{")}
+    assert found <= EXECUTED | SHOWN
+
+
+def test_the_blocks_that_are_not_run_are_listed():
+    text = (PROJECT / "docs" / "tested.md").read_text()
+    rows = {line for line in text.splitlines() if line.startswith("| ")}
+    found = {
+        f"| `{name}` | {how} | {reason} |"
+        for name in NAMES
+        for how, reason in not_run((PROJECT / name).read_text())
+    }
+    assert found and found == {row for row in rows if row.startswith("| `")}
