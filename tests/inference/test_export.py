@@ -24,8 +24,8 @@ def model(released_state_dict) -> diffdepth_jax.DepthModel:
 
 def test_a_transformers_directory_loads_again(model, layout, tmp_path):
     path = tmp_path / "exported"
-    untold = inference.export(model, path, "transformers")
-    assert untold == []
+    lost = inference.export(model, path, "transformers")
+    assert lost == []
     assert sorted(os.listdir(path)) == [
         "config.json",
         "model.safetensors",

@@ -261,9 +261,9 @@ def test_the_transformers_layout_is_read_and_written(name, tmp_path):
     assert described["model_type"] == layout.model_type
     assert json.loads(json.dumps(layout.preprocessor(model.config)))
     assert layout.infer(shapes, described) == model.config
-    untold = inference.export(DepthModel(model, variables, model.config), tmp_path, "transformers")
+    lost = inference.export(DepthModel(model, variables, model.config), tmp_path, "transformers")
     again = inference.load(tmp_path)
-    assert not untold and again.config == model.config
+    assert not lost and again.config == model.config
     assert jax.tree.all(jax.tree.map(np.array_equal, dict(again.variables), dict(variables)))
     assert layout.infer({"nothing.weight": (1,)}, {}) is None
     if isinstance(model.config, network.Published):  # the two layouts are told apart

@@ -131,12 +131,12 @@ def _inverse(depth, at_least=1e-3):
 @pytest.mark.parametrize(
     ("network_config", "relative_labels", "space", "compares"),
     [
-        (RELATIVE, True, "auto", ("as it is", "disparity")),
-        (RELATIVE, True, "inverse_depth", ("as it is", "disparity")),
-        (RELATIVE, False, "auto", ("as it is", "1 / depth")),
-        (RELATIVE, False, "inverse_depth", ("as it is", "1 / depth")),
-        (METRIC, False, "auto", ("as it is", "depth")),
-        (METRIC, False, "depth", ("as it is", "depth")),
+        (RELATIVE, True, "auto", ("unchanged", "disparity")),
+        (RELATIVE, True, "inverse_depth", ("unchanged", "disparity")),
+        (RELATIVE, False, "auto", ("unchanged", "1 / depth")),
+        (RELATIVE, False, "inverse_depth", ("unchanged", "1 / depth")),
+        (METRIC, False, "auto", ("unchanged", "depth")),
+        (METRIC, False, "depth", ("unchanged", "depth")),
         (METRIC, False, "inverse_depth", ("inverse", "1 / depth")),
         (METRIC, True, "auto", ("inverse", "disparity")),
         (METRIC, True, "inverse_depth", ("inverse", "disparity")),
@@ -149,7 +149,7 @@ def test_prediction_and_label_are_compared_in_the_same_space(
     config = Config(form="least_squares", space=space)
     value, *_ = _loss(ssi, config, Line(network_config), batch)
     prediction = _prediction(batch)
-    prediction = {"as it is": prediction, "inverse": _inverse(prediction)}[compares[0]]
+    prediction = {"unchanged": prediction, "inverse": _inverse(prediction)}[compares[0]]
     target = {
         "depth": batch["depth"],
         "1 / depth": _inverse(batch["depth"]),
