@@ -19,7 +19,7 @@ import os
 import signal
 import sys
 import tempfile
-import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +37,7 @@ flags.DEFINE_float("max_megabytes", 20.0, "Largest file that is accepted.")
 flags.DEFINE_float("max_megapixels", 50.0, "Largest image that is accepted.")
 flags.DEFINE_float("fed_megapixels", 1.0, "Larger images are made smaller first.")
 flags.DEFINE_integer("keep", 2, "Models that stay in memory.")
+_CLEANING = 60  # seconds from one deletion of old files to the next
 
 
 def main(_: list[str]) -> None:
@@ -54,7 +55,7 @@ def main(_: list[str]) -> None:
                     "the page needs the package Gradio: pip install 'diffdepth_jax[app]'"
                 ) from error
             from diffdepth_jax import inference
-            from diffdepth_jax.app import checkpoints, page, uploads
+            from diffdepth_jax.app import checkpoints, page, results, uploads
             from diffdepth_jax.app.actions import Actions
 
         limits = uploads.Limits(FLAGS.max_megabytes, FLAGS.max_megapixels, FLAGS.fed_megapixels)
@@ -69,7 +70,9 @@ def main(_: list[str]) -> None:
         address = page.serve(served, FLAGS.host, FLAGS.port, limits)
         try:
             print(f"open {address} in a browser; Ctrl-C ends the program", flush=True)
-            threading.Event().wait()
+            while True:
+                time.sleep(_CLEANING)
+                results.remove_old(Path(folder), time.time())
         finally:
             served.close(verbose=False)
 

@@ -5,6 +5,7 @@ Gradio is an optional extra, `app`.
 
 import dataclasses
 import html
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from diffdepth_jax.inference.point_cloud import Camera
 
 SCENE_TAB = "3-D"
 EMPTY = "Drop an image on the left, or choose one of the examples."
-_MOST_BYTES = 1e9  # of all files of all visitors
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Actions:
             downloads = results.write_downloads(prediction, _camera(field_of_view), folder)
         except UserError as error:
             return _nothing(_error(error))
-        results.remove_old(self.folder, _MOST_BYTES)
+        results.remove_old(self.folder, time.time())
         captions = predictions.step_captions(prediction)
         # The steps are pictures by now.
         remembered = dataclasses.replace(prediction, steps=prediction.steps[:0])
@@ -124,7 +124,10 @@ class Actions:
         if memory is None or not 1 <= number <= len(memory.captions):
             return None, ""
         index = int(number) - 1
-        return str(memory.pictures.steps[index]), note(memory.captions[index])
+        picture = memory.pictures.steps[index]
+        if not picture.exists():
+            return None, note("The files of this prediction have been deleted: predict again.")
+        return str(picture), note(memory.captions[index])
 
     def scene(self, tab: str, field_of_view: float, memory: Memory | None) -> Any:
         """The scene, seen from above the camera.

@@ -17,13 +17,13 @@ import gradio as gr
 
 from diffdepth_jax.app import predictions
 from diffdepth_jax.app.actions import EMPTY, SCENE_TAB, Actions, Outputs, message, note
+from diffdepth_jax.app.results import LIFETIME
 from diffdepth_jax.app.uploads import Limits
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference.point_cloud import FIELD_OF_VIEW
 
 _SESSIONS = 50  # visitors whose last prediction is remembered
 _WAITING = 20  # predictions that may wait for their turn
-_HOUR = 3600  # seconds that files stay
 
 # Only one prediction, or loading of a model, at a time.
 _MODEL = {"concurrency_id": "model", "api_visibility": "private"}
@@ -79,12 +79,9 @@ def build(actions: Actions, examples: Sequence[Path] = ()) -> gr.Blocks:
     Args:
         examples: images that are offered below the upload.
     """
-    with gr.Blocks(
-        title="Depth from one image",
-        analytics_enabled=False,
-        delete_cache=(_HOUR // 12, _HOUR),
-        fill_width=True,
-    ) as page:
+    # Gradio would copy them to where old files are deleted.
+    gr.set_static_paths(list(examples))
+    with gr.Blocks(title="Depth from one image", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_TITLE)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -163,7 +160,7 @@ def _outputs() -> tuple[Outputs, _Scene]:
             downloads = gr.File(
                 label="Files", file_count="multiple", interactive=False, elem_id="files"
             )
-    memory = gr.State(None, time_to_live=_HOUR)
+    memory = gr.State(None, time_to_live=LIFETIME)
     outputs = Outputs(
         message=line,
         tabs=tabs,

@@ -97,9 +97,9 @@ def predict(model: DepthModel, upload: Upload, options: Options) -> Prediction:
     """
     depth: Any
     with _ONE_AT_A_TIME:
-        _forget_programs((model.model, upload.image.shape, options))
-        start = time.perf_counter()
         steps_asked, seed = options.num_inference_steps, options.seed
+        _forget_programs((model.model, upload.image.shape, steps_asked, options.num_samples))
+        start = time.perf_counter()
         spread: Any = None
         if options.num_samples > 1:
             number = min(options.num_samples, MOST_SAMPLES)

@@ -16,6 +16,8 @@ from diffdepth_jax.errors import naming_file
 from diffdepth_jax.inference.point_cloud import Camera
 from diffdepth_jax.inference.results import Format, Results
 
+LIFETIME = 3600.0  # seconds that files stay
+MOST_BYTES = 1e9  # of all files of all visitors
 FARTHEST_TO_NEAREST = 10.0  # assumed in the scene of a network that predicts relative disparity
 
 
@@ -118,20 +120,23 @@ def scene_depth(prediction: Prediction) -> Float[np.ndarray, "h w"]:
     return np.asarray(1 / (far + (1 - far) * nearness), np.float32)
 
 
-def remove_old(folder: Path, most_bytes: float) -> None:
-    """Deletes the oldest files below a folder until the others have at most so many bytes.
+def remove_old(folder: Path, now: float) -> None:
+    """Deletes the files below a folder that are too old, and the oldest if there are too many.
 
     The newest file stays, whatever its size.
+
+    Args:
+        now: seconds since the epoch.
     """
     found = []
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             if not path.is_dir():
                 status = path.lstat()
-                found.append((status.st_mtime_ns, status.st_size, path))
+                found.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found)[:-1]:
-        if total <= most_bytes:
+    for written, size, path in sorted(found)[:-1]:
+        if total <= MOST_BYTES and now - written <= LIFETIME:
             break
         path.unlink(missing_ok=True)
         total -= size

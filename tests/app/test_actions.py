@@ -72,6 +72,8 @@ def test_a_photo_fills_the_page(actions, models, photo):
     assert "after step 1 of 2" in caption and picture != found.step_picture
     assert actions.step(3, found.memory) == actions.step(1, None) == (None, "")
     assert len(found.memory.prediction.steps) == 0  # only pictures of them are kept
+    found.memory.pictures.steps[0].unlink()  # as after an hour
+    assert "predict again" in actions.step(1, found.memory)[1]
 
     found = predict(actions, photo, "relative", steps=2, samples=2)
     assert not found.steps_tab["visible"] and not found.spread_tab["visible"]

@@ -159,6 +159,12 @@ def test_depth_denoising_scene_and_files(page, denoising, tmp_path):
     np.testing.assert_allclose(depth, expected, rtol=1e-4)
 
 
+def test_an_example_is_one_click_away(page):
+    page.locator(".gallery-item").first.click()
+    message(page, "208 x 64 pixels")
+    page.locator("#compared img").nth(1).wait_for()
+
+
 def test_relative_disparity_is_not_called_metres(page):
     page.locator("#checkpoint input").click()
     page.get_by_role("option", name="relative").click()

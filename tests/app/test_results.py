@@ -59,19 +59,19 @@ def test_every_scene_has_a_unique_name(denoising, upload, tmp_path):
         results.write_scene(prediction, Camera(), blocked / "folder")
 
 
-def test_the_oldest_files_are_deleted(tmp_path):
-    for age, name in enumerate(("new", "middle", "old")):
+def test_old_files_are_deleted_and_too_many(tmp_path, monkeypatch):
+    for age, name in ((0, "new"), (100, "middle"), (3000, "old")):
         path = tmp_path / name / "file"
         path.parent.mkdir()
         path.write_bytes(bytes(100))
-        os.utime(path, (1000 - age, 1000 - age))
+        os.utime(path, (5000 - age, 5000 - age))
 
-    def left():
+    def left(now, most_bytes):
+        monkeypatch.setattr(results, "MOST_BYTES", most_bytes)
+        results.remove_old(tmp_path, now)
         return sorted(path.parent.name for path in tmp_path.rglob("file"))
 
-    results.remove_old(tmp_path, 300)
-    assert left() == ["middle", "new", "old"]
-    results.remove_old(tmp_path, 250)
-    assert left() == ["middle", "new"]
-    results.remove_old(tmp_path, 10)
-    assert left() == ["new"]
+    assert left(5000, 300) == ["middle", "new", "old"]
+    assert left(2000 + results.LIFETIME + 1, 300) == ["middle", "new"]
+    assert left(5000, 150) == ["new"]
+    assert left(5000, 10) == ["new"]
