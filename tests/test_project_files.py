@@ -38,6 +38,16 @@ def test_every_dependency_has_a_tested_version_within_bounds(declared, files):
         assert all(bound.operator == ">=" for bound in requirement.specifier)
 
 
+def test_the_page_is_tested_within_the_bounds_of_its_extra():
+    (requirement,) = map(Requirement, SETTINGS["optional-dependencies"]["app"])
+    tested = pins("requirements-app.txt")
+    assert tested[requirement.name] in requirement.specifier
+    (pillow,) = (
+        each for each in map(Requirement, SETTINGS["dependencies"]) if each.name == "pillow"
+    )
+    assert tested["pillow"] in pillow.specifier  # older than in requirements.txt
+
+
 def test_the_citation_has_this_version_and_licence():
     citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text())
     assert citation["version"] == diffdepth_jax.__version__

@@ -1,18 +1,18 @@
-"""A page in the browser on which to try checkpoints: drop an image, see its depth.
+"""A web page for trying checkpoints: drop an image, see its depth.
 
     python tools/app.py --checkpoint=runs/demo
     python tools/app.py --checkpoint=ZoeD_M12_NK.pt --runs=runs --port=8000
 
 Needs the extra `app`: pip install 'diffdepth_jax[app]'. The page shows depth over the image, the
-denoising steps of networks that denoise, the spread of several samples and a point cloud to turn,
-and offers depth for download. With --runs=DIR all runs and files of weights in a folder can be
-chosen too. --network and --field hold for all checkpoints.
+denoising steps of networks that denoise, the spread of several samples and a point cloud to turn.
+Depth can be downloaded. With --runs=DIR the page also offers all runs and files of weights in a
+folder. --network and --field apply to all checkpoints.
 
-Only this machine reaches the page, unless --host says otherwise: with --host=0.0.0.0 everyone does
-who reaches this machine, and there is no password. Nothing is sent to other servers, nor loaded
-from them. Uploads are limited by --max_megabytes and --max_megapixels, and images of more than
---fed_megapixels are made smaller before depth is predicted, one image at a time. Files are deleted
-after an hour, and when the program ends.
+Only this machine can reach the page, unless --host says otherwise: with --host=0.0.0.0 anyone who
+can reach this machine can use it, and there is no password. Nothing is sent to other servers, nor
+loaded from them. Uploads are limited by --max_megabytes and --max_megapixels, and images larger
+than --fed_megapixels are made smaller before depth is predicted, one image at a time. Files are
+deleted after an hour, and when the program ends.
 """
 
 import os

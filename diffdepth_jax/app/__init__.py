@@ -1,6 +1,6 @@
-"""A page in the browser on which to try checkpoints; `tools/app.py` starts it.
+"""A web page for trying checkpoints; `tools/app.py` starts it.
 
-What is computed stands apart from the page: `uploads` reads images within limits, `checkpoints`
-keeps models loaded, `predictions` computes depth with its denoising steps and pictures, `patches`
-makes the scene that can be turned. `page` alone needs Gradio, the optional extra `app`.
+The logic is separate from the page: `uploads` reads images within limits, `checkpoints` keeps
+models loaded, `predictions` computes depth, denoising steps and pictures, `patches` builds the 3-D
+scene, and `results` writes files. Only `page` and `actions` need Gradio, the optional extra `app`.
 """

@@ -1,6 +1,6 @@
-"""What happens on the page: from what a visitor gives to the values of Gradio's components.
+"""What the page does: from a visitor's input to the values of Gradio's components.
 
-Gradio is an optional extra, `app`.
+Needs Gradio, the optional extra `app`.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ EMPTY = "Drop an image on the left, or choose one of the examples."
 
 @dataclass(frozen=True)
 class Outputs:
-    """The components that a prediction fills; also the values for them, in the same order."""
+    """The components that a prediction fills, or the values for them in the same order."""
 
     message: Any
     tabs: Any
@@ -59,12 +59,12 @@ class Memory:
 
 
 class Actions:
-    """What happens on the page.
+    """What the page does on events.
 
     Args:
-        checkpoints: that the visitor can choose from.
+        checkpoints: to choose from.
         limits: of uploads.
-        folder: an existing one for files; old ones in it are deleted.
+        folder: an existing folder for files; old files in it are deleted.
     """
 
     def __init__(self, checkpoints: Checkpoints, limits: Limits, folder: Path):
@@ -73,7 +73,7 @@ class Actions:
         self.folder = folder
 
     def choose(self, name: str) -> tuple[Any, Any, Any]:
-        """Facts of a checkpoint, and the options that it has."""
+        """A line about a checkpoint, and the options that it allows."""
         try:
             model = self.checkpoints.model(name)
         except UserError as error:
@@ -104,7 +104,7 @@ class Actions:
             known = predictions.step_choices(model)
             options = Options(
                 num_inference_steps=steps if steps in known else None,
-                num_samples=int(samples) if known else 1,
+                num_samples=int(samples) if model.denoises else 1,
                 seed=int(seed or 0),
             )
             prediction = predictions.predict(model, upload, options)
@@ -132,8 +132,8 @@ class Actions:
     def scene(self, tab: str, field_of_view: float, memory: Memory | None) -> Any:
         """The scene, seen from above the camera.
 
-        It is set only while its tab is open, and each time from a new file: a viewer that is out of
-        sight may stay empty, and would not load the same file again.
+        It is set only while its tab is open, and from a new file each time: a hidden viewer may
+        stay empty, and no viewer loads the same file twice.
         """
         if memory is None or tab != SCENE_TAB:
             return gr.skip()
@@ -142,7 +142,7 @@ class Actions:
         return gr.update(value=str(path), camera_position=(84, 80, 1.05 * distance))
 
     def downloads(self, field_of_view: float, memory: Memory | None) -> Any:
-        """The files again, for another field of view, which the point cloud among them has."""
+        """The files for another field of view, which changes the point cloud."""
         if memory is None:
             return gr.skip()
         camera = _camera(field_of_view)

@@ -1,4 +1,4 @@
-"""Checkpoints by name, of which a few stay loaded."""
+"""Checkpoints by name; a few of them stay loaded."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def find(folder: Path) -> list[Path]:
 
 
 def names(paths: Sequence[Path]) -> dict[str, Path]:
-    """The last part of each path, or as many parts as tell it from the others; to the path."""
+    """Short unique names of paths: the last part, with as many parents as tell them apart."""
     unique = list(dict.fromkeys(path.absolute() for path in paths))
     most = max((len(path.parts) for path in unique), default=0)
     named: dict[str, Path] = {}
@@ -43,12 +43,12 @@ def names(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 class Checkpoints:
-    """Loads checkpoints when they are first asked for; those used last stay loaded.
+    """Loads checkpoints when they are first used, and keeps the most recently used ones.
 
     Args:
-        paths: what `load` takes.
-        load: from such a path to a model.
-        keep: how many models stay loaded at most.
+        paths: of checkpoints; duplicates are dropped.
+        load: reads the model of a path.
+        keep: how many models may stay loaded.
 
     Raises:
         ConfigError: if there are no paths, or none may stay.
@@ -75,7 +75,7 @@ class Checkpoints:
 
     @property
     def loaded(self) -> list[str]:
-        """The names of the models that are loaded, the one used last at the end."""
+        """The names of the loaded models, the most recently used last."""
         return list(self._models)
 
     def model(self, name: str) -> DepthModel:

@@ -1,7 +1,7 @@
-"""The page itself, in Gradio: what stands where, and which action follows which event.
+"""The page itself, in Gradio: its layout, and which action follows which event.
 
-Importing this needs the extra `app`. Nothing is reported to Gradio's makers, and the page loads
-nothing from other servers.
+Needs the optional extra `app`. Nothing is reported to Gradio's makers, and the page loads nothing
+from other servers.
 """
 
 import os
@@ -22,8 +22,8 @@ from diffdepth_jax.app.uploads import Limits
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference.point_cloud import FIELD_OF_VIEW
 
-_SESSIONS = 50  # visitors whose last prediction is remembered
-_WAITING = 20  # predictions that may wait for their turn
+_SESSIONS = 20  # visitors whose last prediction is remembered
+_WAITING = 20  # predictions that may wait in the queue
 
 # Only one prediction, or loading of a model, at a time.
 _MODEL = {"concurrency_id": "model", "api_visibility": "private"}
@@ -79,7 +79,7 @@ def build(actions: Actions, examples: Sequence[Path] = ()) -> gr.Blocks:
     Args:
         examples: images that are offered below the upload.
     """
-    # Gradio would copy them to where old files are deleted.
+    # Otherwise Gradio copies them into the folder whose old files are deleted.
     gr.set_static_paths(list(examples))
     with gr.Blocks(title="Depth from one image", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_TITLE)
@@ -102,8 +102,8 @@ def _inputs(actions: Actions, examples: Sequence[Path]) -> _Inputs:
         height=240,
         elem_id="image",
     )
-    # Gradio would decode the image, of any size and format. (It writes a file beside each subclass
-    # of a component, so this one is changed.)
+    # Otherwise Gradio decodes the image, whatever its size and format. (Not a subclass: Gradio
+    # would write a file into this package for it.)
     image.preprocess = lambda payload: None if payload is None else payload.path
     gr.HTML(note(f"At most {limits.megabytes:g} MB and {limits.megapixels:g} megapixels."))
     if examples:
@@ -181,7 +181,7 @@ def _outputs() -> tuple[Outputs, _Scene]:
 
 
 def _slider(label: str, name: str) -> Any:
-    """Two pictures, one over the other, and a line between them to move."""
+    """Two pictures on top of each other, with a line between them that can be moved."""
     return gr.ImageSlider(label=label, interactive=False, elem_id=name, max_height=600)
 
 
@@ -221,7 +221,7 @@ def serve(page: gr.Blocks, host: str, port: int | None, limits: Limits) -> str:
     """Starts serving in threads of this process.
 
     Args:
-        host: name or number of the address to listen on.
+        host: the address to listen on.
         port: None for the first free one from 7860.
 
     Returns:
@@ -251,7 +251,7 @@ def serve(page: gr.Blocks, host: str, port: int | None, limits: Limits) -> str:
 
 
 def _check_address(host: str, port: int | None) -> None:
-    # Gradio would go on trying.
+    # Gradio itself would keep trying.
     try:
         family, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         socket.create_server(address[:2], family=family).close()

@@ -1,7 +1,7 @@
-"""Depth and image as a coloured scene that viewers of glTF can turn.
+"""Depth and image as a coloured 3-D scene in glTF.
 
-Points are drawn one screen pixel wide by most viewers, which leaves a small image full of holes.
-So every pixel becomes a patch, as large as the pixel and tilted like the surface around it.
+Most viewers draw points one screen pixel wide, which leaves holes between those of a small image.
+So every image pixel becomes a patch: as large as the pixel, and tilted like the surface around it.
 """
 
 import json
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-MOST_PATCHES = 80_000  # what a browser without a graphics card still turns
-_FARTHEST = 97  # percentile of depth; the sky beyond would make all else tiny
+MOST_PATCHES = 80_000  # still smooth in a browser without a graphics card
+_FARTHEST = 97  # percentile of depth; the sky beyond it would make the rest tiny
 _CORNERS = np.array([(-0.5, -0.5), (-0.5, 0.5), (0.5, 0.5), (0.5, -0.5)])  # row, column
 _TRIANGLES = np.array([0, 1, 2, 0, 2, 3])
 
@@ -46,7 +46,7 @@ def build(
     depth: Float[np.ndarray, "h w"],
     intrinsics: Float[np.ndarray, "3 3"],
 ) -> Scene:
-    """A patch for every pixel that has a depth; of large images for every second, third, ... one.
+    """A patch for every pixel that has a depth, or for every n-th one of a large image.
 
     Args:
         image: RGB.

@@ -1,4 +1,4 @@
-"""Depth of one image with all that the page shows of it."""
+"""Depth of one image, and the pictures and text that the page shows about it."""
 
 import html
 import threading
@@ -34,7 +34,7 @@ class Options:
     Attributes:
         num_inference_steps: denoising steps, one of `step_choices`; None for a network that does no
             denoising, or for the checkpoint's own number.
-        num_samples: 1, or as many as mean and spread are taken of; at most `MOST_SAMPLES`.
+        num_samples: with more than 1, depth is their mean; at most `MOST_SAMPLES`.
         seed: of the noise.
     """
 
@@ -49,12 +49,12 @@ class Prediction:
 
     Attributes:
         upload: the image.
-        depth: metres or relative disparity, as `output` says; of several samples the mean.
+        depth: metres or relative disparity, as `output` says; the mean of several samples.
         output: what `depth` holds.
         steps: depth in metres decoded after each denoising step, of the first sample; empty for a
             network that does no denoising.
         spread: the samples' standard deviation; None for a single sample.
-        seconds: that it took, compilation included.
+        seconds: how long it took, including compilation.
     """
 
     upload: Upload
@@ -70,14 +70,14 @@ class Prediction:
 
 
 def step_choices(model: DepthModel) -> list[int]:
-    """The numbers of denoising steps that the checkpoint is fit for, rising."""
+    """The numbers of denoising steps that the checkpoint supports, in ascending order."""
     if not model.denoises:
         return []
     return sorted({model.model.num_inference_steps, *model.recalibrated})
 
 
 def describe(model: DepthModel) -> str:
-    """What a model is, in a line."""
+    """One line about a model."""
     facts = [f"network {model.config.name}", f"predicts {WHAT[model.output]}"]
     if model.config.max_depth is not None:
         facts.append(f"at most {model.config.max_depth:g} m")
@@ -116,7 +116,7 @@ def predict(model: DepthModel, upload: Upload, options: Options) -> Prediction:
 
 
 def _forget_programs(program: object) -> None:
-    """Keeps a server that sees images of many sizes from filling its memory with programs."""
+    """Keeps compiled programs from filling the memory when images have many sizes."""
     if len(_programs | {program}) > _MOST_PROGRAMS:
         jax.clear_caches()
         _programs.clear()
@@ -124,7 +124,7 @@ def _forget_programs(program: object) -> None:
 
 
 def summary(prediction: Prediction) -> str:
-    """What was predicted, in a line."""
+    """One line about a prediction."""
     height, width = prediction.depth.shape
     line = f"{width} x {height} pixels"
     if (height, width) != prediction.upload.original_size:
@@ -146,7 +146,7 @@ def picture(prediction: Prediction) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def legend(prediction: Prediction) -> str:
-    """HTML of the colour scale: with distances, or only with its ends where there are none."""
+    """HTML of the colour scale: in metres, or only from near to far for relative disparity."""
     if not prediction.is_metric:
         return _bar("magma_r", [(0.0, "near"), (1.0, "far")], "relative, no unit")
     low, high = visualize.depth_range(prediction.depth)
@@ -201,7 +201,7 @@ def _bar(colour_map: str, ticks: list[tuple[float, str]], caption: str) -> str:
 
 
 def step_pictures(prediction: Prediction) -> list[UInt8[np.ndarray, "h w 3"]]:
-    """The denoising steps in colours, all on the scale of the last."""
+    """The denoising steps in colours, all on the scale of the last one."""
     if not len(prediction.steps):
         return []
     scale = visualize.depth_range(prediction.steps[-1])

@@ -1,4 +1,4 @@
-"""Files of a prediction: what the page shows and offers for download, for a limited time."""
+"""Files of a prediction, which the page shows or offers for download. They are kept for an hour."""
 
 import contextlib
 import importlib.util
@@ -65,7 +65,7 @@ def write_pictures(prediction: Prediction, folder: Path) -> Pictures:
 
 
 def write_downloads(prediction: Prediction, camera: Camera, folder: Path) -> list[Path]:
-    """Writes what a visitor may take away, in every format that the network and this machine have.
+    """Writes depth in every format that this network and the installed packages allow.
 
     Args:
         folder: is created if need be.
@@ -121,9 +121,8 @@ def scene_depth(prediction: Prediction) -> Float[np.ndarray, "h w"]:
 
 
 def remove_old(folder: Path, now: float) -> None:
-    """Deletes the files below a folder that are too old, and the oldest if there are too many.
-
-    The newest file stays, whatever its size.
+    """Deletes files below a folder that are older than `LIFETIME`, and the oldest ones beyond
+    `MOST_BYTES`. The newest file always stays.
 
     Args:
         now: seconds since the epoch.

@@ -1,4 +1,4 @@
-"""Images from strangers: read within limits, and refused in one line."""
+"""Reads uploaded images within limits, and refuses anything else with a one-line error."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from PIL import Image
 from diffdepth_jax.data import io
 from diffdepth_jax.errors import ConfigError, DataError, FileError
 
-# Not all that Pillow knows: for some formats, such as EPS, it runs other programs.
+# Not every format that Pillow knows: for some, such as EPS, it runs other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")
 
 
@@ -20,9 +20,9 @@ class Limits:
     """What an uploaded image may be.
 
     Attributes:
-        megabytes: of the file, 10^6 bytes each.
-        megapixels: of the image, 10^6 pixels each; checked before it is decoded, as a small file
-            can hold a huge image.
+        megabytes: largest file, in units of 10^6 bytes.
+        megapixels: largest image, in units of 10^6 pixels; checked before decoding, because a small
+            file can hold a huge image.
         fed_megapixels: larger images are made smaller before depth is predicted.
     """
 
