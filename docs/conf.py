@@ -49,7 +49,7 @@ python_maximum_signature_line_length = 88
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ["COLUMNS"] = "90"
 
-_COLON = "\ue000"  # a character that nobody uses
+_COLON = "\ue000"  # a character that no docstring contains
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields):$")
 _SEVERAL = re.compile(r"(?P<indent> +)(?P<names>\w+(, \w+)+):(?P<rest> .*)")
 _OUTSIDE_CODE = re.compile(r"(?P<code>`[^`]*`)(?P<suffix>\w?)|(?P<special>[|*])")
@@ -58,8 +58,8 @@ _OUTSIDE_CODE = re.compile(r"(?P<code>`[^`]*`)(?P<suffix>\w?)|(?P<special>[|*])"
 def as_restructured_text(
     app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Docstrings are written as in Markdown: indented lines are shown as they are, a bar or a star
-    outside of backticks is itself, and an entry "prediction, target: metres" is two."""
+    """Converts from Markdown: indented lines are literal, a bar or a star outside backticks is
+    plain text, and an entry "prediction, target: metres" becomes two."""
     result: list[str] = []
     in_section = is_literal = False
     for number, line in enumerate(lines):
@@ -72,7 +72,7 @@ def as_restructured_text(
             is_literal = True
         result.append(line if is_literal else _escaped(line))
     lines[:] = _one_name_each(result)
-    if what in ("property", "attribute"):  # "What predictions hold: metres" is no type.
+    if what in ("property", "attribute"):  # "What predictions hold: metres" is not a type.
         lines[:] = [line.replace(":", _COLON) for line in lines]
 
 

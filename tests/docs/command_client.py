@@ -1,4 +1,4 @@
-"""Stands in for `python` in shell blocks: hands the command to `command_server.py` and waits."""
+"""Replaces `python` in shell blocks: sends the command to `command_server.py` and waits."""
 
 import json
 import os

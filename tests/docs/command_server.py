@@ -1,13 +1,13 @@
 """Runs the commands of the documentation's shell blocks, quickly and at a small size.
 
-Started as `python command_server.py SOCKET`. It has imported what the scripts import and
-computed nothing. For each connection (`command_client.py`, which stands in for `python` there) it
+Started as `python command_server.py SOCKET`. It imports what the scripts import but computes
+nothing. For each connection (from `command_client.py`, which replaces `python` in the blocks) it
 forks a process, which runs the script with the client's arguments, folder, environment and standard
-streams, and answers with the exit status.
+streams, and returns the exit status.
 
-Configs become small: the network of `tests/models/networks/small_configs.py` in place of the real
-one, two steps, small crops. What the command line says is applied after that. With DOCS_PARSE_ONLY
-in the environment a script only reads its flags, and checks every field of its config.
+Configs are shrunk: a network of `tests/models/networks/small_configs.py` instead of the real one,
+two steps, small crops. Command-line overrides are applied after that. With DOCS_PARSE_ONLY in the
+environment, a script only parses its flags and checks every field of its config.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def smaller(config: ConfigDict) -> ConfigDict:
-    """The same experiment at a size that takes seconds."""
+    """The same experiment, small enough to take seconds."""
     if "model" in config:
         given = config.model.get("max_depth", None)
         config.model = SMALL[config.model.name] | {"name": config.model.name, "max_depth": given}
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
 
 
 def only_parse_known(parser: argparse.ArgumentParser, read, *given) -> None:
-    """In place of `parser.parse_known_args`, which `parse_args` calls too."""
+    """Replaces `parser.parse_known_args`, which `parse_args` also calls."""
     _, others = read(parser, *given)
     if wrong := [each for each in others if not each.startswith("--config.")]:
         parser.error(f"not flags: {wrong}")
@@ -82,7 +82,7 @@ def only_parse_known(parser: argparse.ArgumentParser, read, *given) -> None:
 
 
 def only_parse(*_) -> None:
-    """In place of `cli.run`: every flag must exist, and every field of the config."""
+    """Replaces `cli.run`: every flag and every config field must exist."""
     remaining = flags.FLAGS(sys.argv)
     assert not remaining[1:], f"not flags: {remaining[1:]}"
     if "config" in flags.FLAGS:

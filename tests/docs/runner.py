@@ -1,8 +1,8 @@
 """Executes the code blocks of a Markdown page, one after another, as a reader would.
 
-Python blocks share one namespace. Blocks of `sh` are run by Bash, where `python` and its kind are
-`command_client.py`. Commands in YAML are read, and TOML is written into the file that its first
-line names. A comment before a block says what is done otherwise, and why:
+Python blocks share one namespace. `sh` blocks are run by Bash, where `python` and the like are
+`command_client.py`. Commands in YAML are parsed, and TOML is written to the file named in its first
+line. A comment before a block says what is done instead, and why:
 
     <!-- parse only: REASON -->       flags and config fields are checked, nothing is run
     <!-- skip: next "REASON" -->      nothing is done
@@ -27,19 +27,19 @@ HERE = Path(__file__).parent
 FENCE = re.compile(r"^ *(`{3,}|~{3,}|:{3,})(?P<info>.*)$", re.MULTILINE)
 NOT_RUN = re.compile(r'<!-- (?P<how>parse only: |skip: next ")(?P<reason>.*?)"? -->\s*')
 EXECUTED = {"python", "sh", "yaml", "toml"}
-SHOWN = {"text", "bibtex"}  # output, layouts of folders: nothing that could be executed
+SHOWN = {"text", "bibtex"}  # output, folder layouts: nothing to execute
 PYTHON_LIKE = ("python", ".venv/bin/python", "diffdepth-train", "diffdepth-evaluate")
 PYTHON_LIKE += ("diffdepth-predict", "diffdepth-generate-adverse")
 
 
 def not_run(text: str) -> Iterator[tuple[str, str]]:
-    """How and why blocks of a page are not run, as ("skip" or "parse only", reason)."""
+    """The blocks of a page that are not run, as ("skip" or "parse only", reason)."""
     for match in NOT_RUN.finditer(text):
         yield match["how"].split(":")[0], match["reason"]
 
 
 def languages(text: str) -> set[str]:
-    """What the fences of a page open: languages, and MyST's directives as "{name}"."""
+    """The languages of a page's fences, and MyST directives as "{name}"."""
     infos = [match["info"].strip() for match in FENCE.finditer(text)]
     return {info.split()[0] for info in infos if info}
 
@@ -49,8 +49,8 @@ class Runner:
     """Runs blocks in a folder.
 
     Attributes:
-      folder: with the stand-ins, and with `bin` from `write_commands`.
-      environment: of the shell blocks.
+      folder: has the stand-ins, and `bin` from `write_commands`.
+      environment: that of the shell blocks.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Runner:
         """Executes all blocks of a page.
 
         Raises:
-          AssertionError: for a block that fails; the message names the page and the line.
+          AssertionError: a block failed; the message names the page and the line.
         """
         parsers = (
             PythonCodeBlockParser(),

@@ -1,7 +1,7 @@
-"""What the documentation's blocks find: a clone with small runs, weights, photos and data sets.
+"""What the documentation's blocks run on: a clone with small runs, weights, photos and data sets.
 
 Weights are random, of small networks under the published names; data sets have the official layout.
-Pictures are those of the committed sample.
+Images come from the committed sample.
 """
 
 import json
@@ -32,7 +32,7 @@ RUNS = {
     "mine": "diffusion_depth",
     "control": "regression",
 }
-# Fields are those that a published file of that name stands for.
+# The fields that a published file of that name implies.
 WEIGHTS = {
     "depth_anything_vitl14.pth": ("depth_anything", {"max_depth": None}),
     "depth_anything_v2_vits.pth": ("depth_anything", {"max_depth": None, "version": 2}),
@@ -92,7 +92,7 @@ def write_torch(path: Path, model: DepthModel) -> None:
 
 
 def sample_frames(count: int | None = 2) -> list[tuple[Path, Path]]:
-    """Images and exact depth of some streets that nothing is trained on; all of them for None."""
+    """Images and exact depth of some validation streets; None: of all."""
     depths = sorted((PROJECT / "sample/depth/val").glob("*/proj_depth/dense/image_02/*.png"))
     found = []
     for depth in depths[:count]:
@@ -141,7 +141,7 @@ def write_nyu(root: Path) -> None:
 
 
 def write_own(root: Path) -> None:
-    """A folder of one's own: JPEG, and depth in millimetres."""
+    """A user's folder: JPEG, and depth in millimetres."""
     for part in ("train", "val"):
         for number, (image, depth) in enumerate(sample_frames()):
             for folder in ("image", "depth"):
@@ -153,7 +153,7 @@ def write_own(root: Path) -> None:
 
 
 def write_maps(root: Path) -> None:
-    """Measured depth, and the predictions of some model, 10% too far; and one for the sample."""
+    """Measured depth and a model's predictions, 10% too far; also predictions for the sample."""
     for image, _ in sample_frames(None):
         path = root / "demo_predictions" / image.relative_to(PROJECT / "sample/raw")
         path.parent.mkdir(parents=True)

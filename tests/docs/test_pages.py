@@ -21,7 +21,7 @@ WITH_CODE = [name for name in NAMES if EXECUTED & languages((PROJECT / name).rea
 def server(tmp_path_factory):
     """The socket of `command_server.py`."""
     folder = tmp_path_factory.mktemp("docs")
-    socket = folder / "s"  # The path of a socket has to be short.
+    socket = folder / "s"  # A socket's path has to be short.
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "tests.docs.command_server", socket]
     with subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE) as process:
@@ -32,7 +32,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory):
-    """A folder with all stand-ins, from which every page gets a copy."""
+    """A folder with all stand-ins; every page gets a copy."""
     folder = tmp_path_factory.mktemp("clone")
     stand_ins.write(folder)
     return folder
@@ -52,12 +52,12 @@ def test_every_block_of_a_page_works(name, runner):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_block_is_of_a_language_that_is_executed_or_only_shown(name):
+def test_every_block_has_a_known_language(name):
     found = {each for each in languages((PROJECT / name).read_text()) if not each.startswith("{")}
     assert found <= EXECUTED | SHOWN
 
 
-def test_the_blocks_that_are_not_run_are_listed():
+def test_blocks_that_are_not_run_are_listed():
     text = (PROJECT / "docs" / "tested.md").read_text()
     rows = {line for line in text.splitlines() if line.startswith("| ")}
     found = {
