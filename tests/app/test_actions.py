@@ -83,7 +83,7 @@ def test_a_photo_fills_the_page(actions, models, photo):
     ) == pytest.approx(models["relative"].predict(photo))
 
 
-def test_the_scene_is_drawn_where_it_is_seen(actions, photo):
+def test_the_scene_is_drawn_only_while_its_tab_is_open(actions, photo):
     memory = predict(actions, photo, "relative").memory
     assert actions.scene("Depth", 60, memory) == actions.scene(SCENE_TAB, 60, None) == gradio.skip()
     narrow, wide = (actions.scene(SCENE_TAB, angle, memory) for angle in (30, 90))

@@ -214,7 +214,7 @@ def test_the_server_answers_only_this_machine_and_serves_only_the_page(server):
         assert error.value.code in (403, 404)
 
 
-def test_addresses_at_which_nothing_can_be_served(server):
+def test_addresses_that_cannot_be_served(server):
     port = int(server[0].rstrip("/").rpartition(":")[2])
     with pytest.raises(
         ConfigError, match=rf"--host=127\.0\.0\.1 --port={port}: .* in use.*; choose another"

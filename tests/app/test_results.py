@@ -59,7 +59,7 @@ def test_every_scene_has_a_unique_name(denoising, upload, tmp_path):
         results.write_scene(prediction, Camera(), blocked / "folder")
 
 
-def test_old_files_are_deleted_and_too_many(tmp_path, monkeypatch):
+def test_old_and_excess_files_are_deleted(tmp_path, monkeypatch):
     for age, name in ((0, "new"), (100, "middle"), (3000, "old")):
         path = tmp_path / name / "file"
         path.parent.mkdir()
