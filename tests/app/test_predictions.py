@@ -91,3 +91,16 @@ def test_programs_of_many_sizes_do_not_pile_up(monkeypatch):
     assert not cleared
     predictions._forget_programs(-1)
     assert cleared == [1] and predictions._programs == {-1}
+
+
+def test_one_prediction_at_a_time(upload):
+    class Model:
+        model, output, denoises = None, "metric_depth", False
+
+        def predict(self, image, *_):
+            assert not predictions._ONE_AT_A_TIME.acquire(blocking=False)
+            return np.ones(image.shape[:2], np.float32)
+
+    predictions.predict(Model(), upload, Options())
+    assert predictions._ONE_AT_A_TIME.acquire(blocking=False)
+    predictions._ONE_AT_A_TIME.release()
