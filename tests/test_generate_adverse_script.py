@@ -103,7 +103,7 @@ def test_failed_images_set_the_exit_status(tmp_path):
         (["--config.backend.name=diffusers"], "base is missing"),
         (["--config.variants=many"], "--config.variants=many"),
         (["--shard=3/2"], "shard is '3/2'"),
-        (["--merge"], "holds no run"),
+        (["--merge"], "contains no run"),
         (["--workdir="], "workdir"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Images of difficult conditions made from clean ones, with labels, checks and a gallery."""
+"""Generates adverse-condition images from clean ones, with labels, checks and a gallery."""

@@ -1,4 +1,5 @@
-"""A workdir's images in the layout of the published data set; see `tools/export_adverse.py`."""
+"""Exports a workdir's images in the layout of the published data set; see
+`tools/export_adverse.py`."""
 
 import os
 import re
@@ -14,22 +15,24 @@ from diffdepth_jax.errors import ConfigError, FileError, naming_file
 def export(
     workdir: str | os.PathLike[str], output: str | os.PathLike[str], part: str
 ) -> dict[str, int]:
-    """Copies the images that are `ok`, with their clean images and labels.
+    """Copies all images with status `ok`, and their clean images and labels.
 
     Args:
-      workdir: of a run that has finished.
+      workdir: workdir of a finished run.
       output: created if needed.
       part: `driving/NAME` or `ToM`.
 
     Returns:
-      How many images there are of each condition.
+      Number of images of each condition.
 
     Raises:
-      ConfigError: for another part.
-      FileError: if a file cannot be read or written, or another file already has that name.
+      ConfigError: for an invalid part.
+      FileError: if a file cannot be read or written, or a different file with that name exists.
     """
     if part != "ToM" and not re.fullmatch(r"driving/[\w-]+", part):
-        raise ConfigError(f"part is {part!r}; it must be driving/NAME, as driving/kitti, or ToM")
+        raise ConfigError(
+            f"part is {part!r}; it must be driving/NAME, for example driving/kitti, or ToM"
+        )
     workdir, folder = Path(workdir).expanduser(), Path(output).expanduser() / part
     counts: Counter[str] = Counter()
     for record in manifest.read(workdir):
@@ -42,7 +45,7 @@ def export(
 
 
 def _targets(record: Record, part: str) -> list[tuple[str, str]]:
-    """The files of an image, and where they go below the part's folder."""
+    """The files of an image, and their paths below the part's folder."""
     condition = f"{record.condition}_{record.variant}" if record.variant else record.condition
     if part == "ToM":  # a folder per object, with its own clean images
         image, clean = f"{condition}/challenging", f"{condition}/easy"
@@ -62,8 +65,8 @@ def _copy(file: Path, target: Path) -> None:
         if target.exists():
             if target.read_bytes() != content:
                 raise FileError(
-                    f"{target} is another file than {file}: export into another folder, or under "
-                    "another part"
+                    f"{target} already exists and differs from {file}: export to another folder, "
+                    "or as another part"
                 )
             return
         target.parent.mkdir(parents=True, exist_ok=True)

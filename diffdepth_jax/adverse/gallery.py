@@ -1,6 +1,6 @@
 """`gallery.html` and `contact_sheet.png`: the generated images at a glance.
 
-The page is one self-contained file; `templates/gallery.html` defines its looks.
+The page is one self-contained file; `templates/gallery.html` defines its layout.
 """
 
 import base64
@@ -27,10 +27,10 @@ _GAP = 4
 
 
 def write(workdir: Path, records: Sequence[Record], config: GalleryConfig) -> None:
-    """Writes the page and the sheet of some of the frames, spread evenly.
+    """Writes the page and the sheet for some frames, spread evenly.
 
     Raises:
-      FileError: if they cannot be written, or a picture of the records not read.
+      FileError: if they cannot be written, or a picture in the records cannot be read.
     """
     frames = _frames(records, config.frames)
     pictures = {
@@ -120,7 +120,7 @@ def _made(workdir: Path, record: Record, width: int) -> Image.Image:
 
 
 def _depth(workdir: Path, record: Record, width: int) -> Image.Image:
-    from diffdepth_jax import visualize  # Matplotlib; a finished run draws nothing
+    from diffdepth_jax import visualize  # needs Matplotlib; a finished run draws nothing
 
     label = data_io.read_npy(workdir / record.label)
     relative = record.label_is == "relative_disparity"
@@ -129,7 +129,7 @@ def _depth(workdir: Path, record: Record, width: int) -> Image.Image:
 
 
 def _small(image: np.ndarray, width: int) -> Image.Image:
-    """A picture of that width; enlarged without smoothing."""
+    """A picture with this width; upscaled without smoothing."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))
     picture = Image.fromarray(image)
     how = Image.Resampling.LANCZOS if width <= image.shape[1] else Image.Resampling.BICUBIC
@@ -143,7 +143,7 @@ def _as_url(picture: Image.Image) -> str:
 
 
 def _sheet(workdir: Path, frames: dict[str, list[Record]], width: int) -> Image.Image:
-    """A row for each frame: clean image, depth, and one image of each condition."""
+    """A row per frame: clean image, depth, and one image of each condition."""
     shown = next(iter(frames.values()))
     conditions = list(dict.fromkeys(record.condition for record in shown))
     rows = []

@@ -1,20 +1,20 @@
-"""Effects of light, air, water, snow, lens and sensor on a clean picture with known depth.
+"""Effects of light, air, water, snow, lens and sensor on a clean image with known depth.
 
-Published models of image formation, on linear radiance:
+Uses published models of image formation, on linear radiance:
 
-- fog and haze: Koschmieder (1924), with extinction = ln 20 / sight (WMO, guide no. 8), varied over
-  the picture by a smooth random field;
-- night: the day's albedo under weak bluish light, headlights that fall off with the square of the
-  distance, lamps with the halo of air and lens, photons' and the amplifier's noise (Foi et al.
-  2008, "Practical Poissonian-Gaussian noise modeling");
-- rain: streaks whose length and number follow from their distance (Garg and Nayar 2007, "Vision
-  and Rain") and which nearer things hide; wet ground, darker (Lekner and Dorf 1988, "Why some
-  things are darker when wet") and mirroring by Fresnel's law (Schlick 1994);
-- snow: cover where surfaces look up, flakes by distance, defocused when near;
-- glare: the veil of a low sun, falling with the squared angle (Stiles 1929, Holladay 1926; CIE
-  135/1).
+- fog and haze: Koschmieder (1924), with extinction = ln 20 / visibility (WMO, guide no. 8),
+  modulated by a smooth random field;
+- night: albedo from the daytime image under weak bluish light, headlights with inverse-square
+  falloff, lamps with halos from air and lens, photon and amplifier noise (Foi et al. 2008,
+  "Practical Poissonian-Gaussian noise modeling");
+- rain: streaks whose length and number depend on their distance (Garg and Nayar 2007, "Vision and
+  Rain"), occluded by nearer objects; wet ground that is darker (Lekner and Dorf 1988, "Why some
+  things are darker when wet") and reflects by Fresnel's law (Schlick 1994);
+- snow: cover on surfaces facing up, and flakes by distance, defocused when near;
+- glare: veiling glare of a low sun, falling off with the squared angle (Stiles 1929, Holladay 1926;
+  CIE 135/1).
 
-Depth determines the picture and never changes: the clean image's depth stays the label.
+Depth determines the effects and never changes, so the clean image's depth stays the label.
 Arrays are NumPy float64 [h, w] or [h, w, 3]; lengths are metres, angles radians.
 """
 
@@ -28,26 +28,26 @@ from scipy import ndimage
 from diffdepth_jax.data import resampling
 from diffdepth_jax.scenes.weather import LUMINANCE, encoded, hazy
 
-Numbers = dict[str, float]  # what was drawn, by name
+Numbers = dict[str, float]  # random parameters by name
 
 _SKY = 1e4  # metres
-_FOCAL = 0.8  # of the width, where the camera is unknown
-_RAINDROP = 0.003  # diameter in metres, 8 m/s of fall
+_FOCAL = 0.8  # of the width, if the camera is unknown
+_RAINDROP = 0.003  # diameter in metres; falls at 8 m/s
 _FALL = 0.12  # metres that a drop falls during the exposure of 1/66 s
 _FLAKE = 0.012  # diameter in metres
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture with its depth, as the models below need it.
+    """An image with depth, in the form that the models below need.
 
     Attributes:
         radiance: linear [h, w, 3], 1 is white.
-        depth: [h, w] along the optical axis; far beyond everything in the sky.
+        depth: [h, w] along the optical axis; very large in the sky.
         sky: [h, w].
-        rays: [h, w, 3], from the camera, of length 1 along the optical axis; x right, y down.
-        horizon: row of the picture where a level camera sees the horizon.
-        focal: pixels.
+        rays: [h, w, 3], from the camera, with length 1 along the optical axis; x right, y down.
+        horizon: image row in which a level camera sees the horizon.
+        focal: focal length in pixels.
     """
 
     radiance: Float[np.ndarray, "h w 3"]
@@ -63,7 +63,7 @@ class Scene:
 
     @property
     def distance(self) -> Float[np.ndarray, "h w"]:
-        """Along the line of sight."""
+        """Distance along the line of sight."""
         return self.depth * np.linalg.norm(self.rays, axis=-1)
 
 
@@ -75,8 +75,8 @@ def scene(
     """
     Args:
         image: RGB.
-        depth: metres; 0 or not finite where unknown, which counts as sky. Where it is known
-            everywhere, as networks predict it, the sky is detected in the image.
+        depth: metres; 0 or non-finite where unknown, which counts as sky. If it is known
+            everywhere, as predicted by networks, the sky is detected in the image.
         intrinsics: of the camera, row by row; None for a typical lens.
     """
     height, width = depth.shape
@@ -102,11 +102,10 @@ def scene(
 
 
 def relative_depth(disparity: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Plausible depth in metres for a relative disparity: 4 m to 80 m.
+    """Plausible depth for a relative disparity, from 4 m to 80 m.
 
-    Scale and shift of a relative disparity are unknown; here its largest value becomes 4 m and its
-    smallest 80 m. How strong distance-dependent effects are is then a guess, but their order is
-    right.
+    Scale and shift are unknown; here the largest disparity becomes 4 m and the smallest 80 m. The
+    strength of distance-dependent effects is then a guess, but their order is correct.
     """
     low, high = float(np.nanmin(disparity)), float(np.nanmax(disparity))
     share = (disparity - low) / max(high - low, float(np.finfo(np.float32).tiny))
@@ -117,7 +116,7 @@ def relative_depth(disparity: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h 
 
 
 def fog(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """Fog of 25 to 150 m sight."""
+    """Fog with 25 to 150 m visibility."""
     sight = float(np.exp(rng.uniform(np.log(25), np.log(150))))
     brightness = rng.uniform(0.45, 0.75)
     tint = np.array([0.97, 1.0, 1.03]) ** rng.uniform(0, 1)
@@ -126,12 +125,12 @@ def fog(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 
 
 
 def dust(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """Dust in the air, yellow to brown, of 20 to 100 m sight."""
+    """Yellow to brown dust in the air, with 20 to 100 m visibility."""
     sight = float(np.exp(rng.uniform(np.log(20), np.log(100))))
     brightness = rng.uniform(0.3, 0.5)
     redness = rng.uniform(0.5, 1.0)
     colour = np.array([1.0, 1 - 0.3 * redness, 1 - 0.72 * redness])
-    # The light that reaches the ground has passed the dust too.
+    # The light that reaches the ground has also passed through dust.
     light = scene.radiance * (0.55 + 0.45 * colour)
     radiance = _haze(scene, rng, light, np.log(20) / sight, brightness * colour)
     return radiance, {"sight_m": sight, "redness": redness}
@@ -144,7 +143,7 @@ def night(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h 
 
 
 def rain(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """Rain by day: dull light, wet mirroring ground, haze, streaks."""
+    """Rain by day: dull light, wet reflecting ground, haze, streaks."""
     amount = rng.uniform(0.5, 1.0)
     radiance = _overcast(scene, rng, scene.radiance, rng.uniform(0.5, 0.8))
     radiance = _wet(scene, rng, radiance, amount)
@@ -158,7 +157,7 @@ def rain(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w
 def night_rain(
     scene: Scene, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """Rain at night: lamps and headlights mirrored by the ground, streaks in the light."""
+    """Rain at night: lamps and headlights reflected by the ground, streaks in the light."""
     amount = rng.uniform(0.5, 1.0)
     radiance, numbers = _night_light(scene, rng, scene.radiance)
     radiance = 1.5 * _wet(scene, rng, radiance, amount, mirror=2.5)  # a longer exposure
@@ -169,7 +168,7 @@ def night_rain(
 
 
 def snow(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """Snow on surfaces that face up, and in the air."""
+    """Snow on surfaces facing up, and in the air."""
     cover, amount = rng.uniform(0.6, 1.0), rng.uniform(0.4, 1.0)
     radiance = _overcast(scene, rng, scene.radiance, rng.uniform(0.7, 0.9))
     white = np.array([0.86, 0.89, 0.95]) * rng.uniform(0.62, 0.8)
@@ -185,13 +184,13 @@ def snow(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w
 
 
 def glare(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h w 3"], Numbers]:
-    """A low sun in view: less exposure, and a veil of light over everything."""
+    """A low sun in view: lower exposure, and veiling glare over everything."""
     height, width = scene.size
     low = scene.horizon - np.arange(height)[:, None] < 0.4 * height
     places = np.argwhere(scene.sky & low)
     if len(places):
         row, column = map(float, places[rng.integers(len(places))])
-    else:  # above the picture
+    else:  # above the image
         row, column = -0.1 * height, float(rng.uniform(0.2, 0.8) * width)
     toward = np.array([(column - width / 2) / scene.focal, (row - scene.horizon) / scene.focal, 1])
     rays = scene.rays / np.linalg.norm(scene.rays, axis=-1, keepdims=True)
@@ -201,7 +200,7 @@ def glare(scene: Scene, rng: np.random.Generator) -> tuple[Float[np.ndarray, "h 
     warm = np.array([1.0, 0.87, 0.66])
     veil = 14.0 / (angle**2 + 4.0) + 0.5 / (1 + angle / 10) ** 2
     disc = 30.0 * np.exp(-((angle / 1.2) ** 4)) * (scene.sky | (angle < 0.8))
-    # Towards the sun everything shows its shaded side.
+    # Looking towards the sun, everything shows its shaded side.
     backlit = 0.22 + 0.4 * np.clip(angle / 60, 0, 1)
     radiance = scene.radiance * np.where(scene.sky, 0.9, backlit)[..., None]
     radiance = radiance * (0.6 + 0.4 * warm) + strength * (veil + disc)[..., None] * warm
@@ -222,7 +221,7 @@ CONDITIONS = {
 def render(
     condition: str, scene: Scene, seed: int
 ) -> tuple[UInt8[np.ndarray, "h w 3"], dict[str, Any]]:
-    """The picture under a condition, and the strengths that `seed` drew.
+    """The image under a condition, and the strengths drawn from `seed`.
 
     Args:
         condition: a key of `CONDITIONS`.
@@ -241,10 +240,10 @@ def _haze(
     extinction: float,
     airlight: np.ndarray,
 ) -> np.ndarray:
-    """Koschmieder's law with extinction that varies by a third over the picture."""
+    """Koschmieder's law with extinction that varies by a third over the image."""
     uneven = 1 + 0.33 * (2 * _field(rng, scene.size, 0.35) - 1)
     clarity = np.exp(-extinction * uneven * scene.distance)
-    # Light scattered forwards also arrives, blurred.
+    # Forward-scattered light also arrives, blurred.
     blurred = _blurred(radiance, 0.008 * scene.size[0])
     share = 0.5 * (1 - clarity)[..., None]
     return hazy(radiance * (1 - share) + blurred * share, clarity, airlight)
@@ -253,7 +252,7 @@ def _haze(
 def _streaks(
     scene: Scene, rng: np.random.Generator, radiance: np.ndarray, amount: float
 ) -> np.ndarray:
-    """Rain drops in layers of distance: 0.8 m to 16 m. Nearer things hide them."""
+    """Raindrops in distance layers from 0.8 m to 16 m, occluded by nearer objects."""
     height, width = scene.size
     slant = rng.uniform(-0.2, 0.2)
     light = 1.1 * _blurred(radiance, 0.08 * height) + 0.02
@@ -267,7 +266,7 @@ def _streaks(
         layer = _lines(
             rng, (height, width), min(count, 0.02 * height * width), length, breadth, slant
         )
-        # A drop covers a pixel for the share of the exposure that it takes to pass it.
+        # A drop covers a pixel for the fraction of the exposure that it takes to pass.
         veil = np.clip(0.5 * layer * min(1.0, breadth), 0, 0.6) * (scene.distance > distance)
         radiance = radiance * (1 - veil[..., None]) + light * veil[..., None]
     return radiance
@@ -280,11 +279,11 @@ def _flakes(
     amount: float,
     white: np.ndarray,
 ) -> np.ndarray:
-    """Flakes in layers of distance, larger and out of focus nearby."""
+    """Flakes in distance layers, larger and out of focus nearby."""
     height, width = scene.size
     for distance, nearer in zip(_LAYERS, (0.5, *_LAYERS), strict=False):
         size = scene.focal * _FLAKE / distance / 2
-        defocus = scene.focal * 0.004 / distance  # an aperture of 4 mm focused far away
+        defocus = scene.focal * 0.004 / distance  # 4 mm aperture focused far away
         radius = float(np.hypot(size, defocus))
         area = height * width / scene.focal**2
         count = amount * 60 * area * (distance**3 - nearer**3) / 3
@@ -306,11 +305,11 @@ _LAYERS = (0.8, 1.5, 3.0, 6.0, 11.0, 18.0)  # metres
 def _night_light(
     scene: Scene, rng: np.random.Generator, radiance: np.ndarray
 ) -> tuple[np.ndarray, Numbers]:
-    """Linear radiance, exposed as a camera would, before the sensor."""
+    """Linear radiance, exposed as by a camera, before the sensor."""
     ambient = float(np.exp(rng.uniform(np.log(0.02), np.log(0.07))))
     headlights = rng.uniform(0.5, 1.3)
     moonlight = np.array([0.75, 0.85, 1.15])
-    # Dividing by the smooth part of the daylight leaves something close to albedo.
+    # Dividing by the smooth part of the daylight approximates albedo.
     albedo = radiance / (0.25 + _blurred(radiance @ LUMINANCE, 0.12 * scene.size[0]))[
         ..., None
     ].clip(0.15)
@@ -331,7 +330,7 @@ def _night_light(
 
 
 def _headlights(scene: Scene) -> np.ndarray:
-    """Illumination by dipped beams at the camera: below the cut-off, with 1 / distance^2."""
+    """Illumination by dipped headlights at the camera: below the cut-off, with 1 / distance^2."""
     right, down = scene.rays[..., 0], scene.rays[..., 1]
     cone = np.exp(-((right / 0.35) ** 2))
     # Above the cut-off, a degree below the horizon, little light is left.
@@ -340,7 +339,7 @@ def _headlights(scene: Scene) -> np.ndarray:
 
 
 def _lamps(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Street lamps: the light on their surroundings, and the visible lamps with a halo."""
+    """Street lamps: the light on their surroundings, and visible lamps with a halo."""
     height, width = scene.size
     count = int(rng.integers(3, 8))
     lit, glow = np.zeros((height, width, 3)), np.zeros((height, width, 3))
@@ -358,7 +357,7 @@ def _lamps(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
         apart = np.hypot(row - at[1], column - at[0])
         seen = scene.distance > 0.8 * distance
         core = np.exp(-((apart / radius) ** 2)) * seen
-        # The point spread of air and lens: a long tail.
+        # Point spread function of air and lens, with a long tail.
         halo = 0.1 / (1 + (apart / (2.5 * radius)) ** 2) ** 1.25
         glow += (4.0 * core + halo)[..., None] * colour
     return lit, glow
@@ -367,7 +366,7 @@ def _lamps(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
 def _overcast(
     scene: Scene, rng: np.random.Generator, radiance: np.ndarray, brightness: float
 ) -> np.ndarray:
-    """Light from a grey sky: less contrast, less colour, a cloudy sky."""
+    """Light from an overcast sky: less contrast, less colour, and clouds."""
     luminance = radiance @ LUMINANCE
     smooth = _blurred(luminance, 0.1 * scene.size[0])
     even = np.median(luminance[~scene.sky]) if (~scene.sky).any() else luminance.mean()
@@ -390,10 +389,10 @@ def _wet(
     amount: float,
     mirror: float = 1.0,
 ) -> np.ndarray:
-    """Wet ground: darker, and mirroring what is above the horizon, more at grazing angles.
+    """Wet ground: darker, and reflecting what is above the horizon, more so at grazing angles.
 
-    The mirrored ray of a level surface leaves upwards by the angle at which it came down, so far
-    things are mirrored at the horizon. The place of near ones is not exact.
+    A level surface reflects a ray upwards at the angle at which it arrives, so distant objects are
+    mirrored at the horizon. The position of near ones is approximate.
     """
     height = scene.size[0]
     ground = _ground(scene)
@@ -409,7 +408,7 @@ def _wet(
 
 
 def _upward(scene: Scene) -> np.ndarray:
-    """How much a surface faces up, 0 to 1, from the smoothed depth's normals."""
+    """How much surfaces face up, 0 to 1, from normals of the smoothed depth."""
     sigma = 0.004 * scene.size[0] + 0.7
     known = ndimage.gaussian_filter((~scene.sky).astype(float), sigma)
     inverse = ndimage.gaussian_filter(np.where(scene.sky, 0, 1 / scene.depth), sigma)
@@ -425,21 +424,22 @@ def _upward(scene: Scene) -> np.ndarray:
 
 
 def _ground(scene: Scene) -> np.ndarray:
-    """Level ground: what faces up below the horizon, 0 to 1."""
+    """Level ground: surfaces facing up below the horizon, 0 to 1."""
     below = np.clip((scene.rays[..., 1] - 0.01) / 0.03, 0, 1)
     return ndimage.gaussian_filter(_upward(scene) * below, 0.004 * scene.size[0] + 0.5)
 
 
 def _shading(radiance: np.ndarray) -> np.ndarray:
-    """Light and shade of the clean picture around 1, as a smooth factor."""
+    """Light and shade of the clean image, as a smooth factor around 1."""
     luminance = ndimage.gaussian_filter(radiance @ LUMINANCE, 0.01 * len(radiance) + 0.5)
     return np.clip(luminance / (luminance.mean() + 1e-6), 0.4, 1.4)
 
 
 def _looks_like_sky(image: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Bright even areas that reach the top of the picture, farther than most of it.
+    """Detects the sky: bright, even areas that reach the top of the image and are farther than
+    most.
 
-    Networks predict a finite depth for the sky, so a depth threshold alone does not find it.
+    Networks predict finite depth for the sky, so a depth threshold is not enough.
     """
     grey = image @ LUMINANCE
     slope = ndimage.gaussian_gradient_magnitude(grey, 1.0)
@@ -455,14 +455,14 @@ def _looks_like_sky(image: np.ndarray, depth: np.ndarray) -> np.ndarray:
 
 
 def _noisy(rng: np.random.Generator, radiance: np.ndarray, photons: float) -> np.ndarray:
-    """Photon noise, with `photons` at white, amplifier noise, then the camera's smoothing."""
+    """Photon noise with `photons` at white, amplifier noise, then in-camera smoothing."""
     variance = radiance.clip(0, 4) / photons + (1.2 / photons) ** 2
     noisy = radiance + np.sqrt(variance) * rng.normal(size=radiance.shape)
     return ndimage.gaussian_filter(noisy.clip(0), (0.4, 0.4, 0))
 
 
 def _developed(radiance: np.ndarray) -> np.ndarray:
-    """A soft shoulder, and sRGB bytes. Values below 0.6 are unchanged."""
+    """Soft highlight compression, then sRGB bytes. Values below 0.6 are unchanged."""
     over = (radiance - 0.6).clip(0)
     toned = np.minimum(radiance, 0.6) + 0.4 * over / (0.4 + over)
     return encoded(toned.clip(0))
@@ -476,7 +476,7 @@ def _linear(image: np.ndarray) -> np.ndarray:
 
 
 def _blurred(array: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of [h, w] or [h, w, c]; a wide one is computed on a coarser grid."""
+    """Gaussian blur of [h, w] or [h, w, c]; wide blurs are computed on a coarser grid."""
     height, width = array.shape[:2]
     step = max(min(int(sigma / 4), height // 8, width // 8), 1)
     more = [(0, 0)] * (array.ndim - 2)
@@ -488,7 +488,8 @@ def _blurred(array: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _field(rng: np.random.Generator, size: tuple[int, int], scale: float) -> np.ndarray:
-    """A smooth random field [h, w], uniform in [0, 1]; `scale` is its grain over the height."""
+    """A smooth random field [h, w], uniform in [0, 1]; `scale` is its grain relative to the
+    height."""
     sigma = max(scale * size[0], 1.0)
     field = _blurred(rng.normal(size=size), sigma)
     field += 0.5 * _blurred(rng.normal(size=size), sigma / 3) / 3
@@ -513,7 +514,7 @@ def _lines(
     breadth: float,
     slant: float,
 ) -> np.ndarray:
-    """About `count` parallel threads, 1 in their middle, [h, w]."""
+    """About `count` parallel streaks, with value 1 at their centre, [h, w]."""
     half = int(np.ceil(length / 2))
     points = _points(rng, (size[0] + 2 * half, size[1]), count * (size[0] + 2 * half) / size[0])
     steps = np.arange(-half, half + 1)

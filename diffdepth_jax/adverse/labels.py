@@ -1,4 +1,4 @@
-"""Depth of the clean images: the labels, and the maps that steer the generator."""
+"""Depth of the clean images: the labels, and the maps that condition the generator."""
 
 import collections
 import dataclasses
@@ -23,15 +23,15 @@ from diffdepth_jax.typing import Output
 T = TypeVar("T")
 R = TypeVar("R")
 
-_THREADS = 2  # that read while the network computes
-_DENSE = 0.25  # smallest share of known pixels of a depth map that can steer
+_THREADS = 2  # threads that read while the network computes
+_DENSE = 0.25  # minimum fraction of known pixels in a depth map that conditions a generator
 
 
 class Network:
-    """A depth network, loaded when it is first needed.
+    """A depth network, loaded on first use.
 
     Args:
-      config: a network's, with a checkpoint.
+      config: the network's config, with a checkpoint.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -39,13 +39,15 @@ class Network:
 
     @functools.cached_property
     def _model(self) -> Any:
-        from diffdepth_jax import inference  # JAX takes seconds; a finished run needs none of it
+        from diffdepth_jax import (
+            inference,
+        )  # importing JAX takes seconds, and a finished run does not need it
 
         return inference.load(self.config.checkpoint, **self.config.options)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the weights and of all options that decide its depth."""
+        """A hash of the weights and all options that affect its depth."""
         options = [self.config.num_inference_steps, self.config.flip_tta]
         weights = self._model.fingerprint(self.config.num_inference_steps)
         return hashlib.sha256(json.dumps([weights, options]).encode()).hexdigest()[:32]
@@ -55,7 +57,7 @@ class Network:
         return self._model.output
 
     def predict(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Depth of each image, float32, at its size."""
+        """Depth of each image, float32, at the image's size."""
         depths = self._model.predict(
             list(images),
             num_inference_steps=self.config.num_inference_steps,
@@ -66,28 +68,28 @@ class Network:
 
 
 def network(config: NetworkConfig) -> Network | None:
-    """The network of a config; None where it names no checkpoint."""
+    """The network for a config; None if it has no checkpoint."""
     return None if config.checkpoint is None else Network(config)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A frame's content, to be written to its files."""
+    """A frame's content, before it is written to files."""
 
     frame: Frame
     image: np.ndarray
     label: np.ndarray
     control: np.ndarray
-    depth: np.ndarray | None  # None where it is the label
+    depth: np.ndarray | None  # None if it is the label
 
 
 class Labeller:
     """Predicts depth for frames and writes their files.
 
     Args:
-      config: the run's.
-      teacher, steering: networks; None where the config names none.
-      workdir: of the run.
+      config: the run's config.
+      teacher, steering: networks; None if not configured.
+      workdir: the run's workdir.
     """
 
     def __init__(
@@ -108,11 +110,11 @@ class Labeller:
     def prepare(
         self, indices: Sequence[int], read: Callable[[int], Mapping[str, Any]]
     ) -> Iterator[Frame]:
-        """Writes the files of frames, and yields each frame once its files exist.
+        """Writes the files of frames, yielding each frame once its files exist.
 
         Args:
           indices: which frames.
-          read: a frame's sample, or `{"id": ..., "error": why}`.
+          read: returns a frame's sample, or `{"id": ..., "error": why}`.
 
         Raises:
           FileError: if a file cannot be written.
@@ -169,8 +171,8 @@ class Labeller:
             if taught is None:
                 raise DataError(
                     f"{sample['id']}: the source's depth covers {(label > 0).mean():.1%} of the "
-                    "image, and images are made from dense depth: set teacher.checkpoint besides "
-                    "labels='source', or a source with dense depth"
+                    "image, but generation needs dense depth: also set teacher.checkpoint with "
+                    "labels='source', or use a source with dense depth"
                 )
             depth, depth_is = taught, self._teacher.output
         if self._steering is not None:
@@ -197,7 +199,7 @@ class Labeller:
 
     def _write(self, prepared: Prepared) -> None:
         frame, image = prepared.frame, Image.fromarray(prepared.image)
-        # Low compression: a higher one would take longer than everything else.
+        # Low compression: more would take longer than everything else.
         save = functools.partial(image.save, format="png", compress_level=2)
         atomic.write(self._workdir / frame.clean, save)
         _save(self._workdir / frame.label, prepared.label)
@@ -209,7 +211,7 @@ class Labeller:
     def _predict(
         self, network: Network | None, images: Sequence[np.ndarray]
     ) -> list[np.ndarray] | None:
-        """Depth of the images, where it is not in the cache already."""
+        """Depth of the images, from the cache if possible."""
         if network is None:
             return None
         if self._cache is None:
@@ -227,11 +229,11 @@ class Labeller:
 
 
 def steering_map(depth: np.ndarray, depth_is: Output) -> np.ndarray:
-    """The map that steers a generator: float32 [h, w], larger is nearer.
+    """The map that conditions a generator: float32 [h, w], larger is nearer.
 
     Args:
-      depth: metres, 0 where unknown, which counts as far away; or relative disparity, returned
-        unchanged.
+      depth: metres, with 0 where unknown, which counts as far away; or relative disparity, which is
+          returned unchanged.
     """
     if depth_is == "relative_disparity":
         return np.asarray(depth, np.float32)
@@ -266,7 +268,7 @@ def _make(folder: Path) -> None:
 def _ahead(
     function: Callable[[T], R], arguments: Iterable[T], number: int
 ) -> Iterator[tuple[T, R]]:
-    """(argument, result) in order; threads compute results before they are needed."""
+    """Yields (argument, result) in order; threads compute results ahead of time."""
     pool = ThreadPoolExecutor(_THREADS)
     waiting: collections.deque[tuple[T, Future[R]]] = collections.deque()
     try:

@@ -1,17 +1,17 @@
 """The content of a workdir, and the files that record it.
 
-    run.json               the config that the run was started with; another one is refused
-    journal/IofN.jsonl     finished images, written at once, one per line; one file per shard
+    run.json               the config that the run was started with; others are rejected
+    journal/IofN.jsonl     finished images, written immediately, one per line; one file per shard
     clean/ID.png           the clean images
     labels/ID.npy          their labels, float32: metres with 0 where unknown, or relative disparity
-    control/ID.npy         what steers the generator, float32, larger = nearer
-    depth/ID.npy           dense depth of the clean image, where the label is sparse
+    control/ID.npy         conditioning of the generator, float32, larger = nearer
+    depth/ID.npy           dense depth of the clean image, if the label is sparse
     images/CONDITION/ID_VARIANT.png
-    manifest.jsonl         one line per image, in the order of the frames, when all are done
-    summary.csv gallery.html contact_sheet.png
+    manifest.jsonl one line per image, in frame order, once all are done summary.csv gallery.html
+    contact_sheet.png
 
-The manifest depends only on the content of the journals: a run that was interrupted and finished
-later has the same one.
+The manifest only depends on the content of the journals: a run that was interrupted and finished
+later has the same manifest.
 """
 
 import contextlib
@@ -46,17 +46,17 @@ class Frame:
     """A clean image and its files, or why it could not be prepared.
 
     Attributes:
-      index: in the source.
-      id: its name in the source; unique, usable as a file name.
+      index: index in the source.
+      id: id in the source; unique, usable as a file name.
       size: (height, width).
-      intrinsics: nine numbers, row by row; None where unknown.
+      intrinsics: nine numbers, row by row; None if unknown.
       weather: the source's `condition`.
-      label_is, depth_is: what the numbers of the label and of the dense depth mean.
-      depth: the file of the dense depth, relative to the workdir; the label's unless that is
+      label_is, depth_is: what label and dense depth contain.
+      depth: the file with dense depth, relative to the workdir; the label's file unless that is
         sparse.
       error: why preparing it failed; a rerun tries again.
-      flagged: the clean image was generated, and the generator's safety checker blacked it out: it
-        is not tried again.
+      flagged: whether the clean image was generated and blacked out by the generator's safety
+        checker; it is not tried again.
     """
 
     index: int
@@ -84,7 +84,7 @@ class Frame:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The size and files of a frame without error."""
+        """The size and files of a frame without an error."""
         return tuple(dict.fromkeys((self.clean, self.label, self.control, self.depth)))
 
 
@@ -94,10 +94,10 @@ class Made:
 
     Attributes:
       key: "<id>/<condition>/<variant>".
-      error: why making it failed; a rerun tries again.
+      error: why generating it failed; a rerun tries again.
       details: what the backend recorded about it.
       scored: whether the structure was scored.
-      abs_rel, edge_agreement: see `structure`; None where they could not be computed.
+      abs_rel, edge_agreement: see `structure`; None if they could not be computed.
     """
 
     key: str
@@ -122,7 +122,7 @@ def image_path(frame: str, condition: str, variant: int) -> str:
 
 
 class RunFile:
-    """A JSON file of named parts, such as `run.json`, which records how a workdir was started."""
+    """A JSON file with named parts, such as `run.json`, which records how a workdir was started."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -134,18 +134,18 @@ class RunFile:
                 self._contents = dict(json.loads(text))
             except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(
-                    f"{self.path} is damaged: delete this workdir, or start another one"
+                    f"{self.path} is damaged: delete this workdir, or use another one"
                 ) from error
 
     def get(self, part: str) -> Any:
         return self._contents.get(part)
 
     def says(self, part: str, value: Any) -> bool:
-        """Whether a part has been noted with this value."""
+        """Whether a part is recorded with this value."""
         return part in self._contents and self._contents[part] == _as_json(value)
 
     def require(self, part: str, value: Any) -> None:
-        """Notes a part, or refuses a value that differs from the noted one.
+        """Records a part, or rejects a value that differs from the recorded one.
 
         Raises:
           ConfigError: lists the differences.
@@ -157,11 +157,11 @@ class RunFile:
         if lines := configs.differences(self._contents[part], value, part):
             raise ConfigError(
                 f"{self.path.parent} was started with another config ({'; '.join(lines)}): "
-                "continue with the same one, or use another workdir"
+                "continue with the same config, or use another workdir"
             )
 
     def set(self, part: str, value: Any) -> None:
-        """Notes a part, replacing any earlier value."""
+        """Records a part, replacing any earlier value."""
         value = _as_json(value)
         if self._contents.get(part) != value:
             self._contents[part] = value
@@ -184,12 +184,12 @@ class State:
     """The content of a workdir's journals.
 
     Attributes:
-      frames: by index.
-      images: by key; the last entry of each.
+      frames: frames by index.
+      images: the last entry of each image, by key.
       scenes: the results for generated clean images, by key.
-      makers: which shards recorded an image as made.
-      runs: the fingerprint of each shard's config.
-      shards: those that have a journal.
+      makers: shards that recorded an image as generated, by key.
+      runs: fingerprint of each shard's config.
+      shards: shards that have a journal.
     """
 
     frames: dict[int, Frame] = dataclasses.field(default_factory=dict)
@@ -229,7 +229,7 @@ class Journal:
 
     @functools.cached_property
     def state(self) -> State:
-        """The content of all journals, and everything noted since."""
+        """The content of all journals, and everything recorded since."""
         state = State()
         for path in self._paths():
             self._read(path, state)
@@ -252,9 +252,9 @@ class Journal:
         with naming_file(path, "read"):
             lines = path.read_bytes().splitlines(keepends=True)
         for line in lines:
-            if not line.endswith(b"\n"):  # The process was stopped while it wrote this line.
+            if not line.endswith(b"\n"):  # the process was stopped while writing this line
                 continue
-            # After a power failure a line may hold anything: its image is made again.
+            # After a power failure, a line may contain anything: generate its image again.
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 state.take(json.loads(line), shard)
 
@@ -288,26 +288,26 @@ class Journal:
 
 
 def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
-    """Refuses journals that are incomplete or do not belong together.
+    """Rejects journals that are incomplete or do not belong together.
 
     Args:
-      state: of a workdir.
+      state: the workdir's state.
       keys: all images that must exist.
-      fingerprint: of the workdir's config.
+      fingerprint: fingerprint of the workdir's config.
 
     Raises:
-      DataError: for journals of another config, images that two shards made, or that are missing.
+      DataError: for journals of another config, or images that are missing or made by two shards.
     """
     others = [shard for shard, runs in state.runs.items() if runs != {fingerprint}]
     if others:
         raise DataError(
-            f"the journals of the shards {_listed(others)} belong to another config than run.json: "
-            "run these shards again in a workdir of this config"
+            f"the journals of shards {_listed(others)} belong to a different config than run.json: "
+            "run these shards again in a workdir with this config"
         )
     doubled = [key for key in keys if sum(n > 1 for _, n in state.makers.get(key, ())) > 1]
     if doubled:
         raise DataError(
-            f"{len(doubled)} images were made by several shards, the first is {doubled[0]} by "
+            f"{len(doubled)} images were made by several shards, starting with {doubled[0]} by "
             f"{_listed(state.makers[doubled[0]])}: these shards overlap; delete the journals of "
             "one of them"
         )
@@ -320,10 +320,11 @@ def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
             for index in range(count)
             if (index, count) not in state.shards
         ]
-        told = f" (no journal of the shards {_listed(absent)})" if absent else ""
+        told = f"  (no journals of shards {_listed(absent)})" if absent else ""
         raise DataError(
-            f"{len(missing)} of {len(keys)} images are missing, the first is {missing[0]}{told}: "
-            "run these shards, or the command without --shard and --merge, which makes the rest"
+            f"{len(missing)} of {len(keys)} images are missing, starting with {missing[0]}{told}: "
+            "run these shards, or run the command without --shard and --merge to generate the "
+            "rest"
         )
 
 
@@ -334,19 +335,19 @@ def _listed(shards: Iterable[Shard]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A line of the manifest: an image, what it was made from, and the result.
+    """A line of the manifest: an image, what it was generated from, and the result.
 
     Attributes:
-      id, condition, variant: which image; `condition` is a word of the prompt bank.
-      status: `rejected` if the structure is lost or the generator's safety checker blacked it out:
-        training leaves it out. `failed` if there is no image.
+      id, condition, variant: identify the image; `condition` is a name in the prompt bank.
+      status: `rejected` if the structure is lost or the generator's safety checker blacked out the
+        image, and training skips it; `failed` if there is no image; otherwise `ok`.
       reason: why it is not `ok`.
-      image, label, clean: files, relative to the workdir; None where there are none.
+      image, label, clean: files, relative to the workdir; None if there are none.
       label_is: "metric_depth" or "relative_disparity".
-      intrinsics: nine numbers, row by row; None where unknown.
-      weather: the source's word for the clean image.
-      prompt, negative_prompt, seed: what the image was made from.
-      backend: what made it, such as "diffusers-t2i_adapter" or "physical-fog".
+      intrinsics: nine numbers, row by row; None if unknown.
+      weather: the source's condition of the clean image.
+      prompt, negative_prompt, seed: what the image was generated from.
+      backend: what generated it, for example "diffusers-t2i_adapter" or "physical-fog".
       structure: {"abs_rel", "edge_agreement"}; None if it was not scored.
       details: what the backend recorded about it.
     """
@@ -389,7 +390,7 @@ def read(workdir: Path) -> list[Record]:
     path = workdir / MANIFEST_FILE
     if not path.exists():
         raise MissingFileError(
-            f"{path} does not exist: name the workdir of a finished run of generate_adverse.py"
+            f"{path} does not exist: use the workdir of a finished run of generate_adverse.py"
         )
     records = []
     for number, row in enumerate(io.read_json_lines(path), start=1):
@@ -404,7 +405,7 @@ def read(workdir: Path) -> list[Record]:
 
 
 def counts(records: Sequence[Record]) -> dict[str, Counter[str]]:
-    """How many images of each status, by condition."""
+    """Number of images with each status, by condition."""
     found: dict[str, Counter[str]] = {}
     for record in records:
         found.setdefault(record.condition, Counter())[record.status] += 1

@@ -1,9 +1,9 @@
-"""Folders and files of diffusion models: inspected, and passed on without any pickle.
+"""Inspects folders and files of diffusion models, and passes them on without pickles.
 
-The process with PyTorch gets a folder of links, made here, to the JSON and text files of a model
-and to its safetensors. Weights in other formats (`.bin`, `.ckpt`, `.pth`) are read by
-`weights.files`, which executes nothing, and written as safetensors. Code in a model's folder is
-never linked, and the names in its `model_index.json` do not decide which classes are created.
+The PyTorch process gets a folder of links, created here, to a model's JSON and text files and its
+safetensors. Weights in other formats (`.bin`, `.ckpt`, `.pth`) are read by `weights.files`, which
+executes nothing, and rewritten as safetensors. Code in a model's folder is never linked, and the
+names in its `model_index.json` do not determine which classes are created.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ INDEX = "model_index.json"
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name
 _DIFFUSERS, _TRANSFORMERS = "diffusion_pytorch_model", "model"
-# Folders of a base model, with the stem of their weights; None: they have no weights.
+# Folders of a base model, with the stem of their weights; None if they have no weights.
 _PARTS: dict[str, str | None] = {
     "unet": _DIFFUSERS,
     "vae": _DIFFUSERS,
@@ -52,16 +52,16 @@ _SAMPLES = 256
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """A base model that is ready to be loaded.
+    """A base model that is ready to load.
 
     Attributes:
-      name: the user's name for it.
+      name: name given by the user.
       family: Stable Diffusion 1.x and 2.x, or XL.
-      folder: holds configs and tokenizers, and weights unless there is a `file`.
+      folder: contains configs and tokenizers, and weights unless there is a `file`.
       file: a single safetensors file in the original layout, or None.
-      unet: the config of its U-Net.
-      safety_checker: whether the folder has a complete one.
-      fingerprint: of everything in it that decides pixels.
+      unet: config of its U-Net.
+      safety_checker: whether the folder has a complete safety checker.
+      fingerprint: hash of everything that determines pixels.
     """
 
     name: str
@@ -75,14 +75,14 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """A T2I-Adapter or ControlNet that is ready to be loaded.
+    """A T2I-Adapter or ControlNet that is ready to load.
 
     Attributes:
-      name: the user's name for it.
-      folder: in the layout of diffusers; None where there is a `file`.
+      name: name given by the user.
+      folder: in diffusers layout; None if there is a `file`.
       file: a ControlNet as a single safetensors file, or None.
       config: its `config.json`; empty for a `file`.
-      fingerprint: of everything in it that decides pixels.
+      fingerprint: hash of everything that determines pixels.
     """
 
     name: str
@@ -93,12 +93,12 @@ class Control:
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name that is not a local file or folder can be a repository of the hub."""
+    """Whether a name that is not a local file or folder may be a Hub repository."""
     return not Path(name).expanduser().exists() and _HUB.fullmatch(name) is not None
 
 
 def find(field: str, name: str) -> Path:
-    """The file or folder that a field of the config names.
+    """The file or folder named in a config field.
 
     Raises:
       MissingFileError: if it does not exist.
@@ -106,9 +106,8 @@ def find(field: str, name: str) -> Path:
     path = Path(name).expanduser()
     if not path.exists():
         raise MissingFileError(
-            f"{field} is {name!r}, but there is no such file or folder: name a folder of "
-            "diffusers, a single file of weights, or a repository of Hugging Face's hub as "
-            "owner/name"
+            f"{field} is {name!r}, but there is no such file or folder: use a diffusers folder, a "
+            "single weights file, or a repository on the Hugging Face Hub as owner/name"
         )
     return path
 
@@ -120,13 +119,13 @@ def prepare_base(
 
     Args:
       name: for errors.
-      path: a folder of diffusers, or a single file.
-      configs: for a single file, a folder of diffusers whose weights are not needed.
-      into: a new folder is created there.
-      safety_checker: use the folder's, if it has one.
+      path: a diffusers folder, or a single file.
+      configs: for a single file, a diffusers folder; its weights are not needed.
+      into: where a new folder is created.
+      safety_checker: whether to use the folder's safety checker, if it has one.
 
     Raises:
-      ConfigError: if it is a model of another kind.
+      ConfigError: if it is another kind of model.
       FileError, WeightsError: if something is missing or damaged.
     """
     into = into / "base"
@@ -136,16 +135,16 @@ def prepare_base(
         if (path / "config.json").is_file():
             kind = _json(path / "config.json").get("_class_name", "a single network")
             raise ConfigError(
-                f"base is {name!r}, which is {shown(str(kind))} and not a whole pipeline"
+                f"base is {name!r}, which is {shown(str(kind))}, not a whole pipeline"
             )
         raise MissingFileError(
-            f"base is {name!r}, which has no {INDEX} and no folder `unet`: name a folder that "
-            "diffusers' save_pretrained has written"
+            f"base is {name!r}, which has no {INDEX} and no folder `unet`: use a folder written by "
+            "diffusers' save_pretrained"
         )
     elif configs is None:
         raise ConfigError(
-            f"base is the single file {name!r}, which holds neither configs nor tokenizer: set "
-            "base_config to a folder of diffusers of the same family (its weights are not needed), "
+            f"base is the single file {name!r}, which contains neither configs nor tokenizer: set "
+            "base_config to a diffusers folder of the same family (its weights are not needed), "
             "or to its repository, such as stable-diffusion-v1-5/stable-diffusion-v1-5"
         )
     else:
@@ -156,7 +155,7 @@ def prepare_base(
     parts = [part for part in _PARTS if part in required]
     with_checker = False
     if safety_checker and file is None and index.get("safety_checker", [None])[0] is not None:
-        # A folder may name one that was not downloaded.
+        # A folder may list one that was not downloaded.
         with_checker = (
             _weights(folder / "safety_checker", _TRANSFORMERS) is not None
             and (folder / "feature_extractor" / _CONFIG_FILES["feature_extractor"]).is_file()
@@ -174,14 +173,14 @@ def prepare_base(
     channels = unet.get("in_channels", 4)
     if channels != 4:
         raise ConfigError(
-            f"base is {name!r}, whose U-Net takes {channels} channels: it is for inpainting or "
-            "editing; name a text-to-image model"
+            f"base is {name!r}, whose U-Net has {channels} input channels, so it is for inpainting "
+            "or editing: use a text-to-image model"
         )
     return Base(name, family, into, file, unet, with_checker, digest.hexdigest()[:32])
 
 
 def prepare_control(name: str, path: Path, pipeline: str, base: Base, into: Path) -> Control:
-    """Inspects an adapter or ControlNet, links it below `into`, and compares it with its base.
+    """Inspects an adapter or ControlNet, links it below `into`, and checks that it fits the base.
 
     Raises:
       ConfigError: if the pipeline needs another kind of network, or it does not fit the base.
@@ -194,7 +193,7 @@ def prepare_control(name: str, path: Path, pipeline: str, base: Base, into: Path
     if path.is_dir():
         if not _has_config(path):
             raise MissingFileError(
-                f"control is {name!r}, which has no config.json: name the folder of one adapter or "
+                f"control is {name!r}, which has no config.json: use the folder of an adapter or "
                 "ControlNet"
             )
         config = _json(path / "config.json")
@@ -216,11 +215,11 @@ def prepare_control(name: str, path: Path, pipeline: str, base: Base, into: Path
     return control
 
 
-# ---- what fits what ------------------------------------------------------------------------------
+# ---- compatibility ------------------------------------------------------------------------------
 
 
 def _require_known_parts(folder: Path, name: str) -> Mapping[str, Any]:
-    """The index of a folder, whose parts must come from diffusers and transformers."""
+    """A folder's index, whose parts must come from diffusers and transformers."""
     if not (folder / INDEX).is_file():
         return {}
     index = _json(folder / INDEX)
@@ -231,7 +230,7 @@ def _require_known_parts(folder: Path, name: str) -> Mapping[str, Any]:
         if library not in ("diffusers", "transformers", "stable_diffusion"):
             raise ConfigError(
                 f"{name!r} needs custom code for {shown(str(part), 80)} "
-                f"({shown(str(library), 80)}), which is never run: use a model of diffusers' own "
+                f"({shown(str(library), 80)}), which is never run: use a model with diffusers' own "
                 "classes"
             )
     return index
@@ -240,17 +239,19 @@ def _require_known_parts(folder: Path, name: str) -> Mapping[str, Any]:
 def _family(folder: Path, name: str) -> Family:
     if not (folder / "unet" / "config.json").is_file():
         raise ConfigError(
-            f"{name!r} has no unet/config.json: only Stable Diffusion 1.x, 2.x and XL are known "
-            "here (others can be added as a file in adverse/backends)"
+            f"{name!r} has no unet/config.json: only Stable Diffusion 1.x, 2.x and XL are "
+            "supported (others can be added as a file in adverse/backends)"
         )
     unet = _json(folder / "unet" / "config.json")
     kind = unet.get("_class_name")
     if kind != "UNet2DConditionModel":
-        raise ConfigError(f"{name!r} has the U-Net {shown(str(kind))}, no UNet2DConditionModel")
+        raise ConfigError(
+            f"{name!r} has the U-Net {shown(str(kind))}, but UNet2DConditionModel is needed"
+        )
     if unet.get("addition_embed_type") != "text_time":
         return "sd"
     if not (folder / "text_encoder").is_dir():
-        raise ConfigError(f"{name!r} is SDXL's refiner; name a base model")
+        raise ConfigError(f"{name!r} is SDXL's refiner; use a base model")
     return "sdxl"
 
 
@@ -261,11 +262,11 @@ def _require_kind(name: str, kind: Any, pipeline: str) -> None:
     remedy = {
         "T2IAdapter": "set pipeline to 't2i_adapter'",
         "ControlNetModel": "set pipeline to 'controlnet' or 'controlnet_img2img'",
-    }.get(kind, "name a single T2I-Adapter or ControlNet for depth")
+    }.get(kind, "use a single depth T2I-Adapter or ControlNet")
     article = "a T2I-Adapter" if adapter else "a ControlNet"
-    # Loaded as the other kind it would silently consist of random numbers.
+    # Loaded as the other kind, it would silently consist of random numbers.
     raise ConfigError(
-        f"control is {name!r}, which is {shown(str(kind))}, but the pipeline {pipeline!r} takes "
+        f"control is {name!r}, which is {shown(str(kind))}, but the pipeline {pipeline!r} needs "
         f"{article}: {remedy}"
     )
 
@@ -281,16 +282,16 @@ def _require_fit(control: Control, pipeline: str, base: Base) -> None:
         wanted = "full_adapter" if base.family == "sd" else "full_adapter_xl"
         if kind != wanted:
             raise ConfigError(
-                f"{pair}: it is a {kind}, and a {wanted} is needed. Name an adapter for Stable "
+                f"{pair}: it is a {kind}, but a {wanted} is needed. Use an adapter for Stable "
                 f"Diffusion {'1.x' if base.family == 'sd' else 'XL'}, or a base of {other}"
             )
         expected = blocks if base.family == "sd" else (*blocks, blocks[-1])
         if channels != expected:
-            raise ConfigError(f"{pair}: it has channels {channels}, and {expected} are needed")
+            raise ConfigError(f"{pair}: it has channels {channels}, but {expected} are needed")
         if config.get("in_channels", 3) != 3:
             raise ConfigError(
-                f"{pair}: it takes images of {config['in_channels']} channel, as adapters for "
-                "sketches do; name one for depth"
+                f"{pair}: it takes images with {config['in_channels']} channel, like adapters for "
+                "sketches; use one for depth"
             )
     elif control.file is None:
         for field, default in (
@@ -302,8 +303,8 @@ def _require_fit(control: Control, pipeline: str, base: Base) -> None:
             mine, theirs = config.get(field, default), unet.get(field, default)
             if mine != theirs:
                 raise ConfigError(
-                    f"{pair}: its {field} is {mine}, the base's {theirs}. Both must be of one "
-                    f"family (1.x, 2.x or XL): name a ControlNet for this base"
+                    f"{pair}: its {field} is {mine}, but the base's is {theirs}. Both must be from "
+                    "the same family (1.x, 2.x or XL): use a ControlNet for this base"
                 )
         if config.get("conditioning_channels", 3) != 3:
             raise ConfigError(f"{pair}: it takes {config['conditioning_channels']} channels, not 3")
@@ -321,14 +322,14 @@ def _kind_of_file(names: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _require_file_fits(control: Control, names: Mapping[str, tuple[int, ...]], base: Base) -> None:
-    """Compares the text width that a ControlNet file attends to with the base's."""
+    """Checks that the text width of a ControlNet file matches the base's."""
     widths = {shape[1] for name, shape in names.items() if name.endswith("attn2.to_k.weight")}
     wanted = base.unet.get("cross_attention_dim", 1280)
     if widths and widths != {wanted}:
         raise ConfigError(
             f"control {control.name!r} does not fit base {base.name!r}: it attends to text of "
-            f"width {', '.join(map(str, sorted(widths)))}, the base to {wanted}. Both must be of "
-            "one family (1.x, 2.x or XL)"
+            f"width {', '.join(map(str, sorted(widths)))}, but the base to {wanted}. Both must be "
+            "from the same family (1.x, 2.x or XL)"
         )
 
 
@@ -336,9 +337,9 @@ def _require_file_fits(control: Control, names: Mapping[str, tuple[int, ...]], b
 
 
 def _write_adapter(path: Path, into: Path, digest: Any) -> dict[str, Any]:
-    """Writes an adapter of the original code as a folder of diffusers; returns its config.
+    """Converts an adapter from the original code to a diffusers folder; returns its config.
 
-    The authors number the ResNet blocks `body.N.*`; diffusers groups them by stages:
+    The authors number the ResNet blocks `body.N.*`; diffusers groups them by stage:
     `adapter.body.{N // 2}.resnets.{N % 2}.*`.
     """
     state_dict = files.read(path).state_dict
@@ -353,7 +354,9 @@ def _write_adapter(path: Path, into: Path, digest: Any) -> dict[str, Any]:
         elif name.startswith("conv_in."):
             renamed[f"adapter.{name}"] = array
         else:
-            raise WeightsError(f"{path} has the entry {shown(name, 80)!r}, unknown in an adapter")
+            raise WeightsError(
+                f"{path} has the entry {shown(name, 80)!r}, which adapters do not have"
+            )
     stages = {
         int(match[1]): array.shape[0]
         for name, array in renamed.items()
@@ -361,12 +364,14 @@ def _write_adapter(path: Path, into: Path, digest: Any) -> dict[str, Any]:
     }
     first = renamed.get("adapter.conv_in.weight")
     if first is None or first.ndim != 4 or sorted(stages) != list(range(len(stages))):
-        raise WeightsError(f"{path} is not a whole T2I-Adapter: copy it again")
-    inputs = first.shape[1]  # channels times the square of the factor of the pixel unshuffle
+        raise WeightsError(f"{path} is not a complete T2I-Adapter: copy it again")
+    inputs = first.shape[1]  # channels times the squared pixel unshuffle factor
     channels = 3 if inputs % 3 == 0 else 1
     factor = round((inputs / channels) ** 0.5)
     if factor not in (8, 16) or channels * factor**2 != inputs:
-        raise WeightsError(f"{path} is an adapter with {inputs} inputs; 192 or 768 are known")
+        raise WeightsError(
+            f"{path} is an adapter with {inputs} inputs, but only 192 and 768 are supported"
+        )
     config = {
         "_class_name": "T2IAdapter",
         "adapter_type": "full_adapter" if factor == 8 else "full_adapter_xl",
@@ -389,7 +394,7 @@ def _write_adapter(path: Path, into: Path, digest: Any) -> dict[str, Any]:
 def _prepare_folder(
     folder: Path, into: Path, stem: str | None, digest: Any, required: str | None = None
 ) -> None:
-    """Links the text files of a folder, and its weights where they have a stem."""
+    """Links a folder's text files, and its weights if they have a stem."""
     if not folder.is_dir():
         raise MissingFileError(f"{folder} is missing: copy or download the model again")
     if required is None:
@@ -407,7 +412,7 @@ def _prepare_folder(
     weights = _weights(folder, stem)
     if weights is None:
         raise MissingFileError(
-            f"{folder} has no weights ({stem}.safetensors): download the whole model"
+            f"{folder} has no weights ({stem}.safetensors): download the complete model"
         )
     if weights.name.endswith(".safetensors.index.json"):
         index = _json(weights)
@@ -419,7 +424,7 @@ def _prepare_folder(
                 )
             _prepare_file(folder / shard, into / shard, digest)
         _link(weights, into / f"{stem}.safetensors.index.json")
-    elif weights.name.endswith(".index.json"):  # of pickles
+    elif weights.name.endswith(".index.json"):  # for pickles
         contents = hugging_face.read(weights)
         files.write_safetensors(into / f"{stem}.safetensors", contents.state_dict)
         for shard in sorted(set(_json(weights)["weight_map"].values())):
@@ -429,7 +434,7 @@ def _prepare_folder(
 
 
 def _weights(folder: Path, stem: str) -> Path | None:
-    """The weights of a folder; safetensors and full precision first."""
+    """A folder's weights; prefers safetensors and full precision."""
     old = "pytorch_model" if stem == _TRANSFORMERS else stem
     for name in (
         f"{stem}.safetensors",
@@ -445,7 +450,7 @@ def _weights(folder: Path, stem: str) -> Path | None:
 
 
 def _prepare_file(path: Path, target: Path, digest: Any) -> Path:
-    """Links a safetensors file, or converts another format to one."""
+    """Links a safetensors file, or converts another format to safetensors."""
     if not _is_safetensors(path):
         files.write_safetensors(_parent_made(target), files.read(path).state_dict)
     else:
@@ -461,7 +466,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _names(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in a file; only the header of safetensors is read."""
+    """Names and shapes of a file's tensors; for safetensors, only the header is read."""
     if not _is_safetensors(path):
         return {name: array.shape for name, array in files.read(path).state_dict.items()}
     try:
@@ -479,7 +484,7 @@ def _link(path: Path, target: Path) -> None:
             os.symlink(path.resolve(), _parent_made(target))
         except FileExistsError:
             raise
-        except (OSError, NotImplementedError):  # a file system without links
+        except (OSError, NotImplementedError):  # the file system has no links
             shutil.copyfile(path, target)
 
 
@@ -503,7 +508,7 @@ def _has_config(folder: Path) -> bool:
 
 
 def _add_file(digest: Any, path: Path) -> None:
-    """Adds a file's name, size and content; of a large one, 256 samples of 64 KiB."""
+    """Hashes a file's name, size and content; for a large file, 256 samples of 64 KiB."""
     with naming_file(path, "read"), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest.update(f"{path.name} {size}\n".encode())

@@ -1,7 +1,6 @@
-"""Worker processes: started, driven by JSON lines, timed, and restarted when they fail.
+"""Starts worker processes, drives them with JSON lines, and restarts them if they fail or hang.
 
-The protocol is described in `worker.py`. This is the host's side, which knows nothing about
-PyTorch.
+`worker.py` describes the protocol. This is the host side, which does not depend on PyTorch.
 """
 
 import contextlib
@@ -30,19 +29,21 @@ from diffdepth_jax.weights.text import shown
 PROTOCOL = 1
 
 _REFUSALS = {"package": MissingPackageError, "weights": WeightsError}
-_STARTS = 3  # attempts to start a process that gets killed
-_CULPRITS = 3  # images in a row that crash the process; after that, the images are not the cause
+_STARTS = 3  # attempts to start a process that keeps getting killed
+_CULPRITS = (
+    3  # consecutive images that crash the process before something else is assumed to be the cause
+)
 _CLOSING = 10.0  # seconds
 _JOIN = 1.0  # seconds
-_TAIL = 4000  # last bytes of a log, which may hold the cause
+_TAIL = 4000  # last bytes of a log, which may contain the cause
 
 
 class WorkerFailure(Exception):
-    """A process died, hung or gave an invalid answer; the message completes "the worker ..."."""
+    """A process died, hung or gave an invalid reply; the message completes "the worker ..."."""
 
     def __init__(self, message: str, *, killed: bool = False):
         super().__init__(message)
-        self.killed = killed  # from outside, by a signal
+        self.killed = killed  # by an external signal
 
 
 class Process:
@@ -50,19 +51,19 @@ class Process:
 
     Args:
       command: the interpreter and its arguments.
-      log: where its standard error goes; appended to.
+      log: file that its standard error is appended to.
       environment: variables in addition to this process's.
-      timeout: seconds without output after which it counts as hanging.
+      timeout: seconds without output after which it counts as hung.
 
     Raises:
-      FileError: if it cannot be started, or the log not written.
+      FileError: if it cannot be started, or the log cannot be written.
     """
 
     def __init__(
         self, command: Sequence[str], log: Path, environment: Mapping[str, str], timeout: float
     ):
         self.log, self._timeout = log, timeout
-        self._in_order = True  # nothing has gone wrong so far
+        self._in_order = True  # no failure so far
         self.handshake: Mapping[str, Any] = {}  # set by the caller that opened it
         with naming_file(log, "written"):
             self._log: IO[bytes] = log.open("ab")
@@ -75,7 +76,7 @@ class Process:
                     stdout=subprocess.PIPE,
                     stderr=self._log,
                     env={**os.environ, **environment},
-                    start_new_session=True,  # Ctrl-C is this process's to handle
+                    start_new_session=True,  # this process handles Ctrl-C
                 )
         except UserError:
             self._log.close()
@@ -87,33 +88,36 @@ class Process:
     def _read(self) -> None:
         for line in iter(self._process.stdout.readline, b""):
             self._lines.put(line)
-        self._lines.put(b"")  # its end
+        self._lines.put(b"")  # end of the stream
 
     def send(self, **request: Any) -> None:
         """Sends a request.
 
         Raises:
-          WorkerFailure: if the process is gone.
+          WorkerFailure: if the process has ended.
         """
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
             self._process.stdin.flush()
-        except (OSError, ValueError) as error:  # ValueError: killed here, and the pipe closed
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # ValueError: it was killed here, which closed the pipe
             raise self._gone() from error
 
     def receive(self) -> dict[str, Any]:
-        """The next reply other than a sign of life.
+        """The next reply other than a heartbeat.
 
         Raises:
-          WorkerFailure: if the process dies, is silent for too long, or gives an invalid answer.
-          UserError: if it refuses the request; gives the reason.
+          WorkerFailure: if the process dies, is silent for too long, or gives an invalid reply.
+          UserError: if it rejects the request; gives the reason.
         """
         while True:
             try:
                 line = self._lines.get(timeout=self._timeout)
             except queue.Empty:
                 self.kill()
-                raise WorkerFailure(f"gave no sign of life for {self._timeout:g} seconds") from None
+                raise WorkerFailure(f"did not respond for {self._timeout:g} seconds") from None
             if not line.endswith(b"\n"):
                 raise self._gone()
             try:
@@ -123,7 +127,7 @@ class Process:
             if not isinstance(reply, dict):
                 self.kill()
                 text = shown(line.decode(errors="replace").strip(), 100)
-                raise WorkerFailure(f"answered {text!r}, which is not a worker's reply")
+                raise WorkerFailure(f"sent {text!r}, which is not a valid reply")
             if "progress" in reply:
                 continue
             self._in_order &= "error" not in reply
@@ -134,7 +138,7 @@ class Process:
     def close(self) -> None:
         """Asks the process to end, and kills it if it does not.
 
-        Its log is removed if nothing went wrong.
+        Its log is removed if there was no failure.
         """
         try:
             self.send(close=True)
@@ -147,18 +151,18 @@ class Process:
             self.log.unlink(missing_ok=True)
 
     def kill(self) -> None:
-        """Kills the process; does nothing if it has ended."""
+        """Kills the process, unless it has already ended."""
         self._process.kill()
         self._process.wait()
         with contextlib.suppress(OSError):  # requests that it has not read
             self._process.stdin.close()
         self._reader.join(1.0)
-        if not self._reader.is_alive():  # unless a child process lives on
+        if not self._reader.is_alive():  # unless a child process is still running
             self._process.stdout.close()
         self._log.close()
 
     def _gone(self) -> WorkerFailure:
-        try:  # It may only have closed its output.
+        try:  # it may only have closed its output
             code = self._process.wait(_CLOSING)
         except subprocess.TimeoutExpired:
             self.kill()
@@ -167,14 +171,14 @@ class Process:
             return WorkerFailure("closed its output" + self._last_words())
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else -code
-            hint = ", as systems do when memory runs out" if -code == signal.SIGKILL else ""
+            hint = ", which systems send when memory runs out" if -code == signal.SIGKILL else ""
             return WorkerFailure(
-                f"was ended by the signal {name}{hint}{self._last_words()}", killed=True
+                f"was killed by signal {name}{hint}{self._last_words()}", killed=True
             )
-        return WorkerFailure(f"ended with exit status {code}{self._last_words()}")
+        return WorkerFailure(f"exited with status {code}{self._last_words()}")
 
     def _last_words(self) -> str:
-        """The last line that it printed, and where the rest is."""
+        """The last line that it printed, and where to find the rest."""
         try:
             with self.log.open("rb") as file:
                 end = file.seek(0, os.SEEK_END)
@@ -187,10 +191,10 @@ class Process:
 
 
 def unusable(interpreter: str, failure: WorkerFailure) -> FileError:
-    """The error of a worker that never started properly."""
+    """The error for a worker that never started properly."""
     return FileError(
-        f"the worker that {interpreter} was to run {failure}: run `make torch`, or name with "
-        "--python an interpreter that has PyTorch and diffusers"
+        f"the worker run by {interpreter} {failure}: run `make torch`, or use --python to select "
+        "an interpreter with PyTorch and diffusers"
     )
 
 
@@ -199,7 +203,7 @@ def started(start: Callable[[], Process], interpreter: str) -> Process:
 
     Raises:
       FileError: if it cannot be started.
-      UserError: as `start`.
+      UserError: as in `start`.
     """
     for attempt in range(_STARTS):
         try:
@@ -212,11 +216,11 @@ def started(start: Callable[[], Process], interpreter: str) -> Process:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Items of one size that go through the generator as a batch.
+    """Items of equal size that go through the generator as a batch.
 
     Attributes:
       items: in order.
-      messages: for each item, what is sent to the worker.
+      messages: what is sent to the worker for each item.
     """
 
     items: tuple[Item, ...]
@@ -224,7 +228,7 @@ class Task:
 
 
 class _Shared:
-    """An iterable that several threads take from."""
+    """An iterable shared by several threads."""
 
     def __init__(self, tasks: Iterable[Task]):
         self._tasks, self._lock = iter(tasks), threading.Lock()
@@ -237,13 +241,13 @@ class _Shared:
 class Pool:
     """Several workers that take tasks from one queue.
 
-    A task whose worker fails is sent once more unchanged. If that fails too, its images are sent
-    one by one, and one on which the worker fails again is given up.
+    If a worker fails, its task is sent again unchanged. If that fails too, its images are sent one
+    by one, and an image on which the worker fails again is given up.
 
     Args:
-      start: (index) -> a process that has been opened. Raises `WorkerFailure` or `UserError`.
+      start: `(index) -> process`, returns an opened process. Raises `WorkerFailure` or `UserError`.
       first: the process of index 0, already open.
-      count: how many workers.
+      count: number of workers.
     """
 
     def __init__(self, start: Callable[[int], Process], first: Process, count: int):
@@ -267,10 +271,10 @@ class Pool:
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """One outcome for each item of each task, as soon as it is known.
 
-        A task is only taken from the iterable when a worker is free.
+        Tasks are only taken from the iterable when a worker is free.
 
         Raises:
-          UserError: if workers fail before they have made an image, or the disk is full.
+          UserError: if workers fail before generating any image, or the disk is full.
         """
         waiting = _Shared(tasks)
         results: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()
@@ -292,8 +296,8 @@ class Pool:
                 else:
                     raise result
         except BaseException:
-            # A busy process does not read requests, so it is killed. One that is being started is
-            # ended by the thread that starts it.
+            # A busy process does not read requests, so it is killed. A process that is being
+            # started is ended by the thread that starts it.
             with self._lock:
                 stop.set()
             self.kill()
@@ -309,7 +313,7 @@ class Pool:
                 self._processes[index] = None
 
     def kill(self) -> None:
-        """Ends all workers at once."""
+        """Ends all workers immediately."""
         for index in range(self._count):
             self._drop(index)
 
@@ -328,8 +332,8 @@ class Pool:
                     culprits = culprits + 1 if failure is not None else 0
                     if culprits == _CULPRITS:
                         raise FileError(
-                            f"{culprits} images in a row have failed, as the worker {failure}: "
-                            "the rest would too"
+                            f"{culprits} images in a row have failed because the worker {failure}; "
+                            "the rest would fail too"
                         )
         except Exception as error:
             results.put(error)
@@ -339,13 +343,13 @@ class Pool:
     def _outcomes(
         self, index: int, task: Task, stop: threading.Event
     ) -> Iterator[tuple[Outcome, WorkerFailure | None]]:
-        """Outcomes of a task; with the failure where an item crashed its worker."""
+        """Outcomes of a task, each with the failure if the item crashed its worker."""
         pending = {item.key: item for item in task.items}
         failures = 0
         while pending and not stop.is_set():
             messages = task.messages
             if alone := failures > 1 or (failures == 1 and len(task.items) == 1):
-                # One by one; for a single image this is also the second try.
+                # One by one; for a single image, this is the second attempt.
                 messages = tuple(each for each in messages if each["key"] in pending)
             try:
                 process = self._process(index, stop)
@@ -364,7 +368,7 @@ class Pool:
                         yield _outcome(reply), None
             except WorkerFailure as failure:
                 self._drop(index)
-                for each in task.messages:  # files that it was about to write
+                for each in task.messages:  # partial files that it was writing
                     Path(each["temporary"]).unlink(missing_ok=True)
                 if stop.is_set():
                     return
@@ -375,7 +379,7 @@ class Pool:
                     yield Outcome(key, f"the worker {failure}, for the second time"), failure
 
     def _process(self, index: int, stop: threading.Event | None = None) -> Process:
-        """The open process of an index; started if necessary."""
+        """The open process with this index; started if necessary."""
         for attempt in range(_STARTS):
             with self._lock:
                 process = self._processes[index]

@@ -1,6 +1,6 @@
-"""The prompt bank: `prompts.toml`, and files of the user's own.
+"""The prompt bank: `prompts.toml` and user files.
 
-A prompt depends only on the bank, the seed, the frame's id, the condition and the variant, not on
+A prompt only depends on the bank, the seed, the frame's id, the condition and the variant, not on
 what else is generated.
 """
 
@@ -17,16 +17,16 @@ from typing import Any
 
 from diffdepth_jax.errors import ConfigError, did_you_mean, naming_file
 
-SCENE = "scene"  # the condition of clean images made from prompts
+SCENE = "scene"  # the condition of clean images generated from prompts
 _SLOT = re.compile(r"\{(\w+)\}")
 
-# Texts to draw from, with their weights.
+# Texts to draw from, with weights.
 Words = tuple[tuple[str, float], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What an image should show, and what it must not."""
+    """What an image should show, and what it should not."""
 
     text: str
     negative: str
@@ -43,7 +43,7 @@ class Condition:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A table `[scenes.NAME]`; `per_frame` are the slots that are drawn once per frame."""
+    """A table `[scenes.NAME]`; `per_frame` lists slots that are drawn once per frame."""
 
     words: Mapping[str, Words]
     per_frame: tuple[str, ...] = ()
@@ -54,9 +54,9 @@ class Bank:
     """Everything that prompts are drawn from.
 
     Attributes:
-      conditions, scenes: by name.
-      sources: the scene for each source name, and for `default`.
-      negative: what no image must show.
+      conditions, scenes: tables by name.
+      sources: scene for each source name, and for `default`.
+      negative: what no image should show.
     """
 
     conditions: Mapping[str, Condition]
@@ -65,7 +65,7 @@ class Bank:
     negative: str
 
     def scene_of(self, source: str | None, chosen: str | None = None) -> str:
-        """The scene whose words belong to a source.
+        """The scene whose words are used for a source.
 
         Raises:
           ConfigError: if there is no scene `chosen`.
@@ -76,7 +76,7 @@ class Bank:
         return name
 
     def check(self, conditions: Sequence[str], scene: str) -> None:
-        """Refuses conditions that are not in the bank, or for which it lacks words in a scene.
+        """Rejects conditions that are not in the bank, or lack words for a scene.
 
         Raises:
           ConfigError: names the condition, or the slot without words.
@@ -89,8 +89,8 @@ class Bank:
             for slot in self._slots(name):
                 if slot not in self._words(name, scene):
                     raise ConfigError(
-                        f"the prompts of {name!r} have {{{slot}}}, for which neither the condition "
-                        f"nor the scene {scene!r} has words: choose another prompts.scene, or add "
+                        f"the prompts of {name!r} use {{{slot}}}, but neither the condition nor "
+                        f"the scene {scene!r} has words for it: use another prompts.scene, or add "
                         "words in a file of prompts.files"
                     )
 
@@ -98,10 +98,10 @@ class Bank:
         """The prompt of an image.
 
         Args:
-          seed: the run's.
-          frame: the id of the clean image.
+          seed: the run's seed.
+          frame: id of the clean image.
           condition, scene: names that `check` accepted.
-          variant: which of the frame's images of this condition.
+          variant: index of the image, for this frame and condition.
         """
         table, words = self.conditions[condition], self._words(condition, scene)
         shared = self.scenes[scene].per_frame
@@ -109,7 +109,7 @@ class Bank:
 
         def word(match: re.Match[str]) -> str:
             slot = match[1]
-            # A condition's own words take precedence over the scene's.
+            # A condition's words take precedence over the scene's.
             once = slot in shared and slot not in table.words
             where = (seed, frame) if once else (seed, frame, condition, variant)
             return _pick(words[slot], (*where, slot))
@@ -119,7 +119,7 @@ class Bank:
         return Prompt(text[:1].upper() + text[1:], negative)
 
     def count(self, condition: str, scene: str) -> int:
-        """How many prompts can be drawn; words may repeat across prompts."""
+        """Number of possible prompts; words may repeat across prompts."""
         words = self._words(condition, scene)
         return sum(
             math.prod(len(words[slot]) for slot in dict.fromkeys(_SLOT.findall(text)))
@@ -127,7 +127,7 @@ class Bank:
         )
 
     def fingerprint(self) -> str:
-        """A hash of everything that prompts depend on, except the arguments of `draw`."""
+        """A hash of everything that affects prompts, except the arguments of `draw`."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -145,11 +145,11 @@ def noise_seed(seed: int, frame: str, condition: str, variant: int) -> int:
 
 
 def read(files: Sequence[str] = ()) -> Bank:
-    """The bank of `prompts.toml` overlaid with the files' tables.
+    """The bank in `prompts.toml`, updated by the tables in files.
 
     Raises:
       FileError: if a file cannot be read.
-      ConfigError: if one is not valid TOML, or has tables that `prompts.toml` does not have.
+      ConfigError: if a file is not valid TOML, or has tables that `prompts.toml` does not have.
     """
     text = importlib.resources.files(__package__).joinpath("prompts.toml").read_text("utf-8")
     table = tomllib.loads(text)
@@ -212,9 +212,9 @@ def _tables(
     found = table.get(kind, {})
     for name, part in found.items():
         where = f"{file}: {kind}.{name}"
-        # They become names of folders.
+        # names become folder names
         if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name):
-            raise ConfigError(f"{where}: a name has letters, digits, - and _ only")
+            raise ConfigError(f"{where}: names may only contain letters, digits, - and _")
         if not isinstance(part, Mapping):
             raise ConfigError(f"{where} is {part!r}; it must be a table [{kind}.{name}]")
         for key in part:
@@ -234,7 +234,7 @@ def _word_lists(part: Mapping[str, Any], where: str) -> dict[str, Words]:
 
 def _entries(entries: Any, where: str) -> Words:
     if not isinstance(entries, list) or not entries:
-        raise ConfigError(f"{where} is {entries!r}; it must be a list of at least one text")
+        raise ConfigError(f"{where} is {entries!r}; it must be a non-empty list of texts")
     found = []
     for entry in entries:
         pair = entry if isinstance(entry, Mapping) else {"text": entry}
@@ -242,22 +242,22 @@ def _entries(entries: Any, where: str) -> Words:
         number = isinstance(weight, int | float) and not isinstance(weight, bool)
         if set(pair) - {"text", "weight"} or not number or not 0 <= weight < math.inf:
             raise ConfigError(
-                f'{where} has {entry!r}; an entry is "text" or {{text = "...", weight = 2}}'
+                f'{where} has {entry!r}; an entry must be "text" or {{text = "...", weight = 2}}'
             )
         found.append((_text(pair.get("text"), where), float(weight)))
     if not any(weight for _, weight in found):
-        raise ConfigError(f"{where}: all weights are 0; one at least must be positive")
+        raise ConfigError(f"{where}: all weights are 0; at least one must be positive")
     return tuple(found)
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"{where} is {value!r}; it must be a text")
+        raise ConfigError(f"{where} is {value!r}; it must be a string")
     return value
 
 
 def _pick(words: Words, place: tuple[Any, ...]) -> str:
-    """One of the words, drawn by weight from a hash of the place."""
+    """A word, drawn by weight using a hash of its position."""
     position = int.from_bytes(_digest(place)[:8]) / 2**64 * sum(weight for _, weight in words)
     for text, weight in words:
         position -= weight
@@ -267,5 +267,5 @@ def _pick(words: Words, place: tuple[Any, ...]) -> str:
 
 
 def _digest(place: tuple[Any, ...]) -> bytes:
-    # Python's random numbers and hashes change between versions or runs.
+    # Python's random numbers and hashes may change between versions or runs.
     return hashlib.sha256(json.dumps(place).encode()).digest()

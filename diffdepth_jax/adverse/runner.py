@@ -1,13 +1,13 @@
-"""A run: clean images x conditions x variants through a backend, each made once.
+"""A run: generates clean images x conditions x variants with a backend, each once.
 
-Frames are first read and labelled; then images are made and scored by the teacher as they come.
-Everything finished is recorded in the workdir's journal at once (`manifest`), so a killed run
-continues where it stopped, and several processes can share one (`shard`).
+Frames are first read and labelled; then images are generated and scored by the teacher as they
+arrive. Everything finished is immediately recorded in the workdir's journal (`manifest`), so a
+killed run continues where it stopped, and several processes can share one (`shard`).
 
-Images go through the generator in batches that depend on the frames alone: `batch_size` consecutive
-frames form a block, whose images are cut, in order, into batches of equal size. If any image of a
-batch is missing, the whole batch is made again, as pixels can depend on the neighbours in the
-batch. Shards take whole blocks, so they do not change batches either.
+Batches only depend on the frames: `batch_size` consecutive frames form a block, whose images are
+split, in order, into batches of equal size. If any image of a batch is missing, the whole batch is
+generated again, as pixels can depend on the rest of the batch. Shards take whole blocks, so they do
+not change batches either.
 """
 
 import contextlib
@@ -31,11 +31,11 @@ from diffdepth_jax.errors import ConfigError, DataError, FileError, naming_file
 
 T = TypeVar("T")
 
-# What may change between two starts in one workdir. The backend itself says what may
-# (`Session.identity`), and a source does not change when its files are moved.
+# Fields that may change between runs in one workdir. The backend decides for its own
+# (`Session.identity`), and a source's files may be moved.
 _FREE = ("structure", "gallery", "cache", "on_error", "backend")
 _FREE_OF_NETWORKS = ("batch_size",)
-_FREE_OF_SOURCES = ("root", "check_files")  # names, or ends of names
+_FREE_OF_SOURCES = ("root", "check_files")  # names, or suffixes of names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Result:
     """The result of a run.
 
     Attributes:
-      records: all images, in the order of the manifest; for a shard, those of its frames.
-      complete: whether the manifest was written, which shards do not do.
+      records: all images in the order of the manifest; for a shard, those of its frames.
+      complete: whether the manifest was written; shards do not write it.
     """
 
     records: Sequence[Record]
@@ -64,33 +64,33 @@ def run(
     merge: bool = False,
     progress: bool = True,
 ) -> Result:
-    """Makes every missing image of a config, and the manifest.
+    """Generates all missing images of a config, and writes the manifest.
 
     Args:
-      config: what to make.
-      workdir: created if missing; `manifest` describes its content. A finished one is left
-        unchanged.
+      config: what to generate.
+      workdir: created if missing; `manifest` describes its content. A finished workdir is not
+        changed.
       python: the interpreter for the backend's process, if it has one.
-      shard: (index, count): make only every count-th block of frames, and no manifest; `merge`, or
-        the same call without a shard, writes it.
-      merge: make nothing; check that the shards are complete, and write the manifest.
-      progress: show progress bars.
+      shard: (index, count): only generate every count-th block of frames, and no manifest, which
+        `merge` or the same call without a shard writes.
+      merge: generate nothing; check that the shards are complete, and write the manifest.
+      progress: whether to show progress bars.
 
     Returns:
-      All images with their status. The same call tries failed ones again.
+      All images with their status. Repeating the call retries failed ones.
 
     Raises:
-      ConfigError: for a config that cannot be used, or a workdir that was started with another one.
+      ConfigError: for an unusable config, or a workdir that was started with another one.
       DataError: with `merge`, for incomplete shards; for frames with the same id.
       FileError: for files that cannot be read or written.
       WeightsError: for unusable weights of the teacher or the backend.
-      KeyboardInterrupt: with a message that says how to continue.
+      KeyboardInterrupt: with a message that says how to resume.
     """
     directory = Path(workdir).expanduser()
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise ValueError(f"shard is {shard}; it must be (index, count) with 0 <= index < count")
     if merge and not (directory / manifest.RUN_FILE).exists():
-        raise ConfigError(f"{directory} holds no run: name the workdir of the shards")
+        raise ConfigError(f"{directory} contains no run: use the workdir of the shards")
     lock = "generation" if shard is None else f"generation-{shard[0]}of{shard[1]}"
     with atomic.directory(directory), locking.hold(directory, lock):
         atomic.remove_leftovers(directory)
@@ -98,7 +98,7 @@ def run(
 
 
 class _Run:
-    """One start in a workdir."""
+    """One execution in a workdir."""
 
     def __init__(
         self,
@@ -124,14 +124,15 @@ class _Run:
             self.bank.check([*config.conditions, *with_scene], self.scene)
         if prompts.SCENE in config.conditions:
             raise ConfigError(
-                "config.conditions has 'scene', which is the clean image of scenes: leave it out"
+                "config.conditions has 'scene', which is reserved for the clean images of scenes: "
+                "leave it out"
             )
         self.run_file = RunFile(workdir / manifest.RUN_FILE)
         self.journal = Journal(workdir, shard or (0, 1))
         self.report_file = RunFile(self.journal.path.with_name("report.json"))
         self.teacher = labels.network(config.teacher)
         self.steering = labels.network(config.steering)
-        self.originals: dict[int, Path] = {}  # the source's files of clean images, by frame
+        self.originals: dict[int, Path] = {}  # the source's clean image files, by frame
 
     @property
     def state(self) -> manifest.State:
@@ -154,9 +155,9 @@ class _Run:
         return Result(records, self.shard is None)
 
     def _reported(self) -> list[Record] | None:
-        """The manifest, if it is of exactly this config, nothing has failed and all files exist.
+        """The manifest, if it matches this config exactly, nothing failed and all files exist.
 
-        The journals, which hold the same, are not read: they can have 100 MB.
+        The journals have the same content, but are not read, as they can have 100 MB.
         """
         same = self.run_file.says("backend_config", configs.to_mapping(self.config.backend))
         if self.shard is not None or not same or not self.report_file.says("of", self._shown()):
@@ -165,7 +166,7 @@ class _Run:
             return None
         try:
             records = manifest.read(self.workdir)
-        except DataError:  # of another version
+        except DataError:  # from another version
             return None
         files = {file for each in records for file in (each.image, each.clean, each.label) if file}
         folders = {
@@ -180,12 +181,13 @@ class _Run:
         return [self.workdir / name for name in names]
 
     def _shown(self) -> dict[str, Any]:
-        """The changeable settings that the manifest and its pictures depend on."""
+        """Settings that may change, and that affect the manifest and its pictures."""
         shown = {name: vars(getattr(self.config, name)) for name in ("structure", "gallery")}
         return {**shown, "journals": self.journal.sizes()}
 
     def _is_finished(self) -> bool:
-        """Whether everything exists, as far as known without opening source, network or backend."""
+        """Whether everything exists, as far as known without opening the source, network or
+        backend."""
         count = self.run_file.get("frames")
         backend = configs.to_mapping(self.config.backend)
         if count is None or not self.run_file.says("backend_config", backend):
@@ -203,16 +205,16 @@ class _Run:
             absent = sum(frame is None for frame in frames)
             raise DataError(
                 f"{self.workdir}: {absent} of {count or 0} frames have not been prepared: run the "
-                "missing shards, or the command without --shard and --merge, which makes what is "
-                "left"
+                "missing shards, or run the command without --shard and --merge to generate what "
+                "is left"
             )
         keys = [key for frame in frames for key, *_ in self._images(frame)]
-        # A frame that cannot be read has no images; the manifest says so.
+        # An unreadable frame has no images; the manifest records this.
         wanted = [key for frame in frames for key, *_ in self._images(frame) if not frame.error]
         manifest.check_shards(self.state, wanted, self.run_file.fingerprint())
         listing.require_unique(keys, str(self.workdir))
 
-    # ---- what is left to do
+    # ---- remaining work
 
     def _indices(self, count: int) -> list[int]:
         """The frames of this shard: whole blocks."""
@@ -238,7 +240,7 @@ class _Run:
         return self.workdir / manifest.image_path(frame, condition, variant)
 
     def _missing(self, frame: Frame) -> list[str]:
-        """The keys of a frame's images that are not made or not scored yet."""
+        """The keys of a frame's images that have not been generated or scored yet."""
         if frame.error is not None:
             return []
         return [
@@ -271,14 +273,14 @@ class _Run:
             return prompts.Prompt("", "")
         return self.bank.draw(self.config.seed, frame, condition, variant, self.scene)
 
-    # ---- making it
+    # ---- generation
 
     def _work(self) -> None:
         config, workdir = self.config, self.workdir
         atomic.remove_leftovers(workdir, recursive=True)
         source = None
         if config.source is not None:
-            from diffdepth_jax.data import pipeline  # JAX; a finished run needs none of it
+            from diffdepth_jax.data import pipeline  # needs JAX, which a finished run does not
 
             source = pipeline.evaluation_samples(config.source, config.limit, config.on_error)
             listed = _listed(source)
@@ -304,7 +306,7 @@ class _Run:
             self._make_images(session, [self.state.frames[index] for index in indices])
 
     def _make_scenes(self, session: Session, indices: Sequence[int]) -> None:
-        """Makes clean images from prompts."""
+        """Generates clean images from prompts."""
         items = {index: self._scene_item(index) for index in indices}
         missing = {
             index
@@ -350,7 +352,7 @@ class _Run:
         item = self._scene_item(index)
         name, made = item.output.stem.rpartition("_")[0], self.state.scenes[item.key]
         if made.error is not None:
-            return {"id": name, "error": f"its clean image could not be made: {made.error}"}
+            return {"id": name, "error": f"its clean image could not be generated: {made.error}"}
         image = io.read_image(item.output)
         return {
             "id": name,
@@ -361,7 +363,7 @@ class _Run:
         }
 
     def _prepare(self, indices: Sequence[int], source: Sequence[Mapping[str, Any]] | None) -> None:
-        """Reads and labels the frames that are not prepared yet."""
+        """Reads and labels frames that have not been prepared yet."""
         todo = [
             index
             for index in indices
@@ -387,12 +389,12 @@ class _Run:
                 bar.update()
 
     def _make_images(self, session: Session, frames: Sequence[Frame]) -> None:
-        """Makes and scores the missing images."""
+        """Generates and scores missing images."""
         by_key = {key: frame for frame in frames for key, *_ in self._images(frame)}
         judge = _Judge(self)
         wanted = [key for frame in frames for key in self._missing(frame)]
         with self._bar("images", len(by_key), len(by_key) - len(wanted)) as bar:
-            # Made before a run was killed, but not scored.
+            # Generated before a run was killed, but not scored.
             all_batches = list(self._batches(frames))
             items = {item.key: item for batch in all_batches for item in batch}
             unseen = [key for key in wanted if self._is_there(key, items[key].output)]
@@ -409,7 +411,7 @@ class _Run:
             bar.set_postfix(failed=num_failed)
             for item, outcome in _outcomes(session, batches):
                 made = _made(item, outcome)
-                if item.key not in missing:  # made again with its batch
+                if item.key not in missing:  # generated again with its batch
                     continue
                 self.journal.note(made, "image")
                 if made.error is None:
@@ -449,7 +451,7 @@ class _Run:
             dynamic_ncols=True,
         )
 
-    # ---- reporting it
+    # ---- reports
 
     def _records(self, frames: Sequence[Frame]) -> list[Record]:
         records = [self._record(frame, *image) for frame in frames for image in self._images(frame)]
@@ -457,7 +459,7 @@ class _Run:
 
     def _record(self, frame: Frame, key: str, condition: str, variant: int) -> Record:
         prompt = self._prompt(frame.id, condition, variant)
-        made = self.state.images.get(key) or Made(key, error="not made yet")
+        made = self.state.images.get(key) or Made(key, error="not generated yet")
         if frame.error is not None:
             made = Made(key, error=frame.error)
         there = made.error is None
@@ -499,12 +501,14 @@ class _Run:
             summary.write(self.workdir, records)
             gallery.write(self.workdir, records, self.config.gallery)
             self.report_file.set("gallery", pictures)
-            manifest.write(self.workdir, records)  # last: the run is complete when it exists
+            manifest.write(
+                self.workdir, records
+            )  # last, as its existence marks the run as complete
         self.report_file.set("of", self._shown())
 
 
 class _Judge:
-    """Scores images, in batches of the teacher, and records them."""
+    """Scores images in the teacher's batches, and records them."""
 
     def __init__(self, run: _Run):
         self._run = run
@@ -514,18 +518,18 @@ class _Judge:
         self._size = self._teacher.config.batch_size if self._teacher else 1
 
     def add(self, frame: Frame, item: Item, made: Made) -> int:
-        """Takes an existing image; returns how many were recorded as scored."""
+        """Adds an existing image; returns the number recorded as scored."""
         self._waiting.append((frame, item, made))
         return self.finish() if len(self._waiting) >= self._size else 0
 
     def finish(self) -> int:
-        """Scores the waiting images; returns how many."""
+        """Scores the waiting images; returns their number."""
         waiting, self._waiting = self._waiting, []
         teacher = self._teacher
         seen = [each for each in waiting if not each[2].flagged] if teacher else []
         found = {}
         if seen:
-            from diffdepth_jax.adverse import structure  # SciPy, likewise
+            from diffdepth_jax.adverse import structure  # needs SciPy, likewise
 
             depths = teacher.predict([io.read_image(item.output) for _, item, _ in seen])
             for (frame, item, _), depth in zip(seen, depths, strict=True):
@@ -546,12 +550,12 @@ class _Judge:
 def _outcomes(
     session: Session, batches: Sequence[Sequence[Item]]
 ) -> Iterator[tuple[Item, Outcome]]:
-    """One outcome for every item; a file that is not as requested becomes an error."""
+    """One outcome for every item; an unexpected file becomes an error."""
     waiting = {item.key: item for batch in batches for item in batch}
     for outcome in session.generate(batches):
         item = waiting.pop(outcome.key, None)
         if item is None:
-            raise RuntimeError(f"the backend made {outcome.key!r}, which was not requested")
+            raise RuntimeError(f"the backend generated {outcome.key!r}, which was not requested")
         yield item, outcome if outcome.error is not None else _looked_at(item, outcome)
     for key, item in waiting.items():
         yield item, Outcome(key, error="the backend ended without an outcome for it")
@@ -573,7 +577,7 @@ def _looked_at(item: Item, outcome: Outcome) -> Outcome:
 
 
 def _names(folder: Path) -> set[str]:
-    """The names in a folder; none if it does not exist."""
+    """The names in a folder; empty if it does not exist."""
     with naming_file(folder, "read"):
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
@@ -588,7 +592,7 @@ def _blocks(items: Sequence[T], size: int) -> Iterator[list[T]]:
 
 
 def _listed(source: Any) -> list[listing.Frame] | None:
-    """A source's frames by their files, where it lists them, without reading any."""
+    """A source's frames with their files, if it lists them, without reading any."""
     frames = [source.frame(index) for index in range(len(source))]
     return None if None in frames else frames
 
@@ -596,11 +600,11 @@ def _listed(source: Any) -> list[listing.Frame] | None:
 def _checking_names(
     read: Callable[[int], Mapping[str, Any]], names: dict[str, int]
 ) -> Callable[[int], Mapping[str, Any]]:
-    """Refuses ids that are not valid file names or that occur twice: results would be misplaced.
+    """Rejects ids that are not valid file names or that are duplicated, as results would get lost.
 
     Args:
-      read: a frame's sample.
-      names: the known frames by id; new ones are added.
+      read: returns a frame's sample.
+      names: known frames by id; new ones are added.
     """
 
     def checked(index: int) -> Mapping[str, Any]:
@@ -608,13 +612,13 @@ def _checking_names(
         name = sample["id"]
         if not name or Path(name).name != name or name.startswith("."):
             raise DataError(
-                f"frame {index} has the id {name!r}, which cannot be a file name: ids of a source "
-                "must not contain / or start with a dot"
+                f"frame {index} has the id {name!r}, which cannot be used as a file name: ids must "
+                "not contain / or start with a dot"
             )
         if names.setdefault(name, index) != index:
             raise DataError(
-                f"the frames {names[name]} and {index} of the source have the same id {name!r}: "
-                "list each frame once"
+                f"frames {names[name]} and {index} of the source have the same id {name!r}: list "
+                "each frame once"
             )
         return sample
 
@@ -627,12 +631,12 @@ def _fixed(config: AdverseConfig) -> dict[str, Any]:
         name: value for name, value in configs.to_mapping(config).items() if name not in _FREE
     }
     values["backend"] = {"name": config.backend.name}
-    values["prompts"] = {"scene": config.prompts.scene}  # The files' content is compared.
+    values["prompts"] = {"scene": config.prompts.scene}  # the files' content is compared instead
     for name in ("teacher", "steering"):
         values[name] = {
             field: value for field, value in values[name].items() if field not in _FREE_OF_NETWORKS
         }
-        # Its weights have a fingerprint, which is compared.
+        # Its weights' fingerprint is compared instead.
         values[name]["checkpoint"] = values[name]["checkpoint"] is not None
     if values["source"] is not None:
         values["source"] = {
@@ -645,7 +649,7 @@ def _fixed(config: AdverseConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _how_to_go_on(run: _Run) -> Iterator[None]:
-    """After Ctrl-C, says how to continue."""
+    """After Ctrl-C, says how to resume."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

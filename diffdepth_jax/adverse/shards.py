@@ -1,4 +1,4 @@
-"""Which part of a run a process makes."""
+"""Which part of a run a process generates."""
 
 from collections.abc import Mapping
 
@@ -13,9 +13,9 @@ def chosen(text: str | None, environment: Mapping[str, str]) -> Shard | None:
     """(index, count) from `--shard`, or from the SLURM job array that the process belongs to.
 
     Args:
-      text: the flag, like `0/4`; None if it was not given.
-      environment: with SLURM's variables, where there are some. Arrays may start at any number,
-        but must count by ones.
+      text: the flag, for example `0/4`; None if it was not given.
+      environment: may have SLURM's variables. Arrays may start at any number, but must be
+          consecutive.
 
     Raises:
       ConfigError: for any other text, or an array with gaps.
@@ -29,11 +29,11 @@ def chosen(text: str | None, environment: Mapping[str, str]) -> Shard | None:
     given[3] = environment.get(names[3], "1")
     shown = ", ".join(f"{name}={value}" for name, value in zip(names, given, strict=True))
     if not all(value.isdigit() for value in given):
-        raise ConfigError(f"{shown}: these are not numbers; set the part with --shard=I/N")
+        raise ConfigError(f"{shown}: these are not numbers; set --shard=I/N instead")
     task, count, first, step = map(int, given)
     if step != 1 or not 0 <= task - first < count:
         raise ConfigError(
             f"{shown}: only arrays of consecutive tasks are supported, such as --array=0-7; "
-            "otherwise set the part with --shard=I/N"
+            "otherwise set --shard=I/N"
         )
     return task - first, count

@@ -15,7 +15,7 @@ FILE = "summary.csv"
 
 
 def reject(records: Sequence[Record], config: StructureConfig) -> list[Record]:
-    """The records, with those marked as rejected whose structure misses the config's limits."""
+    """The records, with those that miss the config's structure limits marked as rejected."""
     records = [_against_limits(record, config) for record in records]
     for condition in {record.condition for record in records}:
         places = [
@@ -23,7 +23,7 @@ def reject(records: Sequence[Record], config: StructureConfig) -> list[Record]:
             for place, record in enumerate(records)
             if record.condition == condition and _abs_rel(record) is not None
         ]
-        # Of equal errors, the later one.
+        # for equal errors, the later one
         places.sort(key=lambda place: (_abs_rel(records[place]), place))
         for place in places[len(places) - int(config.worst_share * len(places)) :]:
             if records[place].status == "ok":
@@ -50,10 +50,10 @@ def _against_limits(record: Record, config: StructureConfig) -> Record:
 
 
 def rows(records: Sequence[Record]) -> list[dict[str, str]]:
-    """A row for each condition, in the order of the records, and one for all images.
+    """A row per condition, in the order of the records, and one for all images.
 
-    Counts of each status, and over the images with a structure the median and the 90th percentile
-    of `abs_rel` and the median of `edge_agreement`.
+    Counts of each status and, for images with a structure score, the median and 90th percentile of
+    `abs_rel` and the median of `edge_agreement`.
     """
     conditions = list(dict.fromkeys(record.condition for record in records))
     groups = {

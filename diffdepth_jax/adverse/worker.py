@@ -1,8 +1,8 @@
-"""The process that drives PyTorch, and the only file with it: `INTERPRETER worker.py`.
+"""The process that runs PyTorch, and the only file that imports it: `INTERPRETER worker.py`.
 
-It imports neither JAX nor this package, so any interpreter with PyTorch and diffusers works.
-Requests come on standard input and replies go to the original standard output, one JSON object per
-line; whatever libraries print goes to standard error. The requests:
+It imports neither JAX nor this package, so any interpreter with PyTorch and diffusers works. It
+reads requests from standard input and writes replies to the original standard output, one JSON
+object per line; output of libraries goes to standard error. The requests:
 
     {"fetch": {NAME: {"repository", "kind"}}}  downloads     {"fetched": {NAME: FOLDER}}
     {"protocol": 1, "open": {...}}             loads         {"protocol", "versions", "device", ...}
@@ -10,9 +10,9 @@ line; whatever libraries print goes to standard error. The requests:
     {"batch": [ITEM], "at_most": N}            makes images  {"key", "ok" or "error"} for each item
     {"close": true}                            ends the process
 
-`{"progress": ...}` comes in between as a sign of life. A request that cannot be served at all is
-answered with {"error", "kind"}. When standard input ends, the process exits at once: nothing is
-left to receive its images.
+`{"progress": ...}` is sent in between as a heartbeat. The reply to a request that cannot be served
+is {"error", "kind"}. When standard input ends, the process exits immediately, as nothing is left to
+receive its images.
 """
 
 import contextlib
@@ -26,10 +26,10 @@ import threading
 
 PROTOCOL = 1
 REMEDY = (
-    "run `make torch`, or name with --python an interpreter that has the packages of "
+    "run `make torch`, or use --python to select an interpreter with the packages of "
     "requirements-torch.txt"
 )
-# Older versions silently ignore `dtype=` of from_pretrained.
+# Older versions silently ignore `dtype=` in from_pretrained.
 _MINIMA = {"torch": (2, 4), "diffusers": (0, 42), "transformers": (4, 56)}
 _SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -47,7 +47,7 @@ _PIPELINES = {
     ("text_to_image", "sd"): "StableDiffusionPipeline",
     ("text_to_image", "sdxl"): "StableDiffusionXLPipeline",
 }
-_PROGRESS = 10.0  # seconds between signs of life while something is downloaded
+_PROGRESS = 10.0  # seconds between heartbeats during downloads
 
 
 class RequestError(Exception):
@@ -63,10 +63,10 @@ class ItemError(Exception):
 
 
 def main():
-    # Anything that libraries print among the replies would break the protocol.
+    # Library output between replies would break the protocol.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # This file's folder has modules of common names, such as `config`.
+    # This file's folder has modules with common names, such as `config`.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
 
@@ -75,7 +75,7 @@ def main():
             replies.write(json.dumps(reply) + "\n")
             replies.flush()
         except OSError:
-            os._exit(3)  # The reader has exited.
+            os._exit(3)  # the reader has exited
 
     generator = None
     for request in _requests(sys.stdin.buffer):
@@ -86,7 +86,7 @@ def main():
                 if request.get("protocol") != PROTOCOL:
                     theirs = request.get("protocol")
                     raise RequestError(
-                        "config", f"protocol {theirs} was requested, this is {PROTOCOL}"
+                        "config", f"protocol {theirs} was requested, but this is {PROTOCOL}"
                     )
                 generator = Generator(request["open"], send)
                 send(protocol=PROTOCOL, **generator.description())
@@ -102,7 +102,7 @@ def main():
 
 
 def _requests(stream):
-    """The requests until "close"; the end of the stream ends the process at once."""
+    """Yields requests until "close"; the end of the stream ends the process immediately."""
     pending = queue.SimpleQueue()
 
     def read():
@@ -125,32 +125,32 @@ def _requests(stream):
 
 
 def control_image(inverse_depth, normalization):
-    """The 8-bit picture of depth that steers the generator, nearest = brightest.
+    """The 8-bit depth picture that conditions the generator; nearest is brightest.
 
     Args:
-      inverse_depth: float [h, w], larger = nearer, of any scale and shift.
-      normalization: "minimum_maximum": minus the minimum, divided by the maximum (MiDaS; what depth
-        adapters and ControlNets are trained on). "percentiles": depth, the inverse, from its 2nd
-        percentile (white) to its 85th (black), as ZoeDepth's adapters are trained on; distances
-        beyond a thousand times the nearest are clipped to that.
+      inverse_depth: float [h, w], larger = nearer, with any scale and shift.
+      normalization: "minimum_maximum": minus the minimum, divided by the maximum (MiDaS; used to
+        train depth adapters and ControlNets). "percentiles": depth, the inverse, from its 2nd
+        percentile (white) to its 85th (black), used to train adapters for ZoeDepth; distances
+        beyond a thousand times the nearest are clipped.
 
     Returns:
       uint8 [h, w, 3], three equal channels.
 
     Raises:
-      ItemError: if it is not such a map, or constant.
+      ItemError: if the map is invalid or constant.
     """
     import numpy as np
 
     values = np.asarray(inverse_depth)
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ItemError(
-            f"the control map is {values.dtype} of shape {values.shape}; it must be a map of "
-            "inverse depth, floating-point [h, w], not a picture"
+            f"the control map is {values.dtype} with shape {values.shape}; it must be "
+            "floating-point inverse depth [h, w], not a picture"
         )
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
-        raise ItemError("the control map has values that are not finite")
+        raise ItemError("the control map has non-finite values")
     if normalization == "percentiles":
         if values.max() <= 0:
             raise ItemError("the control map has no positive inverse depth")
@@ -161,13 +161,13 @@ def control_image(inverse_depth, normalization):
         values = values - values.min()
         spread = values.max()
     if not spread > 0:
-        raise ItemError("the control map is constant: it has no depth to steer by")
+        raise ItemError("the control map is constant, so it cannot condition the generator")
     levels = (np.clip(values / spread, 0, 1) * 255).round().astype(np.uint8)
     return np.repeat(levels[:, :, None], 3, axis=2)
 
 
 def read_control(path, size, normalization):
-    """A control map as a Pillow image, which must have `size` (h, w)."""
+    """Reads a control map as a Pillow image; it must have `size` (h, w)."""
     import numpy as np
     from PIL import Image
 
@@ -176,18 +176,18 @@ def read_control(path, size, normalization):
     except (OSError, ValueError, EOFError) as error:
         raise ItemError(f"{path} cannot be read: {error}") from error
     if array.ndim == 2 and array.shape != tuple(size):
-        raise ItemError(f"{path} has the shape {array.shape}, its image {tuple(size)}")
+        raise ItemError(f"{path} has shape {array.shape}, but its image has {tuple(size)}")
     return Image.fromarray(control_image(array, normalization))
 
 
 def read_image(path, size):
-    """A clean image in RGB, which must have `size` (h, w)."""
+    """Reads a clean image in RGB; it must have `size` (h, w)."""
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             mode = file.mode
-            # Pillow's conversion of more than 8 bits clips at 255.
+            # Pillow converts more than 8 bits by clipping at 255.
             if mode.startswith("I") or mode == "F":
                 raise ItemError(f"{path} has more than 8 bits per channel (Pillow mode {mode!r})")
             image = file.convert("RGB")
@@ -199,7 +199,7 @@ def read_image(path, size):
 
 
 def resized(image, size):
-    """A Pillow image resized to (h, w) by Lanczos."""
+    """Resizes a Pillow image to (h, w) with Lanczos."""
     from PIL import Image
 
     size = (size[1], size[0])
@@ -209,7 +209,7 @@ def resized(image, size):
 def save(image, temporary, output):
     """Writes a PNG under a temporary name and renames it.
 
-    The default compression takes three times as long and saves a tenth of the size.
+    The default compression takes three times as long and only saves a tenth of the size.
     """
     try:
         with open(temporary, "wb") as file:
@@ -234,7 +234,7 @@ class Generator:
 
     def __init__(self, options, send):
         self._options, self._send = options, send
-        # OpenMP and others read these when first imported.
+        # read by OpenMP and others when first imported
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(options["threads"])
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -251,7 +251,8 @@ class Generator:
         if options["num_inference_steps"] > steps:
             raise RequestError(
                 "config",
-                f"num_inference_steps is {options['num_inference_steps']}; the model has {steps}",
+                f"num_inference_steps is {options['num_inference_steps']}, but the model has "
+                f"{steps}",
             )
         self._tokenizers = [components[name] for name in components if "tokenizer" in name]
         self._controlled = None
@@ -259,7 +260,7 @@ class Generator:
             self._controlled = self._pipeline(options["pipeline"], components)
         scene = {name: part for name, part in components.items() if name not in _CONTROLS}
         self._scenes = self._pipeline("text_to_image", scene)
-        # Every step of a batch is a sign of life.
+        # Every step of a batch sends a heartbeat.
         components["unet"].register_forward_pre_hook(self._progress)
 
     def description(self):
@@ -273,7 +274,7 @@ class Generator:
         }
 
     def check(self, items):
-        """Prompts that the text encoder would silently truncate."""
+        """Finds prompts that the text encoder would silently truncate."""
         faults = {}
         for item in items:
             for prompt in item["prompts"]:
@@ -281,23 +282,23 @@ class Generator:
                     limit, count = tokenizer.model_max_length, self._tokens(tokenizer, prompt)
                     if count > limit:
                         faults[item["key"]] = (
-                            f"the prompt has {count} tokens and the text encoder reads {limit}: "
-                            f"shorten {prompt!r}"
+                            f"the prompt has {count} tokens, but the text encoder only reads "
+                            f"{limit}: shorten {prompt!r}"
                         )
         return faults
 
     @staticmethod
     @functools.lru_cache(maxsize=100_000)
     def _tokens(tokenizer, prompt):
-        # Including the tokens for beginning and end.
+        # including start and end tokens
         return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
     def batch(self, items, at_most=None):
-        """Makes the images of items of one size, and replies for each of them.
+        """Generates the images of items of equal size, and replies for each.
 
         Args:
           items: see `backends/diffusers.py`.
-          at_most: this many go through the pipeline together.
+          at_most: maximum number of images that go through the pipeline together.
         """
         ready = []
         for item in items:
@@ -324,21 +325,22 @@ class Generator:
                 **components,
             }
         elif name != "t2i_adapter":
-            # Otherwise it depends on whether an optional package is installed.
+            # Otherwise this depends on whether an optional package is installed.
             components = {"add_watermarker": False, **components}
         pipeline = getattr(diffusers, _PIPELINES[name, family])(**components)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self._device)
 
     def _inputs(self, item):
-        """The arguments of the pipeline for one item."""
+        """The pipeline's arguments for one item."""
         import torch
 
         generated = item["generated"]
         inputs = {
             "prompt": item["prompt"],
             "negative_prompt": item["negative_prompt"],
-            # On the CPU, so that its numbers do not depend on the device; a new one for each try.
+            # On the CPU, so that random numbers do not depend on the device; a new one for each
+            # attempt.
             "generator": torch.Generator("cpu").manual_seed(item["seed"]),
         }
         if item["control"] is None:
@@ -361,7 +363,7 @@ class Generator:
             if not _out_of_memory(error):
                 _print_traceback()
             failure, memory = f"{type(error).__name__}: {error}", _out_of_memory(error)
-        # Outside of the handler the tensors of the failed try are freed.
+        # Outside the handler, tensors of the failed attempt are freed.
         if failure is not None and memory:
             self._free()
             if len(ready) > 1:
@@ -369,7 +371,7 @@ class Generator:
                 self._generate(ready[:half], reduced=True)
                 self._generate(ready[half:], reduced=True)
                 return
-            failure = f"out of memory with one image: set area lower ({failure})"
+            failure = f"out of memory with a single image: reduce area ({failure})"
         if failure is not None:
             for item, _ in ready:
                 self._send(key=item["key"], error=failure)
@@ -378,7 +380,7 @@ class Generator:
             reply = {"key": item["key"]}
             if reduced:
                 reply["reduced_batch"] = len(ready)
-            if flagged:  # by the model's safety checker, which blacked it out
+            if flagged:  # blacked out by the model's safety checker
                 reply["flagged"] = True
             try:
                 self._finish(image, item, flagged)
@@ -398,7 +400,7 @@ class Generator:
         scene = ready[0][0]["control"] is None
         arguments = {name: [inputs[name] for _, inputs in ready] for name in ready[0][1]}
         if not any(arguments["negative_prompt"]):
-            # For SDXL no prompt is not the same as an empty one.
+            # For SDXL, no prompt differs from an empty prompt.
             arguments["negative_prompt"] = None
         arguments.update(
             height=generated[0],
@@ -421,16 +423,18 @@ class Generator:
         return output.images, flags
 
     def _finish(self, image, item, flagged):
-        """Checks the generated image [h, w, 3] in [0, 1] and writes it at the wanted size."""
+        """Checks the generated image [h, w, 3] in [0, 1] and writes it at the requested size."""
         import numpy as np
         from PIL import Image
 
         if image.shape != (*item["generated"], 3):
-            raise ItemError(f"the pipeline gave {image.shape}, not {(*item['generated'], 3)}")
+            raise ItemError(
+                f"the pipeline returned shape {image.shape}, not {(*item['generated'], 3)}"
+            )
         if not np.isfinite(image).all() or not (image.any() or flagged):
             raise ItemError(
-                f"the image is black or not finite: {self._dtype} overflows; set dtype "
-                "to 'bfloat16' or 'float32'"
+                f"the image is black or not finite, as {self._dtype} overflowed: set dtype to "
+                "'bfloat16' or 'float32'"
             )
         levels = (image * 255).round().astype(np.uint8)
         picture = resized(Image.fromarray(levels), item["size"])
@@ -464,14 +468,14 @@ _CONTROLS = ("adapter", "controlnet")
 
 
 def _import_packages():
-    """Imports what is needed; the versions by name."""
+    """Imports the required packages; returns their versions by name."""
     import importlib
 
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in ("torch", "transformers", "accelerate", "diffusers"):
         try:
             module = importlib.import_module(package)
-        except Exception as error:  # A broken installation fails in many ways.
+        except Exception as error:  # broken installations fail in many ways
             problem = f"{type(error).__name__}: {error}".splitlines()[0]
             raise RequestError(
                 "package", f"{sys.executable} cannot import {package} ({problem}): {REMEDY}"
@@ -481,7 +485,7 @@ def _import_packages():
         if _numbers(module.__version__) < minimum:
             raise RequestError(
                 "package",
-                f"{sys.executable} has {package} {module.__version__}; at least "
+                f"{sys.executable} has {package} {module.__version__}, but at least "
                 f"{'.'.join(map(str, minimum))} is needed: {REMEDY}",
             )
     for package in ("diffusers", "transformers"):
@@ -498,7 +502,7 @@ def _numbers(version):
 
 
 def _device(torch, wanted, index):
-    """A PyTorch device, and how many of its kind there are."""
+    """A PyTorch device, and the number of devices of its kind."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if wanted == "auto":
@@ -506,8 +510,8 @@ def _device(torch, wanted, index):
     if (wanted == "cuda" and not cuda) or (wanted == "mps" and not mps):
         raise RequestError(
             "config",
-            f"device is {wanted!r}, but the PyTorch {torch.__version__} of {sys.executable} finds "
-            "none: set device to 'auto', or install a PyTorch for it",
+            f"device is {wanted!r}, but PyTorch {torch.__version__} in {sys.executable} finds "
+            "none: set device to 'auto', or install a PyTorch build that supports it",
         )
     if wanted == "cuda":
         return torch.device("cuda", index % cuda), cuda
@@ -519,7 +523,8 @@ def _dtype(torch, wanted, device):
         wanted = "float16" if device == "cuda" else "float32"
     if wanted == "float16" and device == "cpu":
         raise RequestError(
-            "config", "dtype is 'float16', which CPUs lack: set it to 'float32' or 'bfloat16'"
+            "config",
+            "dtype is 'float16', which CPUs do not support: set it to 'float32' or 'bfloat16'",
         )
     return getattr(torch, wanted)
 
@@ -527,8 +532,8 @@ def _dtype(torch, wanted, device):
 def _load(options, dtype, progress):
     """The pipeline's components by name.
 
-    Each is loaded by a fixed class, so that no folder decides what is run, and strictly: diffusers
-    and transformers silently fill missing weights with random numbers.
+    Each is loaded with a fixed class, so that no folder determines what is run, and strictly, as
+    diffusers and transformers silently fill missing weights with random numbers.
     """
     import diffusers
     import transformers
@@ -545,7 +550,7 @@ def _load(options, dtype, progress):
                 where, dtype=dtype, use_safetensors=True, output_loading_info=True, **local, **more
             )
         _require_complete(loaded, info, where)
-        if loaded.dtype != dtype:  # All parts of a pipeline must have one type.
+        if loaded.dtype != dtype:  # all parts of a pipeline must have the same type
             raise RequestError("weights", f"{where} was loaded as {loaded.dtype}, not {dtype}")
         return loaded
 
@@ -602,7 +607,7 @@ def _scheduler(folder, name):
 
 
 def _load_single_file(path, folder, xl, dtype):
-    """Components from a file in the layout of the original code."""
+    """Components from a file in the original code's layout."""
     import diffusers
 
     cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
@@ -627,7 +632,7 @@ def _load_control(options, components, dtype, model):
         return {"controlnet": model(diffusers.ControlNetModel, control["folder"], "")}
     import tempfile
 
-    # It is a copy of the U-Net's encoder, and so is its config.
+    # It is a copy of the U-Net's encoder, with the same config.
     like = diffusers.ControlNetModel.from_unet(components["unet"], load_weights_from_unet=False)
     with tempfile.TemporaryDirectory() as folder, _loading(control["file"]):
         like.save_config(folder)
@@ -639,7 +644,7 @@ def _load_control(options, components, dtype, model):
 
 
 class _loading:
-    """Turns any library error about a file into one kind of error that names the file."""
+    """Turns any library error about a file into a single error type that names the file."""
 
     def __init__(self, path):
         self._path = path
@@ -684,15 +689,15 @@ _WEIGHTS = ["*.safetensors", "*.fp16.safetensors", "*.bin"]  # in this order
 
 
 def fetch(wanted, send):
-    """Downloads snapshots of the hub, as files only: nothing in them is run.
+    """Downloads snapshots from the Hub, as files only; nothing in them is run.
 
     Args:
-      wanted: names to {"repository": "owner/name", "kind": "base" | "control" | "config",
+      wanted: maps names to {"repository": "owner/name", "kind": "base" | "control" | "config",
         "without": [PATTERN]}.
       send: sends a reply.
 
     Returns:
-      names to folders.
+      Maps names to folders.
     """
     stop = threading.Event()
 
@@ -715,7 +720,7 @@ def fetch(wanted, send):
             ignored = _OTHER + each.get("without", [])
             try:
                 folder = get(allow_patterns=_TEXT, ignore_patterns=ignored)
-                # Pickles only if there is nothing else: the host reads them without running them.
+                # Pickles only if there is nothing else; the host reads them without executing them.
                 for ending in _WEIGHTS:
                     if _complete(folder, each["kind"]):
                         break
@@ -725,8 +730,8 @@ def fetch(wanted, send):
                 problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                 raise RequestError(
                     "weights",
-                    f"there is no file or folder {each['repository']!r}, and Hugging Face's hub "
-                    f"has no such repository ({problem}): download it and name its folder",
+                    f"there is no file or folder {each['repository']!r}, and the Hugging Face Hub "
+                    f"has no such repository ({problem}): download it and use its folder",
                 ) from error
             folders[name] = folder
     finally:
@@ -735,7 +740,7 @@ def fetch(wanted, send):
 
 
 def _complete(folder, kind):
-    """Whether a snapshot has all the weights that it needs."""
+    """Whether a snapshot has all required weights."""
     parts = {"base": ("unet", "vae", "text_encoder"), "control": ("",), "config": ()}[kind]
     return all(
         any(name.endswith((".safetensors", ".bin")) for name in os.listdir(place))
@@ -751,5 +756,5 @@ if __name__ == "__main__":
     except BaseException:
         _print_traceback()
     sys.stderr.flush()
-    # At once: Python would otherwise wait for the thread that reads.
+    # Immediately, as Python would otherwise wait for the thread that reads.
     os._exit(status)

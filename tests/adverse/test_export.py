@@ -62,5 +62,5 @@ def test_errors_of_the_export(workdir, tmp_path):
         export.export(tmp_path, tmp_path / "set", "ToM")
     export.export(workdir, tmp_path / "set", "ToM")
     np.save(tmp_path / "set/ToM/depth/f0.npy", np.zeros(3))
-    with pytest.raises(FileError, match=r"f0\.npy is another file"):
+    with pytest.raises(FileError, match=r"f0\.npy already exists"):
         export.export(workdir, tmp_path / "set", "ToM")

@@ -154,7 +154,7 @@ def test_sdxl_refiner_is_refused(tmp_path):
 
 def test_a_control_network_is_not_a_base_model(tmp_path):
     folder = model_folders.write_controlnet(tmp_path / "model")
-    with pytest.raises(ConfigError, match="ControlNetModel and not a whole pipeline"):
+    with pytest.raises(ConfigError, match="ControlNetModel, not a whole pipeline"):
         prepare(folder, tmp_path / "into")
     with pytest.raises(MissingFileError, match="save_pretrained"):
         prepare(tmp_path, tmp_path / "into")
@@ -256,7 +256,7 @@ def test_files_that_are_not_adapters_are_refused(tmp_path, base):
     safetensors.numpy.save_file(
         {name: array for name, array in arrays.items() if not name.startswith("body.0")}, path
     )
-    with pytest.raises(WeightsError, match="not a whole"):
+    with pytest.raises(WeightsError, match="not a complete"):
         control(path, base, tmp_path / "two")
     for name in ("body.0.in_conv.weight", "unet.weight"):
         safetensors.numpy.save_file({name: np.zeros(1, np.float32)}, path)
@@ -268,7 +268,7 @@ def test_a_controlnet_file_must_match_the_text_width_of_the_base(tmp_path, base)
     path = tmp_path / "control_sd15_depth.safetensors"
     name = "control_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     safetensors.numpy.save_file({name: np.zeros((320, 1024), np.float16)}, path)
-    with pytest.raises(ConfigError, match="width 1024, the base to 768"):
+    with pytest.raises(ConfigError, match="width 1024, but the base to 768"):
         control(path, base, tmp_path / "one", "controlnet")
     safetensors.numpy.save_file({name: np.zeros((320, 768), np.float16)}, path)
     assert control(path, base, tmp_path / "two", "controlnet").file.exists()

@@ -108,13 +108,13 @@ def test_a_custom_file(tmp_path):
         ("[condition.night]\n", "did you mean 'conditions'"),
         ("[conditions.night]\ntemplate = ['a']\n", "did you mean 'templates'"),
         ("[conditions.hail]\n", "conditions.hail.templates is None"),
-        ("[conditions.night]\ntemplates = []\n", "at least one text"),
+        ("[conditions.night]\ntemplates = []\n", "non-empty list of texts"),
         ("[conditions.night]\ntemplates = [3]\n", "3"),
         ("[conditions.night]\ntemplates = [{text = 'a', wieght = 2}]\n", "wieght"),
         ("[conditions.night]\ntemplates = [{text = 'a', weight = -1}]\n", "weight"),
         ("[conditions.night]\ntemplates = [{text = 'a', weight = 0}]\n", "all weights are 0"),
         ("[conditions.night.words]\nlight = 'lamp'\n", "conditions.night.words.light"),
-        ("[conditions.'../x']\ntemplates = ['a']\n", "a name has letters"),
+        ("[conditions.'../x']\ntemplates = ['a']\n", "names may only contain letters"),
         ("[conditions]\nnight = 3\n", "must be a table"),
         ("[sources]\nkitti = 3\n", "sources.kitti"),
         ("negative = 3\n", "negative is 3"),
@@ -129,7 +129,7 @@ def test_a_mistake_in_a_file_is_located(tmp_path, text, message):
 
 
 def test_an_unfilled_slot_and_a_missing_file(bank, tmp_path):
-    with pytest.raises(ConfigError, match=r"'glass' have \{objects\}.*scene 'street'"):
+    with pytest.raises(ConfigError, match=r"'glass' use \{objects\}.*scene 'street'"):
         bank.check(["glass"], "street")
     with pytest.raises(ConfigError, match="did you mean 'night'"):
         bank.check(["nihgt"], "street")

@@ -192,7 +192,7 @@ def test_images_are_scored_only_on_request(mapping, backend, checkpoint, predict
     backend.MADE.clear()
     later = run(mapping(teacher=teacher), tmp_path / "out")
     assert backend.MADE == [] and all(record.structure for record in later.records)
-    with pytest.raises(ConfigError, match="needs the scores"):
+    with pytest.raises(ConfigError, match="set score to True"):
         run(mapping(teacher=teacher, structure={"score": False, "worst_share": 0.1}), tmp_path)
 
 
@@ -351,7 +351,7 @@ def test_scenes_are_made_labelled_and_changed(mapping, backend, checkpoint, tmp_
         statuses = [record.status for record in result.records]
         assert statuses == ["ok", "ok", "rejected", "rejected", "failed", "failed"]
         assert "clean image" in result.records[2].reason
-        assert "could not be made: told to fail" in result.records[4].reason
+        assert "could not be generated: told to fail" in result.records[4].reason
 
 
 def test_depth_is_cached_by_network_and_image(mapping, checkpoint, predicted, tmp_path):
@@ -375,7 +375,7 @@ def test_depth_is_cached_by_network_and_image(mapping, checkpoint, predicted, tm
 
 def test_merge_finds_gaps_overlaps_and_other_configs(mapping, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="contains no run"):
         run(mapping(), out, merge=True)
     run(mapping(), out, shard=(0, 2))
     with pytest.raises(DataError, match="2 of 5 frames have not been prepared"):
@@ -397,7 +397,7 @@ def test_merge_finds_gaps_overlaps_and_other_configs(mapping, tmp_path):
     run(mapping(seed=1), tmp_path / "other", shard=(1, 2))
     half = tmp_path / "other/journal/00001of00002.jsonl"
     (journals[0] / half.name).write_bytes(half.read_bytes())
-    with pytest.raises(DataError, match=r"shards 1/2 belong to another config"):
+    with pytest.raises(DataError, match=r"shards 1/2 belong to a different config"):
         run(mapping(), out, merge=True)
 
 
@@ -443,8 +443,8 @@ def test_training_on_a_workdir(mapping, frames, tmp_path):
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["../a"], r"'\.\./a'.*cannot be a file name"),
-        ([".a"], "cannot be a file name"),
+        (["../a"], r"'\.\./a'.*cannot be used as a file name"),
+        ([".a"], "cannot be used as a file name"),
         (["a", "b", "a"], "frames 0 and 2 of the source have the same id 'a'"),
     ],
 )

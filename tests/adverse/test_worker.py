@@ -73,7 +73,7 @@ def test_control_maps_match_their_image_and_are_not_pickles(tmp_path):
     path = tmp_path / "control.npy"
     np.save(path, np.random.default_rng(0).random((6, 4), np.float32))
     assert worker.read_control(path, (6, 4), "minimum_maximum").size == (4, 6)
-    with pytest.raises(worker.ItemError, match=r"\(6, 4\), its image \(4, 6\)"):
+    with pytest.raises(worker.ItemError, match=r"\(6, 4\), but its image has \(4, 6\)"):
         worker.read_control(path, (4, 6), "minimum_maximum")
     np.save(path, np.array([object()]), allow_pickle=True)
     with pytest.raises(worker.ItemError, match="cannot be read"):

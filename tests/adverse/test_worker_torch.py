@@ -311,7 +311,7 @@ def test_a_batch_is_halved_when_memory_runs_out(made, workdir, monkeypatch):
 
     monkeypatch.setattr(made.generator, "_controlled", none)
     replies = made.make(items)
-    assert all("set area lower" in reply["error"] for reply in replies.values())
+    assert all("reduce area" in reply["error"] for reply in replies.values())
 
 
 def test_the_host_can_ask_for_one_image_at_a_time(made, workdir):
@@ -372,7 +372,7 @@ def test_prompts_are_checked_by_the_models_own_tokenizers(made):
         [{"key": "a", "prompts": [fits]}, {"key": "b", "prompts": ["", too_long]}]
     )
     assert faults.keys() == {"b"}
-    assert "78 tokens and the text encoder reads 77" in faults["b"]
+    assert "78 tokens, but the text encoder only reads 77" in faults["b"]
 
 
 @pytest.mark.parametrize("scheduler", ["euler_ancestral", "dpm_solver", "lcm", "saved"])
@@ -395,8 +395,8 @@ def test_bfloat16_is_close_to_float32(models, workdir, tmp_path, made):
 
 def test_options_that_model_or_machine_do_not_support_are_refused(models, tmp_path):
     for changes, complaint in (
-        ({"dtype": "float16", "device": "cpu"}, "which CPUs lack"),
-        ({"num_inference_steps": 1001}, "the model has 1000"),
+        ({"dtype": "float16", "device": "cpu"}, "which CPUs do not support"),
+        ({"num_inference_steps": 1001}, "but the model has 1000"),
         *([({"device": "cuda"}, "finds none")] if not torch.cuda.is_available() else []),
     ):
         with pytest.raises(worker.RequestError, match=complaint) as raised:
@@ -511,7 +511,7 @@ def test_hub_repositories_are_found_in_the_cache(models, workdir, tmp_path, monk
         assert json.loads(json.dumps(session.identity()))["threads"] == 1
     lost = dataclasses.replace(config, base="owner/none")
     with (
-        pytest.raises(WeightsError, match=r"no file or folder 'owner/none'.*name its folder"),
+        pytest.raises(WeightsError, match=r"no file or folder 'owner/none'.*use its folder"),
         diffusers.open(lost, python=sys.executable, workdir=workdir),
     ):
         pass

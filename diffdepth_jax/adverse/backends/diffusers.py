@@ -1,16 +1,16 @@
-"""Images by diffusers' pipelines, in separate processes with PyTorch.
+"""Generates images with diffusers' pipelines, in separate processes with PyTorch.
 
-Pipelines: a T2I-Adapter or a ControlNet for depth on Stable Diffusion 1.x, 2.x or XL, from noise;
-or a ControlNet that starts from the clean image (`controlnet_img2img`), which keeps more of the
-picture's content. Scenes, items without a clean image, come from the base model alone.
+Pipelines: a depth T2I-Adapter or ControlNet on Stable Diffusion 1.x, 2.x or XL, starting from
+noise; or a ControlNet that starts from the clean image (`controlnet_img2img`), which preserves more
+of the content. Scenes, items without a clean image, only use the base model.
 
-Models are folders of diffusers, single files of the original code, or repositories of Hugging
-Face's hub; `adverse/model_files.py` inspects them. `adverse/worker.py` makes the images.
+Models are diffusers folders, single files from the original code, or repositories on the Hugging
+Face Hub; `adverse/model_files.py` inspects them. `adverse/worker.py` generates the images.
 
-Control images as in "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging
-Conditions" (Tosi et al., 2024): inverse depth minus its minimum, divided by the maximum, 8 bit;
-about 512x512 pixels (SDXL: 1024x1024) at the clean image's aspect, sides in multiples of 64; 50
-DDIM steps; the generated image is resized to the clean image's size by Lanczos.
+Settings follow "Diffusion Models for Monocular Depth Estimation: Overcoming Challenging Conditions"
+(Tosi et al., 2024): the control image is inverse depth minus its minimum, divided by the maximum,
+in 8 bits; about 512x512 pixels (SDXL: 1024x1024) with the clean image's aspect ratio and sides in
+multiples of 64; 50 DDIM steps; the generated image is resized to the clean image's size by Lanczos.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from diffdepth_jax.adverse import model_files, processes
 from diffdepth_jax.adverse.backends import Item, Outcome
 from diffdepth_jax.errors import ConfigError, MissingFileError, naming_file
 
-CONDITIONS = None  # whatever has prompts
+CONDITIONS = None  # any condition with prompts
 USES_PROMPTS = True
 WORKER = Path(__file__).parents[1] / "worker.py"
 
 _GUIDANCE = {"sd": 7.5, "sdxl": 5.0}
 _AREA = {"sd": 512 * 512, "sdxl": 1024 * 1024}
-_CHECKED = 1000  # prompts of a request
+_CHECKED = 1000  # prompts per request
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 _ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -46,28 +46,30 @@ class Config:
 
     Attributes:
       pipeline: see above.
-      base: the Stable Diffusion model: a folder, a file, or owner/name on the hub.
-      control: the T2I-Adapter or ControlNet for depth, likewise; None where only scenes are made.
-      base_config: where `base` is a single file, a folder (or hub repository) of diffusers of the
-        same family, for configs and tokenizers; its weights are not needed.
+      base: the Stable Diffusion model: a folder, a file, or owner/name on the Hub.
+      control: the depth T2I-Adapter or ControlNet, likewise; None if only scenes are generated.
+      base_config: if `base` is a single file, a diffusers folder (or Hub repository) of the same
+        family, for configs and tokenizers; its weights are not needed.
       scheduler: `saved` is the base model's own.
       num_inference_steps: denoising steps.
-      guidance_scale: None for 7.5, or 5.0 for SDXL; 1 is without guidance.
-      control_scale: weight of adapter or ControlNet; None for 1.0, or 0.8 with img2img.
-      strength: of img2img: the share of the steps that are run; lower keeps more of the image.
+      guidance_scale: None for 7.5, or 5.0 for SDXL; 1 disables guidance.
+      control_scale: weight of the adapter or ControlNet; None for 1.0, or 0.8 with img2img.
+      strength: for img2img, the fraction of steps to run; lower values keep more of the image.
       area: approximate number of pixels of the generated image; None for 512x512, or 1024x1024 for
         SDXL.
-      multiple: of the sides of the generated image; 8, or 16 with adapters for SDXL, divides it.
-      normalization: of the control image: `minimum_maximum`, `percentiles` (adapters for
-        ZoeDepth), or `auto`: percentiles where the control's name has "zoe" in it.
-      safety_checker: use the base model's, if it has one; images that it blacks out are rejected.
+      multiple: sides of the generated image are multiples of this, itself a multiple of 8, or 16
+        for SDXL adapters.
+      normalization: of the control image: `minimum_maximum`, `percentiles` (adapters for ZoeDepth),
+        or `auto`: percentiles if the control's name contains "zoe".
+      safety_checker: use the base model's safety checker, if it has one; images that it blacks out
+        are rejected.
       batch_size: images that go through the pipeline together.
-      device: `auto` is the GPU if there is one.
-      dtype: `auto` is float16 on NVIDIA's GPUs, else float32.
-      processes: None for one on each GPU, or one.
-      threads: of each process on the CPU; None for an equal share of the cores. Another number
-        changes the last bits of images.
-      timeout: seconds without progress (a step of a batch) after which a process is killed and
+      device: `auto` uses the GPU if there is one.
+      dtype: `auto` is float16 on NVIDIA GPUs, otherwise float32.
+      processes: None for one per GPU, or one without GPUs.
+      threads: CPU threads per process; None for an equal share of the cores. Changing it changes
+        the last bits of images.
+      timeout: seconds without progress (one step of a batch) after which a process is killed and
         restarted.
     """
 
@@ -95,8 +97,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.base is None:
             raise ValueError(
-                "base is missing: name a Stable Diffusion model, as a folder of diffusers, a "
-                "single file, or a repository of Hugging Face's hub"
+                "base is missing: set it to a Stable Diffusion model, as a diffusers folder, a "
+                "single file, or a repository on the Hugging Face Hub"
             )
         for field in ("num_inference_steps", "batch_size", "processes", "threads", "area"):
             value = getattr(self, field)
@@ -104,7 +106,7 @@ class Config:
                 raise ValueError(f"{field} is {value}; it must be at least 1")
         for field in ("base", "control", "base_config"):
             if (value := getattr(self, field)) is not None and not value.strip():
-                raise ValueError(f"{field} is empty: name a folder, a file or a repository")
+                raise ValueError(f"{field} is empty: set it to a folder, a file or a repository")
         if self.multiple < 8 or self.multiple % 8:
             # Other sizes are rounded down silently or fail with an obscure error.
             raise ValueError(f"multiple is {self.multiple}; it must be a multiple of 8")
@@ -117,7 +119,7 @@ class Config:
         if self.pipeline == "controlnet_img2img" and self.num_inference_steps * self.strength < 1:
             raise ValueError(
                 f"num_inference_steps ({self.num_inference_steps}) times strength "
-                f"({self.strength}) is below 1: no step would be run; raise one of them"
+                f"({self.strength}) is below 1, so no step would run: increase one of them"
             )
         if self.control_scale is not None and not 0 <= self.control_scale < math.inf:
             raise ValueError(f"control_scale is {self.control_scale}; it must be finite, 0 or more")
@@ -140,11 +142,11 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
 
     Args:
       config: what to load.
-      python: an interpreter with PyTorch and diffusers; None for the one that `make torch` made.
-      workdir: the processes' logs go to its folder `logs`.
+      python: an interpreter with PyTorch and diffusers; None for the one from `make torch`.
+      workdir: logs of the processes go to its folder `logs`.
 
     Raises:
-      ConfigError: if the interpreter, a model or an option cannot be used.
+      ConfigError: if the interpreter, a model or an option is unusable.
       FileError, WeightsError: if something is missing or damaged.
       MissingPackageError: if the interpreter lacks a package.
     """
@@ -153,7 +155,7 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     with naming_file(logs, "written"):
         logs.mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
-        # Links, and converted weights, which are as large as the originals.
+        # Contains links, and converted weights as large as the originals.
         folder = Path(stack.enter_context(_temporary_folder()))
         paths = _paths(config, command, logs)
         base = model_files.prepare_base(
@@ -200,7 +202,7 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
 
 
 class Session:
-    """Open pipelines; see `backends.Session`."""
+    """Loaded pipelines; see `backends.Session`."""
 
     def __init__(
         self,
@@ -216,7 +218,7 @@ class Session:
         self._area = config.area or _AREA[base.family]
 
     def identity(self) -> Mapping[str, Any]:
-        """Fingerprints of weights, options and versions; threads where they change bits."""
+        """Fingerprints of weights, options and versions, and the threads if they affect results."""
         paths = ("base", "control")
         options = {name: value for name, value in self._options.items() if name not in paths}
         place = {name: self._handshake[name] for name in ("device", "dtype", "versions")}
@@ -234,7 +236,7 @@ class Session:
         }
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuses items that the pipeline would not process as specified.
+        """Rejects items that the pipeline would not process as specified.
 
         Raises:
           ConfigError: if a prompt is too long, or something that the pipeline needs is missing.
@@ -242,16 +244,16 @@ class Session:
         for item in items:
             if item.control is not None and self._control is None:
                 raise ConfigError(
-                    "control is missing: name the T2I-Adapter or ControlNet for depth that "
+                    "control is missing: set it to a depth T2I-Adapter or ControlNet, which "
                     f"{item.key} needs"
                 )
             if item.control is not None and item.image is None:
                 raise ConfigError(f"{item.key} has depth but no clean image")
             if item.negative_prompt and self._options["guidance_scale"] <= 1:
                 raise ConfigError(
-                    f"guidance_scale is {self._options['guidance_scale']:g}, at which negative "
-                    f"prompts do nothing, but {item.key} has one: set guidance_scale above 1, or "
-                    "leave the negative prompts of the bank empty"
+                    f"guidance_scale is {self._options['guidance_scale']:g}, which disables "
+                    f"negative prompts, but {item.key} has one: set guidance_scale above 1, or "
+                    "leave the prompt bank's negative prompts empty"
                 )
         prompts: dict[str, str] = {}  # prompt -> the first item that has it
         for item in items:
@@ -264,13 +266,13 @@ class Session:
                 raise ConfigError(f"{key}: {fault}")
 
     def generate(self, batches: Sequence[Sequence[Item]]) -> Iterator[Outcome]:
-        """Makes the images; see `backends.Session`."""
+        """Generates the images; see `backends.Session`."""
         return self._pool.run(task for batch in batches for task in self._tasks(batch))
 
     def _tasks(self, batch: Sequence[Item]) -> list[processes.Task]:
-        """Splits a batch by size, by with or without control, and likewise for negative prompts.
+        """Splits a batch by size, by presence of a control, and by presence of negative prompts.
 
-        It depends on the items alone, so the parts are the same in every run.
+        This only depends on the items, so the parts are the same in every run.
         """
         parts: dict[Any, list[Item]] = {}
         for item in batch:
@@ -282,7 +284,7 @@ class Session:
         ]
 
     def _message(self, item: Item) -> dict[str, Any]:
-        """An item as it is sent to the worker."""
+        """An item in the form sent to the worker."""
         return {
             "key": item.key,
             "seed": item.seed,
@@ -300,8 +302,8 @@ class Session:
 def generated_size(size: tuple[int, int], area: int, multiple: int) -> tuple[int, int]:
     """The (height, width) to generate for an image of `size`.
 
-    Among the multiples with 3/4 to 5/4 of `area`, those closest to the aspect ratio; the closest to
-    the area if there are none.
+    Of the multiples with 3/4 to 5/4 of `area`, those closest to the aspect ratio; if there are
+    none, those closest to the area.
     """
     height, width = size
     aspect = height / width
@@ -319,13 +321,13 @@ def generated_size(size: tuple[int, int], area: int, multiple: int) -> tuple[int
 
 
 def interpreter(python: str | None) -> str:
-    """The interpreter that drives PyTorch.
+    """The interpreter that runs PyTorch.
 
     Raises:
       MissingFileError: if there is none.
     """
     remedy = (
-        "run `make torch`, or name an interpreter with the packages of requirements-torch.txt by "
+        "run `make torch`, or set an interpreter with the packages of requirements-torch.txt with "
         "--python=INTERPRETER"
     )
     if python is not None:
@@ -386,7 +388,7 @@ def _options(
 
 
 def _paths(config: Config, command: Sequence[str], logs: Path) -> dict[str, Path]:
-    """Where the models are; the worker downloads repositories of the hub."""
+    """Paths of the models; the worker downloads repositories from the Hub."""
     given = {"base": config.base, "control": config.control, "base_config": config.base_config}
     given = {field: name for field, name in given.items() if name is not None}
     wanted: dict[str, dict[str, Any]] = {
@@ -413,7 +415,7 @@ def _paths(config: Config, command: Sequence[str], logs: Path) -> dict[str, Path
 
 
 def _log(folder: Path, index: int) -> Path:
-    """Where a worker's standard error goes; several runs can share a workdir."""
+    """Log file for a worker's standard error; several runs can share a workdir."""
     return folder / f"worker-{os.getpid()}-{index}.log"
 
 
@@ -424,7 +426,7 @@ def _handshake(reply: Mapping[str, Any]) -> Mapping[str, Any]:
             raise processes.WorkerFailure(f"sent no {field} in its first reply")
     if reply["protocol"] != processes.PROTOCOL:
         raise processes.WorkerFailure(
-            f"speaks the protocol {reply['protocol']}, not {processes.PROTOCOL}"
+            f"uses protocol {reply['protocol']}, not {processes.PROTOCOL}"
         )
     return reply
 

@@ -1,9 +1,9 @@
-"""Adverse images that exist already: rendered, simulated, or made by another tool.
+"""Existing adverse images: rendered, simulated, or made with another tool.
 
 They are copied into the workdir unchanged, so that pairs of any origin get the same manifest,
-cached teacher labels, structure scores and gallery. A pattern gives the path of an image from that
-of the clean one. By default it is that of `tools/render_scenes.py`: clear frames in DIR, and those
-of a condition, with the same names, in DIR/CONDITION.
+cached teacher labels, structure scores and gallery. A pattern maps a clean image's path to the
+adverse image's. The default matches `tools/render_scenes.py`: clear frames in DIR, and frames of a
+condition with the same names in DIR/CONDITION.
 """
 
 import contextlib
@@ -29,14 +29,14 @@ _ANY_SUFFIX = ".*"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Where the images are.
+    """Location of the images.
 
     Attributes:
       batch_size: ignored.
-      root: the folder that the patterns, and the paths of clean images in them, are relative to.
-      pattern: the path of an image. `{path}` is that of the clean image, without its suffix, and
-        `{name}` its last part; `{id}` is the source's name of the frame; then there are
-        `{condition}` and `{variant}` (from 0). The suffix `.*` matches that of any image.
+      root: the folder that patterns, and the clean images' paths in them, are relative to.
+      pattern: path of an adverse image. `{path}` is the clean image's path without suffix, and
+        `{name}` its last part; `{id}` is the frame's id in the source; `{condition}` and
+        `{variant}` (from 0) are also available. The suffix `.*` matches any image suffix.
       patterns: patterns for individual conditions, by name.
       maker: what made the images; manifests and tables call them "MAKER-CONDITION".
     """
@@ -52,7 +52,7 @@ class Config:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
         if not self.maker:
-            raise ValueError("maker is empty; say what made the images, such as 'rendered'")
+            raise ValueError("maker is empty; set it to what made the images, such as 'rendered'")
         for field, pattern in [("pattern", self.pattern), *self.patterns.items()]:
             where = field if field == "pattern" else f"patterns[{field!r}]"
             used = _placeholders(pattern, where)
@@ -79,11 +79,13 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
 
     Raises:
       ConfigError: if an interpreter is given.
-      MissingFileError: if there is no folder `root`.
+      MissingFileError: if the folder `root` does not exist.
     """
     del workdir
     if python is not None:
-        raise ConfigError(f"--python={python}: the backend of files runs in this process")
+        raise ConfigError(
+            f"--python={python}: the files backend runs in this process, so leave it out"
+        )
     root = Path(config.root).expanduser()
     with naming_file(root, "opened"):
         if not root.is_dir():
@@ -101,16 +103,16 @@ class Session:
         self._root = root
 
     def identity(self) -> Mapping[str, Any]:
-        """The patterns; moving the files does not change it."""
+        """The patterns; moving the files does not change the identity."""
         return {"pattern": self._config.pattern, "patterns": self._config.patterns}
 
     def check(self, items: Sequence[Item]) -> None:
-        """Refuses conditions for which no file exists: the pattern is then probably wrong.
+        """Rejects conditions without any files, as the pattern is then probably wrong.
 
         Raises:
-          ConfigError: where the pattern needs something that the source does not provide, or is the
-            same for all variants.
-          MissingFileError: names the file that was expected.
+          ConfigError: if the pattern needs something that the source does not provide, or gives the
+            same file for all variants.
+          MissingFileError: names the expected file.
         """
         looked_for: dict[str, str] = {}
         there = set()
@@ -127,13 +129,13 @@ class Session:
         for condition, path in looked_for.items():
             if condition not in there:
                 raise MissingFileError(
-                    f"none of the images of the condition {condition!r} exists, the first should "
-                    f"be {self._root / path}: set backend.root and backend.pattern (now "
+                    f"no images of the condition {condition!r} exist, the first should be "
+                    f"{self._root / path}: set backend.root and backend.pattern (now "
                     f"{self._config.pattern!r}), or leave the condition out"
                 )
 
     def generate(self, batches: Sequence[Sequence[Item]]) -> Iterator[Outcome]:
-        """See `backends.Session.generate`; outcomes come in the order of the items."""
+        """See `backends.Session.generate`; outcomes are in the order of the items."""
         for batch in batches:
             for item in batch:
                 yield self._take(item)
@@ -158,7 +160,7 @@ class Session:
         return self._config.patterns.get(item.condition, self._config.pattern)
 
     def _path(self, item: Item) -> str:
-        """Where an image must be, relative to the root."""
+        """Expected path of an image, relative to the root."""
         pattern = self._pattern(item)
         frame, condition, variant = item.key.rsplit("/", 2)
         values = {"id": frame, "condition": condition, "variant": variant}
@@ -185,7 +187,7 @@ class Session:
         return {"name": clean.name}
 
     def _found(self, path: str) -> Path | None:
-        """The file that a path stands for; None if there is none."""
+        """The file for a path, whose suffix may be `.*`; None if there is none."""
         stem = path.removesuffix(_ANY_SUFFIX)
         suffixes = io.IMAGE_SUFFIXES if stem != path else ("",)
         for suffix in suffixes:
@@ -195,7 +197,7 @@ class Session:
 
 
 def _placeholders(pattern: str, where: str) -> set[str]:
-    """The names in braces.
+    """The placeholder names in braces.
 
     Raises:
       ValueError: for unclosed braces, or names in them that are not in `_PLACEHOLDERS`.
@@ -207,5 +209,5 @@ def _placeholders(pattern: str, where: str) -> set[str]:
     for _, name, form, conversion in parts:
         if name is not None and (name not in _PLACEHOLDERS or form or conversion):
             known = ", ".join(f"{{{each}}}" for each in _PLACEHOLDERS)
-            raise ValueError(f"{where} is {pattern!r}; braces may hold {known}")
+            raise ValueError(f"{where} is {pattern!r}; names in braces must be among {known}")
     return {name for _, name, *_ in parts if name is not None}

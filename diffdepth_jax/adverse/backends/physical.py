@@ -1,8 +1,7 @@
-"""Adverse conditions by published models of image formation, from the clean image and its depth.
+"""Adverse conditions from published models of image formation, given a clean image and its depth.
 
-No weights and no GPU: `adverse/image_formation.py` has the models. The images do not come from a
-generative network, and every manifest and table says so: they are called "physical-night" and so
-on.
+Needs no weights and no GPU; `adverse/image_formation.py` has the models. Manifests and tables call
+the images "physical-night" and so on, as they do not come from a generative network.
 """
 
 import contextlib
@@ -24,15 +23,15 @@ from diffdepth_jax.errors import ConfigError, UserError
 
 CONDITIONS = tuple(image_formation.CONDITIONS)
 USES_PROMPTS = False
-_VERSION = 1  # of the models; raise it when the same items give other images
+_VERSION = 1  # version of the models; increase it when the same items give other images
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How images are made.
+    """How images are generated.
 
     Attributes:
-      batch_size: images that a thread makes one after another; pixels do not depend on it.
+      batch_size: images that a thread generates one after another; does not affect pixels.
       threads: None for one per core.
     """
 
@@ -62,7 +61,9 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     """
     del workdir
     if python is not None:
-        raise ConfigError(f"--python={python}: the physical backend runs in this process")
+        raise ConfigError(
+            f"--python={python}: the physical backend runs in this process, so leave it out"
+        )
     yield Session(config)
 
 
@@ -76,16 +77,17 @@ class Session:
         return {"models": _VERSION}
 
     def check(self, items: Sequence[Item]) -> None:
-        """Raises ConfigError for an item that no model can make."""
+        """Raises ConfigError for an item that no model supports."""
         for item in items:
             if item.condition not in CONDITIONS or item.image is None or item.depth is None:
                 raise ConfigError(
-                    f"{item.key}: the physical backend makes {', '.join(CONDITIONS)} from a clean "
-                    "image and its depth; leave the condition out or choose another backend"
+                    f"{item.key}: the physical backend only generates {', '.join(CONDITIONS)}, "
+                    "from a clean image and its depth; leave the condition out or use another "
+                    "backend"
                 )
 
     def generate(self, batches: Sequence[Sequence[Item]]) -> Iterator[Outcome]:
-        """See `backends.Session.generate`; outcomes come in the order of the items."""
+        """See `backends.Session.generate`; outcomes are in the order of the items."""
         threads = self._config.threads or os.cpu_count() or 1
         with ThreadPoolExecutor(threads) as pool:
             try:
@@ -103,7 +105,7 @@ def _make(item: Item) -> Outcome:
         return Outcome(item.key, error=f"{item.image} or {item.depth}: {error}")
     if depth.shape != image.shape[:2]:
         return Outcome(
-            item.key, error=f"{item.depth} is {depth.shape} and its image {image.shape[:2]}"
+            item.key, error=f"{item.depth} is {depth.shape}, but its image is {image.shape[:2]}"
         )
     if item.depth_is == "relative_disparity":
         depth = image_formation.relative_depth(depth)

@@ -127,7 +127,7 @@ def test_missing_pictures_are_reported_first(
 
     refused(
         MissingFileError,
-        r"none of the images of the condition 'snow'.*frames/snow/image/f0\.\*.*backend\.pattern",
+        r"no images of the condition 'snow'.*frames/snow/image/f0\.\*.*backend\.pattern",
         backend=backend(pictures),
         conditions=("night", "snow"),
     )
@@ -183,7 +183,7 @@ def test_a_source_without_files_has_ids_only(tmp_path: Path) -> None:
     [
         ({"pattern": "{condition}/x.png"}, "one file for all frames"),
         ({"pattern": "{path}.*"}, "one file for all conditions"),
-        ({"pattern": "{condition}/{frame}"}, r"braces may hold {condition}, {path}"),
+        ({"pattern": "{condition}/{frame}"}, r"names in braces must be among {condition}, {path}"),
         ({"pattern": "{condition}/{path"}, "expected '}'"),
         ({"patterns": {"fog": "x.png"}}, r"patterns\['fog'\] is 'x.png'"),
         ({"maker": ""}, "maker is empty"),
