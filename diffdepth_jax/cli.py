@@ -1,6 +1,6 @@
-"""What the scripts share: their flags, as `--config=FILE --config.key=value`, and how they start.
+"""Shared by the scripts: flags, such as `--config=FILE --config.key=value`, and start-up.
 
-`usage` says what `--help` prints, and `ending` how a script ends.
+`usage` defines what `--help` prints, and `ending` how a script ends.
 """
 
 import ast
@@ -36,26 +36,26 @@ class _LiteralParser(flags.ArgumentParser):
 
 
 class _TupleParser(flags.ArgumentParser):
-    """Reads a tuple. No subclass of ml_collections' parser, which joins tuples given twice."""
+    """Reads a tuple. Not a subclass of ml_collections' parser, which joins tuples given twice."""
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
         return tuple_parser.TupleParser().parse(argument)
 
 
 class _ConfigFileParser(flags.ArgumentParser):
-    """Runs a config file; an error in it is reported with file and line."""
+    """Runs a config file; errors in it are reported with file and line."""
 
     def parse(self, path: Any) -> ConfigDict:
         name, *argument = path.split(":", 1)
         if not name:
-            raise ConfigError("is empty: name a file of configs/")
+            raise ConfigError("is empty: name a file, for example from configs/")
         with naming_file(name, "read"):
             if not os.path.lexists(name):
                 name = _shipped_config(name)
             Path(name).open("rb").close()
         loader = importlib.machinery.SourceFileLoader("config", name)
         module = importlib.util.module_from_spec(
-            importlib.util.spec_from_loader("config", loader)  # of whatever suffix
+            importlib.util.spec_from_loader("config", loader)  # any suffix
         )
         try:
             loader.exec_module(module)
@@ -64,10 +64,10 @@ class _ConfigFileParser(flags.ArgumentParser):
             config = module.get_config(*argument)
         except UserError:
             raise
-        except Exception as error:  # The file is the user's: anything may happen.
+        except Exception as error:  # user code may raise anything
             line = _last_line(name, error.__traceback__, error)
             raise ConfigError(
-                f"{name} is not a config that Python can run: {line}{type(error).__name__}: {error}"
+                f"the config {name} cannot be run: {line}{type(error).__name__}: {error}"
             ) from error
         if not isinstance(config, ConfigDict):
             raise ConfigError(
@@ -77,7 +77,7 @@ class _ConfigFileParser(flags.ArgumentParser):
 
 
 def _shipped_config(name: str) -> str:
-    """The file `configs/NAME.py` that comes with the package, for users in another folder.
+    """The file `configs/NAME.py` included in the package, for users in another folder.
 
     Raises:
       MissingFileError: if there is none, or `name` is another path.
@@ -86,19 +86,19 @@ def _shipped_config(name: str) -> str:
     if folder != "configs":
         raise MissingFileError(f"there is no file {name}")
     package = Path(__file__).parent
-    # A wheel has them inside the package, a checkout beside it.
+    # Wheels have them inside the package, checkouts next to it.
     shipped = next(path for path in (package / folder, package.parent / folder) if path.is_dir())
     if not (shipped / file).is_file():
         raise MissingFileError(
-            f"there is no file {name}, and none of that name among the package's in {shipped}"
+            f"there is no file {name}, and none with that name in the package's {shipped}"
         )
     return str(shipped / file)
 
 
 def _last_line(name: str, trace: TracebackType | None, error: Exception) -> str:
-    """Where in a file an error came from, as "line 7: "."""
+    """The line of a file that an error came from, as "line 7: "."""
     if isinstance(error, SyntaxError) and error.filename == name:
-        return ""  # Its message names the line already.
+        return ""  # its message already names the line
     lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == name]
     return f"line {lines[-1]}: " if lines else ""
 
@@ -106,16 +106,16 @@ def _last_line(name: str, trace: TracebackType | None, error: Exception) -> str:
 def define_config(*, required: bool = True) -> flags.FlagHolder:
     """Defines `--config=FILE` and `--config.key=value` for every key.
 
-    Keys that the file does not mention are accepted here, as a field may keep its default: whether
-    such a field exists is judged once, by `config.from_mapping`, before any work.
+    Keys that are not in the file are accepted here, as the file may leave fields at their defaults;
+    `config.from_mapping` checks that all fields exist, before any work.
     """
-    # A field that a config file leaves at None can be set too; what fits there is known, and
-    # checked, where the config becomes a dataclass.
+    # Fields that are None in the config file can be set too; their values are checked when the
+    # config becomes a dataclass.
     config_flags.register_flag_parser_for_type(type(None), _LiteralParser())
     config_flags.register_flag_parser_for_type(tuple, _TupleParser())
     holder = config_flags.DEFINE_config_file(
         "config",
-        help_string="A file of configs/ or of yours; --config.FIELD=VALUE overrides a field.",
+        help_string="A file from configs/ or your own; --config.FIELD=VALUE overrides a field.",
         lock_config=False,
         accept_new_attributes=True,
     )
@@ -133,13 +133,13 @@ def mapping(
 ) -> dict[str, Any]:
     """The config as nested dicts.
 
-    Where the command line names another protocol than the file, the options that the file sets for
-    its own are left out: a crop for KITTI says nothing about NYU. So are the fields of a source
-    where it names another one, see `chosen_mapping`.
+    If the command line selects another protocol than the file, the file's protocol options are
+    dropped: a crop for KITTI does not apply to NYU. The same holds for the fields of a source, see
+    `chosen_mapping`.
 
     Args:
-      holder: what `define_config` returned.
-      evaluation: fields of `config.evaluation` that separate flags give.
+      holder: the result of `define_config`.
+      evaluation: fields of `config.evaluation` that are set by separate flags.
     """
     from diffdepth_jax.evaluation import protocols
 
@@ -149,7 +149,7 @@ def mapping(
     given = {name: options[name] for name in options if f"evaluation.{name}" in overrides}
     given |= evaluation or {}
     protocol = options.get("protocol")
-    if "evaluation.protocol" in overrides:  # The flag's default is what the file says.
+    if "evaluation.protocol" in overrides:  # the flag's default is the file's value
         protocol = flag_values[f"{holder.name}.evaluation.protocol"].default
     if given.get("protocol", protocol) != protocol:
         of_protocol = (*protocols.OPTIONS, *protocols.MEASURING)
@@ -162,12 +162,12 @@ def chosen_mapping(
 ) -> dict[str, Any]:
     """The config as nested dicts.
 
-    Where the command line gives a group another `name` than the file, the file's other fields of
-    the group are left out: those of one data set say nothing about another.
+    If the command line gives a group another `name` than the file, the file's other fields in the
+    group are dropped: fields of one data set do not apply to another.
 
     Args:
-      holder: what `define_config` returned.
-      groups: whose `name` decides what fields they have, as `data.train.source`.
+      holder: the result of `define_config`.
+      groups: groups whose `name` determines their fields, such as `data.train.source`.
     """
     config = holder.value.to_dict()
     overrides = config_flags.get_override_values(flag_values[holder.name])
@@ -179,7 +179,7 @@ def chosen_mapping(
         fields = parent.get(last)
         if not isinstance(fields, Mapping) or f"{group}.name" not in overrides:
             continue
-        # The flag's default is what the file says.
+        # the flag's default is the file's value
         if flag_values[f"{holder.name}.{group}.name"].default != fields["name"]:
             given = (name for name in fields if f"{group}.{name}" in overrides)
             parent[last] = {name: fields[name] for name in given}
@@ -187,12 +187,12 @@ def chosen_mapping(
 
 
 def require_with(name: str, *others: str) -> None:
-    """Refuses `--name` unless all the other flags are given too."""
+    """Rejects `--name` unless all the other flags are given too."""
     goes_with = ", ".join(f"--{other}" for other in others)
     flags.register_multi_flags_validator(
         [name, *others],
         lambda values: values[name] in (None, []) or None not in values.values(),
-        f"--{name} goes with {goes_with}",
+        f"--{name} needs {goes_with}",
     )
 
 
@@ -204,7 +204,7 @@ def define_directory(name: str, help_string: str) -> flags.FlagHolder:
 
 
 def directory(flag: str, text: str) -> Path:
-    """The directory that a flag names; for scripts that read their flags by argparse.
+    """The directory given by a flag; for scripts that use argparse.
 
     Raises:
       ConfigError: if it is empty, which Python would treat as the current directory.
@@ -218,7 +218,7 @@ _EMPTY = "is empty: name a directory, or . for the current one"
 
 
 def output_file(flag: str, text: str) -> Path:
-    """The file that a flag names, to be written at the end of a script: checked before its work.
+    """The output file given by a flag, checked before a script's work.
 
     Raises:
       ConfigError: if it is empty.
@@ -230,7 +230,7 @@ def output_file(flag: str, text: str) -> Path:
     with naming_file(path, "written"):
         if not path.parent.is_dir():
             raise MissingFileError(
-                f"{flag}={text}: there is no folder {path.parent}; make it first"
+                f"{flag}={text}: there is no folder {path.parent}; create it first"
             )
         if path.is_dir():
             raise FileError(f"{flag}={text} is a folder; name a file in it")
@@ -238,10 +238,10 @@ def output_file(flag: str, text: str) -> Path:
 
 
 def fields(words: Sequence[str]) -> dict[str, Any]:
-    """A mapping from `--field=value`, values read as Python where they can be.
+    """A mapping from `--field=value` words; values are parsed as Python if possible.
 
     Raises:
-      ConfigError: if a word is something else.
+      ConfigError: if a word has another form.
     """
     values = {}
     for word in words:
@@ -255,14 +255,14 @@ def fields(words: Sequence[str]) -> dict[str, Any]:
 def define_processes() -> None:
     """Defines the flags that `processes` reads."""
     flags.DEFINE_string(
-        "coordinator", None, "Where the first process listens, unless the cluster says."
+        "coordinator", None, "Where the first process listens, if the cluster does not provide it."
     )
-    flags.DEFINE_integer("num_processes", None, "How many processes train together.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes that train together.")
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
 
 
 def processes() -> dict[str, Any]:
-    """What `training.distributed.start` is given, by the flags of `define_processes`."""
+    """Arguments of `training.distributed.start`, from the flags of `define_processes`."""
     return {name: flags.FLAGS[name].value for name in _PROCESSES}
 
 
@@ -275,34 +275,36 @@ def define_size(name: str, help_string: str) -> None:
     flags.register_validator(
         name,
         lambda text: text is None or re.fullmatch(r"[1-9]\d*x[1-9]\d*", text),
-        "a size is written HEIGHTxWIDTH, such as 352x1216",
+        "a size must be HEIGHTxWIDTH, for example 352x1216",
     )
 
 
 def size(text: str) -> tuple[int, int]:
-    """Height and width that a flag of `define_size` gives."""
+    """Height and width from a flag of `define_size`."""
     height, width = map(int, text.split("x"))
     return height, width
 
 
 def define_checkpoint(*, several: bool = False) -> None:
-    """Defines --checkpoint, which may be given several times if so said, and the flags that
-    `model_options` reads."""
+    """Defines --checkpoint, optionally repeatable, and the flags that `model_options` reads."""
     define, default = (flags.DEFINE_multi_string, []) if several else (flags.DEFINE_string, None)
-    define("checkpoint", default, "A run, a folder of transformers, or a .pt or .safetensors file.")
+    define("checkpoint", default, "A run, a transformers folder, or a .pt or .safetensors file.")
     flags.DEFINE_string(
-        "network", None, "Kind of network, if the checkpoint does not say: depth_anything, ..."
+        "network", None, "Network, if the checkpoint does not determine it: depth_anything, ..."
     )
-    flags.DEFINE_multi_string("field", [], "What the checkpoint leaves open, such as version=2.")
+    flags.DEFINE_multi_string(
+        "field", [], "Config field that the checkpoint lacks, such as version=2."
+    )
     flags.register_validator(
         "field",
         lambda words: all(re.match(r"[a-z]\w*=", word) for word in words),
-        "is not a field of a model: write --field=NAME=VALUE",
+        "is not a model field: write --field=NAME=VALUE",
     )
 
 
 def model_options() -> dict[str, Any]:
-    """Arguments of `inference.load` except the checkpoint, by the flags of `define_checkpoint`."""
+    """Arguments of `inference.load`, except the checkpoint, from the flags of
+    `define_checkpoint`."""
     words = (word.split("=", 1) for word in flags.FLAGS.field)
     values = {name: _LiteralParser().parse(text) for name, text in words}
     return {"network": flags.FLAGS.network, **values}
@@ -311,12 +313,12 @@ def model_options() -> dict[str, Any]:
 def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) -> None:
     """`absl.app.run` within `one_line_errors`.
 
-    `--verbosity=1` shows the traceback of user errors too. `--help` shows the docstring and flags
+    `--verbosity=1` also shows tracebacks of user errors. `--help` shows the docstring and flags
     of the module that defines `main`, and the flags defined here; see `usage`.
 
     Args:
-      main: is given the rest of the command line.
-      groups: the flags that `--help` shows; None for all.
+      main: called with the rest of the command line.
+      groups: flags shown by `--help`; None for all.
     """
     docstring = sys.modules[main.__module__].__doc__ or ""
     usage.define_flags(docstring, (__name__, main.__module__), groups)
@@ -327,7 +329,7 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
         except UserError as error:
             ending.stop(f"--config: {error}")
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error.__context__, ConfigError):  # absl wraps it in another error.
+            if isinstance(error.__context__, ConfigError):  # absl wraps it in another error
                 ending.stop(f"--config: {error.__context__}")
             # ml_collections raises KeyError("'modle'\nDid you mean ...") and the like.
             message = str(error.args[0] if error.args else error)
@@ -335,19 +337,19 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
                 message = f"the config file has no group {message}"
             if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
                 given: Any = flags.FLAGS["config"]
-                # absl puts the flags concerned before what a check says: a whole config among them.
+                # absl puts the affected flags before a check's message, including a whole config.
                 message = message.replace(str(given.value), str(given.config_filename))
             ending.stop(usage.plainer([line.strip() for line in message.splitlines()]))
         for name, value in flags.FLAGS.flag_values_dict().items():
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 ending.stop(f"--{name} is {value}; it must fit into 64 bits")
         if len(remaining) > 1:
-            ending.stop(f"{remaining[1]!r} is not a flag; flags are written --name=value")
+            ending.stop(f"{remaining[1]!r} is not a flag; write flags as --name=value")
         return remaining
 
     def guarded(arguments: list[str]) -> Any:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # Orbax logs every stage of every save.
+            logging.set_verbosity(logging.WARNING)  # Orbax logs every stage of every save
         return main(arguments)
 
     with one_line_errors():

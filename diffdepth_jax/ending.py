@@ -1,7 +1,7 @@
-"""How a script ends, and what becomes of what it prints.
+"""How scripts end, and how their output is handled.
 
-Errors that the user can fix (`errors.UserError`) end a script with one line on stderr and exit
-status 2, Ctrl-C with one line and 130. A closed or unread output does not end a run.
+Errors that users can fix (`errors.UserError`) end a script with one line on stderr and exit status
+2, Ctrl-C with one line and 130. A closed or unread output does not end a run.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from diffdepth_jax.errors import FileError, UserError, naming_file, printable
 
 @contextlib.contextmanager
 def importing() -> Iterator[None]:
-    """Ctrl-C inside ends the program at once, with one line and exit status 130.
+    """A context in which Ctrl-C ends the program immediately, with one line and exit status 130.
 
-    To be put around the imports of large libraries: where Python's KeyboardInterrupt is raised in
-    the middle of loading an extension, it can be lost.
+    Use it around imports of large libraries: a KeyboardInterrupt raised while an extension is
+    loading can be lost.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
@@ -45,14 +45,14 @@ def importing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Makes a script end as it should.
+    """A context that makes a script end properly.
 
-    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; that line
-    is the message of the KeyboardInterrupt, such as how to continue, if it has one. Any other
-    exception is a fault of the program and keeps its traceback. Where stdout or stderr is closed,
-    or its reader is gone, what is printed there is dropped.
+    A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; the line is
+    the KeyboardInterrupt's message, such as how to resume, if it has one. Any other exception is a
+    bug and keeps its traceback. Output to a closed stdout or stderr, or one without a reader, is
+    dropped.
     """
-    # Of a warning, users need the message, not the line of code.
+    # Users need a warning's message, not its line of code.
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
     with _lasting_streams():
         try:
@@ -78,11 +78,11 @@ def stop(message: str) -> NoReturn:
 
 
 def _script_name() -> str:
-    return Path(sys.argv[0]).name  # An installed script is started by its whole path.
+    return Path(sys.argv[0]).name  # an installed script is started with its full path
 
 
 def _print_line(message: str) -> None:
-    # Names in files that others wrote could hold what a terminal obeys.
+    # Names in untrusted files could contain terminal control sequences.
     print(printable(message), file=sys.stderr)
 
 
@@ -119,7 +119,7 @@ class _Lasting:
         return getattr(self._stream, name)
 
     def _drop(self) -> None:
-        # Below Python too, for libraries, and for what is still in the buffer.
+        # Also below Python, for libraries and for buffered output.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -127,18 +127,18 @@ class _Lasting:
 
 @contextlib.contextmanager
 def _lasting_streams() -> Iterator[None]:
-    # A closed descriptor would be given to the next file, and what libraries print go into it.
+    # A closed descriptor would be reused for the next file, which libraries would then print into.
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
     streams = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:
         out, err = (stream or nowhere for stream in streams)
-        # Names need not be UTF-8, nor the terminal know all of it.
+        # Names may not be UTF-8, and the terminal may not support all of it.
         out.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        # A full disk under stdout is reported, as results may go there; under stderr it cannot be.
+        # A full disk is reported for stdout, as results may go there; for stderr it cannot be.
         sys.stdout, sys.stderr = _Lasting(out, BrokenPipeError), _Lasting(err, OSError)
         try:
             yield

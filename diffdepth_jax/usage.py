@@ -1,8 +1,8 @@
 """What `--help`, `--helpfull` and `--version` print.
 
 `--help` fits a screen: the first line of the script's docstring, its examples (the indented lines
-after it), and the flags of most runs in groups. `--helpfull` adds the rest of the docstring and
-every other flag.
+after it), and common flags in groups. `--helpfull` adds the rest of the docstring and all other
+flags.
 """
 
 import argparse
@@ -24,10 +24,10 @@ _WIDTH = 100  # columns
 _INDENT = 27  # columns before the help of a flag
 _BY_TYPE = {"string": "TEXT", "int": "N", "float": "NUMBER", "bool": "", "multi string": "TEXT"}
 _EXAMPLES = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
-# What absl adds to the help of a flag.
+# Added by absl to a flag's help.
 _CHOICES = re.compile(r"^<[^>]*>: ")
 _REPEAT = re.compile(r";\s+repeat this option to specify a list of values")
-# What absl says of flags that are missing, or may not be given together.
+# absl's messages for missing or conflicting flags.
 _MISSING = re.compile(r"flag --(\w+)=None: Flag --\1 must have a value other than None\.")
 _ONE_OF = re.compile(
     r"flags .*: ((?:Exactly|At most) one of \(.*\)) must have a value other than None\."
@@ -39,11 +39,11 @@ def define_flags(docstring: str, modules: Sequence[str], groups: Groups | None) 
     """Defines `--help` (also `-h`), `--helpfull` and `--version`, which print and exit with 0.
 
     Args:
-        docstring: of the script.
-        modules: whose flags are the script's; absl's own are shown by --helpfull alone.
-        groups: the common flags; None for all of the script's in one group.
+        docstring: the script's docstring.
+        modules: modules whose flags belong to the script; absl's are only shown by --helpfull.
+        groups: the common flags; None for all of the script's flags in one group.
     """
-    app.define_help_flags()  # absl's, which the following replace
+    app.define_help_flags()  # absl's flags, which are replaced below
 
     def common() -> str:
         shown = groups or {"Flags": _own_flags(modules)}
@@ -85,10 +85,10 @@ class _Prints(flags.BooleanFlag):
 
 
 def argument_parser(docstring: str) -> argparse.ArgumentParser:
-    """A parser whose `--help`, `--helpfull` and `--version` are as those of `define_flags`.
+    """A parser with the same `--help`, `--helpfull` and `--version` as `define_flags`.
 
     Args:
-        docstring: of the script.
+        docstring: the script's docstring.
     """
     parser = argparse.ArgumentParser(
         usage=argparse.SUPPRESS,
@@ -110,7 +110,7 @@ def argument_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def plainer(errors: Sequence[str]) -> str:
-    """One line of what absl says of the flags, in fewer words."""
+    """absl's message about flags, shortened to one line."""
     missing = [match[1] for match in map(_MISSING.fullmatch, errors) if match]
     others = [_ONE_OF.sub(r"\1 must be given", line) for line in errors]
     others = [line for line in others if not _MISSING.fullmatch(line)]
@@ -145,7 +145,7 @@ def _examples(docstring: str) -> str:
 
 
 def _as_started(text: str) -> str:
-    """Examples as this script was started: an installed one has another name."""
+    """Examples with the name under which this script was started, as installed scripts differ."""
     if Path(sys.argv[0]).suffix == ".py":
         return text
     module = sys.argv[0].rpartition("diffdepth-")[2].replace("-", "_")
@@ -153,7 +153,7 @@ def _as_started(text: str) -> str:
 
 
 def _own_flags(modules: Iterable[str]) -> dict[str, str]:
-    """The flags that modules define, without the fields of a config; see `Groups`."""
+    """The flags defined by modules, without config fields; see `Groups`."""
     own = {}
     for module in modules:
         for flag in flags.FLAGS.get_key_flags_for_module(module):
@@ -171,7 +171,7 @@ def _placeholder(flag: flags.Flag) -> str:
 
 
 def _grouped(groups: Groups) -> list[str]:
-    """A paragraph for each group."""
+    """One paragraph per group."""
     return [
         "\n".join([f"{title}:", *(_described(*item) for item in group.items())])
         for title, group in groups.items()
@@ -185,7 +185,7 @@ def _described(name: str, value: str) -> str:
     text = _REPEAT.sub(" Can be repeated.", _CHOICES.sub("", flag.help))
     if usual is not None and usual is not False and usual != []:
         text += f" [default: {str(flag.default_as_str).strip(chr(39))}]"
-    # A switch that is not off by default can be switched off.
+    # A switch that is on by default can be switched off.
     begin = "  --" + ("[no]" if flag.boolean and usual is not False else "") + name
     begin += f"={value}" if value else ""
     lines = textwrap.wrap(text, _WIDTH - _INDENT)

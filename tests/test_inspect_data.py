@@ -72,7 +72,7 @@ def test_figures_of_relative_labels() -> None:
     assert "valid 75.000%  no depth" in line and "relative_disparity 0.0004168 to 3" in line
     frame["relative_disparity"][:] = np.nan
     line = tool.Figures.of(frame).line()
-    assert "valid 0.000%" in line and "nowhere known" in line
+    assert "valid 0.000%" in line and "all unknown" in line
 
 
 def test_sheet() -> None:
@@ -112,7 +112,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "folder: 3 frames, 3 read" in done.stdout
     assert re.search(r"missing files: 1 of 6 files .*depth/b", done.stdout)
-    assert re.search(r"cannot be read: 2\n.*b\..* does not exist.*\n.*c\.png cannot", done.stdout)
+    assert re.search(r"unreadable frames: 2\n.*b\..* does not exist.*\n.*c\.png cannot", done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,26 @@
-"""A checkpoint as one file that runs without this package: StableHLO, or ONNX.
+"""Exports a checkpoint as one file that runs without this package: StableHLO or ONNX.
 
     python tools/export.py --checkpoint=runs/kitti --size=352x1216 --output=kitti.stablehlo
     python tools/export.py --checkpoint=runs/kitti --size=352x1216 --output=kitti.onnx
 
-Takes whatever `diffdepth_jax.load` takes. Weights, normalisation, the sampler with its noise and
-the clipping to `max_depth` are in the file. It takes images as uint8 RGB [b, h, w, 3] of the size
-that is given here, and returns what `predict` returns for them (without the mirrored image):
-float32 [b, h, w], metres or relative disparity. What the network resizes its images to is asked
-for: that and the way back are yours. The number of images in a call is free unless --batch_size
-fixes it; every image starts from the same noise.
+Accepts any checkpoint that `diffdepth_jax.load` accepts. The file contains the weights,
+normalisation, the sampler with its noise and the clipping to `max_depth`. It takes uint8 RGB images
+[b, h, w, 3] of the given --size and returns the same as `predict` (without the mirrored image):
+float32 [b, h, w], metres or relative disparity. Resizing images to the network's input size, and
+results back, is up to you. Any number of images can be passed per call unless --batch_size fixes
+it; every image starts from the same noise.
 
-StableHLO is written by `jax.export`, for the CPU and CUDA in one file, whether or not this machine
-has a GPU; `pip install flatbuffers` is what it needs besides. JAX alone runs it:
+StableHLO is written with `jax.export`, for CPU and CUDA in one file, even without a GPU; it also
+needs `pip install flatbuffers`. Running it only needs JAX:
 
     exported = jax.export.deserialize(bytearray(open("kitti.stablehlo", "rb").read()))
     depth = exported.call(images)
 
-and `exported.mlir_module()` is its text for other compilers. JAX promises to read such a file for
-six months after the release that wrote it.
+and `exported.mlir_module()` is the text form for other compilers. JAX guarantees to read such files
+for six months after the release that wrote them.
 
-ONNX is written by jax2onnx (requirements-onnx.txt). ONNX Runtime runs it, and TensorRT reads it:
+ONNX is written with jax2onnx (requirements-onnx.txt). ONNX Runtime can run it, and TensorRT can
+read it:
 
     session = onnxruntime.InferenceSession("kitti.onnx")
     (depth,) = session.run(None, {"image": images})
@@ -33,11 +34,11 @@ from diffdepth_jax.errors import ConfigError
 FLAGS = flags.FLAGS
 cli.define_checkpoint()
 flags.DEFINE_string("output", None, "The .stablehlo or .onnx file to write.")
-cli.define_size("size", "Of the images as the network is fed them.")
-flags.DEFINE_integer("batch_size", None, "Images in a call; by default any number.")
+cli.define_size("size", "Size of the network's input images.")
+flags.DEFINE_integer("batch_size", None, "Images per call; by default any number.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; by default the checkpoint's.")
-flags.DEFINE_integer("seed", 0, "Of the noise.")
-flags.DEFINE_list("platforms", ["cpu", "cuda"], "What StableHLO is for: cpu, cuda, rocm, tpu.")
+flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+flags.DEFINE_list("platforms", ["cpu", "cuda"], "Platforms for StableHLO: cpu, cuda, rocm, tpu.")
 flags.mark_flags_as_required(["checkpoint", "output", "size"])
 
 

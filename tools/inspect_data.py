@@ -1,17 +1,17 @@
-"""What a data set on disk holds, and whether image and depth fit: figures and a contact sheet.
+"""Inspects a data set on disk: statistics, errors, and a contact sheet of images and depth.
 
     python tools/inspect_data.py kitti --root=KITTI --split=val --output=sheet.png
     python tools/inspect_data.py nyu --root=NYU --split=test --layout=mat --limit=0
 
-NAME is a source (a file of diffdepth_jax/data/sources, where its layout is described); every field
-of its `Config` is an option, as `--layout` here. Values are read as Python where they can be
+NAME is a source (a file in diffdepth_jax/data/sources, which describes its layout); every field of
+its `Config` is an option, such as `--layout` above. Values are parsed as Python if possible
 (`--cameras="['image_02']"`), otherwise as text.
 
-Reads `--limit` frames, spread evenly over the split, and prints their sizes, depths, the share of
-pixels with a depth, intrinsics and conditions. What is missing or broken is listed and not fatal;
-the exit status is then 1 (2 is for mistakes in the flags). In the sheet, depth is coloured from
-near (bright) to far (dark) on a scale of each frame's own, grey where there is none; sparse depth
-is drawn with larger points.
+Reads `--limit` frames, spread evenly over the split, and prints their sizes, depths, fraction of
+pixels with depth, intrinsics and conditions. Missing or broken frames are listed and are not fatal;
+the exit status is then 1 (2 for invalid flags). In the sheet, depth is coloured from near (bright)
+to far (dark) on a separate scale per frame, grey where there is none; sparse depth is drawn with
+larger points.
 """
 
 import collections
@@ -29,16 +29,16 @@ from diffdepth_jax.config import chosen
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, FileError, MissingFileError
 
-PANEL = 420  # pixels, the width of a picture in the sheet
-CAPTION = 14  # pixels, the height of its line of text
-LISTED = 20  # frames are printed one by one up to this many, errors likewise
+PANEL = 420  # width of a picture in the sheet, pixels
+CAPTION = 14  # height of its caption, pixels
+LISTED = 20  # maximum number of frames, and of errors, to print individually
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What is printed of a frame; depths in metres, over the pixels that have one.
+    """Statistics of a frame; depths in metres, over the pixels with depth.
 
-    A label of relative disparity is among the others: depth, its inverse, is in no unit then.
+    A relative disparity label is in `others`; depth, its inverse, then has no unit.
     """
 
     id: str
@@ -63,7 +63,7 @@ class Figures:
             others["clean_image"] = "yes"
         depths = (known.min(), np.median(known), known.max()) if known.size else None
         if label is not None:
-            values = "nowhere known" if depths is None else f"{depths[0]:.4g} to {depths[2]:.4g}"
+            values = "all unknown" if depths is None else f"{depths[0]:.4g} to {depths[2]:.4g}"
             others["relative_disparity"], depths = values, None
         return cls(
             id=sample["id"],
@@ -86,13 +86,13 @@ class Figures:
 
 
 def open_source(name: str, options: dict[str, Any]) -> tuple[Source, str | None]:
-    """The source, and what it says of missing files (None: nothing is missing).
+    """The source, and its error about missing files (None if nothing is missing).
 
     Raises:
         ConfigError: if there is no such source or option.
         DataError, FileError: if it cannot be opened.
     """
-    from diffdepth_jax.data import pipeline  # imports JAX, which --help can do without
+    from diffdepth_jax.data import pipeline  # imports JAX, which --help does not need
 
     config = chosen("source", {"name": name, **options}, resolve=registry.module, path=name)
     try:
@@ -104,10 +104,11 @@ def open_source(name: str, options: dict[str, Any]) -> tuple[Source, str | None]
 
 
 def read(source: Source, limit: int) -> tuple[list[int], list[Figures], list[str]]:
-    """Reads frames spread over the source: indices and figures of the good, errors of the others.
+    """Reads frames spread over the source; returns indices, statistics, and errors of unreadable
+    ones.
 
     Args:
-        source: any.
+        source: any source.
         limit: at most this many frames; 0 for all.
     """
     count = min(limit or len(source), len(source))
@@ -123,7 +124,7 @@ def read(source: Source, limit: int) -> tuple[list[int], list[Figures], list[str
 
 
 def report(figures: Sequence[Figures]) -> list[str]:
-    """The lines that describe all frames together, and each if they are few."""
+    """Lines that describe all frames together, and each frame if there are few."""
     lines = [figure.line() for figure in figures] if len(figures) <= LISTED else []
     sizes = collections.Counter("x".join(map(str, figure.size)) for figure in figures)
     lines.append("sizes (height x width): " + _counted(sizes))
@@ -146,7 +147,7 @@ def report(figures: Sequence[Figures]) -> list[str]:
 
 
 def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
-    """A row for each sample: image, depth, depth over the image, and what else it brings."""
+    """A row per sample: image, depth, depth over the image, and its other fields."""
     rows = [_row(sample) for sample in samples]
     width, height = max(row.width for row in rows), sum(row.height for row in rows)
     sheet = Image.new("RGB", (width, height))
@@ -180,9 +181,9 @@ def _row(sample: Sample) -> Image.Image:
 
 
 def nearest(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Depth [h w] at another size, the nearest one that falls on each pixel, 0 where none does.
+    """Resizes depth [h w], with the nearest depth that falls on each pixel, or 0.
 
-    Sparse depth is drawn coarser, so that single points are seen.
+    Sparse depth is drawn coarser, so that single points are visible.
     """
     sparse = is_sparse(depth)
     shown = np.where(depth > 0, depth, np.inf)
@@ -195,7 +196,7 @@ def nearest(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def is_sparse(depth: np.ndarray) -> bool:
-    """Whether so few pixels have a depth that they are seen as points."""
+    """Whether so few pixels have depth that they appear as points."""
     return bool((depth > 0).mean() < 0.3)
 
 
@@ -206,14 +207,17 @@ def _counted(counter: collections.Counter[str]) -> str:
 def main() -> None:
     parser = usage.argument_parser(__doc__)
     parser.add_argument("name", help=f"the source: {', '.join(registry.names('source'))}")
-    parser.add_argument("--root", help="the data set's folder, a field like any other")
+    parser.add_argument("--root", help="the data set's folder; a field like any other")
     parser.add_argument("--split", help="likewise")
     parser.add_argument("--limit", type=int, default=200, help="frames to read; 0 for all")
-    parser.add_argument("--output", help="also draw a contact sheet into this PNG")
+    parser.add_argument("--output", help="also write a contact sheet to this PNG")
     parser.add_argument("--rows", type=int, default=8, help="frames in the contact sheet")
     flags, words = parser.parse_known_args()
     if flags.limit < 0 or flags.rows < 1:
-        parser.error(f"--limit={flags.limit} must not be negative, --rows={flags.rows} at least 1")
+        parser.error(
+            f"--limit={flags.limit} must not be negative, and --rows={flags.rows} must be at least "
+            "1"
+        )
     output = None if flags.output is None else cli.output_file("--output", flags.output)
     given = {"root": flags.root, "split": flags.split}
     options = {name: value for name, value in given.items() if value is not None}
@@ -222,7 +226,7 @@ def main() -> None:
     print(f"{flags.name}: {len(source)} frames, {len(figures) + len(errors)} read")
     print(f"missing files: {missing or 'none'}")
     print("\n".join(report(figures)) if figures else "no frame could be read")
-    print(f"frames that cannot be read: {len(errors)}")
+    print(f"unreadable frames: {len(errors)}")
     for error in errors[:LISTED]:
         print(f"  {error}")
     if output and good:

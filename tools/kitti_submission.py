@@ -1,10 +1,10 @@
-"""A zip for the KITTI depth-prediction benchmark: 500 depth maps under their official names.
+"""Writes a submission to the KITTI depth prediction benchmark: a zip of 500 depth maps.
 
     python tools/kitti_submission.py --checkpoint=runs/kitti --root=KITTI --output=kitti.zip
     python tools/kitti_submission.py --predictions=DIR --root=KITTI --output=kitti.zip
 
-KITTI is the folder that data_depth_selection.zip was unpacked into. The second form takes saved
-depth maps, 0000000000 to 0000000499 as 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
+KITTI is the folder that data_depth_selection.zip was unpacked to. The second form uses saved depth
+maps, 0000000000 to 0000000499, as 16-bit PNG or `.npy` in metres, as written by `predict.py`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ flags.DEFINE_string("output", None, "The .zip to write.")
 flags.DEFINE_bool("flip_tta", False, "Average with the mirrored image's depth.")
 flags.DEFINE_integer("num_inference_steps", None, "Denoising steps; by default the checkpoint's.")
 flags.mark_flags_as_required(["root", "output"])
-flags.register_validator("output", bool, "is empty: name the .zip to write")
+flags.register_validator("output", bool, "is empty: set it to the .zip to write")
 flags.mark_flags_as_mutual_exclusive(["checkpoint", "predictions"], required=True)
 cli.require_with("num_inference_steps", "checkpoint")
 
@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
         predictions.check_scale("png_scale", FLAGS.png_scale)
         found = dataclasses.replace(files.find(FLAGS.predictions), unusable={})
         stems = {PurePath(name).name for name in found.paths}
-        named = stems.intersection(submission.NAMES)  # There are pictures among the files.
+        named = stems.intersection(submission.NAMES)  # the folder also has pictures
         submission.check_names(named, FLAGS.predictions)
         names = files.match([[name] for name in submission.NAMES], found)
         saved = dict(zip(submission.NAMES, map(found.paths.get, names), strict=True))

@@ -1,20 +1,20 @@
-r"""Writes a source once as a few large files (ArrayRecord), from which it is read again by `tfds`.
+r"""Writes a source as a few large files (ArrayRecord), which the source `tfds` reads.
 
     python tools/prepare_data.py kitti --root=RAW --depth_root=ANNOTATED --split=eigen_train \
         --output=data/tfds
 
-NAME is a source (a file of diffdepth_jax/data/sources); every field of its `Config` is an option.
-Values are read as Python where they can be (`--cameras="['image_02']"`), otherwise as text.
+NAME is a source (a file in diffdepth_jax/data/sources); every field of its `Config` is an option.
+Values are parsed as Python if possible (`--cameras="['image_02']"`), otherwise as text.
 
-What is read back equals the source bit for bit, so a run trains on either alike. Its config says
+The result equals the source bit for bit, so training on either gives the same results. Use it with
 
     config.data.train.source = {
         "name": "tfds", "root": "data/tfds", "dataset": "kitti", "split": "eigen_train"
     }
 
-An interrupted run goes on with the unfinished file when the same command is given again; the data
-set appears under its name when it is whole. A frame that cannot be read ends the run: repair it or
-leave it out by a list file.
+Running the same command resumes an interrupted run with the unfinished file; the data set appears
+under its final name when it is complete. An unreadable frame ends the run: repair it, or exclude it
+with a list file.
 """
 
 from pathlib import Path
@@ -25,20 +25,20 @@ from diffdepth_jax.config import chosen, to_mapping
 
 
 def prepare(config: Any, output: Path, **settings: int | bool) -> Path:
-    """Writes the source that a config names, unless that is done already.
+    """Writes the source that a config names, unless that has already been done.
 
     Args:
-        config: of a source.
+        config: the config of a source.
         output: the folder of all prepared sources.
-        settings: of `tfds.write`.
+        settings: settings of `tfds.write`.
 
     Returns:
         The folder of the data set.
 
     Raises:
-        DataError, FileError: if it cannot be read or written, or the folder holds something else.
+        DataError, FileError: if it cannot be read or written, or the folder has other content.
     """
-    from diffdepth_jax.data import pipeline  # imports JAX, which --help can do without
+    from diffdepth_jax.data import pipeline  # imports JAX, which --help does not need
     from diffdepth_jax.data.sources import tfds
 
     source = pipeline.build_source(config)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("name", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--output", required=True, help="the folder to write into")
     parser.add_argument("--frames_per_file", type=int, default=1000, help="1000 by default")
-    parser.add_argument("--threads", type=int, default=2, help="that read and encode")
+    parser.add_argument("--threads", type=int, default=2, help="threads that read and encode")
     flags, words = parser.parse_known_args()
     if flags.frames_per_file < 1 or flags.threads < 1:
         parser.error("--frames_per_file and --threads must be at least 1")

@@ -1,19 +1,19 @@
-r"""The decoder's batch statistics of a checkpoint for other numbers of denoising steps.
+r"""Computes a checkpoint's decoder batch statistics for other numbers of denoising steps.
 
     python tools/recalibrate.py --checkpoint=runs/kitti --steps=5 --steps=10 --input=DIR|GLOB
     python tools/recalibrate.py --checkpoint=official.pt --steps=10 --input=DIR \
         --output=kitti.safetensors
 
-A model is trained at one number of steps; at another its decoder's running statistics are wrong
-(`diffdepth_jax/inference/recalibration.py` says why). Some 30 images of the kind that it was
-trained on are enough to compute them again; no depth is needed. Where training saw crops, say their
-size: what a decoder meets depends on it, too. A checkpoint can hold the statistics of several
-numbers of steps; `--num_inference_steps` of predict.py and evaluate.py finds those that it needs.
-What to expect is in results/recalibration.csv.
+A model is trained with one number of steps; with another, its decoder's running statistics are
+wrong (`diffdepth_jax/inference/recalibration.py` explains why). About 30 images like those used in
+training are enough to recompute them; no depth is needed. If training used crops, set their size
+with --crop, as statistics depend on it too. A checkpoint can have statistics for several numbers of
+steps; `--num_inference_steps` of predict.py and evaluate.py selects the right ones.
+results/recalibration.csv shows what to expect.
 
-In a run they are kept beside the weights, in `checkpoints/<step>/recalibrated.json`, unless
---output names a file. For a single file --output is required: a `.safetensors` under the names of
-the published PyTorch code, with the statistics in its metadata, which PyTorch does not look at.
+For a run, they are stored next to the weights, in `checkpoints/<step>/recalibrated.json`, unless
+--output is set. For a single file, --output is required: a `.safetensors` with the names of the
+published PyTorch code, and the statistics in its metadata, which PyTorch ignores.
 """
 
 from pathlib import Path
@@ -28,15 +28,17 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A run, a published .pt, or a .safetensors file.")
 flags.DEFINE_multi_integer("steps", None, "Number of denoising steps.")
 flags.DEFINE_string("input", None, "A directory of images, or a glob pattern.")
-flags.DEFINE_integer("num_images", 32, "How many of them at most, spread evenly.", lower_bound=1)
-cli.define_size("crop", "Cut from the middle of each image; by default all of it.")
-flags.DEFINE_integer("seed", 0, "Of the noise.")
+flags.DEFINE_integer(
+    "num_images", 32, "Maximum number of images to use, spread evenly.", lower_bound=1
+)
+cli.define_size("crop", "Size of a centre crop of each image; by default the whole image.")
+flags.DEFINE_integer("seed", 0, "Seed of the noise.")
 flags.DEFINE_string("output", None, "A .safetensors file; by default the run's directory.")
 flags.mark_flags_as_required(["checkpoint", "steps", "input"])
 
 
 def middle(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """As much of an image [h, w, 3] as a window of that size shows of its middle."""
+    """The centre of an image [h, w, 3], at most of this size."""
     top, left = (max(side - part, 0) // 2 for side, part in zip(image.shape[:2], size, strict=True))
     return image[top : top + size[0], left : left + size[1]]
 
@@ -45,10 +47,10 @@ def main(_: list[str]) -> None:
     from diffdepth_jax.weights import orbax
 
     checkpoint = Path(FLAGS.checkpoint).expanduser()
-    if checkpoint.is_dir():  # one step of the run, even if training goes on meanwhile
+    if checkpoint.is_dir():  # one step of the run, even if training continues meanwhile
         checkpoint = orbax.checkpoint_directory(checkpoint)
     elif FLAGS.output is None and checkpoint.exists():
-        raise ConfigError(f"{checkpoint} is a single file: say by --output where a new one goes")
+        raise ConfigError(f"{checkpoint} is a single file: set --output to a new file")
 
     from diffdepth_jax import inference
     from diffdepth_jax.inference import files
@@ -69,7 +71,7 @@ def main(_: list[str]) -> None:
         inference.save_recalibrated(model, checkpoint)
     else:
         for line in inference.export(model, FLAGS.output):
-            print(f"not told by the file: {line}")
+            print(f"not stored in the file: {line}")
 
 
 if __name__ == "__main__":

@@ -1,34 +1,34 @@
-r"""Render scenes with exact and lidar-like depth, under any conditions, in official folder layouts.
+r"""Renders scenes with exact and lidar-like depth, under any conditions, in official layouts.
 
     python tools/render_scenes.py --kind=street --count=200 --split=train --size=96x320 --seed=1 \
         --conditions=clear,night,fog,rain,snow,glare --output=DIR
     python tools/render_scenes.py --kind=tabletop --count=200 --split=train --size=144x192 \
         --conditions=clear,transparent,mirror --layout=nyu --output=DIR
-    python tools/render_scenes.py --preset=sample --output=DIR  # what sample/ holds, and with
+    python tools/render_scenes.py --preset=sample --output=DIR  # the content of sample/, and of
     python tools/render_scenes.py --preset=sample_adverse --conditions=night,... --output=DIR
 
-Needs the optional extra `render` (Mitsuba 3). Every frame is another layout, and splits share none.
-The conditions of a frame show one scene from one camera, so they have the same exact depth. Frames
-depend on kind, size, samples, seed, split and number alone, to the byte (with the tested versions
-of mitsuba and pillow); finished ones are skipped, so an interrupted run goes on, a higher --count
-adds frames, and other --conditions add pictures.
+Needs the optional extra `render` (Mitsuba 3). Every frame has a different layout, and splits share
+none. All conditions of a frame show the same scene from the same camera, so they have the same
+exact depth. Frames only depend on kind, size, samples, seed, split and number, to the byte (with
+the tested versions of mitsuba and pillow). Finished frames are skipped, so running the same command
+resumes an interrupted run, a higher --count adds frames, and other --conditions add pictures.
 
-Clear frames go to DIR, other conditions to DIR/CONDITION; `diffdepth_jax/scenes/writers.py` shows
-both layouts. To read them: source `kitti` with root=DIR/raw or DIR/night/raw, and depth_root=
-DIR/depth for both; source `nyu` with layout=sync and root=DIR or DIR/night. KITTI has no split
-called test: split=DIR/test.txt and depth_root=DIR/depth/test.
+Clear frames go to DIR, other conditions to DIR/CONDITION; `diffdepth_jax/scenes/writers.py`
+describes both layouts. To read them, use the source `kitti` with root=DIR/raw or DIR/night/raw, and
+depth_root=DIR/depth for both; or the source `nyu` with layout=sync and root=DIR or DIR/night. KITTI
+has no split called test: use split=DIR/test.txt and depth_root=DIR/depth/test.
 
-Pictures are PNG, or with --image_format=jpg JPEG of quality 90 without chroma subsampling, which
-is less than a third as large; both sources read either. Depth and masks are PNG always.
+Pictures are PNG, or, with --image_format=jpg, JPEG with quality 90 and no chroma subsampling, which
+is less than a third of the size; both sources read either. Depth and masks are always PNG.
 
-Table-tops have no lidar: their depth is dense in both layouts. With each of their pictures comes a
-mask of the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0 other.
-Both sources read it, and the protocol `cleargrasp` evaluates by it. They also read a frame's
-condition, by which evaluations are divided.
+Table-tops have no lidar: their depth is dense in both layouts. Each of their pictures has a mask
+with the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0 other.
+Both sources read it, and the protocol `cleargrasp` uses it. They also read a frame's condition,
+which evaluations are grouped by.
 
---lidar_failures also writes, as KITTI's velodyne_raw, a scan that fails as real ones do: on glass
-and wet ground, and in fog, rain and snow (source `kitti` with depth=velodyne_raw and depth_root=
-DIR/CONDITION/depth, DIR/depth for clear).
+--lidar_failures also writes a scan with realistic failures, as KITTI's velodyne_raw: on glass and
+wet ground, and in fog, rain and snow (source `kitti` with depth=velodyne_raw and
+depth_root=DIR/CONDITION/depth, or DIR/depth for clear).
 """
 
 import argparse
@@ -60,11 +60,11 @@ _SAMPLE = {
 }  # fmt: skip
 PRESETS = {
     "sample": _SAMPLE | {"counts": {"train": 240, "val": 60}},
-    # Of fewer streets to train on: these pictures are large for what they are.
+    # Fewer streets for training, as these pictures are large.
     "sample_adverse": _SAMPLE | {"counts": {"train": 120, "val": 60}},
 }
-MOST = 3000  # scenes of a split: KITTI's names have four digits for them
-SHEET_FRAMES = 24  # the first ones; a sheet of hundreds shows nothing
+MOST = 3000  # scenes per split: KITTI's names have four digits
+SHEET_FRAMES = 24  # only the first ones, as a sheet of hundreds is not readable
 
 
 class Task(NamedTuple):
@@ -92,7 +92,7 @@ class Task(NamedTuple):
         if self.layout == "nyu":
             scene = f"{self.kind}_{number:04d}"
             return writers.NyuFrame(self.root, self.split, scene, image_format=self.image_format)
-        date = f"2000_01_{self.camera + 1:02d}"  # made up: KITTI has one calibration a date
+        date = f"2000_01_{self.camera + 1:02d}"  # made up, as KITTI has one calibration per date
         return writers.KittiFrame(
             self.root, self.split, date, number, image_format=self.image_format
         )
@@ -103,8 +103,8 @@ class Task(NamedTuple):
 
 
 def render_task(task: Task) -> int:
-    """Render what is missing of a scene and write it; returns the number of pictures."""
-    from diffdepth_jax.scenes import render  # here, as only working processes need mitsuba
+    """Renders and writes what is missing of a scene; returns the number of pictures."""
+    from diffdepth_jax.scenes import render  # imported here, as only worker processes need mitsuba
 
     kind, missing = kinds.KINDS[task.kind], task.missing
     if not missing:
@@ -142,7 +142,7 @@ def render_task(task: Task) -> int:
 
 
 def contact_sheet(tasks: list[Task]) -> Image.Image:
-    """A row a scene: its picture under each condition, its dense depth, its lidar points."""
+    """A row per scene: its picture under each condition, dense depth, and lidar points."""
     colours = matplotlib.colormaps["turbo_r"]
 
     def coloured(depth: np.ndarray) -> np.ndarray:
@@ -178,19 +178,19 @@ def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or min(map(int, match.groups())) < 8:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not HEIGHTxWIDTH, both 8 or more, e.g. 96x320"
+            f"{text!r} is not HEIGHTxWIDTH with both at least 8, for example 96x320"
         )
     return int(match[1]), int(match[2])
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
 def _claim(root: Path, options: dict) -> None:
-    """Note the options in `root`, or refuse where other ones were used before."""
+    """Records the options in `root`, or raises an error if others were used before."""
     note = root / "render.json"
     text = json.dumps(options, indent=2) + "\n"
     if not note.exists():
@@ -199,33 +199,39 @@ def _claim(root: Path, options: dict) -> None:
         atomic.write_text(note, text)
     elif io.read_text(note) != text:
         raise ConfigError(
-            f"{root} holds frames rendered with other options ({note}). "
-            "Use those options, or another --output."
+            f"{root} has frames rendered with other options ({note}). Use those options, or "
+            "another --output."
         )
     atomic.remove_leftovers(root, recursive=True)
 
 
 def main() -> None:
     parser = usage.argument_parser(__doc__)
-    parser.add_argument("--preset", choices=PRESETS, help="a fixed set; replaces the next eight")
-    parser.add_argument("--kind", choices=tuple(kinds.KINDS), default="street", help="of scene")
-    parser.add_argument("--count", type=_positive, default=16, help="scenes of the split")
-    parser.add_argument("--split", choices=SPLITS, default="train", help="that they are for")
+    parser.add_argument(
+        "--preset", choices=PRESETS, help="a predefined set; replaces the next eight flags"
+    )
+    parser.add_argument(
+        "--kind", choices=tuple(kinds.KINDS), default="street", help="kind of scene"
+    )
+    parser.add_argument("--count", type=_positive, default=16, help="number of scenes in the split")
+    parser.add_argument("--split", choices=SPLITS, default="train", help="split of the scenes")
     parser.add_argument("--size", type=_size, default=(96, 320), help="HEIGHTxWIDTH in pixels")
-    parser.add_argument("--samples", type=_positive, help="light paths a pixel; outdoors 4, 16, 64")
+    parser.add_argument(
+        "--samples", type=_positive, help="light paths per pixel; outdoors 4, 16, 64"
+    )
     parser.add_argument("--seed", type=int, default=0, help="0 or more")
-    parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti", help="of folders")
+    parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti", help="folder layout")
     parser.add_argument(
-        "--image_format", choices=("png", "jpg"), default="png", help="of the pictures alone"
+        "--image_format", choices=("png", "jpg"), default="png", help="format of the pictures only"
     )
-    parser.add_argument("--conditions", default="clear", help="with commas; or all")
+    parser.add_argument("--conditions", default="clear", help="comma-separated, or all")
     parser.add_argument("--lidar_failures", action="store_true", help="see --helpfull; kitti only")
-    parser.add_argument("--output", required=True, help="the folder to write into")
+    parser.add_argument("--output", required=True, help="the folder to write to")
     parser.add_argument(
-        "--processes", type=_positive, default=os.cpu_count(), help="as many as cores, if not given"
+        "--processes", type=_positive, default=os.cpu_count(), help="default: one per core"
     )
     parser.add_argument(
-        "--contact_sheet", help=f"also draw the first {SHEET_FRAMES} scenes into a PNG"
+        "--contact_sheet", help=f"also write the first {SHEET_FRAMES} scenes to a PNG"
     )
     flags = parser.parse_args()
     chosen = ("kind", "size", "samples", "seed", "layout", "image_format")
@@ -234,7 +240,7 @@ def main() -> None:
     preset = PRESETS.get(flags.preset, own | {"counts": {flags.split: flags.count}})
     known = kinds.KINDS[preset["kind"]].conditions
     words = known if flags.conditions == "all" else flags.conditions.split(",")
-    conditions = tuple(dict.fromkeys(words))  # each once
+    conditions = tuple(dict.fromkeys(words))  # without duplicates
     if unknown := [name for name in conditions if name not in known]:
         parser.error(
             f"--conditions: {preset['kind']} has no {unknown[0]!r}; choose from {', '.join(known)}"
@@ -242,7 +248,7 @@ def main() -> None:
     if preset["kind"] == "street" and preset["samples"] not in (1, 4, 16, 64, 256):
         parser.error(f"--samples is {flags.samples}; for streets it must be 1, 4, 16, 64 or 256")
     if flags.count > MOST:
-        parser.error(f"--count is {flags.count}; a split has {MOST} scenes at most")
+        parser.error(f"--count is {flags.count}; a split has at most {MOST} scenes")
     if flags.seed < 0:
         parser.error(f"--seed is {flags.seed}; it must be 0 or more")
     if flags.lidar_failures and (
@@ -269,8 +275,8 @@ def main() -> None:
     ]  # fmt: skip
     missing = [task for task in tasks if task.missing]
     total, open_pictures = len(tasks) * len(conditions), sum(len(task.missing) for task in missing)
-    # Processes begin afresh: a forked copy of a started renderer would hang. They ignore Ctrl-C as
-    # they inherit it, and end with this one, which has it back at once.
+    # Processes are spawned, as a forked copy of a running renderer would hang. They inherit that
+    # Ctrl-C is ignored, and end with this process, which restores it immediately.
     on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with (
         multiprocessing.get_context("spawn").Pool(flags.processes) as pool,

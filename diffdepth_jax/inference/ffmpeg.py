@@ -1,7 +1,7 @@
-"""Videos, read and written by the ffmpeg that the package imageio-ffmpeg finds or brings along.
+"""Reads and writes videos with the ffmpeg found by, or bundled with, imageio-ffmpeg.
 
-ffmpeg is run directly: that package's own reader and writer fork Python, of which JAX warns, and do
-not report a video that ffmpeg could not finish.
+ffmpeg is run directly: that package's own reader and writer fork Python, which JAX warns about, and
+do not report a video that ffmpeg could not finish.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from diffdepth_jax.errors import DataError, FileError, MissingPackageError, nami
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
-_FASTEST = 480  # frames a second; more is no camera's, but the clock of a variable rate
+_FASTEST = 480  # frames per second; a higher rate is the time base of a variable frame rate
 _Y4M = re.compile(rb"YUV4MPEG2 W(\d+) H(\d+) F(\d+):(\d+) ")
-_QUALITY = 18  # x264's constant rate factor; no loss is visible, and colour maps have soft edges
+_QUALITY = 18  # x264's constant rate factor, visually lossless for smooth colour maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Video:
 
     Attributes:
         path: of the file.
-        height, width: of its frames as they are shown, rotated as the file says, pixels.
+        height, width: size of displayed frames in pixels, after rotation metadata is applied.
         rate: frames per second.
     """
 
@@ -47,8 +47,8 @@ def executable() -> str:
     """The path of ffmpeg.
 
     Raises:
-        MissingPackageError: if the package imageio-ffmpeg, an optional dependency, is not
-            installed, or finds no ffmpeg.
+        MissingPackageError: if the optional package imageio-ffmpeg is not installed, or finds no
+            ffmpeg.
     """
     try:
         import imageio_ffmpeg  # an extra
@@ -70,12 +70,12 @@ def open_video(path: Path) -> Video:
 
     Raises:
         FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-        DataError: if it is no video, or its frame rate varies so that none is known.
+        DataError: if it is not a video, or its frame rate is variable.
         MissingPackageError: see `executable`.
     """
     with naming_file(path, "read"):
         path.open("rb").close()
-    # In this format ffmpeg says both exactly, which in its log are rounded and not for programs.
+    # This format states both exactly; ffmpeg's log rounds them and is not meant to be parsed.
     wanted = ["-frames:v", "1", "-pix_fmt", "yuv420p", "-f", "yuv4mpegpipe", "-"]
     with _process(_reading(path, *wanted), stdout=subprocess.PIPE) as (process, log):
         assert process.stdout is not None
@@ -87,16 +87,16 @@ def open_video(path: Path) -> Video:
     width, height, numerator, denominator = map(int, header.groups())
     if not 0 < numerator <= _FASTEST * denominator:
         raise DataError(
-            f"{path} has a variable frame rate, and none can be told from it: convert it first, as "
-            "by ffmpeg -i IN -r 30 OUT.mp4"
+            f"{path} has a variable frame rate: convert it first, for example with ffmpeg -i IN -r "
+            "30 OUT.mp4"
         )
     return Video(path, height, width, Fraction(numerator, denominator))
 
 
 def frames(video: Video) -> Generator[UInt8[np.ndarray, "h w 3"]]:
-    """The frames of a video as RGB, at its constant rate.
+    """The frames of a video as RGB, at a constant rate.
 
-    Damage that ffmpeg can read past is a warning.
+    Damage that ffmpeg can skip only gives a warning.
 
     Raises:
         DataError: if the video cannot be read to its end.
@@ -121,17 +121,17 @@ def frames(video: Video) -> Generator[UInt8[np.ndarray, "h w 3"]]:
 def writing(
     path: Path, height: int, width: int, rate: Fraction, *, name: Path | None = None
 ) -> Iterator[Callable[[UInt8[np.ndarray, "h w 3"]], None]]:
-    """Writes an MP4 (H.264), which is complete when the block ends.
+    """Writes an MP4 (H.264), which is complete when the context ends.
 
     Args:
-        path: of the file, of any suffix; see `atomic.replacing` for one that is complete or absent.
-        height, width: of its frames, pixels. An odd size is stored with full colour resolution,
-            which some players do not show.
+        path: the file, with any suffix; use `atomic.replacing` to write it atomically.
+        height, width: frame size in pixels. Odd sizes are stored with full colour resolution, which
+            some players do not support.
         rate: frames per second.
         name: what errors call the file; None for `path`.
 
     Yields:
-        Takes the next frame, RGB.
+        A function that writes the next frame, RGB.
 
     Raises:
         FileError: if it cannot be written.
@@ -161,14 +161,14 @@ def writing(
                 raise failed() from error
 
         yield write
-        with contextlib.suppress(BrokenPipeError):  # The exit status says it, too.
+        with contextlib.suppress(BrokenPipeError):  # the exit status shows it too
             stdin.close()
         if process.wait():
             raise failed()
 
 
 def _reading(path: Path, *output: str) -> list[str]:
-    # With "file:", as a name may look like an address.
+    # "file:" because a name may look like a URL
     return ["-i", f"file:{path}", "-map", "0:v:0", *output]
 
 
@@ -176,14 +176,14 @@ def _reading(path: Path, *output: str) -> list[str]:
 def _process(
     arguments: Sequence[str], *, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.DEVNULL
 ) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A running ffmpeg and the file that its errors go to; it is gone when the block ends."""
+    """A running ffmpeg and the file for its errors; it has ended when the context ends."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [executable(), "-hide_banner", "-nostdin", "-loglevel", "error", *arguments],
             stdin=stdin,
             stdout=stdout,
             stderr=log,
-            process_group=0,  # Ctrl-C is for us.
+            process_group=0,  # only this process handles Ctrl-C
         )
         try:
             yield process, log
@@ -203,5 +203,5 @@ def _text(log: IO[bytes]) -> str:
 
 def _reason(log: IO[bytes], path: Path) -> str:
     """The last line of ffmpeg's errors."""
-    lines = _text(log).splitlines() or ["ffmpeg does not say why"]
+    lines = _text(log).splitlines() or ["ffmpeg gave no reason"]
     return printable(lines[-1].replace(f"file:{path}: ", ""))

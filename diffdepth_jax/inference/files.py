@@ -1,4 +1,4 @@
-"""Depth of image files, written to files."""
+"""Predicts depth for image files and writes it to files."""
 
 import collections
 import errno
@@ -33,7 +33,7 @@ _AHEAD = 4  # images besides a batch that are read ahead or wait to be written
 
 
 def find_images(pattern: str | os.PathLike) -> list[Path]:
-    """The image files that a path, a directory or a glob pattern stands for, sorted.
+    """The image files for a path, a directory or a glob pattern, sorted.
 
     Raises:
         FileError: if there are none (`MissingFileError`), or the folder cannot be listed.
@@ -47,12 +47,12 @@ def find_images(pattern: str | os.PathLike) -> list[Path]:
             paths = [entry for entry in entries if entry.suffix.lower() in io.IMAGE_SUFFIXES]
             wanted = ", ".join(io.IMAGE_SUFFIXES)
             if videos := [entry for entry in entries if entry.suffix.lower() in ffmpeg.SUFFIXES]:
-                wanted += f"; for its videos, write a pattern such as {path}/*{videos[0].suffix}"
+                wanted += f"; for its videos, use a pattern such as {path}/*{videos[0].suffix}"
         else:
             paths = [entry for entry in listing.matches(path)[1] if not entry.is_dir()]
             wanted = "a file"
     if not paths:
-        raise MissingFileError(f"no image found: {pattern} holds or matches none ({wanted})")
+        raise MissingFileError(f"no image found: {pattern} contains or matches none ({wanted})")
     return sorted(paths)
 
 
@@ -73,26 +73,25 @@ def predict_files(
     Files are read and written by separate threads while the model computes.
 
     Args:
-        model: what `load` returned.
-        paths: image files, as `find_images` returns them.
-        output: directory, created if needed; keeps the folders of the images below the one that is
-          common to all.
-        results: how they are written; None for 16-bit PNG, `.npy` and a colour picture.
-        batch_size: at most this many images of equal size are predicted in one call.
+        model: as returned by `load`.
+        paths: image files, as returned by `find_images`.
+        output: directory, created if needed; folders below the images' common one are kept.
+        results: how predictions are written; None for 16-bit PNG, `.npy` and a colour picture.
+        batch_size: maximum number of images of equal size per call.
         skip_existing: skip images whose results all exist.
-        num_samples, **options: as for `DepthModel.predict`. With samples, results are of their
-          mean, and their spread is written besides; without, that of an earlier run is removed.
+        num_samples, **options: as in `DepthModel.predict`. With samples, results are of their mean,
+          and their spread is written too; otherwise, that of an earlier run is removed.
         speed: counts images.
 
     Returns:
         One line for each image that could not be read, or whose results could not be named; the
-        others are processed all the same.
+        others are still processed.
 
     Raises:
-        ConfigError: if a result would replace an image or another result, or for samples that the
-          model cannot draw; before any work.
+        ConfigError: before any work, if a result would replace an image or another result, or the
+          model cannot draw samples.
         FileError: if a result cannot be written; names it and the cause.
-        KeyboardInterrupt: with a message that says how to continue.
+        KeyboardInterrupt: with a message that says how to resume.
     """
     output = Path(output).expanduser()
     results = results or Results(model.output)
@@ -131,7 +130,7 @@ def predict_files(
             bar.update()
 
     def write(path: Path, prediction: Prediction, image: np.ndarray) -> None:
-        # First, so that no spread is beside a prediction that it does not belong to.
+        # First, so that no spread is left next to a prediction it does not belong to.
         for stale in (_with(stems[path], each) for each in SPREAD_ENDINGS):
             if os.path.realpath(stale) not in taken:
                 with naming_file(stale, "removed"):
@@ -156,8 +155,8 @@ def predict_files(
         while writing:  # what has already been computed
             finish(*writing.popleft())
         raise KeyboardInterrupt(
-            f"{num_done} of {len(paths)} images are done; the same command with --skip_existing "
-            "does the rest"
+            f"{num_done} of {len(paths)} images are done; run the same command with "
+            "--skip_existing to resume"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -177,7 +176,7 @@ def predictions(
     num_samples: int | None,
     options: Mapping[str, Any],
 ) -> list[Prediction]:
-    """What `DepthModel.predict` returns, image by image."""
+    """The results of `DepthModel.predict`, image by image."""
     if num_samples is None:
         return [(each, None) for each in model.predict(images, batch_size=batch_size, **options)]
     found = model.predict(images, batch_size=batch_size, num_samples=num_samples, **options)
@@ -211,7 +210,7 @@ def _batches(
         path, future = reading.popleft()
         try:
             image = future.result()
-        except UserError as error:  # a bad file; our own bugs are not caught
+        except UserError as error:  # a bad file; bugs are not caught
             skip(path, error)
             continue
         waiting.setdefault(image.shape, {})[path] = image
@@ -230,7 +229,7 @@ def _is_bad_name(error: Exception) -> bool:
 def result_stems(
     paths: Sequence[Path], output: Path, endings: Sequence[str]
 ) -> tuple[dict[Path, Path], set[str]]:
-    """Where each image's results go, without their endings; and the real paths of all files.
+    """Each image's result paths, without endings; and the real paths of all files.
 
     Raises:
         ConfigError: if a result would replace a file of `paths`, or another result.
@@ -248,8 +247,8 @@ def result_stems(
             other = taken.setdefault(place, path)
             if other is not path or place == os.path.realpath(path):
                 raise ConfigError(
-                    f"the result {target} of {path} would replace what belongs to {other}: choose "
-                    "another output directory, or predict them separately"
+                    f"the result {target} of {path} would overwrite that of {other}: use another "
+                    "output directory, or predict them separately"
                 )
     return stems, set(taken)
 

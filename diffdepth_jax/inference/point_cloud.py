@@ -12,24 +12,24 @@ from jaxtyping import Bool, Float, Float32, Float64, UInt8
 from diffdepth_jax.data import io
 from diffdepth_jax.errors import ConfigError, DataError
 
-FIELD_OF_VIEW = 60.0  # degrees, about that of a phone's main camera; for want of anything better
-# The left colour camera in KITTI's calib_cam_to_cam.txt, and in those of its object and odometry
-# benchmarks.
+FIELD_OF_VIEW = 60.0  # degrees, about that of a phone's main camera; a default
+# The left colour camera in KITTI's calib_cam_to_cam.txt, and in the files of its object and
+# odometry benchmarks.
 _KITTI_KEYS = ("P_rect_02", "P2")
 
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A pinhole camera: its intrinsics, or else a horizontal field of view that is assumed.
+    """A pinhole camera: its intrinsics, or an assumed horizontal field of view.
 
     Attributes:
-        intrinsics: (fx, fy, cx, cy) in pixels of the image as it is stored; integer coordinates
-            are pixel centres, (0, 0) is the top-left one.
-        field_of_view: degrees, from the left to the right border; unused with `intrinsics`. The
-            principal point is then the middle of the image and pixels are square.
+        intrinsics: (fx, fy, cx, cy) in pixels of the stored image; integer coordinates are pixel
+            centres, (0, 0) is the top-left pixel.
+        field_of_view: degrees, from the left to the right border, with the principal point in the
+            middle of the image and square pixels; unused with `intrinsics`.
 
     Raises:
-        ConfigError: for numbers that no camera has.
+        ConfigError: for impossible values.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
@@ -52,7 +52,8 @@ class Camera:
         """Intrinsics of an image of that size.
 
         Raises:
-            ConfigError: if the principal point lies outside, as with those of another size.
+            ConfigError: if the principal point is outside the image, as with intrinsics for another
+                size.
         """
         if self.intrinsics is None:
             focal = width / 2 / math.tan(math.radians(self.field_of_view) / 2)
@@ -61,14 +62,14 @@ class Camera:
             fx, fy, cx, cy = self.intrinsics
         if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
             raise ConfigError(
-                f"the intrinsics fx,fy,cx,cy={fx:g},{fy:g},{cx:g},{cy:g} are not those of an image "
-                f"of {height} x {width} pixels: its principal point would lie outside; give those "
-                "of the images as they are stored"
+                f"the intrinsics fx,fy,cx,cy={fx:g},{fy:g},{cx:g},{cy:g} do not fit an image of "
+                f"{height}x{width} pixels, as the principal point would be outside: use those of "
+                "the stored images"
             )
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
     def described(self) -> str:
-        """One line for the user, and for the comment of a file."""
+        """One line for the user, and for a file's comment."""
         if self.intrinsics is None:
             return f"assumed horizontal field of view: {self.field_of_view:g} degrees"
         return "given intrinsics: fx {:g}, fy {:g}, cx {:g}, cy {:g} pixels".format(
@@ -77,9 +78,9 @@ class Camera:
 
 
 def read_intrinsics(text: str) -> tuple[float, float, float, float]:
-    """(fx, fy, cx, cy) from "fx,fy,cx,cy", or from a calibration file of KITTI.
+    """Reads (fx, fy, cx, cy) from "fx,fy,cx,cy", or from a KITTI calibration file.
 
-    Of a file, those of the left colour camera are taken: `P_rect_02` or `P2`.
+    From a file, those of the left colour camera are used: `P_rect_02` or `P2`.
 
     Raises:
         ConfigError: if the text is neither four numbers nor the name of a file.
@@ -93,29 +94,29 @@ def read_intrinsics(text: str) -> tuple[float, float, float, float]:
     else:
         return fx, fy, cx, cy
     if len(words) > 1:
-        raise ConfigError(f"{text!r} is not fx,fy,cx,cy: four numbers are expected")
+        raise ConfigError(f"{text!r} is not fx,fy,cx,cy: expected four numbers")
     content = io.read_text(text)
     for key in _KITTI_KEYS:
         if re.search(rf"^{key}:", content, re.MULTILINE):
             matrix = io.read_calibration(text, key, (3, 4))
             return matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
     raise DataError(
-        f"{text} has none of {', '.join(_KITTI_KEYS)}: it must be a calibration file of KITTI; "
-        "otherwise write the numbers fx,fy,cx,cy"
+        f"{text} has none of {', '.join(_KITTI_KEYS)}: it must be a KITTI calibration file; "
+        "otherwise pass the numbers fx,fy,cx,cy"
     )
 
 
 def points(
     depth: Float[np.ndarray, "h w"], intrinsics: Float[np.ndarray, "3 3"]
 ) -> tuple[Float32[np.ndarray, "n 3"], Bool[np.ndarray, "h w"]]:
-    """Points of the pixels that have a depth, row by row, and which pixels these are.
+    """Points of the pixels with depth, row by row, and a mask of these pixels.
 
     Args:
-        depth: metres along the optical axis; what is not finite or not above 0 is left out.
-        intrinsics: of the image, pixels.
+        depth: metres along the optical axis; pixels that are not finite and positive are left out.
+        intrinsics: of the image, in pixels.
 
     Returns:
-        Metres in the camera's frame: to the right, down, forward.
+        Metres in camera coordinates: right, down, forward.
     """
     valid = np.isfinite(depth) & (depth > 0)
     known = np.where(valid, depth, 0)
@@ -138,7 +139,7 @@ def write_ply(
         file: open for writing.
         points: in any unit.
         colours: RGB of the points.
-        comments: a line each, ASCII.
+        comments: one line each, ASCII.
     """
     fields = [(name, "<f4") for name in "xyz"]
     fields += [(name, "u1") for name in ("red", "green", "blue")]

@@ -6,7 +6,8 @@ from tqdm import tqdm
 
 
 def bar(total: int | None, initial: int = 0, unit: str = "image") -> tqdm:
-    """A progress bar on stderr; nothing if that is no terminal. `total` may be unknown at first."""
+    """A progress bar on stderr, or nothing if that is not a terminal. `total` may be unknown at
+    first."""
     return tqdm(total=total, initial=initial, unit=f" {unit}s", disable=None)
 
 
@@ -16,7 +17,7 @@ class Speed:
     def __init__(self, unit: str = "image") -> None:
         self._unit = unit
         self._began: float | None = None
-        self._first = (0, 0.0)  # images of the first batch, and the seconds until it was there
+        self._first = (0, 0.0)  # images of the first batch, and the seconds that it took
         self._images = 0
         self._seconds = 0.0
 
@@ -25,17 +26,17 @@ class Speed:
             self._began = time.perf_counter()
 
     def add(self, images: int) -> None:
-        """A batch is predicted."""
+        """Call when a batch has been predicted."""
         if not self._images:
             self._first = images, self._elapsed()
         self._images += images
 
     def stop(self) -> None:
-        """All is written."""
+        """Call when everything has been written."""
         self._seconds = self._elapsed()
 
     def _elapsed(self) -> float:
-        assert self._began is not None, "start is called before"
+        assert self._began is not None, "call start first"
         return time.perf_counter() - self._began
 
     def describe(self) -> str | None:

@@ -1,4 +1,4 @@
-"""The files that a prediction is written to: 16-bit PNG, NumPy, OpenEXR, point clouds in PLY."""
+"""Writes predictions as 16-bit PNG, NumPy, OpenEXR and PLY point clouds."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Format = Literal["png", "npy", "exr", "ply"]
 FORMATS: tuple[Format, ...] = ("png", "npy", "exr", "ply")
 DEFAULT: tuple[Format, ...] = ("png", "npy")
 
-# By a model's output: the meaning of its numbers.
+# Description of each kind of model output.
 WHAT: dict[Output, str] = {
     "metric_depth": "depth in metres",
     "relative_disparity": "relative disparity (larger is nearer; scale and shift are unknown)",
@@ -29,26 +29,26 @@ SPREAD_ENDINGS = ("_spread.npy", "_spread.png", "_spread.exr")
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """How the predictions of a model are written.
+    """How a model's predictions are written.
 
-    `STEM.npy` has the numbers as they are: float32, metres or relative disparity. `STEM.exr` has
-    the same in one channel, `Z` of metres or `Y` of relative disparity. `STEM.png` has 16 bits:
-    metres x 256 (at most 255.99), or relative disparity with its smallest and largest value brought
-    to 0 and 65535, as MiDaS writes it, so that larger is nearer. In `STEM_colour.png`, beside it,
-    near is bright. `STEM.ply` is a point cloud in the colours of the image, in metres.
+    `STEM.npy` has unchanged values: float32, metres or relative disparity. `STEM.exr` has the same
+    in one channel, `Z` for metres or `Y` for relative disparity. `STEM.png` has 16 bits: metres x
+    256 (at most 255.99), or relative disparity scaled to 0 to 65535 as in MiDaS, where larger is
+    nearer. `STEM_colour.png` comes with it; near is bright. `STEM.ply` is a point cloud in metres,
+    with the image's colours.
 
-    The spread of samples goes beside them: `STEM_spread.npy` and `STEM_spread.exr` are their
-    standard deviation in the same unit, `STEM_spread.png` is a picture of it, white where samples
-    agree (`visualize.colour_spread`).
+    The spread of samples is written too: `STEM_spread.npy` and `STEM_spread.exr` have their
+    standard deviation in the same unit, and `STEM_spread.png` is a picture of it, white where
+    samples agree (`visualize.colour_spread`).
 
     Attributes:
-        output: of the model.
-        formats: which of `FORMATS`.
-        camera: of the images, for point clouds.
-        pictures: write `STEM_colour.png` with `STEM.png`.
+        output: the model's output.
+        formats: a selection of `FORMATS`.
+        camera: camera of the images, for point clouds.
+        pictures: whether to write `STEM_colour.png` with `STEM.png`.
 
     Raises:
-        ConfigError: for formats that do not exist, or point clouds of relative disparity.
+        ConfigError: for unknown formats, or point clouds of relative disparity.
         MissingPackageError: if a format needs a package that is not installed.
     """
 
@@ -59,18 +59,20 @@ class Results:
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.formats if name not in FORMATS]:
-            raise ConfigError(f"there is no format {unknown[0]!r}; known are {', '.join(FORMATS)}")
+            raise ConfigError(
+                f"there is no format {unknown[0]!r}; choose from {', '.join(FORMATS)}"
+            )
         if "ply" in self.formats and self.output != "metric_depth":
             raise ConfigError(
-                f"a point cloud (ply) needs depth in metres, but this network predicts "
-                f"{WHAT[self.output]}: choose a network that predicts metres, such as ZoeDepth or "
-                "Depth Anything's metric ones, or another format"
+                "a point cloud (ply) needs depth in metres, but this network predicts "
+                f"{WHAT[self.output]}: use a network that predicts metres, such as ZoeDepth or a "
+                "metric Depth Anything, or another format"
             )
         if "exr" in self.formats:
             _openexr()
 
     def endings(self, *, spread: bool) -> tuple[str, ...]:
-        """What is added to the stem of a file's name, for each file that `write` writes."""
+        """What is appended to the stem for each file that `write` writes."""
         names = [f".{name}" for name in FORMATS if name in self.formats]
         if ".png" in names and self.pictures:
             names.append("_colour.png")
@@ -85,17 +87,17 @@ class Results:
         spread: Float[np.ndarray, "h w"] | None,
         image: UInt8[np.ndarray, "h w 3"],
     ) -> None:
-        """Writes the files of one image, each of them whole or not at all.
+        """Writes the files of one image, each atomically.
 
         Args:
-            stem: the files' path without what `endings` lists; folders are made as needed.
-            prediction: metres or relative disparity, as `output` says.
-            spread: standard deviation of the samples that `prediction` is the mean of, if any.
+            stem: path of the files without their `endings`; folders are created as needed.
+            prediction: metres or relative disparity, according to `output`.
+            spread: standard deviation of the samples whose mean is `prediction`, if any.
             image: RGB.
 
         Raises:
             FileError: if a file cannot be written.
-            ConfigError: if the camera is that of another size.
+            ConfigError: if the camera is for another image size.
         """
         writers = self._writers(prediction, spread, image)
         with naming_file(stem.parent, "created"):
@@ -106,7 +108,7 @@ class Results:
     def _writers(
         self, prediction: np.ndarray, spread: np.ndarray | None, image: np.ndarray
     ) -> dict[str, Callable[[Path], None]]:
-        """What writes each file, by its ending."""
+        """The function that writes each file, by ending."""
         metric = self.output == "metric_depth"
         what = WHAT[self.output]
 
@@ -120,7 +122,7 @@ class Results:
         return {
             ".npy": _array(prediction),
             ".png": _picture(lambda: (depth_steps if metric else disparity_steps)(prediction)),
-            # OpenEXR's name for distances is Z, and Y for grey images.
+            # OpenEXR's channel name is Z for distances and Y for grey images.
             ".exr": lambda path: write_exr(path, prediction, "Z" if metric else "Y", what),
             ".ply": lambda path: self._write_points(path, prediction, image),
             "_colour.png": _picture(lambda: colour(prediction)),
@@ -153,17 +155,17 @@ def _picture(paint: Callable[[], np.ndarray]) -> Callable[[Path], None]:
 
 
 def write_exr(path: Path, values: np.ndarray | None, channel: str, comment: str) -> None:
-    """Writes an OpenEXR file of one float32 channel.
+    """Writes an OpenEXR file with one float32 channel.
 
     Args:
         path: of the file.
         values: [h w].
-        channel: its name.
-        comment: what the numbers are.
+        channel: name of the channel.
+        comment: description of the values.
 
     Raises:
         FileError: if it cannot be written.
-        MissingPackageError: if the package OpenEXR, an optional dependency, is not installed.
+        MissingPackageError: if the optional package OpenEXR is not installed.
     """
     openexr = _openexr()
     header = {
@@ -172,29 +174,29 @@ def write_exr(path: Path, values: np.ndarray | None, channel: str, comment: str)
         "comments": comment,
     }
     channels = {channel: np.ascontiguousarray(values, np.float32)}
-    # By name: OpenEXR writes to open files only since 3.5.
+    # by name, as OpenEXR can only write to open files since 3.5
     with atomic.replacing(path) as temporary:
         try:
             openexr.File(header, channels).write(str(temporary))
-        except RuntimeError as error:  # a full disk, for one
+        except RuntimeError as error:  # for example a full disk
             raise OSError(str(error)) from error
 
 
 def depth_steps(depth: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
-    """Metres as KITTI stores them; 0 where depth is unknown."""
-    # 0 means "no depth" in this format, so the nearest depth it can hold is 1/256 m.
+    """Metres in KITTI's format; 0 where depth is unknown."""
+    # 0 means "no depth" in this format, so the smallest depth is 1/256 m.
     known = np.clip(np.rint(depth * 256), 1, 65535)
     return np.where(np.isnan(depth), 0, known).astype(np.uint16)
 
 
 def disparity_steps(disparity: Float[np.ndarray, "h w"]) -> UInt16[np.ndarray, "h w"]:
-    """Relative disparity as MiDaS's `write_depth` stores it; all 0 where it is constant."""
+    """Relative disparity as stored by MiDaS's `write_depth`; all 0 if it is constant."""
     finite = np.isfinite(disparity)
     known = disparity[finite]
     low, high = (known.min(), known.max()) if known.size else (np.float32(0), np.float32(0))
     if not high - low > np.finfo(np.float32).eps:
         return np.zeros(disparity.shape, np.uint16)
-    # In float32 and truncated, not rounded, as there.
+    # In float32 and truncated instead of rounded, as in MiDaS.
     return (65535 * (np.where(finite, disparity, low) - low) / (high - low)).astype(np.uint16)
 
 

@@ -1,4 +1,4 @@
-"""Depth of videos, written to videos and to one file per frame."""
+"""Predicts depth for videos and writes it as videos and as one file per frame."""
 
 import collections
 import contextlib
@@ -26,9 +26,9 @@ T = TypeVar("T")
 Frame = np.ndarray  # uint8 RGB [h, w, 3]
 
 ENDING = "_depth.mp4"
-_LOOKED_AT = 16  # frames of a video that its colours' range comes from
-_OURS = re.compile(rf"\d{{6,}}(_spread)?\.({'|'.join(FORMATS)})")  # a file of a frame
-_THREADS = 2  # for the files of frames
+_LOOKED_AT = 16  # frames of a video that determine its colour range
+_OURS = re.compile(rf"\d{{6,}}(_spread)?\.({'|'.join(FORMATS)})")  # a frame's file
+_THREADS = 2  # threads for the files of frames
 _AHEAD = 4  # frames besides a batch that are read ahead or wait to be written
 
 
@@ -44,39 +44,38 @@ def predict_videos(
     speed: progress.Speed | None = None,
     **options: Any,
 ) -> list[str]:
-    """Predicts depth for videos and writes it as videos, and as a file for each frame.
+    """Predicts depth for videos and writes it as videos, and as files for each frame.
 
-    `STEM_depth.mp4` has the size and the frame rate of the video. Its colours are those of
-    `STEM_colour.png` (see `Results`) on one scale for the whole video, so that they do not flicker:
-    from the smallest 2nd to the largest 98th percentile of 16 of its frames, spread evenly, which
-    are predicted first. Frames are predicted independently of each other, from the same noise.
+    `STEM_depth.mp4` has the video's size and frame rate. It is coloured like `STEM_colour.png` (see
+    `Results`), but with one scale for the whole video, so that it does not flicker: from the
+    smallest 2nd to the largest 98th percentile of 16 evenly spread frames, which are predicted
+    first. Frames are predicted independently of each other, from the same noise.
 
-    With formats in `results`, the directory `STEM_depth` has the files of every frame:
-    `000000.npy`, `000001.npy`, ... It replaces that of an earlier run. All results of a video
-    appear when it is finished, and none of them if it is not.
+    With formats in `results`, the directory `STEM_depth` has files for every frame: `000000.npy`,
+    `000001.npy`, ... It replaces that of an earlier run. A video's results appear once it is
+    finished, or not at all.
 
     Args:
-        model: what `load` returned.
+        model: as returned by `load`.
         paths: video files.
-        output: directory, created if needed; keeps the folders of the videos below the one that is
-          common to all.
-        results: how the files of frames are written; without formats there are none.
-        batch_size: this many frames are predicted in one call.
+        output: directory, created if needed; folders below the videos' common one are kept.
+        results: how frames' files are written; none without formats.
+        batch_size: frames predicted per call.
         skip_existing: skip videos whose results all exist.
-        num_samples, **options: as for `DepthModel.predict`; the colours' range is that of one
-          sample.
+        num_samples, **options: as in `DepthModel.predict`; a single sample determines the colour
+          range.
         speed: counts frames.
 
     Returns:
-        One line for each video that could not be read; the others are processed all the same.
+        One line for each video that could not be read; the others are still processed.
 
     Raises:
-        ConfigError: if a result would replace a video or another result, or for samples that the
-          model cannot draw; before any work.
-        FileError: if a result cannot be written, or the directory of frames has other files;
-          names it and the cause.
-        MissingPackageError: if the package imageio-ffmpeg, an optional dependency, is missing.
-        KeyboardInterrupt: with a message that says how far it was.
+        ConfigError: before any work, if a result would replace a video or another result, or the
+          model cannot draw samples.
+        FileError: if a result cannot be written, or the frames' directory has other files; names it
+          and the cause.
+        MissingPackageError: if the optional package imageio-ffmpeg is missing.
+        KeyboardInterrupt: with a message that says how far it got.
     """
     ffmpeg.executable()
     output = Path(output).expanduser()
@@ -102,7 +101,7 @@ def predict_videos(
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """What is done to one video; see `predict_videos`."""
+    """Processes one video; see `predict_videos`."""
 
     model: DepthModel
     results: Results
@@ -121,7 +120,7 @@ class _Work:
         return self.target.with_suffix("")
 
     def is_done(self) -> bool:
-        # The directory is whole or absent, so the first frame stands for all.
+        # The directory is complete or absent, so checking the first frame is enough.
         endings = self.results.endings(spread=self.num_samples is not None)
         first = (self.folder / f"{_name(0)}{ending}" for ending in endings)
         return self.target.exists() and all(path.exists() for path in first)
@@ -131,7 +130,8 @@ class _Work:
         check_size(video.height, video.width, self.model.input_spec)
         with contextlib.ExitStack() as stack:
             stack.enter_context(atomic.directory(self.target.parent))
-            # Renamed in the reverse order, when all is written: the video shows that it is done.
+            # Renamed in reverse order once everything is written, so that the video marks
+            # completion.
             temporary = stack.enter_context(atomic.replacing(self.target))
             folder = None
             if self.results.formats:
@@ -163,7 +163,7 @@ class _Work:
     def _look(
         self, video: ffmpeg.Video, bar: tqdm
     ) -> tuple[int, Callable[[np.ndarray], np.ndarray]]:
-        """How many frames there are, and what paints their depth."""
+        """The number of frames, and the function that colours their depth."""
         with contextlib.closing(ffmpeg.frames(video)) as frames:
             count, chosen = spread_out(_counted(frames, bar), _LOOKED_AT)
         if not count:
@@ -178,7 +178,7 @@ class _Work:
     def _predicted(
         self, video: ffmpeg.Video, show: Callable[[np.ndarray], Any], folder: Path | None
     ) -> Iterator[int]:
-        """Predicts and writes; yields how many frames are written."""
+        """Predicts and writes; yields the number of frames written."""
         ahead = self.batch_size + _AHEAD
         writing: collections.deque[list[Future[Any]]] = collections.deque()
         number = done = 0
@@ -234,7 +234,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _read_ahead(pool: ThreadPoolExecutor, source: Iterator[T], ahead: int) -> Iterator[T]:
-    """The items of a source, which a thread of the pool reads in advance."""
+    """The items of a source, read ahead by a thread of the pool."""
     end = object()
     reading = collections.deque(pool.submit(next, source, end) for _ in range(ahead))
     while (item := reading.popleft().result()) is not end:
@@ -243,9 +243,9 @@ def _read_ahead(pool: ThreadPoolExecutor, source: Iterator[T], ahead: int) -> It
 
 
 def spread_out(items: Iterable[T], most: int) -> tuple[int, list[T]]:
-    """Counts items, and keeps some of them: at most `most`, and at equal distances.
+    """Counts items and keeps at most `most` of them, evenly spaced.
 
-    Never more than twice as many are in memory.
+    At most twice as many are in memory.
     """
     kept: list[T] = []
     stride, count = 1, 0

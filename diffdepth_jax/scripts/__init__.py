@@ -1,4 +1,4 @@
-"""The command line: `train.py` and its siblings of the project, and `diffdepth-train` of a wheel.
+"""The command line: `train.py` and so on in the repository, `diffdepth-train` and so on in a wheel.
 
-Each module has a `run`, which defines the flags, so that importing a module defines none.
+Each module has a function `run` that defines its flags, so that importing a module defines none.
 """

@@ -1,17 +1,17 @@
-"""Metrics of a checkpoint, or of any model's saved depth maps, by one protocol or several.
+"""Evaluates a checkpoint, or any model's saved depth maps, under one or several protocols.
 
     python evaluate.py --config=configs/kitti.py --checkpoint=runs/kitti
     python evaluate.py --config=configs/kitti.py --predictions=DIR --workdir=OUT
     python evaluate.py --protocol=kitti_eigen --predictions=DIR --ground_truth=DIR --workdir=OUT
 
-Writes `metrics.json`, `per_image.csv` and `report.html`; with --protocol=A,B the first two into
-OUT/A and OUT/B. Saved depth maps are 16-bit PNG or `.npy` in metres, such as `predict.py` writes.
-They are scored against the data set of a config, by the ids of its frames or the paths of its
-images, or against a folder of maps of the same names. An interrupted evaluation of a checkpoint
-goes on when it is started again; --shard=0/4 to --shard=3/4 share it among four processes, and then
-the command without puts their rows together. On dense, exact ground truth --boundary measures how
-sharp depth edges are; --num_samples=N, for networks that draw noise, scores the mean of N samples
-and measures whether their spread tells the error.
+Writes `metrics.json`, `per_image.csv` and `report.html`; with --protocol=A,B the first two go to
+OUT/A and OUT/B. Saved depth maps are 16-bit PNG or `.npy` in metres, as written by `predict.py`.
+They are scored against the data set of a config, matched by frame ids or image paths, or against a
+folder of maps with the same names. Running the same command resumes an interrupted evaluation of a
+checkpoint; --shard=0/4 to --shard=3/4 divide it among four processes, and the command without
+--shard then combines their rows. With dense, exact ground truth, --boundary measures the sharpness
+of depth edges; --num_samples=N, for networks that use noise, scores the mean of N samples and
+measures whether their spread predicts the error.
 """
 
 from pathlib import Path
@@ -22,19 +22,19 @@ from absl import flags
 from diffdepth_jax import cli
 
 FLAGS = flags.FLAGS
-# What a model's prediction shows is what it was fed; only saved ones leave it open.
+# A model's prediction shows its input; only for saved predictions is this unknown.
 OF_PREDICTIONS = ("prediction_frame", "resize_prediction", "fill_zeros")
 
 _COMMON = {
-    "What is scored": {
+    "Predictions": {
         "checkpoint": "PATH",
         "network": "NAME",
         "field": "NAME=VALUE",
         "predictions": "DIR|GLOB",
         "png_scale": "NUMBER",
     },
-    "Against what": {"config": "FILE", "ground_truth": "DIR|GLOB"},
-    "How it is scored": {
+    "Ground truth": {"config": "FILE", "ground_truth": "DIR|GLOB"},
+    "Scoring": {
         "protocol": "NAME,...",
         "crop": "NAME",
         "min_depth": "METRES",
@@ -45,7 +45,7 @@ _COMMON = {
         "num_inference_steps": "N",
         "num_samples": "N",
     },
-    "Work and results": {
+    "Processing and output": {
         "workdir": "DIR",
         "batch_size": "N",
         "shard": "I/N",
@@ -55,20 +55,22 @@ _COMMON = {
 
 
 def run() -> None:
-    """Reads the command line and evaluates."""
+    """Parses the command line and runs the evaluation."""
     config = cli.define_config(required=False)
     cli.define_checkpoint()
     flags.DEFINE_string(
         "predictions", None, "Saved depth maps of any model, instead of --checkpoint."
     )
     flags.DEFINE_string(
-        "ground_truth", None, "Measured depth maps, instead of the data set of a config."
+        "ground_truth", None, "Ground truth depth maps, instead of the data set of a config."
     )
     flags.DEFINE_float("png_scale", None, "Their value per metre, if they are PNG; 256 by default.")
-    flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's where it differs.")
+    flags.DEFINE_float("ground_truth_png_scale", None, "The ground truth's, if it differs.")
     cli.define_directory("workdir", "Where the results go; by default the run's directory.")
-    flags.DEFINE_string("shard", None, "Every N-th image only, from the I-th (counted from 0).")
-    flags.DEFINE_multi_string("compare", [], "Another metrics.json or its directory, shown beside.")
+    flags.DEFINE_string("shard", None, "Only every N-th image, starting with number I (from 0).")
+    flags.DEFINE_multi_string(
+        "compare", [], "Another metrics.json, or its directory, to compare with."
+    )
     of_evaluation = _define_options()
     _define_checks()
 
@@ -84,7 +86,8 @@ def run() -> None:
         )
         if FLAGS.shard is not None:
             print(
-                f"shard {FLAGS.shard} is done; the same command without --shard writes the result"
+                f"shard {FLAGS.shard} is done; run the same command without --shard to write the "
+                "result"
             )
         print("\n\n".join(tables.table(result) for result in results.values()))
 
@@ -92,18 +95,20 @@ def run() -> None:
 
 
 def _define_options() -> list[flags.FlagHolder]:
-    """Those that become fields of the config's group `evaluation`, or options of the protocols."""
+    """Flags that become fields of `config.evaluation` or options of the protocols."""
     return [
         flags.DEFINE_string("protocol", None, "kitti_eigen, nyu, nuscenes, ...; or several: A,B."),
-        flags.DEFINE_string("resize_input", None, "none: do not resize what the model is fed."),
+        flags.DEFINE_string("resize_input", None, "none: do not resize the model's input."),
         flags.DEFINE_string("crop", None, "none, garg or eigen."),
         flags.DEFINE_string("crop_reference", None, "kb or full: the frame that is scored."),
         flags.DEFINE_float("min_depth", None, "Smallest depth that is scored, in metres."),
         flags.DEFINE_float("max_depth", None, "Largest depth that is scored; inf for no limit."),
         flags.DEFINE_float(
-            "clip_min", None, "Metres; the nearest a prediction may be, else min_depth."
+            "clip_min", None, "Metres; predictions are clipped to it, by default min_depth."
         ),
-        flags.DEFINE_float("clip_max", None, "Metres; the farthest it may be, else max_depth."),
+        flags.DEFINE_float(
+            "clip_max", None, "Metres; predictions are clipped to it, by default max_depth."
+        ),
         flags.DEFINE_string(
             "alignment", None, "none, median, median_low, lsq_depth or lsq_disparity."
         ),
@@ -115,7 +120,7 @@ def _define_options() -> list[flags.FlagHolder]:
         flags.DEFINE_string("prediction_frame", None, "full or kb: what predictions show."),
         flags.DEFINE_string("resize_prediction", None, "none, bilinear or bilinear_half_pixel."),
         flags.DEFINE_string(
-            "fill_zeros", None, "background: fill what was not predicted, as KITTI does."
+            "fill_zeros", None, "background: fill missing predictions, as KITTI does."
         ),
         flags.DEFINE_string("metric_set", None, "all, kitti_benchmark or millimetres."),
         flags.DEFINE_bool(
@@ -125,9 +130,7 @@ def _define_options() -> list[flags.FlagHolder]:
             "flip_tta", None, "Average with the mirrored image's depth; by default as published."
         ),
         flags.DEFINE_string("flip_average", None, "depth or inverse_depth: what is averaged."),
-        flags.DEFINE_integer(
-            "batch_size", None, "Images that are predicted at once; 1 by default."
-        ),
+        flags.DEFINE_integer("batch_size", None, "Images predicted at once; 1 by default."),
         flags.DEFINE_integer(
             "num_inference_steps", None, "Denoising steps; by default the checkpoint's."
         ),
@@ -167,7 +170,7 @@ def _of_folders(options: dict[str, Any], compare: dict[str, Any]) -> dict[str, A
 def _of_config(
     config: flags.FlagHolder, options: dict[str, Any], compare: dict[str, Any]
 ) -> dict[str, Any]:
-    with cli.importing():  # Only this form needs JAX.
+    with cli.importing():  # only this form needs JAX
         from diffdepth_jax import inference
         from diffdepth_jax.evaluation.run import checkpoint, source_predictions
         from diffdepth_jax.evaluation.run.dataset import parse_shard
@@ -175,7 +178,7 @@ def _of_config(
 
     shown = {name: options.pop(name) for name in OF_PREDICTIONS if name in options}
     options |= {"compare": compare} if compare else {}
-    # The config's model is not used: the checkpoint knows its own.
+    # The config's model is not used, as the checkpoint has its own.
     exp = experiment.from_mapping(cli.mapping(config, options))
     if FLAGS.predictions is not None:
         return source_predictions.score_source_predictions(

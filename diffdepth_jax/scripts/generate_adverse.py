@@ -1,13 +1,13 @@
-r"""Night, rain, fog, snow, glass and mirrors from clean images, with labels and a manifest.
+r"""Generates adverse images (night, rain, fog, snow, glass, mirrors) with labels and a manifest.
 
     python generate_adverse.py --config=configs/adverse_demo.py --workdir=OUT \
         --config.teacher.checkpoint=runs/demo
     python generate_adverse.py --config=configs/adverse_driving.py --workdir=OUT --shard=0/4
 
 The same command resumes an interrupted run, and does nothing in a finished workdir. Several
-machines share a workdir with --shard=0/4, ... (a SLURM job array says so itself); --merge then
-writes the manifest. The exit status is 1 if images have failed: the same command tries those again.
-Mistakes and failures that are reported in one line exit with 2, Ctrl-C with 130.
+machines can share a workdir with --shard=0/4, ... (detected in a SLURM job array); --merge then
+writes the manifest. The exit status is 1 if images failed; running the same command retries them.
+It is 2 for errors reported in one line, and 130 after Ctrl-C.
 """
 
 import os
@@ -18,25 +18,27 @@ from absl import flags
 from diffdepth_jax import cli
 
 _COMMON = {
-    "What and where": {"config": "FILE", "workdir": "DIR", "python": "FILE"},
+    "Input and output": {"config": "FILE", "workdir": "DIR", "python": "FILE"},
     "Several machines": {"shard": "I/N", "merge": ""},
 }
 
 
 def run() -> None:
-    """Reads the command line and makes the images."""
+    """Parses the command line and generates the images."""
     values = flags.FLAGS
     config_flag = cli.define_config()
     workdir = cli.define_directory("workdir", "Where images, labels and the manifest go.")
-    flags.DEFINE_string("python", None, "The Python that has PyTorch; `make torch` installs one.")
     flags.DEFINE_string(
-        "shard", None, "Every N-th block of frames only, from the I-th (counted from 0)."
+        "python", None, "Python interpreter with PyTorch; `make torch` installs one."
     )
-    flags.DEFINE_bool("merge", False, "Make no images: check the shards and write the manifest.")
+    flags.DEFINE_string(
+        "shard", None, "Only every N-th block of frames, starting with number I (from 0)."
+    )
+    flags.DEFINE_bool("merge", False, "Generate nothing; check the shards and write the manifest.")
     flags.mark_flag_as_required("workdir")
 
     def main(_: list[str]) -> None:
-        # A generator may share the GPU, which JAX would take three quarters of.
+        # The generator may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         with cli.importing():
             from diffdepth_jax.adverse import config, runner, shards, summary
@@ -50,12 +52,12 @@ def run() -> None:
             merge=values.merge,
         )
         if shard is not None and not result.complete:
-            print(f"shard {shard[0]}/{shard[1]} is done; --merge puts all together")
+            print(f"shard {shard[0]}/{shard[1]} is done; use --merge once all shards are done")
         print(summary.table(result.records))
         if failed := result.failed:
             sys.exit(
                 f"error: {len(failed)} images failed (the first, {failed[0].id}: "
-                f"{failed[0].reason}); the same command tries them again"
+                f"{failed[0].reason}); run the same command to retry them"
             )
 
     cli.run(main, _COMMON)

@@ -5,7 +5,8 @@ r"""Predicts depth for images and videos with any checkpoint.
     python predict.py --checkpoint=ZoeD_M12_NK.pt --input=photo.jpg --output=DIR \
         --format=png,exr,ply --fov=70
 
-Prints first whether the network predicts metres or relative disparity. By --format, an image gives
+First prints whether the network predicts metres or relative disparity. For an image, --format
+selects
 
     png   STEM.png, 16 bits: metres x 256 as in KITTI, or relative disparity scaled to 0 to 65535
           as in MiDaS (larger is nearer); and STEM_colour.png
@@ -15,20 +16,20 @@ Prints first whether the network predicts metres or relative disparity. By --for
     ply   STEM.ply, a coloured point cloud in metres: x to the right, y down, z forward; needs a
           network that predicts metres
 
-A video gives STEM_depth.mp4, with the same size and frame rate and one colour scale for the whole
-video, taken from 16 of its frames; needs ffmpeg (pip install 'diffdepth_jax[video]'). With
---format, the directory STEM_depth also gets these files for every frame, except the colour
+For a video, the result is STEM_depth.mp4, with the same size and frame rate and one colour scale
+for the whole video, taken from 16 of its frames; needs ffmpeg (pip install 'diffdepth_jax[video]').
+With --format, the directory STEM_depth also gets these files for every frame, except the colour
 pictures. The results of a video appear when it is finished. Relative disparity has a different
 scale and shift in every frame.
 
-With --num_samples=N, for networks that draw noise, results are means of N samples, and
-STEM_spread.npy, .png and .exr show their standard deviation: where the network is unsure.
+With --num_samples=N, for networks that use noise, results are means of N samples, and
+STEM_spread.npy, .png and .exr show their standard deviation: where the network is uncertain.
 
-If a file does not say which network its weights are for, --network and --field do: whether they
-are of version 1 or 2 of Depth Anything, for example.
+If a weights file does not determine the network, use --network and --field, for example to choose
+between version 1 and 2 of Depth Anything.
 
-An unreadable image is reported and skipped; the exit status is then 1. After an interruption, the
-same command with --skip_existing does the rest.
+An unreadable image is reported and skipped; the exit status is then 1. After an interruption, run
+the same command with --skip_existing to resume.
 """
 
 import sys
@@ -64,7 +65,7 @@ _COMMON = {
 
 
 def run() -> None:
-    """Reads the command line and predicts."""
+    """Parses the command line and predicts."""
     values = flags.FLAGS
     cli.define_checkpoint()
     flags.DEFINE_string(
@@ -74,18 +75,16 @@ def run() -> None:
     flags.DEFINE_list(
         "format", None, "png, npy, exr, ply. Default: png,npy for images, none for videos."
     )
-    flags.DEFINE_string(
-        "intrinsics", None, "fx,fy,cx,cy in pixels, or a calibration file of KITTI."
-    )
+    flags.DEFINE_string("intrinsics", None, "fx,fy,cx,cy in pixels, or a KITTI calibration file.")
     flags.DEFINE_float("fov", None, "Horizontal field of view to assume; 60 by default.")
     flags.mark_flags_as_mutual_exclusive(["fov", "intrinsics"])
     flags.DEFINE_integer(
         "num_inference_steps", None, "Denoising steps; by default the checkpoint's."
     )
-    flags.DEFINE_integer("seed", 0, "Of the initial noise.")
-    flags.DEFINE_integer("num_samples", None, "Draw N samples: their mean and their spread.")
+    flags.DEFINE_integer("seed", 0, "Seed of the initial noise.")
+    flags.DEFINE_integer("num_samples", None, "Draw N samples; write their mean and spread.")
     flags.DEFINE_integer("batch_size", 1, "Images of equal size to predict at once.")
-    flags.DEFINE_bool("skip_existing", False, "Skip images and videos whose results are there.")
+    flags.DEFINE_bool("skip_existing", False, "Skip images and videos whose results exist.")
     flags.DEFINE_bool(
         "flip_tta", None, "Average with the mirrored image's depth; by default as published."
     )
@@ -100,10 +99,12 @@ def run() -> None:
         paths = files.find_images(values.input)
         are_videos = {path.suffix.lower() in ffmpeg.SUFFIXES for path in paths}
         if len(are_videos) > 1:
-            raise ConfigError(f"{values.input} matches images and videos: predict one kind at once")
+            raise ConfigError(
+                f"{values.input} matches both images and videos: predict one kind at a time"
+            )
         is_video = are_videos.pop()
         if is_video:
-            ffmpeg.executable()  # Is it there? Loading a model takes a while.
+            ffmpeg.executable()  # checked first, as loading a model takes a while
         camera = _camera()
         model = inference.load(values.checkpoint, **cli.model_options())
         formats = values.format or ([] if is_video else DEFAULT)
@@ -135,14 +136,14 @@ def run() -> None:
 
 
 def _camera() -> "Camera":
-    """The camera that --fov or --intrinsics says."""
+    """The camera given by --fov or --intrinsics."""
     from diffdepth_jax.inference.point_cloud import Camera, read_intrinsics
 
     values = flags.FLAGS
     if "ply" not in (values.format or ()):
         for name in ("fov", "intrinsics"):
             if values[name].value is not None:
-                raise ConfigError(f"--{name} is for point clouds: it goes with --format=ply")
+                raise ConfigError(f"--{name} is for point clouds and needs --format=ply")
     if values.intrinsics is not None:
         return Camera(read_intrinsics(values.intrinsics))
     if values.fov is not None:

@@ -4,13 +4,13 @@ r"""Trains a network, evaluates it and draws pictures.
     python train.py --config=configs/kitti.py --workdir=runs/kitti --config.batch_size=8 \
         --config.data.train.source.root=/data/kitti_raw
 
-Started again with the same workdir, training continues from its last checkpoint, whatever ended it.
-On SIGTERM or SIGINT it finishes the step, saves, says where to go on, and exits with 143 or 130
-(128 + the signal): not 0, as the run is not done. A second signal ends it at once. Mistakes and
-failures that are reported in one line exit with 2, such as another run at work in the same workdir.
+Started again with the same workdir, training resumes from its last checkpoint. On SIGTERM or SIGINT
+it finishes the step, saves, says how to resume, and exits with 143 or 130 (128 + the signal). A
+second signal ends it immediately. The exit status is 2 for errors reported in one line, for example
+if another run uses the same workdir.
 
-Several processes train one model under SLURM, Open MPI or Kubernetes, or where --coordinator,
---num_processes and --process_id are given; see docs/scaling.md.
+Several processes can train one model under SLURM, Open MPI or Kubernetes, or with --coordinator,
+--num_processes and --process_id; see docs/scaling.md.
 """
 
 import sys
@@ -21,7 +21,7 @@ from diffdepth_jax import cli
 
 _COMMON = {
     "Experiment": {"config": "FILE", "workdir": "DIR", "allow_config_changes": ""},
-    "Search for faults": {"debug_nans": ""},
+    "Debugging": {"debug_nans": ""},
     "Several processes (docs/scaling.md)": {
         "coordinator": "HOST:PORT",
         "num_processes": "N",
@@ -31,20 +31,20 @@ _COMMON = {
 
 
 def run() -> None:
-    """Reads the command line, trains and evaluates."""
+    """Parses the command line, trains and evaluates."""
     config = cli.define_config()
     cli.define_processes()
     workdir = cli.define_directory("workdir", "Where checkpoints, logs and results go.")
     allow_config_changes = flags.DEFINE_bool(
-        "allow_config_changes", False, "Continue although the config has changed since."
+        "allow_config_changes", False, "Resume even if the config has changed."
     )
     debug_nans = flags.DEFINE_bool(
-        "debug_nans", False, "Name the operation that gives a NaN; takes more memory."
+        "debug_nans", False, "Find the operation that produced a NaN; takes more memory."
     )
     flags.mark_flag_as_required("workdir")
 
     def main(_: list[str]) -> None:
-        with cli.importing():  # Here, so that a mistake in the flags is reported at once.
+        with cli.importing():  # imported here, so that wrong flags are reported immediately
             from diffdepth_jax.evaluation.report import tables
             from diffdepth_jax.training import distributed
             from diffdepth_jax.training.interruption import Interrupted
@@ -61,7 +61,9 @@ def run() -> None:
         except Interrupted as interrupted:
             print(interrupted)
             sys.exit(interrupted.exit_code)
-        except KeyboardInterrupt as interrupt:  # Before or after training, or a second one in it.
+        except (
+            KeyboardInterrupt
+        ) as interrupt:  # before or after training, or a second one during it
             raise KeyboardInterrupt("ended at once; run the same command to resume") from interrupt
         if distributed.processes().is_first:
             print(tables.table(result))

@@ -295,7 +295,7 @@ def test_config_errors_come_before_the_first_image(mapping, backend, tmp_path):
 
 def test_a_backend_that_lacks_a_condition_is_an_error(mapping, backend, monkeypatch):
     monkeypatch.setattr(backend, "CONDITIONS", ("fog", "snow"))
-    with pytest.raises(ConfigError, match=r"'night'.*it makes fog, snow"):
+    with pytest.raises(ConfigError, match=r"'night'.*it supports fog, snow"):
         config.from_mapping(mapping())
 
 

@@ -136,7 +136,7 @@ def test_a_spread_replaces_no_other_result(model, tmp_path):
     paths = pictures(tmp_path, (16, 16), (16, 16))
     paths[1] = paths[1].rename(tmp_path / "0_spread.png")
     assert files.predict_files(model, paths, tmp_path / "out") == []
-    with pytest.raises(ValueError, match=r"0_spread\.(npy|png).*would replace"):
+    with pytest.raises(ValueError, match=r"0_spread\.(npy|png).*would overwrite"):
         files.predict_files(model, paths, tmp_path / "other", num_samples=2)
     with pytest.raises(ValueError, match="num_samples is 1; a spread needs at least 2"):
         files.predict_files(model, paths, tmp_path / "other", num_samples=1)
@@ -226,7 +226,7 @@ def test_no_result_replaces_an_image_or_another_result(model, tmp_path, names):
         Image.fromarray(image(16, 16)).save(path)
     before = {path: path.read_bytes() for path in paths}
     output = tmp_path if len(names) == 1 else tmp_path / "out"
-    with pytest.raises(ValueError, match="would replace"):
+    with pytest.raises(ValueError, match="would overwrite"):
         files.predict_files(model, paths, output)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 

@@ -68,7 +68,7 @@ def test_impossible_intrinsics_are_refused(numbers):
 def test_intrinsics_for_another_image_size_are_refused():
     camera = Camera((700, 700, 600, 180))
     camera.matrix(370, 1226)
-    with pytest.raises(ConfigError, match="600,180 are not those of an image of 64 x 208 pixels"):
+    with pytest.raises(ConfigError, match="600,180 do not fit an image of 64x208 pixels"):
         camera.matrix(64, 208)
 
 

@@ -68,12 +68,12 @@ def test_a_point_cloud_has_the_depth_the_colours_and_the_camera(tmp_path):
 
 
 def test_relative_disparity_gives_no_point_cloud():
-    with pytest.raises(ConfigError, match=r"needs depth in metres.*choose a network"):
+    with pytest.raises(ConfigError, match=r"needs depth in metres.*use a network"):
         Results("relative_disparity", ("npy", "ply"))
 
 
 def test_an_unknown_format_is_refused():
-    with pytest.raises(ConfigError, match="no format 'jpg'; known are png, npy, exr, ply"):
+    with pytest.raises(ConfigError, match="no format 'jpg'; choose from png, npy, exr, ply"):
         Results("metric_depth", ("png", "jpg"))
 
 

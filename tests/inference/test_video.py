@@ -155,7 +155,7 @@ def test_files_of_the_user_are_not_replaced(tmp_path):
     other = path.rename(tmp_path / "clip_depth.mp4")
     again = make_video(tmp_path / "clip.mp4", gradients(2))
     before = other.read_bytes()
-    with pytest.raises(ConfigError, match="would replace"):
+    with pytest.raises(ConfigError, match="would overwrite"):
         video.predict_videos(Reddish(), [again, other], tmp_path, results)
     assert other.read_bytes() == before
 
@@ -196,8 +196,8 @@ def test_predict_script_takes_videos(run, tmp_path):
     assert len(os.listdir(tmp_path / "out/clip_depth")) == 8
     Image.fromarray(image(16, 24)).save(tmp_path / "photo.png")
     for arguments, says in {
-        (f"--input={tmp_path}/*.*",): "matches images and videos",
-        (f"--input={path}", "--fov=60"): "--fov is for point clouds: it goes with --format=ply",
+        (f"--input={tmp_path}/*.*",): "matches both images and videos",
+        (f"--input={path}", "--fov=60"): "--fov is for point clouds and needs --format=ply",
     }.items():
         done = start(*arguments)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
