@@ -112,7 +112,9 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     assert "folder: 3 frames, 3 read" in done.stdout
     assert re.search(r"missing files: 1 of 6 files .*depth/b", done.stdout)
-    assert re.search(r"unreadable frames: 2\n.*b\..* does not exist.*\n.*c\.png cannot", done.stdout)
+    assert re.search(
+        r"unreadable frames: 2\n.*b\..* does not exist.*\n.*c\.png cannot", done.stdout
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The kinds of scenes: the functions that draw them, and their conditions."""
+"""The kinds of scenes: functions that create them, and their conditions."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -14,13 +14,13 @@ class Kind(NamedTuple):
     """A kind of scene.
 
     Attributes:
-        layout: `(rng, (height, width), focal length over width) -> Layout`.
-        conditions: by name, `(layout, rng) -> layout` of the same geometry; "clear" first.
-        focals: the cameras' focal lengths over the picture's width.
-        samples: light paths per pixel that give good pictures.
+        layout: `(rng, (height, width), focal length / width) -> Layout`.
+        conditions: by name, `(layout, rng) -> layout` with the same geometry; "clear" first.
+        focals: the cameras' focal lengths relative to the image width.
+        samples: light paths per pixel that give good images.
         lidar: whether a lidar is simulated; otherwise "sparse" depth is dense.
-        categories: `(layout, surface [h w]) -> uint8 [h w]`, the materials' classes at each pixel,
-            for kinds whose conditions change materials; `surface` is that of `render.Hits`.
+        categories: `(layout, surface [h w]) -> uint8 [h w]`, the material class of each pixel, for
+            kinds whose conditions change materials; `surface` is from `render.Hits`.
     """
 
     layout: Callable[[np.random.Generator, tuple[int, int], float], Layout]

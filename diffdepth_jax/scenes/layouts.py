@@ -1,7 +1,7 @@
-"""What a renderer needs to know about a scene of any kind, as plain dataclasses.
+"""Plain dataclasses with everything that a renderer needs to know about a scene.
 
-World axes: x right, y forward, z up, metres. Radiance and intensity are linear RGB in one arbitrary
-unit for the whole layout, as pictures are exposed automatically.
+World axes: x right, y forward, z up, metres. Radiance and intensity are linear RGB in an arbitrary
+unit per layout, as images are exposed automatically.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ RGB = tuple[float, float, float]
 
 
 def rgb(values: np.ndarray) -> RGB:
-    """Plain numbers of an array `[3]`."""
+    """An array `[3]` as plain numbers."""
     red, green, blue = values.tolist()
     return red, green, blue
 
@@ -27,11 +27,11 @@ class Camera:
 
     Attributes:
         size: (height, width) in pixels.
-        intrinsics: `[3 3]`; pixel (0, 0) is the centre of the upper left pixel.
+        intrinsics: `[3 3]`; (0, 0) is the centre of the top-left pixel.
         position: `[3]` in the world, metres.
-        orientation: `[3 3]`, columns are the camera's x (right), y (down) and z (forward) axes in
-            the world.
-        mount: `[3 3]`, the same axes as seen from the level vehicle that carries it.
+        orientation: `[3 3]`, whose columns are the camera's x (right), y (down) and z (forward)
+            axes in world coordinates.
+        mount: `[3 3]`, the same axes in coordinates of the level vehicle that carries it.
     """
 
     size: tuple[int, int]
@@ -41,8 +41,8 @@ class Camera:
     mount: Float[np.ndarray, "3 3"]
 
     def rays(self) -> Float[np.ndarray, "h w 3"]:
-        """World directions through the pixels' centres, of unit planar depth: a point at depth d
-        is `position + d * ray`, whatever the angle."""
+        """World directions through the pixel centres, with unit planar depth: a point at depth d is
+        `position + d * ray`, regardless of the angle."""
         height, width = self.size
         column, row = np.meshgrid(np.arange(width), np.arange(height))
         pixels = np.stack([column, row, np.ones_like(row)], axis=-1)
@@ -50,11 +50,11 @@ class Camera:
 
 
 def pinhole(size: tuple[int, int], focal: float) -> Float[np.ndarray, "3 3"]:
-    """Intrinsics `[3 3]` of a camera looking through the middle of its picture.
+    """Intrinsics `[3 3]` with the principal point at the image centre.
 
     Args:
         size: (height, width) in pixels.
-        focal: focal length over the picture's width; KITTI's is 0.58.
+        focal: focal length relative to the image width; 0.58 for KITTI.
     """
     height, width = size
     return np.array(
@@ -67,10 +67,10 @@ def pinhole(size: tuple[int, int], focal: float) -> Float[np.ndarray, "3 3"]:
 
 
 def mounted(yaw: float, pitch: float, roll: float) -> Float[np.ndarray, "3 3"]:
-    """A camera's x, y and z axes in the level vehicle, as columns `[3 3]`: ahead, then turned.
+    """A camera's x, y and z axes in the level vehicle, as columns `[3 3]`: forward, then rotated.
 
     Args:
-        yaw, pitch, roll: as for `shapes.rotation`.
+        yaw, pitch, roll: as in `shapes.rotation`.
     """
     ahead = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])  # right, down, forward
     return rotation(yaw, pitch, roll) @ ahead
@@ -83,8 +83,8 @@ class Sky:
     Attributes:
         sun_elevation, sun_azimuth: radians; azimuth 0 is ahead, positive to the right.
         turbidity: haze of the clear sky, 1 to 10.
-        cloudiness: share of the sky under clouds, 0 to 1.
-        cloud_seed: which clouds.
+        cloudiness: fraction of the sky covered by clouds, 0 to 1.
+        cloud_seed: seed of the clouds.
     """
 
     sun_elevation: float
@@ -108,13 +108,13 @@ class Sky:
 
 @dataclass(frozen=True)
 class Lamp:
-    """A point light: it emits light, but has no extent.
+    """A point light: emits light but has no extent.
 
     Attributes:
-        position, direction: its place and the direction of its light, world.
+        position, direction: position, and direction of its light, in world coordinates.
         intensity: linear RGB.
-        cutoff: half the angle of its cone, radians.
-        beam: half the angle that gets its full intensity, radians; below `cutoff`.
+        cutoff: half the cone angle, radians.
+        beam: half the angle with full intensity, radians; less than `cutoff`.
     """
 
     position: tuple[float, float, float]
@@ -126,10 +126,10 @@ class Lamp:
 
 @dataclass(frozen=True)
 class Panel:
-    """A shining rectangle: a window, or a light at the ceiling.
+    """A light-emitting rectangle: a window, or a ceiling light.
 
     Attributes:
-        corners: four points, counter-clockwise seen from the side that shines.
+        corners: four points, counter-clockwise seen from the emitting side.
         radiance: linear RGB.
     """
 
@@ -139,17 +139,17 @@ class Panel:
 
 @dataclass(frozen=True)
 class Weather:
-    """What the air, the lens and the sensor add to a picture; `weather.py` draws it.
+    """Effects of air, lens and sensor on an image; `weather.py` applies them.
 
     Attributes:
-        extinction: of the air, 1/m; 0 is perfectly clear.
+        extinction: extinction of the air, 1/m; 0 is perfectly clear.
         rain: streaks of rain and drops on the lens, 0 (dry) to 1 (heavy).
         snow: falling flakes, 0 to 1.
-        glare: veil around a sun in view, 0 to 1.
-        halo: share of a visible lamp's light that air and lens scatter around it, 0 to 1.
-        noise: of the sensor: deviation at black, in units of white.
-        key: brightness of the exposure; 0.18 is for daylight.
-        seed: of drops, flakes and noise.
+        glare: veiling glare of a visible sun, 0 to 1.
+        halo: fraction of a visible lamp's light that air and lens scatter around it, 0 to 1.
+        noise: sensor noise: standard deviation at black, relative to white.
+        key: target brightness of the exposure; 0.18 for daylight.
+        seed: seed of drops, flakes and noise.
     """
 
     extinction: float = 0.0
@@ -167,12 +167,12 @@ class Layout:
     """One scene: its surfaces, its camera and its light.
 
     Attributes:
-        meshes: the surfaces, in an order that conditions keep (they may append).
+        meshes: the surfaces, in an order that conditions preserve (they may append).
         camera: the viewpoint.
         sky: sun and sky; None indoors and at night.
         ambient: radiance from all directions, if there is no `sky`.
-        lamps, panels: further lights.
-        weather: effects between scene and picture.
+        lamps, panels: other lights.
+        weather: effects between scene and image.
     """
 
     meshes: tuple[Mesh, ...]
@@ -184,5 +184,5 @@ class Layout:
     weather: Weather = Weather()
 
 
-# A scene of the same geometry and camera under other light or weather, or of other materials.
+# A scene with the same geometry and camera, but other light, weather or materials.
 Condition = Callable[[Layout, np.random.Generator], Layout]

@@ -1,11 +1,12 @@
-"""A spinning 64-beam lidar, reduced to what a camera next to it sees: sparse depth.
+"""A spinning 64-beam lidar, as sparse depth in a camera next to it.
 
-The beams' angles are those of the Velodyne HDL-64E on KITTI's car (Geiger et al., "Vision meets
-Robotics", 2013): an upper block from +2 to -8.33 degrees every third of a degree, a lower one from
--8.83 to -24.33 every half. Turning 9.3 times a second, 0.16 degrees a firing, it fills 4 to 5% of
-the pixels of KITTI's camera. A camera of fewer pixels a degree gets proportionally fewer beams and
-firings, so the share of pixels and the look of the scan lines stay the same. The lidar sits at the
-camera's centre: its depth is the dense depth wherever it hit, without parallax.
+Beam angles are those of the Velodyne HDL-64E on KITTI's car (Geiger et al., "Vision meets
+Robotics", 2013): an upper block from +2 to -8.33 degrees in steps of 1/3 degree, and a lower block
+from -8.83 to -24.33 in steps of 1/2. Rotating 9.3 times per second, with 0.16 degrees between
+firings, it covers 4 to 5% of the pixels of KITTI's camera. A camera with fewer pixels per degree
+gets proportionally fewer beams and firings, so the fraction of pixels and the look of the scan
+lines stay the same. The lidar is at the camera's centre, so its depth equals the dense depth
+wherever it hits, without parallax.
 """
 
 from dataclasses import dataclass
@@ -16,19 +17,20 @@ from jaxtyping import Bool, Float, Int
 from diffdepth_jax.scenes.layouts import Layout
 from diffdepth_jax.scenes.materials import GROUND
 
-REFERENCE_FOCAL = 721.5  # pixels; the camera that 64 beams belong to
+REFERENCE_FOCAL = 721.5  # pixels; the camera for which there are 64 beams
 
 
 @dataclass(frozen=True)
 class Lidar:
-    """Beam angles in degrees, level vehicle; ranges in metres; shares in [0, 1].
+    """Beam angles in degrees in the level vehicle, ranges in metres, fractions in [0, 1].
 
     Attributes:
-        elevations: upwards angle of each beam.
-        azimuth_step: turn between two firings.
-        max_range: longest measurable distance.
-        dropout: share of returns lost at short range; `far_dropout` more at `max_range`.
-        jitter: deviation of the firing angles.
+        elevations: elevation of each beam.
+        azimuth_step: rotation between firings.
+        max_range: maximum measurable distance.
+        dropout: fraction of returns lost at short range; `far_dropout` is lost in addition at
+            `max_range`.
+        jitter: standard deviation of the firing angles.
     """
 
     elevations: tuple[float, ...] = tuple(np.linspace(2, -25 / 3, 32)) + tuple(
@@ -43,14 +45,14 @@ class Lidar:
 
 @dataclass(frozen=True, eq=False)
 class Medium:
-    """What makes a real lidar fail; clear air and matt surfaces by default.
+    """Causes of lidar failures; clear air and matt surfaces by default.
 
     Attributes:
         extinction: of the air, 1/m.
         transparent: bool `[h w]`, glass and mirrors, or None.
         wet: bool `[h w]`, wet ground, or None.
-        behind: `[h w]` planar depth in metres of what is behind transparent surfaces, 0 for nothing
-            (or a mirror); or None.
+        behind: `[h w]` planar depth in metres behind transparent surfaces, 0 for nothing (or a
+            mirror); or None.
     """
 
     extinction: float = 0.0
@@ -62,23 +64,23 @@ class Medium:
 def medium(
     layout: Layout, surface: Int[np.ndarray, "h w"], behind: Float[np.ndarray, "h w"]
 ) -> Medium:
-    """The medium of a layout; `surface` and `behind` are those of `render.Hits`."""
+    """The medium of a layout; `surface` and `behind` are from `render.Hits`."""
     painted = np.array([mesh.material.role == "glass" for mesh in layout.meshes] + [False])
     kinds = np.array([mesh.material.kind for mesh in layout.meshes] + ["opaque"])
     wet = [mesh.material.role in GROUND and mesh.material.gloss > 0.5 for mesh in layout.meshes]
-    number = np.where(surface < len(layout.meshes), surface, -1)  # panels return like walls
+    number = np.where(surface < len(layout.meshes), surface, -1)  # panels reflect like walls
     clear = np.isin(kinds, ("glass", "thin_glass"))[number]
     return Medium(
         extinction=layout.weather.extinction,
         transparent=painted[number] | (kinds != "opaque")[number],
         wet=np.array([*wet, False])[number],
-        behind=np.where(clear, behind, 0.0),  # what panes painted dark hide is not modelled
+        behind=np.where(clear, behind, 0.0),  # what is behind dark panes is not modelled
     )
 
 
-GLASS_LOSS = 0.92  # share of beams that glass or a mirror does not send back
-WET_LOSS = 0.55  # the same for wet ground, which mirrors most light away
-BACKSCATTER = 0.35  # share of beams lost in fog that return from the fog itself
+GLASS_LOSS = 0.92  # fraction of beams that glass or a mirror does not return
+WET_LOSS = 0.55  # the same for wet ground, which reflects most light away
+BACKSCATTER = 0.35  # fraction of beams lost in fog that return from the fog itself
 
 
 def scan(
@@ -89,26 +91,25 @@ def scan(
     lidar: Lidar = Lidar(),
     medium: Medium | None = None,
 ) -> Float[np.ndarray, "h w"]:
-    """Sparse depth as the lidar would measure it.
+    """Sparse depth as measured by the lidar.
 
-    With a `medium` the scan fails as real ones do. Glass and mirrors return few beams from their
-    surface; the others go through to what is `behind`, or are lost. Wet ground loses beams too. In
-    fog the two-way loss exp(-2 extinction r) leaves less of a return that falls with 1/r^2, so the
-    range shrinks to where both together equal the loss of `max_range` in clear air; some of the
-    lost beams return from the fog, close to the sensor (Bijelic et al., "A benchmark for lidar
-    sensors in fog", 2018).
+    With a `medium`, the scan has realistic failures. Glass and mirrors return few beams from their
+    surface; the others continue to what is `behind`, or are lost. Wet ground loses beams too. In
+    fog, the two-way loss exp(-2 extinction r) adds to the 1/r^2 falloff, so the range shrinks to
+    where both equal the loss at `max_range` in clear air; some of the lost beams return from the
+    fog, close to the sensor (Bijelic et al., "A benchmark for lidar sensors in fog", 2018).
 
     Args:
         depth: `[h w]` exact planar depth in metres, 0 where there is none (sky).
-        intrinsics: `[3 3]`, pixel centres at whole numbers.
-        mount: `[3 3]`, columns are the camera's x, y, z axes in the level vehicle (x right,
-            y forward, z up).
-        rng: decides which returns are lost.
+        intrinsics: `[3 3]`, with pixel centres at integers.
+        mount: `[3 3]`, whose columns are the camera's x, y, z axes in the level vehicle (x right, y
+            forward, z up).
+        rng: determines which returns are lost.
         lidar: the sensor.
-        medium: what makes it fail; None for clear air and surfaces that always return the beam.
+        medium: causes of failures; None for clear air and surfaces that always return the beam.
 
     Returns:
-        `[h w]` metres, equal to `depth` where a beam hit, else 0; with a `medium` also false
+        `[h w]` metres, equal to `depth` where a beam hits, otherwise 0; with a `medium`, also false
         returns.
     """
     row, column, lost = _beams(depth.shape, intrinsics, mount, rng, lidar)
@@ -141,7 +142,7 @@ def _failed(
     lidar: Lidar,
     medium: Medium,
 ) -> np.ndarray:
-    """Planar depth `[n]` that beams bring back through a medium, 0 for nothing."""
+    """Planar depth `[n]` measured by beams through a medium, 0 for no return."""
     measured = measured.copy()
     if medium.transparent is not None:
         through = medium.transparent[row, column] & (rng.random(len(row)) < GLASS_LOSS)
@@ -152,7 +153,7 @@ def _failed(
     if medium.extinction > 0:
         distance = measured * stretch
         strength = np.exp(-2 * medium.extinction * distance) / np.maximum(distance, 1e-3) ** 2
-        # Surfaces differ: some return more light than the darkest that is seen at max_range.
+        # Surfaces differ: some return more light than the darkest one visible at max_range.
         reflectivity = np.exp(rng.uniform(0, 2.0, len(row)))
         blind = (strength * reflectivity < 1 / lidar.max_range**2) | (distance == 0)
         near = rng.gamma(3.0, min(1.0, 0.06 / medium.extinction), len(row)) + 1.0
@@ -169,7 +170,7 @@ def _beams(
     rng: np.random.Generator,
     lidar: Lidar,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row and column of the pixel that each beam meets, `[n]`, and its luck in [0, 1]."""
+    """Row and column of the pixel that each beam hits, `[n]`, and a random number in [0, 1]."""
     height, width = size
     thinning = max(REFERENCE_FOCAL / intrinsics[1, 1], 1.0)
     count = max(round(len(lidar.elevations) / thinning), 1)

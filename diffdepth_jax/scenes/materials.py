@@ -1,6 +1,6 @@
-"""What surfaces look like: colours, gloss, and procedural textures painted with NumPy.
+"""Appearance of surfaces: colours, gloss, and procedural NumPy textures.
 
-Textures are uint8 sRGB `[h w 3]`, row 0 at the top, and repeat seamlessly where documented.
+Textures are uint8 sRGB `[h w 3]`, with row 0 at the top, and tile seamlessly where documented.
 Randomness comes from the given generator, so equal seeds give equal bytes.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import ArrayLike
 
-GROUND = ("road", "pavement", "marking", "kerb", "dirt")  # roles that rain wets
+GROUND = ("road", "pavement", "marking", "kerb", "dirt")  # roles that rain makes wet
 
 Colour = ArrayLike  # three numbers, sRGB, each in [0, 1]
 
@@ -22,14 +22,14 @@ class Material:
     """A surface.
 
     Attributes:
-        role: what it is ("road", "paint", "glass", ...); weather and night act by role.
+        role: what it is ("road", "paint", "glass", ...); weather and night depend on the role.
         texture: uint8 sRGB `[h w 3]`.
-        gloss: 0 for matt; in (0, 1] a clear coat, 1 being a mirror-smooth one.
-        kind: "opaque"; "glass", the surface of a solid body of it; "thin_glass", a single sheet;
-            or "mirror". The last three look through their texture's colour (white: clear).
-        emission: uint8 sRGB `[h w 3]` of the light it emits, or None. It is visible, but does not
-            light the scene: lamps and panels of the layout do.
-        radiance: of white in `emission`, in the layout's unit.
+        gloss: 0 for matt; in (0, 1] for a clear coat, where 1 is mirror-smooth.
+        kind: "opaque"; "glass", the surface of a solid glass body; "thin_glass", a single sheet; or
+            "mirror". The last three are tinted by their texture's colour (white: clear).
+        emission: uint8 sRGB `[h w 3]` of emitted light, or None. It is visible, but does not light
+            the scene, unlike the layout's lamps and panels.
+        radiance: radiance of white in `emission`, in the layout's unit.
     """
 
     role: str
@@ -41,13 +41,13 @@ class Material:
 
 
 def plain(role: str, colour: Colour, gloss: float = 0.0) -> Material:
-    """A surface of one sRGB colour in [0, 1]."""
+    """A surface with a uniform sRGB colour in [0, 1]."""
     texture = to_bytes(np.asarray(colour, float))
     return Material(role, np.broadcast_to(texture, (2, 2, 3)).copy(), gloss)
 
 
 def muted(rng: np.random.Generator, darkest: float, lightest: float) -> Float[np.ndarray, "3"]:
-    """A random sRGB colour, rarely garish, as most cloth and paint in a street."""
+    """A random sRGB colour, rarely garish, like most cloth and paint in a street."""
     strength = 0.12 + 0.3 * rng.random() ** 2
     return np.clip(
         rng.uniform(darkest, lightest) * (1 + strength * rng.uniform(-1.5, 1.5, 3)), 0, 0.95
@@ -57,12 +57,12 @@ def muted(rng: np.random.Generator, darkest: float, lightest: float) -> Float[np
 def noise(
     rng: np.random.Generator, height: int, width: int, slope: float = 1.0, finest: float = 0.5
 ) -> Float[np.ndarray, "h w"]:
-    """Seamless random field `[h w]`, mean 0 and deviation 1.
+    """Seamless random field `[h w]` with mean 0 and standard deviation 1.
 
     Args:
         rng: source of randomness.
         height, width: size in pixels.
-        slope: amplitude falls as frequency ** -slope; 0 is white, 2 is cloudy.
+        slope: amplitude falls off as frequency ** -slope; 0 is white noise, 2 is cloudy.
         finest: highest frequency kept, in cycles per pixel.
     """
     spectrum = np.fft.rfft2(rng.normal(size=(height, width)))
@@ -78,14 +78,14 @@ def _amplitude(height: int, width: int, slope: float, finest: float) -> np.ndarr
 
 
 def to_bytes(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Bytes of an sRGB image in [0, 1]; values outside count at the ends."""
+    """Bytes of an sRGB image in [0, 1]; values outside are clipped."""
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 def mottled(
     rng: np.random.Generator, size: tuple[int, int], colour: Colour, contrast: float, slope: float
 ) -> np.ndarray:
-    """Float `[h w 3]`: a colour whose brightness wanders by the relative `contrast`."""
+    """Float `[h w 3]`: a colour whose brightness varies by the relative `contrast`."""
     field = noise(rng, *size, slope=slope)
     return np.asarray(colour, float) * (1 + contrast * field[..., None])
 

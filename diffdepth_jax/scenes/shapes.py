@@ -1,7 +1,7 @@
-"""Triangle meshes of simple solids: what everything in a rendered scene is made of.
+"""Triangle meshes of simple solids, which rendered scenes are built from.
 
 World axes: x right, y forward, z up, metres. Faces are counter-clockwise seen from outside.
-Texture coordinates are (u, v) in repeats of the texture, v upwards.
+Texture coordinates are (u, v) in texture repeats, with v upwards.
 """
 
 import functools
@@ -24,7 +24,7 @@ class Mesh:
         faces: int `[m 3]`, indices of vertices.
         uvs: float `[n 2]`, texture coordinates.
         material: what the surface looks like.
-        normals: float `[n 3]` for surfaces shaded as smooth, None for flat facets.
+        normals: float `[n 3]` for smooth-shaded surfaces, None for flat facets.
     """
 
     vertices: Float[np.ndarray, "n 3"]
@@ -35,7 +35,7 @@ class Mesh:
 
 
 def _grid_normals(points: np.ndarray) -> np.ndarray:
-    """Unit normals `[r k 3]` of a surface given as rings of points, each ring closed."""
+    """Unit normals `[r k 3]` of a surface given as closed rings of points."""
     # np.roll, np.gradient and np.cross are slow on small arrays.
     closed = np.concatenate([points[:, -1:], points, points[:, :1]], axis=1)
     around = closed[:, 2:] - closed[:, :-2]
@@ -66,7 +66,7 @@ def rotation(yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> Float[n
 def moved(
     meshes: Iterable[Mesh], position: ArrayLike, turn: np.ndarray | None = None
 ) -> list[Mesh]:
-    """The meshes turned about the origin by `turn` (`[3 3]`), then shifted by `position`."""
+    """The meshes rotated about the origin by `turn` (`[3 3]`), then translated by `position`."""
     turn = np.eye(3) if turn is None else turn
     position = np.asarray(position, float)
     return [
@@ -82,7 +82,7 @@ def moved(
 
 
 def merged(meshes: Iterable[Mesh]) -> list[Mesh]:
-    """One mesh per material and kind of shading, in order of first appearance."""
+    """One mesh per material and shading, in order of first appearance."""
     groups: dict[tuple[int, bool], list[Mesh]] = {}
     for mesh in meshes:
         groups.setdefault((id(mesh.material), mesh.normals is None), []).append(mesh)
@@ -106,7 +106,7 @@ def quad(
     material: Material,
     uv: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
 ) -> Mesh:
-    """A four-cornered face, counter-clockwise from its lower left; `uv` is (u0, v0, u1, v1)."""
+    """A quadrilateral, counter-clockwise from its lower left; `uv` is (u0, v0, u1, v1)."""
     u0, v0, u1, v1 = uv
     return Mesh(
         vertices=np.asarray(corners, float),
@@ -116,7 +116,7 @@ def quad(
     )
 
 
-# Faces of a box: outward axis, and the axes to its right and up when seen from outside.
+# Faces of a box: outward axis, and the axes to the right and up as seen from outside.
 _BOX_FACES = np.array(
     [
         ((0, -1, 0), (1, 0, 0), (0, 0, 1)),
@@ -144,7 +144,7 @@ def box(
     material: Material,
     texture_size: float | None = None,
 ) -> Mesh:
-    """A box along the axes; `texture_size` in metres per repeat, None for one repeat a face."""
+    """An axis-aligned box; `texture_size` in metres per repeat, None for one repeat per face."""
     size = np.asarray(size, float)
     uvs = _BOX_UVS
     if texture_size is not None:
@@ -159,7 +159,8 @@ def box(
 
 @functools.cache
 def _skin(count: int, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Faces and texture coordinates over `count` rings of `points` + 1 points, the last doubled."""
+    """Faces and texture coordinates over `count` rings of `points` + 1 points, the last
+    repeated."""
     v, u = np.meshgrid(np.linspace(0, 1, count), np.linspace(0, 1, points + 1), indexing="ij")
     first = (np.arange(count - 1)[:, None] * (points + 1) + np.arange(points)[None, :]).reshape(-1)
     above = first + points + 1
@@ -170,14 +171,15 @@ def _skin(count: int, points: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _closed(rings: np.ndarray) -> np.ndarray:
-    """Rings `[r k 3]` with the first point repeated at the end, flat `[r * (k + 1) 3]`."""
+    """Rings `[r k 3]` with the first point repeated at the end, flattened to `[r * (k + 1) 3]`."""
     return np.concatenate([rings, rings[:, :1]], axis=1).reshape(-1, 3)
 
 
 def loft(rings: Float[np.ndarray, "r k 3"], material: Material, *, smooth: bool = False) -> Mesh:
-    """Skin over closed rings of points `[r k 3]`, the ends closed with fans.
+    """A skin over closed rings of points `[r k 3]`, with ends closed by fans.
 
-    Rings run counter-clockwise seen against the way of lofting; u runs once around, v once along.
+    Rings run counter-clockwise seen against the lofting direction; u runs once around, v once
+    along.
     """
     return _lofted(rings, material, _grid_normals(rings) if smooth else None)
 
@@ -215,11 +217,11 @@ def tube(
     material: Material,
     sides: int = 10,
 ) -> Mesh:
-    """A (tapered) round bar from `start` to `end`."""
+    """A (tapered) cylinder from `start` to `end`."""
     start, end = np.asarray(start, float), np.asarray(end, float)
     length = np.sqrt(((end - start) ** 2).sum())
     x, y, z = axis = (end - start) / length
-    # The cross product with the x axis, or the y axis where that is too near.
+    # The cross product with the x axis, or with the y axis if the x axis is too close.
     first = np.array([0.0, z, -y]) if abs(x) < 0.9 else np.array([-z, 0.0, x])
     first /= np.sqrt((first**2).sum())
     a, b, c = first
@@ -246,7 +248,7 @@ def ball(
     bumps: float = 0.0,
     steps: tuple[int, int] = (9, 12),
 ) -> Mesh:
-    """An ellipsoid shaded as smooth; `bumps` displaces it by random waves of that relative size."""
+    """A smooth-shaded ellipsoid; `bumps` displaces it by random waves of that relative size."""
     sphere, faces, uvs = _unit_ball(*steps)
     size = np.ones(sphere.shape[:2])
     if rng is not None:
@@ -275,7 +277,7 @@ def _unit_ball(polar: int, around: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 def ribbon(
     right: np.ndarray, left: np.ndarray, material: Material, u: np.ndarray, v: np.ndarray
 ) -> Mesh:
-    """A strip between two lines of points `[n 3]`, seen from above when `right` is on the right.
+    """A strip between two polylines `[n 3]`, seen from above if `right` is on the right.
 
     Args:
         right, left: `[n 3]` the two edges.
@@ -300,21 +302,21 @@ def ribbon(
 def lathe(
     profile: Float[np.ndarray, "n 2"], material: Material, sides: int = 32, crease: float = 0.7
 ) -> Mesh:
-    """A closed body turned about the z axis.
+    """A closed body of revolution about the z axis.
 
     Args:
-        profile: `[n 2]` (radius, height) from one point of the axis to another, with the body on
-            the left: from the middle of the foot outwards and up.
+        profile: `[n 2]` (radius, height) from one point on the axis to another, with the body on
+            the left: from the centre of the foot outwards and up.
         material: the surface; u runs once around, v from the axis (0) to the highest point (1) and
-            from there on back to the axis (0), so that inside and outside of a vessel match.
-        sides: corners of the circle.
-        crease: where the profile turns by more radians the edge is sharp, elsewhere rounded.
+            back to the axis (0), so that the inside and outside of a vessel match.
+        sides: number of sides of the circle.
+        crease: radians; edges where the profile turns by more are sharp, others are rounded.
     """
     along = np.diff(profile, axis=0)
     length = np.hypot(*along.T)
     facing = np.stack([along[:, 1], -along[:, 0]], axis=1) / length[:, None]
     sharp = np.einsum("ij,ij->i", facing[:-1], facing[1:]) < np.cos(crease)
-    # Every point once for the piece before it and, where an edge is sharp, once more after it.
+    # Every point once for the piece before it and, at sharp edges, once more for the piece after.
     point, normal, piece = [0], [facing[0]], [0]
     for i in range(1, len(profile) - 1):
         if sharp[i - 1]:
@@ -363,7 +365,7 @@ def lathe(
 
 
 def blocked(meshes: Iterable[Mesh], origin: np.ndarray, direction: np.ndarray) -> bool:
-    """Whether a ray from `origin` `[3]` along `direction` `[3]` meets any triangle.
+    """Whether a ray from `origin` `[3]` along `direction` `[3]` hits any triangle.
 
     Moeller and Trumbore, "Fast, minimum storage ray-triangle intersection", 1997.
     """

@@ -1,7 +1,7 @@
 """Effects of air, lens and sensor: fog, rain, snow, glare, haloes, noise, exposure.
 
-Works on linear radiance `[h w 3]`. Sizes of streaks and flakes go with the picture's height, so
-that larger pictures look the same.
+Works on linear radiance `[h w 3]`. Sizes of streaks and flakes scale with the image height, so that
+larger images look the same.
 """
 
 import numpy as np
@@ -17,14 +17,14 @@ def hazy(
     clarity: Float[np.ndarray, "h w"],
     airlight: Float[np.ndarray, "3"],
 ) -> Float[np.ndarray, "h w 3"]:
-    """Koschmieder's law (1924): things fade into the light that the air scatters.
+    """Koschmieder's law (1924): objects fade into light scattered by the air.
 
-    The homogeneous medium with light from everywhere in closed form: L = J t + A (1 - t).
+    Closed form for a homogeneous medium lit from all directions: L = J t + A (1 - t).
 
     Args:
         radiance: J, in clear air.
         clarity: t = exp(-extinction * distance) in [0, 1], 0 for the sky.
-        airlight: A, radiance of endless air.
+        airlight: A, radiance of infinitely thick air.
     """
     clear = clarity[..., None]
     return radiance * clear + airlight * (1 - clear)
@@ -37,21 +37,23 @@ def developed(
     weather: Weather,
     to_sun: Float[np.ndarray, "3"] | None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photograph: exposure, what lens and air add, noise, a soft shoulder, and sRGB bytes.
+    """The final image: exposure, effects of lens and air, noise, highlight compression, sRGB bytes.
 
     Args:
-        radiance: what arrives at the lens.
-        glow: the part of it that comes directly from lamps.
+        radiance: radiance at the lens.
+        glow: the part that comes directly from lamps.
         camera: the viewpoint.
         weather: the effects to add.
-        to_sun: unit vector, for the glare.
+        to_sun: unit vector towards the sun, for glare.
     """
     rng = np.random.default_rng(weather.seed)
-    luminance = (radiance - glow) @ LUMINANCE  # lamps may burn out; the street is exposed
+    luminance = (
+        radiance - glow
+    ) @ LUMINANCE  # lamps may be overexposed; exposure is for the street
     floor = 0.003 * luminance.mean() + 1e-9
     gain = weather.key / np.exp(np.mean(np.log(luminance + floor)))
     exposed = radiance * gain
-    # Half-way to a grey mean, as cameras do: shade under a blue sky would look like dusk.
+    # Half-way to a grey mean, like cameras: otherwise, shade under a blue sky would look like dusk.
     mean = np.minimum(exposed, 1.0).mean(axis=(0, 1)) + 1e-6
     balance = np.sqrt(mean.mean() / mean)
     exposed = exposed * balance
@@ -63,7 +65,7 @@ def developed(
         exposed = _falling_snow(rng, exposed, weather.snow)
     if weather.rain > 0:
         exposed = _drops(rng, _streaks(rng, exposed, weather.rain), weather.rain)
-    if weather.noise > 0:  # photons' and the amplifier's
+    if weather.noise > 0:  # photon and amplifier noise
         deviation = np.sqrt(weather.noise**2 + weather.noise * 0.06 * exposed.clip(0, 2))
         exposed = (exposed + deviation * rng.normal(size=exposed.shape)).clip(0)
     toned = exposed * (1 + exposed / 9.0) / (1 + exposed)
@@ -71,7 +73,7 @@ def developed(
 
 
 def encoded(radiance: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Linear radiance, 1 for white, to sRGB bytes (IEC 61966-2-1)."""
+    """Converts linear radiance, 1 for white, to sRGB bytes (IEC 61966-2-1)."""
     srgb = np.where(
         radiance <= 0.0031308, 12.92 * radiance, 1.055 * radiance.clip(1e-8) ** (1 / 2.4) - 0.055
     )
@@ -79,7 +81,7 @@ def encoded(radiance: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _grid(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(down, right) offsets from the corner, wrapped: where a kernel for the FFT is drawn."""
+    """(down, right) offsets from the corner, wrapped, for drawing FFT kernels."""
     down = np.fft.fftfreq(height, 1 / height)
     right = np.fft.fftfreq(width, 1 / width)
     return np.meshgrid(down, right, indexing="ij")
@@ -91,7 +93,7 @@ def _convolved(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def _halo(glow: np.ndarray) -> np.ndarray:
-    """Light of lamps `[h w 3]` spread around them, falling with the squared distance."""
+    """Light of lamps `[h w 3]` spread around them, falling off with squared distance."""
     height, width = glow.shape[:2]
     padded = np.pad(glow, ((0, height), (0, width // 2), (0, 0)))
     down, right = _grid(*padded.shape[:2])
@@ -103,14 +105,15 @@ def _halo(glow: np.ndarray) -> np.ndarray:
 
 
 def _glare(camera: Camera, to_sun: np.ndarray) -> np.ndarray:
-    """Sun, aureole and veil `[h w 3]`; the veil falls with the squared angle (Stiles, Holladay)."""
+    """Sun, aureole and veil `[h w 3]`; the veil falls off with the squared angle (Stiles,
+    Holladay)."""
     rays = camera.rays()
     toward = rays @ to_sun / np.linalg.norm(rays, axis=-1)
     angle = np.degrees(np.arccos(toward.clip(-1, 1)))
     warm = np.array([1.0, 0.86, 0.62])
     veil = 22.0 / (angle**2 + 6.0) + 0.9 / (1 + angle / 9.0) ** 2
     disc = 40.0 * np.exp(-((angle / 1.1) ** 4))
-    # Rays of a star, as the aperture's blades scatter them.
+    # Star rays from diffraction at the aperture's blades.
     height, width = camera.size
     x, y, z = camera.orientation.T @ to_sun
     if z <= 0:
@@ -120,7 +123,7 @@ def _glare(camera: Camera, to_sun: np.ndarray) -> np.ndarray:
     turn = np.arctan2(down - row, right - column)
     star = 2.2 * np.abs(np.cos(3 * turn)) ** 40 / (1 + angle / 2.5) ** 1.6
     glare = (veil + disc + star)[..., None] * warm
-    # Ghosts: pictures of the aperture mirrored between lenses, across the middle of the picture.
+    # Ghosts: images of the aperture reflected between lenses, across the image centre.
     middle = camera.intrinsics[:2, 2]
     for place, size, colour in (
         (-0.35, 0.06, (0.10, 0.22, 0.08)),
@@ -136,13 +139,13 @@ def _glare(camera: Camera, to_sun: np.ndarray) -> np.ndarray:
 def _scattered(
     rng: np.random.Generator, size: tuple[int, int], count: float, kernel: np.ndarray
 ) -> np.ndarray:
-    """About `count` copies of a kernel in [0, 1], of random strength, at random places."""
+    """About `count` copies of a kernel in [0, 1], with random strengths and positions."""
     points = (rng.random(size) < count / (size[0] * size[1])) * rng.uniform(0.25, 1.0, size)
     return _convolved(points, kernel).clip(0, 1)
 
 
 def _streaks(rng: np.random.Generator, image: np.ndarray, amount: float) -> np.ndarray:
-    """Rain falling: bright threads, few and long nearby, many and short far off."""
+    """Falling rain: bright streaks, few and long nearby, many and short far away."""
     height, width = image.shape[:2]
     down, right = _grid(height, width)
     slant = rng.uniform(-0.16, 0.16)
@@ -163,7 +166,7 @@ def _streaks(rng: np.random.Generator, image: np.ndarray, amount: float) -> np.n
 
 
 def _drops(rng: np.random.Generator, image: np.ndarray, amount: float) -> np.ndarray:
-    """Drops on the lens: each shows the scene upside down and blurred, as a small ball lens."""
+    """Drops on the lens: each shows the scene upside down and blurred, like a small ball lens."""
     height, width = image.shape[:2]
     row, column = np.mgrid[:height, :width].astype(float)
     blurred = image
@@ -185,7 +188,7 @@ def _drops(rng: np.random.Generator, image: np.ndarray, amount: float) -> np.nda
 
 
 def _falling_snow(rng: np.random.Generator, image: np.ndarray, amount: float) -> np.ndarray:
-    """Flakes: white dots, blurred and streaked a little; few and large nearby."""
+    """Flakes: white dots, slightly blurred and streaked; few and large nearby."""
     height, width = image.shape[:2]
     down, right = _grid(height, width)
     slant = rng.uniform(-0.5, 0.5)

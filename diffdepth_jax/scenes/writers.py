@@ -1,4 +1,4 @@
-"""Writing rendered frames in the official folder layouts of KITTI and NYU Depth V2.
+"""Writes rendered frames in the official folder layouts of KITTI and NYU Depth V2.
 
 `kitti`::
 
@@ -12,14 +12,14 @@
                                                                              with a lidar's failures
     ROOT/test.txt                                                            frames of split test
 
-DRIVE is `DATE_drive_NNNN_sync`, one a scene. Depth is 16-bit PNG, metres times 256, as in KITTI's
-annotated depth; 0 where there is none, or more than these hold, 255.99 m. KITTI has one calibration
-a date, so a date stands for one camera here. The clear frames lie in DIR itself, those of another
-condition in DIR/CONDITION, with pictures of the same names but the depth of DIR, which is the same:
-the `kitti` source reads them with root=DIR/CONDITION/raw and depth_root=DIR/depth, and with them
-the condition's name and the material mask, which belong to the picture. Depth that depends on the
-condition (velodyne_raw) lies in DIR/CONDITION/depth. KITTI's depth has the splits train and val;
-that of test is read with split=DIR/test.txt and depth_root=DIR/depth/test.
+DRIVE is `DATE_drive_NNNN_sync`, one per scene. Depth is 16-bit PNG, metres times 256, as in KITTI's
+annotated depth; 0 where there is none, or beyond 255.99 m. KITTI has one calibration per date, so
+each date is one camera here. Clear frames are in DIR itself, and those of other conditions in
+DIR/CONDITION, with the same picture names; depth is the same and only in DIR. The `kitti` source
+reads them with root=DIR/CONDITION/raw and depth_root=DIR/depth, including the condition's name and
+the material mask, which belong to the picture. Depth that depends on the condition (velodyne_raw)
+is in DIR/CONDITION/depth. KITTI's depth has the splits train and val; read test with
+split=DIR/test.txt and depth_root=DIR/depth/test.
 
 `nyu`, the "sync" files of BTS::
 
@@ -28,17 +28,17 @@ that of test is read with split=DIR/test.txt and depth_root=DIR/depth/test.
     ROOT/official_splits/.../mask_cat_00000.png                              (if any) material mask
     ROOT/{train,val,test}.txt                                                lists of the frames
 
-with 16-bit depth in millimetres of every pixel, up to 65.5 m. ROOT is DIR for the clear frames and
-DIR/CONDITION for another condition, each complete with its depth, as the `nyu` source expects it
+with 16-bit depth in millimetres for every pixel, up to 65.5 m. ROOT is DIR for clear frames and
+DIR/CONDITION for other conditions, each including its depth, as the `nyu` source expects
 (layout="sync"; split="train", "val", "test", or the path of a list).
 
-Pictures are PNG, as above, or JPEG with the suffix `.jpg`, as in BTS's copy of NYU and many copies
-of KITTI.
+Pictures are PNG, as above, or JPEG with suffix `.jpg`, as in BTS's copy of NYU and many copies of
+KITTI.
 
-Material masks are 8-bit PNG of the Booster benchmark's classes: 2 and 3 for transparent things and
-mirrors, 0 and 1 for others.
+Material masks are 8-bit PNG with the Booster benchmark's classes: 2 and 3 for transparent objects
+and mirrors, 0 and 1 for others.
 
-Files are written atomically. The picture comes last: if it exists, its frame is finished.
+Files are written atomically. The picture is written last: if it exists, its frame is complete.
 """
 
 import io
@@ -62,16 +62,16 @@ ImageFormat = Literal["png", "jpg"]
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One frame under one condition, as rendered.
+    """One rendered frame under one condition.
 
     Attributes:
         image: uint8 `[h w 3]`.
         dense: float `[h w]` exact planar depth in metres, 0 for the sky.
-        sparse: float `[h w]` what a lidar measures in clear air.
-        scan: float `[h w]` what a lidar measures under the condition, failures included; or None.
-        category: uint8 `[h w]` classes of material, or None.
-        intrinsics: `[3 3]`, pixel (0, 0) being the centre of the upper left one.
-        weather: the condition, in JSON types.
+        sparse: float `[h w]` lidar depth in clear air.
+        scan: float `[h w]` lidar depth under the condition, including failures; or None.
+        category: uint8 `[h w]` material classes, or None.
+        intrinsics: `[3 3]`, with (0, 0) at the centre of the top-left pixel.
+        weather: the condition, JSON-compatible.
     """
 
     image: UInt8[np.ndarray, "h w 3"]
@@ -84,7 +84,7 @@ class Picture:
 
 
 class Frame(Protocol):
-    """The files of one scene's frame under any condition."""
+    """The files of a scene's frame under any condition."""
 
     def image(self, condition: str) -> Path:
         """The picture."""
@@ -103,10 +103,10 @@ class KittiFrame:
     Attributes:
         root: DIR.
         split: train, val or test.
-        date: one of the dates, standing for a camera.
-        drive: its number, unique over all splits.
+        date: a date, which represents a camera.
+        drive: number of the drive, unique across splits.
         index: number in the drive; KITTI's annotated depth leaves out the first five.
-        image_format: of the picture.
+        image_format: format of the picture.
     """
 
     root: Path
@@ -116,7 +116,7 @@ class KittiFrame:
     index: int = 5
     image_format: ImageFormat = "png"
 
-    SCALE = 256.0  # of depth; 16 bits hold up to 255.996 m
+    SCALE = 256.0  # for depth; 16 bits hold up to 255.996 m
 
     @property
     def drive_name(self) -> str:
@@ -132,7 +132,7 @@ class KittiFrame:
         return drive / "proj_depth" / kind / "image_02" / f"{self.index:010d}.png"
 
     def dense(self, condition: str = CLEAR) -> Path:
-        del condition  # all have the same
+        del condition  # same for all
         return self.depth("dense")
 
     def write(self, condition: str, picture: Picture) -> None:
@@ -162,7 +162,7 @@ class NyuFrame:
     scene: str
     image_format: ImageFormat = "png"
 
-    SCALE = 1000.0  # of depth
+    SCALE = 1000.0  # for depth
 
     def image(self, condition: str = CLEAR) -> Path:
         return self._folder(condition) / f"rgb_00000.{self.image_format}"
@@ -187,7 +187,7 @@ class NyuFrame:
 
 
 def write_list(root: Path, condition: str, split: str, frames: list[NyuFrame]) -> None:
-    """Write the list of a split's frames, one `IMAGE DEPTH` a line, relative to its folder."""
+    """Writes the list of a split's frames, one `IMAGE DEPTH` per line, relative to its folder."""
     base = root if condition == CLEAR else root / condition
     lines = [
         f"{frame.image(condition).relative_to(base)} {frame.dense(condition).relative_to(base)}\n"
@@ -197,7 +197,7 @@ def write_list(root: Path, condition: str, split: str, frames: list[NyuFrame]) -
 
 
 def write_kitti_list(root: Path, split: str, frames: list[KittiFrame]) -> None:
-    """Write the list of a split's frames, one `DATE/DRIVE NUMBER l` a line (l: left camera)."""
+    """Writes the list of a split's frames, one `DATE/DRIVE NUMBER l` per line (l: left camera)."""
     lines = [f"{frame.date}/{frame.drive_name} {frame.index} l\n" for frame in frames]
     _write(root / f"{split}.txt", "".join(lines).encode())
 
@@ -232,14 +232,14 @@ def _json(condition: str, picture: Picture) -> bytes:
 
 
 def _depth_png(depth: np.ndarray, scale: float) -> bytes:
-    """16 bits of depth times `scale`; depth that they cannot hold counts as none."""
+    """Depth times `scale` as 16 bits; depth out of range becomes 0."""
     code = np.rint(depth * scale)
     inside = (depth > 0) & (code <= 65535)
     return _png(np.where(inside, np.maximum(code, 1), 0).astype(np.uint16))
 
 
 def _encoded(image: np.ndarray, image_format: ImageFormat) -> bytes:
-    """A picture as a file; as JPEG with colours as fine as brightness."""
+    """Encodes a picture as a file; JPEG without chroma subsampling."""
     if image_format == "png":
         return _png(image)
     buffer = io.BytesIO()

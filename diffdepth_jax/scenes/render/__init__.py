@@ -1,6 +1,6 @@
-"""Pictures and exact depth of a layout, by Mitsuba 3.
+"""Renders images and exact depth of a layout with Mitsuba 3.
 
-The only package that imports mitsuba, which comes with the optional extra `render`.
+The only package that imports mitsuba, from the optional extra `render`.
 """
 
 from diffdepth_jax.scenes.render.hits import Hits, first_hits

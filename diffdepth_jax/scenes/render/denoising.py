@@ -1,4 +1,4 @@
-"""Noise of few light paths taken out of radiance."""
+"""Removes the noise of few light paths from radiance."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,10 @@ from diffdepth_jax.scenes.render.hits import Hits
 
 
 def cut(radiance: np.ndarray, albedo: np.ndarray, hits: Hits) -> np.ndarray:
-    """Radiance `[h w 3]` whose light (radiance over albedo) is cut at its brightest hundredth.
+    """Radiance `[h w 3]` with light (radiance / albedo) clipped at its brightest 1%.
 
-    Next to a lamp light is unbounded. The pool of a headlight is so much brighter than the rest of
-    the picture that the cut for even light would remove it.
+    Light is unbounded next to a lamp. A headlight's pool of light is so much brighter than the rest
+    of the image that the threshold for even light would remove it.
     """
     light = radiance / (albedo + 0.02)
     if (surface := hits.depth > 0).any():
@@ -27,19 +27,19 @@ def smoothed(
     camera: Camera,
     passes: int = 3,
 ) -> list[np.ndarray]:
-    """Noisy soft lights averaged over neighbouring pixels of the same surface.
+    """Averages noisy soft light over neighbouring pixels of the same surface.
 
-    The edge-avoiding a-trous filter (Dammertz et al., 2010): windows of 5x5 pixels, their steps
-    doubling from pass to pass. What is averaged is radiance over albedo, so textures stay; the
-    noiseless normals and positions show which neighbours lie in the same plane.
+    The edge-avoiding a-trous filter (Dammertz et al., 2010): windows of 5x5 pixels, with steps that
+    double in each pass. It averages radiance / albedo, which preserves textures; noise-free normals
+    and positions show which neighbours are in the same plane.
 
     Args:
-        radiances: `[h w 3]`, each with whether it is light from all around, so that what is far
-            brighter is noise.
+        radiances: `[h w 3]`, each with whether it is light from all directions, so that much
+            brighter pixels are noise.
         albedo: `[h w 3]`.
-        hits: of the layout; where there is none, the sky, radiance is left alone.
+        hits: hits of the layout; radiance of the sky, without hits, is unchanged.
         camera: the viewpoint.
-        passes: 3 reach 14 pixels.
+        passes: number of passes; 3 reach 14 pixels.
     """
     surface = hits.depth > 0
     if not surface.any():
@@ -51,7 +51,7 @@ def smoothed(
     lights = []
     for radiance, even in radiances:
         light: np.ndarray = (radiance / (albedo + 0.02)).astype(np.float32)
-        if even:  # fireflies (bright clouds, mirrored) would be smeared into blots
+        if even:  # fireflies (reflected bright clouds) would be smeared into blots
             light = np.minimum(light, 4 * np.median(light[surface], axis=0))
         lights.append(light)
     light = np.concatenate(lights, axis=-1)
@@ -81,10 +81,11 @@ _SPLINE = np.array([1, 4, 6, 4, 1], np.float32) / 16
 
 
 def despeckled(radiance: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Each pixel held between the third lowest and the third highest of its eight neighbours.
+    """Clamps each pixel between the third lowest and third highest of its eight neighbours.
 
-    Few paths find light focused by glass: single pixels come out far too bright or too dark. Edges
-    and highlights stay, unless they are but a pixel wide. Neighbours outside `where` do not count.
+    Few paths find light focused by glass, so single pixels are far too bright or too dark. Edges
+    and highlights are preserved unless they are only a pixel wide. Neighbours outside `where` are
+    ignored.
     """
     height, width = where.shape
     inside = np.pad(where, 1)

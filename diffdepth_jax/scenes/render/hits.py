@@ -1,4 +1,4 @@
-"""What the ray through each pixel meets: exact depth, normals and surfaces."""
+"""What the ray through each pixel hits: exact depth, normals and surfaces."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,16 +14,16 @@ from diffdepth_jax.scenes.shapes import Mesh
 
 
 class Hits(NamedTuple):
-    """What the ray through each pixel's centre meets.
+    """What the ray through each pixel centre hits.
 
     Attributes:
-        depth: `[h w]` planar depth (along the camera's axis) of the first surface, of whatever
-            kind, metres; 0 for none.
-        normal: `[h w 3]` its unit normal in the world, 0 for none.
+        depth: `[h w]` planar depth (along the camera's axis) of the first surface of any kind,
+            metres; 0 for none.
+        normal: `[h w 3]` its unit normal in world coordinates, 0 for none.
         surface: `[h w]` its index in the layout's meshes, with panels counted after them; -1 for
             none.
         behind: `[h w]` planar depth of the first surface that is not glass; 0 for none.
-        scene: what the rays met, to shoot more of them.
+        scene: the scene, for tracing more rays.
     """
 
     depth: Float[np.ndarray, "h w"]
@@ -35,7 +35,7 @@ class Hits(NamedTuple):
 
 @parts.scalar_on_one_thread()
 def first_hits(layout: Layout) -> Hits:
-    """Depth, normal and surface at each pixel's centre."""
+    """Depth, normal and surface at each pixel centre."""
     shapes = [*layout.meshes, *map(parts.panel_mesh, layout.panels)]
     whole = _joined(shapes)
     scene = parts.scene([parts.mesh(whole, None)])
@@ -77,7 +77,7 @@ def first_hits(layout: Layout) -> Hits:
 
 
 def _joined(meshes: Sequence[Mesh]) -> Mesh:
-    """One mesh of all faces, in order: far quicker to load than many."""
+    """One mesh of all faces, in order, which loads much faster than many."""
     offsets = np.cumsum([0, *[len(mesh.vertices) for mesh in meshes[:-1]]])
     return Mesh(
         np.concatenate([mesh.vertices for mesh in meshes]),
@@ -94,9 +94,9 @@ def _normals(
     surface: np.ndarray,
     corners: np.ndarray,
 ) -> np.ndarray:
-    """Unit normals `[n 3]` on faces `[n]`: of the face, or its corners' where shaded as smooth.
+    """Unit normals `[n 3]` on faces `[n]`: the face's, or interpolated if smooth-shaded.
 
-    `corners` `[n 2]` are the shares of the second and the third corner.
+    `corners` `[n 2]` are the weights of the second and third corner.
     """
     a, b, c = np.moveaxis(whole.vertices[whole.faces[face]], 1, 0)
     normal = np.cross(b - a, c - a)

@@ -1,4 +1,4 @@
-"""Things lit by panels, with glass and mirrors among them."""
+"""Scenes lit by panels, including glass and mirrors."""
 
 import mitsuba.scalar_rgb as rgb
 import numpy as np
@@ -9,9 +9,9 @@ from diffdepth_jax.scenes.render.hits import Hits
 
 
 def radiance(layout: Layout, hits: Hits, sky: dict, samples: int, seed: int) -> np.ndarray:
-    """Radiance `[h w 3]` of things lit by panels, with glass and mirrors among them.
+    """Radiance `[h w 3]` of scenes lit by panels, including glass and mirrors.
 
-    Paths of many bounces; their noise is smoothed within opaque surfaces.
+    Traces paths with many bounces; noise is smoothed within opaque surfaces.
     """
     camera = layout.camera
     surfaces = [parts.mesh(mesh, parts.bsdf(mesh.material)) for mesh in layout.meshes]
@@ -30,7 +30,7 @@ def radiance(layout: Layout, hits: Hits, sky: dict, samples: int, seed: int) -> 
 
 
 def _see_through(layout: Layout, hits: Hits) -> np.ndarray:
-    """Bool `[h w]`: pixels that show glass or a mirror, if only in a corner."""
+    """Bool `[h w]`: pixels that show glass or a mirror, even if only in a corner."""
     kinds = [mesh.material.kind != "opaque" for mesh in layout.meshes]
     middle = np.array([*kinds, *[False] * len(layout.panels), False])[hits.surface]
     either = middle.copy()
@@ -46,14 +46,14 @@ TILE = 12  # pixels
 def _in_detail(
     scene: rgb.Scene, camera: Camera, where: np.ndarray, samples: int, bounces: int, seed: int
 ) -> np.ndarray:
-    """Radiance `[n 3]` of the pixels `where`, rendered in small windows that hold them."""
+    """Radiance `[n 3]` of the pixels `where`, rendered in small windows around them."""
     radiance = np.zeros((*where.shape, 3), np.float32)
     for top in range(0, where.shape[0], TILE):
         for left in range(0, where.shape[1], TILE):
             rows, columns = np.nonzero(where[top : top + TILE, left : left + TILE])
             if len(rows) == 0:
                 continue
-            seed += 1  # the same noise in each would show
+            seed += 1  # equal noise in all windows would be visible
             height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
             down, right = top + int(rows.min()), left + int(columns.min())
             crop = (down, right, height, width)

@@ -1,4 +1,4 @@
-"""Opaque things under the sky, or lamps."""
+"""Opaque scenes lit by the sky or lamps."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,17 +17,17 @@ from diffdepth_jax.scenes.render.hits import Hits
 def radiance_and_glow(
     layout: Layout, hits: Hits, sun: dict | None, sky: dict, samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Radiance `[h w 3]` of opaque things under the sky, or lamps, and their glow `[h w 3]`.
+    """Radiance `[h w 3]` of opaque scenes lit by the sky or lamps, and their glow `[h w 3]`.
 
-    The glow is emitted light; it is not in the first. One scene, rendered by its parts.
-    Surfaces also shine faintly in their own colour, as if lit evenly: that stands for all light
-    after the first bounce, and seen directly it gives the colours. All passes share their places in
-    the pixel (a low-discrepancy sampler), so that passes can be subtracted:
+    The glow is emitted light, not included in the first. One scene is rendered in several passes.
+    Surfaces also emit faintly in their own colour, as if lit evenly: this approximates all light
+    after the first bounce, and seen directly it gives the colours. All passes use the same
+    positions within pixels (a low-discrepancy sampler), so that they can be subtracted:
 
-    - light of the sun alone, whose shadows stay sharp;
-    - light of lamps, and light of sky and surroundings, which are noisy, and smoothed within
+    - sunlight only, whose shadows stay sharp;
+    - light of lamps, and light of sky and surroundings, which are noisy and are smoothed within
       surfaces;
-    - what water on the ground mirrors, which is sharper than that;
+    - reflections in water on the ground, which are sharper;
     - the sky itself.
     """
     if samples & (samples - 1) or not samples.bit_length() % 2:
@@ -41,11 +41,11 @@ def radiance_and_glow(
 
     seen = trace({"type": "path", "max_depth": 1})
     bounced = trace({"type": "direct", "emitter_samples": 0, "bsdf_samples": 1}) - seen
-    shots = 4 if layout.lamps else 1  # each at one of the lamps, chosen at random
+    shots = 4 if layout.lamps else 1  # each at one randomly chosen lamp
     lit = np.zeros_like(seen)
     if stage.lights:
         lit = trace({"type": "direct", "emitter_samples": shots, "bsdf_samples": 0}) - seen
-        lit = lit / shots  # the integrator adds them up for lights without extent
+        lit = lit / shots  # the integrator sums them for lights without extent
     mirrored = np.zeros_like(seen)
     if any(_wet(mesh.material) for mesh in layout.meshes):
         _flood(stage, layout)
@@ -72,7 +72,7 @@ def radiance_and_glow(
 
 
 class _Stage(NamedTuple):
-    """A layout under the sky as Mitsuba has it; passes may change it for those after them."""
+    """A layout under the sky in Mitsuba; passes may modify it for later passes."""
 
     scene: rgb.Scene
     meshes: list[rgb.Mesh]
@@ -81,12 +81,12 @@ class _Stage(NamedTuple):
 
 
 def _built(layout: Layout, sun: dict | None, sky: dict, around: float) -> _Stage:
-    """The layout with matt ground, each surface shining in its own colour by `around`."""
+    """The layout with matt ground, where each surface emits its own colour scaled by `around`."""
     meshes = []
     for mesh in layout.meshes:
         shine = {
             "type": "area",
-            "sampling_weight": 0.0,  # found by rays that hit it alone
+            "sampling_weight": 0.0,  # only found by rays that hit it
             "radiance": parts.light(parts.radiance(mesh.material, around)),
         }
         matt = replace(mesh.material, gloss=0.0) if _wet(mesh.material) else mesh.material
@@ -98,12 +98,12 @@ def _built(layout: Layout, sun: dict | None, sky: dict, around: float) -> _Stage
 
 
 def _flood(stage: _Stage, layout: Layout) -> None:
-    """Leaves only what water on the ground mirrors; everything else is black.
+    """Keeps only what water on the ground reflects; everything else is black.
 
-    That is the sky, lamps, and things in their own colours. As the water is a little rough, lights
-    are drawn out towards the camera. They are small, so rays are to be sent to them, too.
+    This includes the sky, lamps, and surfaces in their own colours. As the water is slightly rough,
+    lights are stretched towards the camera. They are small, so rays must also be sent to them.
     """
-    # A black mirror, as no rays are sent from it.
+    # a black mirror, as no rays are sent from it
     black = mi.load_dict({"type": "conductor", "specular_reflectance": parts.uniform((0.0,) * 3)})
     for part, mesh in zip(stage.meshes, layout.meshes, strict=True):
         part.set_bsdf(mi.load_dict(_water(mesh.material)) if _wet(mesh.material) else black)
@@ -115,18 +115,18 @@ def _flood(stage: _Stage, layout: Layout) -> None:
 
 
 def _weigh(emitter: rgb.Emitter, weight: float) -> None:
-    """Changes how often rays are sent to a light; the scene must be notified."""
+    """Changes how often rays are sent to a light; the scene must then be notified."""
     values = mi.traverse(emitter)
     values["sampling_weight"] = weight
     values.update()
 
 
 def _shine(part: rgb.Mesh, radiance: np.ndarray) -> None:
-    """Changes what a mesh shines to `[h w 3]`, of the size that it was made with, or `[1 1 3]`."""
+    """Changes a mesh's emission to `[h w 3]`, with the size it was created with, or `[1 1 3]`."""
     values = mi.traverse(part.emitter())
     if "radiance.data" in values:
         texture = values["radiance.data"]
-        # Assignment would compare the numbers one by one.
+        # assignment would compare the numbers one by one
         texture.array.numpy()[:] = np.broadcast_to(radiance, texture.shape).ravel()
     else:
         values["radiance.value"] = mi.Color3f(radiance[0, 0].tolist())

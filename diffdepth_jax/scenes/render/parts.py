@@ -1,4 +1,4 @@
-"""Meshes, materials, lamps and cameras as Mitsuba has them, and how Mitsuba is set up."""
+"""Meshes, materials, lamps and cameras for Mitsuba, and its set-up."""
 
 import contextlib
 import functools
@@ -18,14 +18,14 @@ from diffdepth_jax.scenes.shapes import Mesh, quad
 
 @contextlib.contextmanager
 def scalar_on_one_thread() -> Iterator[None]:
-    """Mitsuba's variant `scalar_rgb` on one thread; a decorator, or for a block.
+    """Uses Mitsuba's variant `scalar_rgb` on one thread; a decorator or context manager.
 
-    Both settings are the whole process's and are put back afterwards. Where no variant was set
-    before, this one stays: Mitsuba has no way back.
+    Both settings are global in the process and are restored afterwards. If no variant was set
+    before, this one stays, as Mitsuba cannot unset it.
     """
     variant, threads = mi.variant(), drjit.thread_count()
-    mi.set_variant("scalar_rgb")  # the llvm_* variants abort where the system's LLVM is old
-    drjit.set_thread_count(1)  # the noise depends on it; frames are rendered side by side instead
+    mi.set_variant("scalar_rgb")  # the llvm_* variants abort if the system's LLVM is old
+    drjit.set_thread_count(1)  # the noise depends on it; frames are rendered in parallel instead
     try:
         yield
     finally:
@@ -35,14 +35,14 @@ def scalar_on_one_thread() -> Iterator[None]:
 
 
 def scene(parts: Sequence[dict | mi.Object]) -> rgb.Scene:
-    """A scene of plugins and objects."""
+    """A scene from plugins and objects."""
     return mi.load_dict({"type": "scene"} | {f"part{i:05d}": part for i, part in enumerate(parts)})
 
 
 def sensor(
     camera: Camera, sampler: dict, crop: tuple[int, int, int, int] | None = None
 ) -> rgb.Sensor:
-    """The camera; `crop` is (top, left, height, width) of the part of the picture to render."""
+    """The camera; `crop` is (top, left, height, width) of the part of the image to render."""
     height, width = camera.size
     top, left, rows, columns = (0, 0, height, width) if crop is None else map(int, crop)
     right, down, forward = camera.orientation.T
@@ -76,12 +76,11 @@ def sensor(
 
 
 def spot(lamp: Lamp, camera: Camera) -> dict:
-    """A lamp, chosen by paths as often as it matters to the camera."""
+    """A lamp, sampled by paths according to its importance for the camera."""
     direction = np.asarray(lamp.direction, float)
     up = [1.0, 0.0, 0.0] if abs(direction[2]) > 0.9 * np.linalg.norm(direction) else [0.0, 0.0, 1.0]
     target = np.asarray(lamp.position) + direction
-    # Paths choose among lamps; those that matter most, near the middle ground, are chosen more
-    # often.
+    # Paths sample lamps; those that matter most, near the middle ground, are sampled more often.
     distance = np.asarray(lamp.position) - camera.position - 12.0 * camera.orientation[:, 2]
     return {
         "type": "spot",
@@ -105,7 +104,7 @@ def panel(panel: Panel) -> rgb.Mesh:
 
 
 def mesh(mesh: Mesh, bsdf: dict | None, emitter: dict | None = None) -> rgb.Mesh:
-    """A mesh that scatters light by `bsdf` and emits that of `emitter`."""
+    """A mesh that scatters light with `bsdf` and emits that of `emitter`."""
     properties = mi.Properties()
     if bsdf is not None:
         properties["mesh_bsdf"] = mi.load_dict(bsdf)
@@ -123,7 +122,7 @@ def mesh(mesh: Mesh, bsdf: dict | None, emitter: dict | None = None) -> rgb.Mesh
     given = {
         "vertex_positions": mesh.vertices,
         "faces": mesh.faces,
-        "vertex_texcoords": mesh.uvs * np.array([1.0, -1.0]),  # Mitsuba's v runs down the picture
+        "vertex_texcoords": mesh.uvs * np.array([1.0, -1.0]),  # Mitsuba's v runs downwards
     }
     if mesh.normals is not None:
         given["vertex_normals"] = mesh.normals
@@ -140,18 +139,18 @@ def uniform(colour: Sequence[float]) -> dict:
 
 
 def constant(radiance: Sequence[float]) -> dict:
-    """Light of one linear RGB radiance from all directions."""
+    """Light with uniform linear RGB radiance from all directions."""
     return {"type": "constant", "radiance": uniform(radiance)}
 
 
 def _linear(texture: np.ndarray) -> np.ndarray:
-    """Linear RGB float32 of uint8 sRGB."""
+    """Converts uint8 sRGB to linear RGB float32."""
     return _linear_of_bytes()[texture]
 
 
 @functools.cache
 def _linear_of_bytes() -> np.ndarray:
-    """`[256]` float32, by Mitsuba's own conversion."""
+    """`[256]` float32, from Mitsuba's own conversion."""
     every = np.arange(256, dtype=np.uint8).reshape(1, 256, 1).repeat(3, axis=2)
     to = mi.Bitmap.PixelFormat.RGB, mi.Struct.Type.Float32, False
     return np.array(mi.Bitmap(every).convert(*to))[0, :, 0]
@@ -159,13 +158,13 @@ def _linear_of_bytes() -> np.ndarray:
 
 def texture(texture: np.ndarray) -> dict:
     """Reflectance from uint8 sRGB `[h w 3]`."""
-    if (texture == texture[:1, :1]).all():  # a single number is faster to look up
+    if (texture == texture[:1, :1]).all():  # a uniform value is faster to look up
         return uniform(_linear(texture[:1, :1])[0, 0])
     return _bitmap(mi.Bitmap(texture), raw=False)
 
 
 def emitted(material: Material) -> np.ndarray:
-    """Light that a surface emits itself, `[h w 3]`."""
+    """Light emitted by a surface, `[h w 3]`."""
     if material.emission is None:
         return np.zeros((1, 1, 3), np.float32)
     return np.float32(material.radiance) * _linear(material.emission)

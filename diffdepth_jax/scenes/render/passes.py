@@ -1,4 +1,4 @@
-"""Passes of the renderer over a scene."""
+"""Rendering passes over a scene."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from diffdepth_jax.scenes.render import parts
 def render_pass(
     scene: rgb.Scene, camera: Camera, integrator: dict, samples: int, seed: int
 ) -> np.ndarray:
-    """Radiance `[h w 3]` by an integrator, at the same places in the pixel for all of them."""
+    """Radiance `[h w 3]` from an integrator, at the same positions within pixels for all."""
     sensor = parts.sensor(camera, {"type": "ldsampler", "sample_count": samples})
     return _rendered(scene, sensor, mi.load_dict(integrator), seed)
 
@@ -26,7 +26,7 @@ def traced(
     seed: int,
     crop: tuple[int, int, int, int] | None = None,
 ) -> np.ndarray:
-    """Radiance `[h w 3]` along paths of up to `bounces` bounces; `crop` as for `parts.sensor`."""
+    """Radiance `[h w 3]` along paths with up to `bounces` bounces; `crop` as in `parts.sensor`."""
     path = mi.load_dict({"type": "path", "max_depth": bounces, "rr_depth": 4})
     sampler = {"type": "independent", "sample_count": samples}
     sensor = parts.sensor(camera, sampler, crop)
@@ -40,7 +40,7 @@ def _rendered(
 
 
 def glow(layout: Layout, samples: int, seed: int) -> np.ndarray:
-    """Radiance `[h w 3]` of what shines by itself, everything else being black."""
+    """Radiance `[h w 3]` of emitting surfaces; everything else is black."""
     if all(mesh.material.emission is None for mesh in layout.meshes):
         return np.zeros((*layout.camera.size, 3), np.float32)
     emitted = [parts.light(parts.emitted(mesh.material)) for mesh in layout.meshes]
@@ -49,7 +49,7 @@ def glow(layout: Layout, samples: int, seed: int) -> np.ndarray:
 
 
 def shining(layout: Layout, radiances: Sequence[dict], background: float) -> rgb.Scene:
-    """The meshes, each shining in its radiance, panels and sky in that of `background`."""
+    """The meshes, each emitting its radiance, and panels and sky that of `background`."""
     even = parts.uniform((background,) * 3)
     panels = map(parts.panel_mesh, layout.panels)
     shapes = [parts.mesh(mesh, None, {"type": "area", "radiance": even}) for mesh in panels]

@@ -21,16 +21,16 @@ def render(
     Args:
         layout: what to render.
         samples: light paths per pixel: 4, 16, 64 ... for layouts without panels, glass and mirrors.
-            Pixels that show glass or mirrors, where light and colour cannot be separated, get 8
+            Pixels that show glass or mirrors, where light and colour cannot be separated, use 8
             times as many.
-        seed: of the light paths; equal seeds give equal bytes.
-        hits: `first_hits(layout)`, if known already: conditions of one scene have the same.
+        seed: seed of the light paths; equal seeds give equal bytes.
+        hits: `first_hits(layout)`, if already known; equal for all conditions of a scene.
 
     Returns:
         uint8 `[h w 3]`.
 
     Raises:
-        ValueError: if `samples` does not suit the layout.
+        ValueError: if `samples` is not valid for the layout.
     """
     camera, view = layout.camera, layout.weather
     hits = first_hits(layout) if hits is None else hits
@@ -51,9 +51,9 @@ def render(
 
 
 def _transmittance(camera: Camera, hits: Hits, extinction: float) -> Float[np.ndarray, "h w"]:
-    """Share of light that gets through air of `extinction` (1/m): exp(-extinction * distance).
+    """Transmittance of air with `extinction` (1/m): exp(-extinction * distance).
 
-    At the outlines of things, where a pixel's rays end at different distances, the mean of four.
+    At object outlines, where a pixel's rays end at different distances, the mean of four rays.
     """
     rays = camera.rays()
     distance = hits.depth * np.linalg.norm(rays, axis=-1)

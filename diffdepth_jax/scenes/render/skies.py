@@ -10,13 +10,13 @@ from diffdepth_jax.scenes.render import parts
 
 
 def sun_and_sky(sky: Sky) -> tuple[dict | None, dict]:
-    """Sun and sky as lights of Mitsuba.
+    """Sun and sky as Mitsuba lights.
 
     The sun is a directional light, or None if clouds hide it; sky, clouds and lit ground are an
     environment map.
 
-    Sun and clear sky are Mitsuba's own `sunsky` (Hosek and Wilkie's model). Baked into a map they
-    render several times faster, and clouds can be painted.
+    Sun and clear sky are from Mitsuba's `sunsky` (Hosek and Wilkie's model). Baked into a map, they
+    render several times faster, and clouds can be added.
     """
     to_sun = sky.to_sun
     interaction = mi.SurfaceInteraction3f()
@@ -30,7 +30,7 @@ def sun_and_sky(sky: Sky) -> tuple[dict | None, dict]:
     dome = _upsampled(
         np.array([[radiance(clear_sky, d) for d in row] for row in _directions(16, 64)])
     )
-    disc = 2 * np.pi * (1 - np.cos(np.radians(0.5358 / 2)))  # sr; the aperture of `sunsky`
+    disc = 2 * np.pi * (1 - np.cos(np.radians(0.5358 / 2)))  # sr; the sun's solid angle in `sunsky`
     sun = (radiance(with_sun, to_sun) - radiance(clear_sky, to_sun)) * disc
 
     directions = _directions(*dome.shape[:2])
@@ -62,7 +62,7 @@ def sun_and_sky(sky: Sky) -> tuple[dict | None, dict]:
 
 
 def _upsampled(coarse: np.ndarray, factor: int = 8) -> np.ndarray:
-    """A smooth map `[h w 3]` of the upper half, `factor` times finer in both ways."""
+    """Upsamples a smooth map `[h w 3]` of the upper half by `factor` in both directions."""
     height, width = coarse.shape[:2]
     row = np.clip((np.arange(height * factor) + 0.5) / factor - 0.5, 0, height - 1)
     column = (np.arange(width * factor) + 0.5) / factor - 0.5
@@ -75,7 +75,7 @@ def _upsampled(coarse: np.ndarray, factor: int = 8) -> np.ndarray:
 
 
 def _directions(height: int, width: int) -> np.ndarray:
-    """`[h w 3]` unit directions of a map of the upper half: zenith first, azimuth 0 ahead."""
+    """`[h w 3]` unit directions of a map of the upper half: zenith first, azimuth 0 is ahead."""
     polar = (np.arange(height) + 0.5) / height * np.pi / 2
     azimuth = (np.arange(width) + 0.5) / width * 2 * np.pi
     polar, azimuth = np.meshgrid(polar, azimuth, indexing="ij")
@@ -84,7 +84,7 @@ def _directions(height: int, width: int) -> np.ndarray:
 
 
 def _clouds(sky: Sky, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cover and thickness of the clouds, `[h w]` in [0, 1], on a flat layer seen in perspective."""
+    """Coverage and thickness of clouds, `[h w]` in [0, 1], on a flat layer in perspective."""
     size = 512
     rng = np.random.default_rng(sky.cloud_seed)
     field = materials.noise(rng, size, size, slope=1.9, finest=0.25)
@@ -96,7 +96,7 @@ def _clouds(sky: Sky, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def airlight(layout: Layout, sky: dict) -> np.ndarray:
-    """Radiance `[3]` of endless air: that of the sky at the horizon (Koschmieder, 1924)."""
+    """Airlight radiance `[3]`: that of the sky at the horizon (Koschmieder, 1924)."""
     if layout.sky is None:
         return np.asarray(layout.ambient)
     globe = np.array(sky["bitmap"])
@@ -105,7 +105,7 @@ def airlight(layout: Layout, sky: dict) -> np.ndarray:
 
 
 def mean_radiance(layout: Layout, sun: dict | None, sky: dict) -> float:
-    """Radiance of a white surface under the mean of the light, shadows taken into account."""
+    """Radiance of a white surface under average light, accounting for shadows."""
     if layout.sky is None:
         return float(np.mean(layout.ambient)) + 0.01
     upper = np.array(sky["bitmap"])

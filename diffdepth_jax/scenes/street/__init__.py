@@ -1,6 +1,6 @@
 """Procedural streets and their conditions.
 
-A layout is drawn from a generator alone, so one seed gives one street.
+A layout only depends on the random generator, so a seed always gives the same street.
 """
 
 from diffdepth_jax.scenes.street.conditions import CONDITIONS

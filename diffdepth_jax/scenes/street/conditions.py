@@ -1,8 +1,8 @@
-"""Adverse conditions of a street: the same geometry and camera under other light and weather.
+"""Adverse conditions of a street: the same geometry and camera with other light and weather.
 
-A condition is a function `(layout, rng) -> layout`. It changes materials by their role, light and
-weather; it may append meshes that lie on existing ones, and leaves camera and geometry alone, so
-depth stays that of the clear scene.
+A condition is a function `(layout, rng) -> layout`. It changes materials by role, light and
+weather, and may append meshes that lie on existing ones. Camera and geometry stay the same, so
+depth equals that of the clear scene.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +24,10 @@ def clear(layout: Layout, rng: np.random.Generator) -> Layout:
 
 
 def fog(layout: Layout, rng: np.random.Generator) -> Layout:
-    """Fog of 25 to 200 m sight under a grey sky, lights switched on.
+    """Fog with 25 to 200 m visibility under a grey sky, with lights switched on.
 
-    Sight is the meteorological optical range, where contrast falls to 5% (WMO, guide no. 8):
-    extinction = ln 20 / sight.
+    Visibility is the meteorological optical range, at which contrast falls to 5% (WMO, guide no.
+    8): extinction = ln 20 / visibility.
     """
     sight = np.exp(rng.uniform(np.log(25), np.log(200)))
     weather = Weather(
@@ -37,7 +37,7 @@ def fog(layout: Layout, rng: np.random.Generator) -> Layout:
 
 
 def rain(layout: Layout, rng: np.random.Generator) -> Layout:
-    """Rain: a dark sky, wet ground that mirrors, streaks, drops on the lens, lights switched on."""
+    """Rain: a dark sky, wet reflecting ground, streaks, drops on the lens, lights switched on."""
     amount = rng.uniform(0.6, 1.0)
     wet = dict.fromkeys(GROUND, _wet)
     weather = Weather(
@@ -49,7 +49,7 @@ def rain(layout: Layout, rng: np.random.Generator) -> Layout:
 
 
 def snow(layout: Layout, rng: np.random.Generator) -> Layout:
-    """Snow on everything that faces up, wheel tracks on the road, flakes, a white sky."""
+    """Snow on surfaces facing up, wheel tracks on the road, flakes, and a white sky."""
     weather = Weather(
         extinction=rng.uniform(0.004, 0.012), snow=rng.uniform(0.5, 1.0),
         key=rng.uniform(0.40, 0.55), seed=_seed(rng),
@@ -72,7 +72,7 @@ def snow(layout: Layout, rng: np.random.Generator) -> Layout:
 
 
 def glare(layout: Layout, rng: np.random.Generator) -> Layout:
-    """A low sun in view: long shadows towards the camera and a veil of light."""
+    """A low sun in view: long shadows towards the camera, and veiling glare."""
     sun = _low_sun(layout, rng)
     weather = Weather(glare=rng.uniform(0.7, 1.1), key=rng.uniform(0.16, 0.22), seed=_seed(rng))
     return replace(layout, sky=sun, weather=weather)
@@ -132,7 +132,7 @@ def _repainted(
     changes: Mapping[str, Callable[[Material, np.random.Generator], Material]],
     rng: np.random.Generator,
 ) -> Layout:
-    """Materials of the named roles changed; one material stays one."""
+    """Changes materials with the given roles; shared materials stay shared."""
     done: dict[int, Material] = {}
     meshes = []
     for mesh in layout.meshes:
@@ -146,7 +146,7 @@ def _repainted(
 
 
 def _wet(material: Material, rng: np.random.Generator) -> Material:
-    """Darker, as water fills the pores (albedo about halved), and shining."""
+    """Darker, as water fills the pores (albedo about halved), and glossy."""
     linear = (material.texture / 255.0) ** 2.2 * rng.uniform(0.4, 0.55)
     return replace(material, texture=to_bytes(linear ** (1 / 2.2)), gloss=rng.uniform(0.90, 0.98))
 
@@ -171,7 +171,7 @@ _NEVER_SNOWED = (
 
 
 def _snowed_road(material: Material, rng: np.random.Generator) -> Material:
-    """Snow over the road, thin and dirty where wheels ran."""
+    """Snow on the road, thin and dirty in the wheel tracks."""
     rows, columns = material.texture.shape[:2]
     across = np.arange(columns) / surfaces.ROAD_PIXELS  # metres
     track = np.cos(2 * np.pi * (across - rng.uniform(0, 0.4)) / 1.65)  # two in a lane of 3.3 m
@@ -184,7 +184,7 @@ def _snowed_road(material: Material, rng: np.random.Generator) -> Material:
 
 
 def _wintry(material: Material, rng: np.random.Generator) -> Material:
-    """Leaves turned brown and dull."""
+    """Brown, dull leaves."""
     del rng
     grey = material.texture.mean(axis=-1, keepdims=True)
     brown = grey * np.array([1.0, 0.88, 0.72]) * 0.8
@@ -207,7 +207,7 @@ def _shine(colour: np.ndarray, radiance: float) -> Callable:
 
 
 def _with_lights_on(layout: Layout, beam: float) -> Layout:
-    """Lights of moving cars and traffic lights shining; radiance of the headlights `beam`."""
+    """Switches on traffic lights and lights of moving cars; headlights have radiance `beam`."""
 
     def signal(material: Material, rng: np.random.Generator) -> Material:
         bright = material.texture.max() > 120  # only one of the three is lit
@@ -229,7 +229,7 @@ def _with_lights_on(layout: Layout, beam: float) -> Layout:
 
 
 def _lit_windows(rng: np.random.Generator, material: Material, share: float) -> Material:
-    """Lamps burning behind a random share of the sheet's windows."""
+    """Lights behind a random fraction of the atlas's windows."""
     size = material.texture.shape[0] // surfaces.ATLAS
     emission = np.zeros_like(material.texture)
     for index in range(surfaces.ATLAS**2):
@@ -247,7 +247,7 @@ def _lit_windows(rng: np.random.Generator, material: Material, share: float) -> 
 
 
 def _lit_shops(material: Material, rng: np.random.Generator) -> Material:
-    """Shop windows (the lower half of the sheet of doors) lit from inside."""
+    """Shop windows (the lower half of the atlas of doors) lit from inside."""
     half = material.texture.shape[0] // 2
     emission = np.zeros_like(material.texture)
     goods = material.texture[half:] / 255.0
@@ -256,7 +256,7 @@ def _lit_shops(material: Material, rng: np.random.Generator) -> Material:
 
 
 def _quads(layout: Layout, role: str) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and unit normals, each `[n 3]`, of the four-cornered faces of a role."""
+    """Centres and unit normals, each `[n 3]`, of the quadrilaterals with a role."""
     centres, normals = [np.zeros((0, 3))], [np.zeros((0, 3))]
     for mesh in layout.meshes:
         if mesh.material.role == role:
@@ -266,12 +266,12 @@ def _quads(layout: Layout, role: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ahead(camera: Camera, points: np.ndarray) -> np.ndarray:
-    """Metres in front of the camera, `[n]`."""
+    """Distance in front of the camera in metres, `[n]`."""
     return (points - camera.position) @ camera.orientation[:, 2]
 
 
 def _lamps(layout: Layout, rng: np.random.Generator, most: int = 8) -> list[Lamp]:
-    """The nearest street lamps, shining down."""
+    """The nearest street lamps, pointing down."""
     centres, normals = _quads(layout, "lamp")
     centres = centres[normals[:, 2] < -0.9]
     ahead = _ahead(layout.camera, centres)
@@ -293,7 +293,7 @@ def _lamps(layout: Layout, rng: np.random.Generator, most: int = 8) -> list[Lamp
 
 def _own_headlights(camera: Camera) -> list[Lamp]:
     """Dipped headlights of the car that carries the camera, 0.65 m above the road."""
-    vehicle = camera.orientation @ camera.mount.T  # the level vehicle's axes in the world
+    vehicle = camera.orientation @ camera.mount.T  # the level vehicle's axes in world coordinates
     height = 1.0
     return [
         Lamp(
@@ -325,7 +325,7 @@ def _others_headlights(layout: Layout, most: int = 6) -> list[Lamp]:
 
 
 def _low_sun(layout: Layout, rng: np.random.Generator, tries: int = 24) -> Sky:
-    """A sun in the picture, in front of open sky if one is found."""
+    """A sun within the image, in front of open sky if possible."""
     camera = layout.camera
     height, width = camera.size
     sun = None
@@ -345,7 +345,7 @@ def _low_sun(layout: Layout, rng: np.random.Generator, tries: int = 24) -> Sky:
         )
         if not shapes.blocked(layout.meshes, camera.position, toward):
             break
-    if sun is None:  # the camera looks down or the road climbs: above the picture
+    if sun is None:  # the camera looks down or the road climbs: above the image
         forward = camera.orientation[:, 2]
         sun = Sky(np.radians(12.0), float(np.arctan2(forward[0], forward[1])), 3.0, 0.1, _seed(rng))
     return sun

@@ -1,6 +1,7 @@
-"""Pedestrians, and what stands at a kerb: lamps, signs, bins, fences.
+"""Pedestrians, and street furniture: lamps, signs, bins, fences.
 
-A thing is a list of meshes in its own axes: origin on the ground, x right, y forward, z up, metres.
+An object is a list of meshes in its own axes: origin on the ground, x right, y forward, z up,
+metres.
 """
 
 import numpy as np
@@ -58,7 +59,7 @@ def lamp_post(rng: np.random.Generator, palette: Palette, height: float) -> list
 def _plate(
     outline: np.ndarray, center: tuple[float, float, float], index: int, palette: Palette
 ) -> list[Mesh]:
-    """A flat sign facing -y: picture `index` on an `outline` `[k 2]` in metres (right, up)."""
+    """A flat sign facing -y: image `index` on an `outline` `[k 2]` in metres (right, up)."""
     u0, v0, u1, v1 = surfaces.atlas_uv(index)
     extent = np.abs(outline).max()
     unit = outline / extent
@@ -115,7 +116,7 @@ def traffic_light(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
 
 
 def bin_or_box(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
-    """A litter bin, a switch cabinet or a bench."""
+    """A litter bin, a utility cabinet or a bench."""
     kind = rng.integers(3)
     colour = materials.plain("metal", materials.muted(rng, 0.15, 0.6), gloss=0.2)
     if kind == 0:

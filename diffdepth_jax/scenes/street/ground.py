@@ -1,4 +1,4 @@
-"""Road, kerbs, pavements and the land beside them."""
+"""Road, kerbs, pavements and the land next to them."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from diffdepth_jax.scenes.street.plan import KERB, Plan
 
 
 def ground(rng: np.random.Generator, plan: Plan, grass: Material, paving: Material) -> list[Mesh]:
-    """Road, kerbs, pavements and the land at both sides."""
+    """Road, kerbs, pavements and the land on both sides."""
     line, lanes, lane_width = plan.line, plan.lanes, plan.lane_width
     edges, pavement, setbacks = plan.edges, plan.pavement, plan.setbacks
     width = edges[0] + edges[1]
@@ -52,7 +52,7 @@ def ground(rng: np.random.Generator, plan: Plan, grass: Material, paving: Materi
                 meshes.append(
                     line.strip((-t1, -t0), (z1, z0), material, (0, (t1 - t0) / repeat), repeat)
                 )
-    # A plain just below everything else, so that the land does not end in mid-air.
+    # A plane just below everything else, so that the land does not end in mid-air.
     low = min(float(mesh.vertices[:, 2].min()) for mesh in meshes) - 0.6
     reach = 700.0
     corners = [
@@ -66,7 +66,7 @@ def ground(rng: np.random.Generator, plan: Plan, grass: Material, paving: Materi
 
 
 def side_road(rng: np.random.Generator, plan: Plan, s: float, side: int) -> list[Mesh]:
-    """A road that joins at `s`, perhaps with a car that waits to come out."""
+    """A side road that joins at `s`, possibly with a waiting car."""
     line, edge, sign = plan.line, plan.edges[side], (-1, 1)[side]
     width = rng.uniform(5.5, 7.0)
     asphalt = surfaces.road(rng, width, [(width / 2, "dashed")], brightness=rng.uniform(0.28, 0.44))
@@ -76,7 +76,7 @@ def side_road(rng: np.random.Generator, plan: Plan, s: float, side: int) -> list
     far = line.point(s + width / 2, sign * out, height)
     left, right = (far, near) if sign > 0 else (near, far)
     meshes = [shapes.ribbon(right, left, asphalt, np.array([0, 1]), out / 12.0)]
-    if rng.random() < 0.5:  # a car waits to come out
+    if rng.random() < 0.5:  # a waiting car
         waiting = vehicles.car(rng, plan.palette)
         own_lane, t = s + sign * width / 4, sign * (edge + 3.4)
         meshes += line.put(waiting, own_lane, t, KERB, sign * np.pi / 2)
@@ -84,7 +84,7 @@ def side_road(rng: np.random.Generator, plan: Plan, s: float, side: int) -> list
 
 
 def zebra(plan: Plan, s: float) -> list[Mesh]:
-    """A zebra crossing that begins at `s`."""
+    """A zebra crossing starting at `s`."""
     line = plan.line
     white = materials.plain("marking", (0.86, 0.86, 0.84))
     meshes = []

@@ -11,12 +11,12 @@ from diffdepth_jax.scenes.street.plan import STYLES, CentreLine, Plan, sway
 
 
 def street(rng: np.random.Generator, size: tuple[int, int], focal: float) -> Layout:
-    """A random street seen from a car on it.
+    """A random street, seen from a car.
 
     Args:
-        rng: decides everything; equal generators give equal layouts.
-        size: (height, width) of the picture in pixels.
-        focal: focal length over the picture's width.
+        rng: determines everything; equal generators give equal layouts.
+        size: (height, width) of the image in pixels.
+        focal: focal length relative to the image width.
     """
     name = str(rng.choice(list(STYLES), p=[0.25, 0.14, 0.21, 0.14, 0.16, 0.10]))
     style = STYLES[name]

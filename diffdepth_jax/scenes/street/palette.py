@@ -1,4 +1,4 @@
-"""The materials that everything in one street is made of."""
+"""The materials shared by everything in a street."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from diffdepth_jax.scenes.street import surfaces
 
 @dataclass(frozen=True, eq=False)
 class Palette:
-    """Materials that all things of one layout share."""
+    """Materials shared by all objects of a layout."""
 
     rubber: Material
     dark: Material
@@ -66,5 +66,5 @@ def palette(rng: np.random.Generator) -> Palette:
 
 
 def one_of(rng: np.random.Generator, choices: tuple[Material, ...]) -> Material:
-    """A material drawn from several."""
+    """A random choice of several materials."""
     return choices[rng.integers(len(choices))]

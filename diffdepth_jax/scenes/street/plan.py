@@ -1,7 +1,7 @@
-"""What is drawn first of a street: its style, its centre line, its lanes.
+"""The plan of a street: its style, centre line and lanes.
 
-A street follows a curved and hilly centre line. Things are placed at (s, t): metres along it and to
-the right of it.
+A street follows a curved and hilly centre line. Objects are placed at (s, t): metres along it and
+to its right.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from diffdepth_jax.scenes.street.palette import Palette
 
 @dataclass(frozen=True)
 class Style:
-    """How a kind of street is built; pairs are ranges to draw from."""
+    """Parameters of a kind of street; pairs are ranges to sample from."""
 
     lanes: tuple[int, ...]
     lane_width: tuple[float, float]
@@ -30,10 +30,10 @@ class Style:
     house_gap: tuple[float, float]
     trees: float  # trees per 10 m at the kerb
     garden: float  # plants per 10 m behind the pavement
-    fence: float  # probability of a fence, hedge or wall on a side
+    fence: float  # probability of a fence, hedge or wall per side
     people: float  # pedestrians per 10 m and side
     traffic: float  # vehicles per 10 m and lane
-    bend: float  # highest curvature, 1/m
+    bend: float  # maximum curvature, 1/m
     hills: float  # height of hills, m
 
 
@@ -64,15 +64,15 @@ STYLES: dict[str, Style] = {
     ),
 }  # fmt: skip
 
-START, END, STEP = -16.0, 220.0, 2.0  # the modelled part of the street, metres from the camera
+START, END, STEP = -16.0, 220.0, 2.0  # extent of the modelled street, metres from the camera
 
 
 class CentreLine:
-    """The centre line, and placing things along it."""
+    """The centre line, and placement of objects along it."""
 
     def __init__(self, rng: np.random.Generator, style: Style):
         s = np.arange(START, END + STEP, STEP)
-        # Straight near the camera as often as not; the bend sets in somewhere ahead.
+        # Straight near the camera in half of the cases; the bend starts somewhere ahead.
         onset, length = rng.uniform(-10, 50), rng.uniform(20, 80)
         bend = style.bend * rng.uniform(-1, 1) * (rng.random() < 0.75)
         curvature = bend / (1 + np.exp(-(s - onset) / 6)) / (1 + np.exp((s - onset - length) / 6))
@@ -85,15 +85,15 @@ class CentreLine:
         hill = style.hills * rng.uniform(0.2, 1.0) * np.sin(2 * np.pi * s / period + phase)
         z = hill + rng.uniform(-0.03, 0.03) * s
         self._s, self._x, self._y, self._z = s, x - x[zero], y - y[zero], z - z[zero]
-        # Rise of the land behind the houses, on the left and on the right.
+        # Rise of the land behind the houses on the left and right.
         self.slopes = rng.normal(0, 0.05, size=2) * style.hills / 2
 
     def heading(self, s: ArrayLike) -> np.ndarray:
-        """Direction at `s`, radians; 0 is that at the camera, positive turns left."""
+        """Direction at `s`, radians; 0 at the camera, positive to the left."""
         return np.interp(np.asarray(s, float), self._s, self._heading)
 
     def grade(self, s: float) -> float:
-        """Angle of climb at `s`, radians."""
+        """Slope angle at `s`, radians."""
         rise = np.interp(s + 1.0, self._s, self._z) - np.interp(s - 1.0, self._s, self._z)
         return float(np.arctan2(rise, 2.0))
 
@@ -120,7 +120,8 @@ class CentreLine:
         *,
         tilt: bool = False,
     ) -> list[Mesh]:
-        """Things moved to (s, t, z), turned by `yaw` from the street; `tilt` follows its grade."""
+        """Moves objects to (s, t, z), rotated by `yaw` from the street; `tilt` follows its
+        slope."""
         turn = shapes.rotation(yaw=float(self.heading(s)))
         if tilt:
             turn = turn @ shapes.rotation(pitch=self.grade(s))
@@ -134,7 +135,7 @@ class CentreLine:
         u: tuple[float, float],
         repeat: float,
     ) -> Mesh:
-        """A band along the street from t[0] on the left to t[1] on the right."""
+        """A strip along the street from t[0] on the left to t[1] on the right."""
         s = np.arange(START, END + STEP, STEP)
         left, right = self.point(s, t[0], z[0]), self.point(s, t[1], z[1])
         return shapes.ribbon(right, left, material, np.asarray(u), s / repeat)
@@ -142,12 +143,12 @@ class CentreLine:
 
 KERB = 0.13  # height of the pavement above the road, metres
 
-BAY = 2.1  # width of a strip of parked cars, metres
+BAY = 2.1  # width of a parking strip, metres
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What was drawn for a street; pairs are (left, right), sides are 0 and 1."""
+    """The sampled plan of a street; pairs are (left, right), sides are 0 and 1."""
 
     name: str
     style: Style
@@ -162,16 +163,16 @@ class Plan:
 
     @property
     def half(self) -> float:
-        """From the centre line to where parked cars begin."""
+        """Distance from the centre line to the parked cars."""
         return self.lanes * self.lane_width / 2 + 0.2
 
     @property
     def edges(self) -> tuple[float, float]:
-        """From the centre line to the kerbs."""
+        """Distance from the centre line to the kerbs."""
         return self.half + BAY * self.bays[0], self.half + BAY * self.bays[1]
 
     def lane(self, index: int) -> float:
-        """The middle of a lane, counted from the left."""
+        """The centre of a lane, counted from the left."""
         return (index + 0.5 - self.lanes / 2) * self.lane_width
 
     def crossed(self, s: float, side: int, margin: float = 4.5) -> bool:
@@ -182,11 +183,11 @@ class Plan:
 
 
 def along(rng: np.random.Generator, per_ten_metres: float, first: float, last: float) -> np.ndarray:
-    """Random places along the street at the given density, nearest first."""
+    """Random positions along the street with the given density, nearest first."""
     count = rng.poisson(per_ten_metres * (last - first) / 10)
     return np.sort(rng.uniform(first, last, size=count))
 
 
 def sway(rng: np.random.Generator, spread: float) -> float:
-    """Metres off the middle of a lane, less than what keeps vehicles in their lanes apart."""
+    """Offset from a lane's centre in metres, small enough to keep vehicles in their lanes apart."""
     return float(np.clip(rng.normal(0, spread), -0.3, 0.3))

@@ -1,6 +1,7 @@
 """Trees, hedges and bushes.
 
-A thing is a list of meshes in its own axes: origin on the ground, x right, y forward, z up, metres.
+An object is a list of meshes in its own axes: origin on the ground, x right, y forward, z up,
+metres.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from diffdepth_jax.scenes.street.palette import Palette, one_of
 
 
 def tree(rng: np.random.Generator, palette: Palette, size: float = 1.0) -> list[Mesh]:
-    """A broad-leaved tree 5 to 11 m high (times `size`)."""
+    """A deciduous tree, 5 to 11 m high (times `size`)."""
     height = rng.uniform(5.0, 11.0) * size
     clear = height * rng.uniform(0.22, 0.36)  # trunk below the crown
     spread = height * rng.uniform(0.2, 0.36)
@@ -78,7 +79,7 @@ def hedge(rng: np.random.Generator, palette: Palette, length: float, height: flo
 
 
 def bush(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
-    """A round bush of a few clumps."""
+    """A round bush made of a few clumps."""
     leaves = one_of(rng, palette.foliage)
     size = rng.uniform(0.4, 1.1)
     return [

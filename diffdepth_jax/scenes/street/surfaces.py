@@ -20,12 +20,15 @@ def road(
     repeat: float = 12.0,
     brightness: float = 0.33,
 ) -> Material:
-    """Asphalt across the road's width and along `repeat` metres (seamless lengthwise).
+    """Asphalt across the road's width, tiling seamlessly every `repeat` metres along it.
 
-    `lines` are (metres from the left edge, "solid" | "dashed" | "yellow"): 12 cm wide markings,
-    dashes 4 m in every 12.
+    `lines` are (metres from the left edge, "solid" | "dashed" | "yellow"): markings 12 cm wide,
+    with 4 m dashes every 12 m.
     """
-    rows, columns = 384, 32 * round(ROAD_PIXELS * width / 32)  # a size that the FFT likes
+    rows, columns = (
+        384,
+        32 * round(ROAD_PIXELS * width / 32),
+    )  # a size that is efficient for the FFT
     tint = np.array([1.0, 0.99, 0.96]) if rng.random() < 0.5 else np.array([0.97, 0.99, 1.02])
     image = mottled(rng, (rows, columns), brightness * tint, 0.04, 0.4)
     image *= 1 + 0.07 * noise(rng, rows, columns, slope=1.6)[..., None]
@@ -78,7 +81,7 @@ def grass(rng: np.random.Generator) -> Material:
 
 
 def foliage(rng: np.random.Generator, colour: Colour | None = None) -> Material:
-    """Leaves from afar: light and dark clusters; seamless."""
+    """Distant leaves: light and dark clusters; seamless."""
     if colour is None:
         colour = [
             (0.27, 0.39, 0.15),
@@ -111,11 +114,11 @@ def roof(rng: np.random.Generator) -> Material:
     return Material("roof", to_bytes(image))
 
 
-ATLAS = 4  # windows and signs are painted on sheets of ATLAS x ATLAS pictures
+ATLAS = 4  # windows and signs are in atlases of ATLAS x ATLAS images
 
 
 def atlas_uv(index: int) -> tuple[float, float, float, float]:
-    """(u0, v0, u1, v1) of one picture on an ATLAS x ATLAS sheet, counted from the top left."""
+    """(u0, v0, u1, v1) of one image in an ATLAS x ATLAS atlas, counted from the top left."""
     row, column = divmod(index % ATLAS**2, ATLAS)
     inset = 0.004
     return (
@@ -127,7 +130,7 @@ def atlas_uv(index: int) -> tuple[float, float, float, float]:
 
 
 def windows(rng: np.random.Generator) -> Material:
-    """A sheet of ATLAS**2 windows in one style of frame: panes, curtains, blinds, dark rooms."""
+    """An atlas of ATLAS**2 windows with one frame style: panes, curtains, blinds, dark rooms."""
     size = 48
     frame = [(0.92, 0.92, 0.90), (0.35, 0.25, 0.18), (0.25, 0.27, 0.30), (0.80, 0.76, 0.66)][
         rng.integers(4)
@@ -135,7 +138,7 @@ def windows(rng: np.random.Generator) -> Material:
     columns, rows = [(2, 1), (1, 1), (2, 2), (2, 3), (1, 2)][rng.integers(5)]
     sheet = np.zeros((ATLAS * size, ATLAS * size, 3))
     for index in range(ATLAS**2):
-        # Glass shows a dark room, lighter where the sky is mirrored.
+        # Glass shows a dark room, lighter where it reflects the sky.
         down = np.linspace(0, 1, size)[:, None, None]
         glass = np.array([0.16, 0.19, 0.23]) * rng.uniform(0.7, 1.5)
         sky = np.array([0.45, 0.53, 0.62]) * rng.uniform(0.5, 1.1)
@@ -166,7 +169,7 @@ def windows(rng: np.random.Generator) -> Material:
 
 
 def doors(rng: np.random.Generator) -> Material:
-    """A sheet of ATLAS**2: a row of house doors, one of garage doors, two of shop windows."""
+    """An atlas of ATLAS**2: a row of house doors, one of garage doors, two of shop windows."""
     size = 64
     sheet = np.zeros((ATLAS * size, ATLAS * size, 3))
     for index in range(ATLAS**2):
@@ -196,7 +199,7 @@ def doors(rng: np.random.Generator) -> Material:
 
 
 def signs() -> Material:
-    """A sheet of ATLAS**2 signs by rows: round, triangular, blue squares, boards."""
+    """An atlas of ATLAS**2 signs by row: round, triangular, blue squares, boards."""
     size = 64
     red, white, blue = (
         np.array([0.78, 0.08, 0.10]),

@@ -1,4 +1,4 @@
-"""What stands beside the road: houses, plants, furniture, people, and the horizon."""
+"""Surroundings of the road: houses, plants, furniture, people, and the horizon."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ def houses(rng: np.random.Generator, plan: Plan, side: int) -> list[Mesh]:
 
 
 def roadside(rng: np.random.Generator, plan: Plan, side: int) -> list[Mesh]:
-    """Lamps, signs, trees, pedestrians, gardens and fences of one side."""
+    """Lamps, signs, trees, pedestrians, gardens and fences on one side."""
     name, style, palette = plan.name, plan.style, plan.palette
     edge, pavement, setback = plan.edges[side], plan.pavement, plan.setbacks[side]
     sign = (-1, 1)[side]
@@ -99,7 +99,7 @@ def roadside(rng: np.random.Generator, plan: Plan, side: int) -> list[Mesh]:
 
 
 def horizon(rng: np.random.Generator, plan: Plan) -> list[Mesh]:
-    """What closes the view: buildings, woods and hills from 165 m on."""
+    """The background: buildings, woods and hills beyond 165 m."""
     line, palette = plan.line, plan.palette
     meshes = []
     end = line.point(END, 0.0)

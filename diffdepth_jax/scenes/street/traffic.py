@@ -11,14 +11,14 @@ from diffdepth_jax.scenes.street.plan import BAY, START, Plan, along, sway
 
 
 def _vehicle(rng: np.random.Generator, palette: Palette, space: float) -> list[Mesh]:
-    """A vehicle for a lane or bay as wide as `space`; lorries and buses are 2.5 m wide."""
+    """A vehicle for a lane or bay of width `space`; lorries and buses are 2.5 m wide."""
     if rng.random() < 0.16:
         return vehicles.van(rng, palette, wide=space >= 3.0)
     return vehicles.car(rng, palette)
 
 
 def parked(rng: np.random.Generator, plan: Plan, side: int) -> list[Mesh]:
-    """Cars at the kerb, nose to tail with gaps."""
+    """Parked cars at the kerb, with gaps in between."""
     sign = (-1, 1)[side]
     dark = replace(  # parked cars have no lights on
         plan.palette,
@@ -39,7 +39,7 @@ def parked(rng: np.random.Generator, plan: Plan, side: int) -> list[Mesh]:
 
 
 def moving(rng: np.random.Generator, plan: Plan, own: int) -> list[Mesh]:
-    """Moving vehicles, with room kept free ahead of the camera in its `own` lane."""
+    """Moving vehicles, with space kept free ahead of the camera in its `own` lane."""
     meshes = []
     for lane in range(plan.lanes):
         oncoming = plan.lanes > 1 and lane < plan.lanes // 2

@@ -1,7 +1,7 @@
 """Procedural table-tops and their conditions: bottles, vases, bowls, books and fruit in a room.
 
-A layout is drawn from a generator alone, so one seed gives one scene. The table stands about the
-world's origin, the camera south of it (y < 0), looking north. The walls have no ceiling: the light
+A layout only depends on the random generator, so a seed always gives the same scene. The table is
+at the world's origin, and the camera south of it (y < 0), looking north. There is no ceiling: light
 from above is the layout's ambient light.
 """
 

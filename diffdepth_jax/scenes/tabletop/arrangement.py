@@ -1,4 +1,4 @@
-"""Putting things on a table so that none overlaps another."""
+"""Arranges objects on a table without overlaps."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,13 +8,13 @@ from jaxtyping import Float
 from diffdepth_jax.scenes import shapes
 from diffdepth_jax.scenes.shapes import Mesh
 
-Corners = Float[np.ndarray, "n 2"]  # of a convex polygon on the table, in order
+Corners = Float[np.ndarray, "n 2"]  # corners of a convex polygon on the table, in order
 
-GAP = 0.008  # least distance between things on the table, metres
+GAP = 0.008  # minimum distance between objects on the table, metres
 
 
 def footprint(meshes: Sequence[Mesh]) -> Corners:
-    """`[4 2]` corners of the rectangle, along the thing's own axes, that it stands on or over."""
+    """`[4 2]` corners of an object's bounding rectangle on the table, along its own axes."""
     points = np.concatenate([mesh.vertices[:, :2] for mesh in meshes])
     low, high = points.min(axis=0), points.max(axis=0)
     return np.array([low, (high[0], low[1]), high, (low[0], high[1])])
@@ -38,18 +38,18 @@ def arrange(
     inside: Callable[[Corners], bool],
     spread: float,
 ) -> list[list[Mesh]]:
-    """Things moved and turned so that none overlaps another or sticks out.
+    """Moves and rotates objects so that none overlap or extend beyond the table.
 
-    Large ones come first; the taller a thing, the farther back it tends to stand.
+    Large objects are placed first; taller ones tend to be farther back.
 
     Args:
-        rng: where they go.
-        things: each standing on z = 0.
-        inside: whether corners lie on the table.
-        spread: deviation of the places from the table's middle, metres.
+        rng: determines positions.
+        things: objects, each standing on z = 0.
+        inside: returns whether corners are on the table.
+        spread: standard deviation of positions from the table's centre, metres.
 
     Returns:
-        The things that found a place in 80 tries, in the order they were put down.
+        The objects that could be placed within 80 attempts, in order of placement.
     """
     prints = [footprint(thing) for thing in things]
     tall = [max(mesh.vertices[:, 2].max() for mesh in thing) for thing in things]

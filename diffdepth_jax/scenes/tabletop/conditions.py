@@ -1,4 +1,4 @@
-"""Conditions of a table-top: its ware made of glass or of polished metal."""
+"""Conditions of a table-top: its ware made of glass or polished metal."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,7 +33,7 @@ METALS = (
 
 
 def _glass(rng: np.random.Generator) -> Material:
-    """Solid walls that bend the light, or skins too thin for that, like a bubble's."""
+    """Solid walls that refract light, or skins too thin to do so, like a bubble's."""
     tint = surfaces.colour(rng, GLASS_TINTS, wander=0.04)
     kind: Literal["glass", "thin_glass"] = "glass" if rng.random() < 0.75 else "thin_glass"
     return replace(materials.plain(objects.WARE, tint), kind=kind)
@@ -73,7 +73,7 @@ def _remade(
     rng: np.random.Generator,
     material: Callable[[np.random.Generator], Material],
 ) -> Layout:
-    """The layout with a random half of the ware, or all of it, of another material."""
+    """The layout with a random half or all of the ware in another material."""
     ware = [i for i, mesh in enumerate(layout.meshes) if mesh.material.role == objects.WARE]
     everything = rng.random() < 0.5
     chosen = set(ware if everything else rng.permutation(ware)[: (len(ware) + 1) // 2].tolist())
@@ -85,14 +85,15 @@ def _remade(
 
 
 def categories(layout: Layout, surface: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-    """Booster's material categories (Zama Ramirez et al., 2022): the harder, the higher.
+    """Booster's material categories (Zama Ramirez et al., 2022); higher is harder.
 
-    Its evaluation counts 2 and 3 as transparent or mirror ("ToM"), 0 and 1 as other. Its published
-    sample of a mask gives silver 2 and glass 3, so do we; 1 is a glossy coat, 0 everything else.
+    Its evaluation counts 2 and 3 as transparent or mirror ("ToM"), 0 and 1 as other. As in its
+    published sample mask, silver is 2 and glass is 3; 1 is a glossy coat, 0 everything else.
 
     Args:
         layout: the scene in one condition.
-        surface: `[h w]` which mesh each pixel shows; from the number of meshes on, and -1: none.
+        surface: `[h w]` index of the mesh that each pixel shows; -1, and values beyond the meshes,
+            for none.
 
     Returns:
         uint8 `[h w]`.

@@ -1,4 +1,4 @@
-"""What hangs on or stands at the walls of a room."""
+"""Furniture at the walls of a room."""
 
 from collections.abc import Sequence
 
@@ -26,15 +26,15 @@ def furnished(
     stock: Sequence[list[Mesh]],
     window: float | None,
 ) -> list[Mesh]:
-    """What hangs on or stands at a wall: pictures, shelves, cabinets.
+    """Furniture at a wall: pictures, shelves, cabinets.
 
     Args:
-        rng: decides.
+        rng: source of randomness.
         half: half the wall's length, metres.
-        depth: free space before the wall, metres.
-        wood: of the furniture.
-        stock: things to put on shelves and cabinets, again and again.
-        window: where a window's middle is, None for no window.
+        depth: free space in front of the wall, metres.
+        wood: material of the furniture.
+        stock: objects to put on shelves and cabinets, used repeatedly.
+        window: position of a window's centre, None for no window.
     """
     meshes: list[Mesh] = []
     at = -half + rng.uniform(0.1, 0.5)
@@ -95,7 +95,7 @@ def _shelf(
 def _on_board(
     rng: np.random.Generator, x: float, width: float, height: float, stock: Sequence[list[Mesh]]
 ) -> list[Mesh]:
-    """Things side by side on a board 22 cm deep."""
+    """Objects side by side on a 22 cm deep board."""
     meshes: list[Mesh] = []
     left = x - width / 2 + 0.02
     while True:

@@ -1,4 +1,4 @@
-"""A table-top as a layout: what stands on the table, the room around it, and the camera."""
+"""A table-top as a layout: objects on the table, the room around it, and the camera."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,9 +15,9 @@ def tabletop(rng: np.random.Generator, size: tuple[int, int], focal: float) -> L
     """A random table-top and the room around it.
 
     Args:
-        rng: decides everything; equal generators give equal layouts.
-        size: (height, width) of the picture in pixels.
-        focal: focal length over the picture's width.
+        rng: determines everything; equal generators give equal layouts.
+        size: (height, width) of the image in pixels.
+        focal: focal length relative to the image width.
     """
     height = rng.uniform(0.68, 0.80)
     top, inside, reach = table.table(rng, height)
@@ -42,7 +42,7 @@ def tabletop(rng: np.random.Generator, size: tuple[int, int], focal: float) -> L
 
 
 def _kinds(rng: np.random.Generator) -> list[Callable[[np.random.Generator], list[Mesh]]]:
-    """Things to put on the table: at least four, and more vessels than others."""
+    """Objects to put on the table: at least four, and mostly vessels."""
     vessels, others = int(rng.integers(4, 10)), int(rng.integers(1, 4))
     picks = [objects.VESSELS[i] for i in rng.integers(len(objects.VESSELS), size=vessels)]
     return picks + [objects.OTHERS[i] for i in rng.integers(len(objects.OTHERS), size=others)]
@@ -55,11 +55,11 @@ def _camera(
     standing: Sequence[list[Mesh]],
     height: float,
 ) -> Camera:
-    """South of the table, above its level, looking at the middle of what stands on it."""
+    """A camera south of the table and above it, looking at the middle of the objects."""
     middle = np.mean([footprint(thing).mean(axis=0) for thing in standing], axis=0)
     points = np.concatenate([mesh.vertices[::5] for thing in standing for mesh in thing])
     nearest = 0.0
-    while nearest < 0.3:  # a vase before the lens would fill the picture
+    while nearest < 0.3:  # a vase in front of the lens would fill the image
         target = np.array([*middle, height + rng.uniform(0.02, 0.14)]) + rng.normal(0, 0.03, 3)
         bearing = rng.uniform(-0.45, 0.45)
         distance = rng.uniform(0.5, 0.9) * np.clip(focal / 0.8, 0.8, 1.3)

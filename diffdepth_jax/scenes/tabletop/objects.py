@@ -1,8 +1,8 @@
-"""Things that stand on a table, built from meshes.
+"""Objects on a table, built from meshes.
 
-Every function returns meshes in the thing's own axes: standing on z = 0 about the origin, metres.
-Anything that could also be made of glass or metal is one closed mesh of the role `WARE`, with walls
-of some thickness and its own material; lids, labels, books and fruit have other roles.
+Every function returns meshes in the object's own axes: standing on z = 0 at the origin, metres.
+Anything that could also be made of glass or metal is one closed mesh with role `WARE`, walls with
+some thickness and its own material; lids, labels, books and fruit have other roles.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +24,10 @@ Profile = Float[np.ndarray, "n 2"]  # (radius, height) in metres
 
 
 def curve(points: Sequence[tuple[float, float]], steps: int = 5) -> Profile:
-    """A smooth line through (radius, height) points, `steps` segments between two of them.
+    """A smooth curve through (radius, height) points, with `steps` segments between points.
 
-    Monotone cubics over the chord length, their slopes harmonic means (Fritsch and Butland, 1984):
-    between two points no coordinate leaves the range of the two, so no wall bulges by surprise.
+    Monotone cubics over chord length with harmonic-mean slopes (Fritsch and Butland, 1984): between
+    two points no coordinate leaves their range, so walls do not bulge unexpectedly.
     """
     knots = np.asarray(points, float)
     length = np.hypot(*np.diff(knots, axis=0).T)[:, None]
@@ -47,21 +47,21 @@ def curve(points: Sequence[tuple[float, float]], steps: int = 5) -> Profile:
 
 
 def hollow(outside: Profile, thickness: float, bottom: float) -> Profile:
-    """The profile of a vessel, from the middle of its foot over the lip to the middle inside.
+    """The profile of a vessel, from the centre of its foot over the lip to the centre inside.
 
     Args:
         outside: from the edge of the foot, at height 0, up to the lip.
-        thickness: of the wall, metres.
-        bottom: height at which the inside begins.
+        thickness: thickness of the wall, metres.
+        bottom: height at which the inside starts.
     """
     along = np.gradient(outside, axis=0)
     along /= np.hypot(*along.T)[:, None]
     inside = outside - thickness * np.stack([along[:, 1], -along[:, 0]], axis=1)
-    # The lip: half a turn from the outside to the inside.
+    # The lip: half a circle from the outside to the inside.
     turn = np.linspace(0, np.pi, 6)[1:-1, None]
     middle, half = (outside[-1] + inside[-1]) / 2, (outside[-1] - inside[-1]) / 2
     lip = middle + np.cos(turn) * half + np.sin(turn) * along[-1] * thickness / 2
-    # The last part of the inside that stays above the bottom.
+    # The last part of the inside that is above the bottom.
     first = len(inside) - int(np.argmin(np.append((inside[::-1, 1] > bottom), False)))
     floor = np.array([[0.0, bottom]])
     if first > 0:
@@ -73,7 +73,7 @@ def hollow(outside: Profile, thickness: float, bottom: float) -> Profile:
 
 
 def solid(outside: Profile) -> Profile:
-    """The profile of a full body: `outside` closed at both ends, on the axis."""
+    """The profile of a solid body: `outside` closed at both ends on the axis."""
     ends = outside[[0, -1]] * np.array([0.0, 1.0])
     return np.concatenate([ends[:1], outside, ends[1:]])
 
@@ -96,7 +96,7 @@ def _vessel(rng: np.random.Generator, outside: Profile, wall: float, bottom: flo
 
 
 def _label(rng: np.random.Generator, radius: float, bottom: float, top: float) -> Mesh:
-    """A sheet of print around a straight wall, not meeting itself at the back."""
+    """A printed label around a straight wall that does not close at the back."""
     angle = np.linspace(-1, 1, 17) * rng.uniform(0.8, 2.2) - np.pi / 2
     circle = (radius + 4e-4) * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     rows = [np.column_stack([circle, np.full(17, height)]) for height in (bottom, top)]
@@ -117,7 +117,7 @@ def _label(rng: np.random.Generator, radius: float, bottom: float, top: float) -
 
 
 def _stopper(rng: np.random.Generator, radius: float, bottom: float, height: float) -> Mesh:
-    """A cork, cap or lid lying on the rim."""
+    """A cork, cap or lid on the rim."""
     tones = ((0.72, 0.56, 0.38), (0.80, 0.74, 0.40), (0.75, 0.16, 0.14), (0.16, 0.17, 0.19))
     low, edge = bottom + 2e-4, min(0.002, height / 3)
     outside = [(radius, low), (radius, low + height - edge), (radius - edge, low + height)]
@@ -127,7 +127,7 @@ def _stopper(rng: np.random.Generator, radius: float, bottom: float, height: flo
 
 
 def bottle(rng: np.random.Generator) -> list[Mesh]:
-    """A bottle: high or sloping shoulders, a flask, or a carafe; often with label or cork."""
+    """A bottle (high or sloping shoulders), flask or carafe, often with a label or cork."""
     style = rng.integers(4)
     height = rng.uniform(0.20, 0.33)
     body = height * rng.uniform(0.115, 0.16)
@@ -185,7 +185,7 @@ def jar(rng: np.random.Generator) -> list[Mesh]:
 
 
 def vase(rng: np.random.Generator) -> list[Mesh]:
-    """A vase of random swellings: from slim bud vases to amphoras."""
+    """A vase with a random profile, from slim bud vases to amphoras."""
     height, width = rng.uniform(0.15, 0.32), rng.uniform(0.04, 0.075)
     style = rng.integers(4)
     if style == 0:
@@ -236,7 +236,7 @@ def goblet(rng: np.random.Generator) -> list[Mesh]:
 
 
 def mug(rng: np.random.Generator) -> list[Mesh]:
-    """A mug or cup; the handle's ends lie within its wall."""
+    """A mug or cup; the ends of its handle are inside the wall."""
     height, radius = rng.uniform(0.07, 0.11), rng.uniform(0.034, 0.045)
     flare = rng.uniform(1.0, 1.35) if rng.random() < 0.5 else 1.0
     wall = 0.0035

@@ -16,9 +16,9 @@ from diffdepth_jax.scenes.tabletop.table import flat
 def room(
     rng: np.random.Generator, camera: Camera, reach: float
 ) -> tuple[list[Mesh], tuple[Panel, ...]]:
-    """Floor and four furnished walls around table and camera, and the room's lights."""
+    """The floor and four furnished walls around table and camera, and the room's lights."""
     x, y, _ = camera.position
-    walls = np.array(  # distances of the north, west, south and east wall from the table's middle
+    walls = np.array(  # distances of the north, west, south and east walls from the table's centre
         [
             reach + rng.uniform(0.06, 2.0),
             max(reach, -x) + rng.uniform(0.3, 2.0),
@@ -27,7 +27,7 @@ def room(
         ]
     )
     north, west, south, east = walls
-    # High enough that no ray of the camera leaves the room over the walls.
+    # High enough that no camera ray leaves the room over the walls.
     farthest = np.hypot(north - y, max(east - x, x + west)) + 0.5
     rays = camera.rays()
     steepest = (rays[..., 2] / np.linalg.norm(rays[..., :2], axis=-1)).max()
@@ -77,7 +77,7 @@ def room(
 
 
 def _kept_opaque(thing: Sequence[Mesh]) -> list[Mesh]:
-    """The thing as part of the room: no condition changes it."""
+    """The object as part of the room, which conditions do not change."""
     return [replace(mesh, material=replace(mesh.material, role="stock")) for mesh in thing]
 
 

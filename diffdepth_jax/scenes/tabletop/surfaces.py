@@ -1,4 +1,4 @@
-"""Surfaces of rooms, tables and what stands on them: wood, cloth, stone, glazes, print, pictures.
+"""Surfaces of rooms, tables and objects: wood, cloth, stone, glazes, print, pictures.
 
 Conventions as in `materials`: uint8 sRGB textures, row 0 at the top, randomness from the generator.
 """
@@ -40,7 +40,7 @@ def colour(
     choices: tuple[tuple[float, ...], ...] = COLOURS,
     wander: float = 0.2,
 ) -> np.ndarray:
-    """One of `choices`, made lighter or darker by up to `wander`, and off its hue: `[3]`."""
+    """One of `choices`, with brightness changed by up to `wander` and a shifted hue: `[3]`."""
     base = np.asarray(choices[rng.integers(len(choices))])
     light, hue = rng.uniform(-wander, wander), rng.uniform(-0.4 * wander, 0.4 * wander, 3)
     return np.clip(base * (1 + light) * (1 + hue), 0.02, 0.99)
@@ -51,11 +51,12 @@ def _field(size: int, tone: np.ndarray) -> np.ndarray:
 
 
 def wood(rng: np.random.Generator, role: str, *, planks: int = 0, gloss: float = 0.0) -> Material:
-    """Grain along the texture's width; `planks` boards side by side, 0 for one piece; seamless."""
+    """Wood grain along the texture's width; `planks` boards side by side, 0 for one piece;
+    seamless."""
     size = 256
     base = colour(rng, WOODS)
     row, column = np.mgrid[:size, :size] / size
-    # Growth rings cut at a slant: wavy stripes, drawn out along the grain.
+    # Growth rings cut at a slant: wavy stripes, stretched along the grain.
     wave = noise(rng, size, 32, slope=1.6, finest=0.1).repeat(8, axis=1)
     rings = np.sin(2 * np.pi * (rng.integers(5, 12) * row + 0.35 * wave))
     fibres = noise(rng, size, 16, slope=0.3).repeat(16, axis=1)
@@ -112,7 +113,7 @@ def cloth(rng: np.random.Generator, role: str) -> Material:
 
 
 def glaze(rng: np.random.Generator, role: str) -> Material:
-    """What covers pottery and painted ware: plain, speckled, banded, dipped, zigzags, crackled."""
+    """Glazes and paint: plain, speckled, banded, dipped, zigzags, crackled."""
     size = 128
     ground, figure = colour(rng), colour(rng)
     row, column = np.mgrid[:size, :size] / size
@@ -138,7 +139,7 @@ def glaze(rng: np.random.Generator, role: str) -> Material:
 
 
 def print_(rng: np.random.Generator, role: str, *, gloss: float = 0.3) -> Material:
-    """A printed face: book cover, label or packet, with blocks, a figure and lines of letters."""
+    """A printed face of a book, label or packet, with blocks, a figure and lines of text."""
     size = 96
     ground, ink = colour(rng), colour(rng)
     if np.abs(ground - ink).max() < 0.25:
@@ -167,14 +168,14 @@ def print_(rng: np.random.Generator, role: str, *, gloss: float = 0.3) -> Materi
 
 
 def pages(rng: np.random.Generator) -> Material:
-    """The cut edges of a book's pages, lines along the texture's width."""
+    """The cut edges of a book's pages, with lines along the texture's width."""
     base = np.array([0.90, 0.86, 0.76]) * rng.uniform(0.85, 1.05)
     lines = rng.normal(1, 0.07, size=(64, 1, 1)) * np.ones((1, 8, 1))
     return Material("pages", to_bytes(base * lines))
 
 
 def picture(rng: np.random.Generator) -> Material:
-    """Something to hang on a wall: a landscape, coloured planes, or a smear of paint."""
+    """A wall picture: a landscape, coloured planes, or a smear of paint."""
     size = 128
     row, column = (np.mgrid[:size, :size] + 0.5) / size
     style = rng.integers(3)

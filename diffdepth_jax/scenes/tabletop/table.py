@@ -12,14 +12,14 @@ from diffdepth_jax.scenes.tabletop.arrangement import Corners
 
 
 def flat(mesh: Mesh, repeat: float) -> Mesh:
-    """The mesh with its texture laid on from above, `repeat` metres a piece."""
+    """The mesh with its texture projected from above, `repeat` metres per repeat."""
     return replace(mesh, uvs=mesh.vertices[:, :2] / repeat)
 
 
 def table(
     rng: np.random.Generator, height: float
 ) -> tuple[list[Mesh], Callable[[Corners], bool], float]:
-    """A table, which corners lie on it, and how far it reaches from its middle."""
+    """A table, a test for corners on it, and its extent from the centre."""
     top = surfaces.TABLE_TOPS[rng.integers(len(surfaces.TABLE_TOPS))](rng)
     frame = (
         surfaces.wood(rng, "table")
