@@ -26,11 +26,11 @@ SAMPLED = (
     "gt_latent",
     *(f"feat{i}" for i in range(4)),
 )
-# Kept of a training step.
+# What is kept of a training step.
 TRAINING = ("image", "depth_gt", "x_T", "ddim_noise", "ddim_timesteps", "grad_norms", "bn_after")
 TRAINING += ("ddim_loss", "l1_loss", "l2_loss", "total_loss")
 KEPT = 8000
-# Kept of another network, beside the prediction.
+# What is kept of another network, besides the prediction.
 OF_NETWORKS = r"image|infer|disp\d?|tap\d|post\d|path\d|centers\d|pt|domain_logits"
 NOTES = ("name", "model", "source", "checkpoint", "config", "shapes", "scale", "constants")
 NOTES += ("min_depth", "max_depth", "versions")

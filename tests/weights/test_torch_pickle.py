@@ -115,7 +115,7 @@ def hostile(sentinel) -> dict[str, bytes]:
     code = f"open({str(sentinel)!r}, 'w')"
     text = pickle.BINUNICODE + struct.pack("<I", len(touch)) + touch.encode()
 
-    def named(module, name, tail=b"\x85R."):  # the text as only argument, call, stop
+    def named(module, name, tail=b"\x85R."):  # the text as the only argument, call, stop
         def short(value):
             return pickle.SHORT_BINUNICODE + bytes([len(value)]) + value.encode()
 

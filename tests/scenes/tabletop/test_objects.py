@@ -95,7 +95,7 @@ def test_narrow_vessels_stay_hollow():
             assert between.min() > 1e-3
 
 
-def test_equal_seeds_give_equal_things():
+def test_equal_seeds_give_equal_objects():
     for kind in KINDS:
         first, again, other = (kind(np.random.default_rng(seed)) for seed in (5, 5, 6))
         for mesh, same in zip(first, again, strict=True):
