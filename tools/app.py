@@ -4,14 +4,14 @@
     python tools/app.py --checkpoint=ZoeD_M12_NK.pt --runs=runs --port=8000
 
 Needs the extra `app`: pip install 'diffdepth_jax[app]'. The page shows depth over the image, the
-denoising steps of networks that denoise, the spread of several samples and a point cloud to turn.
-Depth can be downloaded. With --runs=DIR the page also offers all runs and files of weights in a
-folder. --network and --field apply to all checkpoints.
+denoising steps of networks that denoise, the spread of several samples, and a point cloud that can
+be turned. Depth can be downloaded. With --runs=DIR the page also offers all runs and weights files
+in a folder. --network and --field apply to all checkpoints.
 
 Only this machine can reach the page, unless --host says otherwise: with --host=0.0.0.0 anyone who
 can reach this machine can use it, and there is no password. Nothing is sent to other servers, nor
 loaded from them. Uploads are limited by --max_megabytes and --max_megapixels, and images larger
-than --fed_megapixels are made smaller before depth is predicted, one image at a time. Files are
+than --fed_megapixels are shrunk before depth is predicted, one image at a time. Files are
 deleted after an hour, and when the program ends.
 """
 
@@ -30,13 +30,13 @@ from diffdepth_jax.errors import ConfigError, MissingPackageError
 
 FLAGS = flags.FLAGS
 cli.define_checkpoint(several=True)
-flags.DEFINE_string("runs", None, "A folder of runs and files of weights.")
+flags.DEFINE_string("runs", None, "A folder of runs and weights files.")
 flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
 flags.DEFINE_integer("port", None, "By default the first free one from 7860.", 1, 65535)
-flags.DEFINE_float("max_megabytes", 20.0, "Largest file that is accepted.")
-flags.DEFINE_float("max_megapixels", 50.0, "Largest image that is accepted.")
-flags.DEFINE_float("fed_megapixels", 1.0, "Larger images are made smaller first.")
-flags.DEFINE_integer("keep", 2, "Models that stay in memory.")
+flags.DEFINE_float("max_megabytes", 20.0, "Largest file to accept.")
+flags.DEFINE_float("max_megapixels", 50.0, "Largest image to accept.")
+flags.DEFINE_float("fed_megapixels", 1.0, "Larger images are shrunk first.")
+flags.DEFINE_integer("keep", 2, "Models to keep in memory.")
 _CLEANING = 60  # seconds from one deletion of old files to the next
 
 

@@ -318,7 +318,7 @@ def test_the_script_recalibrates_an_official_file(at_five, folder, tmp_path):
     torch_writer.write_zip(official, value, state_dict)
     arguments = f"--checkpoint={official}", f"--input={folder}"
     done = run_tool(*arguments)
-    assert done.returncode == 2 and "say by --output" in done.stderr
+    assert done.returncode == 2 and "set --output" in done.stderr
     done = run_tool(*arguments, "--num_images=3", "--crop=12x30", f"--output={output}")
     assert done.returncode == 0, done.stderr
     loaded, want = diffdepth_jax.load(output), diffdepth_jax.load(official)
