@@ -57,7 +57,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

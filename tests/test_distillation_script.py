@@ -2,17 +2,15 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from diffdepth_jax.errors import UserError
 from diffdepth_jax.training import loop
+from tests import scripts
 from tests.training.pairs import write_folder, write_pairs, write_teacher
 
-PROJECT = Path(__file__).resolve().parents[1]
 CONFIG = """\
 import json
 from pathlib import Path
@@ -78,8 +76,7 @@ def train(folder, workdir, **changes):
     source.write_text(json.dumps(mapping))
     config = workdir.with_suffix(".py")
     config.write_text(CONFIG.format(path=str(source)))
-    command = [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}"]
-    return subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    return scripts.run("train.py", f"--config={config}", f"--workdir={workdir}")
 
 
 def copied(folder, tmp_path, remove=(), **changes):

@@ -2,20 +2,17 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-SCRIPT = Path(__file__).resolve().parents[1] / "evaluate.py"
+from tests import scripts
 
 
 def run(*arguments):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return scripts.run("evaluate.py", *map(str, arguments))
 
 
 def num_valid(workdir):

@@ -2,9 +2,6 @@
 
 import dataclasses
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +21,8 @@ from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.weights.rules import Derived, Rule
+from tests import scripts
 
-PROJECT = Path(__file__).resolve().parents[1]
 HAHI = {"neck": NeckConfig(8, hahi=True, hahi_features=12)}
 ENCODERS = {
     "resnet": (resnet.Config(depths=(1, 2), widths=(4, 6)), {"neck": NeckConfig(8)}),
@@ -155,10 +152,8 @@ def test_the_script_exports_a_run(tmp_path):
 
     def run(checkpoint):
         output = tmp_path / "model.safetensors"
-        command = [sys.executable, "tools/export_torch.py", f"--checkpoint={checkpoint}"]
-        return subprocess.run(
-            [*command, f"--output={output}"], cwd=PROJECT, capture_output=True, text=True
-        )
+        flags = (f"--checkpoint={checkpoint}", f"--output={output}")
+        return scripts.run("tools/export_torch.py", *flags)
 
     done = run(tmp_path / "run")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

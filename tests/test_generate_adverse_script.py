@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from PIL import Image
 
 from diffdepth_jax import config as config_lib
 from diffdepth_jax.adverse import config
+from tests import scripts
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((PROJECT / "configs").glob("adverse_*.py"))
@@ -22,14 +22,8 @@ SMALL = ("--config.conditions=('night','fog')", "--config.labels=source", "--con
 
 
 def generate(name, workdir, *arguments, **environment):
-    command = [sys.executable, "generate_adverse.py", f"--config=configs/{name}.py"]
-    return subprocess.run(
-        [*command, f"--workdir={workdir}", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=PROJECT,
-        env=os.environ | environment,
-    )
+    flags = (f"--config=configs/{name}.py", f"--workdir={workdir}")
+    return scripts.run("generate_adverse.py", *flags, *arguments, **environment)
 
 
 def lines(workdir):

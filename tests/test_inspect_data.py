@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffdepth_jax import cli
 from diffdepth_jax.data.sources import Sample
+from tests import scripts
 
 PROJECT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("inspect_data", PROJECT / "tools/inspect_data.py")
@@ -86,8 +87,7 @@ def test_sheet() -> None:
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/inspect_data.py", *flags]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    return scripts.run("tools/inspect_data.py", *flags)
 
 
 def test_as_a_process(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax import locking
 from diffdepth_jax.training import experiment
 from diffdepth_jax.training.objectives import self_diffusion
+from tests import scripts
 
 PROJECT = Path(__file__).resolve().parents[1]
 CONFIGS = [
@@ -43,8 +44,8 @@ SMALL_SWIN = ("--config.model.encoder.embed_dim=48", "--config.model.encoder.dep
 
 
 def train(config, workdir, *arguments):
-    command = [sys.executable, "train.py", f"--config=configs/{config}.py", f"--workdir={workdir}"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=PROJECT)
+    command = [f"--config=configs/{config}.py", f"--workdir={workdir}"]
+    return scripts.run("train.py", *command, *arguments)
 
 
 def rows_of(path):
@@ -174,12 +175,10 @@ def test_the_regression_control_trains_evaluates_and_predicts(tmp_path):
     assert not (tmp_path / "run" / "denoising.png").exists()
 
     image = next((PROJECT / "sample" / "raw").rglob("*.jpg"))
-    command = [sys.executable, "predict.py", f"--checkpoint={tmp_path / 'run'}"]
-    command += [f"--input={image}", f"--output={tmp_path / 'out'}"]
+    flags = [f"--checkpoint={tmp_path / 'run'}", f"--input={image}"]
+    flags.append(f"--output={tmp_path / 'out'}")
     for arguments, code in (([], 0), (["--num_inference_steps=5"], 2)):
-        predicted = subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, cwd=PROJECT
-        )
+        predicted = scripts.run("predict.py", *flags, *arguments)
         assert predicted.returncode == code, predicted.stderr
     assert "does not denoise" in predicted.stderr and "Traceback" not in predicted.stderr
     depth = np.load(next((tmp_path / "out").rglob("*.npy")))

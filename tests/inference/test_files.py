@@ -3,8 +3,6 @@
 import errno
 import os
 import re
-import subprocess
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +16,8 @@ from diffdepth_jax.inference import DepthModel, files
 from diffdepth_jax.inference.results import WHAT, Results
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.typing import InputSpec
+from tests import scripts
 from tests.inference.small_model import image
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
@@ -31,18 +28,8 @@ def test_predict_script_does_the_rest_and_reports_what_it_skips(run, tmp_path):
     whole = (images / "a.png").read_bytes()
     (images / "b.png").write_bytes(whole[: len(whole) // 2])
     (images / "notes.txt").write_text("no image")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "predict.py",
-            f"--checkpoint={run}",
-            f"--input={images}",
-            f"--output={output}",
-        ],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
+    flags = (f"--checkpoint={run}", f"--input={images}", f"--output={output}")
+    done = scripts.run("predict.py", *flags)
     assert done.returncode == 1, done.stderr
     assert f"skipped {images / 'b.png'}" in done.stderr
     assert "1 of 3 images" in done.stderr
@@ -75,11 +62,10 @@ def test_samples_also_write_their_spread(run, model, tmp_path):
     picture = image(16, 24)
     for name in ("a.png", "b.png"):
         Image.fromarray(picture).save(images / name)
-    command = [f"--checkpoint={run}", f"--input={images}", f"--output={output}", "--num_samples=3"]
-    command = [sys.executable, "predict.py", *command, "--skip_existing"]
+    flags = (f"--checkpoint={run}", f"--input={images}", f"--output={output}", "--num_samples=3")
 
     def start():
-        done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        done = scripts.run("predict.py", *flags, "--skip_existing")
         assert done.returncode == 0, done.stderr
 
     start()

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -27,9 +25,9 @@ from diffdepth_jax.ops import random
 from diffdepth_jax.training.checkpoint import Checkpointer
 from diffdepth_jax.training.state import TrainState
 from diffdepth_jax.weights import files, orbax, rules
+from tests import scripts
 from tests.weights import torch_writer
 
-PROJECT = Path(__file__).resolve().parents[2]
 TRAINED = 20
 
 
@@ -294,8 +292,7 @@ def test_a_run_keeps_them_beside_the_weights(at_five, tmp_path):
 
 
 def run_tool(*arguments):
-    command = [sys.executable, "tools/recalibrate.py", "--steps=3", "--steps=2", *arguments]
-    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    return scripts.run("tools/recalibrate.py", "--steps=3", "--steps=2", *arguments)
 
 
 @pytest.fixture

@@ -1,16 +1,12 @@
 import io
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffdepth_jax.evaluation.report import submission
-
-TOOL = Path(__file__).resolve().parents[3] / "tools/kitti_submission.py"
+from tests import scripts
 
 
 @pytest.fixture
@@ -108,7 +104,7 @@ def test_the_tool_takes_saved_maps(tmp_path):
             f"--output={tmp_path}/kitti.zip",
             *more,
         )
-        return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
+        return scripts.run("tools/kitti_submission.py", *arguments)
 
     done = run()
     assert done.returncode == 0, done.stderr
