@@ -15,8 +15,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -26,7 +24,12 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError, naming_file
 from diffdepth_jax.inference import nearest, recalibration
 from diffdepth_jax.inference.model import DepthModel
-from diffdepth_jax.models.networks.network import Network, NetworkConfig, TransformersLayout
+from diffdepth_jax.models.networks.network import (
+    Network,
+    NetworkConfig,
+    TransformersLayout,
+    expected_variables,
+)
 from diffdepth_jax.weights import files, hugging_face, orbax, rules, text
 from diffdepth_jax.weights.files import WeightsFile
 from diffdepth_jax.weights.text import shown
@@ -426,8 +429,3 @@ def save_recalibrated(model: DepthModel, directory: str | os.PathLike) -> None:
         for steps, part in model.recalibrated.items()
     }
     atomic.write_text(Path(directory) / run_files.RECALIBRATED, recalibration.to_text(found) + "\n")
-
-
-def expected_variables(model: nn.Module) -> Mapping[str, Any]:
-    """Shapes and types of a module's variables, without computing any."""
-    return jax.eval_shape(model.init_variables, jax.random.key(0))

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from diffdepth_jax import registry
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks import network
@@ -55,14 +53,10 @@ def describe(
     most = max(found, default=0)
     if most < max(1, _ENOUGH * len(shapes)):
         return ""
-    traced: dict[tuple[str, str], Any] = {}
 
     def wanted(candidate: _Candidate) -> Shapes:
-        of = candidate.network, candidate.variant
-        if of not in traced:
-            module = registry.module("network", candidate.network).build(candidate.config)
-            traced[of] = jax.eval_shape(module.init_variables, jax.random.key(0))
-        return rules.shapes(traced[of], candidate.table)
+        module = registry.module("network", candidate.network).build(candidate.config)
+        return rules.shapes(network.expected_variables(module), candidate.table)
 
     compared = [(candidate, wanted(candidate)) for candidate in found[most]]
     candidate, shapes_wanted = max(compared, key=lambda pair: _agreement(shapes, pair[1]))

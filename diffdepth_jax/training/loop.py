@@ -15,9 +15,9 @@ from diffdepth_jax import inference
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.evaluation.run.checks import check_data
 from diffdepth_jax.inference import sampling
-from diffdepth_jax.inference.load import expected_variables, return_freed_memory
+from diffdepth_jax.inference.load import return_freed_memory
 from diffdepth_jax.models.networks import network
-from diffdepth_jax.models.networks.network import Denoises
+from diffdepth_jax.models.networks.network import Denoises, expected_variables
 from diffdepth_jax.processes import Processes
 from diffdepth_jax.training import (
     background,

@@ -14,8 +14,8 @@ import pytest
 import diffdepth_jax
 from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError, WeightsError
-from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks import diffusion_depth
+from diffdepth_jax.models.networks.network import expected_variables
 from diffdepth_jax.weights import files as weights
 from diffdepth_jax.weights import rules
 from tests.inference.small_model import CONFIG, STEP, image

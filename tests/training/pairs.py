@@ -11,7 +11,7 @@ from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.inference.export import export
-from diffdepth_jax.inference.load import expected_variables
+from diffdepth_jax.models.networks.network import expected_variables
 from tests.models.networks.small_configs import SMALL
 
 SIZE = (70, 84)

@@ -9,9 +9,9 @@ import pytest
 
 from diffdepth_jax import inference
 from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError
-from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.encoders import dinov2
 from diffdepth_jax.models.networks import depth_anything
+from diffdepth_jax.models.networks.network import expected_variables
 from diffdepth_jax.training import experiment, loop, pretrained
 from diffdepth_jax.training.pretrained import InitConfig
 from diffdepth_jax.training.teacher import TeacherConfig

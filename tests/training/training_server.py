@@ -28,6 +28,7 @@ import signal
 import socket
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import jax
@@ -102,6 +103,8 @@ def train(job, index, port):
 
 
 def main():
+    # A process may find an entry of the cache that another is about to write; it compiles then.
+    warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     tiny_parts.register()
     registry.module("network", "diffusion_depth")
     registry.module("objective", "self_diffusion")

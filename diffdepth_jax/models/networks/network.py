@@ -12,11 +12,13 @@ callers check with `isinstance`:
     Published       config   has published weight names, so its weights can be exported
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import flax.linen as nn
+import jax
 
 from diffdepth_jax import registry
 from diffdepth_jax.config import choice
@@ -121,6 +123,17 @@ class Network(Protocol):
 def of(config: NetworkConfig) -> Network:
     """The module (file) of a config's network."""
     return registry.module("network", config.name)
+
+
+def expected_variables(module: nn.Module) -> dict[str, Any]:
+    """Shapes and types of a network's variables, without computing any."""
+    return jax.tree.map(lambda leaf: leaf, _traced(module))  # the dicts are the caller's
+
+
+@functools.lru_cache(maxsize=256)
+def _traced(module: nn.Module) -> dict[str, Any]:
+    """Tracing a network takes up to seconds; equal modules are traced once."""
+    return jax.eval_shape(module.init_variables, jax.random.key(0))
 
 
 class Denoises:

@@ -1,6 +1,7 @@
 """What every registered encoder promises, checked on the shapes of its variants."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ def size_of(config):
     return SIZES.get(config.name, (2 * coarsest, 3 * coarsest))
 
 
+@functools.cache
 def shapes_of(file, config):
     """Shapes of an encoder's features and of its variables, without computing any."""
     size = size_of(config)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffdepth_jax.inference import DepthModel
-from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.networks import network
+from diffdepth_jax.models.networks.network import expected_variables
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def small(name, **options):
         "network", {"name": name, **SMALL[name]}, resolve=registry.module, path="model"
     )
     model = file.build(config, **options)
-    shapes = jax.eval_shape(model.init_variables, jax.random.key(0))
+    shapes = network.expected_variables(model)
     rng = np.random.default_rng(SEEDS.get(name, 0))
 
     def draw(path, leaf):

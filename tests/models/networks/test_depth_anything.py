@@ -11,10 +11,10 @@ import pytest
 import diffdepth_jax
 from diffdepth_jax import inference
 from diffdepth_jax.errors import ConfigError, WeightsError
-from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.encoders import dinov2
 from diffdepth_jax.models.networks import depth_anything
 from diffdepth_jax.models.networks.depth_anything import FILES, TRANSFORMERS, VARIANTS, Config
+from diffdepth_jax.models.networks.network import expected_variables
 from diffdepth_jax.weights import rules
 
 TINY = Config(

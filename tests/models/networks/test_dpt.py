@@ -13,10 +13,10 @@ import diffdepth_jax
 from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.inference import DepthModel
-from diffdepth_jax.inference.load import expected_variables
 from diffdepth_jax.models.encoders import beit, hybrid_vit, vit
 from diffdepth_jax.models.networks import dpt
 from diffdepth_jax.models.networks.dpt import FILES, VARIANTS, Config
+from diffdepth_jax.models.networks.network import expected_variables
 from diffdepth_jax.weights import rules
 
 TINY = Config(
