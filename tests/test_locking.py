@@ -43,7 +43,8 @@ def test_a_second_process_learns_who_holds_the_directory(holder, tmp_path):
 def test_another_purpose_or_directory_is_free(holder, tmp_path):
     (tmp_path / "other").mkdir()
     with locking.hold(tmp_path, "evaluation"), locking.hold(tmp_path / "other", "training"):
-        pass
+        for lock in (".training.lock", ".evaluation.lock", "other/.training.lock"):
+            assert (tmp_path / lock).exists()
 
 
 def test_a_killed_process_no_longer_holds_the_lock(holder, tmp_path):
