@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 __all__ = ["DepthModel", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from diffdepth_jax.inference import DepthModel, load
+    from diffdepth_jax.inference import DepthModel, load  # type: ignore[no-redef]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from diffdepth_jax.errors import ConfigError, did_you_mean
 
@@ -51,7 +51,7 @@ def from_mapping(
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{path} must be a mapping of fields, not {_show(mapping)}")
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, cls)) if field.init}
     hints = typing.get_type_hints(cls)
     unknown = [key for key in mapping if key not in fields]
     if unknown:  # all at once, as another `name` can make several fields unknown
@@ -149,9 +149,11 @@ def _overlay(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, An
     result = dict(base)
     for key, value in values.items():
         old = result.get(key)
-        nested = isinstance(old, Mapping) and isinstance(value, Mapping) and "variant" not in value
-        same = nested and value.get("name", old.get("name")) == old.get("name")
-        result[key] = _overlay(old, value) if same else value
+        result[key] = value
+        if not isinstance(old, Mapping) or not isinstance(value, Mapping) or "variant" in value:
+            continue
+        if value.get("name", old.get("name")) == old.get("name"):
+            result[key] = _overlay(old, value)
     return result
 
 
@@ -204,7 +206,7 @@ def _value(hint: Any, value: Any, resolve: Resolve | None, path: str, kind: str 
             key: _value(arguments[1], item, resolve, f"{path}.{key}", None)
             for key, item in value.items()
         }
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if isinstance(value, hint):
             return value
         return from_mapping(hint, value, resolve=resolve, path=path)

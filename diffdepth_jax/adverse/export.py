@@ -9,6 +9,7 @@ from pathlib import Path
 from diffdepth_jax import atomic
 from diffdepth_jax.adverse import manifest
 from diffdepth_jax.adverse.manifest import Record
+from diffdepth_jax.data.listing import known
 from diffdepth_jax.errors import ConfigError, FileError, naming_file
 
 
@@ -52,9 +53,9 @@ def _targets(record: Record, part: str) -> list[tuple[str, str]]:
     else:
         image, clean = f"challenging/{condition}", "clean"
     return [
-        (record.image, f"{image}/{record.id}.png"),
-        (record.clean, f"{clean}/{record.id}.png"),
-        (record.label, f"depth/{record.id}.npy"),
+        (known(record.image), f"{image}/{record.id}.png"),
+        (known(record.clean), f"{clean}/{record.id}.png"),
+        (known(record.label), f"depth/{record.id}.npy"),
     ]
 
 

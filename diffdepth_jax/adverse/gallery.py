@@ -18,6 +18,7 @@ from diffdepth_jax.adverse import summary
 from diffdepth_jax.adverse.config import GalleryConfig
 from diffdepth_jax.adverse.manifest import Record
 from diffdepth_jax.data import io as data_io
+from diffdepth_jax.data.listing import known
 
 PAGE_FILE, SHEET_FILE = "gallery.html", "contact_sheet.png"
 FILES = (PAGE_FILE, SHEET_FILE)
@@ -112,17 +113,17 @@ def _text(value: Any) -> str:
 
 
 def _clean(workdir: Path, record: Record, width: int) -> Image.Image:
-    return _small(data_io.read_image(workdir / record.clean), width)
+    return _small(data_io.read_image(workdir / known(record.clean)), width)
 
 
 def _made(workdir: Path, record: Record, width: int) -> Image.Image:
-    return _small(data_io.read_image(workdir / record.image), width)
+    return _small(data_io.read_image(workdir / known(record.image)), width)
 
 
 def _depth(workdir: Path, record: Record, width: int) -> Image.Image:
     from diffdepth_jax import visualize  # needs Matplotlib; a finished run draws nothing
 
-    label = data_io.read_npy(workdir / record.label)
+    label = data_io.read_npy(workdir / known(record.label))
     relative = record.label_is == "relative_disparity"
     colour = visualize.colour_disparity if relative else visualize.colour_depth
     return _small(colour(label), width)

@@ -245,9 +245,10 @@ class Journal:
 
     def _read(self, path: Path, state: State) -> None:
         try:
-            shard = tuple(int(part) for part in path.stem.split("of"))
+            index, count = (int(part) for part in path.stem.split("of"))
         except ValueError:
             return
+        shard = index, count
         state.shards.append(shard)
         with naming_file(path, "read"):
             lines = path.read_bytes().splitlines(keepends=True)

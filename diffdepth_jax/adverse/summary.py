@@ -39,7 +39,7 @@ def _against_limits(record: Record, config: StructureConfig) -> Record:
         return record
     abs_rel, agreement = record.structure["abs_rel"], record.structure["edge_agreement"]
     reasons = []
-    if config.max_abs_rel is not None and abs_rel > config.max_abs_rel:
+    if config.max_abs_rel is not None and abs_rel is not None and abs_rel > config.max_abs_rel:
         reasons.append(f"abs_rel {abs_rel:.3f} is above {config.max_abs_rel:g}")
     least = config.min_edge_agreement
     if least is not None and agreement is not None and agreement < least:

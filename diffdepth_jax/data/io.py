@@ -171,7 +171,8 @@ def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[s
         text = file.read(_PIECE).lstrip()
         readable, position = text.startswith("["), 1
         while readable:
-            position = _BETWEEN_ROWS.match(text, position).end()
+            between = _BETWEEN_ROWS.match(text, position)
+            position = position if between is None else between.end()
             try:
                 row, position = decode(text, position)
             except json.JSONDecodeError:

@@ -5,6 +5,7 @@ import glob
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,8 +47,19 @@ class Frame:
         return tuple(file for file in files if file is not None)
 
 
-# (frame, (height, width) of its image) -> depth float32 [h w] and intrinsics float32 [3 3].
-Reader = Callable[[Frame, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
+T = TypeVar("T")
+
+
+def known(value: T | None) -> T:
+    """The value, which is there although its type allows for its absence."""
+    if value is None:
+        raise TypeError("a value that must be there is None")
+    return value
+
+
+# (frame, (height, width) of its image) -> depth float32 [h w] and intrinsics float32 [3 3]; takes
+# the frames of its source, which may be of a class of their own.
+Reader = Callable[[Any, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
 
 
 class FrameSource:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -90,7 +90,7 @@ def evaluation_samples(
 
 def readable(samples: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
     """Those from `evaluation_samples` that could be read."""
-    return (sample for sample in samples if "error" not in sample)
+    return (cast(Sample, sample) for sample in samples if "error" not in sample)
 
 
 def train_iterator(
@@ -132,7 +132,7 @@ def train_iterator(
             f"batch_size {batch_size} cannot be divided among {count} processes (this is process "
             f"{index}): it must be a positive multiple of {count}"
         )
-    source = build_source(config.source, on_error, clean_images or config.clean_share > 0)
+    source: Source = build_source(config.source, on_error, clean_images or config.clean_share > 0)
     examples = getattr(source, "examples", (0,))  # a mixture has several kinds of samples
     if config.cache:
         source = _Cached(source)
@@ -283,11 +283,12 @@ class _Prepare:
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
         names = (*_IN_BATCHES, "clean_image") if self.clean_images else _IN_BATCHES
-        sample = {name: sample[name] for name in names if name in sample}
+        fields: Mapping[str, Any] = sample
+        sample = cast(Sample, {name: fields[name] for name in names if name in fields})
         sample = augment(sample, self.config.augmentation, rng, inside=self.clean_images)
         depth = sample["depth"][:, :, None]
         low, high = self.config.depth_range or (0.0, np.inf)
-        batch = {"skipped": sample["skipped"]} if "skipped" in sample else {}
+        batch: dict[str, Any] = {"skipped": fields["skipped"]} if "skipped" in fields else {}
         batch |= {
             "image": self.input_spec.normalise(sample["image"]),
             "depth": depth,
@@ -317,7 +318,7 @@ class _Selection(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:  # type: ignore[override]  # no slices
         place = self._indices[index]
         if self._on_error == "raise":
             return self._source[place]
@@ -349,12 +350,13 @@ class _Replacing:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
-        skipped = {}
+    def __getitem__(self, index: int) -> Sample:
+        skipped: dict[str, str] = {}
         while True:  # until a frame can be read or `_require_few` raises
             if index not in self._broken:
                 try:
-                    return {**self._source[index], "skipped": json.dumps(skipped)}
+                    skip = {"skipped": json.dumps(skipped)}
+                    return cast(Sample, {**self._source[index], **skip})
                 except _UNREADABLE as error:
                     self._broken[index] = str(error)
             skipped[_name(self._source, index)] = self._broken[index]

@@ -57,12 +57,15 @@ def _along(
     taps = _linear(position - low) if method == "bilinear" else _cubic(position - low)
     shape = [1] * array.ndim
     shape[axis] = length
-    result = None
-    for offset, weight in taps.items():
-        index = np.clip(low + offset, 0, old - 1)
-        with np.errstate(invalid="ignore"):  # infinite values turn into NaN in their neighbourhood
-            part = array.take(index, axis) * weight.reshape(shape)
-            result = part if result is None else result + part
+
+    def part(offset: int) -> np.ndarray:
+        return array.take(np.clip(low + offset, 0, old - 1), axis) * taps[offset].reshape(shape)
+
+    first, *others = taps
+    with np.errstate(invalid="ignore"):  # infinite values turn into NaN in their neighbourhood
+        result = part(first)
+        for offset in others:
+            result = result + part(offset)
     return result
 
 

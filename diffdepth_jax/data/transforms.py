@@ -23,7 +23,7 @@ point cloud is the original one shrunk by s.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageStat
@@ -147,7 +147,7 @@ def augment(
             result[name] = variation.other(value)
     if inside:
         result["inside"] = variation.inside()
-    return result
+    return cast(Sample, result)
 
 
 def kb_crop(sample: Sample) -> Sample:
@@ -169,7 +169,7 @@ def kb_crop(sample: Sample) -> Sample:
         if isinstance(value, np.ndarray) and value.shape[:2] == sample["depth"].shape
     }
     intrinsics = geometry.crop_map(top, left) @ sample["intrinsics"]
-    return {**sample, **cropped, "intrinsics": intrinsics.astype(np.float32)}
+    return cast(Sample, {**sample, **cropped, "intrinsics": intrinsics.astype(np.float32)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,4 +361,4 @@ def _resized_map(image: Image.Image, size: tuple[int, int], unknown: float) -> I
     new_size, bilinear = size[::-1], Image.Resampling.BILINEAR
     share = np.asarray(Image.fromarray(known.astype(np.float32)).resize(new_size, bilinear))
     mixed = image.resize(new_size, bilinear)
-    return Image.fromarray(np.where(share > 0.999, mixed, np.float32(unknown)))
+    return Image.fromarray(np.where(share > 0.999, np.asarray(mixed), np.float32(unknown)))

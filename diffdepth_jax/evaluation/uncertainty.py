@@ -101,7 +101,7 @@ def compute(
         left = np.ceil((1 - np.array(REMOVED)) * error.size - 1e-9).astype(int)
         by["oracle"] = oracle
         curves = {name: (by[name][left - 1] / mean).tolist() for name in CURVES}
-    defined = {name: found[name] for name in METRICS if found.get(name) is not None}
+    defined = {name: value for name in METRICS if (value := found.get(name)) is not None}
     return Uncertainty(defined, curves)
 
 

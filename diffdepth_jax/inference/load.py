@@ -100,8 +100,11 @@ def _load(
         contents = _read_parts(path)
         given = _Source(str(path), contents.state_dict, contents.metadata, (path.name,))
         return _from_state_dict(given, network, fields, dtype)
-    if is_directory and (orbax.is_run(path) or not (file := hugging_face.weights_in(path))):
-        return _from_run(path, step, network, fields, dtype)
+    if is_directory:
+        weights = None if orbax.is_run(path) else hugging_face.weights_in(path)
+        if weights is None:
+            return _from_run(path, step, network, fields, dtype)
+        file = weights
     if step is not None:
         raise ConfigError(
             f"step is {step!r}, but {file} is not a run and has no steps: leave step out"
@@ -374,10 +377,10 @@ def _check_untold(found: _Recognised, told: Collection[str]) -> None:
             for fields in found.file.FILES.values()
             if fields
         )
-        published = f". Published files have {'; '.join(published)}" if published else ""
+        examples = f". Published files have {'; '.join(published)}" if published else ""
         raise WeightsError(
             f"neither the weights of the network {found.config.name!r} nor the file name determine "
-            f"its {' and '.join(untold)}: use load(..., {', '.join(choices)}){published}"
+            f"its {' and '.join(untold)}: use load(..., {', '.join(choices)}){examples}"
         )
 
 

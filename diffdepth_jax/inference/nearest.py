@@ -43,7 +43,7 @@ def describe(
         agreement: minimum fraction of all names that must have the same shape in both.
         besides: names and shapes that the weights have already been compared with.
     """
-    found: dict[str, Any] = {}
+    found: dict[int, list[_Candidate]] = {}
     for candidate in _candidates(networks):
         patterns = [
             re.compile(row.pattern) for row in candidate.table if not isinstance(row, Skip | Fresh)

@@ -37,7 +37,7 @@ class CodecConfig:
     pointwise: bool = False
     initial_depth: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pointwise and self.factor != 2:
             raise ValueError(f"factor is {self.factor}; the pointwise encoder needs 2")
         if self.latent_channels < 1:
@@ -56,7 +56,7 @@ class Codec(nn.Module):
     config: CodecConfig
     dtype: Any = jnp.float32
 
-    def setup(self):
+    def setup(self) -> None:
         encoder = PointwiseEncoder if self.config.pointwise else Encoder
         self.encoder = encoder(self.config, self.dtype)
         self.decoder = Decoder(self.config, self.dtype)
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
     def __call__(self, hidden: Float[Array, "b h2 w2 d"], train: bool) -> Float[Array, "b h w 1"]:
         channels = self.config.latent_channels
         start = self.config.initial_depth
-        bias_init = start and nn.initializers.constant(logit_from_depth(start))
+        bias_init = nn.initializers.constant(logit_from_depth(start)) if start else None
         if self.config.factor == 1:
             hidden = Conv(channels, 3, use_bias=False, dtype=self.dtype, name="conv0")(hidden)
             hidden = jax.nn.leaky_relu(BatchNorm(train, name="norm0")(hidden), 0.2)
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
 def rules(config: CodecConfig) -> Rules:
     """The conversion table for the release's names, relative to `depth_head.depth_transform.`."""
     if config.pointwise:
-        encoder = conv_rules(r"conv_transform\.(\d)", r"encoder/conv\1")
+        encoder: Rules = conv_rules(r"conv_transform\.(\d)", r"encoder/conv\1")
     else:
         encoder = (
             *conv_rules(r"conv_transform\.(\d)\.0", r"encoder/conv\1"),

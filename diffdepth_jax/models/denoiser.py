@@ -27,7 +27,7 @@ from diffdepth_jax.ops.composed_conv import (
     composed_conv,
 )
 from diffdepth_jax.ops.conv import Gradient
-from diffdepth_jax.ops.image import adaptive_average_pool, resize_bilinear
+from diffdepth_jax.ops.image import adaptive_average_pool, resize_bilinear, size_of
 from diffdepth_jax.weights.rules import Rule, Rules
 
 
@@ -60,7 +60,7 @@ class DenoiserConfig:
     num_heads: int = 8
     attention_tokens: int = 1024
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if name not in ("variant", "fuse") and value < 1:
                 raise ValueError(f"{name} is {value}; it must be positive")
@@ -153,10 +153,10 @@ class Denoiser(nn.Module):
     dtype: Any = jnp.float32
     gradient: Gradient = "auto"
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
 
-        def conv(features):
+        def conv(features: int) -> Conv:
             return Conv(features, 3, dtype=self.dtype, gradient=self.gradient)
 
         self.time_embedding = self.param(
@@ -186,7 +186,7 @@ class Denoiser(nn.Module):
         timesteps: Int[Array, " b"],
     ) -> Float[Array, "b h w d"]:
         """One prediction: `denoise` after `prepare`."""
-        return self.denoise(self.prepare(condition, latent.shape[1:3]), latent, timesteps)
+        return self.denoise(self.prepare(condition, size_of(latent)), latent, timesteps)
 
     def prepare(
         self, condition: Float[Array, "b h2 w2 c"], size: tuple[int, int]

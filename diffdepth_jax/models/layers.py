@@ -8,7 +8,7 @@ precision of matrix products and convolutions follows JAX's option `jax_default_
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -32,7 +32,9 @@ def symmetric_uniform(bound: float) -> Initializer:
     Kaiming-uniform kernel with a = sqrt(5) has the same bound as the bias.
     """
 
-    def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
+    def initializer(
+        key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None
+    ) -> Array:
         del out_sharding
         return random.uniform(key, shape, bound).astype(dtype)
 
@@ -42,7 +44,9 @@ def symmetric_uniform(bound: float) -> Initializer:
 def normal(deviation: float) -> Initializer:
     """Normal with mean 0 and the given standard deviation."""
 
-    def initializer(key, shape, dtype=jnp.float32, out_sharding=None):
+    def initializer(
+        key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None
+    ) -> Array:
         del out_sharding
         return (deviation * random.normal(key, shape)).astype(dtype)
 
@@ -351,7 +355,9 @@ def _across(vector: Array, like: Array) -> Array:
     return vector.reshape((1,) * (like.ndim - 1) + vector.shape)
 
 
-def _standardise(inputs, mean, variance, eps, scale, bias) -> Array:
+def _standardise(
+    inputs: Array, mean: Array, variance: Array, eps: float, scale: Array, bias: Array
+) -> Array:
     """Normalises in float32 by statistics (full rank or per channel); returns `inputs`' type."""
     if mean.ndim == 1:
         mean, variance = _across(mean, inputs), _across(variance, inputs)
@@ -360,7 +366,14 @@ def _standardise(inputs, mean, variance, eps, scale, bias) -> Array:
     return outputs.astype(inputs.dtype)
 
 
-def _convolve(inputs, kernel, stride, paddings, groups, gradient) -> Array:
+def _convolve(
+    inputs: Array,
+    kernel: Array,
+    stride: int,
+    paddings: _Paddings,
+    groups: int,
+    gradient: Gradient,
+) -> Array:
     size, _, _, features = kernel.shape
     if (size, stride, paddings, groups) == (3, 1, ((1, 1), (1, 1)), 1):
         return conv3x3(inputs, kernel, gradient=gradient)
@@ -371,7 +384,9 @@ def _convolve(inputs, kernel, stride, paddings, groups, gradient) -> Array:
     return _xla_convolution(inputs, kernel, stride, paddings, groups)
 
 
-def _xla_convolution(inputs, kernel, stride, paddings, groups) -> Array:
+def _xla_convolution(
+    inputs: Array, kernel: Array, stride: int, paddings: _Paddings, groups: int
+) -> Array:
     return lax.conv_general_dilated(
         inputs,
         kernel,
@@ -386,7 +401,14 @@ _BLOCK = 32  # channels; fastest of 16 to 128 in every stage of a ResNeXt-101 32
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))  # compiled once even if called outside `jit`
-def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
+def _grouped(
+    inputs: Array,
+    kernel: Array,
+    stride: int,
+    paddings: _Paddings,
+    groups: int,
+    gradient: Gradient,
+) -> Array:
     """Grouped convolution as a loop of dense ones, for the CPU.
 
     XLA:CPU has no fast kernel for grouped convolutions. Groups are joined into blocks of about 32
@@ -415,7 +437,7 @@ def _grouped(inputs, kernel, stride, paddings, groups, gradient) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(inputs, kernel, stride, paddings) -> Array:
+def _depthwise(inputs: Array, kernel: Array, stride: int, paddings: _Paddings) -> Array:
     """Depthwise convolution for the CPU.
 
     XLA:CPU has no fast kernel for grouped convolutions; a sum over the kernel's taps, which it
@@ -426,27 +448,32 @@ def _depthwise(inputs, kernel, stride, paddings) -> Array:
 
 
 @partial(jax.jit, static_argnums=(2, 3))  # layers of equal shape share one trace
-def _sum_of_taps(inputs, kernel, stride, paddings) -> Array:
+def _sum_of_taps(inputs: Array, kernel: Array, stride: int, paddings: _Paddings) -> Array:
     size = kernel.shape[0]
     padded = jnp.pad(inputs, ((0, 0), *paddings, (0, 0)))
     rows, columns = (
         (side + sum(padding) - size) // stride * stride + 1
         for side, padding in zip(inputs.shape[1:3], paddings, strict=True)
     )
-    return sum(
+    taps = (
         padded[:, y : y + rows : stride, x : x + columns : stride]
         * kernel[y, x, 0][None, None, None, :]
         for y in range(size)
         for x in range(size)
     )
+    return cast(Array, sum(taps))
 
 
-def _depthwise_forward(inputs, kernel, stride, paddings):
+def _depthwise_forward(
+    inputs: Array, kernel: Array, stride: int, paddings: _Paddings
+) -> tuple[Array, tuple[Array, Array]]:
     return _depthwise(inputs, kernel, stride, paddings), (inputs, kernel)
 
 
-def _depthwise_backward(stride, paddings, residuals, cotangent):
-    def convolution(inputs, kernel):
+def _depthwise_backward(
+    stride: int, paddings: _Paddings, residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    def convolution(inputs: Array, kernel: Array) -> Array:
         return _xla_convolution(inputs, kernel, stride, paddings, inputs.shape[-1])
 
     return jax.vjp(convolution, *residuals)[1](cotangent)

@@ -13,7 +13,7 @@ Anything trained DINOv2 with this reassembly of the same four maps; ViTDet's pyr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from diffdepth_jax.models.layers import FACTORS, BatchNorm, Conv, ConvTranspose, resampled
 from diffdepth_jax.models.tables import batch_norm_rules, conv_rules
-from diffdepth_jax.ops.image import adaptive_average_pool
+from diffdepth_jax.ops.image import adaptive_average_pool, size_of
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Rule, Rules, Skip, conv_transpose
 
@@ -44,7 +44,7 @@ class NeckConfig:
     hahi_features: int = 512
     reassemble: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.features, self.hahi_features) < 1:
             raise ValueError(
                 f"features ({self.features}) and hahi_features ({self.hahi_features}) must be "
@@ -115,9 +115,9 @@ class Neck(nn.Module):
                     condition, train
                 )
                 # Twice the coarser size is one row or column too many if this level's size is odd.
-                lateral += adaptive_average_pool(coarse, lateral.shape[1:3])
+                lateral += adaptive_average_pool(coarse, size_of(lateral))
             condition = lateral
-        return condition
+        return cast(Array, condition)  # of the finest level, which is always there
 
 
 class Reassemble(nn.Module):

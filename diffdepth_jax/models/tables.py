@@ -103,7 +103,7 @@ def below(shapes: Mapping[str, tuple[int, ...]], root: str) -> dict[str, tuple[i
     }
 
 
-def _kernel_rules(key: str, path: str, transform) -> tuple[Rule, ...]:
+def _kernel_rules(key: str, path: str, transform: Transform) -> tuple[Rule, ...]:
     return (
         Rule(rf"{key}\.weight", f"params/{path}/kernel", transform),
         Rule(rf"{key}\.bias", f"params/{path}/bias"),

@@ -17,7 +17,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,8 @@ def _strips(
     taps = jnp.matmul(outer, kernels).reshape(2, batch, width, KERNEL_SIZE, -1)
     border = KERNEL_SIZE // 2
     taps = jnp.pad(taps, ((0, 0), (0, 0), (border, border), (0, 0), (0, 0)))
-    strips = sum(taps[:, :, tap : tap + width, tap] for tap in range(KERNEL_SIZE))
+    parts = (taps[:, :, tap : tap + width, tap] for tap in range(KERNEL_SIZE))
+    strips = cast(Array, sum(parts))
     strips = jnp.swapaxes(strips.reshape(2, batch, width, _STRIP, -1), 2, 3)
     return jnp.stack([strips[0], strips[1, :, ::-1]])
 

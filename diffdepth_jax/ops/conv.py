@@ -46,22 +46,22 @@ def conv3x3(
     raise ValueError(f"gradient must be 'auto', 'xla' or 'custom', not {gradient!r}")
 
 
-def _conv3x3(inputs, kernel):
+def _conv3x3(inputs: Array, kernel: Array) -> Array:
     return lax.conv_general_dilated(
         inputs, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 @jax.custom_vjp
-def _conv3x3_canonical(inputs, kernel):
+def _conv3x3_canonical(inputs: Array, kernel: Array) -> Array:
     return _conv3x3(inputs, kernel)
 
 
-def _forward(inputs, kernel):
+def _forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return _conv3x3(inputs, kernel), (inputs, kernel)
 
 
-def _backward(residuals, cotangent):
+def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
     inputs, kernel = residuals
     # Without the barrier, XLA folds the flip and transpose into the convolution, which is then no
     # longer canonical.
@@ -69,7 +69,7 @@ def _backward(residuals, cotangent):
     return _conv3x3(cotangent, flipped), _kernel_gradient(inputs, cotangent)
 
 
-def _kernel_gradient(inputs, cotangent):
+def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:
     """Three matrix products, one for each row of the kernel.
 
     The operand with fewer channels is transposed, so that its pixels are the last axis, and its

@@ -8,7 +8,7 @@ shape [b, ...].
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ class DrawnSteps(NamedTuple):
     """
 
     counts: tuple[int, ...]
-    index: Int[Array, ""]
+    index: Int[Array, ""]  # type: ignore[assignment]  # hides the method of tuples
 
 
 def inference_timesteps(
@@ -246,7 +246,7 @@ def ddim_step(
     # Never negative, except for rounding.
     direction = jnp.sqrt(jnp.maximum(1 - previous - variance, 0.0))
     result = jnp.sqrt(previous) * clean + direction * noise
-    if eta > 0:
+    if key is not None and eta > 0:
         result += jnp.sqrt(variance) * _step_noise(key, sample.shape)
     return result
 
@@ -320,7 +320,7 @@ def ddim_sample(
             f"{num_inference_steps} steps, or None for all"
         )
 
-    def step(sample, inputs):
+    def step(sample: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array | None]:
         index, timestep, previous_timestep = inputs
         sample = ddim_step(
             schedule,
@@ -335,7 +335,9 @@ def ddim_sample(
         )
         return sample, sample if return_trajectory else None
 
-    def step_without_gradient(sample, inputs):
+    def step_without_gradient(
+        sample: Array, inputs: tuple[Array, ...]
+    ) -> tuple[Array, Array | None]:
         # Gradients are stopped at every step, not after the last, so that nothing is stored for
         # them.
         return lax.stop_gradient(step(sample, inputs))
@@ -346,7 +348,8 @@ def ddim_sample(
         last_step = jax.checkpoint(step, prevent_cse=False, policy=POLICIES[remat])
     inputs = jnp.arange(num_inference_steps), jnp.asarray(timesteps), previous_timesteps
     first = num_inference_steps - gradient_steps
-    sample, trajectories = noise, []
+    sample = noise
+    trajectories: list[Any] = []
     if first:
         early = jax.tree.map(lambda values: values[:first], inputs)
         sample, trajectory = lax.scan(step_without_gradient, sample, early)

@@ -5,6 +5,7 @@ trace time. Its transpose gives the gradient.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,12 @@ from jaxtyping import Array, Float
 
 _SHORT = 128 * 128  # matrix entries; up to this size, a product is as fast as gathering samples
 _MAX_TAPS = 8
+
+
+def size_of(maps: Float[Array, "b h w c"]) -> tuple[int, int]:
+    """Height and width."""
+    _, height, width, _ = maps.shape
+    return height, width
 
 
 def resize_bilinear(
@@ -87,7 +94,9 @@ def pad_to_multiple(image: Float[Array, "b h w c"], multiple: int) -> Array:
     return image
 
 
-def _resample(features: Array, size: tuple[int, int], matrix) -> Array:
+def _resample(
+    features: Array, size: tuple[int, int], matrix: Callable[[int, int], np.ndarray]
+) -> Array:
     for axis, output in zip((1, 2), size, strict=True):
         if features.shape[axis] != output:
             features = _along(features, axis, matrix(features.shape[axis], output))
@@ -150,12 +159,15 @@ def _taps(features: Array, axis: int, resampling: _Matrix) -> Array:
     first = np.minimum((matrix != 0).argmax(1), matrix.shape[1] - width)
     shape = [1, 1, 1, 1]
     shape[axis] = len(matrix)
-    result = None
-    for offset in range(width):
+
+    def part(offset: int) -> Array:
         weights = matrix[np.arange(len(matrix)), first + offset].reshape(shape)
         samples = jnp.take(features, first + offset, axis, mode="clip")
-        part = samples * jnp.asarray(weights, features.dtype)
-        result = part if result is None else result + part
+        return samples * jnp.asarray(weights, features.dtype)
+
+    result = part(0)
+    for offset in range(1, width):
+        result = result + part(offset)
     return result
 
 

@@ -5,6 +5,7 @@ in the prediction, so they affect neither the loss nor its gradient. An image wi
 has loss 0 and no gradient.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -211,12 +212,16 @@ def multi_scale_gradient(
     return total
 
 
-def _logs(prediction, target, valid_mask, offset):
+def _logs(
+    prediction: Array, target: Array, valid_mask: Array, offset: float
+) -> tuple[Array, Array]:
     log_prediction = jnp.log(jnp.maximum(jnp.where(valid_mask, prediction, 1.0), 0.0) + offset)
     return log_prediction, jnp.log(jnp.where(valid_mask, target, 1.0) + offset)
 
 
-def _centred(values, valid_mask, centre):
+def _centred(
+    values: Array, valid_mask: Array, centre: Callable[[Array, Array], Array]
+) -> tuple[Array, Array, Array]:
     """Valid values minus their centre, otherwise 0; their mean deviation; whether that is
     non-zero."""
     values = jnp.where(valid_mask, values, 0.0)
@@ -227,16 +232,16 @@ def _centred(values, valid_mask, centre):
     return values, deviation, ~(deviation <= _FLAT * largest)
 
 
-def _mean(values, valid_mask):
+def _mean(values: Array, valid_mask: Array) -> Array:
     return _masked_mean(values, valid_mask)[:, None, None, None]
 
 
-def _clamped_error(prediction, target, valid_mask, max_depth):
+def _clamped_error(prediction: Array, target: Array, valid_mask: Array, max_depth: float) -> Array:
     prediction = jnp.clip(jnp.where(valid_mask, prediction, 0.0), 0.0, max_depth)
     target = jnp.clip(jnp.where(valid_mask, target, 0.0), 0.0, max_depth)
     return prediction - target
 
 
-def _masked_mean(values, valid_mask):
+def _masked_mean(values: Array, valid_mask: Array) -> Array:
     count = jnp.sum(valid_mask, _AXES).astype(values.dtype)
     return jnp.sum(jnp.where(valid_mask, values, 0.0), _AXES) / jnp.maximum(count, 1.0)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import jax
 from tqdm import tqdm
@@ -147,7 +147,8 @@ class RunLog:
             )
         means = {name: total / self._count for name, total in self._sums.items()}
         now = time.perf_counter()
-        row = {"step": step, **means, "steps_per_second": self._timed / (now - self._time)}
+        seconds = now - cast(float, self._time)  # set by the first step
+        row = {"step": step, **means, "steps_per_second": self._timed / seconds}
         self._sums, self._count, self._timed, self._time = {}, 0, 0, now
         if not self._writes:
             return

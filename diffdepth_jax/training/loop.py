@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -37,7 +37,7 @@ from diffdepth_jax.training.interruption import Interruption
 from diffdepth_jax.training.periodic import Evaluations
 from diffdepth_jax.training.run import Run
 from diffdepth_jax.training.state import TrainState
-from diffdepth_jax.training.teacher import Teacher
+from diffdepth_jax.training.teacher import Teacher, TeacherConfig
 from diffdepth_jax.weights import orbax
 
 # Fields that may change when a run continues from its checkpoint: they do not change a training
@@ -181,7 +181,7 @@ def _train(
     teacher = None
     if exp.has_teacher:
         teacher = Teacher(
-            exp.teacher,
+            cast(TeacherConfig, exp.teacher),
             exp.model,
             mesh,
             dtype=jnp.dtype(exp.compute_dtype),
@@ -239,9 +239,9 @@ def _train(
                 teacher.note(workdir)
             run.before_steps(state)
             for step in range(first_step + 1, exp.num_steps + 1):
-                batch = dict(next(iterator))
-                ids = batch.pop("id")
-                batch = sharding.shared_batch(batch, mesh)
+                arrays = dict(next(iterator))
+                ids = arrays.pop("id")
+                batch = sharding.shared_batch(arrays, mesh)
                 if teacher:
                     batch = teacher.label(batch, step)
                 state, scalars = train_step(state, batch, train_key)

@@ -65,7 +65,9 @@ class Evaluations:
         """Whether to evaluate after `step`; not at the end, when the trained model is evaluated
         anyway."""
         every = self._exp.evaluation.every_steps
-        return bool(every) and step > 0 and step % every == 0 and step < self._exp.num_steps
+        if not every:
+            return False
+        return step > 0 and step % every == 0 and step < self._exp.num_steps
 
     def has(self, step: int) -> bool:
         """Whether the results of `step` exist."""
@@ -83,6 +85,8 @@ class Evaluations:
 
     def _best_step(self) -> int | None:
         name = self._exp.checkpoint.best_metric
+        if name is None:
+            return None
         kept = self._workdir / run_files.CHECKPOINTS
         rows = [
             row for row in self._of_protocol() if row.get(name) and (kept / row["step"]).is_dir()
@@ -116,7 +120,7 @@ class Evaluations:
         pictures.save_predictions(
             self._workdir,
             exp.evaluation.build(),
-            lambda images: model.predict(images, num_inference_steps=steps),
+            lambda images: list(model.predict(images, num_inference_steps=steps)),
             exp.data,
         )
         scalars = result["metrics"] | {
@@ -159,7 +163,7 @@ class Evaluations:
         writer.writerows(self._rows)
         atomic.write_text(self._workdir / run_files.EVALUATIONS, text.getvalue())
         best, name = self._best_step(), self._exp.checkpoint.best_metric
-        if best is None:
+        if best is None or name is None:
             with naming_file(self._workdir / run_files.BEST, "removed"):
                 (self._workdir / run_files.BEST).unlink(missing_ok=True)
         else:

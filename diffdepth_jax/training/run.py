@@ -174,8 +174,8 @@ class Run:
             message = str(error)
             if self._explain and isinstance(error, DivergedError):
                 message += f": {self._explain()}"
-            good = self._checkpointer.latest_step()
-            good = "none" if good is None else f"step {good}"
+            step = self._checkpointer.latest_step()
+            good = "none" if step is None else f"step {step}"
             message += f"; last good checkpoint in {self._checkpointer.directory}: {good}"
             # Errors from the system about a file are reported in one line too.
             raise (type(error) if isinstance(error, UserError) else FileError)(message) from error

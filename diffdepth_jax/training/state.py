@@ -84,7 +84,7 @@ def make_train_step(
         key = jax.random.fold_in(key, state.step)
         trained = _without(state.params, frozen)
 
-        def loss_of_trained(trained, *arguments):
+        def loss_of_trained(trained: Any, *arguments: Any) -> tuple:
             return loss_function({**state.params, **trained}, *arguments)
 
         gradients_of = jax.value_and_grad(loss_of_trained, has_aux=True)
@@ -128,8 +128,14 @@ def accumulated(gradients_of: Callable[..., tuple], parts: int) -> Callable[...,
         parts: number of parts; must divide the batch size (and the devices must divide a part).
     """
 
-    def in_parts(params, batch_stats, batch, key, step):
-        def one(carry, inputs):
+    def in_parts(
+        params: Any,
+        batch_stats: Any,
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+        step: jax.Array,
+    ) -> tuple:
+        def one(carry: tuple[Any, Any], inputs: tuple[jax.Array, Any]) -> tuple:
             total, batch_stats = carry
             index, part = inputs
             (loss, aux), gradients = gradients_of(
@@ -141,6 +147,7 @@ def accumulated(gradients_of: Callable[..., tuple], parts: int) -> Callable[...,
         batches = jax.tree.map(
             lambda array: jnp.moveaxis(array.reshape(-1, parts, *array.shape[1:]), 1, 0), batch
         )
+        results: Any
         (total, batch_stats), results = jax.lax.scan(
             one, (jax.tree.map(jnp.zeros_like, params), batch_stats), (jnp.arange(parts), batches)
         )

@@ -19,6 +19,7 @@ from diffdepth_jax import atomic
 from diffdepth_jax.adverse import image_formation
 from diffdepth_jax.adverse.backends import Item, Outcome
 from diffdepth_jax.data import io
+from diffdepth_jax.data.listing import known
 from diffdepth_jax.errors import ConfigError, UserError
 
 CONDITIONS = tuple(image_formation.CONDITIONS)
@@ -99,8 +100,8 @@ class Session:
 
 def _make(item: Item) -> Outcome:
     try:
-        image = io.read_image(item.image)
-        depth = np.load(item.depth)
+        image = io.read_image(known(item.image))
+        depth = np.load(known(item.depth))
     except (UserError, OSError, ValueError) as error:
         return Outcome(item.key, error=f"{item.image} or {item.depth}: {error}")
     if depth.shape != image.shape[:2]:

@@ -183,11 +183,15 @@ class Generated(listing.FrameSource):
         if self._clean:
             clean = sample["clean_image"] = io.read_image(frame.others[0])
             io.check_sample(clean, sample["depth"], frame.others[0], frame.image)
-        return _with_relative(sample, frame.depth, None) if self._inverse else sample
+        return _with_relative(sample, listing.known(frame.depth), None) if self._inverse else sample
 
     def _read_label(self, frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        depth = listing.unmeasured(size) if self._inverse else read_depth(frame.depth, None)
-        return depth, frame.intrinsics
+        depth = (
+            listing.unmeasured(size)
+            if self._inverse
+            else read_depth(listing.known(frame.depth), None)
+        )
+        return depth, listing.known(frame.intrinsics)
 
 
 def _with_relative(sample: Sample, path: str | Path, scale: float | None) -> Sample:

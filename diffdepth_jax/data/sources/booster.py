@@ -94,14 +94,14 @@ class Booster:
 
     def __getitem__(self, index: int) -> Sample:
         frame = self.frames[index]
-        image, stored = io.read_image(frame.image), io.read_npy(frame.depth)
+        image, stored = io.read_image(frame.image), io.read_npy(listing.known(frame.depth))
         if stored.ndim != 2 or stored.dtype.kind != "f":
             raise DataError(
                 f"{frame.depth} must hold floating-point disparity [h w], not {stored.dtype} "
                 f"{stored.shape}"
             )
         disparity = np.where(np.isfinite(stored) & (stored > 0), stored, 0).astype(np.float32)
-        intrinsics, baseline = read_calibration(frame.calibration)
+        intrinsics, baseline = read_calibration(listing.known(frame.calibration))
         depth = geometry.disparity_depth(disparity, float(intrinsics[0, 0]) * baseline)
         io.check_sample(image, depth, frame.image, frame.depth)
         categories = io.read_categories(_mask(frame), depth.shape)

@@ -112,7 +112,7 @@ class ClearGrasp:
 
     def __getitem__(self, index: int) -> Sample:
         frame = self.frames[index]
-        image, depth = io.read_image(frame.image), io.read_exr(frame.depth)
+        image, depth = io.read_image(frame.image), io.read_exr(listing.known(frame.depth))
         depth = np.where(np.isfinite(depth), depth, np.float32(0))
         io.check_sample(image, depth, frame.image, frame.depth)
         if frame.calibration is None:

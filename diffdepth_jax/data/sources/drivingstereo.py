@@ -105,7 +105,7 @@ def _folders(split: str, root: Path, remedy: str) -> list[tuple[Path, Path, str]
 
 
 def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    depth = io.read_depth_png(frame.depth)
+    depth = io.read_depth_png(listing.known(frame.depth))
     if frame.calibration is None:
         return depth, listing.UNKNOWN
     projection = io.read_calibration(frame.calibration, "P_rect_101", (3, 4))

@@ -172,14 +172,14 @@ def _matches(root: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[tuple[
     Unusable files are left out with a warning: broken or circular links, and names that are not
     UTF-8, because ids are written to text files.
     """
-    body, suffix = re.fullmatch(r"(.*?)(\.\*)?", pattern).groups()
+    any_suffix, body = pattern.endswith(".*"), pattern.removesuffix(".*")
     regex = re.escape(body).replace(r"\*\*/", "((?:[^/]+/)*)").replace(r"\*", "([^/]*)")
-    whole = re.compile(regex + (r"\.[^./]+" if suffix else ""))
+    whole = re.compile(regex + (r"\.[^./]+" if any_suffix else ""))
     found: dict[tuple[str, ...], str] = {}
     unusable = []
     for path in sorted(root.glob(re.sub(r"[\[?]", r"[\g<0>]", pattern))):
         match = whole.fullmatch(path.relative_to(root).as_posix())
-        other = suffix is not None and path.suffix.lower() not in suffixes
+        other = any_suffix and path.suffix.lower() not in suffixes
         if match is None or path.name.startswith(".") or other or path.is_dir():
             continue
         if not path.is_file() or not _is_text(str(path.relative_to(root))):

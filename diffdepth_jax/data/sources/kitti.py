@@ -168,7 +168,7 @@ def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     depth = io.read_depth_png(frame.depth) if frame.depth else listing.unmeasured(size)
     if frame.intrinsics is not None:
         return depth, frame.intrinsics
-    return depth, io.read_numbers(frame.calibration, (3, 3)).astype(np.float32)
+    return depth, io.read_numbers(listing.known(frame.calibration), (3, 3)).astype(np.float32)
 
 
 def _raw_frames(config: Config) -> tuple[list[Frame], int]:
@@ -240,7 +240,7 @@ def _wanted(config: Config) -> tuple[list[_Wanted], int]:
             for frame in frames
         ], sum(map(len, splits.EIGEN_TEST_WITHOUT_DEPTH.values()))
     if config.split in _ZHOU:
-        frames = splits.zhou(config.split.removeprefix("zhou_"))
+        frames = splits.zhou("train" if config.split == "zhou_train" else "val")
         return [_Wanted(*frame) for frame in frames if frame[1] in config.cameras], 0
     return _listed(config)
 

@@ -81,14 +81,14 @@ def build(config: Config) -> FrameSource:
 
 
 def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    projection = io.read_calibration(frame.calibration, "P2", (3, 4))
-    rotation = io.read_calibration(frame.calibration, "R0_rect", (3, 3))
+    calibration = listing.known(frame.calibration)
+    projection = io.read_calibration(calibration, "P2", (3, 4))
+    rotation = io.read_calibration(calibration, "R0_rect", (3, 3))
     camera_from_lidar = np.eye(4)
-    camera_from_lidar[:3] = rotation @ io.read_calibration(
-        frame.calibration, "Tr_velo_to_cam", (3, 4)
-    )
+    camera_from_lidar[:3] = rotation @ io.read_calibration(calibration, "Tr_velo_to_cam", (3, 4))
     # P2 = intrinsics @ [1 | offset of camera 2 from the reference camera].
     intrinsics = projection[:, :3]
     camera_from_lidar[:3, 3] += np.linalg.solve(intrinsics, projection[:, 3])
-    points = geometry.transform_points(camera_from_lidar, io.read_points(frame.depth, 4)[:, :3])
+    points = io.read_points(listing.known(frame.depth), 4)[:, :3]
+    points = geometry.transform_points(camera_from_lidar, points)
     return geometry.projected_depth(points, intrinsics, size), intrinsics.astype(np.float32)

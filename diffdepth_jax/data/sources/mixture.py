@@ -25,6 +25,7 @@ import numpy as np
 from diffdepth_jax.config import choice
 from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import Sample, Source, build_source
+from diffdepth_jax.typing import OnError
 
 DEPTH_RANGE = (1e-3, 80.0)  # metres; parts may have different ranges
 
@@ -89,7 +90,7 @@ class Config:
 
 def build(config: Config) -> "Mixture":
     """Opens all parts; raises the errors that they raise."""
-    on_error = "raise" if config.check_files else "skip"
+    on_error: OnError = "raise" if config.check_files else "skip"
     # Sorted, so that the order in the config does not matter.
     sources = {
         name: build_source(config.parts[name].source, on_error, config.clean_images)
@@ -174,5 +175,5 @@ class _Frames(Sequence[Frame]):
     def __len__(self) -> int:
         return len(self._mixture)
 
-    def __getitem__(self, index: int) -> Frame:
+    def __getitem__(self, index: int) -> Frame:  # type: ignore[override]  # no slices
         return self._mixture.frame(index)

@@ -146,10 +146,11 @@ class _Reader:
                 f"{frame.image} is {size[0]}x{size[1]}, but the tables say {frame.size[0]}x"
                 f"{frame.size[1]}, so its intrinsics are unknown: use the original image"
             )
-        points = io.read_points(frame.depth, 5)[:, :3]
+        points = io.read_points(listing.known(frame.depth), 5)[:, :3]
         points = geometry.transform_points(frame.camera_from_lidar, points)
-        depth = geometry.projected_depth(points, frame.intrinsics, size, rule=self.projection)
-        return depth, frame.intrinsics.astype(np.float32)
+        intrinsics = listing.known(frame.intrinsics)
+        depth = geometry.projected_depth(points, intrinsics, size, rule=self.projection)
+        return depth, intrinsics.astype(np.float32)
 
 
 def _wanted_samples(config: Config, tables: Path) -> dict[str, str]:
@@ -158,12 +159,11 @@ def _wanted_samples(config: Config, tables: Path) -> dict[str, str]:
         scene["token"]: (scene["name"], _condition(scene["description"]))
         for scene in _rows(tables, "scene", ("token", "name", "description"))
     }
-    samples = {
-        sample["token"]: scenes.get(sample["scene_token"])
-        for sample in _rows(tables, "sample", ("token", "scene_token"))
-    }
-    if lost := [token for token, scene in samples.items() if scene is None]:
-        raise _contradiction(tables, "sample", lost[0], "scene")
+    samples = {}
+    for sample in _rows(tables, "sample", ("token", "scene_token")):
+        if sample["scene_token"] not in scenes:
+            raise _contradiction(tables, "sample", sample["token"], "scene")
+        samples[sample["token"]] = scenes[sample["scene_token"]]
     if config.split in NUSCENES:
         listed = set(NUSCENES[config.split])
     else:

@@ -164,8 +164,10 @@ class Nyu:
         mask = paths[0].with_name(f"mask_cat_{paths[0].stem[4:]}.png")
         return listing.with_materials(sample, mask) if mask.is_file() else sample
 
-    def _absolute(self, paths: Sequence[str]) -> list[str]:
-        return [str(self._root / path) for path in paths]
+    def _absolute(self, paths: Sequence[str]) -> tuple[str, str | None]:
+        """Of the image and, where that is another file, of the depth."""
+        image, *depth = (str(self._root / path) for path in paths)
+        return image, depth[0] if depth else None
 
     def _scanned(self, config: Config) -> list[tuple[str, ...]]:
         folder = self._root / _FOLDERS[config.layout, config.split]

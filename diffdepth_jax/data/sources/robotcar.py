@@ -142,7 +142,7 @@ def _frame(config: Config, scene: str, timestamp: str) -> Frame:
 
 def _read(frame: Frame, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     # fx, fy, cx, cy, then the pose of the camera axes in vehicle axes, row by row.
-    model = io.read_numbers(frame.calibration, (20,))
+    model = io.read_numbers(listing.known(frame.calibration), (20,))
     fx, fy, cx, cy = model[:4]
     intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
     depth = listing.unmeasured(size)

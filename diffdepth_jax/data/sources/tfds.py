@@ -22,7 +22,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import grain
 import numpy as np
@@ -185,7 +185,7 @@ def decode(frame: dict[str, Any]) -> Sample:
             return float(value)
         return value
 
-    return {name: of(name, value) for name, value in frame.items()}
+    return cast(Sample, {name: of(name, value) for name, value in frame.items()})
 
 
 def write(

@@ -189,7 +189,9 @@ class Protocol:
             options[name] = None if options[name] == off else options[name]
         options["disparity_floor"] = self._floor if self.alignment == "lsq_disparity" else None
         options["predicts"] = self._predicts
-        size = None if self.resize_input == "none" else frames.show(self.input_size)
+        size = None
+        if self.resize_input != "none" and self.input_size is not None:
+            size = frames.show(self.input_size)
         return {"input": self.input, "input_size": size, **options}
 
     @property
@@ -247,6 +249,8 @@ class Protocol:
         for sample in samples:
             with naming_image(sample["id"]):
                 images.append(self.prepare(sample["image"]))
+        if predict_fn is None:
+            raise TypeError("samples without predictions need predict_fn")
         return predict_fn(images)
 
     def score(self, prediction: Prediction, depth: np.ndarray) -> Score:
@@ -356,8 +360,8 @@ class Protocol:
         size = size_of_input if shown == self.input else full
         if prediction.shape != size:
             if self.resize_prediction == "none":
-                accepted = (full, size_of_input) if self.prediction_frame == "by_size" else (size,)
-                accepted = " or ".join(dict.fromkeys(map(frames.show, accepted)))
+                sizes = [full, size_of_input] if self.prediction_frame == "by_size" else [size]
+                accepted = " or ".join(dict.fromkeys(map(frames.show, sizes)))
                 raise DataError(
                     f"the prediction is {frames.show(prediction.shape)} and the ground truth "
                     f"{frames.show(full)}; protocol {self.name} needs predictions of {accepted}, "

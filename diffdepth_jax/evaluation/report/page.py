@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 import numpy as np
@@ -16,8 +16,8 @@ import numpy as np
 from diffdepth_jax import atomic, run_files, visualize
 from diffdepth_jax.errors import naming_file
 from diffdepth_jax.evaluation import boundary, metrics
-from diffdepth_jax.evaluation.protocols import Protocol, crops, frames
-from diffdepth_jax.evaluation.protocols.protocol import PredictFn
+from diffdepth_jax.evaluation.protocols import Comparison, Protocol, crops, frames
+from diffdepth_jax.evaluation.protocols.protocol import PredictFn, Prediction
 from diffdepth_jax.evaluation.report import figures, results, tables
 
 _EXAMPLES = 3  # number of best, and of worst, images
@@ -183,10 +183,10 @@ def _example(
 
 
 def _panels(
-    protocol: Protocol, prediction: np.ndarray, sample: Mapping[str, Any]
+    protocol: Protocol, prediction: Prediction, sample: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Image, prediction, ground truth and error of one image, side by side."""
-    compared = protocol.compare(prediction, sample)
+    compared = cast(Comparison, protocol.compare(prediction, sample))  # a scored image has pixels
     valid_mask = compared.valid_mask
     if "image" in sample:
         image = frames.take(sample["image"], protocol.crop_reference)

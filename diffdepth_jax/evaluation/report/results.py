@@ -173,10 +173,12 @@ def _by_condition(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
 
 def _by_class(rows: Sequence[Row], protocol: Protocol) -> dict[str, Any]:
     names = sorted({name for row in rows for name in row.scores[protocol.name].classes})
-    return {
-        name: _means(rows, protocol, lambda score, name=name: score.classes.get(name, {}))
-        for name in reversed(names)  # ToM before Other
-    }
+
+    def part(name: str) -> Callable[[Score], Mapping[str, float]]:
+        return lambda score: score.classes.get(name, {})
+
+    # ToM before Other
+    return {name: _means(rows, protocol, part(name)) for name in reversed(names)}
 
 
 def _csv(rows: Sequence[Row], protocol: Protocol) -> str:
@@ -191,8 +193,8 @@ def _csv(rows: Sequence[Row], protocol: Protocol) -> str:
     for row in rows:
         score = row.scores.get(protocol.name)
         if score is None or not score.num_valid:
-            counts = ["" if score is None else 0] * (len(_COUNTS) - 1)
-            metrics = [""] * (1 + len(names) + len(columns))
+            counts: list[Any] = ["" if score is None else 0] * (len(_COUNTS) - 1)
+            metrics: list[Any] = [""] * (1 + len(names) + len(columns))
         else:
             counts = [getattr(score, name) for name in _COUNTS]
             parts = [score.classes.get(name, {}) for name in classes]

@@ -126,10 +126,10 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
         )
         key = each["source"], *each["differences"]
         together.setdefault(key, []).append(f"{each['label']}: {numbers}")
-    for (source, *differences), numbers in together.items():
+    for (source, *differences), found in together.items():
         lines.append(
             f"not comparable, because evaluated with {', '.join(differences)}: {source}: "
-            f"{'; '.join(numbers)}"
+            f"{'; '.join(found)}"
         )
     return lines
 

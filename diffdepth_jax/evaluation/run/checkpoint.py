@@ -2,7 +2,7 @@
 
 import hashlib
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,14 @@ _PREDICTS = {"metric_depth": "depth", "relative_disparity": "disparity"}  # by t
 class Model(typing.Protocol):
     """What a model must provide; `inference.DepthModel` does."""
 
-    output: str
-    input_spec: InputSpec
+    @property
+    def output(self) -> str: ...
 
-    def predict(self, images: list[np.ndarray], **options: Any) -> Any: ...
+    @property
+    def input_spec(self) -> InputSpec: ...
+
+    @property
+    def predict(self) -> Callable[..., Any]: ...
 
     def check_num_samples(self, num_samples: int) -> None: ...
 
@@ -119,7 +123,7 @@ def settings(
             )
     steps = config.num_inference_steps
     flip_tta = model.input_spec.flip_tta if config.flip_tta is None else config.flip_tta
-    predicting = {"flip_tta": flip_tta, "num_inference_steps": steps}
+    predicting: dict[str, Any] = {"flip_tta": flip_tta, "num_inference_steps": steps}
     stated = predicting | {"recalibrated": model.is_recalibrated(steps)}
     if config.flip_average != "depth":
         stated["flip_average"] = config.flip_average

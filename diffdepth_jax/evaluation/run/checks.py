@@ -49,9 +49,9 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
             data.evaluation,
             "data.evaluation",
         )
-        for sample in samples if protocol.boundary else ():
-            depth, _ = protocol.truth(sample)
-            with naming_image(sample["id"]):
+        for each in samples if protocol.boundary else ():
+            depth, _ = protocol.truth(each)
+            with naming_image(each["id"]):
                 check_dense(metrics.valid_pixels(depth, protocol.min_depth, protocol.max_depth))
     if data.train.depth_range is not None and labelled:
         try:

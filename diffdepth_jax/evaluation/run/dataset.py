@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -210,7 +210,7 @@ def _keeping(journal: Journal | None, finished: Collection[int]) -> Iterator[Non
 
 
 def _length(samples: Iterable[Any]) -> int | None:
-    return len(samples) if hasattr(samples, "__len__") else None
+    return len(samples) if isinstance(samples, Sized) else None
 
 
 def _pending(
@@ -218,7 +218,7 @@ def _pending(
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The remaining samples; finished ones are not read if `samples` is a sequence."""
     part, count = shard
-    if hasattr(samples, "__len__") and hasattr(samples, "__getitem__"):
+    if isinstance(samples, Sized) and hasattr(samples, "__getitem__"):
         for index in range(part, len(samples), count):
             if index not in finished:
                 yield index, samples[index]

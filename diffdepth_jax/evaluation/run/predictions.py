@@ -82,7 +82,7 @@ def score_predictions(
         None, samples, protocols, workdir, options=options, compare=compare, progress=progress
     )
     page.save(Path(workdir).expanduser(), protocols, None, samples)
-    return results
+    return results or {}  # without shards there are some
 
 
 def check_scale(name: str, scale: float) -> None:
@@ -127,7 +127,7 @@ class _Pairs(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:  # type: ignore[override]  # no slices
         predicted, measured = self._pairs[index]
         if predicted in self._predicted.unusable:
             return {"id": measured, "error": self._predicted.unusable[predicted]}

@@ -60,7 +60,7 @@ def score_source_predictions(
         progress=progress,
     )
     page.save(Path(workdir).expanduser(), protocols, None, paired)
-    return results
+    return results or {}  # without shards there are some
 
 
 def _names(samples: Sequence[Mapping[str, Any]], index: int) -> list[str]:
@@ -95,7 +95,7 @@ class _Predicted(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Mapping[str, Any]:  # type: ignore[override]  # no slices
         sample, name = self._samples[index], self._names[index]
         if "error" in sample:
             return sample

@@ -31,7 +31,7 @@ from diffdepth_jax.models.tables import (
     side,
     width,
 )
-from diffdepth_jax.ops.image import resize_bilinear
+from diffdepth_jax.ops.image import resize_bilinear, size_of
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Derived, Rule, Rules, Skip, Transform
@@ -66,7 +66,7 @@ class Config(ForImageSize, OfPatches):
     drop_path_rate: float = 0.0
     remat: Remat = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         vit.check(self)
 
     @property
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         """The features, and the class token after each tapped block."""
         config = self.config
         patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
-        size = patches.shape[1:3]
+        size = size_of(patches)
         tokens = transformer.add_class_token(self, patches)
         block_class = transformer.recomputed(Block, config.remat)
         (rates,) = drop_path_rates(config.drop_path_rate, (config.depth,))
@@ -141,7 +141,9 @@ class Block(transformer.Block):
     size: tuple[int, int] = (24, 24)
 
     @nn.compact
-    def __call__(self, tokens: Float[Array, "b n c"], train: bool) -> Float[Array, "b n c"]:
+    def __call__(  # type: ignore[override]  # the mask is its own
+        self, tokens: Float[Array, "b n c"], train: bool
+    ) -> Float[Array, "b n c"]:
         shape = ((2 * self.grid - 1) ** 2 + 3, self.num_heads)
         table = self.param("position_bias", transformer_init, shape)
         return super().__call__(tokens, train, position_bias(table, self.size))

@@ -8,7 +8,7 @@ resizes to the exact size: see `position_offset`.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from diffdepth_jax.models.tables import (
     side,
     width,
 )
-from diffdepth_jax.ops.image import resize_bicubic
+from diffdepth_jax.ops.image import resize_bicubic, size_of
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Constant, Rule, Rules
@@ -74,7 +74,7 @@ class Config(OfPatches):
     drop_path_rate: float = 0.0
     remat: Remat = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         transformer.check_blocks(
             self.embed_dim, self.depth, self.num_heads, self.taps, self.drop_path_rate
         )
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         """The normalised patch tokens, as a map, and class token of each tap."""
         config = self.config
         patches = transformer.embed_patches(image, config.embed_dim, config.patch_size, self.dtype)
-        size = patches.shape[1:3]
+        size = size_of(patches)
         tokens = transformer.add_class_token(self, patches)
         table = self.param("positions", transformer_init, (1 + config.grid**2, config.embed_dim))
         tokens += _fitted(table, size, config)[None]
@@ -160,7 +160,8 @@ def _fitted(
     grid, offset = config.grid, config.position_offset
     if size == (grid, grid):
         return table
-    scales = tuple((length + offset) / grid for length in size)
+    height, width = size
+    scales = ((height + offset) / grid, (width + offset) / grid)
     return transformer.resize_positions(
         table, size, functools.partial(resize_bicubic, scales=scales)
     )
@@ -211,7 +212,7 @@ def transformers_rules(config: Config) -> Rules:
     )
 
 
-def _mask_token(config: Config):
+def _mask_token(config: Config) -> Callable[[], np.ndarray]:
     return lambda: np.zeros((1, config.embed_dim), np.float32)
 
 

@@ -42,7 +42,7 @@ class Config:
     depths: tuple[int, ...] = (1, 2, 2, 3, 3, 4, 1)
     widths: tuple[int, ...] = (16, 24, 40, 80, 112, 192, 320)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (len(self.depths), len(self.widths)) != (len(_STAGES), len(_STAGES)):
             raise ValueError(
                 f"depths {self.depths} and widths {self.widths} must have one entry for each of "

@@ -67,7 +67,7 @@ class Config(ForImageSize, HasClassTokens):
     drop_path_rate: float = 0.0
     remat: Remat = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.widths) or min(self.depths) < 1:
             raise ValueError(
                 f"depths {self.depths} and widths {self.widths} must have one positive entry per "

@@ -36,7 +36,7 @@ from diffdepth_jax.models.tables import (
     side,
 )
 from diffdepth_jax.typing import Features
-from diffdepth_jax.weights.rules import Derived, Rules, Skip
+from diffdepth_jax.weights.rules import Derived, Row, Rules, Skip
 
 # Kernel size of the relative position encoding -> heads that use it. All published models use these
 # eight heads in every stage.
@@ -67,7 +67,7 @@ class Config:
     drop_path_rate: float = 0.2
     stem_stride: Literal[1, 2] = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         per_stage = (self.embed_dims, self.num_layers, self.num_paths, self.mlp_ratios)
         if not self.embed_dims or len({len(values) for values in per_stage}) > 1:
             raise ValueError(
@@ -305,7 +305,7 @@ def rules(config: Config) -> Rules:
     last one, the last layer's, wins. It is the one read here, and exports derive the others from
     it.
     """
-    rows: tuple = ()
+    rows: list[Row] = []
     for stage, depth in enumerate(config.num_layers):
         path, here = rf"mhca_stages\.{stage}\.mhca_blks\.(\d+)", rf"stage{stage}_path\1"
         layers = [rf"{path}\.MHCA_layers\.{layer}" for layer in range(depth)]

@@ -30,7 +30,7 @@ class Config:
     depths: tuple[int, ...] = (2, 2, 2, 2)
     widths: tuple[int, ...] = (64, 128, 256, 512)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(
                 f"depths {self.depths} and widths {self.widths} must have one entry per stage"
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "b h w i"], train: bool) -> Float[Array, "b h2 w2 o"]:
-        def conv(name, stride=1, use_bias=False):
+        def conv(name: str, stride: int = 1, use_bias: bool = False) -> Conv:
             return Conv(self.features, 3, stride, use_bias=use_bias, dtype=self.dtype, name=name)
 
         hidden = jax.nn.relu(BatchNorm(train, name="bn1")(conv("conv1", self.stride)(inputs)))

@@ -45,6 +45,7 @@ from diffdepth_jax.models.layers import (
 )
 from diffdepth_jax.models.tables import Layout, conv_rules, count, linear_rules, norm_rules, side
 from diffdepth_jax.models.transformer import recomputed
+from diffdepth_jax.ops.image import size_of
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Constant, Derived, Fresh, Row, Rule, Rules, Skip, Transform
@@ -80,7 +81,7 @@ class Config(ForImageSize):
     image_size: int | None = None
     output_norms: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.num_heads):
             raise ValueError(
                 f"depths {self.depths} and num_heads {self.num_heads} must have one entry per stage"
@@ -245,7 +246,7 @@ class WindowAttention(nn.Module):
         weights = jax.nn.softmax(logits).astype(self.dtype)
         windows = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(windows.shape)
         windows = TransformerLinear(channels, dtype=self.dtype, name="projection")(windows)
-        return from_windows(windows, tokens.shape[1:3], self.shift)
+        return from_windows(windows, size_of(tokens), self.shift)
 
 
 class PatchMerging(nn.Module):
@@ -285,7 +286,7 @@ def to_windows(
     tokens = pad_with_zeros(tokens, window_size)
     if not shift:
         return _split(tokens, window_size), None
-    apart = shift_mask(tokens.shape[1:3], window_size, shift)
+    apart = shift_mask(size_of(tokens), window_size, shift)
     return _split(jnp.roll(tokens, (-shift, -shift), (1, 2)), window_size), apart
 
 
@@ -340,7 +341,7 @@ def pad_with_zeros(tokens: Array, multiple: int) -> Array:
     return jnp.pad(tokens, ((0, 0), (0, bottom), (0, right), (0, 0)))
 
 
-def _split(tokens, size: int):
+def _split(tokens: Any, size: int) -> Any:
     """[b, h, w, c] to [b, windows, size * size, c]; NumPy or JAX."""
     batch, height, width, channels = tokens.shape
     tokens = tokens.reshape(batch, height // size, size, width // size, size, channels)

@@ -47,6 +47,7 @@ from diffdepth_jax.models.layers import DropPath, LayerNorm, Linear, Mlp, Transf
 from diffdepth_jax.models.layers import transformer_init as init
 from diffdepth_jax.models.tables import Layout, conv_rules, linear_rules, norm_rules
 from diffdepth_jax.models.transformer import keyless_bias
+from diffdepth_jax.ops.image import size_of
 from diffdepth_jax.weights.rules import Rule, Rules, Skip, Transform, linear
 
 
@@ -61,13 +62,13 @@ class Config(swin.Config):
         image_size: side in pixels of the square images that the windows are for.
     """
 
-    name: Literal["swin2"] = "swin2"
+    name: Literal["swin2"] = "swin2"  # type: ignore[assignment]
     window_size: int = 16
     image_size: int = 256
     output_norms: bool = False
     pretraining_windows: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         windows = self.pretraining_windows
         if windows and len(windows) != len(self.depths):
@@ -206,7 +207,7 @@ class WindowAttention(nn.Module):
         weights = jax.nn.softmax(logits).astype(self.dtype)
         windows = jnp.einsum("bwhqk,bwkhd->bwqhd", weights, value).reshape(windows.shape)
         windows = TransformerLinear(channels, dtype=self.dtype, name="projection")(windows)
-        return from_windows(windows, tokens.shape[1:3], self.shift)
+        return from_windows(windows, size_of(tokens), self.shift)
 
 
 class PositionBias(nn.Module):

@@ -47,7 +47,7 @@ class Config:
     width_per_group: int = 64
     stem_features: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.depths or len(self.depths) != len(self.widths):
             raise ValueError(
                 f"depths {self.depths} and widths {self.widths} must have one entry per stage"

@@ -31,7 +31,7 @@ from diffdepth_jax.models.tables import (
     side,
     width,
 )
-from diffdepth_jax.ops.image import resize_bilinear
+from diffdepth_jax.ops.image import resize_bilinear, size_of
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import Features
 from diffdepth_jax.weights.rules import Constant, Rule, Rules, Skip
@@ -82,7 +82,7 @@ class Config(ForImageSize, OfPatches):
     drop_path_rate: float = 0.0
     remat: Remat = "none"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self)
 
     @property
@@ -129,7 +129,7 @@ def transform(
     module: nn.Module, config: Any, patches: Float[Array, "b h w c"], train: bool
 ) -> tuple[Features, tuple[Float[Array, "b c"], ...]]:
     """Embedded patches to features and class tokens. For use in a compact method only."""
-    size = patches.shape[1:3]
+    size = size_of(patches)
     table = module.param("positions", transformer_init, (1 + config.grid**2, config.embed_dim))
     tokens = transformer.add_class_token(module, patches)
     tokens += transformer.resize_positions(table, size, _bilinear)[None]

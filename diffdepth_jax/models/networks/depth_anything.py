@@ -11,7 +11,7 @@ caller.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -80,7 +80,7 @@ class Config(NetworkConfig, HasEncoder, Published):
     fused_features: int = 64
     output_features: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.encoder, dinov2.Config):
             raise ValueError(f"encoder is {self.encoder.name!r}; it must be 'dinov2'")
@@ -134,7 +134,7 @@ class Config(NetworkConfig, HasEncoder, Published):
         return replace(spec, output_align_corners=self.version == 2)
 
 
-def _variant(encoder: str, version: int, max_depth: float | None = None) -> Config:
+def _variant(encoder: str, version: Literal[1, 2], max_depth: float | None = None) -> Config:
     heads = {
         "small": ((48, 96, 192, 384), 64),
         "base": ((96, 192, 384, 768), 128),
@@ -183,7 +183,7 @@ class DepthAnything(nn.Module):
     dtype: Any = jnp.float32
     frozen: tuple[str, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         self.encoder = dinov2.Encoder(self.config.encoder, dtype=self.dtype)
         self.head = DPTHead(self.config.head, dtype=self.dtype)
 
@@ -213,7 +213,7 @@ class DepthAnything(nn.Module):
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Freshly initialised {"params"}; use `jax.eval_shape` if only shapes are needed."""
         side = 2 * self.config.encoder.patch_size
-        return self.init(key, jnp.zeros((1, side, side, 3)))
+        return dict(self.init(key, jnp.zeros((1, side, side, 3))))
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DepthAnything:
@@ -268,11 +268,12 @@ def _inferred(
     `{}`."""
     project_features = tuple(width(shapes, project.format(level)) for level in range(4))
     fused_features, output_features = width(shapes, fused), width(shapes, last)
-    if None in (*project_features, fused_features, output_features):
+    known = tuple(features for features in project_features if features is not None)
+    if len(known) < len(project_features) or fused_features is None or output_features is None:
         return None
     return Config(
         encoder=encoder,
-        project_features=project_features,
+        project_features=cast(tuple[int, int, int, int], known),
         fused_features=fused_features,
         output_features=output_features,
         **fields,

@@ -9,7 +9,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ from diffdepth_jax.ops.diffusion import (
     ddim_sample,
     inference_timesteps,
 )
-from diffdepth_jax.ops.image import pad_to_multiple
+from diffdepth_jax.ops.image import pad_to_multiple, size_of
 from diffdepth_jax.ops.remat import Remat
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights.rules import Rules, prefix
@@ -81,7 +81,7 @@ class DiffusionConfig:
     timestep_spacing: TimestepSpacing = "leading"
     clip_sample: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_train_timesteps > MAX_TRAIN_TIMESTEPS:  # before allocating the schedule
             raise ValueError(
                 f"num_train_timesteps is {self.num_train_timesteps}; it must be at most "
@@ -127,7 +127,7 @@ class Config(NetworkConfig, HasEncoder, Published):
     conv_gradient: Gradient = "auto"
     sampler_form: SamplerForm = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         necks.check(self.neck, self.encoder.reductions)
         if isinstance(self.remat, bool):
@@ -199,7 +199,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
     dtype: Any = jnp.float32
     frozen: tuple[str, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         encoder = registry.module("encoder", config.encoder.name)
         self.encoder = encoder.Encoder(config.encoder, dtype=self.dtype)
@@ -238,7 +238,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         depth = self.depth_from_noise(
             self.condition(image, train),
             noise,
-            image.shape[1:3],
+            size_of(image),
             train,
             num_inference_steps,
             key=key,
@@ -267,7 +267,8 @@ class DiffusionDepth(nn.Module, Recalibrates):
         """Noise to depth for an image of `size` with a known `condition`; otherwise like the
         call."""
         latent = self.sample(condition, noise, num_inference_steps, key=key)
-        return self.decode_latent(latent, train)[:, : size[0], : size[1]]
+        depth = self.decode_latent(cast(Array, latent), train)  # no trajectory was asked for
+        return depth[:, : size[0], : size[1]]
 
     def encode_image(
         self, image: Float[Array, "b h w 3"], train: bool = False
@@ -276,7 +277,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         features = self.encoder(jnp.asarray(image), self._trains("encoder", train))
         condition = self.neck(features, self._trains("neck", train)).astype(jnp.float32)
         reductions = self.config.encoder.reductions
-        return necks.within_image(condition, self.config.neck, reductions, image.shape[1:3])
+        return necks.within_image(condition, self.config.neck, reductions, size_of(image))
 
     def sample(
         self,
@@ -302,21 +303,24 @@ class DiffusionDepth(nn.Module, Recalibrates):
         """
         config = self.config.diffusion
         steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        prepared = self.denoiser.prepare(jnp.asarray(condition), noise.shape[1:3])
+        prepared = self.denoiser.prepare(jnp.asarray(condition), size_of(noise))
         if self.is_initializing():
             self.denoiser.denoise(prepared, noise, jnp.zeros(noise.shape[0], jnp.int32))
         # Inside the scan the denoiser is a pure function, not a part of this module.
         module, variables = self.denoiser.unbind()
 
         counts = steps.counts if isinstance(steps, DrawnSteps) else (steps,)
-        form = sampler_form(self.config.sampler_form, module, noise.shape[1:3], max(counts))
+        form = sampler_form(self.config.sampler_form, module, size_of(noise), max(counts))
         composed = None
         if form == "composed":
-            composed = module.apply(variables, noise.shape[1:3], method="compose")
+            composed = module.apply(variables, size_of(noise), method="compose")
 
-        def denoise(latent, timestep):
+        def denoise(latent: Array, timestep: Array) -> Array:
             timesteps = jnp.broadcast_to(timestep, latent.shape[:1])
-            return module.apply(variables, prepared, latent, timesteps, composed, method="denoise")
+            output = module.apply(
+                variables, prepared, latent, timesteps, composed, method="denoise"
+            )
+            return cast(Array, output)
 
         return ddim_sample(
             config.schedule,
@@ -328,7 +332,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
             clip_sample=config.clip_sample,
             eta=config.eta,
             key=key,
-            remat=self.config.remat,
+            remat=cast(Remat, self.config.remat),  # a bool becomes one in `Config`
             gradient_steps=gradient_steps,
             return_trajectory=return_trajectory,
         )
@@ -382,7 +386,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         side = 2 * max(self.config.encoder.reductions)
         image = jnp.zeros((1, side, side, 3))
         noise = jnp.zeros(self.latent_shape(image.shape))
-        return self.init(key, image, noise, num_inference_steps=1, key=key)
+        return dict(self.init(key, image, noise, num_inference_steps=1, key=key))
 
     def _trains(self, part: str, train: bool) -> bool:
         return train and part not in self.frozen
@@ -423,7 +427,9 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     latent_channels = width(head, r"model\.pred\.[34]\.\w+")
     hidden_features = width(head, r"model\.(noise_embedding|pred)\.[01]\.\w+")
     time_table = width(head, r"model\.time_embedding\.weight")
-    if None in (encoder, factor, features, latent_channels, hidden_features, time_table):
+    if encoder is None or factor is None or features is None or latent_channels is None:
+        return None
+    if hidden_features is None or time_table is None:
         return None
     hahi_features = width(head, r"hahineck\.(trans_proj|conv_proj)\.\d\.bn\.\w+")
     neck = NeckConfig(features)
@@ -484,9 +490,9 @@ def arguments(config: Config) -> dict[str, Any]:
     }
 
 
-def _codec_factor(head: Mapping[str, tuple[int, ...]]) -> int | None:
+def _codec_factor(head: Mapping[str, tuple[int, ...]]) -> Literal[1, 2, 4] | None:
     """The codecs differ in the index of the last layer in the decoder's `torch.nn.Sequential`."""
-    places = {1: "1.1.weight", 2: "3.0.weight", 4: "4.0.weight"}
+    places: dict[Literal[1, 2, 4], str] = {1: "1.1.weight", 2: "3.0.weight", 4: "4.0.weight"}
     found = [
         factor
         for factor, place in places.items()

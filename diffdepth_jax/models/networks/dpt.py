@@ -8,7 +8,7 @@ follow from the backbone, which is the only difference between MiDaS 3 (ViT-L, h
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -50,6 +50,8 @@ FILES: Mapping[str, Mapping[str, Any]] = {
     r"dpt_hybrid-midas-\w+": {},
 }
 UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+
+Implementation = Literal["authors", "transformers"]
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,9 @@ class Config(NetworkConfig, HasEncoder, Published):
     project_features: tuple[int | None, ...] = (256, 512, 1024, 1024)
     fused_features: int = 256
     output_features: int = 32
-    implementation: Literal["authors", "transformers"] = "authors"
+    implementation: Implementation = "authors"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         readout = tuple(features is not None for features in self.project_features)
         if readout != self._class_levels:
@@ -190,7 +192,7 @@ class DPT(nn.Module):
     dtype: Any = jnp.float32
     frozen: tuple[str, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         encoder = registry.module("encoder", self.config.encoder.name)
         self.encoder = encoder.Encoder(self.config.encoder, dtype=self.dtype)
         self.head = DPTHead(self.config.head, dtype=self.dtype)
@@ -227,7 +229,7 @@ class DPT(nn.Module):
         side = 2 * max(self.config.encoder.reductions)
         if isinstance(self.config.encoder, ForImageSize) and self.config.encoder.fixed_size:
             side = self.config.encoder.image_size
-        return self.init(key, jnp.zeros((1, side, side, 3)))
+        return dict(self.init(key, jnp.zeros((1, side, side, 3))))
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> DPT:
@@ -355,7 +357,7 @@ def _infer_transformers(
         project_features=tuple(width(shapes, project.format(level)) for level in range(4)),
         fused_features=width(shapes, r"neck\.fusion_stage\.layers\.\d\..+\.bias") or 0,
         output_features=width(shapes, r"head\.head\.2\.(weight|bias)") or 0,
-        implementation=own.value("implementation", str, "transformers"),
+        implementation=cast(Implementation, own.value("implementation", str, "transformers")),
     )
 
 

@@ -6,7 +6,7 @@ residual convolutions and upsampling. MiDaS v2.1 (arXiv:1907.01341), DPT, Depth 
 ZoeDepth differ only in the options of `DPTHeadConfig`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from diffdepth_jax.models.layers import FACTORS, Conv, Factor, TransformerLinear, gelu, resampled
 from diffdepth_jax.models.tables import conv_rules, linear_rules
-from diffdepth_jax.ops.image import resize_bilinear
+from diffdepth_jax.ops.image import resize_bilinear, size_of
 from diffdepth_jax.weights.rules import Constant, Row, Rule, Rules, conv_transpose
 
 
@@ -58,7 +58,7 @@ class DPTHeadConfig:
     output_align_corners: bool = True
     activation: Literal["relu", "sigmoid", "identity"] = "relu"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         lengths = {
             len(each)
             for each in (self.project_features, self.factors, self.readout, self.level_features)
@@ -129,10 +129,11 @@ class DPTHead(nn.Module):
         for level, features_in in enumerate(features):
             hidden = features_in
             if config.readout[level]:
-                if class_tokens is None:
+                token = None if class_tokens is None else class_tokens[level]
+                if token is None:
                     raise ValueError("the head's readout needs the encoder's class tokens")
                 readout = Readout(dtype, name=f"readout{level}")
-                hidden = readout(hidden, class_tokens[level])
+                hidden = readout(hidden, token)
             if (channels := config.project_features[level]) is not None:
                 hidden = Conv(channels, 1, dtype=dtype, name=f"project{level}")(hidden)
             hidden = resampled(hidden, config.factors[level], dtype, f"resample{level}")
@@ -147,7 +148,7 @@ class DPTHead(nn.Module):
             block = FusionBlock(config, config.fused_features[level], dtype, name=f"fusion{level}")
             target = None
             if level > 0 and config.explicit_sizes:
-                target = levels[level - 1].shape[1:3]
+                target = size_of(levels[level - 1])
             previous = block(levels[level], previous, target)
             fused.insert(0, previous)
 
@@ -322,5 +323,5 @@ def transformers_rules(config: DPTHeadConfig, outputs: tuple[str, str, str]) -> 
     return (*reassemble_rules(config, *names), *rules(config, outputs, TRANSFORMERS))
 
 
-def _zeros(shape: tuple[int, ...]):
+def _zeros(shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     return lambda: np.zeros(shape, np.float32)

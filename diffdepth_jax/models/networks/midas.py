@@ -86,7 +86,7 @@ class Config(NetworkConfig, HasEncoder, Published):
     head: DPTHeadConfig = field(default_factory=large_head)
     input_size: int = 384
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.encoder.reductions != (4, 8, 16, 32):
             raise ValueError(
@@ -126,7 +126,7 @@ class MiDaS(nn.Module):
     dtype: Any = jnp.float32
     frozen: tuple[str, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         encoder = registry.module("encoder", config.encoder.name)
         self.encoder = encoder.Encoder(config.encoder, dtype=self.dtype)
@@ -152,7 +152,7 @@ class MiDaS(nn.Module):
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
         side = 2 * max(self.config.encoder.reductions)
-        return self.init(key, jnp.zeros((1, side, side, 3)))
+        return dict(self.init(key, jnp.zeros((1, side, side, 3))))
 
 
 def build(config: Config, dtype: Any = jnp.float32, frozen: tuple[str, ...] = ()) -> MiDaS:
@@ -182,7 +182,7 @@ _ENCODER_NAMES = {
         "blocks.6": "pretrained.layer4.1",
     },
 }
-_OUTPUTS = tuple(rf"scratch\.output_conv\.{index}" for index in (0, 2, 4))
+_OUTPUTS = (r"scratch\.output_conv\.0", r"scratch\.output_conv\.2", r"scratch\.output_conv\.4")
 
 
 def rules(config: Config) -> Rules:

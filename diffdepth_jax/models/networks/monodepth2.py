@@ -6,9 +6,9 @@ arXiv:2308.09711) learns the scale from the car's speed, so its depth is in metr
 weights are correct up to a factor (5.4 for those trained on stereo pairs).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -92,7 +92,7 @@ class Config(NetworkConfig, HasEncoder, Published):
     input_size: tuple[int, int] = (320, 576)
     decoder_features: tuple[int, ...] = (16, 32, 64, 128, 256)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_depth is None or not 0 < self.min_depth < self.max_depth:
             raise ValueError(
@@ -140,7 +140,7 @@ class Monodepth2(nn.Module, PredictsScales):
     dtype: Any = jnp.float32
     frozen: tuple[str, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         encoder = registry.module("encoder", config.encoder.name)
         self.encoder = encoder.Encoder(config.encoder, dtype=self.dtype)
@@ -176,7 +176,8 @@ class Monodepth2(nn.Module, PredictsScales):
             mean = image.mean((1, 2, 3), keepdims=True)
             image = (image - mean) / image.std((1, 2, 3), ddof=1, keepdims=True)
         features = self.encoder(image, train and "encoder" not in self.frozen)
-        nearest, farthest = 1 / self.config.min_depth, 1 / self.config.max_depth
+        # A config of this network always has a max_depth.
+        nearest, farthest = 1 / self.config.min_depth, 1 / cast(float, self.config.max_depth)
         return tuple(
             farthest + (nearest - farthest) * disparity for disparity in self.decoder(features)
         )
@@ -184,7 +185,7 @@ class Monodepth2(nn.Module, PredictsScales):
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
         side = 2 * max(self.config.encoder.reductions)
-        return self.init(key, jnp.zeros((1, side, side, 3)))
+        return dict(self.init(key, jnp.zeros((1, side, side, 3))))
 
 
 class Decoder(nn.Module):
@@ -197,7 +198,7 @@ class Decoder(nn.Module):
     def __call__(
         self, features: tuple[Float[Array, "b _ _ _"], ...]
     ) -> tuple[Float[Array, "b _ _ 1"], ...]:
-        disparities = []
+        disparities: list[Array] = []
         hidden = features[-1]
         for level in reversed(range(len(self.features))):
             channels = self.features[level]
@@ -255,7 +256,7 @@ def rules(config: Config) -> Rules:
     return tuple(rows)
 
 
-def _zeros(shape: tuple[int, ...]):
+def _zeros(shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     return lambda: np.zeros(shape, np.float32)
 
 
@@ -299,7 +300,7 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: for an invalid value.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for name in ("min_depth", "max_depth", "height", "width"):
         if arguments.get(name) is None:
             continue
@@ -309,12 +310,12 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
         if not abs(number) < _LARGEST_ARGUMENT:
             raise ValueError(f"{name} must be below {_LARGEST_ARGUMENT:.0e}")
         found[name] = number
-    size = int(found.pop("height", config.input_size[0]))
-    size = (size, int(found.pop("width", config.input_size[1])))
+    height = int(found.pop("height", config.input_size[0]))
+    width = int(found.pop("width", config.input_size[1]))
     normalisation = arguments.get("normalisation", config.normalisation)
     if normalisation not in tuple(_STATISTICS):
         raise ValueError(f"normalisation must be one of {', '.join(_STATISTICS)}")
-    return replace(config, input_size=size, normalisation=normalisation, **found)
+    return replace(config, input_size=(height, width), normalisation=normalisation, **found)
 
 
 def arguments(config: Config) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class NetworkConfig:
     name: str
     max_depth: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_depth is not None and not self.max_depth > 0:
             raise ValueError(f"max_depth is {self.max_depth}; it must be positive or None")
 

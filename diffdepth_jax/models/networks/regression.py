@@ -24,7 +24,7 @@ from diffdepth_jax.models.layers import Conv, GroupNorm
 from diffdepth_jax.models.necks import Neck, NeckConfig
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.models.networks.network import HasEncoder, NetworkConfig, Variants
-from diffdepth_jax.ops.image import pad_to_multiple, resize_bilinear
+from diffdepth_jax.ops.image import pad_to_multiple, resize_bilinear, size_of
 from diffdepth_jax.typing import InputSpec
 from diffdepth_jax.weights.rules import Rules
 
@@ -52,7 +52,7 @@ class Config(NetworkConfig, HasEncoder):
     hidden_features: int = 64
     num_groups: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         necks.check(self.neck, self.encoder.reductions)
         if min(self.hidden_features, self.num_groups) < 1 or self.hidden_features % self.num_groups:
@@ -99,7 +99,7 @@ class Regression(nn.Module):
     dtype: Any = jnp.float32
     frozen: tuple[str, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         encoder = registry.module("encoder", config.encoder.name)
         self.encoder = encoder.Encoder(config.encoder, dtype=self.dtype)
@@ -121,14 +121,14 @@ class Regression(nn.Module):
         image = pad_to_multiple(jnp.asarray(image), self.config.codec.factor)
         condition = self.neck(self.encoder(image, encoder), neck)
         reductions = self.config.encoder.reductions
-        condition = necks.within_image(condition, self.config.neck, reductions, image.shape[1:3])
+        condition = necks.within_image(condition, self.config.neck, reductions, size_of(image))
         latent = self.project(condition, self.config.codec.latent_size(height, width))
         return self.codec.decode(latent, codec)[:, :height, :width]
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
         side = 2 * max(self.config.encoder.reductions)
-        return self.init(key, jnp.zeros((1, side, side, 3)))
+        return dict(self.init(key, jnp.zeros((1, side, side, 3))))
 
 
 class Projection(nn.Module):

@@ -2,7 +2,7 @@
 weights."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from diffdepth_jax.typing import InputSpec
 
@@ -112,7 +112,7 @@ def dpt_preprocessor(spec: InputSpec) -> dict[str, Any]:
         spec: must have a size and no padding; fields that the processor does not support are
             ignored.
     """
-    height, width = spec.size
+    height, width = cast(tuple[int, int], spec.size)
     return {
         "image_processor_type": "DPTImageProcessor",
         "do_resize": True,

@@ -12,7 +12,7 @@ the other models are unbounded.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Config(NetworkConfig, Published):
     keep_aspect: bool = True
     padding: float = INPUT.padding
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.core.name not in CORES:
             raise ValueError(f"core is {self.core.name!r}; it must be {' or '.join(CORES)}")
@@ -122,7 +122,9 @@ class Config(NetworkConfig, Published):
     @property
     def depth_range(self) -> tuple[float, float] | None:
         """Depth range of normed bins in metres; None for others."""
-        return (self.min_depth, self.max_depth) if self.heads.bins == "normed" else None
+        if self.heads.bins != "normed" or self.max_depth is None:
+            return None
+        return self.min_depth, self.max_depth
 
     @property
     def input_spec(self) -> InputSpec:
@@ -181,7 +183,7 @@ class ZoeDepth(nn.Module):
     dtype: Any = jnp.float32
     frozen: tuple[str, ...] = ()
 
-    def setup(self):
+    def setup(self) -> None:
         config = self.config
         core = registry.module("network", config.core.name)
         self.core = core.build(config.core, self.dtype)
@@ -200,7 +202,7 @@ class ZoeDepth(nn.Module):
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Freshly initialised {"params"}; use `jax.eval_shape` if only shapes are needed."""
         side = 2 * self.config.input_spec.multiple
-        return self.init(key, jnp.zeros((1, side, side, 3)))
+        return dict(self.init(key, jnp.zeros((1, side, side, 3))))
 
 
 class RoutedZoeDepth(ZoeDepth, JudgesBatch):
@@ -287,7 +289,7 @@ def _transformers_rules(config: Config) -> Rules:
             f"transformers only has ZoeDepth with DPT and BEiT, not with {core.name} and "
             f"{core.encoder.name}"
         )
-    outputs = tuple(rf"relative_head\.conv{number}" for number in (1, 2, 3))
+    outputs = (r"relative_head\.conv1", r"relative_head\.conv2", r"relative_head\.conv3")
     return (
         *prefix(beit.transformers_rules(core.encoder), "backbone.", "core/encoder"),
         *prefix(dpt_head.transformers_rules(core.head, outputs), "", "core/head"),
@@ -320,7 +322,7 @@ def _infer_transformers(
     domains = bins = None
     if content:
         domains = tuple(each.value("name", str, "") for each in parts) if len(parts) > 1 else ()
-        bins = described.value("bin_centers_type", str, "softplus")
+        bins = cast(zoedepth_heads.Bins, described.value("bin_centers_type", str, "softplus"))
     heads = zoedepth_heads.infer(metric, zoedepth_heads.TRANSFORMERS, domains, bins)
     if encoder is None or heads is None:
         return None

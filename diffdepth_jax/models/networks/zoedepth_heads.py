@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ from diffdepth_jax.models.layers import Conv, LayerNorm, Linear, gelu
 from diffdepth_jax.models.networks.dpt_head import Decoded
 from diffdepth_jax.models.tables import conv_rules, linear_rules, norm_rules, width
 from diffdepth_jax.models.transformer import Attention
-from diffdepth_jax.ops.image import resize_bilinear
+from diffdepth_jax.ops.image import resize_bilinear, size_of
 from diffdepth_jax.weights.rules import Constant, Row, Rule, Rules, linear
 
 # Centres are positive and unbounded, or fractions of a depth range.
@@ -75,7 +75,7 @@ class HeadsConfig:
     router_depth: int = 4
     router_hidden_features: int = 1024
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         names = (
             "num_bins",
             "embedding_features",
@@ -152,13 +152,14 @@ class MetricHeads(nn.Module):
             return bins[0](*arguments)
         votes = Router(config, dtype, name="router")(bottleneck)
         if self.is_initializing():
-            return sum(each(*arguments) for each in bins)
+            return cast(Array, sum(each(*arguments) for each in bins))
         # One choice per batch, as published. Only the chosen domain's bins are computed.
         domain = jnp.argmax(votes.sum(0))
         params = jax.tree.map(
             lambda *leaves: jnp.stack(leaves)[domain], *(each.variables["params"] for each in bins)
         )
-        return BinHead(*fields, parent=None).apply({"params": params}, *arguments)
+        head = BinHead(*fields, parent=None)
+        return cast(Array, head.apply({"params": params}, *arguments))
 
 
 class TwoConvs(nn.Module):
@@ -196,13 +197,14 @@ class BinHead(nn.Module):
             embeddings: embeddings of the bottleneck and of the levels, coarse to fine.
             hidden: map that the distribution is estimated from, together with the last embedding.
         """
-        config, size = self.config, hidden.shape[1:3]
+        config, size = self.config, size_of(hidden)
         centres = self._seed(bottleneck)
         for level, (coarser, finer) in enumerate(itertools.pairwise(embeddings)):
-            here = finer.shape[1:3]
+            here = size_of(finer)
             attractors = self._attractors(finer + resize_bilinear(coarser, here), level)
             centres = _attract(resize_bilinear(centres, here), attractors)
-        if config.bins == "normed":  # only here: the centres passed between levels stay unsorted
+        # Only here: the centres passed between levels stay unsorted.
+        if self.depth_range is not None:
             low, high = self.depth_range
             centres = jnp.clip(jnp.sort(low + (high - low) * centres), low, high)
 
@@ -459,7 +461,7 @@ def infer(
         raise ValueError(f"the weights have domains {sorted(found)}, not {sorted(domains)}")
     below = rf"\.(?:{'|'.join(map(re.escape, found))})" if found else ""
     several = "s" if found else ""
-    channels = []
+    channels: list[int] = []
     while (
         count := width(shapes, rf"attractors{below}\.{len(channels)}\.{second}\.\w+")
     ) is not None:
@@ -482,4 +484,5 @@ def infer(
         pairs = min(channels) > DOMAIN_ATTRACTORS if found else not any(n % 2 for n in channels)
         bins = "normed" if pairs else "softplus"
     attractors = tuple(count // 2 if bins == "normed" else count for count in channels)
-    return HeadsConfig(bins=bins, domains=tuple(domains), attractors=attractors, **widths)
+    fields = cast(dict[str, Any], widths)
+    return HeadsConfig(bins=bins, domains=tuple(domains), attractors=attractors, **fields)

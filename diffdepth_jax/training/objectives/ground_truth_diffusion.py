@@ -26,7 +26,7 @@ class Config(self_diffusion.Config):
             ground truth, as in other latent diffusion models, and training never runs the sampler.
     """
 
-    name: Literal["ground_truth_diffusion"] = "ground_truth_diffusion"
+    name: Literal["ground_truth_diffusion"] = "ground_truth_diffusion"  # type: ignore[assignment]
     decoded: Latent = "refined"
 
     def __post_init__(self) -> None:

@@ -9,18 +9,18 @@ map: coarser scales are then compared with the mean of its valid inverse depths 
 pixels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.models.networks.network import PredictsScales
 from diffdepth_jax.ops import losses
-from diffdepth_jax.ops.image import adaptive_average_pool
+from diffdepth_jax.ops.image import adaptive_average_pool, size_of
 from diffdepth_jax.training.objectives import pixel
 from diffdepth_jax.training.objectives.pixel import MIN_DEPTH, Aux
 
@@ -61,11 +61,13 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
             f"set scales={available}"
         )
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: Mapping[str, Array], key: Key[Array, ""], step: Array
+    ) -> tuple[Array, Aux]:
         del step
         maps, batch_stats = _inverse_depths(model, params, batch_stats, batch["image"], key)
         target, valid_mask = pixel.ground_truth(batch)
-        targets = inverse_depths_at(target, valid_mask, [each.shape[1:3] for each in maps])
+        targets = inverse_depths_at(target, valid_mask, [size_of(each) for each in maps])
         if "inverse_depths" in batch:
             known = [mask for _, mask in targets]
             targets = list(zip(batch["inverse_depths"], known, strict=True))
@@ -76,7 +78,8 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
             )
         }
         scalars = terms | pixel.depth_scalars(1.0 / maps[0], valid_mask)
-        return sum(terms.values()) / config.scales, Aux(scalars, batch_stats)
+        loss = cast(Array, sum(terms.values())) / config.scales
+        return loss, Aux(scalars, batch_stats)
 
     return loss_function
 

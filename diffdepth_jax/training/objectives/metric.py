@@ -5,13 +5,13 @@ there are a relative error, which weights near and far pixels equally, and the l
 only compares the shape.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from diffdepth_jax.ops import losses
 from diffdepth_jax.training.objectives import pixel
@@ -49,7 +49,9 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     """
     pixel.check_network("metric", model, "metric_depth")
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: Mapping[str, Array], key: Key[Array, ""], step: Array
+    ) -> tuple[Array, Aux]:
         depth, batch_stats = pixel.forward(model, params, batch_stats, batch["image"], key)
         target, valid_mask = pixel.ground_truth(batch)
         terms = pixel.pixel_terms(config, depth, target, valid_mask)

@@ -102,7 +102,9 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
     """
     check_network("pixel", model, "metric_depth")
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: Mapping[str, Array], key: Key[Array, ""], step: Array
+    ) -> tuple[Array, Aux]:
         depth, batch_stats = forward(model, params, batch_stats, batch["image"], key)
         target, valid_mask = ground_truth(batch)
         terms = pixel_terms(config, depth, target, valid_mask)

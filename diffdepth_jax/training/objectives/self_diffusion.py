@@ -136,7 +136,9 @@ def build(
 
     check_step_counts(config.step_counts, diffusion)
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: Mapping[str, Array], key: Key[Array, ""], step: Array
+    ) -> tuple[Array, Aux]:
         draws = draw(model, batch["image"].shape, key, config.step_counts)
         terms, aux = terms_from_draws(
             config, model, params, batch_stats, batch, draws, diffused, decoded
@@ -219,7 +221,7 @@ def terms_from_draws(
     schedule = diffusion.schedule
     sampler_key, drop_path_key = jax.random.split(draws.key)
 
-    def forward(module):
+    def forward(module: Any) -> tuple:
         condition = module.encode_image(batch["image"], train=True)
         # As in the release, this updates the encoder's running statistics even if no term uses it.
         encoded = module.encode_depth(target, train=True)

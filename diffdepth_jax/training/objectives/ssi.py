@@ -10,11 +10,11 @@ several terms.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.ops import losses
@@ -97,7 +97,9 @@ def build(config: Config, model: nn.Module, num_steps: int) -> Callable[..., tup
             "no known depth: use 'inverse_depth' or 'auto'"
         )
 
-    def loss_function(params, batch_stats, batch, key, step):
+    def loss_function(
+        params: Any, batch_stats: Any, batch: Mapping[str, Array], key: Key[Array, ""], step: Array
+    ) -> tuple[Array, Aux]:
         del step
         prediction, batch_stats = pixel.forward(model, params, batch_stats, batch["image"], key)
         both = compared(config, prediction, output, batch)
