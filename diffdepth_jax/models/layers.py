@@ -385,7 +385,7 @@ def _convolve(
 
 
 def _xla_convolution(
-    inputs: Array, kernel: Array, stride: int, paddings: _Paddings, groups: int
+    inputs: Any, kernel: Any, stride: int, paddings: _Paddings, groups: int
 ) -> Array:
     return lax.conv_general_dilated(
         inputs,
@@ -437,7 +437,7 @@ def _grouped(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(inputs: Array, kernel: Array, stride: int, paddings: _Paddings) -> Array:
+def _depthwise(inputs: Any, kernel: Any, stride: int, paddings: _Paddings) -> Array:
     """Depthwise convolution for the CPU.
 
     XLA:CPU has no fast kernel for grouped convolutions; a sum over the kernel's taps, which it
@@ -448,7 +448,7 @@ def _depthwise(inputs: Array, kernel: Array, stride: int, paddings: _Paddings) -
 
 
 @partial(jax.jit, static_argnums=(2, 3))  # layers of equal shape share one trace
-def _sum_of_taps(inputs: Array, kernel: Array, stride: int, paddings: _Paddings) -> Array:
+def _sum_of_taps(inputs: Any, kernel: Any, stride: int, paddings: _Paddings) -> Array:
     size = kernel.shape[0]
     padded = jnp.pad(inputs, ((0, 0), *paddings, (0, 0)))
     rows, columns = (
@@ -465,15 +465,15 @@ def _sum_of_taps(inputs: Array, kernel: Array, stride: int, paddings: _Paddings)
 
 
 def _depthwise_forward(
-    inputs: Array, kernel: Array, stride: int, paddings: _Paddings
-) -> tuple[Array, tuple[Array, Array]]:
+    inputs: Any, kernel: Any, stride: int, paddings: _Paddings
+) -> tuple[Array, tuple[Any, Any]]:
     return _depthwise(inputs, kernel, stride, paddings), (inputs, kernel)
 
 
 def _depthwise_backward(
-    stride: int, paddings: _Paddings, residuals: tuple[Array, Array], cotangent: Array
+    stride: int, paddings: _Paddings, residuals: tuple[Any, Any], cotangent: Array
 ) -> tuple[Array, Array]:
-    def convolution(inputs: Array, kernel: Array) -> Array:
+    def convolution(inputs: Any, kernel: Any) -> Array:
         return _xla_convolution(inputs, kernel, stride, paddings, inputs.shape[-1])
 
     return jax.vjp(convolution, *residuals)[1](cotangent)

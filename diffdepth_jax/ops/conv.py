@@ -7,7 +7,7 @@ slower than the forward pass. So the gradient is written here in canonical opera
 TPUs do not need this, so it is optional.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,22 +46,22 @@ def conv3x3(
     raise ValueError(f"gradient must be 'auto', 'xla' or 'custom', not {gradient!r}")
 
 
-def _conv3x3(inputs: Array, kernel: Array) -> Array:
+def _conv3x3(inputs: Any, kernel: Any) -> Array:
     return lax.conv_general_dilated(
         inputs, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
 @jax.custom_vjp
-def _conv3x3_canonical(inputs: Array, kernel: Array) -> Array:
+def _conv3x3_canonical(inputs: Any, kernel: Any) -> Array:
     return _conv3x3(inputs, kernel)
 
 
-def _forward(inputs: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+def _forward(inputs: Any, kernel: Any) -> tuple[Array, tuple[Any, Any]]:
     return _conv3x3(inputs, kernel), (inputs, kernel)
 
 
-def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _backward(residuals: tuple[Any, Any], cotangent: Array) -> tuple[Array, Array]:
     inputs, kernel = residuals
     # Without the barrier, XLA folds the flip and transpose into the convolution, which is then no
     # longer canonical.
@@ -69,7 +69,7 @@ def _backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, 
     return _conv3x3(cotangent, flipped), _kernel_gradient(inputs, cotangent)
 
 
-def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:
+def _kernel_gradient(inputs: Any, cotangent: Array) -> Array:
     """Three matrix products, one for each row of the kernel.
 
     The operand with fewer channels is transposed, so that its pixels are the last axis, and its

@@ -131,6 +131,25 @@ def building(
         turn = shapes.rotation(yaw=side * np.pi / 2)
         meshes += shapes.moved(flank, (side * width / 2, depth / 2, 0), turn)
 
+    meshes += _openings(rng, palette, kind, width, storey, shop)
+    if kind == "block":
+        meshes += _balconies(palette, trim, width, storey, floors if rng.random() < 0.3 else 0)
+        meshes.append(shapes.box((width + 0.5, depth + 0.5, 0.35), (0, depth / 2, height), trim))
+    if kind == "hall":
+        meshes.append(shapes.box((width + 0.3, depth + 0.3, 0.5), (0, depth / 2, height), trim))
+    elif kind == "house" or rng.random() < 0.45:
+        eaves = height + (0.17 if kind == "block" else 0)
+        turned = kind == "house" and bool(rng.random() < 0.4)
+        meshes += _roof_and_chimney(rng, palette, width, depth, height, eaves, surface, turned)
+    return meshes
+
+
+def _openings(
+    rng: np.random.Generator, palette: Palette, kind: str, width: float, storey: float, shop: bool
+) -> list[Mesh]:
+    """Doors, gates and shop windows of the front, with awnings."""
+    meshes: list[Mesh] = []
+
     def opening(x: float, span: float, tall: float, row: int) -> Mesh:
         corners = [(x - span / 2, -0.05, 0.1), (x + span / 2, -0.05, 0.1),
                    (x + span / 2, -0.05, tall), (x - span / 2, -0.05, tall)]  # fmt: skip
@@ -159,33 +178,40 @@ def building(
         meshes.append(opening(rng.uniform(-0.3, 0.3) * width, 1.1, 2.2, 0))
         if kind == "house" and rng.random() < 0.4:
             meshes.append(opening(width * 0.36, 2.4, 2.2, 1))
-
-    if kind == "block":
-        for floor in range(1, floors) if rng.random() < 0.3 else ():  # balconies
-            for x in np.arange(-width / 2 + 2, width / 2 - 1, 4.5):
-                z = floor * storey
-                meshes.append(shapes.box((2.4, 1.1, 0.14), (x, -0.55, z), palette.concrete))
-                meshes.append(shapes.box((2.4, 0.05, 0.9), (x, -1.08, z + 0.5), trim))
-                for side in (-1, 1):
-                    meshes.append(
-                        shapes.box((0.05, 1.1, 0.9), (x + side * 1.18, -0.55, z + 0.5), trim)
-                    )
-        meshes.append(shapes.box((width + 0.5, depth + 0.5, 0.35), (0, depth / 2, height), trim))
-    if kind == "house" or (kind == "block" and rng.random() < 0.45):
-        across = kind == "house" and bool(rng.random() < 0.4)
-        run = width / 2 if across else depth / 2
-        rise = min(run * rng.uniform(0.5, 1.0), 5.0)
-        meshes += _gable_roof(
-            width,
-            depth,
-            height + (0.17 if kind == "block" else 0),
-            rise,
-            one_of(rng, palette.roofs),
-            surface,
-            across,
-        )
-        chimney = (rng.uniform(-0.3, 0.3) * width, depth / 2 - 0.6, height + rise * 0.8)
-        meshes.append(shapes.box((0.7, 0.7, 2.2), chimney, surface, materials.WALL_TEXTURE_SIZE))
-    elif kind == "hall":
-        meshes.append(shapes.box((width + 0.3, depth + 0.3, 0.5), (0, depth / 2, height), trim))
     return meshes
+
+
+def _balconies(
+    palette: Palette, trim: Material, width: float, storey: float, floors: int
+) -> list[Mesh]:
+    """Balconies of all floors but the first."""
+    meshes = []
+    for floor in range(1, floors):
+        for x in np.arange(-width / 2 + 2, width / 2 - 1, 4.5):
+            z = floor * storey
+            meshes.append(shapes.box((2.4, 1.1, 0.14), (x, -0.55, z), palette.concrete))
+            meshes.append(shapes.box((2.4, 0.05, 0.9), (x, -1.08, z + 0.5), trim))
+            for side in (-1, 1):
+                meshes.append(shapes.box((0.05, 1.1, 0.9), (x + side * 1.18, -0.55, z + 0.5), trim))
+    return meshes
+
+
+def _roof_and_chimney(
+    rng: np.random.Generator,
+    palette: Palette,
+    width: float,
+    depth: float,
+    height: float,
+    eaves: float,
+    surface: Material,
+    across: bool,
+) -> list[Mesh]:
+    """A pitched roof on a building of this `height`, from the height of its `eaves` on."""
+    run = width / 2 if across else depth / 2
+    rise = min(run * rng.uniform(0.5, 1.0), 5.0)
+    tiles = one_of(rng, palette.roofs)
+    chimney = (rng.uniform(-0.3, 0.3) * width, depth / 2 - 0.6, height + rise * 0.8)
+    return [
+        *_gable_roof(width, depth, eaves, rise, tiles, surface, across),
+        shapes.box((0.7, 0.7, 2.2), chimney, surface, materials.WALL_TEXTURE_SIZE),
+    ]

@@ -139,19 +139,42 @@ def car(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
         ]
     )
     meshes = [shapes.loft(rings, paint, smooth=True)]
-    # Cabin: (rear, front) along the length, at the belt and at the roof.
+    meshes += _cabin(palette, kind, paint, length, width, belt, height)
+    radius = 0.37 if kind == "offroad" else 0.31
+    meshes += _wheels(palette, width, (-0.31 * length, 0.31 * length), radius)
+    meshes += _wheel_houses(palette, width, (-0.31 * length, 0.31 * length), radius)
+    for side in (-1, 1):  # mirrors
+        meshes.append(
+            shapes.ball(
+                (0.11, 0.07, 0.08), (side * (width / 2 + 0.06), 0.17 * length, belt + 0.06), paint
+            )
+        )
+    meshes += _lights(palette, length, width, belt * 0.72, belt * 0.82)
+    return meshes
+
+
+def _cabin(
+    palette: Palette,
+    kind: str,
+    paint: Material,
+    length: float,
+    width: float,
+    belt: float,
+    height: float,
+) -> list[Mesh]:
+    """A car's cabin from the belt line up, with its windows."""
+    # (rear, front) along the length, at the belt and at the roof.
     low = {"hatchback": (-0.47, 0.24), "saloon": (-0.36, 0.24)}.get(kind, (-0.485, 0.24))
     high = {"hatchback": (-0.38, 0.06), "saloon": (-0.22, 0.07)}.get(kind, (-0.44, 0.07))
-    floor, ceiling = belt * 0.98, height
     half_low, half_high = width * 0.455, width * 0.37
 
     def rectangle(ends: tuple[float, float], half: float, z: float) -> np.ndarray:
         rear, front = ends[0] * length, ends[1] * length
         return np.array([(half, rear, z), (half, front, z), (-half, front, z), (-half, rear, z)])
 
-    base, top = rectangle(low, half_low, floor), rectangle(high, half_high, ceiling - 0.06)
-    crown = rectangle((high[0] + 0.02, high[1] - 0.02), half_high * 0.88, ceiling)
-    meshes.append(shapes.loft(np.stack([base, top, crown]), paint))
+    base, top = rectangle(low, half_low, belt * 0.98), rectangle(high, half_high, height - 0.06)
+    crown = rectangle((high[0] + 0.02, high[1] - 0.02), half_high * 0.88, height)
+    meshes = [shapes.loft(np.stack([base, top, crown]), paint)]
     for index in range(4):  # right, front, left, rear
         after = (index + 1) % 4
         face = np.stack([base[index], base[after], top[after], top[index]])
@@ -168,9 +191,15 @@ def car(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
                     ]
                 )
                 meshes.append(_pane(part, palette.car_glass, 0.86, 0.012))
-    radius = 0.37 if kind == "offroad" else 0.31
-    meshes += _wheels(palette, width, (-0.31 * length, 0.31 * length), radius)
-    for y in (-0.31 * length, 0.31 * length):  # dark wheel houses
+    return meshes
+
+
+def _wheel_houses(
+    palette: Palette, width: float, axles: tuple[float, ...], radius: float
+) -> list[Mesh]:
+    """Dark arches behind the wheels."""
+    meshes = []
+    for y in axles:
         for side in (-1, 1):
             x = side * width / 2
             meshes.append(
@@ -182,13 +211,6 @@ def car(rng: np.random.Generator, palette: Palette) -> list[Mesh]:
                     16,
                 )
             )
-    for side in (-1, 1):  # mirrors
-        meshes.append(
-            shapes.ball(
-                (0.11, 0.07, 0.08), (side * (width / 2 + 0.06), 0.17 * length, belt + 0.06), paint
-            )
-        )
-    meshes += _lights(palette, length, width, belt * 0.72, belt * 0.82)
     return meshes
 
 
@@ -242,6 +264,28 @@ def van(rng: np.random.Generator, palette: Palette, *, wide: bool = True) -> lis
             ]
         )
         meshes.append(shapes.loft(rings, colour, smooth=True))
+    meshes += _glazing(palette, kind, length, width, height, nose, screen)
+    radius = 0.34 if kind == "van" else 0.48
+    meshes += _wheels(palette, width, (-0.3 * length, 0.34 * length), radius)
+    meshes += _lights(palette, length, width, 0.75, 0.95)
+    return meshes
+
+
+def _glazing(
+    palette: Palette,
+    kind: str,
+    length: float,
+    width: float,
+    height: float,
+    nose: float,
+    screen: tuple[tuple[float, float], tuple[float, float]],
+) -> list[Mesh]:
+    """Windscreen, side windows and rear window of a van, lorry or bus.
+
+    `screen`: (forward, up) of the windscreen's upper and of its lower edge.
+    """
+    front = length / 2
+    meshes = []
     half = width * 0.43
     (y_top, z_top), (y_low, z_low) = screen
     meshes.append(
@@ -283,7 +327,4 @@ def van(rng: np.random.Generator, palette: Palette, *, wide: bool = True) -> lis
                 palette.car_glass,
             )
         )  # fmt: skip
-    radius = 0.34 if kind == "van" else 0.48
-    meshes += _wheels(palette, width, (-0.3 * length, 0.34 * length), radius)
-    meshes += _lights(palette, length, width, 0.75, 0.95)
     return meshes
