@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -54,9 +54,8 @@ class _ConfigFileParser(flags.ArgumentParser):
                 name = _shipped_config(name)
             Path(name).open("rb").close()
         loader = importlib.machinery.SourceFileLoader("config", name)
-        module = importlib.util.module_from_spec(
-            importlib.util.spec_from_loader("config", loader)  # any suffix
-        )
+        spec = importlib.util.spec_from_loader("config", loader)  # any suffix
+        module = importlib.util.module_from_spec(cast(importlib.machinery.ModuleSpec, spec))
         try:
             loader.exec_module(module)
             if not hasattr(module, "get_config"):
@@ -287,8 +286,11 @@ def size(text: str) -> tuple[int, int]:
 
 def define_checkpoint(*, several: bool = False) -> None:
     """Defines --checkpoint, optionally repeatable, and the flags that `model_options` reads."""
-    define, default = (flags.DEFINE_multi_string, []) if several else (flags.DEFINE_string, None)
-    define("checkpoint", default, "A run, a transformers folder, or a .pt or .safetensors file.")
+    kinds = "A run, a transformers folder, or a .pt or .safetensors file."
+    if several:
+        flags.DEFINE_multi_string("checkpoint", [], kinds)
+    else:
+        flags.DEFINE_string("checkpoint", None, kinds)
     flags.DEFINE_string(
         "network", None, "Network, if the checkpoint does not determine it: depth_anything, ..."
     )

@@ -17,6 +17,7 @@ from diffdepth_jax import atomic
 from diffdepth_jax.adverse import manifest
 from diffdepth_jax.adverse.config import AdverseConfig, NetworkConfig
 from diffdepth_jax.adverse.manifest import Frame
+from diffdepth_jax.data.listing import known
 from diffdepth_jax.errors import DataError, naming_file
 from diffdepth_jax.typing import Output
 
@@ -43,7 +44,7 @@ class Network:
             inference,
         )  # importing JAX takes seconds, and a finished run does not need it
 
-        return inference.load(self.config.checkpoint, **self.config.options)
+        return inference.load(known(self.config.checkpoint), **self.config.options)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -158,11 +159,11 @@ class Labeller:
         source_depth = np.asarray(sample["depth"], np.float32)
         label_is: Output = "metric_depth"
         if self._labels == "teacher":
-            label, label_is = taught, self._teacher.output
+            label, label_is = known(taught), known(self._teacher).output
         else:
             label = source_depth
-        for depth in (taught, steered):
-            if depth is not None and not np.isfinite(depth).all():
+        for each in (taught, steered):
+            if each is not None and not np.isfinite(each).all():
                 raise DataError(
                     f"{sample['id']}: the network's depth is not finite: check the image"
                 )
@@ -174,9 +175,9 @@ class Labeller:
                     "image, but generation needs dense depth: also set teacher.checkpoint with "
                     "labels='source', or use a source with dense depth"
                 )
-            depth, depth_is = taught, self._teacher.output
+            depth, depth_is = taught, known(self._teacher).output
         if self._steering is not None:
-            control = steering_map(steered, self._steering.output)
+            control = steering_map(known(steered), self._steering.output)
         else:
             control = steering_map(depth, depth_is)
         intrinsics = np.asarray(sample["intrinsics"], np.float64)
@@ -225,7 +226,7 @@ class Labeller:
         for place, depth in zip(missing, found, strict=True):
             depths[place] = depth
             _save(paths[place], depth)
-        return depths
+        return [known(depth) for depth in depths]
 
 
 def steering_map(depth: np.ndarray, depth_is: Output) -> np.ndarray:

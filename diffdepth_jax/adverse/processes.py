@@ -13,7 +13,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from diffdepth_jax.adverse.backends import Item, Outcome
 from diffdepth_jax.errors import (
@@ -81,12 +81,15 @@ class Process:
         except UserError:
             self._log.close()
             raise
+        # Pipes, as they are asked for above.
+        self._stdin = cast(IO[bytes], self._process.stdin)
+        self._stdout = cast(IO[bytes], self._process.stdout)
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        for line in iter(self._process.stdout.readline, b""):
+        for line in iter(self._stdout.readline, b""):
             self._lines.put(line)
         self._lines.put(b"")  # end of the stream
 
@@ -97,12 +100,10 @@ class Process:
           WorkerFailure: if the process has ended.
         """
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # ValueError: it was killed here, which closed the pipe
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            self._stdin.flush()
+        except (OSError, ValueError) as error:
+            # ValueError: it was killed here, which closed the pipe.
             raise self._gone() from error
 
     def receive(self) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class Process:
         """
         try:
             self.send(close=True)
-            self._process.stdin.close()
+            self._stdin.close()
             self._in_order &= self._process.wait(_CLOSING) == 0
         except (WorkerFailure, OSError, subprocess.TimeoutExpired):
             self._in_order = False
@@ -155,10 +156,10 @@ class Process:
         self._process.kill()
         self._process.wait()
         with contextlib.suppress(OSError):  # requests that it has not read
-            self._process.stdin.close()
+            self._stdin.close()
         self._reader.join(1.0)
         if not self._reader.is_alive():  # unless a child process is still running
-            self._process.stdout.close()
+            self._stdout.close()
         self._log.close()
 
     def _gone(self) -> WorkerFailure:
@@ -357,7 +358,7 @@ class Pool:
                 answered: set[str] = set()
                 while len(answered) < len(messages):
                     reply = process.receive()
-                    key = reply.get("key")
+                    key = str(reply.get("key"))
                     if key not in {each["key"] for each in messages} - answered:
                         process.kill()
                         raise WorkerFailure(f"replied {shown(str(reply), 100)} to a batch")

@@ -27,6 +27,7 @@ from diffdepth_jax.adverse.backends import Item, Outcome, Session
 from diffdepth_jax.adverse.config import AdverseConfig
 from diffdepth_jax.adverse.manifest import Frame, Journal, Made, Record, RunFile, Shard
 from diffdepth_jax.data import io, listing
+from diffdepth_jax.data.listing import known
 from diffdepth_jax.errors import ConfigError, DataError, FileError, naming_file
 
 T = TypeVar("T")
@@ -200,9 +201,10 @@ class _Run:
 
     def _check_merge(self) -> None:
         count = self.run_file.get("frames")
-        frames = [self.state.frames.get(index) for index in range(count or 0)]
-        if not count or None in frames:
-            absent = sum(frame is None for frame in frames)
+        prepared = [self.state.frames.get(index) for index in range(count or 0)]
+        frames = [frame for frame in prepared if frame is not None]
+        absent = len(prepared) - len(frames)
+        if not count or absent:
             raise DataError(
                 f"{self.workdir}: {absent} of {count or 0} frames have not been prepared: run the "
                 "missing shards, or run the command without --shard and --merge to generate what "
@@ -290,7 +292,7 @@ class _Run:
                 listing.require_unique((frame.id for frame in listed), where)
                 self.originals = {i: Path(frame.image) for i, frame in enumerate(listed)}
         else:
-            self.run_file.require("frames", config.scenes.count)
+            self.run_file.require("frames", known(config.scenes).count)
         indices = self._indices(self.run_file.get("frames"))
         with (
             self.backend.open(config.backend, python=self.python, workdir=workdir) as session,
@@ -345,7 +347,7 @@ class _Run:
             depth=None,
             intrinsics=None,
             output=self._output(name, prompts.SCENE, 0),
-            size=self.config.scenes.size,
+            size=known(self.config.scenes).size,
         )
 
     def _read_scene(self, index: int) -> Mapping[str, Any]:
@@ -528,7 +530,7 @@ class _Judge:
         teacher = self._teacher
         seen = [each for each in waiting if not each[2].flagged] if teacher else []
         found = {}
-        if seen:
+        if teacher is not None and seen:
             from diffdepth_jax.adverse import structure  # needs SciPy, likewise
 
             depths = teacher.predict([io.read_image(item.output) for _, item, _ in seen])

@@ -178,7 +178,8 @@ def predictions(
 ) -> list[Prediction]:
     """The results of `DepthModel.predict`, image by image."""
     if num_samples is None:
-        return [(each, None) for each in model.predict(images, batch_size=batch_size, **options)]
+        depths: Any = model.predict(images, batch_size=batch_size, **options)
+        return [(each, None) for each in depths]
     found = model.predict(images, batch_size=batch_size, num_samples=num_samples, **options)
     return list(zip(*found, strict=True))
 

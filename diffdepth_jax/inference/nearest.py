@@ -6,7 +6,6 @@ Only names and shapes are compared; those of known architectures come from traci
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from diffdepth_jax import registry
 from diffdepth_jax.errors import ConfigError

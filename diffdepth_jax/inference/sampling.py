@@ -112,7 +112,10 @@ class Moments:
     """
 
     def __init__(self) -> None:
-        self._count, self._mean, self._squares, self._sum = 0, 0.0, 0.0, 0.0
+        self._count = 0
+        self._mean: Any = 0.0
+        self._squares: Any = 0.0
+        self._sum: Any = 0.0
 
     def add(self, array: np.ndarray) -> None:
         self._count += 1
@@ -152,7 +155,8 @@ def decode_trajectory(
     )
 
     def decode(latent: Float[Array, "1 h2 w2 d"]) -> Float[Array, "h3 w3"]:
-        return model.apply(variables, latent, method="decode_latent")[0, ..., 0]
+        depth: Any = model.apply(variables, latent, method="decode_latent")
+        return depth[0, ..., 0]
 
     # One after the other, so that memory does not grow with the number of steps.
     return jax.lax.map(decode, latents)[:, : image.shape[1], : image.shape[2]]
@@ -182,7 +186,7 @@ def _of_noise(
     count, samples = conditions.shape[1], len(noise)
 
     def depth(condition: Float[Array, "b h2 w2 c"]) -> Float[Array, "nb h w"]:
-        return model.apply(
+        found: Any = model.apply(
             variables,
             jnp.tile(condition, (samples, 1, 1, 1)),
             jnp.repeat(noise, count, axis=0),
@@ -190,7 +194,8 @@ def _of_noise(
             num_inference_steps=num_inference_steps,
             key=jnp.repeat(keys, count),
             method="depth_from_noise",
-        )[..., 0]
+        )
+        return found[..., 0]
 
     # One after the other, so that `batch_size` limits memory.
     maps = jax.lax.map(depth, conditions)

@@ -148,7 +148,9 @@ def prefix(rules: Rules, key_prefix: str, path_prefix: str = "") -> tuple[Row, .
         alternatives = "|" in re.sub(r"\([^()]*\)", "", entry.pattern)
         inner = f"(?:{entry.pattern})" if alternatives else entry.pattern
         entry = replace(entry, pattern=re.escape(key_prefix) + inner)
-        return replace(entry, path=below(entry.path)) if hasattr(entry, "path") else entry
+        if isinstance(entry, Rule | Derived):
+            return replace(entry, path=below(entry.path))
+        return entry
 
     return tuple(rerooted(entry) for entry in rules)
 
@@ -183,7 +185,8 @@ def convert(
     targets, faults = _resolve(state_dict, rules)
     arrays: dict[str, np.ndarray] = {}
     keys: dict[str, str] = {}
-    for path, sources in targets.items():
+    for path, claims in targets.items():
+        sources = [(key, rule) for key, rule in claims if isinstance(rule, Rule)]
         if path not in leaves:
             for key, _ in sources:
                 faults.add("keys whose leaf is not in the model", f"{key} -> {path}")
@@ -191,10 +194,10 @@ def convert(
         sources.sort(key=lambda source: source[1].part)
         parts, count = [rule.part for _, rule in sources], sources[0][1].part[1]
         if parts != [(index, count) for index in range(count)]:
-            keys = ", ".join(key for key, _ in sources)
+            several = ", ".join(key for key, _ in sources)
             twice = len(set(parts)) < len(parts)
             kind = "leaves filled more than once" if twice else "partially filled leaves"
-            faults.add(kind, f"{path} <- {keys}")
+            faults.add(kind, f"{path} <- {several}")
             continue
         wanted = tuple(leaves[path].shape)
         if count > 1:
@@ -203,8 +206,9 @@ def convert(
             _array(state_dict[key], key, path, rule.transform, wanted, leaves[path].dtype, faults)
             for key, rule in sources
         ]
-        if all(array is not None for array in filled):
-            array = np.concatenate(filled, -1) if count > 1 else filled[0]
+        whole = [array for array in filled if array is not None]
+        if len(whole) == len(filled):
+            array = np.concatenate(whole, -1) if count > 1 else whole[0]
             with np.errstate(
                 over="ignore"
             ):  # values beyond the type's range become infinite, with a warning below
@@ -477,7 +481,7 @@ def _resolve(
 
 
 def _flatten(tree: Mapping[str, Any], root: str = "") -> dict[str, Any]:
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             leaves |= _flatten(value, f"{root}{name}/")

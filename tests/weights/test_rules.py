@@ -316,3 +316,8 @@ def test_names_are_shown_without_control_characters():
     with pytest.warns(UserWarning, match="NaN") as caught:
         convert({name: np.full(2, np.nan)}, (Rule("(?s).*a.", "params/a"),), tree)
     assert r"\x1b[31ma\n" in str(caught[0].message) and "\x1b" not in str(caught[0].message)
+
+
+def test_a_leaf_filled_twice_is_reported_wherever_it_comes():
+    given = {"layers.0.norm.bias": np.zeros(5)} | state_dict()
+    assert "leaves filled more than once (1)" in message(convert, given, TABLE, expected())

@@ -27,6 +27,7 @@ import diffdepth_jax
 from diffdepth_jax import atomic
 from diffdepth_jax.adverse import model_files, processes
 from diffdepth_jax.adverse.backends import Item, Outcome
+from diffdepth_jax.data.listing import known
 from diffdepth_jax.errors import ConfigError, MissingFileError, naming_file
 
 CONDITIONS = None  # any condition with prompts
@@ -159,7 +160,7 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
         folder = Path(stack.enter_context(_temporary_folder()))
         paths = _paths(config, command, logs)
         base = model_files.prepare_base(
-            config.base,
+            known(config.base),
             paths["base"],
             paths.get("base_config"),
             folder,
@@ -389,8 +390,8 @@ def _options(
 
 def _paths(config: Config, command: Sequence[str], logs: Path) -> dict[str, Path]:
     """Paths of the models; the worker downloads repositories from the Hub."""
-    given = {"base": config.base, "control": config.control, "base_config": config.base_config}
-    given = {field: name for field, name in given.items() if name is not None}
+    fields = {"base": config.base, "control": config.control, "base_config": config.base_config}
+    given = {field: name for field, name in fields.items() if name is not None}
     wanted: dict[str, dict[str, Any]] = {
         field: {"repository": name, "kind": "config" if field == "base_config" else field}
         for field, name in given.items()
