@@ -45,7 +45,9 @@ def main(_: list[str]) -> None:
     if not paths and FLAGS.runs is None:
         raise ConfigError("nothing to try: give --checkpoint=PATH or --runs=DIR")
     with tempfile.TemporaryDirectory(prefix="diffdepth_app_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "copies")  # before Gradio is imported
+        # Read when Gradio is imported.
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "copies")
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         signal.signal(signal.SIGTERM, _end)
         with cli.importing():
             try:

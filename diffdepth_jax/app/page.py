@@ -4,14 +4,11 @@ Needs the optional extra `app`. Nothing is reported to Gradio's makers, and the 
 from other servers.
 """
 
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
 import gradio as gr
 
