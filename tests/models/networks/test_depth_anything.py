@@ -89,7 +89,7 @@ def test_published_names_supply_what_weights_do_not_say(stem, fields):
 
 def test_without_a_published_name_the_caller_is_asked_for_the_version():
     state_dict = state_dict_of(TINY)
-    with pytest.raises(WeightsError, match=r"version: load\(\.\.\., version=1 or version=2\)"):
+    with pytest.raises(WeightsError, match=r"version: use load\(\.\.\., version=1 or version=2\)"):
         diffdepth_jax.load(state_dict)
     taps = {
         version: diffdepth_jax.load(state_dict, version=version).config.encoder.taps
