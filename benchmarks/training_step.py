@@ -85,7 +85,8 @@ def jax_way(remat: str):
         optimizer = optax.adam(LEARNING_RATE)
         step = state_lib.make_train_step(loss, optimizer, lambda step: LEARNING_RATE)
         step = jax.jit(step, donate_argnums=0)
-        state = state_lib.create(model.variables, optimizer)
+        # In one program, as training does: made one by one, every shape would compile and keep one.
+        state = jax.jit(lambda variables: state_lib.create(variables, optimizer))(model.variables)
         del model
         arrays = batch(height, width)
         arrays = jax.device_put(arrays | {"valid_mask": arrays["depth"] > 0})

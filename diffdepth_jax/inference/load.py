@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -407,7 +408,10 @@ def _with_fields(config: NetworkConfig, fields: Mapping[str, Any]) -> NetworkCon
 def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
     """Converts NumPy leaves to JAX in place, one by one, so that few are in memory twice."""
     for name, value in variables.items():
-        variables[name] = _on_device(value) if isinstance(value, dict) else jnp.asarray(value)
+        # `jnp.asarray` would compile, and keep, a program for every shape.
+        variables[name] = (
+            _on_device(value) if isinstance(value, dict) else jax.device_put(value, may_alias=False)
+        )
     return variables
 
 

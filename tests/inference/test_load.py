@@ -14,6 +14,7 @@ import pytest
 import diffdepth_jax
 from diffdepth_jax import inference, registry
 from diffdepth_jax.errors import ConfigError, WeightsError
+from diffdepth_jax.inference.load import _on_device
 from diffdepth_jax.models.networks import diffusion_depth
 from diffdepth_jax.models.networks.network import expected_variables
 from diffdepth_jax.weights import files as weights
@@ -30,6 +31,28 @@ def test_a_run_is_rebuilt_from_its_directory_alone(run, model):
     assert 0 <= depth.min() < depth.max() <= CONFIG.max_depth
     for path in (run / "checkpoints", run / "checkpoints" / str(STEP)):
         np.testing.assert_array_equal(diffdepth_jax.load(path).predict(image()), depth)
+
+
+def test_arrays_are_copied_without_compiling_a_program_for_each_shape():
+    # Shapes that no other test has compiled for.
+    doubles, floats = np.zeros((3, 1, 41)), np.ones((43, 2), np.float32)
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if "compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        found = _on_device({"a": doubles, "b": {"c": floats}})
+        assert not compiled
+        jnp.asarray(np.zeros((3, 1, 47)))
+        assert compiled, "the listener hears nothing"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    floats[:] = 5  # the caller's
+    np.testing.assert_array_equal(found["b"]["c"], np.ones((43, 2)))
+    assert found["a"].dtype == jnp.float32
 
 
 def test_computing_in_bfloat16_leaves_weights_and_depth_in_float32(run, model):
