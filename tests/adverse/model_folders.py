@@ -41,7 +41,7 @@ def write_weights(path: Path, **arrays: np.ndarray) -> None:
 
 
 def write_base(folder: Path, family: str = "sd", *, weights: bool = True) -> Path:
-    """A base model's folder; without `weights`, as used beside a single file."""
+    """A base model's folder; without `weights`, as used with a single file."""
     second = ("_2",) * (family == "sdxl")
     index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "X"]}
     write_json(folder / "model_index.json", index)

@@ -136,7 +136,7 @@ def test_batches_depend_only_on_the_frames(mapping, backend, tmp_path):
     assert merged == whole
 
 
-def test_a_lost_image_is_made_again_within_its_batch(mapping, backend, tmp_path):
+def test_a_lost_image_is_regenerated_within_its_batch(mapping, backend, tmp_path):
     run(mapping(), tmp_path / "out")
     before = files(tmp_path / "out")
     (tmp_path / "out/images/fog/f3_0.png").unlink()

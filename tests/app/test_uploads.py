@@ -27,7 +27,7 @@ def test_an_image_within_the_limits_is_unchanged(tmp_path):
         np.testing.assert_array_equal(upload.image, pixels, err_msg=ending)
 
 
-def test_a_large_image_is_made_smaller(tmp_path):
+def test_a_large_image_is_shrunk(tmp_path):
     path = saved(Image.new("RGB", (3000, 1000), (9, 90, 200)), tmp_path / "wide.png")
     upload = uploads.read(path, Limits(fed_megapixels=0.03))
     assert upload.original_size == (1000, 3000)

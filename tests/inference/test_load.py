@@ -262,7 +262,7 @@ def test_a_transformers_directory_determines_everything(released_state_dict, lay
         diffdepth_jax.load(tmp_path)
 
 
-def test_a_run_with_exported_weights_beside_it_is_a_run(run, tmp_path, released_state_dict):
+def test_a_run_next_to_exported_weights_is_a_run(run, tmp_path, released_state_dict):
     shutil.copytree(run, tmp_path, dirs_exist_ok=True)
     weights.write_safetensors(tmp_path / "model.safetensors", released_state_dict)
     assert diffdepth_jax.load(tmp_path).config == CONFIG
@@ -347,7 +347,7 @@ def test_a_file_name_with_a_hub_hash_or_a_browser_number(
 
 @pytest.mark.parametrize("nested", ["model", "state_dict", "net"])
 @pytest.mark.parametrize("optimizer", [True, False])
-def test_weights_nested_beside_an_optimizer(released_state_dict, tmp_path, nested, optimizer):
+def test_weights_nested_next_to_an_optimizer(released_state_dict, tmp_path, nested, optimizer):
     """As MiDaS, ZoeDepth and others save them, with the prefix of several devices."""
     entries = {f"module.{name}": array for name, array in released_state_dict.items()}
     tensors = {name: torch_writer.whole(name, array) for name, array in entries.items()}

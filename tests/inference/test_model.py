@@ -147,7 +147,7 @@ def test_batches_hold_images_of_equal_size_up_to_the_limit(model, monkeypatch):
     assert sorted(fed) == [(1, 16, 16), (2, 16, 16), (2, 16, 24)]
 
 
-def test_a_network_gets_the_input_that_its_spec_says(model, monkeypatch):
+def test_a_network_gets_the_input_in_its_spec(model, monkeypatch):
     spec = InputSpec(size=(32, 32), bound="lower", multiple=8, std=(0.5, 0.5, 0.5))
     monkeypatch.setattr(diffusion_depth, "INPUT", spec)
     picture = image(21, 35)

@@ -260,7 +260,7 @@ def test_damaged_statistics_are_named(at_five, tmp_path):
             diffdepth_jax.load(path)
 
 
-def test_a_run_keeps_them_beside_the_weights(at_five, tmp_path):
+def test_a_run_stores_them_next_to_the_weights(at_five, tmp_path):
     variables = at_five.variables
     state = TrainState(
         step=jnp.int32(7),

@@ -64,7 +64,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(path.name for path in checkpointer.directory.iterdir()) == ["2", "3"]
 
 
-def test_the_best_is_kept_beside_the_newest(tmp_path):
+def test_the_best_is_kept_as_well_as_the_newest(tmp_path):
     state = example_state()
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         for step, best in ((1, None), (2, 1), (3, 1), (4, 3), (5, 3)):

@@ -140,7 +140,7 @@ def test_layer_decay_reaches_an_encoder_in_a_metric_networks_core():
     assert factors == {"core": {"encoder": pytest.approx(encoder), "head": 0.8}, "heads": 1.0}
 
 
-def test_layer_decay_beside_a_frozen_part():
+def test_layer_decay_with_a_frozen_part():
     config = OptimizerConfig(layer_decay=0.5, multipliers={"head": 0.0})
     trained = {"encoder": _vision_transformer()}  # what the update sees of the params
     new = one_update(config, jax.tree.map(jnp.ones_like, trained), trained)

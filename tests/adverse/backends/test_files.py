@@ -18,7 +18,7 @@ SIZES = [(24, 40), (24, 40), (16, 40), (24, 40), (24, 40)]
 
 @pytest.fixture
 def pictures(frames: Path) -> Path:
-    """Two conditions beside the clean frames, each in its own colour."""
+    """Two conditions next to the clean frames, each in its own colour."""
     for number, size in enumerate(SIZES):
         for place, condition in enumerate(("night", "fog")):
             write(frames / condition / f"image/f{number}.png", 10 * number + place + 20, size)

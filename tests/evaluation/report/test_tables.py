@@ -25,7 +25,7 @@ def result(protocol, **changes):
     } | changes
 
 
-def test_published_numbers_are_listed_beside_ours_and_marked():
+def test_published_numbers_are_listed_next_to_ours_and_marked():
     lines = tables.table(result(protocols.get("kitti_eigen"))).splitlines()
     assert "652 images, 45 skipped" in lines[0] and "readable" not in lines[0]
     assert "crop=garg, crop_reference=kb" in lines[1] and "flip_tta=True" in lines[1]

@@ -192,7 +192,7 @@ def test_numbers_reported_on_other_data_are_not_comparable(
     assert other["differences"] == [*differences, "an unknown number of images"]
 
 
-def test_numbers_reported_on_the_same_images_are_listed_beside_ours():
+def test_numbers_reported_on_the_same_images_are_listed_next_to_ours():
     score = PROTOCOLS["nyu"].score(np.ones((480, 640)), np.ones((480, 640)))
     rows = [Row(index, str(index), scores={"nyu": score}) for index in range(654)]
     result = results.of(rows, PROTOCOLS["nyu"], {"dataset": "nyu"}, {})
@@ -576,7 +576,7 @@ def test_classes_are_means_over_the_images_that_have_them(samples, tmp_path):
     assert [row["ToM/mae_mm"] for row in table[:2]] == ["", ""] and float(table[2]["ToM/mae_mm"])
 
 
-def test_other_results_are_listed_beside_ours(samples, tmp_path):
+def test_other_results_are_listed_next_to_ours(samples, tmp_path):
     control = score(red, samples, RELEASE, tmp_path / "control", progress=False)
     compare = {"control": tmp_path / "control"}
     result = score(

@@ -119,7 +119,7 @@ def test_predictions_are_found_by_the_frames_ids(layout, request, tmp_path):
 def test_predictions_are_found_in_the_folders_that_predict_writes(
     layout, pattern, request, tmp_path
 ):
-    """Also with predictions of other images beside them."""
+    """Also among predictions of other images."""
     config, protocol = layout(request)
     samples = samples_of(config)
     images = sorted(Path(config.root).rglob(pattern))

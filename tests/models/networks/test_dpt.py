@@ -139,7 +139,7 @@ def test_weights_determine_the_config(config):
     assert jax.tree.all(jax.tree.map(np.array_equal, model.variables, again.variables))
 
 
-def test_what_weights_do_not_say_is_written_beside_them(tmp_path):
+def test_what_weights_do_not_say_is_written_with_them(tmp_path):
     encoder = dataclasses.replace(
         TINY.encoder, num_heads=4, depth=5, taps=(0, 2, 3, 4), layer_norm_eps=1e-5
     )

@@ -184,7 +184,7 @@ def test_images_are_prepared_as_published():
 
 
 @every_kind
-def test_what_weights_do_not_say_is_exported_beside_them(kind, tmp_path):
+def test_what_weights_do_not_say_is_exported_with_them(kind, tmp_path):
     model = small(kind)
     heads = dataclasses.replace(model.config.heads, temperatures=(0.1, 20.0))
     fields = {"input_size": (64, 96), "keep_aspect": False, "padding": 1.0, "min_depth": 0.5}
