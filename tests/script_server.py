@@ -1,10 +1,9 @@
 """Runs scripts in processes that start quickly; see `scripts.py`.
 
-It has imported what most scripts import, and computed nothing. For each line of JSON on its
-standard input, {"command", "folder", "environment", "output", "errors"}, it forks a process that
-does what `python COMMAND` does in this folder and environment, with its output in two files, and
-answers with a line that holds the wait status. Variables that Python or JAX reads when it is
-imported have no effect.
+It imports what most scripts import, but computes nothing. For each line of JSON on standard input,
+{"command", "folder", "environment", "output", "errors"}, it forks a process that acts like
+`python COMMAND` in that folder and environment, with its output in two files, and prints a line
+with the wait status. Variables that Python or JAX reads on import have no effect.
 """
 
 import gc
@@ -24,9 +23,9 @@ import diffdepth_jax.training.loop  # noqa: F401
 
 
 def serve() -> dict[str, Any] | None:
-    """Serves all requests; returns more than once: a request in each process that is to do it."""
-    logging.root.handlers.clear()  # grain adds one if absl, which scripts start first, has not
-    gc.freeze()  # So that no process looks for garbage among all that is imported, when it ends.
+    """Serves all requests. In the process forked for a request it returns that request."""
+    logging.root.handlers.clear()  # grain adds one unless absl, which scripts start first, has
+    gc.freeze()  # So that exiting processes do not search all imports for garbage.
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

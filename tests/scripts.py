@@ -13,12 +13,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Does what `subprocess.run([sys.executable, script, *arguments])` does, in the project.
+    """Like `subprocess.run([sys.executable, script, *arguments])`, in the project's folder.
 
     Args:
-      script: its path in the project.
-      arguments: of the command line.
-      environment: variables besides those of this process.
+      script: path within the project.
+      arguments: command-line arguments.
+      environment: variables to add to those of this process.
     """
     command = [script, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:

@@ -117,9 +117,9 @@ def test_a_teacher_of_another_family_is_a_one_line_error(folder, tmp_path):
     teacher = {"checkpoint": str(tmp_path / "dpt.safetensors")}
     result = train(folder, tmp_path / "run", teacher=teacher)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    (told,) = result.stderr.splitlines()
-    assert told.startswith("train.py: error: config.teacher.checkpoint: ")
-    assert "it is a 'dpt', not a 'monodepth2'; name a teacher of the same kind" in told
+    (message,) = result.stderr.splitlines()
+    assert message.startswith("train.py: error: config.teacher.checkpoint: ")
+    assert "it is a 'dpt', not a 'monodepth2'; name a teacher of the same kind" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -127,7 +127,7 @@ ALL = range(6)
 
 
 @pytest.mark.parametrize(
-    "pairs, told",
+    "pairs, parts",
     [
         ({"remove": ["labels/b.npy"]}, ("labels/b.npy", "run generate_adverse.py")),
         ({"remove": ["images/fog/a_0.png"]}, ("images/fog/a_0.png", "run generate_adverse.py")),
@@ -140,12 +140,12 @@ ALL = range(6)
     ],
     ids=["no label", "no image", "relative labels", "two kinds of labels", "all rejected"],
 )
-def test_unusable_pairs_are_an_error_before_training(folder, tmp_path, pairs, told):
+def test_unusable_pairs_are_an_error_before_training(folder, tmp_path, pairs, parts):
     root = copied(folder, tmp_path, **pairs)
     with pytest.raises(UserError) as info:
         mapping = changed(folder, data__train__source__root=root)
         loop.train_and_evaluate(mapping, tmp_path / "run")
-    for part in told:
+    for part in parts:
         assert part in str(info.value)
     assert not (tmp_path / "run").exists()
 

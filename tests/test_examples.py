@@ -110,7 +110,7 @@ def test_predict_on_one_device_with_a_checkpoint_from_eight(tmp_path):
     assert f"40 x 24 pixels, {depth.min():.1f} to {depth.max():.1f} m" in printed
 
 
-def test_networks_with_a_small_network_under_a_published_name(tmp_path):
+def test_networks_notebook_with_a_small_network(tmp_path):
     config = depth_anything.Config(
         encoder=dinov2.Config(
             embed_dim=16, num_heads=2, hidden_features=32, depth=8, taps=(1, 3, 5, 7), grid=5

@@ -104,9 +104,9 @@ def test_failed_images_set_the_exit_status(tmp_path):
 def test_a_mistake_is_a_one_line_error(tmp_path, arguments, message):
     done = generate("adverse_demo", tmp_path / "out", *SMALL, *arguments)
     assert done.returncode == 2 or "workdir" in message
-    told = done.stderr.splitlines()[-1]
+    text = done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    assert told.startswith("generate_adverse.py: error: ") and message in told
+    assert text.startswith("generate_adverse.py: error: ") and message in text
     assert not (tmp_path / "out/images").exists()
 
 
@@ -120,6 +120,6 @@ def test_ctrl_c_says_how_to_resume(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate()
+    _, text = process.communicate()
     assert process.returncode == 130
-    assert "run the same command to resume" in told.splitlines()[-1]
+    assert "run the same command to resume" in text.splitlines()[-1]

@@ -110,8 +110,8 @@ def test_a_mistake_is_a_one_line_error_and_nothing_is_written(tmp_path, argument
     result = train("demo", tmp_path / "run", *arguments)
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
-    told = result.stderr.splitlines()[-1]
-    assert told.startswith("train.py: error: ") and message in told
+    text = result.stderr.splitlines()[-1]
+    assert text.startswith("train.py: error: ") and message in text
     assert not (tmp_path / "run").exists()
 
 
@@ -124,8 +124,8 @@ def test_an_unwritable_workdir_is_a_one_line_error():
 def test_a_config_file_that_is_missing_is_named(tmp_path):
     result = train("demmo", tmp_path)
     assert result.returncode == 2
-    (told,) = result.stderr.splitlines()
-    assert "configs/demmo.py" in told
+    (text,) = result.stderr.splitlines()
+    assert "configs/demmo.py" in text
 
 
 @pytest.mark.slow
@@ -204,8 +204,8 @@ def test_a_stopped_run_says_how_to_resume_and_fails(tmp_path):
     output, errors = process.communicate()
     assert process.returncode == 143, errors
     (step,) = os.listdir(tmp_path / "checkpoints")
-    told = f"SIGTERM: step {step} is saved in {tmp_path}; run the same command to resume"
-    assert output.splitlines() == [told]
+    text = f"SIGTERM: step {step} is saved in {tmp_path}; run the same command to resume"
+    assert output.splitlines() == [text]
     assert "Traceback" not in errors
 
 
@@ -220,8 +220,8 @@ def test_ctrl_c_during_the_imports_prints_one_line(tmp_path):
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )
     assert result.returncode == 130
-    (told,) = result.stderr.splitlines()
-    assert told == "train.py: interrupted"
+    (text,) = result.stderr.splitlines()
+    assert text == "train.py: interrupted"
     assert not (tmp_path / "run").exists()
 
 
@@ -229,9 +229,9 @@ def test_a_second_run_in_a_workdir_learns_who_holds_it(tmp_path):
     with locking.hold(tmp_path, "training"):
         result = train("demo", tmp_path, *SMALL, *SMALL_DEMO)
     assert result.returncode == 2, result.stderr
-    (told,) = result.stderr.splitlines()
+    (text,) = result.stderr.splitlines()
     for fact in ("train.py: error: ", str(tmp_path), f"process {os.getpid()} on ", " since "):
-        assert fact in told
+        assert fact in text
     assert not list(tmp_path.iterdir())
 
 

@@ -1,9 +1,8 @@
 """Trains in processes that start quickly and can be killed.
 
-Reads lines of JSON, {"experiment", "workdir", ...}, and for each forks a process from one that has
-imported everything and computed nothing. When it ends, answers with a line that holds its wait
-status, or several statuses separated by blanks. Faults are part of the request, so that they do
-not depend on timing:
+For each line of JSON on standard input, {"experiment", "workdir", ...}, forks a process from one
+that has imported everything but computed nothing. When that ends, prints its wait status, or
+several separated by spaces. Faults are part of the request, so that they do not depend on timing:
 
     "devices": 8                      number of simulated devices per process
     "processes": 2                    processes that train together; faults hit the last one
@@ -103,7 +102,7 @@ def train(job, index, port):
 
 
 def main():
-    # A process may find an entry of the cache that another is about to write; it compiles then.
+    # A process that finds a cache entry which another is still writing compiles instead.
     warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
     tiny_parts.register()
     registry.module("network", "diffusion_depth")
