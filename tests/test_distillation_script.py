@@ -119,7 +119,7 @@ def test_a_teacher_of_another_family_is_a_one_line_error(folder, tmp_path):
     assert result.returncode == 2 and "Traceback" not in result.stderr
     (message,) = result.stderr.splitlines()
     assert message.startswith("train.py: error: config.teacher.checkpoint: ")
-    assert "it is a 'dpt', not a 'monodepth2'; name a teacher of the same kind" in message
+    assert "it is a 'dpt', not a 'monodepth2'; use a teacher of the same kind" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -152,7 +152,7 @@ def test_unusable_pairs_are_an_error_before_training(folder, tmp_path, pairs, pa
 
 def test_a_crop_that_the_network_cannot_take_is_an_error_before_training(folder, tmp_path):
     augmentation = {"name": "distillation", "crop": (70, 50), "rotation": 0.0}
-    with pytest.raises(UserError, match=r"augmentation\.crop is \(70, 50\): .*example \(64, 64"):
+    with pytest.raises(UserError, match=r"augmentation\.crop is \(70, 50\): .*example, use \(64, 64"):
         loop.train_and_evaluate(
             changed(folder, data__train__augmentation=augmentation), tmp_path / "run"
         )
