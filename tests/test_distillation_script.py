@@ -152,7 +152,7 @@ def test_unusable_pairs_are_an_error_before_training(folder, tmp_path, pairs, pa
 
 def test_a_crop_that_the_network_cannot_take_is_an_error_before_training(folder, tmp_path):
     augmentation = {"name": "distillation", "crop": (70, 50), "rotation": 0.0}
-    with pytest.raises(UserError, match=r"augmentation\.crop is \(70, 50\): .*example, use \(64, 64"):
+    with pytest.raises(UserError, match=r"augmentation\.crop is \(70, 50\): .*use \(64, 64"):
         loop.train_and_evaluate(
             changed(folder, data__train__augmentation=augmentation), tmp_path / "run"
         )
