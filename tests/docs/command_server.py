@@ -12,6 +12,7 @@ environment, a script only parses its flags and checks every field of its config
 
 import argparse
 import functools
+import gc
 import json
 import os
 import runpy
@@ -130,6 +131,7 @@ def main() -> None:
     for network in SMALL:
         registry.module("network", network)
     visualize.save_curves(Path(f"{sys.argv[1]}.png"), {"step": [1], "loss": [1.0]})  # finds fonts
+    gc.freeze()  # The processes need not look for garbage among all that is imported.
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()
