@@ -175,7 +175,7 @@ def test_an_image_too_narrow_for_a_network_is_skipped(model, tmp_path, monkeypat
     for path, size in zip(paths, ((1, 40), (16, 24)), strict=True):
         Image.fromarray(image(*size)).save(path)
     (line,) = files.predict_files(model, paths, tmp_path / "out")
-    assert "line.png" in line and "1 x 40 pixels is too narrow" in line and "16 x 640" in line
+    assert "line.png" in line and "1x40 pixels is too narrow" in line and "16x640" in line
     assert (tmp_path / "out" / "whole.npy").exists()
 
 
