@@ -408,9 +408,10 @@ def _with_fields(config: NetworkConfig, fields: Mapping[str, Any]) -> NetworkCon
 def _on_device(variables: dict[str, Any]) -> dict[str, Any]:
     """Converts NumPy leaves to JAX in place, one by one, so that few are in memory twice."""
     for name, value in variables.items():
-        # `jnp.asarray` would compile, and keep, a program for every shape.
+        # `jnp.asarray` would compile, and keep, a program for every shape. `device_put` may share
+        # the memory of an aligned array, even with may_alias=False, so it gets a copy.
         variables[name] = (
-            _on_device(value) if isinstance(value, dict) else jax.device_put(value, may_alias=False)
+            _on_device(value) if isinstance(value, dict) else jax.device_put(np.array(value))
         )
     return variables
 
