@@ -91,14 +91,15 @@ def write_directory(path: str | os.PathLike[str], write: Callable[[Path], Any]) 
 def replacing_directory(
     path: str | os.PathLike[str], replaceable: Callable[[str], bool]
 ) -> Iterator[Path]:
-    """A temporary directory, which takes the place of `path` when the block ends.
+    """A temporary directory that replaces `path` when the block ends.
 
     Args:
         path: need not exist, but its folder must.
-        replaceable: whether an entry of that name may be lost.
+        replaceable: whether an existing entry of that name may be deleted.
 
     Raises:
-        FileError: if it holds anything else, before the block; or as `write_directory`.
+        FileError: if `path` contains anything else (raised before the block), or as in
+            `write_directory`.
     """
     path = Path(path)
     temporary, old = temporary_path(path), temporary_path(path.with_name(f"{path.name}.old"))
@@ -190,7 +191,7 @@ class _Writer(io.BufferedWriter):
 def temporary_path(path: Path) -> Path:
     """`.NAME.MACHINE-PROCESS.part` next to the file, with NAME shortened if necessary.
 
-    Hidden and with another suffix, so that searches for results do not find partial files.
+    Hidden and with a different suffix, so that searches for results do not find partial files.
     """
     ending = f".{_machine()}-{os.getpid()}.part"
     try:

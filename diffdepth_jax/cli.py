@@ -79,7 +79,7 @@ def _shipped_config(name: str) -> str:
     """The file `configs/NAME.py` included in the package, for users in another folder.
 
     Raises:
-      MissingFileError: if there is none, or `name` is another path.
+      MissingFileError: if there is none, or `name` is any other path.
     """
     folder, _, file = name.rpartition("/")
     if folder != "configs":
@@ -240,7 +240,7 @@ def fields(words: Sequence[str]) -> dict[str, Any]:
     """A mapping from `--field=value` words; values are parsed as Python if possible.
 
     Raises:
-      ConfigError: if a word has another form.
+      ConfigError: if a word has a different form.
     """
     values = {}
     for word in words:
@@ -305,8 +305,7 @@ def define_checkpoint(*, several: bool = False) -> None:
 
 
 def model_options() -> dict[str, Any]:
-    """Arguments of `inference.load`, except the checkpoint, from the flags of
-    `define_checkpoint`."""
+    """Arguments of `inference.load` except the checkpoint, from `define_checkpoint`'s flags."""
     words = (word.split("=", 1) for word in flags.FLAGS.field)
     values = {name: _LiteralParser().parse(text) for name, text in words}
     return {"network": flags.FLAGS.network, **values}

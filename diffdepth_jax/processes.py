@@ -36,7 +36,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes logs, results and pictures."""
+        """Whether this is the process that writes logs, results and images."""
         return self.index == 0
 
     def gather(self, value: Any) -> list[Any]:

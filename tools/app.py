@@ -5,7 +5,7 @@
 
 Needs the extra `app`: pip install 'diffdepth_jax[app]'. The page shows depth over the image, the
 denoising steps of networks that denoise, the spread of several samples, and a point cloud that can
-be turned. Depth can be downloaded. With --runs=DIR the page also offers all runs and weights files
+be rotated. Depth can be downloaded. With --runs=DIR the page also offers all runs and weights files
 in a folder. --network and --field apply to all checkpoints.
 
 Only this machine can reach the page, unless --host says otherwise: with --host=0.0.0.0 anyone who
@@ -80,7 +80,7 @@ def main(_: list[str]) -> None:
 
 
 def _examples() -> list[Path]:
-    """Four pictures of the sample beside this file, if it is there, of those to validate with."""
+    """Four validation images of the sample data set in the repository, if it is there."""
     sample = Path(__file__).resolve().parents[1] / "sample"
     drives = sorted(path.name for path in sample.glob("depth/val/*"))
     chosen = drives[len(drives) // 8 :: max(len(drives) // 4, 1)][:4]

@@ -29,7 +29,7 @@ from diffdepth_jax.config import chosen
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, FileError, MissingFileError
 
-PANEL = 420  # width of a picture in the sheet, pixels
+PANEL = 420  # width of an image in the sheet, pixels
 CAPTION = 14  # height of its caption, pixels
 LISTED = 20  # maximum number of frames, and of errors, to print individually
 
@@ -208,7 +208,7 @@ def main() -> None:
     parser = usage.argument_parser(__doc__)
     parser.add_argument("name", help=f"the source: {', '.join(registry.names('source'))}")
     parser.add_argument("--root", help="the data set's folder; a field like any other")
-    parser.add_argument("--split", help="likewise")
+    parser.add_argument("--split", help="the split; a field like any other")
     parser.add_argument("--limit", type=int, default=200, help="frames to read; 0 for all")
     parser.add_argument("--output", help="also write a contact sheet to this PNG")
     parser.add_argument("--rows", type=int, default=8, help="frames in the contact sheet")

@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
         predictions.check_scale("png_scale", FLAGS.png_scale)
         found = dataclasses.replace(files.find(FLAGS.predictions), unusable={})
         stems = {PurePath(name).name for name in found.paths}
-        named = stems.intersection(submission.NAMES)  # the folder also has pictures
+        named = stems.intersection(submission.NAMES)  # the folder also has images
         submission.check_names(named, FLAGS.predictions)
         names = files.match([[name] for name in submission.NAMES], found)
         saved = dict(zip(submission.NAMES, map(found.paths.get, names), strict=True))

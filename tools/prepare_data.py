@@ -25,7 +25,7 @@ from diffdepth_jax.config import chosen, to_mapping
 
 
 def prepare(config: Any, output: Path, **settings: int | bool) -> Path:
-    """Writes the source that a config names, unless that has already been done.
+    """Writes the source selected by a config, unless that has already been done.
 
     Args:
         config: the config of a source.

@@ -11,7 +11,7 @@ Needs the optional extra `render` (Mitsuba 3). Every frame has a different layou
 none. All conditions of a frame show the same scene from the same camera, so they have the same
 exact depth. Frames only depend on kind, size, samples, seed, split and number, to the byte (with
 the tested versions of mitsuba and pillow). Finished frames are skipped, so running the same command
-resumes an interrupted run, a higher --count adds frames, and other --conditions add pictures.
+resumes an interrupted run, a higher --count adds frames, and other --conditions add images.
 
 Clear frames go to DIR, other conditions to DIR/CONDITION; `diffdepth_jax/scenes/writers.py`
 describes both layouts. To read them, use the source `kitti` with root=DIR/raw or DIR/night/raw, and
@@ -21,10 +21,10 @@ has no split called test: use split=DIR/test.txt and depth_root=DIR/depth/test.
 Pictures are PNG, or, with --image_format=jpg, JPEG with quality 90 and no chroma subsampling, which
 is less than a third of the size; both sources read either. Depth and masks are always PNG.
 
-Table-tops have no lidar: their depth is dense in both layouts. Each of their pictures has a mask
-with the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0 other.
-Both sources read it, and the protocol `cleargrasp` uses it. They also read a frame's condition,
-which evaluations are grouped by.
+Table-tops have no lidar: their depth is dense in both layouts. Each of their images has a mask with
+the Booster benchmark's material classes: 3 glass, 2 mirror (both "ToM"), 1 glossy, 0 other. Both
+sources read it, and the protocol `cleargrasp` uses it. They also read a frame's condition, which
+evaluations are grouped by.
 
 --lidar_failures also writes a scan with realistic failures, as KITTI's velodyne_raw: on glass and
 wet ground, and in fog, rain and snow (source `kitti` with depth=velodyne_raw and
@@ -60,7 +60,7 @@ _SAMPLE = {
 }  # fmt: skip
 PRESETS = {
     "sample": _SAMPLE | {"counts": {"train": 240, "val": 60}},
-    # Fewer streets for training, as these pictures are large.
+    # Fewer streets for training, as these images are large.
     "sample_adverse": _SAMPLE | {"counts": {"train": 120, "val": 60}},
 }
 MOST = 3000  # scenes per split: KITTI's names have four digits
@@ -103,7 +103,7 @@ class Task(NamedTuple):
 
 
 def render_task(task: Task) -> int:
-    """Renders and writes what is missing of a scene; returns the number of pictures."""
+    """Renders and writes what is missing of a scene; returns the number of images."""
     from diffdepth_jax.scenes import render  # imported here, as only worker processes need mitsuba
 
     kind, missing = kinds.KINDS[task.kind], task.missing
@@ -142,7 +142,7 @@ def render_task(task: Task) -> int:
 
 
 def contact_sheet(tasks: list[Task]) -> Image.Image:
-    """A row per scene: its picture under each condition, dense depth, and lidar points."""
+    """A row per scene: its image under each condition, dense depth, and lidar points."""
     colours = matplotlib.colormaps["turbo_r"]
 
     def coloured(depth: np.ndarray) -> np.ndarray:
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="0 or more")
     parser.add_argument("--layout", choices=("kitti", "nyu"), default="kitti", help="folder layout")
     parser.add_argument(
-        "--image_format", choices=("png", "jpg"), default="png", help="format of the pictures only"
+        "--image_format", choices=("png", "jpg"), default="png", help="format of the images only"
     )
     parser.add_argument("--conditions", default="clear", help="comma-separated, or all")
     parser.add_argument("--lidar_failures", action="store_true", help="see --helpfull; kitti only")

@@ -90,7 +90,7 @@ class StructureConfig:
                 "score to True or leave these out"
             )
         if not 0 <= self.worst_share < 1:
-            raise ValueError(f"worst_share is {self.worst_share}; it must be from 0 to below 1")
+            raise ValueError(f"worst_share is {self.worst_share}; it must be in [0, 1)")
         if self.max_abs_rel is not None and self.max_abs_rel <= 0:
             raise ValueError(f"max_abs_rel is {self.max_abs_rel}; it must be positive")
         if self.min_edge_agreement is not None and not 0 <= self.min_edge_agreement <= 1:
@@ -105,7 +105,7 @@ class GalleryConfig:
 
     Attributes:
       frames: number of frames shown, spread evenly.
-      width: width of a picture in pixels.
+      width: width of an image in pixels.
     """
 
     frames: int = 100

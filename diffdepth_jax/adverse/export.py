@@ -1,5 +1,4 @@
-"""Exports a workdir's images in the layout of the published data set; see
-`tools/export_adverse.py`."""
+"""Exports images in the layout of the published data set; see `tools/export_adverse.py`."""
 
 import os
 import re

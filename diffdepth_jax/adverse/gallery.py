@@ -23,7 +23,7 @@ from diffdepth_jax.data.listing import known
 PAGE_FILE, SHEET_FILE = "gallery.html", "contact_sheet.png"
 FILES = (PAGE_FILE, SHEET_FILE)
 _SHEET_FRAMES = 8
-_CAPTION = 16  # pixels above a picture
+_CAPTION = 16  # pixels above an image
 _GAP = 4
 
 
@@ -31,7 +31,7 @@ def write(workdir: Path, records: Sequence[Record], config: GalleryConfig) -> No
     """Writes the page and the sheet for some frames, spread evenly.
 
     Raises:
-      FileError: if they cannot be written, or a picture in the records cannot be read.
+      FileError: if they cannot be written, or an image in the records cannot be read.
     """
     frames = _frames(records, config.frames)
     pictures = {
@@ -130,7 +130,7 @@ def _depth(workdir: Path, record: Record, width: int) -> Image.Image:
 
 
 def _small(image: np.ndarray, width: int) -> Image.Image:
-    """A picture with this width; upscaled without smoothing."""
+    """An image with this width; upscaled without smoothing."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))
     picture = Image.fromarray(image)
     how = Image.Resampling.LANCZOS if width <= image.shape[1] else Image.Resampling.BICUBIC

@@ -77,7 +77,7 @@ def scene(
         image: RGB.
         depth: metres; 0 or non-finite where unknown, which counts as sky. If it is known
             everywhere, as predicted by networks, the sky is detected in the image.
-        intrinsics: of the camera, row by row; None for a typical lens.
+        intrinsics: the camera matrix, row by row; None for a typical lens.
     """
     height, width = depth.shape
     if intrinsics is None:
@@ -436,8 +436,7 @@ def _shading(radiance: np.ndarray) -> np.ndarray:
 
 
 def _looks_like_sky(image: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """Detects the sky: bright, even areas that reach the top of the image and are farther than
-    most.
+    """Detects the sky: bright, even and far areas that reach the top of the image.
 
     Networks predict finite depth for the sky, so a depth threshold is not enough.
     """
@@ -488,8 +487,7 @@ def _blurred(array: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _field(rng: np.random.Generator, size: tuple[int, int], scale: float) -> np.ndarray:
-    """A smooth random field [h, w], uniform in [0, 1]; `scale` is its grain relative to the
-    height."""
+    """Smooth random field [h, w], uniform in [0, 1]; `scale`: grain relative to the height."""
     sigma = max(scale * size[0], 1.0)
     field = _blurred(rng.normal(size=size), sigma)
     field += 0.5 * _blurred(rng.normal(size=size), sigma / 3) / 3

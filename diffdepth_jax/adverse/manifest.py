@@ -156,7 +156,7 @@ class RunFile:
             return
         if lines := configs.differences(self._contents[part], value, part):
             raise ConfigError(
-                f"{self.path.parent} was started with another config ({'; '.join(lines)}): "
+                f"{self.path.parent} was started with a different config ({'; '.join(lines)}): "
                 "continue with the same config, or use another workdir"
             )
 
@@ -297,7 +297,8 @@ def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
       fingerprint: fingerprint of the workdir's config.
 
     Raises:
-      DataError: for journals of another config, or images that are missing or made by two shards.
+      DataError: for journals of a different config, or images that are missing or made by two
+        shards.
     """
     others = [shard for shard, runs in state.runs.items() if runs != {fingerprint}]
     if others:

@@ -125,7 +125,7 @@ def prepare_base(
       safety_checker: whether to use the folder's safety checker, if it has one.
 
     Raises:
-      ConfigError: if it is another kind of model.
+      ConfigError: if it is not a supported kind of model.
       FileError, WeightsError: if something is missing or damaged.
     """
     into = into / "base"

@@ -325,7 +325,7 @@ class Pool:
         results: "queue.SimpleQueue[Outcome | Exception | None]",
         stop: threading.Event,
     ) -> None:
-        culprits = 0  # in a row
+        culprits = 0  # consecutive
         try:
             while not stop.is_set() and (task := waiting.next()) is not None:
                 for outcome, failure in self._outcomes(index, task, stop):

@@ -81,7 +81,7 @@ def run(
       All images with their status. Repeating the call retries failed ones.
 
     Raises:
-      ConfigError: for an unusable config, or a workdir that was started with another one.
+      ConfigError: for an unusable config, or a workdir that was started with a different one.
       DataError: with `merge`, for incomplete shards; for frames with the same id.
       FileError: for files that cannot be read or written.
       WeightsError: for unusable weights of the teacher or the backend.
@@ -182,13 +182,12 @@ class _Run:
         return [self.workdir / name for name in names]
 
     def _shown(self) -> dict[str, Any]:
-        """Settings that may change, and that affect the manifest and its pictures."""
+        """Settings that may change, and that affect the manifest and the gallery."""
         shown = {name: vars(getattr(self.config, name)) for name in ("structure", "gallery")}
         return {**shown, "journals": self.journal.sizes()}
 
     def _is_finished(self) -> bool:
-        """Whether everything exists, as far as known without opening the source, network or
-        backend."""
+        """Whether everything exists, as far as known without opening source, network or backend."""
         count = self.run_file.get("frames")
         backend = configs.to_mapping(self.config.backend)
         if count is None or not self.run_file.says("backend_config", backend):
@@ -491,7 +490,7 @@ class _Run:
         )
 
     def _report(self, records: Sequence[Record]) -> None:
-        """Writes the manifest and its pictures, unless they exist."""
+        """Writes the manifest and the gallery, unless they exist."""
         path, text = self.workdir / manifest.MANIFEST_FILE, manifest.as_text(records)
         pictures = vars(self.config.gallery)
         drawn = self.report_file.says("gallery", pictures) and all(
@@ -531,7 +530,7 @@ class _Judge:
         seen = [each for each in waiting if not each[2].flagged] if teacher else []
         found = {}
         if teacher is not None and seen:
-            from diffdepth_jax.adverse import structure  # needs SciPy, likewise
+            from diffdepth_jax.adverse import structure  # needs SciPy too
 
             depths = teacher.predict([io.read_image(item.output) for _, item, _ in seen])
             for (frame, item, _), depth in zip(seen, depths, strict=True):

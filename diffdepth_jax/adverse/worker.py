@@ -125,7 +125,7 @@ def _requests(stream):
 
 
 def control_image(inverse_depth, normalization):
-    """The 8-bit depth picture that conditions the generator; nearest is brightest.
+    """The 8-bit depth image that conditions the generator; nearest is brightest.
 
     Args:
       inverse_depth: float [h, w], larger = nearer, with any scale and shift.
@@ -146,7 +146,7 @@ def control_image(inverse_depth, normalization):
     if values.ndim != 2 or values.dtype.kind != "f":
         raise ItemError(
             f"the control map is {values.dtype} with shape {values.shape}; it must be "
-            "floating-point inverse depth [h, w], not a picture"
+            "floating-point inverse depth [h, w], not an image"
         )
     values = values.astype(np.float64)
     if not np.isfinite(values).all():

@@ -77,7 +77,7 @@ def disparity_depth(
       focal_baseline: focal length in pixels times baseline in metres.
 
     Returns:
-      Depth, 0 where nothing was measured.
+      Depth, 0 where unmeasured.
     """
     measured = disparity > 0
     return np.where(measured, focal_baseline / np.where(measured, disparity, 1), 0).astype(
@@ -131,7 +131,7 @@ def projected_depth(
 
     Args:
       points: metres in camera coordinates (x right, y down, z forward).
-      intrinsics: of the camera, in pixels.
+      intrinsics: the camera matrix, in pixels.
       size: (height, width) of the map.
       rule: which pixel a point falls on, and which of several points a pixel keeps. `nearest` uses
           all points in front of the camera, the pixel with the nearest centre, and the point

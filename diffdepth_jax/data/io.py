@@ -48,7 +48,7 @@ def read_image(path: str | Path, *, upright: bool = False) -> UInt8[np.ndarray, 
 
 
 def as_rgb(image: Image.Image, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "h w 3"]:
-    """A Pillow image as RGB, which errors call `name`. Otherwise like `read_image`."""
+    """A Pillow image as RGB; errors use `name`. Otherwise like `read_image`."""
     if image.mode.startswith("I") or image.mode == "F":
         raise DataError(
             f"{name} has more than 8 bits per pixel (Pillow mode {image.mode!r}): it looks like a "
@@ -68,7 +68,7 @@ def read_depth_png(
       path: the file.
       scale: stored units per metre: 256 in KITTI (devkit of the depth benchmark), 1000 for
         millimetres (NYU sync files).
-      dtype: of the result; float64 if metrics are computed from it.
+      dtype: dtype of the result; float64 if metrics are computed from it.
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
@@ -79,7 +79,7 @@ def read_depth_png(
     if image.mode not in ("I;16", "I;16B", "I"):
         raise DataError(
             f"{path} is not a 16-bit depth map (Pillow mode {image.mode!r}): depth must be stored "
-            f"as uint16 = metres * {scale:g} in one channel. An 8-bit or colour picture no longer "
+            f"as uint16 = metres * {scale:g} in one channel. An 8-bit or colour image no longer "
             "has metres: download or export the original again"
         )
     return np.asarray(image).astype(dtype) / dtype(scale)
@@ -214,7 +214,7 @@ def read_calibration(
 
 
 def numbers(text: str, shape: tuple[int, ...], name: str) -> Float64[np.ndarray, "..."]:
-    """Parses an array of numbers from text; errors call it `name`.
+    """Parses an array of numbers from text; errors use `name`.
 
     Raises:
       DataError: if the text is not `shape` finite numbers.
@@ -283,15 +283,15 @@ def read_depth_array(
       path: the file; a `.npy` must be floating point [h w], [h w 1] or [1 h w].
       png_scale: stored units per metre of a PNG (see `read_depth_png`); None if unknown. Ignored
         for `.npy` and EXR, which hold metres.
-      dtype: of the result.
+      dtype: dtype of the result.
 
     Returns:
       Depth as stored: unmeasured pixels are 0 in a PNG, often NaN or infinity in other formats.
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it is damaged, has another format, holds integers where metres are expected, or
-        is a PNG and `png_scale` is None.
+      DataError: if it is damaged, has a different format, holds integers where metres are expected,
+        or is a PNG and `png_scale` is None.
     """
     _require(path)
     suffix = Path(path).suffix.lower()
@@ -346,13 +346,13 @@ def read_labels(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h
 
     Raises:
       FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged, in colour, deeper than 8 bits or of another size.
+      DataError: if the file is damaged, in colour, deeper than 8 bits or of a different size.
     """
     image = _open(path)
     if image.mode not in ("L", "P", "1"):
         raise DataError(
             f"{path} is not a label map (Pillow mode {image.mode!r}): labels must be "
-            "single-channel 8-bit PNGs, not colour pictures"
+            "single-channel 8-bit PNGs, not colour images"
         )
     labels = np.asarray(image, np.uint8)
     if labels.shape != size:

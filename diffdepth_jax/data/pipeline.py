@@ -58,7 +58,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.depth_range is not None and not 0 <= self.depth_range[0] < self.depth_range[1]:
-            raise ValueError(f"depth_range is {self.depth_range}; it must be (low, high) metres")
+            raise ValueError(f"depth_range is {self.depth_range}; it must be (low, high) in metres")
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"clean_share is {self.clean_share}; it must be 0 to 1")
         if self.num_workers < 0 or self.num_threads < 1:

@@ -112,7 +112,7 @@ def compute(
         wrong = ~((depth > 0) & np.isfinite(depth))
         if wrong.any():
             raise ValueError(
-                f"the {name} is {depth[wrong][0]} at a valid pixel ({wrong.sum()} such pixels); "
+                f"the {name} is {depth[wrong][0]} at a valid pixel ({wrong.sum()} in total); "
                 "metrics need positive, finite depth: clip it first"
             )
 

@@ -1,5 +1,4 @@
-"""Loads checkpoints as a `DepthModel` and predicts depth for images; arrays only, no data
-pipeline."""
+"""Loads checkpoints as a `DepthModel` and predicts depth for images; no data pipeline."""
 
 from diffdepth_jax.inference.export import export
 from diffdepth_jax.inference.load import load, save_recalibrated

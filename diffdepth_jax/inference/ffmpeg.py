@@ -32,7 +32,7 @@ class Video:
     """A video file.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         height, width: size of displayed frames in pixels, after rotation metadata is applied.
         rate: frames per second.
     """
@@ -128,7 +128,7 @@ def writing(
         height, width: frame size in pixels. Odd sizes are stored with full colour resolution, which
             some players do not support.
         rate: frames per second.
-        name: what errors call the file; None for `path`.
+        name: the file's name in errors; None for `path`.
 
     Yields:
         A function that writes the next frame, RGB.

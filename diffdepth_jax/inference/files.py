@@ -76,7 +76,7 @@ def predict_files(
         model: as returned by `load`.
         paths: image files, as returned by `find_images`.
         output: directory, created if needed; folders below the images' common one are kept.
-        results: how predictions are written; None for 16-bit PNG, `.npy` and a colour picture.
+        results: how predictions are written; None for 16-bit PNG, `.npy` and a colour image.
         batch_size: maximum number of images of equal size per call.
         skip_existing: skip images whose results all exist.
         num_samples, **options: as in `DepthModel.predict`. With samples, results are of their mean,

@@ -127,7 +127,7 @@ class _Source:
     """A state dict and what is known about it.
 
     Attributes:
-        name: what errors call it.
+        name: its name in errors.
         state_dict: names to arrays in PyTorch's layout.
         metadata: metadata of its file.
         stems: file names under which it may have been published.
@@ -309,8 +309,7 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
             f"its names and shapes fit no architecture of this network ({of}).{near}"
         )
     encoders = " or ".join(map(repr, registry.matching("encoder", source.shapes)))
-    alone = f", which an encoder ({encoders}; config.init.encoder takes it) alone is not"
-    alone = alone if encoders else ""
+    alone = f"; this is only an encoder ({encoders}), for config.init.encoder" if encoders else ""
     raise WeightsError(
         f"these {len(source.shapes)} weights ({sample}) do not match any known network. Known "
         f"networks: {', '.join(registry.SIGNATURES['network'])}. Give the whole network's state "
@@ -319,8 +318,7 @@ def _recognised(source: _Source, network: str | None) -> _Recognised:
 
 
 def _inferred(file: Network, source: _Source) -> _Recognised | None:
-    """What a network's file infers from names and shapes; None if they belong to another
-    network."""
+    """What a network's file infers from names and shapes; None if they are another network's."""
     if (config := file.infer(source.shapes)) is not None:
         layout = None
     else:

@@ -44,8 +44,7 @@ class DepthModel:
 
     @property
     def input_spec(self) -> InputSpec:
-        """The form of images that the module's methods expect (`predict` does the conversion
-        itself)."""
+        """The input that the module's methods expect (`predict` does the conversion itself)."""
         return self.config.input_spec
 
     @property
@@ -156,7 +155,7 @@ class DepthModel:
     def variables_at(self, num_inference_steps: int | None = None) -> Mapping[str, Any]:
         """The variables for a number of denoising steps; None for the checkpoint's own.
 
-        Warns, once per number, if the decoder's batch statistics are for another number.
+        Warns, once per number, if the decoder's batch statistics are for a different number.
 
         Raises:
             ConfigError: for a number that the sampler does not support.
@@ -332,8 +331,7 @@ class DepthModel:
     def _finished(
         self, maps: np.ndarray, size: tuple[int, int], options: "_Options"
     ) -> list[np.ndarray]:
-        """The network's results at the images' size, clipped, and averaged with the mirrored
-        images'."""
+        """Results at the images' size, clipped, and averaged with the mirrored images'."""
         depths = [preprocessing.to_image_size(each, size, self.input_spec) for each in maps]
         limit = self.config.max_depth
         if limit is not None:
@@ -409,6 +407,6 @@ def _apply(
     if not mirrored_too:
         return predict(image)
     # One after the other, so that `batch_size` limits memory, and results are bit-identical to two
-    # calls: another batch size would sum in another order.
+    # calls: a different batch size would sum in a different order.
     depth, mirrored = jax.lax.map(predict, jnp.stack([image, image[:, :, ::-1]]))
     return jnp.concatenate([depth, mirrored[:, :, ::-1]])

@@ -33,8 +33,7 @@ class _Candidate:
 def describe(
     shapes: Shapes, networks: Sequence[str], agreement: float = 0.0, besides: Shapes | None = None
 ) -> str:
-    """Describes the nearest variant of these networks and how the weights differ; "" if none is
-    near.
+    """Describes the nearest variant of these networks and the differences; "" if none is near.
 
     Args:
         shapes: shapes of the weights by name.
@@ -115,7 +114,7 @@ def _difference(candidate: _Candidate, shapes: Shapes, wanted: Shapes) -> str:
     both = shapes.keys() & wanted.keys()
     other = [f"{n}: {shapes[n]}, not {wanted[n]}" for n in both if shapes[n] != wanted[n]]
     kinds = {
-        "with another shape": other,
+        "with a different shape": other,
         "missing": sorted(wanted.keys() - both),
         "unknown": [name for name in shapes.keys() - both if not optional(name)],
     }

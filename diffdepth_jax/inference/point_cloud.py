@@ -52,8 +52,8 @@ class Camera:
         """Intrinsics of an image of that size.
 
         Raises:
-            ConfigError: if the principal point is outside the image, as with intrinsics for another
-                size.
+            ConfigError: if the principal point is outside the image, as with intrinsics for a
+                different size.
         """
         if self.intrinsics is None:
             focal = width / 2 / math.tan(math.radians(self.field_of_view) / 2)
@@ -113,7 +113,7 @@ def points(
 
     Args:
         depth: metres along the optical axis; pixels that are not finite and positive are left out.
-        intrinsics: of the image, in pixels.
+        intrinsics: the image's intrinsics, in pixels.
 
     Returns:
         Metres in camera coordinates: right, down, forward.

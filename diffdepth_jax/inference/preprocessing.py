@@ -73,8 +73,7 @@ def by_size(
 
 
 def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """Pads, resizes and normalises uint8 RGB [h, w, 3] to a network's input, float32 [h2, w2,
-    3]."""
+    """Pads, resizes and normalises uint8 RGB [h, w, 3] to float32 input [h2, w2, 3]."""
     rows, columns = spec.margins(*image.shape[:2])
     size = spec.input_size(*image.shape[:2])
     if rows or columns:
@@ -85,8 +84,7 @@ def to_input(image: np.ndarray, spec: InputSpec) -> np.ndarray:
 
 
 def to_image_size(prediction: np.ndarray, size: tuple[int, int], spec: InputSpec) -> np.ndarray:
-    """Resizes a network's result [h2, w2] to the image's size, float32 [h, w], and undoes
-    padding."""
+    """Resizes a result [h2, w2] to the image's size, float32 [h, w], and undoes padding."""
     (height, width), (rows, columns) = size, spec.margins(*size)
     padded = spec.padded_size(*size)
     if prediction.shape != padded:

@@ -1,4 +1,4 @@
-"""Batch statistics of the latent decoder for another number of denoising steps.
+"""Batch statistics of the latent decoder for a different number of denoising steps.
 
 The sampler scales its noise by a factor that depends on the number of steps, so final latents, and
 the inputs of the decoder's BatchNorm layers, depend on it too. Their running statistics are for the

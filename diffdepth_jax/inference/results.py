@@ -38,7 +38,7 @@ class Results:
     with the image's colours.
 
     The spread of samples is written too: `STEM_spread.npy` and `STEM_spread.exr` have their
-    standard deviation in the same unit, and `STEM_spread.png` is a picture of it, white where
+    standard deviation in the same unit, and `STEM_spread.png` is an image of it, white where
     samples agree (`visualize.colour_spread`).
 
     Attributes:
@@ -97,7 +97,7 @@ class Results:
 
         Raises:
             FileError: if a file cannot be written.
-            ConfigError: if the camera is for another image size.
+            ConfigError: if the camera is for a different image size.
         """
         writers = self._writers(prediction, spread, image)
         with naming_file(stem.parent, "created"):
@@ -158,7 +158,7 @@ def write_exr(path: Path, values: np.ndarray | None, channel: str, comment: str)
     """Writes an OpenEXR file with one float32 channel.
 
     Args:
-        path: of the file.
+        path: path of the file.
         values: [h w].
         channel: name of the channel.
         comment: description of the values.

@@ -25,7 +25,7 @@ class Layout:
     """How one source of weights names them, for a family of encoders.
 
     Attributes:
-        infer: returns the config for names and shapes; None if they are in another layout.
+        infer: returns the config for names and shapes; None if they are in a different layout.
         rules: returns the conversion table for a config.
         untold: config fields that weights do not determine.
     """

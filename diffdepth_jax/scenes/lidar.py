@@ -48,7 +48,7 @@ class Medium:
     """Causes of lidar failures; clear air and matt surfaces by default.
 
     Attributes:
-        extinction: of the air, 1/m.
+        extinction: extinction coefficient of the air, 1/m.
         transparent: bool `[h w]`, glass and mirrors, or None.
         wet: bool `[h w]`, wet ground, or None.
         behind: `[h w]` planar depth in metres behind transparent surfaces, 0 for nothing (or a

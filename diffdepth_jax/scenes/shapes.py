@@ -159,8 +159,7 @@ def box(
 
 @functools.cache
 def _skin(count: int, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Faces and texture coordinates over `count` rings of `points` + 1 points, the last
-    repeated."""
+    """Faces and texture coordinates over `count` rings of `points` + 1 points (last = first)."""
     v, u = np.meshgrid(np.linspace(0, 1, count), np.linspace(0, 1, points + 1), indexing="ij")
     first = (np.arange(count - 1)[:, None] * (points + 1) + np.arange(points)[None, :]).reshape(-1)
     above = first + points + 1

@@ -15,10 +15,10 @@
 DRIVE is `DATE_drive_NNNN_sync`, one per scene. Depth is 16-bit PNG, metres times 256, as in KITTI's
 annotated depth; 0 where there is none, or beyond 255.99 m. KITTI has one calibration per date, so
 each date is one camera here. Clear frames are in DIR itself, and those of other conditions in
-DIR/CONDITION, with the same picture names; depth is the same and only in DIR. The `kitti` source
+DIR/CONDITION, with the same image names; depth is the same and only in DIR. The `kitti` source
 reads them with root=DIR/CONDITION/raw and depth_root=DIR/depth, including the condition's name and
-the material mask, which belong to the picture. Depth that depends on the condition (velodyne_raw)
-is in DIR/CONDITION/depth. KITTI's depth has the splits train and val; read test with
+the material mask, which belong to the image. Depth that depends on the condition (velodyne_raw) is
+in DIR/CONDITION/depth. KITTI's depth has the splits train and val; read test with
 split=DIR/test.txt and depth_root=DIR/depth/test.
 
 `nyu`, the "sync" files of BTS::
@@ -38,7 +38,7 @@ KITTI.
 Material masks are 8-bit PNG with the Booster benchmark's classes: 2 and 3 for transparent objects
 and mirrors, 0 and 1 for others.
 
-Files are written atomically. The picture is written last: if it exists, its frame is complete.
+Files are written atomically. The image is written last: if it exists, its frame is complete.
 """
 
 import io
@@ -106,7 +106,7 @@ class KittiFrame:
         date: a date, which represents a camera.
         drive: number of the drive, unique across splits.
         index: number in the drive; KITTI's annotated depth leaves out the first five.
-        image_format: format of the picture.
+        image_format: format of the image.
     """
 
     root: Path
@@ -155,7 +155,7 @@ class KittiFrame:
 
 @dataclass(frozen=True)
 class NyuFrame:
-    """A frame in the layout `nyu`; `scene` is its folder's name, `image_format` the picture's."""
+    """A frame in the layout `nyu`; `scene` is its folder's name, `image_format` is the image's."""
 
     root: Path
     split: str
@@ -239,7 +239,7 @@ def _depth_png(depth: np.ndarray, scale: float) -> bytes:
 
 
 def _encoded(image: np.ndarray, image_format: ImageFormat) -> bytes:
-    """Encodes a picture as a file; JPEG without chroma subsampling."""
+    """Encodes an image as a file; JPEG without chroma subsampling."""
     if image_format == "png":
         return _png(image)
     buffer = io.BytesIO()

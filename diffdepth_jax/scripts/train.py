@@ -1,4 +1,4 @@
-r"""Trains a network, evaluates it and draws pictures.
+r"""Trains a network, evaluates it and draws figures.
 
     python train.py --config=configs/demo.py --workdir=runs/demo
     python train.py --config=configs/kitti.py --workdir=runs/kitti --config.batch_size=8 \

@@ -170,7 +170,7 @@ class Checkpointer:
             with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
                 saved = handler.metadata(directory / run_files.STATE).tree
             try:
-                title = f"{directory / run_files.STATE} has another config"
+                title = f"{directory / run_files.STATE} has a different config"
                 rules.check(_by_path(saved), _by_path(abstract_state), title)
             except WeightsError as error:
                 raise ConfigError(str(error)) from error
@@ -184,7 +184,7 @@ class Checkpointer:
             return restored.state, data, restored.data.get("log", {})
 
     def _refuse_damaged(self) -> None:
-        """Verifies the newest step's directory, whatever it holds.
+        """Verifies the newest step's directory, even if it is incomplete.
 
         Incomplete older ones come from a crash during a deletion, which Orbax completes.
         """

@@ -68,7 +68,7 @@ def train_and_evaluate(
     allow_config_changes: bool = False,
     debug_nans: bool = False,
 ) -> dict[str, Any]:
-    """Trains to the last step, resuming if possible, then evaluates and draws pictures.
+    """Trains to the last step, resuming if possible, then evaluates and draws figures.
 
     Args:
       config: the fields of `experiment.Experiment`, as set by `configs/*.py`.
@@ -129,8 +129,8 @@ def train(
       The step of the latest checkpoint.
 
     Raises:
-      ConfigError: if the checkpoints in `workdir` have another config or other arrays; names the
-        fields or arrays.
+      ConfigError: if the checkpoints in `workdir` have a different config or different arrays;
+        names the fields or arrays.
       DivergedError: if the loss or a gradient becomes non-finite; names step, images and last good
         checkpoint.
       DataError, FileError: if data cannot be read or results cannot be written, or another process
@@ -294,6 +294,6 @@ def _check_unchanged(saved: Mapping[str, Any], exp: Experiment, workdir: Path) -
     ]
     if lines:
         raise ConfigError(
-            f"{workdir} holds checkpoints of another config ({'; '.join(lines)}): use another "
+            f"{workdir} holds checkpoints of a different config ({'; '.join(lines)}): use another "
             "workdir or the original config, or pass --allow_config_changes"
         )

@@ -62,8 +62,7 @@ class Evaluations:
         return self._rows
 
     def is_due(self, step: int) -> bool:
-        """Whether to evaluate after `step`; not at the end, when the trained model is evaluated
-        anyway."""
+        """Whether to evaluate after `step`; False at the end, as the result is evaluated anyway."""
         every = self._exp.evaluation.every_steps
         if not every:
             return False
@@ -184,7 +183,7 @@ def _read(path: Path, metric: str | None) -> list[dict[str, str]]:
             int(row["step"])
             float(row.get(metric) or 0)  # a protocol may lack it
             if None in row or None in row.values() or not row["protocol"]:
-                raise ValueError(f"the row of step {row['step']} has another number of columns")
+                raise ValueError(f"the row of step {row['step']} has a different number of columns")
     except (LookupError, TypeError, ValueError, csv.Error) as error:
         raise DataError(
             f"{path} is damaged ({type(error).__name__}: {error}): repair it, or remove it to "

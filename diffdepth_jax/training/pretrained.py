@@ -99,8 +99,8 @@ def load_network(
 
     Raises:
       FileError: as in `inference.load`.
-      ConfigError: if the network is unknown or has another config; lists the differences and what
-        to change.
+      ConfigError: if the network is unknown or has a different config; lists the differences and
+        what to change.
     """
     loaded = open_network(path, options, "config.init.network")
     if loaded.config.name != model_config.name:
@@ -124,7 +124,7 @@ def load_network(
 def open_network(
     path: str, options: Mapping[str, Any], field: str, dtype: Any = jnp.float32
 ) -> inference.DepthModel:
-    """Calls `inference.load` for what a config names.
+    """Calls `inference.load` for the weights selected by a config.
 
     Args:
       path, options: see `InitConfig`.

@@ -90,7 +90,7 @@ def shared_batch(batch: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
 
     Args:
       batch: this process's arrays, which follow those of the previous processes in the batch.
-      mesh: of the run.
+      mesh: the run's mesh.
     """
     if not mesh.is_multi_process:
         return batch
@@ -106,7 +106,7 @@ class Agreement:
     This costs a few bytes per step, and no process waits for the device.
 
     Args:
-      mesh: of the run.
+      mesh: the run's mesh.
       lag: delay in steps.
     """
 

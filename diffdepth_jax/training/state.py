@@ -125,7 +125,8 @@ def accumulated(gradients_of: Callable[..., tuple], parts: int) -> Callable[...,
 
     Args:
         gradients_of: `(params, batch_stats, batch, key, step) -> ((loss, aux), gradients)`.
-        parts: number of parts; must divide the batch size (and the devices must divide a part).
+        parts: number of parts; the batch size must be divisible by it, and a part by the number of
+            devices.
     """
 
     def in_parts(

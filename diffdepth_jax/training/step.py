@@ -20,13 +20,13 @@ Step = Callable[[TrainState, Mapping[str, jax.Array], jax.Array], tuple[TrainSta
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """What training compiles. Building it runs nothing on a device.
+    """The training step to compile. Building it runs nothing on a device.
 
     Attributes:
       model: the network's module, in the experiment's compute dtype.
       function: pure, `(state, batch, key) -> (state, scalars)`.
       abstract_state: shapes and dtypes of the state.
-      placed: where the mesh holds each array of the state.
+      placed: sharding of each array of the state.
       mesh: the devices.
     """
 
@@ -38,11 +38,11 @@ class TrainingStep:
     _init: Callable[[jax.Array, Mapping[str, Any]], TrainState]
 
     def initial_state(self, key: jax.Array, loaded: Mapping[str, Any]) -> TrainState:
-        """The state before the first update, with every array created where it belongs.
+        """The state before the first update, with every array created on its devices.
 
         Args:
-          key: of the initial weights.
-          loaded: what replaces some of them (`pretrained.load`); may be empty.
+          key: for the initial weights.
+          loaded: weights that replace some of them (`pretrained.load`); may be empty.
         """
         return jax.jit(self._init, out_shardings=self.placed)(key, loaded)
 
@@ -50,7 +50,7 @@ class TrainingStep:
         """`function`, compiled when it is first called.
 
         Args:
-          donate: give the memory of the state to the new one, so that the old one is lost.
+          donate: reuse the state's memory for the new state; the old one is no longer usable.
         """
         replicated = sharding.replicated(self.mesh)
         return jax.jit(

@@ -77,7 +77,7 @@ class Teacher:
     Args:
       config: must have a checkpoint.
       student: config of the network being trained.
-      mesh: of the run.
+      mesh: the run's mesh.
       dtype: type used by the teacher's convolutions and matrix products.
       depth_range: (low, high) in metres, between which metric labels are valid; None for above 0.
       seed: seed of the noise, if the teacher starts from noise.

@@ -73,9 +73,9 @@ def read(path: str | os.PathLike[str]) -> WeightsFile:
     Raises:
         MissingFileError: if the file does not exist.
         FileError: if it cannot be read.
-        WeightsError: if it is truncated, damaged, in another format or has no state dict, or if its
-            pickle asks for anything other than tensors, containers and plain values (named in the
-            message), or for far more memory than the file's size.
+        WeightsError: if it is truncated, damaged, in a different format or has no state dict, or if
+            its pickle asks for anything other than tensors, containers and plain values (named in
+            the message), or for far more memory than the file's size.
     """
     path = Path(path)
     with naming_file(path, "read"):

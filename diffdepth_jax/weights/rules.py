@@ -359,7 +359,7 @@ def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str)
         title: first words of the error.
 
     Raises:
-        WeightsError: if a leaf is missing, unexpected, or has another shape or kind of number;
+        WeightsError: if a leaf is missing, unexpected, or has a different shape or kind of number;
             lists all of them.
     """
     found, wanted, faults = _flatten(variables), _flatten(expected), _Faults()
@@ -373,7 +373,7 @@ def check(variables: Mapping[str, Any], expected: Mapping[str, Any], title: str)
             faults.add("shapes that differ", f"{path}: {shapes[0]}, but the model has {shapes[1]}")
         elif _kind(found[path].dtype) != _kind(wanted[path].dtype):
             types = f"{found[path].dtype}, but the model has {wanted[path].dtype}"
-            faults.add("numbers of another kind", f"{path}: {types}")
+            faults.add("numbers of the wrong kind", f"{path}: {types}")
     faults.raise_if_any(title)
 
 
@@ -443,7 +443,7 @@ def _array(
     found = np.asarray(found)
     try:
         array = transform.forward(found)
-    except ValueError as error:  # transposing an array of another rank
+    except ValueError as error:  # transposing an array of a different rank
         faults.add("shapes that differ", f"{key} {found.shape} -> {path} {wanted}: {error}")
         return None
     if array.shape != wanted:
@@ -451,7 +451,7 @@ def _array(
         faults.add("shapes that differ", f"{key} -> {path}: {shapes}")
         return None
     if _kind(array.dtype) != _kind(dtype):
-        faults.add("numbers of another kind", f"{key}: {array.dtype}, but the model has {dtype}")
+        faults.add("numbers of the wrong kind", f"{key}: {array.dtype}, but the model has {dtype}")
         return None
     return array
 

@@ -250,7 +250,7 @@ def test_a_workdir_of_another_config_is_refused(mapping, tmp_path, changes, mess
     run(mapping(), tmp_path / "out")
     before = files(tmp_path / "out")
     with pytest.raises(
-        ConfigError, match=r"started with another config.*use another workdir"
+        ConfigError, match=r"started with a different config.*use another workdir"
     ) as error:
         run(mapping(**changes), tmp_path / "out")
     assert message in str(error.value)

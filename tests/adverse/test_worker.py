@@ -57,8 +57,8 @@ def test_control_of_zoedepth_is_depth_between_percentiles():
 @pytest.mark.parametrize(
     "values, complaint",
     [
-        (np.zeros((4, 4, 3), np.uint8), "not a picture"),  # the colour picture instead of depth
-        (np.zeros((4, 4), np.uint8), "not a picture"),
+        (np.zeros((4, 4, 3), np.uint8), "not an image"),  # the colour picture instead of depth
+        (np.zeros((4, 4), np.uint8), "not an image"),
         (np.ones((4, 4), np.float32), "constant"),
         (np.full((4, 4), np.nan, np.float32), "finite"),
         (np.full((4, 4), np.inf, np.float32), "finite"),

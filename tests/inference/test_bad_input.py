@@ -93,7 +93,7 @@ def test_weights_of_other_precisions_are_accepted(name, weights, dtype):
 def test_integers_are_not_weights(name, weights):
     state_dict, fields = weights
     key = examples(name, state_dict)[-1]
-    with pytest.raises(WeightsError, match=rf"another kind \(1\):\n +{key}: int32"):
+    with pytest.raises(WeightsError, match=rf"the wrong kind \(1\):\n +{key}: int32"):
         inference.load(state_dict | {key: state_dict[key].astype(np.int32)}, **fields)
 
 

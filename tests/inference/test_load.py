@@ -300,7 +300,7 @@ def test_the_error_names_the_nearest_architecture_and_the_differences():
     message = str(error.value)
     count = len(state_dict)
     assert f"'res18' of the network 'diffusion_depth', in which {count - 2} of {count} " in message
-    assert f"with another shape (1): {first}: (7, 3, 3, 3), not (64, 3, 3, 3)" in message
+    assert f"with a different shape (1): {first}: (7, 3, 3, 3), not (64, 3, 3, 3)" in message
     assert "missing (1): depth_head.model.time_embedding.weight" in message
     assert "unknown (1): depth_head.surprise.weight" in message
 
@@ -333,7 +333,7 @@ def test_a_prefix_that_a_wrapper_adds_to_all_names_does_not_matter(released_stat
 def test_a_bare_encoder_is_recognised_in_the_error(released_state_dict):
     root = "depth_backbone."
     encoder = {name[len(root) :]: a for name, a in released_state_dict.items() if root in name}
-    with pytest.raises(WeightsError, match=r"which an encoder \('resnet'; config\.init"):
+    with pytest.raises(WeightsError, match=r"only an encoder \('resnet'\), for config\.init"):
         diffdepth_jax.load(encoder)
 
 

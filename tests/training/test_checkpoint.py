@@ -81,7 +81,7 @@ def test_arrays_that_do_not_fit_are_named(tmp_path):
     target = sharding.replicated(sharding.make_mesh(MeshConfig()))
     with (
         Checkpointer(tmp_path, keep=1) as checkpointer,
-        pytest.raises(ConfigError, match="another config") as caught,
+        pytest.raises(ConfigError, match="a different config") as caught,
     ):
         checkpointer.restore(1, abstract(dataclasses.replace(state, params=params), target))
     for message in (

@@ -151,7 +151,7 @@ def test_another_config_in_the_same_workdir_is_refused_by_field(tiny, tmp_path):
     other["optimizer"]["learning_rate"] = 0.5
     with pytest.raises(ConfigError, match=r"model.features: 4 -> 8; .*learning_rate: 0.01 -> 0.5"):
         train(other, tmp_path)
-    with pytest.raises(ConfigError, match=r"(?s)another config.*Conv_0/kernel.*8\)"):
+    with pytest.raises(ConfigError, match=r"(?s)a different config.*Conv_0/kernel.*8\)"):
         loop.train(experiment.from_mapping(other), tmp_path, allow_config_changes=True)
     other["model"]["features"] = 4
     other["num_steps"] = 7

@@ -279,7 +279,7 @@ def test_a_table_can_be_inverted():
 def test_numbers_of_another_kind_are_refused(dtype):
     table, tree = (Rule("a", "params/a"),), {"params": {"a": np.zeros(2, np.float32)}}
     assert "a: " + str(np.dtype(dtype)) in message(convert, {"a": np.ones(2, dtype)}, table, tree)
-    assert "numbers of another kind" in message(
+    assert "numbers of the wrong kind" in message(
         rules.check, {"params": {"a": np.ones(2, dtype)}}, tree, "The title"
     )
 

@@ -74,8 +74,8 @@ class Session(Protocol):
     def identity(self) -> Mapping[str, Any]:
         """Everything that determines the pixels, except the items; JSON-compatible.
 
-        For example hashes of weights, versions and options. A workdir that was started with another
-        identity is rejected.
+        For example hashes of weights, versions and options. A workdir that was started with a
+        different identity is rejected.
         """
         ...
 

@@ -48,7 +48,8 @@ class Config:
     Attributes:
       pipeline: see above.
       base: the Stable Diffusion model: a folder, a file, or owner/name on the Hub.
-      control: the depth T2I-Adapter or ControlNet, likewise; None if only scenes are generated.
+      control: the depth T2I-Adapter or ControlNet, given like `base`; None if only scenes are
+        generated.
       base_config: if `base` is a single file, a diffusers folder (or Hub repository) of the same
         family, for configs and tokenizers; its weights are not needed.
       scheduler: `saved` is the base model's own.
@@ -60,8 +61,8 @@ class Config:
         SDXL.
       multiple: sides of the generated image are multiples of this, itself a multiple of 8, or 16
         for SDXL adapters.
-      normalization: of the control image: `minimum_maximum`, `percentiles` (adapters for ZoeDepth),
-        or `auto`: percentiles if the control's name contains "zoe".
+      normalization: scaling of the control image: `minimum_maximum`, `percentiles` (adapters for
+        ZoeDepth), or `auto`: percentiles if the control's name contains "zoe".
       safety_checker: use the base model's safety checker, if it has one; images that it blacks out
         are rejected.
       batch_size: images that go through the pipeline together.
@@ -129,7 +130,7 @@ class Config:
                 f"guidance_scale is {self.guidance_scale}; it must be finite, 0 or more"
             )
         if not self.timeout > 0:
-            raise ValueError(f"timeout is {self.timeout}; it must be positive seconds")
+            raise ValueError(f"timeout is {self.timeout}; it must be a positive number of seconds")
 
 
 def title(config: Config, condition: str) -> str:

@@ -21,7 +21,7 @@ class Sample(TypedDict):
 
     Attributes:
       image: uint8 [h w 3], RGB.
-      depth: float32 [h w], metres along the optical axis, 0 where nothing was measured.
+      depth: float32 [h w], metres along the optical axis, 0 where unmeasured.
       intrinsics: float32 [3 3], pixels, integer coordinates at pixel centres; all NaN if the data
         set has no calibration for the frame, so that no made-up values are used by mistake.
       id: unique within the source, usable as a file name.

@@ -58,7 +58,7 @@ class Config:
     Attributes:
       root: a workdir; or the folder of one part as above, or a folder below its `challenging`.
       split: `all`, as the data set has no splits.
-      clean_root: the folder of the clean images; None for `easy` beside `challenging`.
+      clean_root: the folder of the clean images; None for `easy` next to `challenging`.
       depth_root: the folder of the labels; None if there are none, and depth is 0 everywhere.
       depth_scale: stored units per metre in labels; required for PNG.
       conditions: for a workdir: use only these conditions; None for all.
@@ -92,7 +92,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> Source:
-    """Opens the images that a config names.
+    """Opens the images selected by a config.
 
     Raises:
       MissingFileError: if a folder, a clean image or a label is missing.
@@ -223,7 +223,7 @@ def _frame(root: Path, row: Mapping[str, Any]) -> Frame:
 class Adverse:
     """Generated images with depth and `clean_image`, all of the clean image's size.
 
-    A generated image of another size is resized to that of its clean image, as the authors do.
+    A generated image of a different size is resized to that of its clean image, as the authors do.
     Intrinsics are all NaN.
     """
 

@@ -61,7 +61,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> Source:
-    """Opens the frames that a config names.
+    """Opens the frames selected by a config.
 
     Raises:
       MissingFileError: if a folder, the list or a file is missing.

@@ -59,7 +59,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names.
+    """Opens the frames selected by a config.
 
     Raises:
       MissingFileError: if a folder or an image is missing, or, with depth, a disparity or camera.

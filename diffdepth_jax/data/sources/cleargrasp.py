@@ -12,7 +12,7 @@ Layout of the unpacked official cleargrasp-dataset-test-val.tar and cleargrasp-d
     root/synthetic-val/.../depth-imgs-rectified/000000000-depth-rectified.exr
     root/synthetic-val/.../segmentation-masks/000000000-segmentation-mask.png
     root/synthetic-test/...                                      (named as in synthetic-val)
-    root/square-plastic-bottle-train/...                         (the training archive, likewise)
+    root/square-plastic-bottle-train/...                         (training; as in synthetic-val)
 
 The real ground truth is the camera's depth after the transparent objects were replaced by painted
 copies (`opaque-depth`). Depth is along the optical axis, in metres, as half floats; NaN **or** 0
@@ -80,7 +80,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> Source:
-    """Opens the frames that a config names.
+    """Opens the frames selected by a config.
 
     Raises:
       MissingFileError: if a folder or a file is missing.
@@ -138,7 +138,7 @@ def read_intrinsics(path: str | Path, size: tuple[int, int]) -> np.ndarray:
 
     Raises:
       MissingFileError: if there is no such file.
-      DataError: if a number is missing, or the file is for images of another size.
+      DataError: if a number is missing, or the file is for images of a different size.
     """
     text = io.read_text(path)
     values = dict(re.findall(r"^(\w+):\s*([\d.]+)", text, flags=re.MULTILINE))

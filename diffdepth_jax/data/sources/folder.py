@@ -97,7 +97,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> listing.FrameSource:
-    """Opens the frames that a config names.
+    """Opens the frames selected by a config.
 
     Raises:
       MissingFileError: if the folder, the list, an image or a depth map is missing.

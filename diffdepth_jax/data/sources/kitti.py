@@ -108,7 +108,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names.
+    """Opens the frames selected by a config.
 
     `intrinsics` are all NaN for drives without `calib_cam_to_cam.txt`, with a warning in the log.
 

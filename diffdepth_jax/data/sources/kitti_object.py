@@ -53,7 +53,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names.
+    """Opens the frames selected by a config.
 
     Raises:
       MissingFileError: if a folder, image, scan or calibration is missing.

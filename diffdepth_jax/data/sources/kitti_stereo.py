@@ -90,7 +90,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names; `intrinsics` are NaN if there is no calibration.
+    """Opens the frames selected by a config; `intrinsics` are NaN if there is no calibration.
 
     Raises:
       MissingFileError: if a folder, image or disparity is missing, or, with depth, a calibration.

@@ -48,7 +48,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the images that a config names.
+    """Opens the images selected by a config.
 
     Raises:
       MissingFileError: if a folder is missing.

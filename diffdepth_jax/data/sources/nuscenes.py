@@ -85,7 +85,7 @@ class Config:
         listing.require_conditions(self.conditions, CONDITIONS)
         known = get_args(Camera)
         if not self.cameras or not set(self.cameras) <= set(known):
-            raise ValueError(f"cameras is {self.cameras}; name one or more of {', '.join(known)}")
+            raise ValueError(f"cameras is {self.cameras}; set one or more of {', '.join(known)}")
         if self.projection not in ("nearest", "devkit"):
             raise ValueError(f"projection is {self.projection!r}; it must be nearest or devkit")
 
@@ -96,7 +96,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names, in the order of the sample table.
+    """Opens the frames selected by a config, in the order of the sample table.
 
     Raises:
       MissingFileError: if a folder, table, list, image or scan is missing.

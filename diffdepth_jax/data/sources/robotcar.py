@@ -76,7 +76,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> FrameSource:
-    """Opens the frames that a config names, day before night.
+    """Opens the frames selected by a config, day before night.
 
     Raises:
       MissingFileError: if a folder, list, image, cloud or the camera's model is missing.

@@ -35,7 +35,7 @@ from diffdepth_jax.data.io import read_json
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, FileError, MissingFileError, naming_file
 
-DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source may have another range
+DEPTH_RANGE = (1e-3, 1e3)  # metres; the original source may have a different range
 VERSION = "1.0.0"
 NAME = "diffdepth"
 _RECORD = "source.json"
@@ -74,7 +74,7 @@ def source(split: str, root: str | Path, **options: Any) -> Source:
 
 
 def build(config: Config) -> Source:
-    """Opens the prepared source that a config names.
+    """Opens the prepared source selected by a config.
 
     Raises:
       MissingFileError: if the folder or a file is missing.

@@ -1,1 +1,1 @@
-"""Output of an evaluation: results, tables, pages, pictures and published numbers."""
+"""Output of an evaluation: results, tables, pages, images and published numbers."""

@@ -67,7 +67,7 @@ def _svg(figure: Figure) -> str:
 
 
 def picture(array: np.ndarray) -> str:
-    """A uint8 picture [h, w, 3] as JPEG."""
+    """A uint8 image [h, w, 3] as JPEG."""
     file = io.BytesIO()
     Image.fromarray(array).save(file, "jpeg", quality=85)
     return _data_uri("jpeg", file.getvalue())
@@ -86,7 +86,7 @@ def smaller(array: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def smaller_image(image: np.ndarray) -> np.ndarray:
-    """A uint8 image [h, w, 3] downscaled to a picture's width if it is larger."""
+    """A uint8 image [h, w, 3] downscaled to the page's image width if it is larger."""
     width = min(PICTURE_WIDTH, image.shape[1])
     height = max(round(image.shape[0] * width / image.shape[1]), 1)
     return frames.resize_image(image, (height, width))

@@ -1,4 +1,4 @@
-"""`report.html`: a result as one self-contained HTML file, including pictures.
+"""`report.html`: a result as one self-contained HTML file, including images.
 
 `templates/page.html` defines its layout.
 """
@@ -48,8 +48,8 @@ def save(
 ) -> None:
     """Writes `report.html` next to the results of `run.dataset.score_dataset`.
 
-    The best and worst images are predicted again for their pictures, so that nothing has to be kept
-    until then; there are no pictures if `samples` is not a sequence.
+    The best and worst images are predicted again for the page, so that nothing has to be kept until
+    then; there are no images if `samples` is not a sequence.
 
     Args:
       workdir, protocols, predict_fn, samples: as in `score_dataset`.

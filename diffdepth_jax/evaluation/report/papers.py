@@ -108,7 +108,7 @@ RELEASE = Reported(
     "DiffusionDepth README, Swin on KITTI's depth-prediction split",
     "kitti",
     None,
-    # Frames in KITTI's layout need not be from KITTI: rendered ones have another depth folder.
+    # Frames in KITTI's layout need not be from KITTI: rendered ones have a different depth folder.
     {"depth": "groundtruth", "min_depth": 1e-4, "max_depth": None, "alignment": "none"},
     {"abs_rel": 0.021, "rmse": 0.98},
 )

@@ -39,8 +39,8 @@ def write(
         clipped to 1/256 to 255.996 m, as 0 would mean no estimate.
 
     Raises:
-      DataError: if the samples are not the benchmark's, or a depth map has another size or contains
-        NaN (names the image).
+      DataError: if the samples are not the benchmark's, or a depth map has a different size or
+        contains NaN (names the image).
     """
 
     def write_zip(file: BinaryIO) -> None:

@@ -1,7 +1,7 @@
 """A baseline without a model: the training set's per-pixel median depth.
 
 It is the best constant guess in absolute error, harder to beat than the mean map, and shows how
-much of a metric is explained by the camera's fixed mounting alone.
+much of a metric the camera's fixed mounting explains by itself.
 """
 
 import logging

@@ -22,8 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool = True) -> None:
-    """Reads a few frames and the results to compare with, so that errors do not appear at the end
-    of a long training run.
+    """Reads a few frames and the results to compare with, before a long training run.
 
     Args:
       data: the experiment's data config.

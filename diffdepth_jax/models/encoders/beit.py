@@ -238,7 +238,7 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from names and shapes of weights; None if they are of another family.
+    """The config inferred from names and shapes of weights; None for a different family.
 
     Weights do not determine the taps; the last block of each quarter is assumed.
 
@@ -294,10 +294,10 @@ def transformers_rules(config: Config) -> Rules:
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config inferred from weights named as in `transformers_rules`; None for another family.
+    """Infers the config from weights named as in `transformers_rules`; None for others.
 
     Args:
-        shapes: of the weights.
+        shapes: shapes of the weights by name.
         described: the content of a `config.json`. If empty, taps are as in `infer` and the norms
             have transformers' default epsilon.
 

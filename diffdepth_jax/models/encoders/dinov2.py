@@ -217,7 +217,7 @@ def _mask_token(config: Config) -> Callable[[], np.ndarray]:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from names and shapes of weights; None if they are of another family.
+    """The config inferred from names and shapes of weights; None for a different family.
 
     Weights do not determine the taps; those of Depth Anything V2 are assumed, and heads with 64
     channels.

@@ -249,7 +249,7 @@ def _resnet_rules(stem_conv: str, stem_norm: str, stages: str, blocks: str) -> R
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from names and shapes of weights; None if they are of another family.
+    """The config inferred from names and shapes of weights; None for a different family.
 
     Weights determine neither the heads (64 channels each are assumed), nor the groups (32), nor the
     taps (the last blocks of the third and fourth quarters).
@@ -308,10 +308,10 @@ def transformers_rules(config: Config) -> Rules:
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config inferred from weights named as in `transformers_rules`; None for another family.
+    """Infers the config from weights named as in `transformers_rules`; None for others.
 
     Args:
-        shapes: of the weights.
+        shapes: shapes of the weights by name.
         described: the content of a DPT `config.json`. If empty, heads, groups and taps are as in
             `infer`.
 

@@ -356,7 +356,7 @@ def _shared_rules(names: list[str], path: str, reason: str) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from names and shapes of weights; None if they are of another family.
+    """The config inferred from names and shapes of weights; None for a different family.
 
     Weights determine neither the drop-path rate, taken from the published variant of these sizes if
     there is one, nor the stem's stride, assumed to be DiffusionDepth's.

@@ -415,7 +415,7 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from names and shapes of weights; None if they are of another family.
+    """The config inferred from names and shapes of weights; None for a different family.
 
     The fields in `UNTOLD` cannot be inferred from weights and get their defaults.
 
@@ -452,7 +452,7 @@ def structure(
     """The config fields of Swin or Swin V2 that shapes determine regardless of the windows.
 
     Args:
-        shapes: of the weights.
+        shapes: shapes of the weights by name.
         patch_embed: name of the patch embedding convolution.
         stages: name prefix before a stage's number.
         by_head: an entry, relative to a block's name, with one element per head along one axis, and

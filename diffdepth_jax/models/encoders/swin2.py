@@ -279,7 +279,7 @@ def rules(config: Config) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from weights named as in `rules`; None for another family.
+    """The config inferred from weights named as in `rules`; None for a different family.
 
     The shapes do not depend on the window and image sizes, but the shift masks determine both. If
     the masks are not stored, the windows are taken from the published variant of this model size.
@@ -298,7 +298,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     variants = [VARIANTS[name] for name in (VARIANTS if sizes else _MIDAS)]
     if sizes is not None:
         variants = [each for each in variants if (each.window_size, each.image_size) == sizes]
-    if (found := _of_the_size_of(config, variants)) is not None:
+    if (found := _matching_variant(config, variants)) is not None:
         return found
     if sizes is not None:
         return replace(config, window_size=sizes[0], image_size=sizes[1])
@@ -309,7 +309,7 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     )
 
 
-def _of_the_size_of(config: Config, variants: Iterable[Config]) -> Config | None:
+def _matching_variant(config: Config, variants: Iterable[Config]) -> Config | None:
     """The config with the windows of the first variant that is otherwise equal."""
     untold = ("window_size", "image_size", "pretraining_windows")
     default = {field: getattr(config, field) for field in untold}
@@ -374,10 +374,10 @@ def transformers_rules(config: Config) -> Rules:
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config inferred from weights named as in `transformers_rules`; None for another family.
+    """Infers the config from weights named as in `transformers_rules`; None for others.
 
     Args:
-        shapes: of the weights.
+        shapes: shapes of the weights by name.
         described: the content of a `config.json`. If empty, the windows are those of MiDaS's
             encoder of this size, or the default.
 
@@ -395,7 +395,7 @@ def infer_transformers(
     if config is None:
         return None
     if not described:
-        return _of_the_size_of(config, map(VARIANTS.__getitem__, _MIDAS)) or config
+        return _matching_variant(config, map(VARIANTS.__getitem__, _MIDAS)) or config
     described.require(
         model_type=("swinv2",),
         hidden_act=("gelu",),

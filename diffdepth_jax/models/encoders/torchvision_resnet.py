@@ -184,7 +184,7 @@ def rules_named(conv: str, norm: str, stages: Sequence[str]) -> Rules:
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from names and shapes of weights; None if they are of another family.
+    """The config inferred from names and shapes of weights; None for a different family.
 
     Raises:
         ValueError: if they are of this family, but an entry that determines the architecture is

@@ -189,7 +189,7 @@ def classifier_rules(channels: int, classes: int = 1000) -> tuple[Constant, ...]
 
 
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
-    """The config inferred from names and shapes of weights; None if they are of another family.
+    """The config inferred from names and shapes of weights; None for a different family.
 
     Weights determine neither the heads (64 channels each are assumed) nor the taps (the last block
     of each quarter).
@@ -294,10 +294,10 @@ def inferred_transformers(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, An
 def infer_transformers(
     shapes: Mapping[str, tuple[int, ...]], described: Any = None
 ) -> Config | None:
-    """The config inferred from weights named as in `transformers_rules`; None for another family.
+    """Infers the config from weights named as in `transformers_rules`; None for others.
 
     Args:
-        shapes: of the weights.
+        shapes: shapes of the weights by name.
         described: the content of a `config.json`. If empty, heads and taps are as in `infer`.
 
     Raises:

@@ -264,8 +264,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
         *,
         key: Key[Array, "*keys"] | None = None,
     ) -> Float[Array, "b h w 1"]:
-        """Noise to depth for an image of `size` with a known `condition`; otherwise like the
-        call."""
+        """Noise to depth for an image of `size`, given its `condition`; otherwise like the call."""
         latent = self.sample(condition, noise, num_inference_steps, key=key)
         depth = self.decode_latent(cast(Array, latent), train)  # no trajectory was asked for
         return depth[:, : size[0], : size[1]]

@@ -91,8 +91,8 @@ class Config(NetworkConfig, HasEncoder, Published):
         output_features: channels before the last convolution.
         implementation: the authors' or that of transformers, which resizes images with Pillow's
             bicubic filter, and to squares for a ViT. (Its LayerNorm epsilon is the encoder's
-            `layer_norm_eps`. For a side with an odd number of patches its fusion resizes in another
-            order, which is not reproduced: `input_spec` rounds to an even number.)
+            `layer_norm_eps`. For a side with an odd number of patches its fusion resizes in a
+            different order, which is not reproduced: `input_spec` rounds to an even number.)
     """
 
     name: Literal["dpt"] = "dpt"

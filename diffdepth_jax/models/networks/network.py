@@ -60,7 +60,7 @@ class TransformersLayout:
     Attributes:
         model_type: `model_type` in `config.json`.
         infer: returns the config for names and shapes and the content of `config.json` (empty if
-            there is none); None if the weights are in another layout. Raises ValueError if
+            there is none); None if the weights are in a different layout. Raises ValueError if
             `config.json` describes an impossible network.
         rules: returns the conversion table for a config.
         describe: returns the content of `config.json` for a config.
@@ -154,8 +154,7 @@ class Denoises:
         raise NotImplementedError
 
     def timesteps(self, num_inference_steps: int | None = None) -> Any:
-        """Timesteps of the sampler, decreasing, [n]; for the model's own number of steps if
-        None."""
+        """Decreasing timesteps of the sampler, [n]; None for the model's own number of steps."""
         raise NotImplementedError
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -180,8 +179,7 @@ class Denoises:
         *,
         key: Any = None,
     ) -> Any:
-        """Noise to depth for an image of `size` with a known `condition`; otherwise like the
-        call."""
+        """Noise to depth for an image of `size`, given its `condition`; otherwise like the call."""
         raise NotImplementedError
 
     def sample(self, condition: Any, noise: Any, num_inference_steps: int | None = None) -> Any:

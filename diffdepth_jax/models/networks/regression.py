@@ -66,7 +66,7 @@ class Config(NetworkConfig, HasEncoder):
         return replace(INPUT, multiple=math.lcm(INPUT.multiple, multiple(self.encoder)))
 
 
-def _beside(method: diffusion_depth.Config) -> Config:
+def _baseline(method: diffusion_depth.Config) -> Config:
     """The baseline for a variant of DiffusionDepth."""
     return Config(
         encoder=method.encoder,
@@ -78,7 +78,7 @@ def _beside(method: diffusion_depth.Config) -> Config:
 
 VARIANTS = Variants(
     {
-        name: functools.partial(lambda name: _beside(diffusion_depth.VARIANTS[name]), name)
+        name: functools.partial(lambda name: _baseline(diffusion_depth.VARIANTS[name]), name)
         for name in diffusion_depth.VARIANTS
     }
 )

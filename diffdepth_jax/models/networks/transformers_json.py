@@ -1,5 +1,4 @@
-"""Reads (strictly) and writes the JSON files that Hugging Face's transformers keeps with
-weights."""
+"""Reads (strictly) and writes the JSON files that transformers keeps with weights."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
@@ -36,7 +35,7 @@ class Described:
         """An entry; `default` if it is absent or null.
 
         Raises:
-            ValueError: if the entry has another type.
+            ValueError: if the entry has a different type.
         """
         found = self._content.get(name)
         if found is None:

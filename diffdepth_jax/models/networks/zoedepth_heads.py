@@ -45,7 +45,7 @@ DOMAIN_ATTRACTORS = 16  # at every level of the published network with domains
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """The heads.
+    """Config of the heads.
 
     Attributes:
         bins: see `Bins`.

@@ -1,6 +1,7 @@
 """Cars, vans, lorries and buses.
 
-A thing is a list of meshes in its own axes: origin on the ground, x right, y forward, z up, metres.
+A vehicle is a list of meshes in its own axes, metres: origin on the ground, x right, y forward, z
+up.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ def _paint(rng: np.random.Generator) -> Material:
 def _rounded_ring(half_width: float, bottom: float, top: float, y: float) -> np.ndarray:
     """`[16 3]` rounded cross-section of a car body at `y`, for lofting forward."""
     angle = np.linspace(0, 2 * np.pi, 16, endpoint=False) + np.pi / 16
-    power = 0.38  # a superellipse: sides nearly flat, edges round
+    power = 0.38  # a superellipse with nearly flat sides and rounded edges
     x = np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** power * half_width
     z = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** power
     z = bottom + (z + 1) / 2 * (top - bottom)
@@ -69,7 +70,7 @@ def _wheels(palette: Palette, width: float, axles: tuple[float, ...], radius: fl
 
 
 def _pane(corners: np.ndarray, material: Material, shrink: float, offset: float) -> Mesh:
-    """A pane in front of a four-cornered face: its corners drawn together, shifted outwards."""
+    """A pane in front of a quadrilateral face: the face, shrunk and shifted outwards."""
     middle = corners.mean(axis=0)
     normal = np.cross(corners[1] - corners[0], corners[3] - corners[0])
     normal /= np.linalg.norm(normal)
@@ -77,7 +78,7 @@ def _pane(corners: np.ndarray, material: Material, shrink: float, offset: float)
 
 
 def _lights(palette: Palette, length: float, width: float, front: float, rear: float) -> list[Mesh]:
-    """Lamps, plates and a grille at both ends; `front`, `rear`: their heights."""
+    """Lamps and plates at both ends, and a grille; `front` and `rear` are the heights."""
     meshes = []
     for side in (-1, 1):
         x = side * width * 0.36
@@ -85,7 +86,7 @@ def _lights(palette: Palette, length: float, width: float, front: float, rear: f
             shapes.ball((0.17, 0.10, 0.10), (x, length / 2 - 0.06, front), palette.headlight)
         )
         left, right, low, high = x - 0.12, x + 0.12, front - 0.06, front + 0.06
-        y = length / 2 + 0.045  # the glass of the lamp; at night it shines
+        y = length / 2 + 0.045  # the glass of the lamp, which emits light at night
         meshes.append(
             shapes.quad([(right, y, low), (left, y, low), (left, y, high), (right, y, high)],
                         palette.beam)

@@ -73,7 +73,7 @@ def _remade(
     rng: np.random.Generator,
     material: Callable[[np.random.Generator], Material],
 ) -> Layout:
-    """The layout with a random half or all of the ware in another material."""
+    """The layout with a random half or all of the ware in a different material."""
     ware = [i for i, mesh in enumerate(layout.meshes) if mesh.material.role == objects.WARE]
     everything = rng.random() < 0.5
     chosen = set(ware if everything else rng.permutation(ware)[: (len(ware) + 1) // 2].tolist())

@@ -1,5 +1,4 @@
-"""Consistency distillation (Song et al. 2023, arXiv:2303.01469): few-step sampling from a trained
-sampler.
+"""Consistency distillation (Song et al. 2023, arXiv:2303.01469) of a trained sampler.
 
 The student learns to jump from any point on the teacher's sampling trajectory to its end. Jumps
 from two neighbouring points must agree (algorithm 2 of the paper); the target is the jump from the

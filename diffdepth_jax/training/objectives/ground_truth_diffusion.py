@@ -21,9 +21,9 @@ class Config(self_diffusion.Config):
     Attributes:
         decoded: the latent that the pixel terms decode. With "refined", everything except the
             diffused latent is as in self-diffusion: the sampler runs, and depth is learnt through
-            it whatever is diffused. With "ground_truth", they reconstruct the ground truth from its
-            own latent and so only train the codec. The denoiser then only learns from the encoded
-            ground truth, as in other latent diffusion models, and training never runs the sampler.
+            it. With "ground_truth", they reconstruct the ground truth from its own latent and so
+            only train the codec. The denoiser then only learns from the encoded ground truth, as in
+            other latent diffusion models, and training never runs the sampler.
     """
 
     name: Literal["ground_truth_diffusion"] = "ground_truth_diffusion"  # type: ignore[assignment]

@@ -123,7 +123,7 @@ def check_network(objective: str, model: nn.Module, output: Output | None = None
         output: what the network must predict; None for either.
 
     Raises:
-        ConfigError: if the model starts from noise or has another output.
+        ConfigError: if the model starts from noise or has a different output.
     """
     name = model.config.name
     if isinstance(model, Denoises):

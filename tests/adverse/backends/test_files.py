@@ -148,7 +148,7 @@ def test_a_workdir_fixes_its_patterns_but_not_its_root(
     again = run(mapping(backend=backend(moved), source=source), tmp_path / "out")
     assert not again.failed
     other = backend(moved, pattern="{condition}/image/{id}.*")
-    with pytest.raises(ConfigError, match="started with another config"):
+    with pytest.raises(ConfigError, match="started with a different config"):
         run(mapping(backend=other, source=source), tmp_path / "out")
 
 
