@@ -81,7 +81,7 @@ class Process:
         except UserError:
             self._log.close()
             raise
-        # Pipes, as they are asked for above.
+        # Not None, as pipes were requested above.
         self._stdin = cast(IO[bytes], self._process.stdin)
         self._stdout = cast(IO[bytes], self._process.stdout)
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -103,7 +103,7 @@ class Process:
             self._stdin.write(json.dumps(request).encode() + b"\n")
             self._stdin.flush()
         except (OSError, ValueError) as error:
-            # ValueError: it was killed here, which closed the pipe.
+            # ValueError: the process was killed from here, which closed the pipe.
             raise self._gone() from error
 
     def receive(self) -> dict[str, Any]:

@@ -51,14 +51,14 @@ T = TypeVar("T")
 
 
 def known(value: T | None) -> T:
-    """The value, which is there although its type allows for its absence."""
+    """Returns a value that is never None here, although its type allows None."""
     if value is None:
-        raise TypeError("a value that must be there is None")
+        raise TypeError("a required value is None")
     return value
 
 
-# (frame, (height, width) of its image) -> depth float32 [h w] and intrinsics float32 [3 3]; takes
-# the frames of its source, which may be of a class of their own.
+# (frame, (height, width) of its image) -> depth float32 [h w] and intrinsics float32 [3 3]; the
+# frame's class is up to the source.
 Reader = Callable[[Any, tuple[int, int]], tuple[np.ndarray, np.ndarray]]
 
 

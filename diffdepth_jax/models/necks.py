@@ -117,7 +117,7 @@ class Neck(nn.Module):
                 # Twice the coarser size is one row or column too many if this level's size is odd.
                 lateral += adaptive_average_pool(coarse, size_of(lateral))
             condition = lateral
-        return cast(Array, condition)  # of the finest level, which is always there
+        return cast(Array, condition)  # never None for the finest level
 
 
 class Reassemble(nn.Module):

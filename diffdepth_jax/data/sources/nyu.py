@@ -165,7 +165,7 @@ class Nyu:
         return listing.with_materials(sample, mask) if mask.is_file() else sample
 
     def _absolute(self, paths: Sequence[str]) -> tuple[str, str | None]:
-        """Of the image and, where that is another file, of the depth."""
+        """The image's file, and the depth's if it is a separate one."""
         image, *depth = (str(self._root / path) for path in paths)
         return image, depth[0] if depth else None
 

@@ -186,7 +186,8 @@ def _panels(
     protocol: Protocol, prediction: Prediction, sample: Mapping[str, Any]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Image, prediction, ground truth and error of one image, side by side."""
-    compared = cast(Comparison, protocol.compare(prediction, sample))  # a scored image has pixels
+    # Never None for a scored image.
+    compared = cast(Comparison, protocol.compare(prediction, sample))
     valid_mask = compared.valid_mask
     if "image" in sample:
         image = frames.take(sample["image"], protocol.crop_reference)

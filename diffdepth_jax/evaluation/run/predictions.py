@@ -82,7 +82,7 @@ def score_predictions(
         None, samples, protocols, workdir, options=options, compare=compare, progress=progress
     )
     page.save(Path(workdir).expanduser(), protocols, None, samples)
-    return results or {}  # without shards there are some
+    return results or {}  # None only for shards
 
 
 def check_scale(name: str, scale: float) -> None:

@@ -60,7 +60,7 @@ def score_source_predictions(
         progress=progress,
     )
     page.save(Path(workdir).expanduser(), protocols, None, paired)
-    return results or {}  # without shards there are some
+    return results or {}  # None only for shards
 
 
 def _names(samples: Sequence[Mapping[str, Any]], index: int) -> list[str]:

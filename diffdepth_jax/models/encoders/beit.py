@@ -141,7 +141,7 @@ class Block(transformer.Block):
     size: tuple[int, int] = (24, 24)
 
     @nn.compact
-    def __call__(  # type: ignore[override]  # the mask is its own
+    def __call__(  # type: ignore[override]  # without the mask
         self, tokens: Float[Array, "b n c"], train: bool
     ) -> Float[Array, "b n c"]:
         shape = ((2 * self.grid - 1) ** 2 + 3, self.num_heads)

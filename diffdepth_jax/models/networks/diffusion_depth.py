@@ -266,7 +266,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
     ) -> Float[Array, "b h w 1"]:
         """Noise to depth for an image of `size`, given its `condition`; otherwise like the call."""
         latent = self.sample(condition, noise, num_inference_steps, key=key)
-        depth = self.decode_latent(cast(Array, latent), train)  # no trajectory was asked for
+        depth = self.decode_latent(cast(Array, latent), train)  # not a trajectory
         return depth[:, : size[0], : size[1]]
 
     def encode_image(
@@ -331,7 +331,7 @@ class DiffusionDepth(nn.Module, Recalibrates):
             clip_sample=config.clip_sample,
             eta=config.eta,
             key=key,
-            remat=cast(Remat, self.config.remat),  # a bool becomes one in `Config`
+            remat=cast(Remat, self.config.remat),  # `Config` converts bools
             gradient_steps=gradient_steps,
             return_trajectory=return_trajectory,
         )

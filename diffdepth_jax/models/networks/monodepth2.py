@@ -176,7 +176,7 @@ class Monodepth2(nn.Module, PredictsScales):
             mean = image.mean((1, 2, 3), keepdims=True)
             image = (image - mean) / image.std((1, 2, 3), ddof=1, keepdims=True)
         features = self.encoder(image, train and "encoder" not in self.frozen)
-        # A config of this network always has a max_depth.
+        # Configs of this network always have a max_depth.
         nearest, farthest = 1 / self.config.min_depth, 1 / cast(float, self.config.max_depth)
         return tuple(
             farthest + (nearest - farthest) * disparity for disparity in self.decoder(features)

@@ -127,12 +127,12 @@ def of(config: NetworkConfig) -> Network:
 
 def expected_variables(module: nn.Module) -> dict[str, Any]:
     """Shapes and types of a network's variables, without computing any."""
-    return jax.tree.map(lambda leaf: leaf, _traced(module))  # the dicts are the caller's
+    return jax.tree.map(lambda leaf: leaf, _traced(module))  # a copy, which the caller may change
 
 
 @functools.lru_cache(maxsize=256)
 def _traced(module: nn.Module) -> dict[str, Any]:
-    """Tracing a network takes up to seconds; equal modules are traced once."""
+    """Cached, as tracing a network can take seconds."""
     return jax.eval_shape(module.init_variables, jax.random.key(0))
 
 

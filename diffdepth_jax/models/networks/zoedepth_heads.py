@@ -203,7 +203,7 @@ class BinHead(nn.Module):
             here = size_of(finer)
             attractors = self._attractors(finer + resize_bilinear(coarser, here), level)
             centres = _attract(resize_bilinear(centres, here), attractors)
-        # Only here: the centres passed between levels stay unsorted.
+        # Sorted only for the result, not between levels.
         if self.depth_range is not None:
             low, high = self.depth_range
             centres = jnp.clip(jnp.sort(low + (high - low) * centres), low, high)

@@ -1,7 +1,7 @@
 """Blocks of flats, houses and halls.
 
-A building is a list of meshes in its own axes, metres: x right, y forward, z up, the middle of its
-front at the origin. The front faces -y, towards the street.
+A building is a list of meshes in its own axes, in metres: x right, y forward, z up, and the origin
+at the middle of its front. The front faces -y, towards the street.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def _gable_roof(
     gable: Material,
     across: bool,
 ) -> list[Mesh]:
-    """A pitched roof over x in [-w/2, w/2], y in [0, d]; `across`: the ridge runs along y."""
+    """A pitched roof over x in [-w/2, w/2], y in [0, d]; its ridge runs along y if `across`."""
     eave = 0.45
     half, near, far = width / 2, 0.0, depth
     run = half if across else depth / 2
@@ -105,7 +105,7 @@ def building(
         floors, storey = int(rng.integers(1, 3)), rng.uniform(4.0, 5.5)
         style = ("panel", "panel", "brick")[rng.integers(3)]
     else:
-        raise ValueError(f"no kind of building {kind!r}: choose block, house or hall")
+        raise ValueError(f"unknown kind of building {kind!r}: choose block, house or hall")
     surface = one_of(rng, palette.walls[style])
     glazing = one_of(rng, palette.windows)
     trim = materials.plain("trim", np.array([0.84, 0.82, 0.77]) * rng.uniform(0.5, 1.08))
@@ -126,7 +126,7 @@ def building(
     shop = kind == "block" and rng.random() < 0.6
     first = 1 if shop or kind == "hall" else 0
     meshes += _facade(rng, width, floors, storey, glazing, trim, first, pane, pitch)
-    for side in (-1, 1):  # flanks
+    for side in (-1, 1):  # side walls
         flank = _facade(rng, depth, floors, storey, glazing, trim, first, pane, pitch * 1.6)
         turn = shapes.rotation(yaw=side * np.pi / 2)
         meshes += shapes.moved(flank, (side * width / 2, depth / 2, 0), turn)
@@ -184,7 +184,7 @@ def _openings(
 def _balconies(
     palette: Palette, trim: Material, width: float, storey: float, floors: int
 ) -> list[Mesh]:
-    """Balconies of all floors but the first."""
+    """Balconies on all floors but the lowest."""
     meshes = []
     for floor in range(1, floors):
         for x in np.arange(-width / 2 + 2, width / 2 - 1, 4.5):
@@ -206,7 +206,7 @@ def _roof_and_chimney(
     surface: Material,
     across: bool,
 ) -> list[Mesh]:
-    """A pitched roof on a building of this `height`, from the height of its `eaves` on."""
+    """A pitched roof on a building of this `height`, starting at its `eaves`."""
     run = width / 2 if across else depth / 2
     rise = min(run * rng.uniform(0.5, 1.0), 5.0)
     tiles = one_of(rng, palette.roofs)

@@ -1,7 +1,6 @@
 """Cars, vans, lorries and buses.
 
-A vehicle is a list of meshes in its own axes, metres: origin on the ground, x right, y forward, z
-up.
+A vehicle is a list of meshes in its own axes, in metres: x right, y forward, z up from the ground.
 """
 
 import numpy as np
@@ -181,7 +180,7 @@ def _cabin(
         face = np.stack([base[index], base[after], top[after], top[index]])
         if index % 2:
             meshes.append(_pane(face, palette.car_glass, 0.88, 0.012))
-        else:  # a pillar parts the side windows
+        else:  # a pillar divides the side windows
             for i, j in ((0.0, 0.52), (0.52, 1.0)):
                 part = np.stack(
                     [
@@ -216,7 +215,7 @@ def _wheel_houses(
 
 
 def van(rng: np.random.Generator, palette: Palette, *, wide: bool = True) -> list[Mesh]:
-    """A delivery van or, if `wide`, perhaps a lorry or bus: one tall body with a windscreen."""
+    """A delivery van, or perhaps a lorry or bus if `wide`: one tall body with a windscreen."""
     kind = ("van", "lorry", "bus")[rng.choice(3, p=[0.6, 0.25, 0.15])]
     if not wide:
         kind = "van"
@@ -283,7 +282,7 @@ def _glazing(
 ) -> list[Mesh]:
     """Windscreen, side windows and rear window of a van, lorry or bus.
 
-    `screen`: (forward, up) of the windscreen's upper and of its lower edge.
+    `screen`: (forward, up) of the windscreen's upper and lower edges.
     """
     front = length / 2
     meshes = []
