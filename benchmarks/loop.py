@@ -90,11 +90,11 @@ class Times:
     """When things happen in a run, recorded without affecting it.
 
     Attributes:
-      steps: when each batch was requested, seconds.
-      saves: (start of `save`, end of writing in the background), seconds.
-      holding: how long each call of `save` took, seconds.
-      bar: seconds in the progress bar's methods.
-      processor: seconds of all threads, after the first steps.
+        steps: when each batch was requested, seconds.
+        saves: (start of `save`, end of writing in the background), seconds.
+        holding: how long each call of `save` took, seconds.
+        bar: seconds in the progress bar's methods.
+        processor: seconds of all threads, after the first steps.
     """
 
     def __init__(self) -> None:

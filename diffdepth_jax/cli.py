@@ -79,7 +79,7 @@ def _shipped_config(name: str) -> str:
     """The file `configs/NAME.py` included in the package, for users in another folder.
 
     Raises:
-      MissingFileError: if there is none, or `name` is any other path.
+        MissingFileError: if there is none, or `name` is any other path.
     """
     folder, _, file = name.rpartition("/")
     if folder != "configs":
@@ -137,8 +137,8 @@ def mapping(
     `chosen_mapping`.
 
     Args:
-      holder: the result of `define_config`.
-      evaluation: fields of `config.evaluation` that are set by separate flags.
+        holder: the result of `define_config`.
+        evaluation: fields of `config.evaluation` that are set by separate flags.
     """
     from diffdepth_jax.evaluation import protocols
 
@@ -165,8 +165,8 @@ def chosen_mapping(
     group are dropped: fields of one data set do not apply to another.
 
     Args:
-      holder: the result of `define_config`.
-      groups: groups whose `name` determines their fields, such as `data.train.source`.
+        holder: the result of `define_config`.
+        groups: groups whose `name` determines their fields, such as `data.train.source`.
     """
     config = holder.value.to_dict()
     overrides = config_flags.get_override_values(flag_values[holder.name])
@@ -206,7 +206,7 @@ def directory(flag: str, text: str) -> Path:
     """The directory given by a flag; for scripts that use argparse.
 
     Raises:
-      ConfigError: if it is empty, which Python would treat as the current directory.
+        ConfigError: if it is empty, which Python would treat as the current directory.
     """
     if not text.strip():
         raise ConfigError(f"{flag} {_EMPTY}")
@@ -220,8 +220,8 @@ def output_file(flag: str, text: str) -> Path:
     """The output file given by a flag, checked before a script's work.
 
     Raises:
-      ConfigError: if it is empty.
-      FileError: if its folder does not exist (`MissingFileError`), or it is a folder itself.
+        ConfigError: if it is empty.
+        FileError: if its folder does not exist (`MissingFileError`), or it is a folder itself.
     """
     if not text.strip():
         raise ConfigError(f"{flag} is empty: name a file")
@@ -240,7 +240,7 @@ def fields(words: Sequence[str]) -> dict[str, Any]:
     """A mapping from `--field=value` words; values are parsed as Python if possible.
 
     Raises:
-      ConfigError: if a word has a different form.
+        ConfigError: if a word has a different form.
     """
     values = {}
     for word in words:
@@ -318,8 +318,8 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
     of the module that defines `main`, and the flags defined here; see `usage`.
 
     Args:
-      main: called with the rest of the command line.
-      groups: flags shown by `--help`; None for all.
+        main: called with the rest of the command line.
+        groups: flags shown by `--help`; None for all.
     """
     docstring = sys.modules[main.__module__].__doc__ or ""
     usage.define_flags(docstring, (__name__, main.__module__), groups)

@@ -76,9 +76,9 @@ def did_you_mean(word: object, known: Iterable[object], *, listing: bool = True)
     """What follows an unknown name in a message: `; did you mean 'swin'? (known: resnet, swin)`.
 
     Args:
-      word: the unknown name.
-      known: those that exist.
-      listing: whether to list them; without, it may be empty.
+        word: the unknown name.
+        known: those that exist.
+        listing: whether to list them; without, it may be empty.
     """
     names = [str(name) for name in known]
     close = difflib.get_close_matches(str(word), names, n=1)

@@ -22,10 +22,10 @@ class Processes:
     """The processes of a run, as seen by one of them; by default just this one.
 
     Args:
-      index: this process's index, from 0.
-      count: number of processes.
-      exchange: returns the messages of all processes, in order, to each of them; not needed for a
-        single process.
+        index: this process's index, from 0.
+        count: number of processes.
+        exchange: returns the messages of all processes, in order, to each of them; not needed for a
+            single process.
     """
 
     def __init__(self, index: int = 0, count: int = 1, exchange: Exchange | None = None) -> None:
@@ -43,12 +43,12 @@ class Processes:
         """The values of all processes, in order.
 
         Args:
-          value: must be JSON-compatible.
+            value: must be JSON-compatible.
 
         Raises:
-          UserError: if another process meanwhile raised one in `agreed` or `from_first`; has the
-            same class, and names the process.
-          RuntimeError: if it raised any other exception.
+            UserError: if another process meanwhile raised one in `agreed` or `from_first`; has the
+                same class, and names the process.
+            RuntimeError: if it raised any other exception.
         """
         if self.count == 1 or self._exchange is None:
             return [value]
@@ -65,7 +65,7 @@ class Processes:
         all.
 
         Raises:
-          UserError, RuntimeError: as in `gather`; this process's own error is raised unchanged.
+            UserError, RuntimeError: as in `gather`; this process's own error is raised unchanged.
         """
         try:
             yield
@@ -78,7 +78,7 @@ class Processes:
         """The result of a function that only the first process calls; its error is raised in all.
 
         Args:
-          function: takes no arguments; its result must be JSON-compatible.
+            function: takes no arguments; its result must be JSON-compatible.
         """
         result = None
         with self.agreed():

@@ -28,12 +28,12 @@ def colour_depth(
     """Colours depth on a logarithmic scale: near is bright, far is dark.
 
     Args:
-      depth: metres; pixels that are not finite and positive become grey.
-      minimum, maximum: the ends of the scale in metres; None for the 2nd and 98th percentile.
-      colour_map: name of a Matplotlib colour map.
+        depth: metres; pixels that are not finite and positive become grey.
+        minimum, maximum: the ends of the scale in metres; None for the 2nd and 98th percentile.
+        colour_map: name of a Matplotlib colour map.
 
     Returns:
-      RGB.
+        RGB.
     """
     valid = np.isfinite(depth) & (depth > 0)
     if minimum is None or maximum is None:
@@ -59,12 +59,12 @@ def colour_disparity(
     """Colours relative disparity on a linear scale: near (large) is bright, far is dark.
 
     Args:
-      disparity: pixels that are not finite are painted grey.
-      minimum, maximum: the ends of the scale; None for the 2nd and 98th percentile.
-      colour_map: name of a Matplotlib colour map.
+        disparity: pixels that are not finite are painted grey.
+        minimum, maximum: the ends of the scale; None for the 2nd and 98th percentile.
+        colour_map: name of a Matplotlib colour map.
 
     Returns:
-      RGB.
+        RGB.
     """
     valid = np.isfinite(disparity)
     if minimum is None or maximum is None:
@@ -109,10 +109,10 @@ def colour_spread(
     """Colours spread / unit from white (0, samples agree) to purple (`maximum` or more).
 
     Args:
-      spread: spread of the samples.
-      unit: the samples' mean, for the relative spread, or ones; pixels where it is not positive
-          become grey.
-      maximum: None for the 98th percentile.
+        spread: spread of the samples.
+        unit: the samples' mean, for the relative spread, or ones; pixels where it is not positive
+            become grey.
+        maximum: None for the 98th percentile.
     """
     valid = np.isfinite(spread) & (unit > 0)
     relative = np.where(valid, spread, 0) / np.where(valid, unit, 1)
@@ -160,8 +160,8 @@ def save_denoising(
     """Draws the image, depth decoded after several denoising steps, and the ground truth.
 
     Args:
-      depths: caption to depth in metres, in denoising order.
-      target: ground truth in metres, 0 where unmeasured; it sets the colour scale.
+        depths: caption to depth in metres, in denoising order.
+        target: ground truth in metres, 0 where unmeasured; it sets the colour scale.
     """
     scale = _scale([target])
     panels = [("image", image)]
@@ -207,9 +207,9 @@ def save_comparison(
     """Draws a row per image: the image, every network's depth, and the ground truth.
 
     Args:
-      images: images by caption.
-      predictions: by caption, depth of all images in metres.
-      targets: ground truth in metres, 0 where unmeasured; they set the colour scale.
+        images: images by caption.
+        predictions: by caption, depth of all images in metres.
+        targets: ground truth in metres, 0 where unmeasured; they set the colour scale.
     """
     scale = _scale(targets)
     rows = [

@@ -74,9 +74,9 @@ class GoldenCase:
     """A recorded run of the published implementation, with the weights that it used.
 
     Attributes:
-      arrays: inputs and results, maps as NHWC.
-      samples: the values kept of large maps; see `error`.
-      meta: what `golden/README.md` describes.
+        arrays: inputs and results, maps as NHWC.
+        samples: the values kept of large maps; see `error`.
+        meta: what `golden/README.md` describes.
     """
 
     arrays: dict[str, np.ndarray]

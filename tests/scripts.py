@@ -16,9 +16,9 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
     """Like `subprocess.run([sys.executable, script, *arguments])`, in the project's folder.
 
     Args:
-      script: path within the project.
-      arguments: command-line arguments.
-      environment: variables to add to those of this process.
+        script: path within the project.
+        arguments: command-line arguments.
+        environment: variables to add to those of this process.
     """
     command = [script, *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:

@@ -18,16 +18,16 @@ def export(
     """Copies all images with status `ok`, and their clean images and labels.
 
     Args:
-      workdir: workdir of a finished run.
-      output: created if needed.
-      part: `driving/NAME` or `ToM`.
+        workdir: workdir of a finished run.
+        output: created if needed.
+        part: `driving/NAME` or `ToM`.
 
     Returns:
-      Number of images of each condition.
+        Number of images of each condition.
 
     Raises:
-      ConfigError: for an invalid part.
-      FileError: if a file cannot be read or written, or a different file with that name exists.
+        ConfigError: for an invalid part.
+        FileError: if a file cannot be read or written, or a different file with that name exists.
     """
     if part != "ToM" and not re.fullmatch(r"driving/[\w-]+", part):
         raise ConfigError(

@@ -31,7 +31,7 @@ def write(workdir: Path, records: Sequence[Record], config: GalleryConfig) -> No
     """Writes the page and the sheet for some frames, spread evenly.
 
     Raises:
-      FileError: if they cannot be written, or an image in the records cannot be read.
+        FileError: if they cannot be written, or an image in the records cannot be read.
     """
     frames = _frames(records, config.frames)
     pictures = {

@@ -32,7 +32,7 @@ class Network:
     """A depth network, loaded on first use.
 
     Args:
-      config: the network's config, with a checkpoint.
+        config: the network's config, with a checkpoint.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -88,9 +88,9 @@ class Labeller:
     """Predicts depth for frames and writes their files.
 
     Args:
-      config: the run's config.
-      teacher, steering: networks; None if not configured.
-      workdir: the run's workdir.
+        config: the run's config.
+        teacher, steering: networks; None if not configured.
+        workdir: the run's workdir.
     """
 
     def __init__(
@@ -114,11 +114,11 @@ class Labeller:
         """Writes the files of frames, yielding each frame once its files exist.
 
         Args:
-          indices: which frames.
-          read: returns a frame's sample, or `{"id": ..., "error": why}`.
+            indices: which frames.
+            read: returns a frame's sample, or `{"id": ..., "error": why}`.
 
         Raises:
-          FileError: if a file cannot be written.
+            FileError: if a file cannot be written.
         """
         for folder in (manifest.CLEAN, manifest.LABELS, manifest.CONTROL):
             _make(self._workdir / folder)
@@ -233,8 +233,8 @@ def steering_map(depth: np.ndarray, depth_is: Output) -> np.ndarray:
     """The map that conditions a generator: float32 [h, w], larger is nearer.
 
     Args:
-      depth: metres, with 0 where unknown, which counts as far away; or relative disparity, which is
-          returned unchanged.
+        depth: metres, with 0 where unknown, which counts as far away; or relative disparity, which
+            is returned unchanged.
     """
     if depth_is == "relative_disparity":
         return np.asarray(depth, np.float32)

@@ -46,17 +46,17 @@ class Frame:
     """A clean image and its files, or why it could not be prepared.
 
     Attributes:
-      index: index in the source.
-      id: id in the source; unique, usable as a file name.
-      size: (height, width).
-      intrinsics: nine numbers, row by row; None if unknown.
-      weather: the source's `condition`.
-      label_is, depth_is: what label and dense depth contain.
-      depth: the file with dense depth, relative to the workdir; the label's file unless that is
-        sparse.
-      error: why preparing it failed; a rerun tries again.
-      flagged: whether the clean image was generated and blacked out by the generator's safety
-        checker; it is not tried again.
+        index: index in the source.
+        id: id in the source; unique, usable as a file name.
+        size: (height, width).
+        intrinsics: nine numbers, row by row; None if unknown.
+        weather: the source's `condition`.
+        label_is, depth_is: what label and dense depth contain.
+        depth: the file with dense depth, relative to the workdir; the label's file unless that is
+            sparse.
+        error: why preparing it failed; a rerun tries again.
+        flagged: whether the clean image was generated and blacked out by the generator's safety
+            checker; it is not tried again.
     """
 
     index: int
@@ -93,11 +93,11 @@ class Made:
     """The result for one image.
 
     Attributes:
-      key: "<id>/<condition>/<variant>".
-      error: why generating it failed; a rerun tries again.
-      details: what the backend recorded about it.
-      scored: whether the structure was scored.
-      abs_rel, edge_agreement: see `structure`; None if they could not be computed.
+        key: "<id>/<condition>/<variant>".
+        error: why generating it failed; a rerun tries again.
+        details: what the backend recorded about it.
+        scored: whether the structure was scored.
+        abs_rel, edge_agreement: see `structure`; None if they could not be computed.
     """
 
     key: str
@@ -148,7 +148,7 @@ class RunFile:
         """Records a part, or rejects a value that differs from the recorded one.
 
         Raises:
-          ConfigError: lists the differences.
+            ConfigError: lists the differences.
         """
         value = _as_json(value)
         if part not in self._contents:
@@ -184,12 +184,12 @@ class State:
     """The content of a workdir's journals.
 
     Attributes:
-      frames: frames by index.
-      images: the last entry of each image, by key.
-      scenes: the results for generated clean images, by key.
-      makers: shards that recorded an image as generated, by key.
-      runs: fingerprint of each shard's config.
-      shards: shards that have a journal.
+        frames: frames by index.
+        images: the last entry of each image, by key.
+        scenes: the results for generated clean images, by key.
+        makers: shards that recorded an image as generated, by key.
+        runs: fingerprint of each shard's config.
+        shards: shards that have a journal.
     """
 
     frames: dict[int, Frame] = dataclasses.field(default_factory=dict)
@@ -292,13 +292,13 @@ def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
     """Rejects journals that are incomplete or do not belong together.
 
     Args:
-      state: the workdir's state.
-      keys: all images that must exist.
-      fingerprint: fingerprint of the workdir's config.
+        state: the workdir's state.
+        keys: all images that must exist.
+        fingerprint: fingerprint of the workdir's config.
 
     Raises:
-      DataError: for journals of a different config, or images that are missing or made by two
-        shards.
+        DataError: for journals of a different config, or images that are missing or made by two
+            shards.
     """
     others = [shard for shard, runs in state.runs.items() if runs != {fingerprint}]
     if others:
@@ -340,18 +340,18 @@ class Record:
     """A line of the manifest: an image, what it was generated from, and the result.
 
     Attributes:
-      id, condition, variant: identify the image; `condition` is a name in the prompt bank.
-      status: `rejected` if the structure is lost or the generator's safety checker blacked out the
-        image, and training skips it; `failed` if there is no image; otherwise `ok`.
-      reason: why it is not `ok`.
-      image, label, clean: files, relative to the workdir; None if there are none.
-      label_is: "metric_depth" or "relative_disparity".
-      intrinsics: nine numbers, row by row; None if unknown.
-      weather: the source's condition of the clean image.
-      prompt, negative_prompt, seed: what the image was generated from.
-      backend: what generated it, for example "diffusers-t2i_adapter" or "physical-fog".
-      structure: {"abs_rel", "edge_agreement"}; None if it was not scored.
-      details: what the backend recorded about it.
+        id, condition, variant: identify the image; `condition` is a name in the prompt bank.
+        status: `rejected` if the structure is lost or the generator's safety checker blacked out
+            the image, and training skips it; `failed` if there is no image; otherwise `ok`.
+        reason: why it is not `ok`.
+        image, label, clean: files, relative to the workdir; None if there are none.
+        label_is: "metric_depth" or "relative_disparity".
+        intrinsics: nine numbers, row by row; None if unknown.
+        weather: the source's condition of the clean image.
+        prompt, negative_prompt, seed: what the image was generated from.
+        backend: what generated it, for example "diffusers-t2i_adapter" or "physical-fog".
+        structure: {"abs_rel", "edge_agreement"}; None if it was not scored.
+        details: what the backend recorded about it.
     """
 
     id: str
@@ -386,8 +386,8 @@ def read(workdir: Path) -> list[Record]:
     """The manifest of a finished workdir.
 
     Raises:
-      MissingFileError: if there is none.
-      DataError: if it is damaged.
+        MissingFileError: if there is none.
+        DataError: if it is damaged.
     """
     path = workdir / MANIFEST_FILE
     if not path.exists():

@@ -55,13 +55,13 @@ class Base:
     """A base model that is ready to load.
 
     Attributes:
-      name: name given by the user.
-      family: Stable Diffusion 1.x and 2.x, or XL.
-      folder: contains configs and tokenizers, and weights unless there is a `file`.
-      file: a single safetensors file in the original layout, or None.
-      unet: config of its U-Net.
-      safety_checker: whether the folder has a complete safety checker.
-      fingerprint: hash of everything that determines pixels.
+        name: name given by the user.
+        family: Stable Diffusion 1.x and 2.x, or XL.
+        folder: contains configs and tokenizers, and weights unless there is a `file`.
+        file: a single safetensors file in the original layout, or None.
+        unet: config of its U-Net.
+        safety_checker: whether the folder has a complete safety checker.
+        fingerprint: hash of everything that determines pixels.
     """
 
     name: str
@@ -78,11 +78,11 @@ class Control:
     """A T2I-Adapter or ControlNet that is ready to load.
 
     Attributes:
-      name: name given by the user.
-      folder: in diffusers layout; None if there is a `file`.
-      file: a ControlNet as a single safetensors file, or None.
-      config: its `config.json`; empty for a `file`.
-      fingerprint: hash of everything that determines pixels.
+        name: name given by the user.
+        folder: in diffusers layout; None if there is a `file`.
+        file: a ControlNet as a single safetensors file, or None.
+        config: its `config.json`; empty for a `file`.
+        fingerprint: hash of everything that determines pixels.
     """
 
     name: str
@@ -101,7 +101,7 @@ def find(field: str, name: str) -> Path:
     """The file or folder named in a config field.
 
     Raises:
-      MissingFileError: if it does not exist.
+        MissingFileError: if it does not exist.
     """
     path = Path(name).expanduser()
     if not path.exists():
@@ -118,15 +118,15 @@ def prepare_base(
     """Inspects a base model and links it below `into`.
 
     Args:
-      name: for errors.
-      path: a diffusers folder, or a single file.
-      configs: for a single file, a diffusers folder; its weights are not needed.
-      into: where a new folder is created.
-      safety_checker: whether to use the folder's safety checker, if it has one.
+        name: for errors.
+        path: a diffusers folder, or a single file.
+        configs: for a single file, a diffusers folder; its weights are not needed.
+        into: where a new folder is created.
+        safety_checker: whether to use the folder's safety checker, if it has one.
 
     Raises:
-      ConfigError: if it is not a supported kind of model.
-      FileError, WeightsError: if something is missing or damaged.
+        ConfigError: if it is not a supported kind of model.
+        FileError, WeightsError: if something is missing or damaged.
     """
     into = into / "base"
     if path.is_dir() and (path / "unet").is_dir():
@@ -183,8 +183,8 @@ def prepare_control(name: str, path: Path, pipeline: str, base: Base, into: Path
     """Inspects an adapter or ControlNet, links it below `into`, and checks that it fits the base.
 
     Raises:
-      ConfigError: if the pipeline needs another kind of network, or it does not fit the base.
-      FileError, WeightsError: if something is missing or damaged.
+        ConfigError: if the pipeline needs another kind of network, or it does not fit the base.
+        FileError, WeightsError: if something is missing or damaged.
     """
     into, digest = into / "control", hashlib.sha256()
     wanted = "T2IAdapter" if pipeline == "t2i_adapter" else "ControlNetModel"

@@ -50,13 +50,13 @@ class Process:
     """A running worker.
 
     Args:
-      command: the interpreter and its arguments.
-      log: file that its standard error is appended to.
-      environment: variables in addition to this process's.
-      timeout: seconds without output after which it counts as hung.
+        command: the interpreter and its arguments.
+        log: file that its standard error is appended to.
+        environment: variables in addition to this process's.
+        timeout: seconds without output after which it counts as hung.
 
     Raises:
-      FileError: if it cannot be started, or the log cannot be written.
+        FileError: if it cannot be started, or the log cannot be written.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Process:
         """Sends a request.
 
         Raises:
-          WorkerFailure: if the process has ended.
+            WorkerFailure: if the process has ended.
         """
         try:
             self._stdin.write(json.dumps(request).encode() + b"\n")
@@ -110,8 +110,8 @@ class Process:
         """The next reply other than a heartbeat.
 
         Raises:
-          WorkerFailure: if the process dies, is silent for too long, or gives an invalid reply.
-          UserError: if it rejects the request; gives the reason.
+            WorkerFailure: if the process dies, is silent for too long, or gives an invalid reply.
+            UserError: if it rejects the request; gives the reason.
         """
         while True:
             try:
@@ -203,8 +203,8 @@ def started(start: Callable[[], Process], interpreter: str) -> Process:
     """The first worker, opened.
 
     Raises:
-      FileError: if it cannot be started.
-      UserError: as in `start`.
+        FileError: if it cannot be started.
+        UserError: as in `start`.
     """
     for attempt in range(_STARTS):
         try:
@@ -220,8 +220,8 @@ class Task:
     """Items of equal size that go through the generator as a batch.
 
     Attributes:
-      items: in order.
-      messages: what is sent to the worker for each item.
+        items: in order.
+        messages: what is sent to the worker for each item.
     """
 
     items: tuple[Item, ...]
@@ -246,9 +246,10 @@ class Pool:
     by one, and an image on which the worker fails again is given up.
 
     Args:
-      start: `(index) -> process`, returns an opened process. Raises `WorkerFailure` or `UserError`.
-      first: the process of index 0, already open.
-      count: number of workers.
+        start: `(index) -> process`, returns an opened process. Raises `WorkerFailure` or
+            `UserError`.
+        first: the process of index 0, already open.
+        count: number of workers.
     """
 
     def __init__(self, start: Callable[[int], Process], first: Process, count: int):
@@ -275,7 +276,7 @@ class Pool:
         Tasks are only taken from the iterable when a worker is free.
 
         Raises:
-          UserError: if workers fail before generating any image, or the disk is full.
+            UserError: if workers fail before generating any image, or the disk is full.
         """
         waiting = _Shared(tasks)
         results: queue.SimpleQueue[Outcome | Exception | None] = queue.SimpleQueue()

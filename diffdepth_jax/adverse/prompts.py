@@ -54,9 +54,9 @@ class Bank:
     """Everything that prompts are drawn from.
 
     Attributes:
-      conditions, scenes: tables by name.
-      sources: scene for each source name, and for `default`.
-      negative: what no image should show.
+        conditions, scenes: tables by name.
+        sources: scene for each source name, and for `default`.
+        negative: what no image should show.
     """
 
     conditions: Mapping[str, Condition]
@@ -68,7 +68,7 @@ class Bank:
         """The scene whose words are used for a source.
 
         Raises:
-          ConfigError: if there is no scene `chosen`.
+            ConfigError: if there is no scene `chosen`.
         """
         name = chosen or self.sources.get(source or "", self.sources.get("default", ""))
         if name not in self.scenes:
@@ -79,7 +79,7 @@ class Bank:
         """Rejects conditions that are not in the bank, or lack words for a scene.
 
         Raises:
-          ConfigError: names the condition, or the slot without words.
+            ConfigError: names the condition, or the slot without words.
         """
         for name in conditions:
             if name not in self.conditions:
@@ -98,10 +98,10 @@ class Bank:
         """The prompt of an image.
 
         Args:
-          seed: the run's seed.
-          frame: id of the clean image.
-          condition, scene: names that `check` accepted.
-          variant: index of the image, for this frame and condition.
+            seed: the run's seed.
+            frame: id of the clean image.
+            condition, scene: names that `check` accepted.
+            variant: index of the image, for this frame and condition.
         """
         table, words = self.conditions[condition], self._words(condition, scene)
         shared = self.scenes[scene].per_frame
@@ -148,8 +148,8 @@ def read(files: Sequence[str] = ()) -> Bank:
     """The bank in `prompts.toml`, updated by the tables in files.
 
     Raises:
-      FileError: if a file cannot be read.
-      ConfigError: if a file is not valid TOML, or has tables that `prompts.toml` does not have.
+        FileError: if a file cannot be read.
+        ConfigError: if a file is not valid TOML, or has tables that `prompts.toml` does not have.
     """
     text = importlib.resources.files(__package__).joinpath("prompts.toml").read_text("utf-8")
     table = tomllib.loads(text)

@@ -44,8 +44,8 @@ class Result:
     """The result of a run.
 
     Attributes:
-      records: all images in the order of the manifest; for a shard, those of its frames.
-      complete: whether the manifest was written; shards do not write it.
+        records: all images in the order of the manifest; for a shard, those of its frames.
+        complete: whether the manifest was written; shards do not write it.
     """
 
     records: Sequence[Record]
@@ -68,24 +68,24 @@ def run(
     """Generates all missing images of a config, and writes the manifest.
 
     Args:
-      config: what to generate.
-      workdir: created if missing; `manifest` describes its content. A finished workdir is not
-        changed.
-      python: the interpreter for the backend's process, if it has one.
-      shard: (index, count): only generate every count-th block of frames, and no manifest, which
-        `merge` or the same call without a shard writes.
-      merge: generate nothing; check that the shards are complete, and write the manifest.
-      progress: whether to show progress bars.
+        config: what to generate.
+        workdir: created if missing; `manifest` describes its content. A finished workdir is not
+            changed.
+        python: the interpreter for the backend's process, if it has one.
+        shard: (index, count): only generate every count-th block of frames, and no manifest, which
+            `merge` or the same call without a shard writes.
+        merge: generate nothing; check that the shards are complete, and write the manifest.
+        progress: whether to show progress bars.
 
     Returns:
-      All images with their status. Repeating the call retries failed ones.
+        All images with their status. Repeating the call retries failed ones.
 
     Raises:
-      ConfigError: for an unusable config, or a workdir that was started with a different one.
-      DataError: with `merge`, for incomplete shards; for frames with the same id.
-      FileError: for files that cannot be read or written.
-      WeightsError: for unusable weights of the teacher or the backend.
-      KeyboardInterrupt: with a message that says how to resume.
+        ConfigError: for an unusable config, or a workdir that was started with a different one.
+        DataError: with `merge`, for incomplete shards; for frames with the same id.
+        FileError: for files that cannot be read or written.
+        WeightsError: for unusable weights of the teacher or the backend.
+        KeyboardInterrupt: with a message that says how to resume.
     """
     directory = Path(workdir).expanduser()
     if shard is not None and not 0 <= shard[0] < shard[1]:
@@ -604,8 +604,8 @@ def _checking_names(
     """Rejects ids that are not valid file names or that are duplicated, as results would get lost.
 
     Args:
-      read: returns a frame's sample.
-      names: known frames by id; new ones are added.
+        read: returns a frame's sample.
+        names: known frames by id; new ones are added.
     """
 
     def checked(index: int) -> Mapping[str, Any]:

@@ -13,12 +13,12 @@ def chosen(text: str | None, environment: Mapping[str, str]) -> Shard | None:
     """(index, count) from `--shard`, or from the SLURM job array that the process belongs to.
 
     Args:
-      text: the flag, for example `0/4`; None if it was not given.
-      environment: may have SLURM's variables. Arrays may start at any number, but must be
-          consecutive.
+        text: the flag, for example `0/4`; None if it was not given.
+        environment: may have SLURM's variables. Arrays may start at any number, but must be
+            consecutive.
 
     Raises:
-      ConfigError: for any other text, or an array with gaps.
+        ConfigError: for any other text, or an array with gaps.
     """
     if text is not None:
         return parse_shard(text)

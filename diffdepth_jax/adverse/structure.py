@@ -37,8 +37,8 @@ class Structure:
     """How well a generated image's depth agrees with the label.
 
     Attributes:
-      abs_rel: 0 for equal depth up to scale and shift.
-      edge_agreement: 1 for equal edges; None if the label is too sparse to have edges.
+        abs_rel: 0 for equal depth up to scale and shift.
+        edge_agreement: 1 for equal edges; None if the label is too sparse to have edges.
     """
 
     abs_rel: float
@@ -55,12 +55,12 @@ def compare(
     """Compares the teacher's depth for a generated image with the label.
 
     Args:
-      prediction: float [h, w].
-      label: float [h, w]; metres with 0 where unknown, or relative disparity.
-      prediction_is, label_is: what the two contain.
+        prediction: float [h, w].
+        label: float [h, w]; metres with 0 where unknown, or relative disparity.
+        prediction_is, label_is: what the two contain.
 
     Returns:
-      None if fewer than two pixels of the label are valid.
+        None if fewer than two pixels of the label are valid.
     """
     valid = np.isfinite(label) & ((label > 0) | (label_is == "relative_disparity"))
     if valid.sum() < 2 or (np.isfinite(prediction) & valid).sum() < 2:

@@ -128,17 +128,17 @@ def control_image(inverse_depth, normalization):
     """The 8-bit depth image that conditions the generator; nearest is brightest.
 
     Args:
-      inverse_depth: float [h, w], larger = nearer, with any scale and shift.
-      normalization: "minimum_maximum": minus the minimum, divided by the maximum (MiDaS; used to
-        train depth adapters and ControlNets). "percentiles": depth, the inverse, from its 2nd
-        percentile (white) to its 85th (black), used to train adapters for ZoeDepth; distances
-        beyond a thousand times the nearest are clipped.
+        inverse_depth: float [h, w], larger = nearer, with any scale and shift.
+        normalization: "minimum_maximum": minus the minimum, divided by the maximum (MiDaS; used to
+            train depth adapters and ControlNets). "percentiles": depth, the inverse, from its 2nd
+            percentile (white) to its 85th (black), used to train adapters for ZoeDepth; distances
+            beyond a thousand times the nearest are clipped.
 
     Returns:
-      uint8 [h, w, 3], three equal channels.
+        uint8 [h, w, 3], three equal channels.
 
     Raises:
-      ItemError: if the map is invalid or constant.
+        ItemError: if the map is invalid or constant.
     """
     import numpy as np
 
@@ -228,8 +228,8 @@ class Generator:
     """A loaded pipeline.
 
     Args:
-      options: the content of "open"; see `backends/diffusers.py`.
-      send: sends a reply.
+        options: the content of "open"; see `backends/diffusers.py`.
+        send: sends a reply.
     """
 
     def __init__(self, options, send):
@@ -297,8 +297,8 @@ class Generator:
         """Generates the images of items of equal size, and replies for each.
 
         Args:
-          items: see `backends/diffusers.py`.
-          at_most: maximum number of images that go through the pipeline together.
+            items: see `backends/diffusers.py`.
+            at_most: maximum number of images that go through the pipeline together.
         """
         ready = []
         for item in items:
@@ -692,12 +692,12 @@ def fetch(wanted, send):
     """Downloads snapshots from the Hub, as files only; nothing in them is run.
 
     Args:
-      wanted: maps names to {"repository": "owner/name", "kind": "base" | "control" | "config",
-        "without": [PATTERN]}.
-      send: sends a reply.
+        wanted: maps names to {"repository": "owner/name", "kind": "base" | "control" | "config",
+            "without": [PATTERN]}.
+        send: sends a reply.
 
     Returns:
-      Maps names to folders.
+        Maps names to folders.
     """
     stop = threading.Event()
 

@@ -15,14 +15,14 @@ class ExperimentData:
     """Training and evaluation data.
 
     Attributes:
-      train: see `data.pipeline.DataConfig`.
-      evaluation: `name` (kitti, nyu) and the fields of that source's `Config`.
-      evaluation_limit: evaluate at most this many frames, spread evenly; None for all.
-      baseline_frames: number of training frames, spread evenly, whose median depth map is the
-        baseline that metrics are compared with; 0 for no baseline.
-      on_error: what to do about a frame that cannot be read: `raise`, or `skip` it. Training then
-        uses the source's next readable frame instead, and evaluation omits it; both log it once,
-        count it and list it (in a run's `skipped.json`; in `metrics.json`).
+        train: see `data.pipeline.DataConfig`.
+        evaluation: `name` (kitti, nyu) and the fields of that source's `Config`.
+        evaluation_limit: evaluate at most this many frames, spread evenly; None for all.
+        baseline_frames: number of training frames, spread evenly, whose median depth map is the
+            baseline that metrics are compared with; 0 for no baseline.
+        on_error: what to do about a frame that cannot be read: `raise`, or `skip` it. Training then
+            uses the source's next readable frame instead, and evaluation omits it; both log it
+            once, count it and list it (in a run's `skipped.json`; in `metrics.json`).
     """
 
     train: DataConfig
@@ -44,7 +44,7 @@ def first_evaluation_sample(data: ExperimentData) -> Sample:
     """The first evaluation frame; if unreadable frames are skipped, the first readable one.
 
     Raises:
-      DataError: if there is none.
+        DataError: if there is none.
     """
     samples = pipeline.evaluation_samples(data.evaluation, on_error=data.on_error)
     for sample in pipeline.readable(samples):

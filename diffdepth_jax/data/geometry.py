@@ -22,7 +22,7 @@ def kb_corner(size: tuple[int, int]) -> tuple[int, int]:
     """(top, left) of the bottom 352 rows and middle 1216 columns of a KITTI frame (BTS, AdaBins).
 
     Raises:
-      DataError: if a frame of `size` is smaller.
+        DataError: if a frame of `size` is smaller.
     """
     if size[0] < KB_SIZE[0] or size[1] < KB_SIZE[1]:
         raise DataError(
@@ -73,11 +73,11 @@ def disparity_depth(
     """Depth in metres of a rectified stereo pair: focal length * baseline / disparity.
 
     Args:
-      disparity: pixels; values that are not positive (0, negative, NaN) are unmeasured.
-      focal_baseline: focal length in pixels times baseline in metres.
+        disparity: pixels; values that are not positive (0, negative, NaN) are unmeasured.
+        focal_baseline: focal length in pixels times baseline in metres.
 
     Returns:
-      Depth, 0 where unmeasured.
+        Depth, 0 where unmeasured.
     """
     measured = disparity > 0
     return np.where(measured, focal_baseline / np.where(measured, disparity, 1), 0).astype(
@@ -93,7 +93,7 @@ def rigid_transform(
     Other quaternions are normalised.
 
     Raises:
-      ValueError: if there are not four and three numbers, or the quaternion is zero.
+        ValueError: if there are not four and three numbers, or the quaternion is zero.
     """
     if len(rotation) != 4 or len(translation) != 3 or not any(rotation):
         raise ValueError(
@@ -130,17 +130,17 @@ def projected_depth(
     """Sparse depth map of a point cloud.
 
     Args:
-      points: metres in camera coordinates (x right, y down, z forward).
-      intrinsics: the camera matrix, in pixels.
-      size: (height, width) of the map.
-      rule: which pixel a point falls on, and which of several points a pixel keeps. `nearest` uses
-          all points in front of the camera, the pixel with the nearest centre, and the point
-          closest to the camera. `devkit` follows nuScenes' devkit and md4all: only points beyond 1
-          m and more than 1 pixel inside the image, truncated coordinates, and the last point of the
-          cloud.
+        points: metres in camera coordinates (x right, y down, z forward).
+        intrinsics: the camera matrix, in pixels.
+        size: (height, width) of the map.
+        rule: which pixel a point falls on, and which of several points a pixel keeps. `nearest`
+            uses all points in front of the camera, the pixel with the nearest centre, and the point
+            closest to the camera. `devkit` follows nuScenes' devkit and md4all: only points beyond
+            1 m and more than 1 pixel inside the image, truncated coordinates, and the last point of
+            the cloud.
 
     Returns:
-      z of the points; 0 at pixels without a point.
+        z of the points; 0 at pixels without a point.
     """
     height, width = size
     points = points[points[:, 2] > (1.0 if rule == "devkit" else 0.0)].astype(np.float64)

@@ -65,14 +65,14 @@ def read_depth_png(
     """Reads a 16-bit depth PNG in metres; 0 stays 0 and means unmeasured.
 
     Args:
-      path: the file.
-      scale: stored units per metre: 256 in KITTI (devkit of the depth benchmark), 1000 for
-        millimetres (NYU sync files).
-      dtype: dtype of the result; float64 if metrics are computed from it.
+        path: the file.
+        scale: stored units per metre: 256 in KITTI (devkit of the depth benchmark), 1000 for
+            millimetres (NYU sync files).
+        dtype: dtype of the result; float64 if metrics are computed from it.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged or not a single-channel 16-bit image.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if the file is damaged or not a single-channel 16-bit image.
     """
     image = _open(path)
     # Pillow opens 16-bit PNG as "I;16", older versions as "I".
@@ -89,13 +89,13 @@ def read_h5(path: str | Path, names: tuple[str, ...], entry: int | None = None) 
     """Reads datasets from an HDF5 file.
 
     Args:
-      path: the file.
-      names: names of the datasets.
-      entry: read only this entry along the first axis; None reads everything.
+        path: the file.
+        names: names of the datasets.
+        entry: read only this entry along the first axis; None reads everything.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged or lacks one of the `names` or the entry.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if the file is damaged or lacks one of the `names` or the entry.
     """
     import h5py  # imported here, as scoring saved PNG depth maps must not need it
 
@@ -114,8 +114,8 @@ def read_json(path: str | Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it is not valid JSON.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if it is not valid JSON.
     """
     # A thousand nested brackets raise RecursionError.
     with reading(path, ValueError, RecursionError):
@@ -126,8 +126,8 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a file with one JSON object per line.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if a line is not a JSON object; gives its number.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if a line is not a JSON object; gives its number.
     """
     with naming_file(path, "read"):
         lines = Path(path).read_bytes().splitlines()
@@ -147,8 +147,8 @@ def read_condition(path: str | Path) -> str:
     """The condition (weather and light) named in a rendered scene's `condition.json`.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it is not valid JSON, or names no condition.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if it is not valid JSON, or names no condition.
     """
     named = read_json(path)
     if not isinstance(named, dict) or not isinstance(named.get("condition"), str):
@@ -160,8 +160,8 @@ def read_json_rows(path: str | Path, fields: tuple[str, ...]) -> Iterator[dict[s
     """Yields the named fields of the objects in a JSON list; files can have 2 GB.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it is not a JSON list of objects, is truncated, or an object lacks a field.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if it is not a JSON list of objects, is truncated, or an object lacks a field.
     """
     decode = json.JSONDecoder().raw_decode
     with (
@@ -198,13 +198,13 @@ def read_calibration(
     """Reads a matrix from a text file with lines `KEY: number number ...` (KITTI's calibration).
 
     Args:
-      path: the file.
-      key: for example `P_rect_02`.
-      shape: (rows, columns); the numbers are row by row.
+        path: the file.
+        key: for example `P_rect_02`.
+        shape: (rows, columns); the numbers are row by row.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the key is missing or does not have that many finite numbers.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if the key is missing or does not have that many finite numbers.
     """
     for line in read_text(path).splitlines():
         name, _, values = line.partition(":")
@@ -217,7 +217,7 @@ def numbers(text: str, shape: tuple[int, ...], name: str) -> Float64[np.ndarray,
     """Parses an array of numbers from text; errors use `name`.
 
     Raises:
-      DataError: if the text is not `shape` finite numbers.
+        DataError: if the text is not `shape` finite numbers.
     """
     try:
         values = np.array([float(word) for word in text.split()], np.float64)
@@ -236,9 +236,9 @@ def read_exr(path: str | Path) -> Float32[np.ndarray, "h w"]:
     Values are as stored (ClearGrasp: half floats in metres, NaN or 0 where unmeasured).
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged or not an OpenEXR file.
-      MissingPackageError: if the package OpenEXR, an optional dependency, is not installed.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if the file is damaged or not an OpenEXR file.
+        MissingPackageError: if the package OpenEXR, an optional dependency, is not installed.
     """
     try:
         import OpenEXR  # imported here, as only few data sets need this extra
@@ -260,8 +260,8 @@ def read_npy(path: str | Path) -> np.ndarray:
     """Reads an array of numbers from a `.npy` file.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged, is an archive, or holds Python objects.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if the file is damaged, is an archive, or holds Python objects.
     """
     # Damaged headers raise undocumented errors, such as `TokenError`.
     with reading(path, Exception), open(path, "rb") as file:
@@ -280,18 +280,18 @@ def read_depth_array(
     """Reads depth in metres from a 16-bit PNG, a `.npy` or an EXR file.
 
     Args:
-      path: the file; a `.npy` must be floating point [h w], [h w 1] or [1 h w].
-      png_scale: stored units per metre of a PNG (see `read_depth_png`); None if unknown. Ignored
-        for `.npy` and EXR, which hold metres.
-      dtype: dtype of the result.
+        path: the file; a `.npy` must be floating point [h w], [h w 1] or [1 h w].
+        png_scale: stored units per metre of a PNG (see `read_depth_png`); None if unknown. Ignored
+            for `.npy` and EXR, which hold metres.
+        dtype: dtype of the result.
 
     Returns:
-      Depth as stored: unmeasured pixels are 0 in a PNG, often NaN or infinity in other formats.
+        Depth as stored: unmeasured pixels are 0 in a PNG, often NaN or infinity in other formats.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it is damaged, has a different format, holds integers where metres are expected,
-        or is a PNG and `png_scale` is None.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if it is damaged, has a different format, holds integers where metres are
+            expected, or is a PNG and `png_scale` is None.
     """
     _require(path)
     suffix = Path(path).suffix.lower()
@@ -323,8 +323,8 @@ def read_mat(path: str | Path, names: tuple[str, ...]) -> list[np.ndarray]:
     """Reads variables from a MATLAB file, version 4 to 7.2 (7.3 is HDF5: use `read_h5`).
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged or lacks one of the `names`.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if the file is damaged or lacks one of the `names`.
     """
     import scipy.io  # imported here, as it takes half a second
 
@@ -341,12 +341,12 @@ def read_labels(path: str | Path, size: tuple[int, int]) -> UInt8[np.ndarray, "h
     """Reads a single-channel 8-bit image of class labels or a mask.
 
     Args:
-      path: the file.
-      size: (height, width) of the corresponding image.
+        path: the file.
+        size: (height, width) of the corresponding image.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if the file is damaged, in colour, deeper than 8 bits or of a different size.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if the file is damaged, in colour, deeper than 8 bits or of a different size.
     """
     image = _open(path)
     if image.mode not in ("L", "P", "1"):
@@ -381,8 +381,8 @@ def read_numbers(path: str | Path, shape: tuple[int, ...]) -> Float64[np.ndarray
     """Reads an array from a text file that only has its numbers, row by row.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if it does not hold exactly `shape` finite numbers.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if it does not hold exactly `shape` finite numbers.
     """
     return numbers(read_text(path), shape, str(path))
 
@@ -391,12 +391,12 @@ def read_points(path: str | Path, columns: int) -> Float32[np.ndarray, "n column
     """Reads a lidar scan: a file of float32 numbers only, point after point.
 
     Args:
-      path: the file (`.bin`).
-      columns: numbers per point: 4 in KITTI, 5 in nuScenes; the first three are x, y and z.
+        path: the file (`.bin`).
+        columns: numbers per point: 4 in KITTI, 5 in nuScenes; the first three are x, y and z.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
-      DataError: if its length is not a multiple of a point's.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        DataError: if its length is not a multiple of a point's.
     """
     with reading(path):
         data = Path(path).read_bytes()
@@ -414,7 +414,7 @@ def check_sample(
     """Rejects a depth map that does not match its image or has impossible values.
 
     Raises:
-      DataError: if the sizes differ, or any depth is NaN, infinite or negative.
+        DataError: if the sizes differ, or any depth is NaN, infinite or negative.
     """
     if image.shape[:2] != depth.shape:
         raise DataError(
@@ -448,13 +448,13 @@ def reading(path: str | Path, *damaged: type[Exception]) -> Iterator[None]:
     """Turns any error from reading a file into one that names the file.
 
     Args:
-      path: the file.
-      damaged: exceptions that the reading library raises for damaged files, besides an OSError that
-        does not come from the system.
+        path: the file.
+        damaged: exceptions that the reading library raises for damaged files, besides an OSError
+            that does not come from the system.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or the system refuses to read it.
-      DataError: for `damaged`.
+        FileError: if there is no such file (`MissingFileError`), or the system refuses to read it.
+        DataError: for `damaged`.
     """
     _require(path)
     try:
@@ -475,7 +475,7 @@ def read_text(path: str | Path) -> str:
     """Reads a text file; bytes that are not UTF-8 are replaced.
 
     Raises:
-      FileError: if there is no such file (`MissingFileError`), or it cannot be read.
+        FileError: if there is no such file (`MissingFileError`), or it cannot be read.
     """
     with reading(path):
         return Path(path).read_text(encoding="utf-8", errors="replace")

@@ -21,15 +21,15 @@ class Frame:
     """One frame as a set of files. Paths are strings, as data sets have up to 200,000 of them.
 
     Attributes:
-      id: unique within the source, usable as a file name.
-      image: the image file.
-      depth: the file that depth is read or computed from; None for an image without depth, whose
-          depth is then 0 (unmeasured) everywhere.
-      calibration: the calibration file; None if the camera is known otherwise or unknown.
-      intrinsics: float32 [3 3] if many frames share them; None to read them from a file.
-      condition: weather and light.
-      categories: the file with its material classes as in Booster; None if there is none.
-      others: other files that the frame needs.
+        id: unique within the source, usable as a file name.
+        image: the image file.
+        depth: the file that depth is read or computed from; None for an image without depth, whose
+            depth is then 0 (unmeasured) everywhere.
+        calibration: the calibration file; None if the camera is known otherwise or unknown.
+        intrinsics: float32 [3 3] if many frames share them; None to read them from a file.
+        condition: weather and light.
+        categories: the file with its material classes as in Booster; None if there is none.
+        others: other files that the frame needs.
     """
 
     id: str
@@ -77,16 +77,16 @@ class FrameSource:
     ):
         """
         Args:
-          frames: the frames in order; not copied.
-          read: returns depth and intrinsics of a frame.
-          where: what was listed, for errors, for example "split 'val' of data/cityscapes".
-          remedy: what to do about missing files, for errors.
-          check_files: check now that every file exists; otherwise reading a missing file fails.
-          num_without_depth: number of frames left out because they have no depth.
+            frames: the frames in order; not copied.
+            read: returns depth and intrinsics of a frame.
+            where: what was listed, for errors, for example "split 'val' of data/cityscapes".
+            remedy: what to do about missing files, for errors.
+            check_files: check now that every file exists; otherwise reading a missing file fails.
+            num_without_depth: number of frames left out because they have no depth.
 
         Raises:
-          DataError: if there are no frames, or two have the same id.
-          MissingFileError: if files are missing; gives their number and the first one.
+            DataError: if there are no frames, or two have the same id.
+            MissingFileError: if files are missing; gives their number and the first one.
         """
         if not frames:
             raise DataError(f"no frames in {where}: {remedy}")
@@ -143,7 +143,7 @@ def require_folder(path: Path, remedy: str) -> Path:
     """Returns the folder `path` after checking it.
 
     Raises:
-      FileError: if it does not exist (`MissingFileError`) or cannot be accessed.
+        FileError: if it does not exist (`MissingFileError`) or cannot be accessed.
     """
     with naming_file(path, "opened"):
         if not path.is_dir():
@@ -155,7 +155,7 @@ def require_split(split: str, names: Iterable[str], *, lists: bool = False) -> N
     """Rejects a split that is not one of `names` nor, with `lists`, the path of a `.txt` file.
 
     Raises:
-      ValueError: lists the valid ones.
+        ValueError: lists the valid ones.
     """
     names = tuple(names)
     if split in names or (lists and split.endswith(".txt")):
@@ -168,7 +168,7 @@ def require_conditions(conditions: Iterable[str], known: Iterable[str]) -> None:
     """Rejects conditions that a data set does not have.
 
     Raises:
-      ValueError: lists the valid ones.
+        ValueError: lists the valid ones.
     """
     known = tuple(known)
     for condition in conditions:
@@ -180,7 +180,7 @@ def require_unique(ids: Iterable[str], where: str) -> None:
     """Rejects duplicate ids, as output for one frame would overwrite the other's.
 
     Raises:
-      DataError: names the first duplicate.
+        DataError: names the first duplicate.
     """
     seen: set[str] = set()
     for name in ids:
@@ -193,7 +193,7 @@ def require_files(paths: Iterable[str], where: str, remedy: str) -> None:
     """Raises an error if files are missing.
 
     Raises:
-      MissingFileError: says how many are missing, and the first.
+        MissingFileError: says how many are missing, and the first.
     """
     paths = list(paths)
     if missing := io.missing(map(Path, paths)):
@@ -207,11 +207,11 @@ def read_lines(path: Path, otherwise: str) -> list[tuple[int, str]]:
     """The non-empty lines of a list file, with line numbers from 1.
 
     Args:
-      path: the file.
-      otherwise: what else the split may be, for the error.
+        path: the file.
+        otherwise: what else the split may be, for the error.
 
     Raises:
-      MissingFileError: if there is no such file.
+        MissingFileError: if there is no such file.
     """
     if not path.is_file():
         raise MissingFileError(f"{path} does not exist: split must name a list file or {otherwise}")

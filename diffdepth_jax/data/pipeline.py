@@ -36,16 +36,16 @@ class DataConfig:
     """Where training samples come from and how they are prepared.
 
     Attributes:
-      source: `name` (kitti, nyu) and the fields of that source's `Config`.
-      augmentation: see `transforms.Augmentation`; its `crop` is the image size in batches.
-      depth_range: (low, high) in metres; `valid_mask` is depth > 0 and, if this is given, strictly
-        between the two. For metric labels only.
-      clean_share: for a source with clean images, the fraction of samples that use the clean image
-        instead of the generated one, spread evenly: exactly batch_size * clean_share in every batch
-        if that is a whole number.
-      cache: keep decoded frames in memory (in each process) after first use; for small data sets.
-      num_workers: processes that prepare batches; 0 to use threads in this process.
-      num_threads: threads in each process; Pillow releases Python's lock.
+        source: `name` (kitti, nyu) and the fields of that source's `Config`.
+        augmentation: see `transforms.Augmentation`; its `crop` is the image size in batches.
+        depth_range: (low, high) in metres; `valid_mask` is depth > 0 and, if this is given,
+            strictly between the two. For metric labels only.
+        clean_share: for a source with clean images, the fraction of samples that use the clean
+            image instead of the generated one, spread evenly: exactly batch_size * clean_share in
+            every batch if that is a whole number.
+        cache: keep decoded frames in memory (in each process) after first use; for small data sets.
+        num_workers: processes that prepare batches; 0 to use threads in this process.
+        num_threads: threads in each process; Pillow releases Python's lock.
     """
 
     source: Any = choice("source")
@@ -74,13 +74,13 @@ def evaluation_samples(
     """Samples of a source in order, as stored: native size, no augmentation.
 
     Args:
-      config: a source config (`kitti.Config`, `nyu.Config`).
-      limit: at most this many, spread evenly over the source; None for all.
-      on_error: `skip` returns `{"id": ..., "error": why}` instead of a frame that cannot be read,
-        and logs it once.
+        config: a source config (`kitti.Config`, `nyu.Config`).
+        limit: at most this many, spread evenly over the source; None for all.
+        on_error: `skip` returns `{"id": ..., "error": why}` instead of a frame that cannot be read,
+            and logs it once.
 
     Returns:
-      A sequence that reads samples on demand.
+        A sequence that reads samples on demand.
     """
     source = build_source(config, on_error)
     count = len(source) if limit is None else min(limit, len(source))
@@ -107,24 +107,24 @@ def train_iterator(
     Batches span epochs, so no frame is dropped and small sources work too.
 
     Args:
-      config: the source, and how samples are prepared.
-      batch_size: images per batch, across all processes.
-      seed: 0 to 2**32 - 1.
-      input_spec: the network's; images are normalised by its mean and std.
-      shard: (index, count) of this process; each gets a block of `batch_size / count` images from
-        every batch. Batches do not depend on the count.
-      on_error: `skip` replaces a frame that cannot be read by the source's next readable one; the
-        stream then still depends only on the seed (and on which frames are damaged). See
-        `TrainIterator.skipped`.
-      clean_images: whether batches include `clean_image` and `inside`, for a teacher that runs
-        during training.
+        config: the source, and how samples are prepared.
+        batch_size: images per batch, across all processes.
+        seed: 0 to 2**32 - 1.
+        input_spec: the network's; images are normalised by its mean and std.
+        shard: (index, count) of this process; each gets a block of `batch_size / count` images from
+            every batch. Batches do not depend on the count.
+        on_error: `skip` replaces a frame that cannot be read by the source's next readable one; the
+            stream then still depends only on the seed (and on which frames are damaged). See
+            `TrainIterator.skipped`.
+        clean_images: whether batches include `clean_image` and `inside`, for a teacher that runs
+            during training.
 
     Raises:
-      ConfigError: if the batch cannot be divided evenly among processes; if clean images are
-        requested, here or by `clean_share`, but the source has none; if `depth_range` is set for
-        relative labels.
-      FileError, DataError: as raised by the source, also while iterating. With `skip`, DataError if
-        more than a tenth of the source (and more than ten frames) cannot be read.
+        ConfigError: if the batch cannot be divided evenly among processes; if clean images are
+            requested, here or by `clean_share`, but the source has none; if `depth_range` is set
+            for relative labels.
+        FileError, DataError: as raised by the source, also while iterating. With `skip`, DataError
+            if more than a tenth of the source (and more than ten frames) cannot be read.
     """
     index, count = shard
     if not 0 <= index < count or batch_size < 1 or batch_size % count:
@@ -157,8 +157,8 @@ class TrainIterator(Iterator[Batch]):
     """A process's batches, with a position that can be saved and restored.
 
     Attributes:
-      skipped: reasons, by id, why frames could not be read, in the batches that this process has
-        returned and in those of other processes. Each is logged once. Part of the saved state.
+        skipped: reasons, by id, why frames could not be read, in the batches that this process has
+            returned and in those of other processes. Each is logged once. Part of the saved state.
     """
 
     def __init__(

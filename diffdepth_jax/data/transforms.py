@@ -45,18 +45,18 @@ class Augmentation:
     """Augmentation of training frames; the defaults are those published for KITTI.
 
     Attributes:
-      name: order, sizes and interpolation: `kitti`, `nyu` or `distillation` (described above).
-      crop: (height, width) of the result. Published: 352x906 (Swin) and 352x706 (ResNet) on
-        KITTI, 228x304 on NYU; for distillation 384x384 (Depth Anything: 518x518).
-      pre_crop: `kb` crops to 352x1216 at the bottom centre first; frames must be at least that
-        large.
-      flip: probability of a horizontal flip.
-      rotation: degrees; the angle is uniform within +- this.
-      jitter: brightness, contrast and saturation factors are uniform within 1 +- this.
-      rgb_shift: after the jitter, red, green and blue are each shifted by a uniform number of
-        levels (of 255) within +- this.
-      scale: range of the uniform resize factor s; for `distillation`, relative to the size that
-        just covers the crop.
+        name: order, sizes and interpolation: `kitti`, `nyu` or `distillation` (described above).
+        crop: (height, width) of the result. Published: 352x906 (Swin) and 352x706 (ResNet) on
+            KITTI, 228x304 on NYU; for distillation 384x384 (Depth Anything: 518x518).
+        pre_crop: `kb` crops to 352x1216 at the bottom centre first; frames must be at least that
+            large.
+        flip: probability of a horizontal flip.
+        rotation: degrees; the angle is uniform within +- this.
+        jitter: brightness, contrast and saturation factors are uniform within 1 +- this.
+        rgb_shift: after the jitter, red, green and blue are each shifted by a uniform number of
+            levels (of 255) within +- this.
+        scale: range of the uniform resize factor s; for `distillation`, relative to the size that
+            just covers the crop.
     """
 
     name: Literal["kitti", "nyu", "distillation"] = "kitti"
@@ -89,22 +89,22 @@ def augment(
     """Augments a frame at random; the result depends only on `sample`, `config` and `rng`.
 
     Args:
-      sample: as returned by a source; not modified.
-      config: the augmentation to sample.
-      rng: the random numbers.
-      inside: whether to add a mask of pixels that come from inside the frame.
+        sample: as returned by a source; not modified.
+        config: the augmentation to sample.
+        rng: the random numbers.
+        inside: whether to add a mask of pixels that come from inside the frame.
 
     Returns:
-      A frame of `config.crop` pixels. Optional fields are transformed alike: `clean_image` like the
-      image but without colour changes; `relative_disparity` like depth but unscaled; masks and
-      classes by nearest neighbour. Only `disparity` is dropped, as it duplicates depth. Depth is 0
-      (relative disparity NaN, classes and masks 0) where rotation brought in pixels from outside
-      the frame (the image is black there) and, on NYU, where the bilinear resize would mix measured
-      with unmeasured pixels (the original mixes them; dense depth is the same either way). With
-      `inside`, a mask of that name is added.
+        A frame of `config.crop` pixels. Optional fields are transformed alike: `clean_image` like
+        the image but without colour changes; `relative_disparity` like depth but unscaled; masks
+        and classes by nearest neighbour. Only `disparity` is dropped, as it duplicates depth. Depth
+        is 0 (relative disparity NaN, classes and masks 0) where rotation brought in pixels from
+        outside the frame (the image is black there) and, on NYU, where the bilinear resize would
+        mix measured with unmeasured pixels (the original mixes them; dense depth is the same either
+        way). With `inside`, a mask of that name is added.
 
     Raises:
-      DataError: if the frame can become smaller than the crop.
+        DataError: if the frame can become smaller than the crop.
     """
     if config.pre_crop == "kb":
         sample = kb_crop(sample)
@@ -154,7 +154,7 @@ def kb_crop(sample: Sample) -> Sample:
     """Crops a KITTI frame to 352x1216 pixels at the bottom centre (BTS, AdaBins).
 
     Raises:
-      DataError: if the frame is smaller.
+        DataError: if the frame is smaller.
     """
     try:
         top, left = geometry.kb_corner(sample["depth"].shape)
@@ -177,12 +177,12 @@ class _Variation:
     """The transforms of one frame's image, maps and intrinsics, in this order.
 
     Attributes:
-      name: as in `Augmentation`.
-      old_size, size: (height, width) before and after the resize.
-      box: (left, top, right, bottom) of the crop.
-      flip, degrees: before the resize.
-      jitter, order: factors of brightness, contrast and saturation, and their order.
-      shift: levels added to red, green and blue.
+        name: as in `Augmentation`.
+        old_size, size: (height, width) before and after the resize.
+        box: (left, top, right, bottom) of the crop.
+        flip, degrees: before the resize.
+        jitter, order: factors of brightness, contrast and saturation, and their order.
+        shift: levels added to red, green and blue.
     """
 
     name: str

@@ -51,20 +51,20 @@ def at_ratio(
     """Scores a prediction's contours against the ground truth's, between valid pixels.
 
     Args:
-      prediction, target: metres, each up to a scale factor; positive and finite where valid.
-      valid_mask: the pixels to score.
-      ratio: how many times as far away the farther pixel must be; above 1.
-      pooling: "pairs" pools all pairs of neighbours, as in the paper's equations. "directions"
-          averages the precisions and recalls of the four directions in which the nearer pixel can
-          lie, with 0 for a direction without contours, as in the authors' code: even a perfect
-          prediction then scores below 1 if the ground truth lacks a direction.
+        prediction, target: metres, each up to a scale factor; positive and finite where valid.
+        valid_mask: the pixels to score.
+        ratio: how many times as far away the farther pixel must be; above 1.
+        pooling: "pairs" pools all pairs of neighbours, as in the paper's equations. "directions"
+            averages the precisions and recalls of the four directions in which the nearer pixel can
+            lie, with 0 for a direction without contours, as in the authors' code: even a perfect
+            prediction then scores below 1 if the ground truth lacks a direction.
 
     Returns:
-      None if the ground truth has no contour, so whether an image counts does not depend on the
-      prediction. A prediction without contours has precision 0.
+        None if the ground truth has no contour, so whether an image counts does not depend on the
+        prediction. A prediction without contours has precision 0.
 
     Raises:
-      ValueError: for a ratio that is not above 1.
+        ValueError: for a ratio that is not above 1.
     """
     return _scores(prediction, target, valid_mask, [ratio], pooling)[0]
 
@@ -91,13 +91,13 @@ def compute(
     with suffixes such as `_1.05`, they are at one of `RATIOS`. Pooled over pairs.
 
     Args:
-      prediction, target, valid_mask: as in `at_ratio`.
+        prediction, target, valid_mask: as in `at_ratio`.
 
     Returns:
-      Values by the names in `METRICS`; without ratios at which the ground truth has no contour.
+        Values by the names in `METRICS`; without ratios at which the ground truth has no contour.
 
     Raises:
-      ValueError: if depth is not positive and finite at a valid pixel.
+        ValueError: if depth is not positive and finite at a valid pixel.
     """
     ratios = (*AVERAGED_RATIOS, *RATIOS)
     scores = _scores(prediction, target, valid_mask, ratios, "pairs")

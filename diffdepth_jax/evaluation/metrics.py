@@ -96,13 +96,13 @@ def compute(
       mae_mm, rmse_mm  mae and rmse in millimetres
 
     Args:
-      prediction: metres, positive and finite where valid (see `clip`).
-      target: metres, positive and finite where valid.
-      valid_mask: the pixels to score.
-      names: which metrics, in which order.
+        prediction: metres, positive and finite where valid (see `clip`).
+        target: metres, positive and finite where valid.
+        valid_mask: the pixels to score.
+        names: which metrics, in which order.
 
     Raises:
-      ValueError: if no pixel is valid, or depth is not positive and finite at a valid pixel.
+        ValueError: if no pixel is valid, or depth is not positive and finite at a valid pixel.
     """
     prediction = prediction[valid_mask].astype(np.float64)
     target = target[valid_mask].astype(np.float64)

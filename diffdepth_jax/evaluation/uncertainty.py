@@ -34,9 +34,9 @@ class Uncertainty(NamedTuple):
     """Of one image.
 
     Attributes:
-      metrics: values by the names in `METRICS`, as far as they are defined.
-      curves: by the names in `CURVES`, the mean error of the remaining pixels at `REMOVED`,
-          relative to the mean error of all; empty if there is no error.
+        metrics: values by the names in `METRICS`, as far as they are defined.
+        curves: by the names in `CURVES`, the mean error of the remaining pixels at `REMOVED`,
+            relative to the mean error of all; empty if there is no error.
     """
 
     metrics: dict[str, float]
@@ -63,16 +63,16 @@ def compute(
                                 no longer a hint
 
     Args:
-      spread: spread of the samples, 0 or more, larger where the model is less certain.
-      prediction, target: metres, positive where valid.
-      valid_mask: the pixels to score.
+        spread: spread of the samples, 0 or more, larger where the model is less certain.
+        prediction, target: metres, positive where valid.
+        valid_mask: the pixels to score.
 
     Returns:
-      The metrics, without correlations if a value is constant, and without ratios if the error is
-      0.
+        The metrics, without correlations if a value is constant, and without ratios if the error is
+        0.
 
     Raises:
-      ValueError: if no pixel is valid, or the spread is negative or non-finite at a valid pixel.
+        ValueError: if no pixel is valid, or the spread is negative or non-finite at a valid pixel.
     """
     if not valid_mask.any():
         raise ValueError("no pixel is valid, so uncertainty cannot be measured on this image")
@@ -111,7 +111,7 @@ def rank_correlation(
     """Spearman's rank correlation; equal values share their mean rank.
 
     Returns:
-      From -1 to 1; None if all values of one of the two are equal.
+        From -1 to 1; None if all values of one of the two are equal.
     """
     ranks = [_ranks(values) for values in (first, second)]
     centred = [rank - rank.mean() for rank in ranks]
@@ -130,8 +130,8 @@ def sparsification(
     AUSE is the mean difference between two such curves; the oracle's uses the error itself.
 
     Args:
-      uncertainty: only its order matters.
-      error: 0 or more.
+        uncertainty: only its order matters.
+        error: 0 or more.
     """
     _, places, counts = np.unique(uncertainty, return_inverse=True, return_counts=True)
     means = np.bincount(places, weights=error) / counts

@@ -19,17 +19,17 @@ def average(
     """Averages two maps.
 
     Args:
-      prediction: prediction for the image, float [h, w].
-      mirrored: prediction for the mirrored image, mirrored back.
-      output: what the two maps contain.
-      how: `depth` is the plain mean of the maps. `inverse_depth` is the post-processing of
-          Monodepth2 (Godard et al. 2017), `_pp` in md4all's tables, on inverse depth: within 1/20
-          of the width from the left border only the second map is used, at the right border only
-          the first, because networks trained on stereo pairs learn nothing there; over the next
-          1/20 the weights change linearly, and in between it is the mean.
+        prediction: prediction for the image, float [h, w].
+        mirrored: prediction for the mirrored image, mirrored back.
+        output: what the two maps contain.
+        how: `depth` is the plain mean of the maps. `inverse_depth` is the post-processing of
+            Monodepth2 (Godard et al. 2017), `_pp` in md4all's tables, on inverse depth: within 1/20
+            of the width from the left border only the second map is used, at the right border only
+            the first, because networks trained on stereo pairs learn nothing there; over the next
+            1/20 the weights change linearly, and in between it is the mean.
 
     Returns:
-      float32 [h, w], of the same kind as the two.
+        float32 [h, w], of the same kind as the two.
     """
     if how == "depth":
         return (prediction + mirrored) / 2

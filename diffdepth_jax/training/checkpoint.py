@@ -38,10 +38,10 @@ class CheckpointConfig:
     """When to save, besides at evaluations and at the end of the run, and what to keep.
 
     Attributes:
-      every_steps: steps between checkpoints.
-      keep: number of newest checkpoints to keep.
-      best_metric: a metric of `evaluation.metrics`; the checkpoint that is best by it in periodic
-        evaluation (`evaluation.every_steps`) is kept too. None to keep no such checkpoint.
+        every_steps: steps between checkpoints.
+        keep: number of newest checkpoints to keep.
+        best_metric: a metric of `evaluation.metrics`; the checkpoint that is best by it in periodic
+            evaluation (`evaluation.every_steps`) is kept too. None to keep no such checkpoint.
     """
 
     every_steps: int = 1000
@@ -71,9 +71,10 @@ class Checkpointer:
     manages the directory.
 
     Raises:
-      FileError: if the directory cannot be created or read.
-      WeightsError: if the newest checkpoint is incomplete, because training could neither continue
-        from it nor save before reaching that step; names the fault and an older complete one.
+        FileError: if the directory cannot be created or read.
+        WeightsError: if the newest checkpoint is incomplete, because training could neither
+            continue from it nor save before reaching that step; names the fault and an older
+            complete one.
     """
 
     def __init__(self, workdir: Path, keep: int, processes: Processes | None = None) -> None:
@@ -152,7 +153,7 @@ class Checkpointer:
         """The config of the experiment that wrote the checkpoint of `step`.
 
         Raises:
-          WeightsError: if it is not a config.
+            WeightsError: if it is not a config.
         """
         return orbax.read_config(self.directory / str(step))
 
@@ -162,8 +163,8 @@ class Checkpointer:
         """Reads a checkpoint: the state, sharded like `abstract_state`, `data` and `log`.
 
         Raises:
-          ConfigError: if its arrays differ from `abstract_state`; names them.
-          WeightsError: if it is damaged; names an older complete one.
+            ConfigError: if its arrays differ from `abstract_state`; names them.
+            WeightsError: if it is damaged; names an older complete one.
         """
         directory = self.directory / str(step)
         with orbax.naming_damage(directory, tuple(orbax.ITEMS)):

@@ -16,11 +16,11 @@ def find_nan(function: Callable[..., Any], *arguments: Any) -> str:
     Slow, and far slower with loops.
 
     Args:
-      function: must not be jitted; what it differentiates is checked in both passes.
-      *arguments: arguments for which it returns NaN.
+        function: must not be jitted; what it differentiates is checked in both passes.
+        *arguments: arguments for which it returns NaN.
 
     Returns:
-      The JAX operation's name and the source line that called it.
+        The JAX operation's name and the source line that called it.
     """
     try:
         with jax.disable_jit(), jax.debug_nans(True):
@@ -42,8 +42,8 @@ class Watched:
     """A training step that remembers its last arguments, so that a NaN can be traced afterwards.
 
     Args:
-      step: the compiled step, which must not donate its state.
-      function: the same step, not jitted.
+        step: the compiled step, which must not donate its state.
+        function: the same step, not jitted.
     """
 
     def __init__(self, step: Callable[..., Any], function: Callable[..., Any]) -> None:

@@ -35,9 +35,9 @@ class Launch:
     """This process's place in a multi-process run.
 
     Attributes:
-      coordinator: HOST:PORT where the first process waits for the others; None if JAX finds it.
-      num_processes, process_id: None where JAX finds them.
-      local_devices: the machine's accelerators that this process uses; None for all it sees.
+        coordinator: HOST:PORT where the first process waits for the others; None if JAX finds it.
+        num_processes, process_id: None where JAX finds them.
+        local_devices: the machine's accelerators that this process uses; None for all it sees.
     """
 
     coordinator: str | None = None
@@ -55,11 +55,12 @@ def detect(
     """This process's place among several; None for a single process.
 
     Args:
-      environment: variables, for example `os.environ`.
-      coordinator, num_processes, process_id: from flags; they take precedence over the environment.
+        environment: variables, for example `os.environ`.
+        coordinator, num_processes, process_id: from flags; they take precedence over the
+            environment.
 
     Raises:
-      ConfigError: if something is missing or wrong; names what to set.
+        ConfigError: if something is missing or wrong; names what to set.
     """
     found = _launcher(environment)
     number = _integer(environment, "JAX_NUM_PROCESSES")
@@ -103,10 +104,10 @@ def start(
     """Joins the other processes of the run, if any. Must be called before JAX is used.
 
     Args:
-      coordinator, num_processes, process_id: as in `detect`, which also reads the environment.
+        coordinator, num_processes, process_id: as in `detect`, which also reads the environment.
 
     Raises:
-      ConfigError: as in `detect`.
+        ConfigError: as in `detect`.
     """
     launch = detect(os.environ, coordinator, num_processes, process_id)
     if launch is None:

@@ -27,7 +27,7 @@ class EventWriter:
     TensorBoard discards events after `first_step` in older files.
 
     Raises:
-      FileError: from any method, if the file cannot be written; names it.
+        FileError: from any method, if the file cannot be written; names it.
     """
 
     def __init__(self, directory: Path, first_step: int) -> None:

@@ -27,23 +27,23 @@ class Experiment:
     """What is trained, on which data and how, and how it is evaluated.
 
     Attributes:
-      model: `name` of a network, optionally a `variant`, and the fields of its `Config`.
-      objective: `name` of an objective and the fields of its `Config`.
-      data, init, optimizer, mesh, evaluation, checkpoint, logging: see their dataclasses.
-      teacher: the network whose depth of the clean images is the label, computed during training;
-        None, or without a checkpoint, if the data have labels. With the objective
-        "consistency_distillation", the trained sampler; the data then have labels.
-      num_steps: number of updates in the whole run.
-      batch_size: images per update, across all devices.
-      seed: seed of the initial weights, the order and augmentation of the data, and the noise.
-      ema_decay: decay of the parameters' moving average, which is then used for evaluation; 0 for
-        no average.
-      accumulate: process an update's images in this many parts, one after another. This takes less
-        memory and gives the same gradient, except that anything pooled over a batch is pooled per
-        part: BatchNorm, and losses with reduction="batch" (silog), which are then averaged over the
-        parts.
-      compute_dtype: type used by convolutions and matrix products in training. Parameters,
-        normalisation statistics, losses and the sampler's latent are always float32.
+        model: `name` of a network, optionally a `variant`, and the fields of its `Config`.
+        objective: `name` of an objective and the fields of its `Config`.
+        data, init, optimizer, mesh, evaluation, checkpoint, logging: see their dataclasses.
+        teacher: the network whose depth of the clean images is the label, computed during training;
+            None, or without a checkpoint, if the data have labels. With the objective
+            "consistency_distillation", the trained sampler; the data then have labels.
+        num_steps: number of updates in the whole run.
+        batch_size: images per update, across all devices.
+        seed: seed of the initial weights, the order and augmentation of the data, and the noise.
+        ema_decay: decay of the parameters' moving average, which is then used for evaluation; 0 for
+            no average.
+        accumulate: process an update's images in this many parts, one after another. This takes
+            less memory and gives the same gradient, except that anything pooled over a batch is
+            pooled per part: BatchNorm, and losses with reduction="batch" (silog), which are then
+            averaged over the parts.
+        compute_dtype: type used by convolutions and matrix products in training. Parameters,
+            normalisation statistics, losses and the sampler's latent are always float32.
     """
 
     data: ExperimentData

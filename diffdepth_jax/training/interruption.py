@@ -15,7 +15,8 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal; its state has been saved.
 
     Attributes:
-      exit_code: 128 + the signal's number, the shell's convention for a process killed by a signal.
+        exit_code: 128 + the signal's number, the shell's convention for a process killed by a
+            signal.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -30,7 +31,7 @@ class Interruption:
     thread, where signals do not arrive.
 
     Attributes:
-      requested: the received signal, or None.
+        requested: the received signal, or None.
     """
 
     def __init__(self) -> None:

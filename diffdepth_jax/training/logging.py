@@ -50,8 +50,8 @@ class RunLog:
     several processes writes.
 
     Raises:
-      FileError: from any method, if a file cannot be written; names it.
-      DataError: if an existing `metrics.csv` is damaged.
+        FileError: from any method, if a file cannot be written; names it.
+        DataError: if an existing `metrics.csv` is damaged.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class RunLog:
         """Adds the scalars of the update that ends at `step` (the first is 1) on images `ids`.
 
         Raises:
-          DivergedError: if the loss or gradient norm of this or an earlier step is not finite;
-              names the step and the images.
-          DataError: if no image in the first `_PATIENCE` steps, or in a shorter run, had a usable
-              label.
+            DivergedError: if the loss or gradient norm of this or an earlier step is not finite;
+                names the step and the images.
+            DataError: if no image in the first `_PATIENCE` steps, or in a shorter run, had a usable
+                label.
         """
         if self._time is None:
             self._time = time.perf_counter()
@@ -194,7 +194,7 @@ def read_csv(path: Path) -> dict[str, list[float]]:
     """The columns of a run's `metrics.csv`.
 
     Raises:
-      FileError, DataError: if it cannot be read or is damaged; names the remedy.
+        FileError, DataError: if it cannot be read or is damaged; names the remedy.
     """
     header, rows = _read(path)
     if not rows:

@@ -71,17 +71,17 @@ def train_and_evaluate(
     """Trains to the last step, resuming if possible, then evaluates and draws figures.
 
     Args:
-      config: the fields of `experiment.Experiment`, as set by `configs/*.py`.
-      workdir: the run's directory, see `train`. Also receives `metrics.json`, `per_image.csv`,
-        `curves.png`, `denoising.png` and `predictions.png`.
-      allow_config_changes, debug_nans: as in `train`.
+        config: the fields of `experiment.Experiment`, as set by `configs/*.py`.
+        workdir: the run's directory, see `train`. Also receives `metrics.json`, `per_image.csv`,
+            `curves.png`, `denoising.png` and `predictions.png`.
+        allow_config_changes, debug_nans: as in `train`.
 
     Returns:
-      The content of `metrics.json`.
+        The content of `metrics.json`.
 
     Raises:
-      UserError: for an unusable config or data, before anything is compiled; and as in `train`.
-      Interrupted: as in `train`.
+        UserError: for an unusable config or data, before anything is compiled; and as in `train`.
+        Interrupted: as in `train`.
     """
     if not os.fspath(workdir):
         raise ConfigError("workdir is empty: name the directory of the run")
@@ -119,23 +119,23 @@ def train(
     includes periodic evaluations, also the files of `periodic.Evaluations`.
 
     Args:
-      exp: the experiment.
-      workdir: the run's directory.
-      allow_config_changes: continue even if `exp` differs from the checkpoint's config.
-      debug_nans: find the operation that made a loss or gradient non-finite. Steps then keep their
-        initial state, which takes more memory.
+        exp: the experiment.
+        workdir: the run's directory.
+        allow_config_changes: continue even if `exp` differs from the checkpoint's config.
+        debug_nans: find the operation that made a loss or gradient non-finite. Steps then keep
+            their initial state, which takes more memory.
 
     Returns:
-      The step of the latest checkpoint.
+        The step of the latest checkpoint.
 
     Raises:
-      ConfigError: if the checkpoints in `workdir` have a different config or different arrays;
-        names the fields or arrays.
-      DivergedError: if the loss or a gradient becomes non-finite; names step, images and last good
-        checkpoint.
-      DataError, FileError: if data cannot be read or results cannot be written, or another process
-        trains in `workdir`; during training, names the last good checkpoint.
-      Interrupted: after SIGTERM or SIGINT to any process, once the state is saved.
+        ConfigError: if the checkpoints in `workdir` have a different config or different arrays;
+            names the fields or arrays.
+        DivergedError: if the loss or a gradient becomes non-finite; names step, images and last
+            good checkpoint.
+        DataError, FileError: if data cannot be read or results cannot be written, or another
+            process trains in `workdir`; during training, names the last good checkpoint.
+        Interrupted: after SIGTERM or SIGINT to any process, once the state is saved.
     """
     processes = distributed.processes()
     with workdirs.held(workdir, processes):

@@ -37,8 +37,8 @@ class Evaluations:
     Evaluating a step again replaces its row.
 
     Raises:
-      DataError: if an existing `evaluations.csv` is damaged.
-      FileError: from any method, if a file cannot be read or written; names it.
+        DataError: if an existing `evaluations.csv` is damaged.
+        FileError: from any method, if a file cannot be read or written; names it.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Evaluations:
         Several processes divide the images; the first writes.
 
         Returns:
-          The content of `metrics.json`.
+            The content of `metrics.json`.
         """
         exp = self._exp
         results = score_model(

@@ -43,12 +43,12 @@ class InitConfig:
     """Weights to start from instead of random ones.
 
     Attributes:
-      encoder: file of encoder weights in any layout that the encoder supports.
-      network: the whole network's weights: a run, a file or a directory, anything that
-        `inference.load` accepts. Its config must equal `model`, except for fields that only matter
-        in training and the number of denoising steps.
-      options: keyword arguments of `load` for `network`, for what its file name does not say, such
-        as {"version": 2} or {"step": "best"}; None values are ignored.
+        encoder: file of encoder weights in any layout that the encoder supports.
+        network: the whole network's weights: a run, a file or a directory, anything that
+            `inference.load` accepts. Its config must equal `model`, except for fields that only
+            matter in training and the number of denoising steps.
+        options: keyword arguments of `load` for `network`, for what its file name does not say,
+            such as {"version": 2} or {"step": "best"}; None values are ignored.
     """
 
     encoder: str | None = None
@@ -74,8 +74,8 @@ def load(config: InitConfig, model_config: NetworkConfig) -> dict[str, Any]:
     """The loaded part of a network's variables, for `overlay`; empty if none is configured.
 
     Raises:
-      FileError: if the file does not exist or cannot be read.
-      ConfigError: if it does not fit the model; says what to change.
+        FileError: if the file does not exist or cannot be read.
+        ConfigError: if it does not fit the model; says what to change.
     """
     if config.network is not None:
         return load_network(config.network, config.options, model_config)
@@ -94,13 +94,13 @@ def load_network(
     """Loads the variables of a network that must match a config.
 
     Args:
-      path, options: see `InitConfig`.
-      model_config: the experiment's network config.
+        path, options: see `InitConfig`.
+        model_config: the experiment's network config.
 
     Raises:
-      FileError: as in `inference.load`.
-      ConfigError: if the network is unknown or has a different config; lists the differences and
-        what to change.
+        FileError: as in `inference.load`.
+        ConfigError: if the network is unknown or has a different config; lists the differences and
+            what to change.
     """
     loaded = open_network(path, options, "config.init.network")
     if loaded.config.name != model_config.name:
@@ -127,13 +127,13 @@ def open_network(
     """Calls `inference.load` for the weights selected by a config.
 
     Args:
-      path, options: see `InitConfig`.
-      field: the config field with the path, for errors.
-      dtype: as in `inference.load`.
+        path, options: see `InitConfig`.
+        field: the config field with the path, for errors.
+        dtype: as in `inference.load`.
 
     Raises:
-      FileError: if the file does not exist or cannot be read.
-      ConfigError, WeightsError: if the options do not fit, or the network is unknown.
+        FileError: if the file does not exist or cannot be read.
+        ConfigError, WeightsError: if the options do not fit, or the network is unknown.
     """
     where = f"{field.rpartition('.')[0]}.options"
     if taken := sorted({"source", "dtype"} & options.keys()):
@@ -176,17 +176,17 @@ def load_encoder(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
     """Loads an encoder's variables from a file of pretrained weights.
 
     Args:
-      path: `.pt`, `.pth` or `.safetensors`.
-      config: the encoder's config.
+        path: `.pt`, `.pth` or `.safetensors`.
+        config: the encoder's config.
 
     Returns:
-      {"params", "batch_stats"} of only the encoder, as NumPy; without leaves that such weights lack
-      according to the layout's table.
+        {"params", "batch_stats"} of only the encoder, as NumPy; without leaves that such weights
+        lack according to the layout's table.
 
     Raises:
-      FileNotFoundError: if the file does not exist.
-      WeightsError: if its layout is unknown or ambiguous, or its shapes differ from the config; one
-        error lists all differences.
+        FileNotFoundError: if the file does not exist.
+        WeightsError: if its layout is unknown or ambiguous, or its shapes differ from the config;
+            one error lists all differences.
     """
     state_dict = files.read(path).state_dict
     shapes = {name: array.shape for name, array in state_dict.items()}

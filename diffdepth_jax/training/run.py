@@ -29,17 +29,17 @@ class Run:
     A `UserError` or OSError that propagates names the last good checkpoint.
 
     Args:
-      exp: the experiment.
-      workdir: the run's directory.
-      first_step: step of the checkpoint that the run continues from; 0 for none.
-      processes: the run's processes; the first writes.
-      agreement: lets the processes agree on when to stop.
-      iterator: training data iterator, whose position is saved.
-      checkpointer, interruption: context managers that have been entered.
-      as_trained: `state -> DepthModel`, for evaluations.
-      log_state: the log's state from the checkpoint; empty if there is none.
-      explain: `() -> str`, says where the last step's NaN came from. If given, every step is waited
-          for.
+        exp: the experiment.
+        workdir: the run's directory.
+        first_step: step of the checkpoint that the run continues from; 0 for none.
+        processes: the run's processes; the first writes.
+        agreement: lets the processes agree on when to stop.
+        iterator: training data iterator, whose position is saved.
+        checkpointer, interruption: context managers that have been entered.
+        as_trained: `state -> DepthModel`, for evaluations.
+        log_state: the log's state from the checkpoint; empty if there is none.
+        explain: `() -> str`, says where the last step's NaN came from. If given, every step is
+            waited for.
     """
 
     def __init__(
@@ -110,9 +110,9 @@ class Run:
         Only waits for the device then, and for the log, which lags a few steps behind.
 
         Args:
-          step: counted from 1; `state` is the state after it.
-          scalars: the step's scalars by name.
-          ids: ids of its images.
+            step: counted from 1; `state` is the state after it.
+            scalars: the step's scalars by name.
+            ids: ids of its images.
         """
         if self._processes.is_first and len(self._iterator.skipped) > self._num_skipped:
             self._note_skipped()

@@ -27,9 +27,9 @@ class MeshConfig:
     """How the devices are arranged.
 
     Attributes:
-      data: number of device groups, each with a whole copy of the state; None for as many as `fsdp`
-        allows.
-      fsdp: devices in a group, which share that copy; 1 for a copy on every device.
+        data: number of device groups, each with a whole copy of the state; None for as many as
+            `fsdp` allows.
+        fsdp: devices in a group, which share that copy; 1 for a copy on every device.
     """
 
     data: int | None = None
@@ -49,7 +49,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     have to declare its carry's sharding.
 
     Raises:
-      ConfigError: if the devices cannot be arranged this way.
+        ConfigError: if the devices cannot be arranged this way.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -89,8 +89,8 @@ def shared_batch(batch: Mapping[str, Any], mesh: Mesh) -> Mapping[str, Any]:
     itself, in a tenth of `device_put`'s time.
 
     Args:
-      batch: this process's arrays, which follow those of the previous processes in the batch.
-      mesh: the run's mesh.
+        batch: this process's arrays, which follow those of the previous processes in the batch.
+        mesh: the run's mesh.
     """
     if not mesh.is_multi_process:
         return batch
@@ -106,8 +106,8 @@ class Agreement:
     This costs a few bytes per step, and no process waits for the device.
 
     Args:
-      mesh: the run's mesh.
-      lag: delay in steps.
+        mesh: the run's mesh.
+        lag: delay in steps.
     """
 
     def __init__(self, mesh: Mesh, lag: int = 2) -> None:
@@ -119,8 +119,8 @@ class Agreement:
         """Passes this process's number, 0 or more, in every step.
 
         Returns:
-          The maximum that any process passed `lag` calls ago; with `now`, including all calls
-          since, which waits for the device. All processes get the same result.
+            The maximum that any process passed `lag` calls ago; with `now`, including all calls
+            since, which waits for the device. All processes get the same result.
         """
         if not self._mesh.is_multi_process:
             return number

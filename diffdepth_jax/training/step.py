@@ -23,11 +23,11 @@ class TrainingStep:
     """The training step to compile. Building it runs nothing on a device.
 
     Attributes:
-      model: the network's module, in the experiment's compute dtype.
-      function: pure, `(state, batch, key) -> (state, scalars)`.
-      abstract_state: shapes and dtypes of the state.
-      placed: sharding of each array of the state.
-      mesh: the devices.
+        model: the network's module, in the experiment's compute dtype.
+        function: pure, `(state, batch, key) -> (state, scalars)`.
+        abstract_state: shapes and dtypes of the state.
+        placed: sharding of each array of the state.
+        mesh: the devices.
     """
 
     model: nn.Module
@@ -41,8 +41,8 @@ class TrainingStep:
         """The state before the first update, with every array created on its devices.
 
         Args:
-          key: for the initial weights.
-          loaded: weights that replace some of them (`pretrained.load`); may be empty.
+            key: for the initial weights.
+            loaded: weights that replace some of them (`pretrained.load`); may be empty.
         """
         return jax.jit(self._init, out_shardings=self.placed)(key, loaded)
 
@@ -50,7 +50,7 @@ class TrainingStep:
         """`function`, compiled when it is first called.
 
         Args:
-          donate: reuse the state's memory for the new state; the old one is no longer usable.
+            donate: reuse the state's memory for the new state; the old one is no longer usable.
         """
         replicated = sharding.replicated(self.mesh)
         return jax.jit(
@@ -65,7 +65,7 @@ def build(exp: Experiment, mesh: Mesh) -> TrainingStep:
     """The training step of an experiment.
 
     Raises:
-      ConfigError: for an objective, or parts of the optimiser, that do not fit the network.
+        ConfigError: for an objective, or parts of the optimiser, that do not fit the network.
     """
     network = registry.module("network", exp.model.name)
     model = network.build(exp.model, jnp.dtype(exp.compute_dtype), exp.optimizer.frozen)

@@ -51,12 +51,12 @@ class TeacherConfig:
     """The network that labels clean images during training.
 
     Attributes:
-      checkpoint: a run, a file or a directory, anything that `inference.load` accepts; None if the
-        data have labels.
-      options: keyword arguments of `load`, for what its file name does not say, such as {"version":
-        2}; None values are ignored.
-      num_inference_steps: denoising steps, for networks that denoise; None for the checkpoint's own
-        number.
+        checkpoint: a run, a file or a directory, anything that `inference.load` accepts; None if
+            the data have labels.
+        options: keyword arguments of `load`, for what its file name does not say, such as
+            {"version": 2}; None values are ignored.
+        num_inference_steps: denoising steps, for networks that denoise; None for the checkpoint's
+            own number.
     """
 
     checkpoint: str | None = None
@@ -75,18 +75,18 @@ class Teacher:
     """Labels batches. Its variables are on a mesh's devices, sharded like a train state.
 
     Args:
-      config: must have a checkpoint.
-      student: config of the network being trained.
-      mesh: the run's mesh.
-      dtype: type used by the teacher's convolutions and matrix products.
-      depth_range: (low, high) in metres, between which metric labels are valid; None for above 0.
-      seed: seed of the noise, if the teacher starts from noise.
-      trajectories: whether to add points of the teacher's sampling trajectories
-        (`make_trajectory_points`) to batches, which keep the labels of the data.
+        config: must have a checkpoint.
+        student: config of the network being trained.
+        mesh: the run's mesh.
+        dtype: type used by the teacher's convolutions and matrix products.
+        depth_range: (low, high) in metres, between which metric labels are valid; None for above 0.
+        seed: seed of the noise, if the teacher starts from noise.
+        trajectories: whether to add points of the teacher's sampling trajectories
+            (`make_trajectory_points`) to batches, which keep the labels of the data.
 
     Raises:
-      FileError, WeightsError: if the checkpoint cannot be read.
-      ConfigError: if the teacher does not match the student.
+        FileError, WeightsError: if the checkpoint cannot be read.
+        ConfigError: if the teacher does not match the student.
     """
 
     def __init__(
@@ -135,8 +135,8 @@ class Teacher:
         The data's labels are dropped too. With `trajectories`, nothing is dropped.
 
         Args:
-          batch: from `pipeline.train_iterator`, with `clean_images` unless `trajectories` is set.
-          step: number of the update, which with the seed determines the teacher's noise.
+            batch: from `pipeline.train_iterator`, with `clean_images` unless `trajectories` is set.
+            step: number of the update, which with the seed determines the teacher's noise.
         """
         seen = [batch[name] for name in self._seen]
         labels = self._labels(self._variables, *seen, self._key, np.uint32(step))
@@ -154,8 +154,8 @@ class Teacher:
         This happens, for example, if the teacher is a run that has since been trained further.
 
         Raises:
-          ConfigError: if they differ.
-          FileError, WeightsError: if the record written by `note` cannot be read.
+            ConfigError: if they differ.
+            FileError, WeightsError: if the record written by `note` cannot be read.
         """
         file = workdir / run_files.TEACHER
         with naming_file(file, "read"):
@@ -183,9 +183,9 @@ def make_labels(
     returns its `inverse_depths`.
 
     Args:
-      model: the teacher; its variables are passed to the function.
-      num_inference_steps: denoising steps; None for the model's own.
-      depth_range: see `Teacher`.
+        model: the teacher; its variables are passed to the function.
+        num_inference_steps: denoising steps; None for the model's own.
+        depth_range: see `Teacher`.
     """
 
     def labels(
@@ -224,8 +224,8 @@ def make_trajectory_points(
     through them.
 
     Args:
-      module: the teacher, which must denoise; its variables are passed to the function.
-      num_inference_steps: denoising steps; None for the model's own.
+        module: the teacher, which must denoise; its variables are passed to the function.
+        num_inference_steps: denoising steps; None for the model's own.
     """
     count = num_inference_steps or module.num_inference_steps
 
@@ -269,13 +269,13 @@ def check_distillable(
     """Rejects a teacher with other latents, another schedule or missing timesteps.
 
     Args:
-      teacher: the trained sampler.
-      student: the student's config, for the same network as the teacher.
-      path: the teacher's path, for errors.
-      num_inference_steps: the teacher's denoising steps.
+        teacher: the trained sampler.
+        student: the student's config, for the same network as the teacher.
+        path: the teacher's path, for errors.
+        num_inference_steps: the teacher's denoising steps.
 
     Raises:
-      ConfigError: if they do not fit.
+        ConfigError: if they do not fit.
     """
     complaint = f"config.teacher.checkpoint: the sampler of {path} cannot be distilled: "
     if not isinstance(teacher.model, Denoises):
@@ -305,8 +305,8 @@ def check_fits(teacher: NetworkConfig, student: NetworkConfig, path: str) -> Non
     """Raises ConfigError unless teacher and student are the same network with the same input.
 
     Args:
-      teacher, student: configs of the networks.
-      path: the teacher's path, for errors.
+        teacher, student: configs of the networks.
+        path: the teacher's path, for errors.
     """
     complaint = f"config.teacher.checkpoint: {path} cannot label batches of config.model: "
     remedy = (

@@ -19,11 +19,11 @@ def held(path: Path, processes: Processes | None = None) -> Iterator[None]:
     was written to it, for example because of a user error.
 
     Args:
-      path: the directory.
-      processes: the run's processes; the first holds the lock for all.
+        path: the directory.
+        processes: the run's processes; the first holds the lock for all.
 
     Raises:
-      FileError: if another run uses it, it is not writable, or a process does not see it.
+        FileError: if another run uses it, it is not writable, or a process does not see it.
     """
     processes = processes or Processes()
     with contextlib.ExitStack() as stack:

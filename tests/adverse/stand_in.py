@@ -23,10 +23,10 @@ MADE = []  # the keys of the items of each batch
 class Config:
     """
     Attributes:
-      strength: brightness factor.
-      fails, black: items whose key contains this fail, or come back black.
-      seconds: time per batch.
-      refuses: what `check` raises.
+        strength: brightness factor.
+        fails, black: items whose key contains this fail, or come back black.
+        seconds: time per batch.
+        refuses: what `check` raises.
     """
 
     name: Literal["stand_in"] = "stand_in"

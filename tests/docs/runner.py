@@ -49,8 +49,8 @@ class Runner:
     """Runs blocks in a folder.
 
     Attributes:
-      folder: has the stand-ins, and `bin` from `write_commands`.
-      environment: that of the shell blocks.
+        folder: has the stand-ins, and `bin` from `write_commands`.
+        environment: that of the shell blocks.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class Runner:
         """Executes all blocks of a page.
 
         Raises:
-          AssertionError: a block failed; the message names the page and the line.
+            AssertionError: a block failed; the message names the page and the line.
         """
         parsers = (
             PythonCodeBlockParser(),

@@ -21,10 +21,10 @@ def write_pairs(root: Path, *, relative: bool, conditions=("night", "fog"), **ro
     """Writes a workdir of `generate_adverse.py`: three frames per condition, random labels.
 
     Args:
-      root: the workdir.
-      relative: whether the labels are disparity.
-      conditions: the images' conditions.
-      **rows: entries for all rows of the manifest.
+        root: the workdir.
+        relative: whether the labels are disparity.
+        conditions: the images' conditions.
+        **rows: entries for all rows of the manifest.
     """
     rng = np.random.default_rng(0)
     lines = []

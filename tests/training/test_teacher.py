@@ -219,7 +219,7 @@ def test_steps_seed_and_type_of_the_teacher_come_from_the_config(monkeypatch):
 
 def test_steps_without_a_checkpoint_are_refused(tiny):
     with pytest.raises(
-        ConfigError, match=r"config\.teacher: num_inference_steps is 3, but no check"
+        ConfigError, match=r"config\.teacher: num_inference_steps is 3, but checkpoint"
     ):
         experiment.from_mapping(tiny | {"teacher": {"num_inference_steps": 3}})
     assert not experiment.from_mapping(tiny | {"teacher": {"checkpoint": None}}).labels_online

@@ -18,23 +18,23 @@ class Item:
     """One image to generate.
 
     Attributes:
-      key: "<id>/<condition>/<variant>", unique within a run.
-      condition: its name in the prompt bank; "scene" for a clean image made from a prompt alone.
-      seed: 0 to 2**63 - 1, derived from the config's seed, the frame's id, the condition and the
-        variant.
-      prompt: what the image should show.
-      negative_prompt: what it should not show; may be empty.
-      image: the clean image, an RGB PNG of `size`; None for a scene, which has none.
-      control: float32 .npy [h, w], larger = nearer, at any scale: inverse depth or disparity that
-        conditions the generator. None for a scene.
-      depth: float32 .npy [h, w], dense depth of the clean image, in the form `depth_is`; 0 metres
-        where unknown, for example the sky of a rendered scene. None for a scene.
-      intrinsics: the nine numbers of the camera matrix, row by row; None if unknown.
-      output: the PNG to write, in an existing folder; written under a temporary name that
-        `atomic.remove_leftovers` recognises.
-      size: (height, width) of `output`, equal to the clean image's.
-      depth_is: what `depth` contains.
-      original: the source's file of the clean image; None if the source does not list files.
+        key: "<id>/<condition>/<variant>", unique within a run.
+        condition: its name in the prompt bank; "scene" for a clean image made from a prompt alone.
+        seed: 0 to 2**63 - 1, derived from the config's seed, the frame's id, the condition and the
+            variant.
+        prompt: what the image should show.
+        negative_prompt: what it should not show; may be empty.
+        image: the clean image, an RGB PNG of `size`; None for a scene, which has none.
+        control: float32 .npy [h, w], larger = nearer, at any scale: inverse depth or disparity that
+            conditions the generator. None for a scene.
+        depth: float32 .npy [h, w], dense depth of the clean image, in the form `depth_is`; 0 metres
+            where unknown, for example the sky of a rendered scene. None for a scene.
+        intrinsics: the nine numbers of the camera matrix, row by row; None if unknown.
+        output: the PNG to write, in an existing folder; written under a temporary name that
+            `atomic.remove_leftovers` recognises.
+        size: (height, width) of `output`, equal to the clean image's.
+        depth_is: what `depth` contains.
+        original: the source's file of the clean image; None if the source does not list files.
     """
 
     key: str
@@ -57,10 +57,10 @@ class Outcome:
     """The result for one item.
 
     Attributes:
-      key: the item's key.
-      error: why there is no image; None if `output` exists.
-      details: what the manifest records about the image, JSON-compatible. The runner interprets
-        `{"flagged": True}` as: the generator's safety checker blacked out the image.
+        key: the item's key.
+        error: why there is no image; None if `output` exists.
+        details: what the manifest records about the image, JSON-compatible. The runner interprets
+            `{"flagged": True}` as: the generator's safety checker blacked out the image.
     """
 
     key: str
@@ -86,7 +86,7 @@ class Session(Protocol):
         exist.
 
         Raises:
-          UserError: names the item and the remedy.
+            UserError: names the item and the remedy.
         """
         ...
 
@@ -98,7 +98,7 @@ class Session(Protocol):
         Crashed processes are restarted; an item that keeps failing gets an outcome with an `error`.
 
         Raises:
-          UserError: for problems that affect all items, such as a full disk.
+            UserError: for problems that affect all items, such as a full disk.
         """
         ...
 
@@ -107,10 +107,10 @@ class Backend(Protocol):
     """A backend's file.
 
     Attributes:
-      Config: a frozen dataclass with `name` and `batch_size`, the images per batch (1 if batches do
-        not matter).
-      CONDITIONS: the supported conditions; None for any condition with prompts.
-      USES_PROMPTS: whether images depend on prompts; if not, these are left empty.
+        Config: a frozen dataclass with `name` and `batch_size`, the images per batch (1 if batches
+            do not matter).
+        CONDITIONS: the supported conditions; None for any condition with prompts.
+        USES_PROMPTS: whether images depend on prompts; if not, these are left empty.
     """
 
     Config: type
@@ -127,11 +127,11 @@ class Backend(Protocol):
         """Opens the backend, including all checks that do not need items.
 
         Args:
-          config: a `Config`.
-          python: the interpreter for a separate process; None for the default one.
-          workdir: must exist; used for logs.
+            config: a `Config`.
+            python: the interpreter for a separate process; None for the default one.
+            workdir: must exist; used for logs.
 
         Raises:
-          UserError: for unusable weights, an unusable interpreter and so on, with the remedy.
+            UserError: for unusable weights, an unusable interpreter and so on, with the remedy.
         """
         ...

@@ -46,33 +46,33 @@ class Config:
     """How images are generated.
 
     Attributes:
-      pipeline: see above.
-      base: the Stable Diffusion model: a folder, a file, or owner/name on the Hub.
-      control: the depth T2I-Adapter or ControlNet, given like `base`; None if only scenes are
-        generated.
-      base_config: if `base` is a single file, a diffusers folder (or Hub repository) of the same
-        family, for configs and tokenizers; its weights are not needed.
-      scheduler: `saved` is the base model's own.
-      num_inference_steps: denoising steps.
-      guidance_scale: None for 7.5, or 5.0 for SDXL; 1 disables guidance.
-      control_scale: weight of the adapter or ControlNet; None for 1.0, or 0.8 with img2img.
-      strength: for img2img, the fraction of steps to run; lower values keep more of the image.
-      area: approximate number of pixels of the generated image; None for 512x512, or 1024x1024 for
-        SDXL.
-      multiple: sides of the generated image are multiples of this, itself a multiple of 8, or 16
-        for SDXL adapters.
-      normalization: scaling of the control image: `minimum_maximum`, `percentiles` (adapters for
-        ZoeDepth), or `auto`: percentiles if the control's name contains "zoe".
-      safety_checker: use the base model's safety checker, if it has one; images that it blacks out
-        are rejected.
-      batch_size: images that go through the pipeline together.
-      device: `auto` uses the GPU if there is one.
-      dtype: `auto` is float16 on NVIDIA GPUs, otherwise float32.
-      processes: None for one per GPU, or one without GPUs.
-      threads: CPU threads per process; None for an equal share of the cores. Changing it changes
-        the last bits of images.
-      timeout: seconds without progress (one step of a batch) after which a process is killed and
-        restarted.
+        pipeline: see above.
+        base: the Stable Diffusion model: a folder, a file, or owner/name on the Hub.
+        control: the depth T2I-Adapter or ControlNet, given like `base`; None if only scenes are
+            generated.
+        base_config: if `base` is a single file, a diffusers folder (or Hub repository) of the same
+            family, for configs and tokenizers; its weights are not needed.
+        scheduler: `saved` is the base model's own.
+        num_inference_steps: denoising steps.
+        guidance_scale: None for 7.5, or 5.0 for SDXL; 1 disables guidance.
+        control_scale: weight of the adapter or ControlNet; None for 1.0, or 0.8 with img2img.
+        strength: for img2img, the fraction of steps to run; lower values keep more of the image.
+        area: approximate number of pixels of the generated image; None for 512x512, or 1024x1024
+            for SDXL.
+        multiple: sides of the generated image are multiples of this, itself a multiple of 8, or 16
+            for SDXL adapters.
+        normalization: scaling of the control image: `minimum_maximum`, `percentiles` (adapters for
+            ZoeDepth), or `auto`: percentiles if the control's name contains "zoe".
+        safety_checker: use the base model's safety checker, if it has one; images that it blacks
+            out are rejected.
+        batch_size: images that go through the pipeline together.
+        device: `auto` uses the GPU if there is one.
+        dtype: `auto` is float16 on NVIDIA GPUs, otherwise float32.
+        processes: None for one per GPU, or one without GPUs.
+        threads: CPU threads per process; None for an equal share of the cores. Changing it changes
+            the last bits of images.
+        timeout: seconds without progress (one step of a batch) after which a process is killed and
+            restarted.
     """
 
     name: Literal["diffusers"] = "diffusers"
@@ -143,14 +143,14 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     """Inspects the models, starts the processes and loads the pipeline.
 
     Args:
-      config: what to load.
-      python: an interpreter with PyTorch and diffusers; None for the one from `make torch`.
-      workdir: logs of the processes go to its folder `logs`.
+        config: what to load.
+        python: an interpreter with PyTorch and diffusers; None for the one from `make torch`.
+        workdir: logs of the processes go to its folder `logs`.
 
     Raises:
-      ConfigError: if the interpreter, a model or an option is unusable.
-      FileError, WeightsError: if something is missing or damaged.
-      MissingPackageError: if the interpreter lacks a package.
+        ConfigError: if the interpreter, a model or an option is unusable.
+        FileError, WeightsError: if something is missing or damaged.
+        MissingPackageError: if the interpreter lacks a package.
     """
     command = (interpreter(python), str(WORKER))
     logs = workdir / "logs"
@@ -241,7 +241,7 @@ class Session:
         """Rejects items that the pipeline would not process as specified.
 
         Raises:
-          ConfigError: if a prompt is too long, or something that the pipeline needs is missing.
+            ConfigError: if a prompt is too long, or something that the pipeline needs is missing.
         """
         for item in items:
             if item.control is not None and self._control is None:
@@ -326,7 +326,7 @@ def interpreter(python: str | None) -> str:
     """The interpreter that runs PyTorch.
 
     Raises:
-      MissingFileError: if there is none.
+        MissingFileError: if there is none.
     """
     remedy = (
         "run `make torch`, or set an interpreter with the packages of requirements-torch.txt with "

@@ -32,13 +32,13 @@ class Config:
     """Location of the images.
 
     Attributes:
-      batch_size: ignored.
-      root: the folder that patterns, and the clean images' paths in them, are relative to.
-      pattern: path of an adverse image. `{path}` is the clean image's path without suffix, and
-        `{name}` its last part; `{id}` is the frame's id in the source; `{condition}` and
-        `{variant}` (from 0) are also available. The suffix `.*` matches any image suffix.
-      patterns: patterns for individual conditions, by name.
-      maker: what made the images; manifests and tables call them "MAKER-CONDITION".
+        batch_size: ignored.
+        root: the folder that patterns, and the clean images' paths in them, are relative to.
+        pattern: path of an adverse image. `{path}` is the clean image's path without suffix, and
+            `{name}` its last part; `{id}` is the frame's id in the source; `{condition}` and
+            `{variant}` (from 0) are also available. The suffix `.*` matches any image suffix.
+        patterns: patterns for individual conditions, by name.
+        maker: what made the images; manifests and tables call them "MAKER-CONDITION".
     """
 
     name: Literal["files"] = "files"
@@ -78,8 +78,8 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     """Opens the backend.
 
     Raises:
-      ConfigError: if an interpreter is given.
-      MissingFileError: if the folder `root` does not exist.
+        ConfigError: if an interpreter is given.
+        MissingFileError: if the folder `root` does not exist.
     """
     del workdir
     if python is not None:
@@ -110,9 +110,9 @@ class Session:
         """Rejects conditions without any files, as the pattern is then probably wrong.
 
         Raises:
-          ConfigError: if the pattern needs something that the source does not provide, or gives the
-            same file for all variants.
-          MissingFileError: names the expected file.
+            ConfigError: if the pattern needs something that the source does not provide, or gives
+                the same file for all variants.
+            MissingFileError: names the expected file.
         """
         looked_for: dict[str, str] = {}
         there = set()
@@ -200,7 +200,7 @@ def _placeholders(pattern: str, where: str) -> set[str]:
     """The placeholder names in braces.
 
     Raises:
-      ValueError: for unclosed braces, or names in them that are not in `_PLACEHOLDERS`.
+        ValueError: for unclosed braces, or names in them that are not in `_PLACEHOLDERS`.
     """
     try:
         parts = list(string.Formatter().parse(pattern))

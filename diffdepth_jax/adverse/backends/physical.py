@@ -32,8 +32,8 @@ class Config:
     """How images are generated.
 
     Attributes:
-      batch_size: images that a thread generates one after another; does not affect pixels.
-      threads: None for one per core.
+        batch_size: images that a thread generates one after another; does not affect pixels.
+        threads: None for one per core.
     """
 
     name: Literal["physical"] = "physical"
@@ -58,7 +58,7 @@ def open(config: Config, *, python: str | None, workdir: Path) -> Iterator["Sess
     """Opens the backend; it needs no checks and no separate process.
 
     Raises:
-      ConfigError: if an interpreter is given.
+        ConfigError: if an interpreter is given.
     """
     del workdir
     if python is not None:

@@ -20,21 +20,21 @@ class Sample(TypedDict):
     request.
 
     Attributes:
-      image: uint8 [h w 3], RGB.
-      depth: float32 [h w], metres along the optical axis, 0 where unmeasured.
-      intrinsics: float32 [3 3], pixels, integer coordinates at pixel centres; all NaN if the data
-        set has no calibration for the frame, so that no made-up values are used by mistake.
-      id: unique within the source, usable as a file name.
-      condition: weather and light, e.g. "day-clear", "night", "day-rain", "indoor".
-      disparity: float32 [h w], pixels at the image's size, 0 where unknown.
-      baseline: metres between the two cameras; depth = baseline * intrinsics[0, 0] / disparity.
-      categories: uint8 [h w], Booster's material classes, from 0 (easiest) to 3 (hardest).
-      tom_mask: bool [h w], transparent or mirror surfaces (classes 2 and 3).
-      clean_image: uint8 [h w 3], RGB, the image that `image` was generated from.
-      relative_disparity: float32 [h w], the prediction of a relative teacher: larger is nearer,
-        with unknown scale and shift, NaN where unknown. Depth is then its inverse, 0 where it is
-        not positive.
-      inside: bool [h w], False where the image shows anything from outside the frame.
+        image: uint8 [h w 3], RGB.
+        depth: float32 [h w], metres along the optical axis, 0 where unmeasured.
+        intrinsics: float32 [3 3], pixels, integer coordinates at pixel centres; all NaN if the data
+            set has no calibration for the frame, so that no made-up values are used by mistake.
+        id: unique within the source, usable as a file name.
+        condition: weather and light, e.g. "day-clear", "night", "day-rain", "indoor".
+        disparity: float32 [h w], pixels at the image's size, 0 where unknown.
+        baseline: metres between the two cameras; depth = baseline * intrinsics[0, 0] / disparity.
+        categories: uint8 [h w], Booster's material classes, from 0 (easiest) to 3 (hardest).
+        tom_mask: bool [h w], transparent or mirror surfaces (classes 2 and 3).
+        clean_image: uint8 [h w 3], RGB, the image that `image` was generated from.
+        relative_disparity: float32 [h w], the prediction of a relative teacher: larger is nearer,
+            with unknown scale and shift, NaN where unknown. Depth is then its inverse, 0 where it
+            is not positive.
+        inside: bool [h w], False where the image shows anything from outside the frame.
     """
 
     image: np.ndarray

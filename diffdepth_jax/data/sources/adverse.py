@@ -56,19 +56,21 @@ class Config:
     """Which images to read, and where their clean images and labels are.
 
     Attributes:
-      root: a workdir; or the folder of one part as above, or a folder below its `challenging`.
-      split: `all`, as the data set has no splits.
-      clean_root: the folder of the clean images; None for `easy` next to `challenging`.
-      depth_root: the folder of the labels; None if there are none, and depth is 0 everywhere.
-      depth_scale: stored units per metre in labels; required for PNG.
-      conditions: for a workdir: use only these conditions; None for all.
-      relative: how to read labels that are relative disparity, as predicted by relative teachers; a
-        workdir records whether they are. `inverse` returns them unchanged as `relative_disparity`
-        (0 and negative values, as in the sky, are valid), and 1 / disparity as depth, 0 where
-        disparity is not positive; for losses that ignore scale and shift.
-      clean_images: for a workdir: also read the clean images; training that does not use them never
-        reads them.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: a workdir; or the folder of one part as above, or a folder below its `challenging`.
+        split: `all`, as the data set has no splits.
+        clean_root: the folder of the clean images; None for `easy` next to `challenging`.
+        depth_root: the folder of the labels; None if there are none, and depth is 0 everywhere.
+        depth_scale: stored units per metre in labels; required for PNG.
+        conditions: for a workdir: use only these conditions; None for all.
+        relative: how to read labels that are relative disparity, as predicted by relative teachers;
+            a workdir records whether they are. `inverse` returns them unchanged as
+            `relative_disparity` (0 and negative values, as in the sky, are valid), and 1 /
+            disparity as depth, 0 where disparity is not positive; for losses that ignore scale and
+            shift.
+        clean_images: for a workdir: also read the clean images; training that does not use them
+            never reads them.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["adverse"] = "adverse"
@@ -95,9 +97,9 @@ def build(config: Config) -> Source:
     """Opens the images selected by a config.
 
     Raises:
-      MissingFileError: if a folder, a clean image or a label is missing.
-      DataError: if there are no images, or a manifest is damaged.
-      ConfigError: for options that only apply to the other layout.
+        MissingFileError: if a folder, a clean image or a label is missing.
+        DataError: if there are no images, or a manifest is damaged.
+        ConfigError: for options that only apply to the other layout.
     """
     root = listing.require_folder(Path(config.root), "set root to the folder of one data set")
     if not (root / MANIFEST_FILE).exists():
@@ -120,7 +122,7 @@ class Generated(listing.FrameSource):
     """The images of a workdir with status `ok`, and their `clean_image`; depth is the label.
 
     Attributes:
-      num_rejected, num_failed: number of images left out because of their `status`.
+        num_rejected, num_failed: number of images left out because of their `status`.
     """
 
     def __init__(self, config: Config):

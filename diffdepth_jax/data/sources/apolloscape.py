@@ -49,12 +49,13 @@ class Config:
     """Which frames to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `train` (whichever of its three parts exist) or `test`, whose depth is withheld.
-      depth: `disparity` as above; `foreground` or `background`, only within that mask; or `none`,
-          images only: depth is 0 everywhere. `test` only supports `none`.
-      disparity_scale: stored units per pixel of disparity.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `train` (whichever of its three parts exist) or `test`, whose depth is withheld.
+        depth: `disparity` as above; `foreground` or `background`, only within that mask; or `none`,
+            images only: depth is 0 everywhere. `test` only supports `none`.
+        disparity_scale: stored units per pixel of disparity.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["apolloscape"] = "apolloscape"
@@ -85,8 +86,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if a folder or an image is missing, or, with depth, a disparity or mask.
-      DataError: if there are no frames.
+        MissingFileError: if a folder or an image is missing, or, with depth, a disparity or mask.
+        DataError: if there are no frames.
     """
     root = listing.require_folder(
         Path(config.root), "set root to the folder that has stereo_train_001"

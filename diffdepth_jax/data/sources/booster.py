@@ -40,10 +40,11 @@ class Config:
     """Which frames of Booster to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `train`, or the path of a list file like Depth4ToM's `train_stereo.txt`: one image per
-          line, `SCENE/camera_00/im0.png SCENE/disp_00.npy SCENE/calib_00-02.xml`.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `train`, or the path of a list file like Depth4ToM's `train_stereo.txt`: one image
+            per line, `SCENE/camera_00/im0.png SCENE/disp_00.npy SCENE/calib_00-02.xml`.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["booster"] = "booster"
@@ -64,8 +65,8 @@ def build(config: Config) -> Source:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if a folder, the list or a file is missing.
-      DataError: if a list cannot be read, or there are no frames.
+        MissingFileError: if a folder, the list or a file is missing.
+        DataError: if a list cannot be read, or there are no frames.
     """
     return Booster(config)
 
@@ -151,8 +152,8 @@ def read_calibration(path: str | Path) -> tuple[np.ndarray, float]:
     """Intrinsics float64 [3 3] of the rectified left camera, and the baseline in metres.
 
     Raises:
-      MissingFileError: if there is no such file.
-      DataError: if it is not valid XML, or has no `proj_matL` [3 4] or no `baselineLR` above 0.
+        MissingFileError: if there is no such file.
+        DataError: if it is not valid XML, or has no `proj_matL` [3 4] or no `baselineLR` above 0.
     """
     with io.reading(path, ElementTree.ParseError):
         storage = ElementTree.parse(path).getroot()

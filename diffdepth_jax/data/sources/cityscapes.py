@@ -34,11 +34,12 @@ class Config:
     """Which frames to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `train` (2,975), `val` (500), `test` (1,525) or `train_extra` (19,998).
-      depth: `disparity` as above; or `none`, images only: depth is 0 everywhere, and intrinsics are
-          NaN unless the split's camera files exist.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `train` (2,975), `val` (500), `test` (1,525) or `train_extra` (19,998).
+        depth: `disparity` as above; or `none`, images only: depth is 0 everywhere, and intrinsics
+            are NaN unless the split's camera files exist.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["cityscapes"] = "cityscapes"
@@ -62,8 +63,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if a folder or an image is missing, or, with depth, a disparity or camera.
-      DataError: if there are no frames.
+        MissingFileError: if a folder or an image is missing, or, with depth, a disparity or camera.
+        DataError: if there are no frames.
     """
     root = listing.require_folder(Path(config.root), "set root to the folder that has leftImg8bit")
     measured = config.depth == "disparity"

@@ -59,10 +59,11 @@ class Config:
     """Which frames of ClearGrasp to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `real` (all 286), `real-val`, `real-test`, `synthetic-train`, `synthetic-val` or
-        `synthetic-test`.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `real` (all 286), `real-val`, `real-test`, `synthetic-train`, `synthetic-val` or
+            `synthetic-test`.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["cleargrasp"] = "cleargrasp"
@@ -83,8 +84,8 @@ def build(config: Config) -> Source:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if a folder or a file is missing.
-      DataError: if there are no frames.
+        MissingFileError: if a folder or a file is missing.
+        DataError: if there are no frames.
     """
     return ClearGrasp(config)
 
@@ -133,12 +134,12 @@ def read_intrinsics(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     """Intrinsics float32 [3 3] from a `camera_intrinsics.yaml`.
 
     Args:
-      path: the file.
-      size: (height, width) of the images.
+        path: the file.
+        size: (height, width) of the images.
 
     Raises:
-      MissingFileError: if there is no such file.
-      DataError: if a number is missing, or the file is for images of a different size.
+        MissingFileError: if there is no such file.
+        DataError: if a number is missing, or the file is for images of a different size.
     """
     text = io.read_text(path)
     values = dict(re.findall(r"^(\w+):\s*([\d.]+)", text, flags=re.MULTILINE))

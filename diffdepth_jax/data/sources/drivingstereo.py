@@ -36,10 +36,11 @@ class Config:
     """Which frames to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: a weather (500 frames each), which also sets `condition`; `weathers` for all four;
-          `train` (174,431 frames of 38 sequences) or `test` (7,751 of 4), with condition "day".
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: a weather (500 frames each), which also sets `condition`; `weathers` for all four;
+            `train` (174,431 frames of 38 sequences) or `test` (7,751 of 4), with condition "day".
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["drivingstereo"] = "drivingstereo"
@@ -60,8 +61,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if a folder, image or depth map is missing.
-      DataError: if there are no frames.
+        MissingFileError: if a folder, image or depth map is missing.
+        DataError: if there are no frames.
     """
     root = listing.require_folder(
         Path(config.root), f"set root to the folder that holds {config.split} of DrivingStereo"

@@ -43,18 +43,19 @@ class Config:
     """Which files to read, and what their values mean.
 
     Attributes:
-      root: the folder that everything below is relative to.
-      split: `all`, or the path of a list file with one image path per line, relative to `root`.
-      images: pattern of the images.
-      depths: pattern of the depth maps; None if there are none, for prediction only.
-      depth_scale: stored units per metre, required for PNG depth: 1000 for millimetres, 256 for
-        KITTI. `.npy` and `.exr` are always in metres.
-      intrinsics: (fx, fy, cx, cy) of all images, in pixels; the centre of the top-left pixel is
-        (0, 0). None if unknown.
-      intrinsics_file: alternatively, a text file of nine numbers or a `.npy` [3 3]; or a pattern
-        with the same stars as `images`, for one file per frame.
-      condition: weather and light of all frames.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder that everything below is relative to.
+        split: `all`, or the path of a list file with one image path per line, relative to `root`.
+        images: pattern of the images.
+        depths: pattern of the depth maps; None if there are none, for prediction only.
+        depth_scale: stored units per metre, required for PNG depth: 1000 for millimetres, 256 for
+            KITTI. `.npy` and `.exr` are always in metres.
+        intrinsics: (fx, fy, cx, cy) of all images, in pixels; the centre of the top-left pixel is
+            (0, 0). None if unknown.
+        intrinsics_file: alternatively, a text file of nine numbers or a `.npy` [3 3]; or a pattern
+            with the same stars as `images`, for one file per frame.
+        condition: weather and light of all frames.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["folder"] = "folder"
@@ -100,8 +101,8 @@ def build(config: Config) -> listing.FrameSource:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if the folder, the list, an image or a depth map is missing.
-      DataError: if no images match, or several files belong to one frame.
+        MissingFileError: if the folder, the list, an image or a depth map is missing.
+        DataError: if no images match, or several files belong to one frame.
     """
     root = listing.require_folder(Path(config.root), "set root to your folder")
     images = _matches(root, config.images, io.IMAGE_SUFFIXES)
@@ -137,8 +138,8 @@ def read_intrinsics(path: str | Path) -> np.ndarray:
     """Intrinsics float32 [3 3] from a text file of nine numbers or a `.npy`.
 
     Raises:
-      MissingFileError: if there is no such file.
-      DataError: if it is damaged or holds something else.
+        MissingFileError: if there is no such file.
+        DataError: if it is damaged or holds something else.
     """
     if Path(path).suffix != ".npy":
         return io.read_numbers(path, (3, 3)).astype(np.float32)

@@ -62,20 +62,21 @@ class Config:
     """Which frames of KITTI to read, and from where.
 
     Attributes:
-      root: folder of the raw data.
-      split: one of the following, or the path of a list file. `train` and `val`: the folders of the
-        depth benchmark; note that `train` holds most drives of `eigen_test`. `val_selection`: its
-        1000 validation frames at 352x1216. `test_anonymous`: its 500 test images, with unpublished
-        depth (0 everywhere). `eigen_train` and `eigen_test`: Eigen's split (`data/splits.py`);
-        eigen_test has the 652 frames with annotated depth. `zhou_train` and `zhou_val`: Zhou's
-        split of the training drives; frames without depth are left out and counted in
-        `num_without_depth`.
-      depth_root: folder of the depth; None for `root`.
-      depth: folder under `proj_depth`: the annotated `groundtruth`, the single scans
-        `velodyne_raw`, or another folder in the same format.
-      cameras: the left and right colour cameras; either or both. Lists and `eigen_test` specify
-        their own.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: folder of the raw data.
+        split: one of the following, or the path of a list file. `train` and `val`: the folders of
+            the depth benchmark; note that `train` holds most drives of `eigen_test`.
+            `val_selection`: its 1000 validation frames at 352x1216. `test_anonymous`: its 500 test
+            images, with unpublished depth (0 everywhere). `eigen_train` and `eigen_test`: Eigen's
+            split (`data/splits.py`); eigen_test has the 652 frames with annotated depth.
+            `zhou_train` and `zhou_val`: Zhou's split of the training drives; frames without depth
+            are left out and counted in `num_without_depth`.
+        depth_root: folder of the depth; None for `root`.
+        depth: folder under `proj_depth`: the annotated `groundtruth`, the single scans
+            `velodyne_raw`, or another folder in the same format.
+        cameras: the left and right colour cameras; either or both. Lists and `eigen_test` specify
+            their own.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
 
     A list file has one entry per line, in any of the usual forms:
 
@@ -113,8 +114,8 @@ def build(config: Config) -> FrameSource:
     `intrinsics` are all NaN for drives without `calib_cam_to_cam.txt`, with a warning in the log.
 
     Raises:
-      MissingFileError: if a folder, list, image or depth map is missing.
-      DataError: if a list or a calibration cannot be read, or there are no frames.
+        MissingFileError: if a folder, list, image or depth map is missing.
+        DataError: if a list or a calibration cannot be read, or there are no frames.
     """
     num_without_depth = 0
     if config.split == "val_selection":

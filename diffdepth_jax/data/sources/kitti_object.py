@@ -33,9 +33,10 @@ class Config:
     """Which frames to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `train` (7,481 frames) or `test` (7,518, without boxes but with scans).
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `train` (7,481 frames) or `test` (7,518, without boxes but with scans).
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["kitti_object"] = "kitti_object"
@@ -56,8 +57,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if a folder, image, scan or calibration is missing.
-      DataError: if there are no frames.
+        MissingFileError: if a folder, image, scan or calibration is missing.
+        DataError: if there are no frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder that holds training")
     folder = Path(config.root, _FOLDERS[config.split])

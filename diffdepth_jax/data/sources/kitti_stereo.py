@@ -53,14 +53,15 @@ class Config:
     """Which frames to read, and from where.
 
     Attributes:
-      root: the folder that holds training and testing of one benchmark.
-      split: `train` or `test`; the depth of `test` is withheld.
-      year: which benchmark.
-      depth: `none`, images only (depth is 0 everywhere); `occ`, depth from the disparity of all
-        pixels; `noc`, of pixels that both cameras see. `test` only supports `none`.
-      second_frames: also read the next frames, `_11`; they have no disparity, so depth must be
-        `none`.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder that holds training and testing of one benchmark.
+        split: `train` or `test`; the depth of `test` is withheld.
+        year: which benchmark.
+        depth: `none`, images only (depth is 0 everywhere); `occ`, depth from the disparity of all
+            pixels; `noc`, of pixels that both cameras see. `test` only supports `none`.
+        second_frames: also read the next frames, `_11`; they have no disparity, so depth must be
+            `none`.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["kitti_stereo"] = "kitti_stereo"
@@ -93,8 +94,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames selected by a config; `intrinsics` are NaN if there is no calibration.
 
     Raises:
-      MissingFileError: if a folder, image or disparity is missing, or, with depth, a calibration.
-      DataError: if there are no frames.
+        MissingFileError: if a folder, image or disparity is missing, or, with depth, a calibration.
+        DataError: if there are no frames.
     """
     year = _YEARS[config.year]
     listing.require_folder(Path(config.root), "set root to the folder that holds training")

@@ -28,9 +28,10 @@ class Config:
     """Which images to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `train`, `val` or `test`.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `train`, `val` or `test`.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["mapillary"] = "mapillary"
@@ -51,8 +52,8 @@ def build(config: Config) -> FrameSource:
     """Opens the images selected by a config.
 
     Raises:
-      MissingFileError: if a folder is missing.
-      DataError: if there are no images.
+        MissingFileError: if a folder is missing.
+        DataError: if there are no images.
     """
     listing.require_folder(Path(config.root), "set root to the folder that has training")
     remedy = f"unpack Mapillary Vistas into {config.root}"

@@ -35,10 +35,10 @@ class Part:
     """One source of several.
 
     Attributes:
-      source: `name` and the fields of that source's `Config`.
-      weight: this part's share of the samples, relative to the other weights. If None for all
-          parts, shares are proportional to the parts' sizes.
-      clean: whether its images are clean: each then also serves as its own `clean_image`.
+        source: `name` and the fields of that source's `Config`.
+        weight: this part's share of the samples, relative to the other weights. If None for all
+            parts, shares are proportional to the parts' sizes.
+        clean: whether its images are clean: each then also serves as its own `clean_image`.
     """
 
     source: Any = choice("source")
@@ -57,10 +57,11 @@ class Config:
     """Which sources to mix, and with which weights.
 
     Attributes:
-      parts: the parts by name; names are free and prefix the ids.
-      seed: decides which frames of a part are repeated once more than the others.
-      clean_images: let the parts read their clean images too, see `adverse`.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        parts: the parts by name; names are free and prefix the ids.
+        seed: decides which frames of a part are repeated once more than the others.
+        clean_images: let the parts read their clean images too, see `adverse`.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["mixture"] = "mixture"
@@ -103,8 +104,8 @@ class Mixture:
     """The samples of all parts, part by part in the order of their names.
 
     Attributes:
-      counts: number of samples from each part in an epoch.
-      examples: the index of the first sample of each part.
+        counts: number of samples from each part in an epoch.
+        examples: the index of the first sample of each part.
     """
 
     def __init__(self, config: Config, sources: dict[str, Source]):

@@ -58,17 +58,18 @@ class Config:
     """Which frames to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: an official split: `train` (700 scenes), `val` (150 scenes, 6,019 samples), `test`
-        (150), `mini_train` (8), `mini_val` (2); or the path of a list file with a scene name or
-        sample token per line.
-      version: folder of the tables; None for that of the official split, or v1.0-trainval for a
-        list.
-      cameras: which of the six.
-      conditions: only use frames with these conditions; empty for all.
-      projection: `nearest` as above; `devkit` as in nuScenes' devkit and md4all
-        (`geometry.projected_depth`), for comparable results.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: an official split: `train` (700 scenes), `val` (150 scenes, 6,019 samples), `test`
+            (150), `mini_train` (8), `mini_val` (2); or the path of a list file with a scene name or
+            sample token per line.
+        version: folder of the tables; None for that of the official split, or v1.0-trainval for a
+            list.
+        cameras: which of the six.
+        conditions: only use frames with these conditions; empty for all.
+        projection: `nearest` as above; `devkit` as in nuScenes' devkit and md4all
+            (`geometry.projected_depth`), for comparable results.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["nuscenes"] = "nuscenes"
@@ -99,9 +100,9 @@ def build(config: Config) -> FrameSource:
     """Opens the frames selected by a config, in the order of the sample table.
 
     Raises:
-      MissingFileError: if a folder, table, list, image or scan is missing.
-      DataError: if a table or list cannot be read, tables contradict each other, or there are no
-        frames.
+        MissingFileError: if a folder, table, list, image or scan is missing.
+        DataError: if a table or list cannot be read, tables contradict each other, or there are no
+            frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder of nuScenes")
     version = config.version or _VERSIONS.get(config.split, "v1.0-trainval")

@@ -77,14 +77,16 @@ class Config:
     """Which frames of NYU to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `train`, `test`, `val` (rendered rooms only), or the path of a list file with one frame
-        per line, `FILE.h5` or `IMAGE DEPTH_PNG [FOCAL]` (BTS's lists), with paths relative to
-        `root`; a leading slash is ignored. For BTS's training list, root must be its `sync` folder.
-      layout: `h5`, `sync`, `mat` or `tfds`; with a list file, its lines decide.
-      mat_depth: for the labelled part: `depths` (filled in) or `rawDepths` (as measured, like BTS's
-        test frames).
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `train`, `test`, `val` (rendered rooms only), or the path of a list file with one
+            frame per line, `FILE.h5` or `IMAGE DEPTH_PNG [FOCAL]` (BTS's lists), with paths
+            relative to `root`; a leading slash is ignored. For BTS's training list, root must be
+            its `sync` folder.
+        layout: `h5`, `sync`, `mat` or `tfds`; with a list file, its lines decide.
+        mat_depth: for the labelled part: `depths` (filled in) or `rawDepths` (as measured, like
+            BTS's test frames).
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["nyu"] = "nyu"
@@ -108,8 +110,8 @@ def build(config: Config) -> Source:
     """Opens the frames selected by a config.
 
     Raises:
-      MissingFileError: if the folder, the list or a file is missing.
-      DataError: if a list cannot be read, or there are no frames.
+        MissingFileError: if the folder, the list or a file is missing.
+        DataError: if a list cannot be read, or there are no frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder of NYU")
     if config.layout == "mat":

@@ -48,12 +48,14 @@ class Config:
     """Which frames to read, and from where.
 
     Attributes:
-      root: the folder with the layout above.
-      split: `train`, `val` or `test` (1,411 frames, 709 of them by night), read from the lists in
-        `root/splits`; or the path of a list file in the same format whose name contains the scene.
-      conditions: `day-clear`, `night-clear` or both.
-      exclude: path of a list of timestamps to leave out, such as `filter_train_samples.txt`.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the folder with the layout above.
+        split: `train`, `val` or `test` (1,411 frames, 709 of them by night), read from the lists in
+            `root/splits`; or the path of a list file in the same format whose name contains the
+            scene.
+        conditions: `day-clear`, `night-clear` or both.
+        exclude: path of a list of timestamps to leave out, such as `filter_train_samples.txt`.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["robotcar"] = "robotcar"
@@ -79,8 +81,8 @@ def build(config: Config) -> FrameSource:
     """Opens the frames selected by a config, day before night.
 
     Raises:
-      MissingFileError: if a folder, list, image, cloud or the camera's model is missing.
-      DataError: if a list cannot be read, or there are no frames.
+        MissingFileError: if a folder, list, image, cloud or the camera's model is missing.
+        DataError: if a list cannot be read, or there are no frames.
     """
     listing.require_folder(Path(config.root), "set root to the folder of RobotCar")
     if config.split in _LISTS:

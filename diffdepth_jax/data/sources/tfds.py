@@ -48,10 +48,11 @@ class Config:
     """Which prepared source to read.
 
     Attributes:
-      root: the `--output` of `tools/prepare_data.py`.
-      dataset: the name of the source that was prepared.
-      split: its split; for a list file, its name without folders and `.txt`.
-      check_files: check on opening that every file exists; otherwise reading a missing file fails.
+        root: the `--output` of `tools/prepare_data.py`.
+        dataset: the name of the source that was prepared.
+        split: its split; for a list file, its name without folders and `.txt`.
+        check_files: check on opening that every file exists; otherwise reading a missing file
+            fails.
     """
 
     name: Literal["tfds"] = "tfds"
@@ -77,8 +78,8 @@ def build(config: Config) -> Source:
     """Opens the prepared source selected by a config.
 
     Raises:
-      MissingFileError: if the folder or a file is missing.
-      DataError: if the files are not such a data set.
+        MissingFileError: if the folder or a file is missing.
+        DataError: if the files are not such a data set.
     """
     root = listing.require_folder(
         Path(config.root), "set root to the --output of tools/prepare_data.py"
@@ -204,18 +205,19 @@ def write(
     absent.
 
     Args:
-      source: any source.
-      folder: as returned by `directory`; must not exist.
-      split: name of the split.
-      record: JSON-compatible description of the frames, stored in the folder. An interrupted call
-        is only resumed if this is unchanged.
-      frames_per_file: frames per file; after an interruption, an unfinished file is written again.
-      num_threads: threads that read and encode.
-      progress: whether to show a progress bar.
+        source: any source.
+        folder: as returned by `directory`; must not exist.
+        split: name of the split.
+        record: JSON-compatible description of the frames, stored in the folder. An interrupted call
+            is only resumed if this is unchanged.
+        frames_per_file: frames per file; after an interruption, an unfinished file is written
+            again.
+        num_threads: threads that read and encode.
+        progress: whether to show a progress bar.
 
     Raises:
-      DataError: if frames differ in their fields, or the folder was begun with something else.
-      DataError, FileError: as raised by the source, or if writing fails.
+        DataError: if frames differ in their fields, or the folder was begun with something else.
+        DataError, FileError: as raised by the source, or if writing fails.
     """
     import tensorflow_datasets as tfds
 
@@ -273,7 +275,7 @@ def require_same(folder: Path, record: dict[str, Any]) -> None:
     """Rejects a folder that was written from something else.
 
     Raises:
-      DataError: with the remedy.
+        DataError: with the remedy.
     """
     written = read_json(folder / _RECORD)
     if written != record:

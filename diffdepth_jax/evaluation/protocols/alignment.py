@@ -26,7 +26,7 @@ def median(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> DepthMap
     """Scales by median(target) / median(prediction) (Zhou et al. 2017).
 
     Raises:
-      DataError: if the prediction's median is not positive.
+        DataError: if the prediction's median is not positive.
     """
     predicted, measured = _pixels(prediction, target, valid_mask, at_least=1)
     centre = np.median(predicted)
@@ -43,7 +43,7 @@ def median_low(prediction: DepthMap, target: DepthMap, valid_mask: Mask) -> Dept
     This is PyTorch's median, used for md4all's `_gt` results.
 
     Raises:
-      DataError: if the prediction's median is not positive.
+        DataError: if the prediction's median is not positive.
     """
     predicted, measured = _pixels(prediction, target, valid_mask, at_least=1)
     middle = (predicted.size - 1) // 2
@@ -72,11 +72,11 @@ def lsq_disparity(
     """Depth from relative disparity, fitted by least squares in 1/depth (as in MiDaS).
 
     Args:
-      prediction: relative disparity, any scale and shift, larger is nearer.
-      target: metres.
-      floor: minimum aligned disparity, 1/metres; smaller values, including zero and negative ones,
-        are raised to it, so that depth is at most 1 / floor.
-      positive_only: exclude non-positive predictions from the fit, as in Marigold's evaluation.
+        prediction: relative disparity, any scale and shift, larger is nearer.
+        target: metres.
+        floor: minimum aligned disparity, 1/metres; smaller values, including zero and negative
+            ones, are raised to it, so that depth is at most 1 / floor.
+        positive_only: exclude non-positive predictions from the fit, as in Marigold's evaluation.
     """
     fitted = valid_mask & (prediction > 0) if positive_only else valid_mask
     predicted, measured = _pixels(prediction, target, fitted, at_least=2)
@@ -91,9 +91,9 @@ def lsq_disparity_near(prediction: DepthMap, target: DepthMap, valid_mask: Mask)
     disparity is not positive, depth is 0 (nearest) instead of the farthest.
 
     Args:
-      prediction: relative disparity, any scale and shift, larger is nearer.
-      target: metres. (Booster fits disparity in pixels, which is equivalent, as it is proportional
-        to 1/metres within an image.)
+        prediction: relative disparity, any scale and shift, larger is nearer.
+        target: metres. (Booster fits disparity in pixels, which is equivalent, as it is
+            proportional to 1/metres within an image.)
     """
     predicted, measured = _pixels(prediction, target, valid_mask, at_least=2)
     low, high = predicted.min(), predicted.max()

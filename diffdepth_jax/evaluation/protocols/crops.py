@@ -25,7 +25,7 @@ def crop_box(dataset: str, crop: str, size: Size) -> tuple[slice, slice]:
     sides, truncated to whole pixels; `eigen` on NYU is fixed for 480x640 frames.
 
     Raises:
-      DataError: if an NYU frame has a different size.
+        DataError: if an NYU frame has a different size.
     """
     height, width = size
     if crop == "none":

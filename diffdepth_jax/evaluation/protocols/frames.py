@@ -32,14 +32,14 @@ def take(array: np.ndarray, frame: Frame) -> np.ndarray:
     """The part of a full frame that a protocol uses.
 
     Args:
-      array: image or depth map at its full size.
-      frame: `full` keeps everything. `kb` is the KITTI benchmark crop, the bottom 352 rows and
-          middle 1216 columns. `nyu_release` is DiffusionDepth's preprocessing of NYU: resizing to
-          240 rows (Pillow's bilinear filter, for uint8 and float32), then a centre crop of 228x304.
-          `robotcar` keeps the top 768 of RobotCar's 960 rows (md4all).
+        array: image or depth map at its full size.
+        frame: `full` keeps everything. `kb` is the KITTI benchmark crop, the bottom 352 rows and
+            middle 1216 columns. `nyu_release` is DiffusionDepth's preprocessing of NYU: resizing to
+            240 rows (Pillow's bilinear filter, for uint8 and float32), then a centre crop of
+            228x304. `robotcar` keeps the top 768 of RobotCar's 960 rows (md4all).
 
     Raises:
-      DataError: if the array is smaller than the crop, or not a RobotCar frame.
+        DataError: if the array is smaller than the crop, or not a RobotCar frame.
     """
     if frame == "full":
         return array

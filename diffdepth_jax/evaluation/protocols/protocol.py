@@ -39,43 +39,43 @@ class Protocol:
     """An evaluation protocol.
 
     Attributes:
-      name: its key in `table.PROTOCOLS`.
-      min_depth, max_depth: metres; ground truth is valid strictly between the two. An infinite
-        max_depth means no cap.
-      clip_min, clip_max: metres; range that predictions are clipped to; None for min_depth and
-        max_depth. For example, Monodepth2's `eigen_benchmark` scores all ground truth pixels and
-        clips predictions to 1e-3 and 80 m.
-      dataset: the data set that crops refer to.
-      input: the part of a full frame given to the model; see `frames.take`.
-      input_size: the size that this is resized to first, if the protocol defines one.
-      resize_input: `lanczos`, or `none` for no resizing.
-      crop_reference: the frame that is scored and that the crop refers to: `full`, or the same as
-        `input`. With `full`, a kb-cropped prediction is put back into the full frame.
-      crop: the evaluation crop.
-      ground_truth: the sample's `depth`, or `booster`: see `transparent`.
-      predicts: what a prediction contains; None for what the alignment expects: disparity for
-        `lsq_disparity`, otherwise depth. The other one is inverted first.
-      alignment: alignment of relative predictions, fitted on the scored pixels; see `alignment`.
-      fit_pixels: the scored pixels that `lsq_disparity` is fitted on: all `valid` ones, or those
-        with a `positive` prediction (Marigold).
-      disparity_floor: 1/metres, for `lsq_disparity`; None for 1 / clip_max (Depth Anything-AC,
-        Marigold), or 1e-3 if there is no cap (MiDaS).
-      prediction_frame: what a prediction shows, regardless of its size: the `full` frame or the
-        same as `input`. With `by_size`, a prediction of the input's size shows the input, any other
-        the full frame.
-      resize_prediction: `none` rejects predictions that do not have the size of what they show;
-        `bilinear` resizes them to it, before any crop (align_corners=True; for Booster, with image
-        borders aligned, as in OpenCV); `bilinear_half_pixel` resizes as in OpenCV under every
-        protocol (Monodepth2, whose predictions are disparity).
-      fill_zeros: `background` fills pixels without a prediction, which are 0, as in the KITTI
-        devkit, see `frames.fill_background`; `none` treats them as depth 0.
-      metric_set: which metrics; a key of `metrics.SETS`.
-      classes: whether transparent and mirror objects are also scored separately.
-      conditions: groups of images that are also averaged separately: those whose condition contains
-        the group's name, so that `night` includes night-rain (as in md4all). If empty, every
-        condition that occurs is a group.
-      boundary: also measure occluding contours, see `evaluation.boundary`; needs dense, exact
-        ground truth. Does not affect other results.
+        name: its key in `table.PROTOCOLS`.
+        min_depth, max_depth: metres; ground truth is valid strictly between the two. An infinite
+            max_depth means no cap.
+        clip_min, clip_max: metres; range that predictions are clipped to; None for min_depth and
+            max_depth. For example, Monodepth2's `eigen_benchmark` scores all ground truth pixels
+            and clips predictions to 1e-3 and 80 m.
+        dataset: the data set that crops refer to.
+        input: the part of a full frame given to the model; see `frames.take`.
+        input_size: the size that this is resized to first, if the protocol defines one.
+        resize_input: `lanczos`, or `none` for no resizing.
+        crop_reference: the frame that is scored and that the crop refers to: `full`, or the same as
+            `input`. With `full`, a kb-cropped prediction is put back into the full frame.
+        crop: the evaluation crop.
+        ground_truth: the sample's `depth`, or `booster`: see `transparent`.
+        predicts: what a prediction contains; None for what the alignment expects: disparity for
+            `lsq_disparity`, otherwise depth. The other one is inverted first.
+        alignment: alignment of relative predictions, fitted on the scored pixels; see `alignment`.
+        fit_pixels: the scored pixels that `lsq_disparity` is fitted on: all `valid` ones, or those
+            with a `positive` prediction (Marigold).
+        disparity_floor: 1/metres, for `lsq_disparity`; None for 1 / clip_max (Depth Anything-AC,
+            Marigold), or 1e-3 if there is no cap (MiDaS).
+        prediction_frame: what a prediction shows, regardless of its size: the `full` frame or the
+            same as `input`. With `by_size`, a prediction of the input's size shows the input, any
+            other the full frame.
+        resize_prediction: `none` rejects predictions that do not have the size of what they show;
+            `bilinear` resizes them to it, before any crop (align_corners=True; for Booster, with
+            image borders aligned, as in OpenCV); `bilinear_half_pixel` resizes as in OpenCV under
+            every protocol (Monodepth2, whose predictions are disparity).
+        fill_zeros: `background` fills pixels without a prediction, which are 0, as in the KITTI
+            devkit, see `frames.fill_background`; `none` treats them as depth 0.
+        metric_set: which metrics; a key of `metrics.SETS`.
+        classes: whether transparent and mirror objects are also scored separately.
+        conditions: groups of images that are also averaged separately: those whose condition
+            contains the group's name, so that `night` includes night-rain (as in md4all). If empty,
+            every condition that occurs is a group.
+        boundary: also measure occluding contours, see `evaluation.boundary`; needs dense, exact
+            ground truth. Does not affect other results.
     """
 
     name: str
@@ -158,7 +158,7 @@ class Protocol:
         """The protocol with some options replaced; options that are None keep their values.
 
         Raises:
-          ConfigError: for an unknown option or an invalid value.
+            ConfigError: for an unknown option or an invalid value.
         """
         given = {name: value for name, value in options.items() if value is not None}
         for name in given:
@@ -229,7 +229,7 @@ class Protocol:
         """The part of a uint8 image [h, w, 3] that is given to the model.
 
         Raises:
-          DataError: if the image is smaller than the crop.
+            DataError: if the image is smaller than the crop.
         """
         frame, size = self.fed
         image = frames.take(image, frame)
@@ -241,7 +241,7 @@ class Protocol:
         """The predictions to score: the samples' own, or the model's for the prepared images.
 
         Raises:
-          DataError: naming the image, if it is smaller than the crop.
+            DataError: naming the image, if it is smaller than the crop.
         """
         if all("prediction" in sample for sample in samples):
             return [sample["prediction"] for sample in samples]
@@ -285,18 +285,19 @@ class Protocol:
         """Converts a prediction and its ground truth to the protocol's frame, range and scale.
 
         Args:
-          prediction: float [h, w], metres (relative depth or disparity with an alignment), with the
-            size of the ground truth or of the model's input, or any size with `resize_prediction`.
-            A spread of depth samples is transformed too: a fitted scale keeps its ratio to depth.
-          sample: has `depth` float [h, w], ground truth of the full frame in metres, 0 or NaN where
-            unmeasured; for Booster and classes see `transparent`.
+            prediction: float [h, w], metres (relative depth or disparity with an alignment), with
+                the size of the ground truth or of the model's input, or any size with
+                `resize_prediction`. A spread of depth samples is transformed too: a fitted scale
+                keeps its ratio to depth.
+            sample: has `depth` float [h, w], ground truth of the full frame in metres, 0 or NaN
+                where unmeasured; for Booster and classes see `transparent`.
 
         Returns:
-          None if no pixel is valid.
+            None if no pixel is valid.
 
         Raises:
-          DataError: if sizes do not match (gives both), a prediction cannot be aligned, or the
-            sample lacks a field.
+            DataError: if sizes do not match (gives both), a prediction cannot be aligned, or the
+                sample lacks a field.
         """
         prediction, spread = prediction if isinstance(prediction, tuple) else (prediction, None)
         depth, classes = self.truth(sample)

@@ -14,15 +14,15 @@ class Score:
     """One image's result.
 
     Attributes:
-      num_valid: number of scored pixels.
-      num_nonfinite: number of these predicted as NaN or infinite.
-      num_clipped: number of other predictions outside the protocol's range, which were clipped.
-      num_zero: number of pixels that are 0 in the whole original prediction, which in KITTI
-        benchmark files means no prediction. Always 0 for disparity.
-      mean_depth: mean ground truth over the scored pixels, metres; NaN if there are none.
-      metrics: the protocol's metrics and those of `measure`; empty if no pixel is scored.
-      classes: the protocol's metrics for each class in the image, if it distinguishes classes.
-      curves: curves of the samples' spread, see `uncertainty.Uncertainty`; empty without samples.
+        num_valid: number of scored pixels.
+        num_nonfinite: number of these predicted as NaN or infinite.
+        num_clipped: number of other predictions outside the protocol's range, which were clipped.
+        num_zero: number of pixels that are 0 in the whole original prediction, which in KITTI
+            benchmark files means no prediction. Always 0 for disparity.
+        mean_depth: mean ground truth over the scored pixels, metres; NaN if there are none.
+        metrics: the protocol's metrics and those of `measure`; empty if no pixel is scored.
+        classes: the protocol's metrics for each class in the image, if it distinguishes classes.
+        curves: curves of the samples' spread, see `uncertainty.Uncertainty`; empty without samples.
     """
 
     num_valid: int
@@ -40,13 +40,13 @@ class Comparison:
     """A prediction and its ground truth as compared, all [h, w] of the scored frame.
 
     Attributes:
-      prediction: float64, metres, aligned and clipped.
-      target: metres.
-      valid_mask: the scored pixels.
-      num_nonfinite, num_clipped, num_zero: as in `Score`.
-      classes: the scored pixels of each class.
-      spread: spread of the samples whose mean is the prediction, metres; None for a single
-        prediction, NaN where there is none.
+        prediction: float64, metres, aligned and clipped.
+        target: metres.
+        valid_mask: the scored pixels.
+        num_nonfinite, num_clipped, num_zero: as in `Score`.
+        classes: the scored pixels of each class.
+        spread: spread of the samples whose mean is the prediction, metres; None for a single
+            prediction, NaN where there is none.
     """
 
     prediction: np.ndarray
@@ -69,14 +69,14 @@ def measure(
     """Measures besides a protocol's metrics, which they do not affect.
 
     Args:
-      comparison: if the prediction has a spread, its uncertainty is measured.
-      with_boundary: also measure occluding contours.
+        comparison: if the prediction has a spread, its uncertainty is measured.
+        with_boundary: also measure occluding contours.
 
     Returns:
-      Metrics by the names in `MEASURES`, and the curves of `uncertainty.compute`.
+        Metrics by the names in `MEASURES`, and the curves of `uncertainty.compute`.
 
     Raises:
-      DataError: if contours are requested but depth is not dense.
+        DataError: if contours are requested but depth is not dense.
     """
     found: dict[str, float] = {}
     curves: dict[str, list[float]] = {}

@@ -106,7 +106,7 @@ def get(name: str, **options: Any) -> Protocol:
     """The protocol `name`, with all options that are not None.
 
     Raises:
-      ConfigError: for an unknown protocol or option, or an invalid value.
+        ConfigError: for an unknown protocol or option, or an invalid value.
     """
     if name not in PROTOCOLS:
         raise ConfigError(f"there is no protocol {name!r}{did_you_mean(name, PROTOCOLS)}")

@@ -22,11 +22,11 @@ def booster_depth(sample: Mapping[str, Any]) -> np.ndarray:
     unknown.
 
     Args:
-      sample: has `disparity` [h, w] in pixels (0 = unknown), `baseline` in metres and `intrinsics`.
-          Disparity and focal length scale with the image.
+        sample: has `disparity` [h, w] in pixels (0 = unknown), `baseline` in metres and
+            `intrinsics`. Disparity and focal length scale with the image.
 
     Raises:
-      DataError: if the sample is not from Booster.
+        DataError: if the sample is not from Booster.
     """
     _require(sample, "disparity", "baseline")
     disparity = frames.quarter(sample["disparity"]).astype(np.float64) / 4
@@ -40,7 +40,7 @@ def class_masks(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The pixels of each class, bool [h, w], from the sample's `tom_mask` or `categories`.
 
     Raises:
-      DataError: if the sample has neither.
+        DataError: if the sample has neither.
     """
     if "tom_mask" in sample:
         tom = sample["tom_mask"]

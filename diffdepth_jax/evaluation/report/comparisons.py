@@ -15,7 +15,7 @@ def parse(texts: Iterable[str]) -> dict[str, str]:
     """Parses texts such as `control=runs/control/metrics.json` into names and paths.
 
     Raises:
-      ConfigError: if a name is missing or given twice.
+        ConfigError: if a name is missing or given twice.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -35,12 +35,12 @@ def read(
     """Other results under the same protocol, by name.
 
     Args:
-      compare: maps names to a `metrics.json` or its directory.
-      protocol, options: those of our result; other options are listed in `differences`.
+        compare: maps names to a `metrics.json` or its directory.
+        protocol, options: those of our result; other options are listed in `differences`.
 
     Raises:
-      FileError: if a file does not exist (`MissingFileError`) or cannot be read.
-      DataError: if it is not a result, or one under another protocol.
+        FileError: if a file does not exist (`MissingFileError`) or cannot be read.
+        DataError: if it is not a result, or one under another protocol.
     """
     return {name: _read(Path(path), protocol, options) for name, path in compare.items()}
 

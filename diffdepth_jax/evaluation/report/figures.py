@@ -31,7 +31,7 @@ def sparsification(curves: Mapping[str, Sequence[float]]) -> str:
     """The mean remaining error as pixels are removed, as SVG.
 
     Args:
-      curves: `sparsification` of a result.
+        curves: `sparsification` of a result.
     """
     figure, axes = _axes(4.4, 2.6)
     removed = curves["removed"]

@@ -52,10 +52,10 @@ def save(
     then; there are no images if `samples` is not a sequence.
 
     Args:
-      workdir, protocols, predict_fn, samples: as in `score_dataset`.
+        workdir, protocols, predict_fn, samples: as in `score_dataset`.
 
     Raises:
-      FileError: if the page cannot be written, or the results no longer exist.
+        FileError: if the page cannot be written, or the results no longer exist.
     """
     found = []
     for protocol in protocols:

@@ -16,15 +16,15 @@ class Reported:
     """A published result under a protocol.
 
     Attributes:
-      label: a word or two for the column.
-      source: where it was published.
-      dataset: name of the evaluated source.
-      num_images: number of images averaged; None if unpublished, so that it is unknown whether they
-        are the same as ours.
-      options: options of the protocol or source that differ from the protocol's defaults (a tuple
-        means any of its values).
-      metrics: means over all images, with our names.
-      groups: the same for conditions or classes, by the group's name.
+        label: a word or two for the column.
+        source: where it was published.
+        dataset: name of the evaluated source.
+        num_images: number of images averaged; None if unpublished, so that it is unknown whether
+            they are the same as ours.
+        options: options of the protocol or source that differ from the protocol's defaults (a tuple
+            means any of its values).
+        metrics: means over all images, with our names.
+        groups: the same for conditions or classes, by the group's name.
     """
 
     label: str
@@ -41,12 +41,12 @@ class Reported:
         """The differing options that make these results not comparable with ours.
 
         Args:
-          protocol, options: our result's protocol, and the options stated with it.
-          num_images: number of images scored.
+            protocol, options: our result's protocol, and the options stated with it.
+            num_images: number of images scored.
 
         Returns:
-          `name=value` for each differing option, and the number of images if it differs; empty if
-          the results are comparable.
+            `name=value` for each differing option, and the number of images if it differs; empty if
+            the results are comparable.
         """
         stated = {"dataset": self.dataset, **self.options}
         allowed = {

@@ -67,7 +67,7 @@ def of(
     """The content of `metrics.json`, from ordered rows that may cover several protocols.
 
     Raises:
-      DataError: if no image has a valid pixel.
+        DataError: if no image has a valid pixel.
     """
     scored = [row for row in rows if not row.error and row.scores[protocol.name].num_valid]
     unreadable = [row for row in rows if row.error]

@@ -13,10 +13,10 @@ class Row:
     """One image's part of a result.
 
     Attributes:
-      index: its position among the samples.
-      id, condition: the sample's id and condition.
-      scores, baseline: by the protocol's name.
-      error: reason why the image could not be read; there are then no scores.
+        index: its position among the samples.
+        id, condition: the sample's id and condition.
+        scores, baseline: by the protocol's name.
+        error: reason why the image could not be read; there are then no scores.
     """
 
     index: int
@@ -34,7 +34,7 @@ class Row:
         """Reads the output of `to_json`; numbers are preserved exactly.
 
         Raises:
-          ValueError, TypeError, KeyError, AttributeError, RecursionError: for any other content.
+            ValueError, TypeError, KeyError, AttributeError, RecursionError: for any other content.
         """
         values: dict[str, Any] = json.loads(text)
         for name in ("scores", "baseline"):

@@ -32,15 +32,15 @@ def write(
     """Writes the archive atomically.
 
     Args:
-      path: the .zip to write.
-      samples: the 500 images with their official names as `id`, as in the source `kitti` with
-        `split="test_anonymous"`.
-      depth_of: returns a sample's depth, float [h, w] in metres, at its image's size. Depth is
-        clipped to 1/256 to 255.996 m, as 0 would mean no estimate.
+        path: the .zip to write.
+        samples: the 500 images with their official names as `id`, as in the source `kitti` with
+            `split="test_anonymous"`.
+        depth_of: returns a sample's depth, float [h, w] in metres, at its image's size. Depth is
+            clipped to 1/256 to 255.996 m, as 0 would mean no estimate.
 
     Raises:
-      DataError: if the samples are not the benchmark's, or a depth map has a different size or
-        contains NaN (names the image).
+        DataError: if the samples are not the benchmark's, or a depth map has a different size or
+            contains NaN (names the image).
     """
 
     def write_zip(file: BinaryIO) -> None:
@@ -74,8 +74,8 @@ def check(path: str | os.PathLike) -> None:
     """Rejects an archive that the benchmark would reject.
 
     Raises:
-      DataError: for missing or extra files, or files that are not 16-bit maps without gaps; names
-        them.
+        DataError: for missing or extra files, or files that are not 16-bit maps without gaps; names
+            them.
     """
     try:
         archive = zipfile.ZipFile(path)

@@ -15,10 +15,10 @@ class Column:
     """One source of metrics in a result.
 
     Attributes:
-      label: name of the column.
-      metrics: means over all images; may be empty.
-      groups: means over conditions and classes, by the group's name.
-      reported: whether they were published by others.
+        label: name of the column.
+        metrics: means over all images; may be empty.
+        groups: means over conditions and classes, by the group's name.
+        reported: whether they were published by others.
     """
 
     label: str

@@ -43,14 +43,14 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
     set, pass a few hundred frames spread over it.
 
     Args:
-      depths: maps [h, w] in metres, non-finite or non-positive where unmeasured.
-      size: (height, width) of the grid; None for the first map's.
+        depths: maps [h, w] in metres, non-finite or non-positive where unmeasured.
+        size: (height, width) of the grid; None for the first map's.
 
     Returns:
-      float32 [height, width], positive everywhere.
+        float32 [height, width], positive everywhere.
 
     Raises:
-      DataError: if there are no maps, or none with a measurement.
+        DataError: if there are no maps, or none with a measurement.
     """
     maps = []
     for depth in depths:

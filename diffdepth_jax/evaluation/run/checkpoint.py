@@ -60,7 +60,7 @@ def score_model(
     they are not available.
 
     Returns:
-      Results by the protocol's name, in the order of the config.
+        Results by the protocol's name, in the order of the config.
     """
     return _Scoring(model, data, config, workdir).run(processes=processes)
 
@@ -79,13 +79,13 @@ def score_checkpoint(
     `report.html`.
 
     Args:
-      model: as returned by `inference.load`.
-      data, config: from an `Experiment`.
-      workdir: directory for the results.
-      shard: as in `dataset.score_dataset`.
+        model: as returned by `inference.load`.
+        data, config: from an `Experiment`.
+        workdir: directory for the results.
+        shard: as in `dataset.score_dataset`.
 
     Returns:
-      Results by the protocol's name; None for a shard.
+        Results by the protocol's name; None for a shard.
     """
     scoring = _Scoring(model, data, config, workdir)
     results = scoring.run(fingerprint=scoring.fingerprint(), shard=shard)
@@ -100,12 +100,12 @@ def settings(
     """How to score a model according to a config.
 
     Returns:
-      The protocols, adapted to the model's output; the options for `Model.predict`; and which of
-      these to state with a result.
+        The protocols, adapted to the model's output; the options for `Model.predict`; and which of
+        these to state with a result.
 
     Raises:
-      ConfigError: if a protocol would treat relative predictions as metres, or if samples are
-          requested but the model cannot draw them or does not predict metres.
+        ConfigError: if a protocol would treat relative predictions as metres, or if samples are
+            requested but the model cannot draw them or does not predict metres.
     """
     predicts = _PREDICTS[model.output]
     if config.predicts not in (None, predicts):
@@ -195,8 +195,8 @@ def run_directory(checkpoint: Path) -> Path:
     RUN/checkpoints/STEP.
 
     Raises:
-      FileError: if the checkpoint does not exist (`MissingFileError`) or cannot be read.
-      ConfigError: if it does not belong to a run.
+        FileError: if the checkpoint does not exist (`MissingFileError`) or cannot be read.
+        ConfigError: if it does not belong to a run.
     """
     path = checkpoint.absolute()
     with naming_file(path, "read"):

@@ -25,14 +25,14 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
     """Reads a few frames and the results to compare with, before a long training run.
 
     Args:
-      data: the experiment's data config.
-      config: the evaluation config.
-      labelled: whether the depth of the training data is the label.
+        data: the experiment's data config.
+        config: the evaluation config.
+        labelled: whether the depth of the training data is the label.
 
     Raises:
-      DataError: if a protocol cannot use the evaluation frames; if all depth is outside the range
-          of a protocol or of training, for example because of a wrong unit; if boundary metrics are
-          requested for sparse depth; or if results are not comparable.
+        DataError: if a protocol cannot use the evaluation frames; if all depth is outside the range
+            of a protocol or of training, for example because of a wrong unit; if boundary metrics
+            are requested for sparse depth; or if results are not comparable.
     """
     sample = first_evaluation_sample(data)
     protocols = config.build_all()

@@ -14,25 +14,26 @@ class EvaluationConfig:
     """The fields of `config.evaluation`; for options that are None, the protocol's value is used.
 
     Attributes:
-      protocol: a key of `protocols.PROTOCOLS`, or a comma-separated list of them, evaluated in one
-        pass over the images; options apply to all of them.
-      resize_input, crop, crop_reference, min_depth, max_depth, clip_min, clip_max, predicts,
-        alignment, fit_pixels, disparity_floor, metric_set: as in `protocols.Protocol`;
-        max_depth=inf removes a cap.
-      boundary: also measure the sharpness of depth edges (`evaluation.boundary`), for dense, exact
-        ground truth such as rendered depth; does not affect other results.
-      flip_tta: average each prediction with that of the mirrored image; None to do as the network's
-        publication does.
-      flip_average: average `depth`, or `inverse_depth` with ramps at the borders, which is md4all's
-        `_pp`; see `DepthModel.predict`.
-      batch_size: images predicted at once; does not affect results.
-      num_inference_steps: denoising steps, for networks that denoise; None for the model's own
-        number.
-      num_samples: score the mean of this many samples (at least 2) of a network that uses noise,
-        and measure whether their spread predicts the error (`evaluation.uncertainty`); None for a
-        single prediction.
-      every_steps: steps between evaluations during training; None to only evaluate at the end.
-      compare: other results to show next to these; maps names to a `metrics.json` or its directory.
+        protocol: a key of `protocols.PROTOCOLS`, or a comma-separated list of them, evaluated in
+            one pass over the images; options apply to all of them.
+        resize_input, crop, crop_reference, min_depth, max_depth, clip_min, clip_max, predicts,
+            alignment, fit_pixels, disparity_floor, metric_set: as in `protocols.Protocol`;
+            max_depth=inf removes a cap.
+        boundary: also measure the sharpness of depth edges (`evaluation.boundary`), for dense,
+            exact ground truth such as rendered depth; does not affect other results.
+        flip_tta: average each prediction with that of the mirrored image; None to do as the
+            network's publication does.
+        flip_average: average `depth`, or `inverse_depth` with ramps at the borders, which is
+            md4all's `_pp`; see `DepthModel.predict`.
+        batch_size: images predicted at once; does not affect results.
+        num_inference_steps: denoising steps, for networks that denoise; None for the model's own
+            number.
+        num_samples: score the mean of this many samples (at least 2) of a network that uses noise,
+            and measure whether their spread predicts the error (`evaluation.uncertainty`); None for
+            a single prediction.
+        every_steps: steps between evaluations during training; None to only evaluate at the end.
+        compare: other results to show next to these; maps names to a `metrics.json` or its
+            directory.
     """
 
     protocol: str = "kitti_eigen"

@@ -48,40 +48,41 @@ def score_dataset(
     """Predicts every image once, scores it under all protocols, and writes the results.
 
     Args:
-      predict_fn: maps a list of uint8 images [h, w, 3] to depth maps [h, w] of the same sizes in
-        metres (or in what the protocol's alignment converts to metres), or to tuples of the mean
-        and spread of several samples. It is called with images from `protocol.prepare`, once for
-        all protocols with the same input. None if the samples contain their `prediction`.
-      samples: have `image`, `depth` float [h, w] in metres (0 = unmeasured), `id` and optionally
-        `condition`; protocols document what else they need. An unreadable image may be passed as
-        `{"id": ..., "error": why}`: it is counted and listed.
-      protocols: how to score; names must differ.
-      workdir: directory for the two files or, with several protocols, a folder with these files for
-        each. Created if missing, and removed again if nothing was written.
-      baseline_depth: the training set's median map (`baseline.median_depth_map`) for full frames;
-        resized to each frame by nearest neighbour and scored the same way, without alignment.
-      options: prediction settings, such as `flip_tta`, to state with the result; `dataset`, a
-        source's name, determines which published results apply.
-      compare: other results to compare with; maps names to a `metrics.json` or its directory.
-      fingerprint: hash of everything else that determines predictions and samples (weights, data
-        config). If given, finished images are kept in `workdir` until all are done.
-      shard: (index, count): only process every count-th image, starting with image index, keep the
-        rows and write no result. The same call without a shard then collects all rows, processes
-        what is missing and writes the result.
-      processes: processes that call this together, without a shard or fingerprint: each scores a
-        part of the images, all return the whole result, and the first writes it. By default only
-        this one.
-      batch_size: number of images passed to `predict_fn`, and held in memory, at once.
-      progress: whether to show a progress bar.
+        predict_fn: maps a list of uint8 images [h, w, 3] to depth maps [h, w] of the same sizes in
+            metres (or in what the protocol's alignment converts to metres), or to tuples of the
+            mean and spread of several samples. It is called with images from `protocol.prepare`,
+            once for all protocols with the same input. None if the samples contain their
+            `prediction`.
+        samples: have `image`, `depth` float [h, w] in metres (0 = unmeasured), `id` and optionally
+            `condition`; protocols document what else they need. An unreadable image may be passed
+            as `{"id": ..., "error": why}`: it is counted and listed.
+        protocols: how to score; names must differ.
+        workdir: directory for the two files or, with several protocols, a folder with these files
+            for each. Created if missing, and removed again if nothing was written.
+        baseline_depth: the training set's median map (`baseline.median_depth_map`) for full frames;
+            resized to each frame by nearest neighbour and scored the same way, without alignment.
+        options: prediction settings, such as `flip_tta`, to state with the result; `dataset`, a
+            source's name, determines which published results apply.
+        compare: other results to compare with; maps names to a `metrics.json` or its directory.
+        fingerprint: hash of everything else that determines predictions and samples (weights, data
+            config). If given, finished images are kept in `workdir` until all are done.
+        shard: (index, count): only process every count-th image, starting with image index, keep
+            the rows and write no result. The same call without a shard then collects all rows,
+            processes what is missing and writes the result.
+        processes: processes that call this together, without a shard or fingerprint: each scores a
+            part of the images, all return the whole result, and the first writes it. By default
+            only this one.
+        batch_size: number of images passed to `predict_fn`, and held in memory, at once.
+        progress: whether to show a progress bar.
 
     Returns:
-      The content of each `metrics.json` by the protocol's name; None for a shard.
+        The content of each `metrics.json` by the protocol's name; None for a shard.
 
     Raises:
-      DataError: if an image cannot be scored (names it), if nothing was scored, or if results to
-        compare with are not comparable.
-      FileError: before anything is predicted, if `workdir` cannot be written or a comparison cannot
-        be read.
+        DataError: if an image cannot be scored (names it), if nothing was scored, or if results to
+            compare with are not comparable.
+        FileError: before anything is predicted, if `workdir` cannot be written or a comparison
+            cannot be read.
     """
     if shard is not None and (fingerprint is None or not 0 <= shard[0] < shard[1]):
         raise ValueError(
@@ -155,7 +156,7 @@ def parse_shard(text: str) -> Shard:
     """Parses a text such as `0/4` to (index, count).
 
     Raises:
-      ConfigError: for any other text.
+        ConfigError: for any other text.
     """
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):

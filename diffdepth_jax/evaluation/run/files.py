@@ -17,9 +17,9 @@ class DepthFiles:
     """The depth maps in a folder or matching a pattern.
 
     Attributes:
-      source: the folder or pattern.
-      paths: files by their path below the folder, with `/` and without suffix.
-      unusable: reasons why files cannot be opened, such as circular links.
+        source: the folder or pattern.
+        paths: files by their path below the folder, with `/` and without suffix.
+        unusable: reasons why files cannot be opened, such as circular links.
     """
 
     source: str
@@ -37,7 +37,7 @@ def find(source: str | os.PathLike) -> DepthFiles:
     If a map exists as both `.npy` and `.png`, as written by `predict.py`, the `.npy` is used.
 
     Raises:
-      FileError: if there are none (`MissingFileError`), or the folder cannot be listed.
+        FileError: if there are none (`MissingFileError`), or the folder cannot be listed.
     """
     path = Path(source).expanduser()
     with naming_file(path, "read"):
@@ -76,11 +76,12 @@ def match(wanted: Sequence[Sequence[str]], found: DepthFiles) -> list[str]:
     trailing parts is used. Parts may also be joined by `_`, as in frame ids.
 
     Args:
-      wanted: possible names of each map, with / between parts, best first.
-      found: the files; unusable ones match too.
+        wanted: possible names of each map, with / between parts, best first.
+        found: the files; unusable ones match too.
 
     Raises:
-      DataError: if a map has no file or several equally good ones, or shares one with another map.
+        DataError: if a map has no file or several equally good ones, or shares one with another
+            map.
     """
     index = _Index([*found.paths, *found.unusable])
     names: list[str] = []

@@ -17,12 +17,12 @@ class Journal:
     same directory are ignored.
 
     Args:
-      directory: directory of the results; must exist.
-      fingerprint: consists of letters and digits.
-      shard: (index, count) of this process.
+        directory: directory of the results; must exist.
+        fingerprint: consists of letters and digits.
+        shard: (index, count) of this process.
 
     Attributes:
-      path: this process's file.
+        path: this process's file.
     """
 
     def __init__(self, directory: Path, fingerprint: str, shard: tuple[int, int] = (0, 1)):

@@ -39,24 +39,24 @@ def score_predictions(
     `report.html`.
 
     Args:
-      predictions, ground_truth: a folder, a file, or a pattern such as `out/*.npy`. Every ground
-        truth file needs a prediction with the same name.
-      protocols: how to score.
-      workdir: directory for the results.
-      png_scale: PNG value per metre: 256 as in KITTI, 1000 for millimetres.
-      ground_truth_png_scale: the same for ground truth, if it differs.
-      compare: other results to compare with; see `dataset.score_dataset`.
-      progress: whether to show a progress bar.
+        predictions, ground_truth: a folder, a file, or a pattern such as `out/*.npy`. Every ground
+            truth file needs a prediction with the same name.
+        protocols: how to score.
+        workdir: directory for the results.
+        png_scale: PNG value per metre: 256 as in KITTI, 1000 for millimetres.
+        ground_truth_png_scale: the same for ground truth, if it differs.
+        compare: other results to compare with; see `dataset.score_dataset`.
+        progress: whether to show a progress bar.
 
     Returns:
-      The content of each `metrics.json` by the protocol's name; its options include the kind of
-      files and the number of predictions without ground truth.
+        The content of each `metrics.json` by the protocol's name; its options include the kind of
+        files and the number of predictions without ground truth.
 
     Raises:
-      MissingFileError: for a folder that is missing or has no depth maps.
-      DataError: if ground truth has no prediction, a file is not a depth map, or sizes do not
-        match; names the files.
-      ConfigError: for an invalid scale.
+        MissingFileError: for a folder that is missing or has no depth maps.
+        DataError: if ground truth has no prediction, a file is not a depth map, or sizes do not
+            match; names the files.
+        ConfigError: for an invalid scale.
     """
     if ground_truth_png_scale is None:
         ground_truth_png_scale = png_scale

@@ -31,16 +31,16 @@ def score_source_predictions(
     below their common one. Only the folders needed to distinguish frames are required.
 
     Args:
-      directory: folder or pattern of the predictions.
-      data: from an `Experiment`.
-      protocols: how to score.
-      workdir: directory for the results.
-      png_scale: PNG value per metre of predictions.
-      compare, progress: as in `score_dataset`.
+        directory: folder or pattern of the predictions.
+        data: from an `Experiment`.
+        protocols: how to score.
+        workdir: directory for the results.
+        png_scale: PNG value per metre of predictions.
+        compare, progress: as in `score_dataset`.
 
     Raises:
-      DataError: if frames have no prediction or several; names a few.
-      UserError: as in `predictions.score_predictions`.
+        DataError: if frames have no prediction or several; names a few.
+        UserError: as in `predictions.score_predictions`.
     """
     predictions.check_scale("png_scale", png_scale)
     found = files.find(directory)
