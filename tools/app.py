@@ -11,7 +11,7 @@ in a folder. --network and --field apply to all checkpoints.
 Only this machine can reach the page, unless --host says otherwise: with --host=0.0.0.0 anyone who
 can reach this machine can use it, and there is no password. Nothing is sent to other servers, nor
 loaded from them. Uploads are limited by --max_megabytes and --max_megapixels, and images larger
-than --fed_megapixels are shrunk before depth is predicted, one image at a time. Files are
+than --shrink_megapixels are shrunk before depth is predicted, one image at a time. Files are
 deleted after an hour, and when the program ends.
 """
 
@@ -35,7 +35,7 @@ flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
 flags.DEFINE_integer("port", None, "By default the first free one from 7860.", 1, 65535)
 flags.DEFINE_float("max_megabytes", 20.0, "Largest file to accept.")
 flags.DEFINE_float("max_megapixels", 50.0, "Largest image to accept.")
-flags.DEFINE_float("fed_megapixels", 1.0, "Larger images are shrunk first.")
+flags.DEFINE_float("shrink_megapixels", 1.0, "Larger images are shrunk to this first.")
 flags.DEFINE_integer("keep", 2, "Models to keep in memory.")
 _CLEANING = 60  # seconds from one deletion of old files to the next
 
@@ -60,7 +60,7 @@ def main(_: list[str]) -> None:
             from diffdepth_jax.app import checkpoints, page, results, uploads
             from diffdepth_jax.app.actions import Actions
 
-        limits = uploads.Limits(FLAGS.max_megabytes, FLAGS.max_megapixels, FLAGS.fed_megapixels)
+        limits = uploads.Limits(FLAGS.max_megabytes, FLAGS.max_megapixels, FLAGS.shrink_megapixels)
         if FLAGS.runs is not None:
             paths += checkpoints.find(Path(FLAGS.runs).expanduser())
         options = cli.model_options()
@@ -106,7 +106,7 @@ if __name__ == "__main__":
             "What may be uploaded": {
                 "max_megabytes": "NUMBER",
                 "max_megapixels": "NUMBER",
-                "fed_megapixels": "NUMBER",
+                "shrink_megapixels": "NUMBER",
             },
         },
     )

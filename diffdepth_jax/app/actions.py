@@ -62,8 +62,8 @@ class Actions:
     """What the page does on events.
 
     Args:
-        checkpoints: to choose from.
-        limits: of uploads.
+        checkpoints: the checkpoints to choose from.
+        limits: limits of uploads.
         folder: an existing folder for files; old files in it are deleted.
     """
 

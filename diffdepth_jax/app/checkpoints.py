@@ -29,7 +29,7 @@ def find(folder: Path) -> list[Path]:
 
 
 def names(paths: Sequence[Path]) -> dict[str, Path]:
-    """Short unique names of paths: the last part, with as many parents as tell them apart."""
+    """Short unique names of paths: the last part, with parents where needed to be unique."""
     unique = list(dict.fromkeys(path.absolute() for path in paths))
     most = max((len(path.parts) for path in unique), default=0)
     named: dict[str, Path] = {}
@@ -46,12 +46,12 @@ class Checkpoints:
     """Loads checkpoints when they are first used, and keeps the most recently used ones.
 
     Args:
-        paths: of checkpoints; duplicates are dropped.
+        paths: paths of checkpoints; duplicates are dropped.
         load: reads the model of a path.
         keep: how many models may stay loaded.
 
     Raises:
-        ConfigError: if there are no paths, or none may stay.
+        ConfigError: if there are no paths, or `keep` is below 1.
         MissingFileError: if a path does not exist.
     """
 
@@ -59,7 +59,7 @@ class Checkpoints:
         if not paths:
             raise ConfigError("no checkpoint is given")
         if keep < 1:
-            raise ConfigError(f"{keep} models are to stay loaded; it must be at least 1")
+            raise ConfigError(f"{keep} models to keep loaded: it must be at least 1")
         for path in paths:
             with naming_file(path, "read"):
                 path.stat()

@@ -115,7 +115,7 @@ def _inputs(actions: Actions, examples: Sequence[Path]) -> _Inputs:
             1,
             step=1,
             label="Samples",
-            info="Several give a mean and a spread: where the network is unsure.",
+            info="Several give a mean and a spread, which shows where the network is uncertain.",
             elem_id="samples",
         )
         seed = gr.Number(0, label="Seed of the noise", precision=0, minimum=0, maximum=2**31)

@@ -35,7 +35,7 @@ class Options:
         num_inference_steps: denoising steps, one of `step_choices`; None for a network that does no
             denoising, or for the checkpoint's own number.
         num_samples: with more than 1, depth is their mean; at most `MOST_SAMPLES`.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     num_inference_steps: int | None = None
@@ -53,7 +53,7 @@ class Prediction:
         output: what `depth` holds.
         steps: depth in metres decoded after each denoising step, of the first sample; empty for a
             network that does no denoising.
-        spread: the samples' standard deviation; None for a single sample.
+        spread: standard deviation of the samples; None for a single sample.
         seconds: how long it took, including compilation.
     """
 
@@ -89,10 +89,10 @@ def describe(model: DepthModel) -> str:
 def predict(model: DepthModel, upload: Upload, options: Options) -> Prediction:
     """Depth of an image, and what it looks like during denoising.
 
-    Only one prediction is computed at a time, whoever asks.
+    Only one prediction is computed at a time, for all visitors together.
 
     Raises:
-        ConfigError: for options that the model cannot have.
+        ConfigError: for options that the model does not support.
         DataError: for an image that is too narrow for the network.
     """
     depth: Any
@@ -129,7 +129,7 @@ def summary(prediction: Prediction) -> str:
     line = f"{width} x {height} pixels"
     if (height, width) != prediction.upload.original_size:
         original_height, original_width = prediction.upload.original_size
-        line += f" (made smaller from {original_width} x {original_height})"
+        line += f" (resized from {original_width} x {original_height})"
     if prediction.is_metric:
         near, middle, far = np.nanpercentile(prediction.depth, (0, 50, 100))
         line += f" · depth from {near:.3g} m to {far:.3g} m, median {middle:.3g} m"

@@ -26,9 +26,9 @@ class Pictures:
     """What the page shows of a prediction, as files.
 
     Attributes:
-        image, depth: of equal size, to be laid over each other.
+        image, depth: of equal size, to compare one over the other.
         steps: depth after each denoising step.
-        spread: of the samples; None for a single sample.
+        spread: spread of the samples; None for a single sample.
     """
 
     image: Path
@@ -41,7 +41,7 @@ def write_pictures(prediction: Prediction, folder: Path) -> Pictures:
     """Writes the pictures of a prediction.
 
     Args:
-        folder: is created if need be.
+        folder: created if it does not exist.
 
     Raises:
         FileError: if they cannot be written.
@@ -68,7 +68,7 @@ def write_downloads(prediction: Prediction, camera: Camera, folder: Path) -> lis
     """Writes depth in every format that this network and the installed packages allow.
 
     Args:
-        folder: is created if need be.
+        folder: created if it does not exist.
 
     Raises:
         FileError: if they cannot be written.
@@ -89,7 +89,7 @@ def write_scene(prediction: Prediction, camera: Camera, folder: Path) -> tuple[P
     """Writes the scene that can be turned, under a new name.
 
     Args:
-        folder: is created if need be.
+        folder: created if it does not exist.
 
     Returns:
         The file, and how far the middle of the scene is from the camera.

@@ -23,12 +23,12 @@ class Limits:
         megabytes: largest file, in units of 10^6 bytes.
         megapixels: largest image, in units of 10^6 pixels; checked before decoding, because a small
             file can hold a huge image.
-        fed_megapixels: larger images are made smaller before depth is predicted.
+        shrink_megapixels: larger images are shrunk before depth is predicted.
     """
 
     megabytes: float = 20.0
     megapixels: float = 50.0
-    fed_megapixels: float = 1.0
+    shrink_megapixels: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -68,7 +68,7 @@ def read(path: Path, limits: Limits) -> Upload:
     except (DataError, FileError) as error:
         raise type(error)(str(error).replace(str(path), path.name)) from error
     height, width = image.shape[:2]
-    shrink = math.sqrt(height * width / (limits.fed_megapixels * 1e6))
+    shrink = math.sqrt(height * width / (limits.shrink_megapixels * 1e6))
     if shrink > 1:
         size = max(1, int(width / shrink)), max(1, int(height / shrink))
         resized = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)

@@ -54,5 +54,5 @@ def test_mistakes_are_found_at_once(tmp_path):
         Checkpoints([], lambda path: path)
     with pytest.raises(MissingFileError, match="nowhere cannot be read"):
         Checkpoints([tmp_path / "nowhere"], lambda path: path)
-    with pytest.raises(ConfigError, match="0 models are to stay loaded"):
+    with pytest.raises(ConfigError, match="0 models to keep loaded"):
         Checkpoints([tmp_path], lambda path: path, keep=0)

@@ -69,7 +69,7 @@ def test_descriptions(denoising, upload):
     depth = np.linspace(2, 40, 23 * 38, dtype=np.float32).reshape(23, 38)
     prediction = Prediction(upload, depth, "metric_depth", depth[None], None, 1.25)
     assert predictions.summary(prediction) == (
-        "38 x 23 pixels (made smaller from 380 x 230) · depth from 2 m to 40 m, median 21 m · 1.2 s"
+        "38 x 23 pixels (resized from 380 x 230) · depth from 2 m to 40 m, median 21 m · 1.2 s"
     )
     legend = predictions.legend(prediction)
     low, high = visualize.depth_range(depth)

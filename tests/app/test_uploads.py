@@ -29,12 +29,12 @@ def test_an_image_within_the_limits_is_unchanged(tmp_path):
 
 def test_a_large_image_is_shrunk(tmp_path):
     path = saved(Image.new("RGB", (3000, 1000), (9, 90, 200)), tmp_path / "wide.png")
-    upload = uploads.read(path, Limits(fed_megapixels=0.03))
+    upload = uploads.read(path, Limits(shrink_megapixels=0.03))
     assert upload.original_size == (1000, 3000)
     assert upload.image.shape == (100, 300, 3)
     np.testing.assert_array_equal(upload.image[50, 150], (9, 90, 200))
     thin = saved(Image.new("L", (4000, 1)), tmp_path / "thin.png")
-    assert uploads.read(thin, Limits(fed_megapixels=1e-3)).image.shape == (1, 2000, 3)
+    assert uploads.read(thin, Limits(shrink_megapixels=1e-3)).image.shape == (1, 2000, 3)
 
 
 def test_a_photo_is_rotated_upright(tmp_path):
@@ -102,7 +102,7 @@ def test_large_files_are_refused(tmp_path):
         uploads.read(path, Limits(megabytes=0.005))
 
 
-@pytest.mark.parametrize("name", ["megabytes", "megapixels", "fed_megapixels"])
+@pytest.mark.parametrize("name", ["megabytes", "megapixels", "shrink_megapixels"])
 def test_limits_are_positive_numbers(name):
     for value in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match=rf"{name} is {value}; it must be positive"):

@@ -1,17 +1,13 @@
-"""Replaces `python` in shell blocks: sends the command to `command_server.py` and waits."""
+"""Replaces `python` in shell blocks: a server of `tests/script_server.py` runs the command."""
 
-import json
 import os
-import socket
 import sys
+from pathlib import Path
 
-with socket.socket(socket.AF_UNIX) as server:
-    server.connect(os.environ["DOCS_SERVER"])
-    names = ("DOCS_PARSE_ONLY", "SLURM_PROCID", "SLURM_NTASKS")
-    job = {
-        "arguments": sys.argv[1:],
-        "folder": os.getcwd(),
-        "environment": {name: os.environ[name] for name in names if name in os.environ},
-    }
-    socket.send_fds(server, [json.dumps(job).encode()], [0, 1, 2])
-    sys.exit(int(server.recv(16) or b"1"))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import scripts
+
+status = scripts.send(
+    os.environ["DOCS_SERVER"], sys.argv[1:], os.getcwd(), dict(os.environ), [0, 1, 2]
+)
+sys.exit(abs(status))

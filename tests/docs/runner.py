@@ -115,7 +115,7 @@ def _commands(content: object) -> Iterator[list[str]]:
             yield from _commands(each)
 
 
-def write_commands(folder: Path, socket: Path) -> dict[str, str]:
+def write_commands(folder: Path, socket: str) -> dict[str, str]:
     """Writes commands into `folder/bin` and `folder/.venv`; returns the environment to use them.
 
     `python` and the installed scripts go to the server, `make` checks that the target exists, and
@@ -138,10 +138,10 @@ def write_commands(folder: Path, socket: Path) -> dict[str, str]:
             'while [[ $1 != python && $1 != bash ]]; do shift; done; exec "$@"',
         )
     path = os.environ["PATH"]
-    return {
+    return dict(os.environ) | {
         "PATH": f"{binaries}{os.pathsep}{path}",
         "DOCS_PATH": path,
-        "DOCS_SERVER": str(socket),
+        "DOCS_SERVER": socket,
         "HOME": str(folder),
     }
 

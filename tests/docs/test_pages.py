@@ -1,13 +1,11 @@
 """The code blocks of README.md, CONTRIBUTING.md and docs/, executed; see `runner.py`."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import scripts
 from tests.docs import stand_ins
 from tests.docs.runner import EXECUTED, SHOWN, Runner, languages, not_run, write_commands
 
@@ -18,16 +16,9 @@ WITH_CODE = [name for name in NAMES if EXECUTED & languages((PROJECT / name).rea
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
-    """The socket of `command_server.py`."""
-    folder = tmp_path_factory.mktemp("docs")
-    socket = folder / "s"  # A socket's path has to be short.
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-m", "tests.docs.command_server", socket]
-    with subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"ready\n"
+def server():
+    with scripts.serving("tests.docs.small") as socket:
         yield socket
-        process.terminate()
 
 
 @pytest.fixture(scope="session")
