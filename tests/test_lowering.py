@@ -49,8 +49,9 @@ ALONE = {
 }
 AS_THEY_RUN = {
     "inference/recalibration.py decoder_statistics",
-    "training/loop.py _train",
     "training/sharding.py on_one_device",
+    "training/step.py compiled",
+    "training/step.py initial_state",
     "training/teacher.py __init__",
 }
 ELSEWHERE = {

@@ -164,7 +164,7 @@ def test_the_objective_is_for_networks_that_denoise():
     model = regression.build(regression.Config(encoder=resnet.Config()))
     with pytest.raises(ConfigError, match="'regression' does not: use 'pixel'"):
         consistency_distillation.build(Config(), model, 1)
-    with pytest.raises(ConfigError, match="without the model's own num_inference_steps 4"):
+    with pytest.raises(ConfigError, match="lack the model's own num_inference_steps 4"):
         consistency_distillation.build(Config(step_counts=(1, 2)), TOY, 1)
     with pytest.raises(ValueError, match="step_counts are"):
         Config(step_counts=(1, 1))

@@ -166,7 +166,7 @@ def test_auto_composes_large_runs_of_wide_networks_on_the_cpu(changes, size, ste
 def test_impossible_forms_are_refused():
     with pytest.raises(ValueError, match="'composed' needs"):
         replace(TINY, denoiser=DenoiserConfig(hidden_features=8), sampler_form="composed")
-    with pytest.raises(ValueError, match="it is 6x80"):
+    with pytest.raises(ValueError, match="not 6x80"):
         sampler_form("composed", Denoiser(FUSED, 8, 4), (6, 80), 20)
 
 

@@ -307,7 +307,7 @@ def test_the_decoders_statistics_follow_the_models_own_number_of_steps(count):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ((1, 2), "without the model's own num_inference_steps 3"),
+        ((1, 2), "lack the model's own num_inference_steps 3"),
         ((3, 2000), "2000"),
     ],
 )
