@@ -24,7 +24,8 @@ _WAITING = 20  # predictions that may wait in the queue
 
 # Only one prediction, or loading of a model, at a time.
 _MODEL = {"concurrency_id": "model", "api_visibility": "private"}
-_LIGHT = {"api_visibility": "private", "show_progress": "hidden"}
+# Quick enough to need no queue.
+_LIGHT = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
 
 _STYLE = """
 .html-container {padding: 0 !important}
@@ -205,7 +206,10 @@ def _connect(actions: Actions, inputs: _Inputs, outputs: Outputs, scene: _Scene)
         trigger_mode="always_last",
         **_LIGHT,
     )
-    show_scene(outputs.tabs.select(_opened, None, scene.open_tab, **_LIGHT).then)
+    opened = outputs.tabs.select(
+        _opened, None, scene.open_tab, trigger_mode="always_last", **_LIGHT
+    )
+    show_scene(opened.then)
     show_scene(scene.field_of_view.release)
     scene.field_of_view.release(actions.downloads, of_scene[1:], outputs.downloads, **_LIGHT)
 
