@@ -20,8 +20,6 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
 from diffdepth_jax import ending, usage
-from diffdepth_jax.ending import importing as importing
-from diffdepth_jax.ending import one_line_errors as one_line_errors
 from diffdepth_jax.errors import ConfigError, FileError, MissingFileError, UserError, naming_file
 
 
@@ -284,6 +282,10 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
+# The flags of `define_checkpoint` in groups of `--help`.
+CHECKPOINT = {"checkpoint": "PATH", "network": "NAME", "field": "NAME=VALUE"}
+
+
 def define_checkpoint(*, several: bool = False) -> None:
     """Defines --checkpoint, optionally repeatable, and the flags that `model_options` reads."""
     kinds = "A run, a transformers folder, or a .pt or .safetensors file."
@@ -312,7 +314,7 @@ def model_options() -> dict[str, Any]:
 
 
 def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) -> None:
-    """`absl.app.run` within `one_line_errors`.
+    """`absl.app.run` within `ending.one_line_errors`.
 
     `--verbosity=1` also shows tracebacks of user errors. `--help` shows the docstring and flags
     of the module that defines `main`, and the flags defined here; see `usage`.
@@ -353,5 +355,5 @@ def run(main: Callable[[list[str]], Any], groups: usage.Groups | None = None) ->
             logging.set_verbosity(logging.WARNING)  # Orbax logs every stage of every save
         return main(arguments)
 
-    with one_line_errors():
+    with ending.one_line_errors():
         app.run(guarded, flags_parser=parse)

@@ -112,13 +112,25 @@ def colour_spread(
         spread: spread of the samples.
         unit: the samples' mean, for the relative spread, or ones; pixels where it is not positive
             become grey.
-        maximum: None for the 98th percentile.
+        maximum: None for `spread_maximum`.
     """
-    valid = np.isfinite(spread) & (unit > 0)
-    relative = np.where(valid, spread, 0) / np.where(valid, unit, 1)
+    relative, valid = _relative_spread(spread, unit)
     if maximum is None:
-        maximum = float(np.percentile(relative[valid], 98)) if valid.any() else 1.0
+        maximum = spread_maximum(spread, unit)
     return _paint(relative / max(maximum, float(np.finfo(np.float32).tiny)), valid, "Purples")
+
+
+def spread_maximum(spread: Float[np.ndarray, "h w"], unit: Float[np.ndarray, "h w"]) -> float:
+    """The upper end of the colour scale of `colour_spread`: the 98th percentile."""
+    relative, valid = _relative_spread(spread, unit)
+    return float(np.percentile(relative[valid], 98)) if valid.any() else 1.0
+
+
+def _relative_spread(
+    spread: Float[np.ndarray, "h w"], unit: Float[np.ndarray, "h w"]
+) -> tuple[Float[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    valid = np.isfinite(spread) & (unit > 0)
+    return np.where(valid, spread, 0) / np.where(valid, unit, 1), valid
 
 
 def _paint(

@@ -33,7 +33,7 @@ from pathlib import Path
 import robustness_report as report
 from reporting import PROJECT
 
-from diffdepth_jax import atomic, cli, run_files
+from diffdepth_jax import atomic, cli, ending, run_files
 from diffdepth_jax.data.sources.adverse import MANIFEST_FILE
 from diffdepth_jax.errors import ConfigError, UserError
 
@@ -302,5 +302,5 @@ def _parse() -> Study:
 
 
 if __name__ == "__main__":
-    with cli.one_line_errors():
+    with ending.one_line_errors():
         main()

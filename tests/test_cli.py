@@ -98,7 +98,7 @@ ENV = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
 SCRIPT = """
 import os, signal, sys
 from absl import flags
-from diffdepth_jax import cli, errors
+from diffdepth_jax import cli, ending, errors
 
 cli.define_directory("output", "Where it goes.")
 flags.DEFINE_integer("seed", 0, "A number.")
@@ -265,7 +265,7 @@ def test_a_full_disk_behind_stdout_is_a_one_line_error(script, size):
 
 def test_ctrl_c_during_imports_ends_the_program_even_if_caught(script):
     body = """
-    with cli.importing():
+    with ending.importing():
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:  # as loading an extension may do

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffdepth_jax import cli
+from diffdepth_jax import ending
 from diffdepth_jax.data.sources import Sample
 from tests import scripts
 
@@ -138,7 +138,7 @@ def test_mistakes(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["inspect_data.py", *flags])
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"), cli.one_line_errors():
+    with pytest.raises(SystemExit, match="2"), ending.one_line_errors():
         tool.main()
     (line,) = capsys.readouterr().err.splitlines()
     assert all(fact in line for fact in facts), line

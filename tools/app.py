@@ -25,7 +25,7 @@ from types import FrameType
 
 from absl import flags
 
-from diffdepth_jax import cli
+from diffdepth_jax import cli, ending
 from diffdepth_jax.errors import ConfigError, MissingPackageError
 
 FLAGS = flags.FLAGS
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "copies")
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         signal.signal(signal.SIGTERM, _end)
-        with cli.importing():
+        with ending.importing():
             try:
                 import gradio  # noqa: F401
             except ImportError as error:

@@ -73,9 +73,7 @@ if __name__ == "__main__":
         main,
         {
             "Flags": {
-                "checkpoint": "PATH",
-                "network": "NAME",
-                "field": "NAME=VALUE",
+                **cli.CHECKPOINT,
                 "size": "HEIGHTxWIDTH",
                 "output": "FILE",
                 "batch_size": "N",

@@ -61,9 +61,7 @@ if __name__ == "__main__":
         main,
         {
             "Flags": {
-                "checkpoint": "PATH",
-                "network": "NAME",
-                "field": "NAME=VALUE",
+                **cli.CHECKPOINT,
                 "output": "PATH",
                 "layout": "NAME",
             }

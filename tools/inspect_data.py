@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from diffdepth_jax import atomic, cli, registry, usage, visualize
+from diffdepth_jax import atomic, cli, ending, registry, usage, visualize
 from diffdepth_jax.config import chosen
 from diffdepth_jax.data.sources import Sample, Source
 from diffdepth_jax.errors import DataError, FileError, MissingFileError
@@ -238,5 +238,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli.one_line_errors():
+    with ending.one_line_errors():
         main()

@@ -20,7 +20,7 @@ with a list file.
 from pathlib import Path
 from typing import Any
 
-from diffdepth_jax import cli, registry, usage
+from diffdepth_jax import cli, ending, registry, usage
 from diffdepth_jax.config import chosen, to_mapping
 
 
@@ -78,5 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli.one_line_errors():
+    with ending.one_line_errors():
         main()

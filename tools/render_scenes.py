@@ -48,7 +48,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from diffdepth_jax import atomic, cli, usage
+from diffdepth_jax import atomic, cli, ending, usage
 from diffdepth_jax.data import io
 from diffdepth_jax.errors import ConfigError, MissingPackageError, naming_file
 from diffdepth_jax.scenes import kinds, lidar, writers
@@ -298,7 +298,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with cli.one_line_errors():
+    with ending.one_line_errors():
         try:
             main()
         except KeyboardInterrupt:

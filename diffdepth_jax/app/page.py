@@ -100,8 +100,8 @@ def _inputs(actions: Actions, examples: Sequence[Path]) -> _Inputs:
         height=240,
         elem_id="image",
     )
-    # Otherwise Gradio decodes the image, whatever its size and format. (Not a subclass: Gradio
-    # would write a file into this package for it.)
+    # Otherwise Gradio decodes images of any size and format. (Not a subclass, for which Gradio
+    # would write a file into this package.)
     image.preprocess = lambda payload: None if payload is None else payload.path
     gr.HTML(note(f"At most {limits.megabytes:g} MB and {limits.megapixels:g} megapixels."))
     if examples:

@@ -15,9 +15,8 @@ from PIL import Image
 
 from diffdepth_jax import visualize
 from diffdepth_jax.app.uploads import Upload
-from diffdepth_jax.inference import sampling
+from diffdepth_jax.inference import results, sampling
 from diffdepth_jax.inference.model import DepthModel
-from diffdepth_jax.inference.results import WHAT
 from diffdepth_jax.models.networks.network import Output
 
 MOST_SAMPLES = 16
@@ -78,7 +77,7 @@ def step_choices(model: DepthModel) -> list[int]:
 
 def describe(model: DepthModel) -> str:
     """One line about a model."""
-    facts = [f"network {model.config.name}", f"predicts {WHAT[model.output]}"]
+    facts = [f"network {model.config.name}", f"predicts {results.WHAT[model.output]}"]
     if model.config.max_depth is not None:
         facts.append(f"at most {model.config.max_depth:g} m")
     if model.denoises:
@@ -140,9 +139,7 @@ def summary(prediction: Prediction) -> str:
 
 def picture(prediction: Prediction) -> UInt8[np.ndarray, "h w 3"]:
     """The result in colours, on the scale that `legend` shows."""
-    if prediction.is_metric:
-        return visualize.colour_depth(prediction.depth)
-    return visualize.colour_disparity(prediction.depth)
+    return results.coloured(prediction.depth, prediction.output)
 
 
 def legend(prediction: Prediction) -> str:
@@ -158,32 +155,21 @@ def legend(prediction: Prediction) -> str:
 
 def spread_legend(prediction: Prediction) -> str:
     """HTML of the colour scale of `spread_picture`."""
-    most = _spread_scale(prediction)
+    assert prediction.spread is not None
+    unit = results.spread_unit(prediction.depth, prediction.output)
+    most = visualize.spread_maximum(prediction.spread, unit)
     if prediction.is_metric:
-        ends, unit = [(0.0, "0%"), (1.0, f"{most:.2%}")], "of the depth"
+        ends, of = [(0.0, "0%"), (1.0, f"{most:.2%}")], "of the depth"
     else:
-        ends, unit = [(0.0, "0"), (1.0, f"{most:.2g}")], "in the unit of the disparity"
-    return _bar("Purples", ends, f"standard deviation of the samples, {unit}")
+        ends, of = [(0.0, "0"), (1.0, f"{most:.2g}")], "in the unit of the disparity"
+    return _bar("Purples", ends, f"standard deviation of the samples, {of}")
 
 
 def spread_picture(prediction: Prediction) -> UInt8[np.ndarray, "h w 3"]:
     """Where the samples differ; white where they agree."""
     assert prediction.spread is not None
-    return visualize.colour_spread(prediction.spread, _unit(prediction), _spread_scale(prediction))
-
-
-def _unit(prediction: Prediction) -> Float[np.ndarray, "h w"]:
-    # Depth is coloured by its logarithm, whose spread is the relative one.
-    return prediction.depth if prediction.is_metric else np.ones_like(prediction.depth)
-
-
-def _spread_scale(prediction: Prediction) -> float:
-    unit = _unit(prediction)
-    assert prediction.spread is not None
-    known = np.isfinite(prediction.spread) & (unit > 0)
-    if not known.any():
-        return 1.0
-    return float(np.percentile(prediction.spread[known] / unit[known], 98))
+    unit = results.spread_unit(prediction.depth, prediction.output)
+    return visualize.colour_spread(prediction.spread, unit)
 
 
 def _bar(colour_map: str, ticks: list[tuple[float, str]], caption: str) -> str:

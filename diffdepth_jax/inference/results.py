@@ -114,18 +114,15 @@ class Results:
 
         def painted() -> np.ndarray:
             assert spread is not None
-            # Depth is coloured by its logarithm, whose spread is the relative one.
-            unit = prediction if metric else np.ones_like(prediction)
-            return visualize.colour_spread(spread, unit)
+            return visualize.colour_spread(spread, spread_unit(prediction, self.output))
 
-        colour = visualize.colour_depth if metric else visualize.colour_disparity
         return {
             ".npy": _array(prediction),
             ".png": _picture(lambda: (depth_steps if metric else disparity_steps)(prediction)),
             # OpenEXR's channel name is Z for distances and Y for grey images.
             ".exr": lambda path: write_exr(path, prediction, "Z" if metric else "Y", what),
             ".ply": lambda path: self._write_points(path, prediction, image),
-            "_colour.png": _picture(lambda: colour(prediction)),
+            "_colour.png": _picture(lambda: coloured(prediction, self.output)),
             "_spread.npy": _array(spread),
             "_spread.png": _picture(painted),
             "_spread.exr": lambda path: write_exr(
@@ -144,6 +141,19 @@ class Results:
             f"height {depth.shape[0]} width {depth.shape[1]}",
         ]
         atomic.write(path, lambda file: point_cloud.write_ply(file, points, image[valid], comments))
+
+
+def coloured(prediction: Float[np.ndarray, "h w"], output: Output) -> UInt8[np.ndarray, "h w 3"]:
+    """A prediction in colours; near is bright."""
+    if output == "metric_depth":
+        return visualize.colour_depth(prediction)
+    return visualize.colour_disparity(prediction)
+
+
+def spread_unit(prediction: Float[np.ndarray, "h w"], output: Output) -> Float[np.ndarray, "h w"]:
+    """The `unit` of `visualize.colour_spread` for samples whose mean is `prediction`."""
+    # Depth is coloured by its logarithm, whose spread is the relative one.
+    return prediction if output == "metric_depth" else np.ones_like(prediction)
 
 
 def _array(values: np.ndarray | None) -> Callable[[Path], None]:

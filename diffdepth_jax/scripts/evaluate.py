@@ -19,7 +19,7 @@ from typing import Any
 
 from absl import flags
 
-from diffdepth_jax import cli
+from diffdepth_jax import cli, ending
 
 FLAGS = flags.FLAGS
 # A model's prediction shows its input; only for saved predictions is this unknown.
@@ -27,9 +27,7 @@ OF_PREDICTIONS = ("prediction_frame", "resize_prediction", "fill_zeros")
 
 _COMMON = {
     "Predictions": {
-        "checkpoint": "PATH",
-        "network": "NAME",
-        "field": "NAME=VALUE",
+        **cli.CHECKPOINT,
         "predictions": "DIR|GLOB",
         "png_scale": "NUMBER",
     },
@@ -170,7 +168,7 @@ def _of_folders(options: dict[str, Any], compare: dict[str, Any]) -> dict[str, A
 def _of_config(
     config: flags.FlagHolder, options: dict[str, Any], compare: dict[str, Any]
 ) -> dict[str, Any]:
-    with cli.importing():  # only this form needs JAX
+    with ending.importing():  # only this form needs JAX
         from diffdepth_jax import inference
         from diffdepth_jax.evaluation.run import checkpoint, source_predictions
         from diffdepth_jax.evaluation.run.dataset import parse_shard

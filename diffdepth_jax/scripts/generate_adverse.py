@@ -15,7 +15,7 @@ import sys
 
 from absl import flags
 
-from diffdepth_jax import cli
+from diffdepth_jax import cli, ending
 
 _COMMON = {
     "Input and output": {"config": "FILE", "workdir": "DIR", "python": "FILE"},
@@ -40,7 +40,7 @@ def run() -> None:
     def main(_: list[str]) -> None:
         # The generator may share the GPU, of which JAX would reserve three quarters.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        with cli.importing():
+        with ending.importing():
             from diffdepth_jax.adverse import config, runner, shards, summary
 
         shard = None if values.merge else shards.chosen(values.shard, os.environ)

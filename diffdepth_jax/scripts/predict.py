@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from diffdepth_jax import cli
+from diffdepth_jax import cli, ending
 from diffdepth_jax.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ _COMMON = {
         "skip_existing": "",
     },
     "Network": {
-        "checkpoint": "PATH",
-        "network": "NAME",
-        "field": "NAME=VALUE",
+        **cli.CHECKPOINT,
         "num_inference_steps": "N",
         "num_samples": "N",
         "seed": "N",
@@ -91,7 +89,7 @@ def run() -> None:
     flags.mark_flags_as_required(["checkpoint", "input", "output"])
 
     def main(_: list[str]) -> None:
-        with cli.importing():
+        with ending.importing():
             from diffdepth_jax import inference
             from diffdepth_jax.inference import ffmpeg, files, progress, video
             from diffdepth_jax.inference.results import DEFAULT, WHAT, Results

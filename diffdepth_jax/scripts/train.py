@@ -17,7 +17,7 @@ import sys
 
 from absl import flags
 
-from diffdepth_jax import cli
+from diffdepth_jax import cli, ending
 
 _COMMON = {
     "Experiment": {"config": "FILE", "workdir": "DIR", "allow_config_changes": ""},
@@ -44,7 +44,7 @@ def run() -> None:
     flags.mark_flag_as_required("workdir")
 
     def main(_: list[str]) -> None:
-        with cli.importing():  # imported here, so that wrong flags are reported immediately
+        with ending.importing():  # imported here, so that wrong flags are reported immediately
             from diffdepth_jax.evaluation.report import tables
             from diffdepth_jax.training import distributed
             from diffdepth_jax.training.interruption import Interrupted

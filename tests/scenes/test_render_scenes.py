@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffdepth_jax import cli
+from diffdepth_jax import ending
 
 pytest.importorskip("mitsuba", reason="rendering needs the optional extra `render`")
 
@@ -134,7 +134,7 @@ def refused(monkeypatch, capsys):
 
     def run(output, *flags):
         monkeypatch.setattr(sys, "argv", command(output, *flags)[1:])
-        with pytest.raises(SystemExit, match="2"), cli.one_line_errors():
+        with pytest.raises(SystemExit, match="2"), ending.one_line_errors():
             tool.main()
         return capsys.readouterr().err
 

@@ -266,7 +266,7 @@ def test_the_transformers_layout_is_read_and_written(name, tmp_path):
     assert not lost and again.config == model.config
     assert jax.tree.all(jax.tree.map(np.array_equal, dict(again.variables), dict(variables)))
     assert layout.infer({"nothing.weight": (1,)}, {}) is None
-    if isinstance(model.config, network.Published):  # the two layouts are told apart
+    if isinstance(model.config, network.Published):  # load distinguishes the two layouts
         theirs = file.rules(model.config)
         names = rules.names(variables, theirs)
         published = rules.export(variables, theirs, names)
