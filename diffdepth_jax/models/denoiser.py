@@ -144,7 +144,8 @@ class Denoiser(nn.Module):
         features: channels of the condition.
         latent_channels: channels of the latent.
         dtype: type used in the computation; parameters and result are float32.
-        gradient: how the 3x3 convolutions are differentiated, see `ops.conv.conv3x3`.
+        gradient: how 3x3 convolutions and group norms are differentiated, see `ops.conv.conv3x3`
+            and `ops.group_norm`.
     """
 
     config: DenoiserConfig
@@ -159,25 +160,26 @@ class Denoiser(nn.Module):
         def conv(features: int) -> Conv:
             return Conv(features, 3, dtype=self.dtype, gradient=self.gradient)
 
+        def norm() -> GroupNorm:
+            return GroupNorm(config.num_groups, gradient=self.gradient)
+
         self.time_embedding = self.param(
             "time_embedding", normal(1.0), (config.time_table, self.features)
         )
         self.noise_conv0, self.noise_conv1 = conv(config.hidden_features), conv(self.features)
-        self.noise_norm0, self.noise_norm1 = (GroupNorm(config.num_groups) for _ in range(2))
+        self.noise_norm0, self.noise_norm1 = norm(), norm()
         if config.variant == "paper":
-            self.project_conv, self.project_norm = conv(self.features), GroupNorm(config.num_groups)
+            self.project_conv, self.project_norm = conv(self.features), norm()
             block = (config.num_groups, self.dtype, self.gradient)
             self.blocks = [ResidualBlock(*block) for _ in range(config.num_blocks)]
-            self.attention = SelfAttention(
-                config.num_heads, config.num_groups, config.attention_tokens, self.dtype
-            )
+            self.attention = SelfAttention(config.num_heads, config.attention_tokens, *block)
         elif config.fuse:
             self.fuse_conv0, self.fuse_conv1 = conv(self.features), conv(self.features)
         self.predict_conv0 = conv(config.hidden_features)
         self.predict_conv1 = conv(self.latent_channels)
-        self.predict_norm0 = GroupNorm(config.num_groups)
+        self.predict_norm0 = norm()
         if config.variant == "official":
-            self.predict_norm1 = GroupNorm(config.num_groups)
+            self.predict_norm1 = norm()
 
     def __call__(
         self,
@@ -265,7 +267,8 @@ class ResidualBlock(nn.Module):
     def __call__(self, inputs: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         hidden = inputs
         for index in range(2):
-            hidden = jax.nn.relu(GroupNorm(self.num_groups, name=f"norm{index}")(hidden))
+            norm = GroupNorm(self.num_groups, gradient=self.gradient, name=f"norm{index}")
+            hidden = jax.nn.relu(norm(hidden))
             hidden = Conv(
                 inputs.shape[-1], 3, dtype=self.dtype, gradient=self.gradient, name=f"conv{index}"
             )(hidden)
@@ -276,9 +279,10 @@ class SelfAttention(nn.Module):
     """Multi-head attention between all pixels of an average-pooled map, added to the input."""
 
     num_heads: int
-    num_groups: int
     max_tokens: int
+    num_groups: int
     dtype: Any
+    gradient: Gradient
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -287,7 +291,8 @@ class SelfAttention(nn.Module):
         while -(-height // factor) * -(-width // factor) > self.max_tokens:
             factor += 1
         size = (-(-height // factor), -(-width // factor))
-        tokens = adaptive_average_pool(GroupNorm(self.num_groups, name="norm")(inputs), size)
+        normalised = GroupNorm(self.num_groups, gradient=self.gradient, name="norm")(inputs)
+        tokens = adaptive_average_pool(normalised, size)
         mixed = Linear(3 * channels, dtype=self.dtype, name="qkv")(tokens)
         query, key, value = rearrange(
             mixed, "b h w (three heads c) -> three b (h w) heads c", three=3, heads=self.num_heads

@@ -96,7 +96,7 @@ def test_variants_differ_in_their_layers(name):
 def test_attention_is_over_all_pixels_of_the_averaged_map(max_tokens, size):
     _, maps, _ = _inputs()
     heads, width = 2, CHANNELS // 2
-    attention = SelfAttention(heads, 1, max_tokens, jnp.float32)
+    attention = SelfAttention(heads, max_tokens, 1, jnp.float32, "auto")
     variables = _random_variables(attention, maps)
     params = jax.tree.map(np.float64, variables["params"])
 

@@ -113,7 +113,8 @@ class Config(NetworkConfig, HasEncoder, Published):
         neck, codec, denoiser, diffusion: configs of the other parts.
         remat: which parts of the sampler's steps are recomputed in the backward pass, see
             `ops.remat`. (Older checkpoints have True for "full" and False for "none".)
-        conv_gradient: how the denoiser's convolutions are differentiated, see `ops.conv.conv3x3`.
+        conv_gradient: how the denoiser's convolutions and group norms are differentiated, see
+            `ops.conv.conv3x3` and `ops.group_norm`.
         sampler_form: how the sampler's steps are computed, see `denoiser.sampler_form`; results
             agree up to rounding.
     """
