@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.model.denoiser = {"variant": "official", "hidden_features": 32, "fuse": False}
     config.model.diffusion = {"num_inference_steps": 5, "timestep_spacing": "leading"}
     config.model.max_depth = 80.0
-    config.model.remat = "none"
+    config.model.remat = "convolutions"
 
     config.init = {
         "encoder": config_dict.placeholder(str),  # a file of pretrained weights

@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
         "clip_sample": config_dict.placeholder(float),
     }
     config.model.max_depth = 80.0
-    config.model.remat = "none"
+    config.model.remat = "convolutions"
 
     config.init = {
         "encoder": config_dict.placeholder(str),  # a file of pretrained weights
