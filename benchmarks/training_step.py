@@ -3,9 +3,10 @@
     python benchmarks/training_step.py [--cases="swin_tiny 96x320"]
 
 Forward and backward pass through the whole network and all 20 steps of the sampler, and Adam, for a
-batch of one image, with and without recomputing the sampler's steps in the backward pass
-("checkpoint"). Weights, x_T and the noise of the DDIM loss are the peer's; drop-path is off. Losses
-and the gradient norm are compared at the first step. Appends to results/benchmarks.csv.
+batch of one image. The backward pass recomputes nothing, norms and activations in the sampler
+("convolutions"), or the sampler's steps ("checkpoint"). Weights, x_T and the noise of the DDIM loss
+are the peer's; drop-path is off. Losses and the gradient norm are compared at the first step.
+Appends to results/benchmarks.csv.
 """
 
 import dataclasses
@@ -109,6 +110,7 @@ QUESTION = Question(
         "torch": Way("torch", torch_way(checkpoint=False)),
         "torch checkpoint": Way("torch", torch_way(checkpoint=True)),
         "jax": Way("jax", jax_way("none")),
+        "jax convolutions": Way("jax", jax_way("convolutions")),
         "jax checkpoint": Way("jax", jax_way("full")),
     },
     peer.write_weights,

@@ -1,7 +1,7 @@
 """Group normalisation (Wu and He 2018) with its gradient in closed form.
 
-Differentiating the mean and the variance takes a dozen passes over the map, which on the CPU is a
-tenth of the time of a whole training step. The closed form takes four.
+Differentiating the mean and the variance takes a dozen passes over the map; on the CPU, these took
+8% of a training step with ResNet-18. The closed form takes four.
 """
 
 from functools import partial
