@@ -48,12 +48,12 @@ def relative_l2(got: Any, wanted: Any) -> float:
 
 def parts(model: DepthModel, image: np.ndarray) -> dict[str, jax.Array]:
     """Condition and latent of an image, if the network has them."""
-    fed = jnp.asarray(preprocessing.to_input(image, model.input_spec)[None])
-    noise = random.normal(jax.random.key(0), model.model.latent_shape(fed.shape))
+    inputs = jnp.asarray(preprocessing.to_input(image, model.input_spec)[None])
+    noise = random.normal(jax.random.key(0), model.model.latent_shape(inputs.shape))
 
     @jax.jit
     def compute(variables: Any) -> dict[str, jax.Array]:
-        condition = model.model.apply(variables, fed, method="condition")
+        condition = model.model.apply(variables, inputs, method="condition")
         latent = model.model.apply(variables, condition, noise, method="sample")
         return {"condition": condition, "latent": latent}
 

@@ -84,19 +84,19 @@ def equal(one, other):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_model_survives_a_round_trip_bit_for_bit(name, tmp_path):
     model, path = model_of(config_of(name)), tmp_path / "model.safetensors"
-    untold = inference.export(model, path)
+    undetermined = inference.export(model, path)
     loaded = diffdepth_jax.load(path)
     equal(loaded.variables, model.variables)
     assert loaded.config.diffusion.num_inference_steps == 3
     assert loaded.config.max_depth == 80.0
     trace = "" if name != "mpvit" else "config.encoder.drop_path_rate"
-    assert all(trace and trace in line for line in untold), untold
+    assert all(trace and trace in line for line in undetermined), undetermined
 
 
 def test_fields_that_the_file_does_not_determine_are_reported(tmp_path):
     config = dataclasses.replace(config_of("resnet"), remat="none")
-    untold = inference.export(model_of(config), tmp_path / "model.safetensors")
-    assert untold == ["config.remat: 'none' -> 'full'"]
+    undetermined = inference.export(model_of(config), tmp_path / "model.safetensors")
+    assert undetermined == ["config.remat: 'none' -> 'full'"]
 
 
 def test_a_model_without_published_names_is_refused(tmp_path):

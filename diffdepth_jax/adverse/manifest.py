@@ -322,9 +322,9 @@ def check_shards(state: State, keys: Sequence[str], fingerprint: str) -> None:
             for index in range(count)
             if (index, count) not in state.shards
         ]
-        told = f"  (no journals of shards {_listed(absent)})" if absent else ""
+        note = f"  (no journals of shards {_listed(absent)})" if absent else ""
         raise DataError(
-            f"{len(missing)} of {len(keys)} images are missing, starting with {missing[0]}{told}: "
+            f"{len(missing)} of {len(keys)} images are missing, starting with {missing[0]}{note}: "
             "run these shards, or run the command without --shard and --merge to generate the "
             "rest"
         )

@@ -231,7 +231,7 @@ def _from_state_dict(
         found = _recognised(source, network)
         arguments = _arguments(source.metadata, source.name)
         found = dataclasses.replace(found, config=_with_arguments(found, arguments, fields))
-        _check_untold(found, {*arguments, *fields})
+        _check_undetermined(found, {*arguments, *fields})
         model = found.file.build(found.config, dtype)
         expected = expected_variables(model)
         try:
@@ -328,15 +328,15 @@ def _inferred(file: Network, source: _Source) -> _Recognised | None:
         if (config := layout.infer(source.shapes, described)) is None:
             return None
         if described:
-            told = {field: getattr(config, field) for field in file.UNTOLD}
-            return _Recognised(file, config, layout, told)
-    named = (
+            named = {field: getattr(config, field) for field in file.UNDETERMINED}
+            return _Recognised(file, config, layout, named)
+    matching = (
         fields
         for stem in source.stems
         for pattern, fields in file.FILES.items()
         if re.fullmatch(pattern, stem)
     )
-    return _Recognised(file, config, layout, next(named, None))
+    return _Recognised(file, config, layout, next(matching, None))
 
 
 def _with_arguments(
@@ -363,13 +363,12 @@ def _near(source: _Source, networks: Sequence[str], **options: Any) -> str:
     return f"\n{near}" if near else ""
 
 
-def _check_untold(found: _Recognised, told: Collection[str]) -> None:
-    told = {*told, *(found.named or {})}
-    untold = [field for field in found.file.UNTOLD if field not in told]
-    if untold:
+def _check_undetermined(found: _Recognised, given: Collection[str]) -> None:
+    known = {*given, *(found.named or {})}
+    if undetermined := [field for field in found.file.UNDETERMINED if field not in known]:
         choices = [
-            " or ".join(f"{field}={value!r}" for value in found.file.UNTOLD[field])
-            for field in untold
+            " or ".join(f"{field}={value!r}" for value in found.file.UNDETERMINED[field])
+            for field in undetermined
         ]
         published = dict.fromkeys(
             ", ".join(f"{field}={value!r}" for field, value in fields.items())
@@ -379,7 +378,7 @@ def _check_untold(found: _Recognised, told: Collection[str]) -> None:
         examples = f". Published files have {'; '.join(published)}" if published else ""
         raise WeightsError(
             f"neither the weights of the network {found.config.name!r} nor the file name determine "
-            f"its {' and '.join(untold)}: use load(..., {', '.join(choices)}){examples}"
+            f"its {' and '.join(undetermined)}: use load(..., {', '.join(choices)}){examples}"
         )
 
 

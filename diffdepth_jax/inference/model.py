@@ -223,10 +223,12 @@ class DepthModel:
             images: as in `predict`; about 30, of the kind and size that the model was trained on.
             num_inference_steps, seed, progress: see `recalibration.decoder_statistics`.
         """
-        fed = [preprocessing.to_input(read_image(image), self.input_spec) for image in images]
-        return self.recalibrate_fed(fed, num_inference_steps, seed=seed, progress=progress)
+        inputs = [preprocessing.to_input(read_image(image), self.input_spec) for image in images]
+        return self.recalibrate_preprocessed(
+            inputs, num_inference_steps, seed=seed, progress=progress
+        )
 
-    def recalibrate_fed(
+    def recalibrate_preprocessed(
         self,
         images: Sequence[Float[np.ndarray, "_ _ 3"]],
         num_inference_steps: int,
@@ -268,11 +270,11 @@ class DepthModel:
         check_seed(seed)
         variables = self.variables_at(num_inference_steps)
         image = read_image(image)
-        fed = preprocessing.to_input(image, self.input_spec)[None]
+        inputs = preprocessing.to_input(image, self.input_spec)[None]
         key = jax.random.key(seed)
-        noise = random.normal(key, self.model.latent_shape(fed.shape))
+        noise = random.normal(key, self.model.latent_shape(inputs.shape))
         steps = sampling.decode_trajectory(
-            self.model, variables, fed, noise, key, num_inference_steps
+            self.model, variables, inputs, noise, key, num_inference_steps
         )
         size = image.shape[:2]
         return np.stack(
@@ -288,12 +290,12 @@ class DepthModel:
     ) -> list[np.ndarray]:
         """Predictions for images of one size."""
         size = images[0].shape[:2]
-        fed = self._fed(images)
+        inputs = self._inputs(images)
         maps = _apply(
             self.model,
             variables,
-            fed,
-            self._sampling(fed.shape, noises, size, options),
+            inputs,
+            self._sampling(inputs.shape, noises, size, options),
             options.num_inference_steps,
             options.flip_tta,
         )
@@ -311,7 +313,7 @@ class DepthModel:
         for maps in sampling.draw(
             self.model,
             variables,
-            self._fed(images),
+            self._inputs(images),
             sampling.sample_seeds(options.seed, options.num_samples),
             batch_size=batch_size,
             num_inference_steps=options.num_inference_steps,
@@ -322,7 +324,7 @@ class DepthModel:
                 each.add(depth)
         return [each.result() for each in moments]
 
-    def _fed(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    def _inputs(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """The network's input for images of one size."""
         height, width = images[0].shape[:2]
         preprocessing.check_size(height, width, self.input_spec)

@@ -90,9 +90,9 @@ def _told_apart(file: Network) -> dict[str, NetworkConfig]:
 
 def have_same_weights(config: NetworkConfig, other: NetworkConfig) -> bool:
     """Whether two configs of a network only differ in fields that weights do not determine."""
-    untold = (*network.of(config).UNTOLD, "max_depth")
+    undetermined = (*network.of(config).UNDETERMINED, "max_depth")
     try:
-        same = dataclasses.replace(other, **{name: getattr(config, name) for name in untold})
+        same = dataclasses.replace(other, **{name: getattr(config, name) for name in undetermined})
     except ValueError:  # the fields are incompatible
         return False
     return same == config

@@ -147,8 +147,8 @@ def _program(model: DepthModel, options: Options) -> _Program:
     offset = np.asarray(np.asarray(spec.mean) / spec.std, np.float32)[None, None, None]
 
     def program(variables: Mapping[str, Any], image: Array) -> Array:
-        fed = image.astype(jnp.float32) * gain - offset
-        prediction: Any = model.model.apply(variables, fed, **sampling(image.shape[0]))
+        inputs = image.astype(jnp.float32) * gain - offset
+        prediction: Any = model.model.apply(variables, inputs, **sampling(image.shape[0]))
         depth: Array = prediction[..., 0]
         limit = model.config.max_depth
         return depth if limit is None else jnp.clip(depth, 0.0, limit)

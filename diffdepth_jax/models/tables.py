@@ -27,12 +27,12 @@ class Layout:
     Attributes:
         infer: returns the config for names and shapes; None if they are in a different layout.
         rules: returns the conversion table for a config.
-        untold: config fields that weights do not determine.
+        undetermined: config fields that weights do not determine.
     """
 
     infer: Callable[[Mapping[str, tuple[int, ...]]], Any]
     rules: Callable[[Any], Rules]
-    untold: tuple[str, ...] = ()
+    undetermined: tuple[str, ...] = ()
 
 
 def conv_rules(key: str, path: str) -> tuple[Rule, ...]:

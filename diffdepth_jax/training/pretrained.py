@@ -200,7 +200,7 @@ def load_encoder(path: str | os.PathLike[str], config: Any) -> dict[str, Any]:
             return convert(state_dict, table, _expected(config), f"The weights in {path}")
         except WeightsError as error:
             found = dataclasses.replace(
-                match.found, **{name: getattr(config, name) for name in match.layout.untold}
+                match.found, **{name: getattr(config, name) for name in match.layout.undetermined}
             )
             lines = config_lib.differences(
                 config_lib.to_mapping(config),

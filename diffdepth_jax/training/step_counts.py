@@ -34,7 +34,7 @@ def recalibrate(exp: Experiment, workdir: Path) -> None:
         return
     images = training_images(exp)
     for steps in missing:
-        model = model.recalibrate_fed(images, steps, seed=exp.seed)
+        model = model.recalibrate_preprocessed(images, steps, seed=exp.seed)
     inference.save_recalibrated(model, orbax.checkpoint_directory(workdir))
 
 

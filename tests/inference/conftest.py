@@ -81,6 +81,6 @@ def layout(monkeypatch):
         preprocessor=lambda config: {"size": None},
     )
     monkeypatch.setattr(diffusion_depth, "TRANSFORMERS", layout)
-    monkeypatch.setattr(diffusion_depth, "UNTOLD", {"max_depth": (10.0, 80.0)})
+    monkeypatch.setattr(diffusion_depth, "UNDETERMINED", {"max_depth": (10.0, 80.0)})
     signature = (r"(model\.)?depth_backbone\..+",)
     monkeypatch.setitem(registry.SIGNATURES["network"], "diffusion_depth", signature)

@@ -34,7 +34,7 @@ def weights(name, monkeypatch):
     file, model, variables = small(name)
     table = file.rules(model.config)
     state_dict = rules.export(variables, table, rules.names(variables, table))
-    return state_dict, {field: getattr(model.config, field) for field in file.UNTOLD}
+    return state_dict, {field: getattr(model.config, field) for field in file.UNDETERMINED}
 
 
 def examples(name, state_dict):

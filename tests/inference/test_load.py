@@ -153,10 +153,10 @@ def test_a_checkpoint_written_by_pytorch_loads_to_the_same_variables(
 def twins(monkeypatch):
     """Two networks whose weights have the same names and shapes as DiffusionDepth's."""
     for name, extra in {
-        "first": {"FILES": {r"first_\w+": {"max_depth": 20.0}}, "UNTOLD": {}},
+        "first": {"FILES": {r"first_\w+": {"max_depth": 20.0}}, "UNDETERMINED": {}},
         "second": {
             "FILES": {r"second_\w+": {"max_depth": 10.0}},
-            "UNTOLD": {"max_depth": (10, 80)},
+            "UNDETERMINED": {"max_depth": (10, 80)},
         },
     }.items():
         file = types.ModuleType(f"twin_{name}")

@@ -132,29 +132,29 @@ def test_a_batch_gives_the_same_depth_as_single_images(model, eta, flip_tta):
 
 
 def test_batches_hold_images_of_equal_size_up_to_the_limit(model, monkeypatch):
-    fed = []
+    shapes = []
     apply = model_module._apply
     monkeypatch.setattr(
         model_module,
         "_apply",
         lambda model, variables, images, *rest: (
-            fed.append(images.shape[:3]) or apply(model, variables, images, *rest)
+            shapes.append(images.shape[:3]) or apply(model, variables, images, *rest)
         ),
     )
     images = [image(16, 16), image(16, 24), image(16, 16), image(16, 24), image(16, 16)]
     depths = model.predict(images, batch_size=2)
     assert [depth.shape for depth in depths] == [each.shape[:2] for each in images]
-    assert sorted(fed) == [(1, 16, 16), (2, 16, 16), (2, 16, 24)]
+    assert sorted(shapes) == [(1, 16, 16), (2, 16, 16), (2, 16, 24)]
 
 
 def test_a_network_gets_the_input_in_its_spec(model, monkeypatch):
     spec = InputSpec(size=(32, 32), bound="lower", multiple=8, std=(0.5, 0.5, 0.5))
     monkeypatch.setattr(diffusion_depth, "INPUT", spec)
     picture = image(21, 35)
-    fed = preprocessing.to_input(picture, spec)
-    assert fed.shape == (32, 56, 3)
+    inputs = preprocessing.to_input(picture, spec)
+    assert inputs.shape == (32, 56, 3)
     noise = np.zeros((16, 28, 4), np.float32)
-    direct = model.model.apply(model.variables, jnp.asarray(fed[None]), jnp.asarray(noise[None]))
+    direct = model.model.apply(model.variables, jnp.asarray(inputs[None]), jnp.asarray(noise[None]))
     want = resampling.resize(np.asarray(direct)[0, :, :, 0], (21, 35), "bilinear")
     depth = model.predict(picture, noise)
     assert depth.shape == (21, 35) and depth.dtype == np.float32

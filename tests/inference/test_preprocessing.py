@@ -71,17 +71,17 @@ def picture(height, width, seed):
 def test_published_transforms_are_reproduced(recorded, family, size):
     name = f"{family}_{size[0]}x{size[1]}"
     facts = json.loads(str(recorded["meta"]))["images"][name]
-    fed = preprocessing.to_input(picture(*size, IMAGES[size]), SPECS[family])
-    assert fed.shape == (*facts["shape"][1:], 3) and fed.dtype == np.float32
-    assert fed.mean() == pytest.approx(facts["mean"], abs=1e-5)
-    assert fed.std() == pytest.approx(facts["std"], abs=1e-5)
-    fed = fed.transpose(2, 0, 1)
+    inputs = preprocessing.to_input(picture(*size, IMAGES[size]), SPECS[family])
+    assert inputs.shape == (*facts["shape"][1:], 3) and inputs.dtype == np.float32
+    assert inputs.mean() == pytest.approx(facts["mean"], abs=1e-5)
+    assert inputs.std() == pytest.approx(facts["std"], abs=1e-5)
+    inputs = inputs.transpose(2, 0, 1)
     if family in ("zoe_n", "zoe_k"):
         down, right = facts["stride"]
-        np.testing.assert_allclose(fed[:, ::down, ::right], recorded[name], atol=1e-4)
+        np.testing.assert_allclose(inputs[:, ::down, ::right], recorded[name], atol=1e-4)
         return
     top, left = facts["crop_at"]
-    window = fed[:, top : top + 8, left : left + 8]
+    window = inputs[:, top : top + 8, left : left + 8]
     np.testing.assert_allclose(window, recorded[f"{name}_crop"], atol=1e-4)
 
 
@@ -124,12 +124,12 @@ def test_padding_reflects_without_the_edge_and_is_cropped_again():
     spec = InputSpec(padding=2.0, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     image = np.arange(8 * 18 * 3, dtype=np.uint8).reshape(8, 18, 3)
     assert spec.margins(8, 18) == (4, 6) and spec.padded_size(8, 18) == (16, 30)
-    fed = preprocessing.to_input(image, spec)
-    np.testing.assert_array_equal(fed[4:-4, 6:-6], image)
-    np.testing.assert_array_equal(fed[:4, 6:-6], image[4:0:-1])
-    np.testing.assert_array_equal(fed[4:-4, -6:], image[:, -2:-8:-1])
+    inputs = preprocessing.to_input(image, spec)
+    np.testing.assert_array_equal(inputs[4:-4, 6:-6], image)
+    np.testing.assert_array_equal(inputs[:4, 6:-6], image[4:0:-1])
+    np.testing.assert_array_equal(inputs[4:-4, -6:], image[:, -2:-8:-1])
     np.testing.assert_array_equal(
-        preprocessing.to_image_size(fed[..., 0], (8, 18), spec), image[..., 0]
+        preprocessing.to_image_size(inputs[..., 0], (8, 18), spec), image[..., 0]
     )
     one = preprocessing.to_input(image[:1, :1], spec)
     assert one.shape == (3, 3, 3) and (one == image[0, 0]).all()

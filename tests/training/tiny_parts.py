@@ -107,7 +107,7 @@ MODULES = {
         INPUT=InputSpec(),
         OUTPUT="metric_depth",
         FILES={},
-        UNTOLD={},
+        UNDETERMINED={},
         TRANSFORMERS=None,
         build=lambda config, dtype=None, frozen=(): Network(config),
         rules=lambda config: (),

@@ -221,7 +221,7 @@ class Protocol:
         return low, self.max_depth if self.clip_max is None else self.clip_max
 
     @property
-    def fed(self) -> tuple[Frame, Size | None]:
+    def input_key(self) -> tuple[Frame, Size | None]:
         """What `prepare` depends on; protocols that agree in this share predictions."""
         return self.input, self.input_size if self.resize_input != "none" else None
 
@@ -231,7 +231,7 @@ class Protocol:
         Raises:
             DataError: if the image is smaller than the crop.
         """
-        frame, size = self.fed
+        frame, size = self.input_key
         image = frames.take(image, frame)
         return image if size is None else frames.resize_image(image, size)
 
@@ -354,10 +354,10 @@ class Protocol:
     def _place(self, prediction: np.ndarray, full: Size) -> np.ndarray:
         """A prediction in the scored frame."""
         size_of_input = frames.frame_size(self.input, full)
-        fed = self.fed[1] or size_of_input
+        input_shape = self.input_key[1] or size_of_input
         shown = self.prediction_frame
         if shown == "by_size":
-            shown = self.input if prediction.shape == fed else "full"
+            shown = self.input if prediction.shape == input_shape else "full"
         size = size_of_input if shown == self.input else full
         if prediction.shape != size:
             if self.resize_prediction == "none":

@@ -245,18 +245,18 @@ def _rows(
     readable = [sample for _, sample in group if "error" not in sample]
     predictions: dict[Any, Iterator[Prediction]] = {}
     for protocol in protocols if readable else ():
-        if protocol.fed not in predictions:
+        if protocol.input_key not in predictions:
             found = protocol.predict(predict_fn, readable)
-            predictions[protocol.fed] = iter(found)
+            predictions[protocol.input_key] = iter(found)
     for index, sample in group:
         if "error" in sample:
             yield Row(index, sample["id"], error=sample["error"])
             continue
-        predicted = {fed: next(found) for fed, found in predictions.items()}
+        predicted = {key: next(found) for key, found in predictions.items()}
         scores, baseline = {}, {}
         for protocol in protocols:
             with naming_image(sample["id"]):
-                scores[protocol.name] = protocol.score_sample(predicted[protocol.fed], sample)
+                scores[protocol.name] = protocol.score_sample(predicted[protocol.input_key], sample)
                 if baseline_depth is not None:
                     depth, _ = protocol.truth(sample)
                     guess = frames.resize_nearest(baseline_depth, depth.shape)

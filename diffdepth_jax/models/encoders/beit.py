@@ -361,8 +361,8 @@ def described(config: Config) -> dict[str, Any]:
     }
 
 
-_UNTOLD = ("taps", "layer_norm_eps", "drop_path_rate", "remat")
+_UNDETERMINED = ("taps", "layer_norm_eps", "drop_path_rate", "remat")
 LAYOUTS = {
-    "timm": Layout(infer, rules, _UNTOLD),
-    "transformers": Layout(infer_transformers, transformers_rules, _UNTOLD),
+    "timm": Layout(infer, rules, _UNDETERMINED),
+    "transformers": Layout(infer_transformers, transformers_rules, _UNDETERMINED),
 }

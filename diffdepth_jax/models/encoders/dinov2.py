@@ -282,8 +282,8 @@ def _inferred(
     )
 
 
-_UNTOLD = ("num_heads", "taps", "position_offset", "drop_path_rate", "remat")
+_UNDETERMINED = ("num_heads", "taps", "position_offset", "drop_path_rate", "remat")
 LAYOUTS = {
-    "meta": Layout(infer, rules, _UNTOLD),
-    "transformers": Layout(infer_transformers, transformers_rules, _UNTOLD),
+    "meta": Layout(infer, rules, _UNDETERMINED),
+    "transformers": Layout(infer_transformers, transformers_rules, _UNDETERMINED),
 }

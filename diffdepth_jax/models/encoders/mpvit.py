@@ -401,4 +401,6 @@ def _published_rules(config: Config) -> Rules:
     )
 
 
-LAYOUTS = {"published": Layout(infer, _published_rules, untold=("drop_path_rate", "stem_stride"))}
+LAYOUTS = {
+    "published": Layout(infer, _published_rules, undetermined=("drop_path_rate", "stem_stride"))
+}

@@ -417,7 +417,7 @@ def rules(config: Config) -> Rules:
 def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     """The config inferred from names and shapes of weights; None for a different family.
 
-    The fields in `UNTOLD` cannot be inferred from weights and get their defaults.
+    The fields in `UNDETERMINED` cannot be inferred from weights and get their defaults.
 
     Raises:
         ValueError: if they are of this family, but an entry that determines the architecture is
@@ -693,11 +693,11 @@ def _infer_mmpretrain(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
     return infer(shapes) if "norm0.weight" not in shapes else None
 
 
-UNTOLD = ("drop_path_rate", "remat", "image_size", "output_norms")
+UNDETERMINED = ("drop_path_rate", "remat", "image_size", "output_norms")
 LAYOUTS = {
-    "microsoft": Layout(_infer_microsoft, _microsoft_rules, UNTOLD),
-    "timm": Layout(_infer_timm, _timm_rules, UNTOLD),
-    "transformers": Layout(_infer_transformers, _transformers_rules, UNTOLD),
-    "mmcv": Layout(_infer_mmcv, rules, UNTOLD),
-    "mmpretrain": Layout(_infer_mmpretrain, _mmpretrain_rules, UNTOLD),
+    "microsoft": Layout(_infer_microsoft, _microsoft_rules, UNDETERMINED),
+    "timm": Layout(_infer_timm, _timm_rules, UNDETERMINED),
+    "transformers": Layout(_infer_transformers, _transformers_rules, UNDETERMINED),
+    "mmcv": Layout(_infer_mmcv, rules, UNDETERMINED),
+    "mmpretrain": Layout(_infer_mmpretrain, _mmpretrain_rules, UNDETERMINED),
 }

@@ -311,8 +311,8 @@ def infer(shapes: Mapping[str, tuple[int, ...]]) -> Config | None:
 
 def _matching_variant(config: Config, variants: Iterable[Config]) -> Config | None:
     """The config with the windows of the first variant that is otherwise equal."""
-    untold = ("window_size", "image_size", "pretraining_windows")
-    default = {field: getattr(config, field) for field in untold}
+    undetermined = ("window_size", "image_size", "pretraining_windows")
+    default = {field: getattr(config, field) for field in undetermined}
     for variant in variants:
         variant = replace(variant, output_norms=config.output_norms)
         if replace(variant, **default) == config:
@@ -461,9 +461,9 @@ def _infer(
     return None if found is None else Config(**found)
 
 
-_UNTOLD = (*swin.UNTOLD, "window_size", "pretraining_windows")
+_UNDETERMINED = (*swin.UNDETERMINED, "window_size", "pretraining_windows")
 LAYOUTS = {
-    "microsoft": Layout(infer, rules, _UNTOLD),
-    "timm": Layout(_infer_timm, _timm_rules, _UNTOLD),
-    "transformers": Layout(infer_transformers, _classifier_rules, _UNTOLD),
+    "microsoft": Layout(infer, rules, _UNDETERMINED),
+    "timm": Layout(_infer_timm, _timm_rules, _UNDETERMINED),
+    "transformers": Layout(infer_transformers, _classifier_rules, _UNDETERMINED),
 }

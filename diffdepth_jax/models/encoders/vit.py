@@ -340,8 +340,8 @@ def described(config: Any) -> dict[str, Any]:
     }
 
 
-_UNTOLD = ("num_heads", "taps", "layer_norm_eps", "drop_path_rate", "remat")
+_UNDETERMINED = ("num_heads", "taps", "layer_norm_eps", "drop_path_rate", "remat")
 LAYOUTS = {
-    "timm": Layout(infer, rules, _UNTOLD),
-    "transformers": Layout(infer_transformers, transformers_rules, _UNTOLD),
+    "timm": Layout(infer, rules, _UNDETERMINED),
+    "transformers": Layout(infer_transformers, transformers_rules, _UNDETERMINED),
 }

@@ -51,7 +51,7 @@ FILES: Mapping[str, Mapping[str, Any]] = {
     rf"depth_anything_v2_metric_hypersim_vit[sblg]{_FORM}": {"version": 2, "max_depth": 20.0},
     rf"depth_anything_v2_metric_vkitti_vit[sblg]{_FORM}": {"version": 2, "max_depth": 80.0},
 }
-UNTOLD: Mapping[str, tuple[Any, ...]] = {"version": (1, 2)}
+UNDETERMINED: Mapping[str, tuple[Any, ...]] = {"version": (1, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)

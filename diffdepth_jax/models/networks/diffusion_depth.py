@@ -51,7 +51,7 @@ OUTPUT = "metric_depth"
 INPUT = InputSpec()
 # The release's files have no fixed names.
 FILES: Mapping[str, Mapping[str, Any]] = {}
-UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+UNDETERMINED: Mapping[str, tuple[Any, ...]] = {}
 TRANSFORMERS = None
 
 # A hundred times the usual number. Schedules are arrays of this length, and the number may come

@@ -49,7 +49,7 @@ FILES: Mapping[str, Mapping[str, Any]] = {
     r"dpt_large-midas-\w+": {},
     r"dpt_hybrid-midas-\w+": {},
 }
-UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+UNDETERMINED: Mapping[str, tuple[Any, ...]] = {}
 
 Implementation = Literal["authors", "transformers"]
 
@@ -297,8 +297,8 @@ def arguments(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"implementation": config.implementation}
     if (backbone := BACKBONES.get(config.encoder.name)) is not None:
         file = registry.module("encoder", config.encoder.name)
-        untold = file.LAYOUTS[backbone.layout].untold
-        found["encoder"] = {name: getattr(config.encoder, name) for name in untold}
+        undetermined = file.LAYOUTS[backbone.layout].undetermined
+        found["encoder"] = {name: getattr(config.encoder, name) for name in undetermined}
     return found
 
 

@@ -41,7 +41,7 @@ FILES: Mapping[str, Mapping[str, Any]] = {
     r"midas_v21_384|(model|midas_v21)-f6b98070": {},
     r"midas_v21_small_256|(model-small|midas_v21_small)-70d6b9c8": {},
 }
-UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+UNDETERMINED: Mapping[str, tuple[Any, ...]] = {}
 TRANSFORMERS = None
 
 

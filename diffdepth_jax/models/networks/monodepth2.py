@@ -62,7 +62,7 @@ FILES: Mapping[str, Mapping[str, Any]] = {
     r"(baseline|md4all\w*)_robotcar": {"input_size": (320, 544)},
     r"(mono|stereo|mono\+stereo)(_no_pt)?_\d+x\d+": {},
 }
-UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+UNDETERMINED: Mapping[str, tuple[Any, ...]] = {}
 TRANSFORMERS = None
 
 _SCALES = 4

@@ -85,8 +85,9 @@ class Network(Protocol):
         FILES: maps patterns of published file names, without suffix, to the config fields that the
             weights in such a file do not determine.
         TRANSFORMERS: how Hugging Face's transformers stores the network; None if it does not.
-        UNTOLD: maps config fields that weights do not determine, and that have no safe default, to
-            their possible values. `load` takes them from the file's name or from the caller.
+        UNDETERMINED: maps config fields that weights do not determine, and that have no safe
+            default, to their possible values. `load` takes them from the file's name or from the
+            caller.
     """
 
     Config: type[NetworkConfig]
@@ -94,7 +95,7 @@ class Network(Protocol):
     OUTPUT: Output
     INPUT: InputSpec
     FILES: Mapping[str, Mapping[str, Any]]
-    UNTOLD: Mapping[str, Sequence[Any]]
+    UNDETERMINED: Mapping[str, Sequence[Any]]
     TRANSFORMERS: TransformersLayout | None
 
     def build(self, config: Any, dtype: Any = ..., frozen: tuple[str, ...] = ()) -> nn.Module:

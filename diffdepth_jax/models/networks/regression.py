@@ -31,7 +31,7 @@ from diffdepth_jax.weights.rules import Rules
 OUTPUT = "metric_depth"
 INPUT = InputSpec()
 FILES: Mapping[str, Mapping[str, Any]] = {}
-UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+UNDETERMINED: Mapping[str, tuple[Any, ...]] = {}
 TRANSFORMERS = None
 
 

@@ -56,7 +56,7 @@ FILES: Mapping[str, Mapping[str, Any]] = {
     r"ZoeD_M12_K": {"max_depth": KITTI_DEPTH},
     r"depth_anything_metric_depth_(indoor|outdoor)": {},
 }
-UNTOLD: Mapping[str, tuple[Any, ...]] = {}
+UNDETERMINED: Mapping[str, tuple[Any, ...]] = {}
 
 # Networks that can be the core, with the fields that their weights do not determine.
 CORES: Mapping[str, Mapping[str, Any]] = {"dpt": {}, "depth_anything": {"version": 1}}
@@ -252,7 +252,7 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
     Raises:
         WeightsError: if they are not valid for this network.
     """
-    known = {name: value for name, value in arguments.items() if name in (*_UNTOLD, "heads")}
+    known = {name: value for name, value in arguments.items() if name in (*_UNDETERMINED, "heads")}
     try:
         config = config_lib.updated(config, known, resolve=registry.module, path="args")
     except ConfigError as error:
@@ -267,12 +267,12 @@ def with_arguments(config: Config, arguments: Mapping[str, Any]) -> Config:
 def arguments(config: Config) -> dict[str, Any]:
     """What `with_arguments` reads: the fields that weights do not determine."""
     core = registry.module("network", config.core.name).arguments(config.core)
-    heads = {name: getattr(config.heads, name) for name in _UNTOLD_HEADS}
-    return {name: getattr(config, name) for name in _UNTOLD} | {"core": core, "heads": heads}
+    heads = {name: getattr(config.heads, name) for name in _UNDETERMINED_HEADS}
+    return {name: getattr(config, name) for name in _UNDETERMINED} | {"core": core, "heads": heads}
 
 
-_UNTOLD = ("max_depth", "min_depth", "input_size", "keep_aspect", "padding")
-_UNTOLD_HEADS = ("temperatures", "router_heads")
+_UNDETERMINED = ("max_depth", "min_depth", "input_size", "keep_aspect", "padding")
+_UNDETERMINED_HEADS = ("temperatures", "router_heads")
 
 
 # ---- Hugging Face's transformers -----------------------------------------------------------------

@@ -107,8 +107,8 @@ def test_pixels_outside_a_kb_crop_count_as_not_predicted(frame):
 def test_the_input_of_a_model():
     image = np.random.default_rng(0).integers(0, 256, (375, 1242, 3), np.uint8)
     for reference in ("kb", "full"):
-        fed = protocols.get("kitti_eigen", crop_reference=reference).prepare(image)
-        np.testing.assert_array_equal(fed, image[23:, 13:1229])
+        prepared = protocols.get("kitti_eigen", crop_reference=reference).prepare(image)
+        np.testing.assert_array_equal(prepared, image[23:, 13:1229])
     for name in ("release", "kitti_official", "nyu"):
         assert PROTOCOLS[name].prepare(image) is image
     assert PROTOCOLS["nyu_release"].prepare(image[:, :500]).shape == (228, 304, 3)
@@ -264,10 +264,10 @@ def test_robotcar_scores_the_top_rows(shared):
     path = next((shared / "data/robotcar/stereo_left_rgb").glob("*.png"))
     image = np.asarray(Image.open(path).convert("RGB"))
     protocol = PROTOCOLS["robotcar"]
-    fed = protocol.prepare(image)
-    assert fed.shape == (320, 544, 3)
+    prepared = protocol.prepare(image)
+    assert prepared.shape == (320, 544, 3)
     expected = Image.fromarray(image[:768]).resize((544, 320), Image.Resampling.LANCZOS)
-    np.testing.assert_array_equal(fed, np.asarray(expected))
+    np.testing.assert_array_equal(prepared, np.asarray(expected))
     depth = np.full((960, 1280), 60.0)  # beyond the cap
     depth[700:768, 100:200], depth[768:] = 10, 10
     score = protocol.score(np.full((320, 544), 12.0), depth)
@@ -322,11 +322,11 @@ def test_a_real_nuscenes_frame_as_md4all_scores_it(shared):
 
 
 def test_protocols_know_which_of_them_share_a_model_input():
-    fed = {name: protocol.fed for name, protocol in PROTOCOLS.items()}
-    assert fed["kitti_eigen"] == fed["kitti_eigen_50m"] == ("kb", None)
-    assert fed["nyu"] == fed["release"] == fed["booster"] == ("full", None)
-    assert fed["nuscenes"] == ("full", (320, 576)) and fed["robotcar"] == ("robotcar", (320, 544))
-    assert protocols.get("nuscenes", resize_input="none").fed == ("full", None)
+    keys = {name: protocol.input_key for name, protocol in PROTOCOLS.items()}
+    assert keys["kitti_eigen"] == keys["kitti_eigen_50m"] == ("kb", None)
+    assert keys["nyu"] == keys["release"] == keys["booster"] == ("full", None)
+    assert keys["nuscenes"] == ("full", (320, 576)) and keys["robotcar"] == ("robotcar", (320, 544))
+    assert protocols.get("nuscenes", resize_input="none").input_key == ("full", None)
     with pytest.raises(ValueError, match="resize_input is 'lanczos'; it must be one of none"):
         protocols.get("nyu", resize_input="lanczos")
 

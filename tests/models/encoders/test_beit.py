@@ -69,8 +69,8 @@ def test_every_variant_is_inferred_from_its_names(layout):
     for config in beit.VARIANTS.values():
         shapes = shapes_of(config, layout.rules(config))
         found = layout.infer(shapes)
-        untold = {field: getattr(config, field) for field in layout.untold}
-        assert dataclasses.replace(found, **untold) == config and found.taps == config.taps
+        undetermined = {field: getattr(config, field) for field in layout.undetermined}
+        assert dataclasses.replace(found, **undetermined) == config and found.taps == config.taps
         assert from_mapping(beit.Config, json.loads(json.dumps(to_mapping(config)))) == config
     assert layout.infer({"nothing.weight": (1,)}) is None
     assert vit.infer(shapes_of(TINY, beit.rules(TINY))) is None

@@ -107,8 +107,8 @@ def test_every_variant_is_inferred_from_its_weights(name):
     expected = jax.eval_shape(Encoder(config).init, jax.random.key(0), image)
     for layout in dinov2.LAYOUTS.values():
         found = layout.infer(rules.shapes(expected, layout.rules(config)))
-        untold = {field: getattr(config, field) for field in layout.untold}
-        assert dataclasses.replace(found, **untold) == config
+        undetermined = {field: getattr(config, field) for field in layout.undetermined}
+        assert dataclasses.replace(found, **undetermined) == config
 
 
 @pytest.mark.parametrize(

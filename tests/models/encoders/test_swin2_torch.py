@@ -75,8 +75,10 @@ def test_transformers_backbone(size, tmp_path):
     written = export(variables, table, names(variables, table))
     model.load_state_dict({name: torch.from_numpy(a) for name, a in written.items()})
     found = swin2.infer_transformers({name: array.shape for name, array in written.items()})
-    untold = {name: getattr(CONFIG, name) for name in swin2.LAYOUTS["transformers"].untold}
-    assert dataclasses.replace(found, **untold) == CONFIG
+    undetermined = {
+        name: getattr(CONFIG, name) for name in swin2.LAYOUTS["transformers"].undetermined
+    }
+    assert dataclasses.replace(found, **undetermined) == CONFIG
     path = tmp_path / "swin2.pt"
     torch.save({f"swinv2.{name}": array for name, array in model.state_dict().items()}, path)
     jax.tree.map(np.testing.assert_array_equal, pretrained.load_encoder(path, CONFIG), variables)

@@ -50,8 +50,8 @@ def test_every_variant_is_inferred_from_its_names(module, layout):
     layout = module.LAYOUTS[layout]
     for config in module.VARIANTS.values():
         found = layout.infer(shapes_of(module, config, layout.rules(config)))
-        untold = {field: getattr(config, field) for field in layout.untold}
-        assert dataclasses.replace(found, **untold) == config
+        undetermined = {field: getattr(config, field) for field in layout.undetermined}
+        assert dataclasses.replace(found, **undetermined) == config
         assert (found.taps, found.num_heads) == (config.taps, config.num_heads)
         again = from_mapping(module.Config, json.loads(json.dumps(to_mapping(config))))
         assert again == config

@@ -184,7 +184,7 @@ def test_the_file_offers_what_the_contract_says(name):
     assert file.Config.__dataclass_params__.frozen
     assert file.OUTPUT in get_args(network.Output) and isinstance(file.INPUT, InputSpec)
     fields = {field.name for field in dataclasses.fields(file.Config)}
-    assert set(file.UNTOLD) <= fields
+    assert set(file.UNDETERMINED) <= fields
     for pattern, named in file.FILES.items():
         re.compile(pattern)
         assert set(named) <= fields

@@ -194,8 +194,8 @@ def test_a_whole_prediction_equals_the_authors_script(config, random_network):
     model = random_network(config)
     image = np.random.default_rng(3).integers(0, 256, (57, 91, 3), np.uint8)
     size = model.input_spec.input_size(57, 91)
-    fed = (resize(image / 255, size, "bicubic") - MEAN) / STD
-    disparity = prediction(model, fed[None].astype(np.float32))
+    inputs = (resize(image / 255, size, "bicubic") - MEAN) / STD
+    disparity = prediction(model, inputs[None].astype(np.float32))
     back = functional.interpolate(
         torch.tensor(disparity).permute(0, 3, 1, 2),
         size=(57, 91),

@@ -112,13 +112,13 @@ def test_images_are_resized_and_normalised_as_in_md4all(normalisation, random_ne
     model = random_network(config)
     image = np.random.default_rng(1).integers(0, 256, (71, 53, 3), np.uint8)
     resized = Image.fromarray(image).resize((96, 64), Image.Resampling.LANCZOS)
-    fed = np.asarray(resized, np.float64) / 255
+    inputs = np.asarray(resized, np.float64) / 255
     mean, deviation = {
         "dataset": (0.45, 0.225),
         "nuscenes_night": (0.1652, 0.1728),
-        "image": (fed.mean(), fed.std(ddof=1)),
+        "image": (inputs.mean(), inputs.std(ddof=1)),
     }[normalisation]
-    normalised = jnp.asarray((fed - mean) / deviation, jnp.float32)[None]
+    normalised = jnp.asarray((inputs - mean) / deviation, jnp.float32)[None]
     plain = random_network(SMALL)  # takes images as given
     expected = np.asarray(plain.model.apply(plain.variables, normalised))[0, ..., 0]
     found = model.predict(image)

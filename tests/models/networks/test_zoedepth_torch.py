@@ -147,9 +147,9 @@ def test_predict_equals_processor_model_and_post_processing(kind, tmp_path, monk
     rng = np.random.default_rng(2)
     for size in ((47, 61), (120, 50)):
         picture = rng.integers(0, 256, (*size, 3), np.uint8)
-        fed = processor(images=picture, return_tensors="pt")["pixel_values"]
+        inputs = processor(images=picture, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
-            outputs, flipped = model(fed), model(torch.flip(fed, [3]))
+            outputs, flipped = model(inputs), model(torch.flip(inputs, [3]))
         for other in (flipped, None):
             (wanted,) = processor.post_process_depth_estimation(
                 outputs, [size], outputs_flipped=other
