@@ -114,7 +114,7 @@ def test_a_mistake_is_a_one_line_error(tmp_path, arguments, message):
 def test_ctrl_c_says_how_to_resume(tmp_path):
     command = [sys.executable, "generate_adverse.py", "--config=configs/adverse_demo.py"]
     command += [f"--workdir={tmp_path / 'out'}", *SMALL, "--config.limit=60"]
-    command.append("--config.variants=50")  # too many to finish before the signal
+    command.append("--config.variants=500")  # too many to finish before the signal
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
     while not list((tmp_path / "out").glob("images/*/*.png")):
         assert process.poll() is None
