@@ -1,5 +1,7 @@
 """Group normalisation's gradient in closed form against float64 and against JAX's own."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,17 @@ def test_accelerators_use_jax_s_own_gradient():
 
     assert "custom_vjp" in traced("cpu")
     assert "custom_vjp" not in traced("cuda")
+
+
+@pytest.mark.parametrize(("option", "times"), [("full", 2), ("convolutions", 1)])
+def test_statistics_are_recomputed_only_with_everything_else(option, times):
+    *arrays, _ = _arrays((1, 2, 2, 4))
+
+    @partial(jax.checkpoint, policy=POLICIES[option])
+    def function(inputs, scale, bias):
+        return jnp.tanh(group_norm(inputs, scale, bias, 2, gradient="custom"))
+
+    def loss(arrays):
+        return function(*arrays).sum()
+
+    assert str(jax.make_jaxpr(jax.grad(loss))(arrays)).count("rsqrt") == times
