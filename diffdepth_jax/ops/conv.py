@@ -37,12 +37,19 @@ def conv3x3(
     Returns:
         [b, h, w, o]. The values do not depend on `gradient`; gradients agree up to rounding.
     """
+    return (_conv3x3_canonical if is_custom(gradient) else _conv3x3)(inputs, kernel)
+
+
+def is_custom(gradient: Gradient) -> bool:
+    """Whether an operation uses its own gradient here instead of XLA's.
+
+    Raises:
+        ValueError: if `gradient` is none of its values.
+    """
     if gradient == "auto":
-        gradient = "custom" if platform.current() == "cpu" else "xla"
-    if gradient == "custom":
-        return _conv3x3_canonical(inputs, kernel)
-    if gradient == "xla":
-        return _conv3x3(inputs, kernel)
+        return platform.current() == "cpu"
+    if gradient in ("xla", "custom"):
+        return gradient == "custom"
     raise ValueError(f"gradient must be 'auto', 'xla' or 'custom', not {gradient!r}")
 
 

@@ -13,8 +13,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from diffdepth_jax.ops import platform
-from diffdepth_jax.ops.conv import Gradient
+from diffdepth_jax.ops.conv import Gradient, is_custom
 from diffdepth_jax.ops.remat import STATISTICS
 
 
@@ -39,9 +38,7 @@ def group_norm(
         [b, h, w, c] with the dtype of `inputs`. The values do not depend on `gradient`; gradients
         agree up to rounding.
     """
-    if gradient == "auto":
-        gradient = "custom" if platform.current() == "cpu" else "xla"
-    if gradient == "custom":
+    if is_custom(gradient):
         return _closed_form(inputs, scale, bias, num_groups, eps)
     return _forward(inputs, scale, bias, num_groups, eps)[0]
 
