@@ -4,6 +4,7 @@ Errors that users can fix (`errors.UserError`) end a script with one line on std
 2, Ctrl-C with one line and 130. A closed or unread output does not end a run.
 """
 
+import _thread
 import contextlib
 import os
 import signal
@@ -49,12 +50,12 @@ def one_line_errors() -> Iterator[None]:
 
     A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; the line is
     the KeyboardInterrupt's message, such as how to resume, if it has one. Any other exception is a
-    bug and keeps its traceback. Output to a closed stdout or stderr, or one without a reader, is
-    dropped.
+    bug and keeps its traceback. Ctrl-C works while garbage is collected too. Output to a closed
+    stdout or stderr, or one without a reader, is dropped.
     """
     # Users need a warning's message, not its line of code.
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
-    with _lasting_streams():
+    with _lasting_streams(), _lasting_interrupts():
         try:
             try:
                 yield
@@ -84,6 +85,31 @@ def _script_name() -> str:
 def _print_line(message: str) -> None:
     # Names in untrusted files could contain terminal control sequences.
     print(printable(message), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _lasting_interrupts() -> Iterator[None]:
+    """A context that repeats Ctrl-C where Python drops its exception.
+
+    Python drops exceptions in destructors and in callbacks of the garbage collector. JAX has such a
+    callback, and a signal that arrives during a collection is handled in it.
+    """
+    before = sys.unraisablehook
+
+    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+        # Not subclasses: training answers its own interruption at the next step.
+        if unraisable.exc_type is not KeyboardInterrupt:
+            return before(unraisable)
+        # Later, as an exception would be dropped in this function too.
+        timer = threading.Timer(0.01, _thread.interrupt_main)
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 class _Lasting:

@@ -276,6 +276,44 @@ def test_ctrl_c_during_imports_ends_the_program_even_if_caught(script):
     assert result.stderr == "script.py: interrupted\n"
 
 
+DROPPED = {
+    "collection": """
+    import gc
+    gc.callbacks.append(interrupt)
+    gc.collect()""",
+    "destructor": """
+    class Ending:
+        __del__ = interrupt
+    Ending()""",
+}
+
+
+@pytest.mark.parametrize("place", DROPPED)
+def test_ctrl_c_is_not_lost_where_python_drops_exceptions(script, place):
+    body = f"""
+    signals = [signal.SIGINT]
+    def interrupt(*_):
+        while signals:
+            os.kill(os.getpid(), signals.pop())
+    {DROPPED[place]}
+    print("went on", flush=True)
+    while True:  # the repeated one may be lost there too
+        {"gc.collect()" if place == "collection" else "Ending()"}"""
+    result = script(body, timeout=600)
+    assert (result.returncode, result.stdout) == (130, "went on\n")
+    assert result.stderr == "script.py: interrupted\n"
+
+
+def test_other_dropped_exceptions_are_still_reported(script):
+    body = """
+    class Ending:
+        def __del__(self):
+            raise OSError("in a destructor")
+    Ending()"""
+    result = script(body)
+    assert result.returncode == 0 and "OSError: in a destructor" in result.stderr
+
+
 def test_users_see_only_the_message_of_a_warning(script):
     result = script("import warnings; warnings.warn('weights of \\x1b are odd')")
     assert result.returncode == 0
