@@ -132,8 +132,8 @@ class Actions:
     def scene(self, tab: str, field_of_view: float, memory: Memory | None) -> Any:
         """The scene, seen from above the camera.
 
-        It is set only while its tab is open, and from a new file each time: a hidden viewer may
-        stay empty, and no viewer loads the same file twice.
+        It is set only while its tab is open, and from a new file each time: a viewer that is hidden
+        stays empty, and no viewer loads the same file twice.
         """
         if memory is None or tab != SCENE_TAB:
             return gr.skip()

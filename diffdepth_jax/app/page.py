@@ -43,6 +43,17 @@ h1 {font-size: 1.6rem; margin: 0.3rem 0 0}
 #image img, #step_picture img {width: 100%; object-fit: contain}
 #step_picture img {height: auto; max-height: 600px}
 """
+# JavaScript that determines the first input of `Actions.scene`.
+_OPEN_TAB = """
+  const tab = document.querySelector("#results [role=tab][aria-selected=true]");
+  return [tab?.textContent.trim() ?? "", ...others];
+"""
+_ASK = f"async (_, ...others) => {{{_OPEN_TAB}}}"
+_ASK_AGAIN_IF_EMPTY = f"""async (_, ...others) => {{
+  await new Promise((wait) => setTimeout(wait, 1000));
+  if (document.querySelector("#scene canvas")) return ["", ...others];
+  {_OPEN_TAB}
+}}"""
 _TITLE = """<h1>Depth from one image</h1>
 <p class="note">Your images stay on the machine that serves this page. They are deleted after an
 hour, and when it stops.</p>"""
@@ -175,7 +186,8 @@ def _outputs() -> tuple[Outputs, _Scene]:
         downloads=downloads,
         memory=memory,
     )
-    return outputs, _Scene(gr.State(""), field_of_view, viewer)
+    open_tab = gr.Textbox(visible=False)
+    return outputs, _Scene(open_tab, field_of_view, viewer)
 
 
 def _slider(label: str, name: str) -> Any:
@@ -189,7 +201,11 @@ def _connect(actions: Actions, inputs: _Inputs, outputs: Outputs, scene: _Scene)
     of_scene = [scene.open_tab, scene.field_of_view, outputs.memory]
 
     def show_scene(event: Any) -> None:
-        event(actions.scene, of_scene, scene.viewer, **_LIGHT)
+        # Unless it is the last, an event is skipped while the previous one is pending.
+        options: Any = {"trigger_mode": "always_last", **_LIGHT}
+        shown = event(actions.scene, of_scene, scene.viewer, js=_ASK, **options)
+        # Gradio's viewer stays empty if its tab is drawn again while the viewer's code is loading.
+        shown.then(actions.scene, of_scene, scene.viewer, js=_ASK_AGAIN_IF_EMPTY, **options)
 
     def predict(event: Any) -> None:
         show_scene(event(actions.predict, of_image, outputs.listed(), **_MODEL).then)
@@ -206,16 +222,9 @@ def _connect(actions: Actions, inputs: _Inputs, outputs: Outputs, scene: _Scene)
         trigger_mode="always_last",
         **_LIGHT,
     )
-    opened = outputs.tabs.select(
-        _opened, None, scene.open_tab, trigger_mode="always_last", **_LIGHT
-    )
-    show_scene(opened.then)
+    show_scene(outputs.tabs.select)
     show_scene(scene.field_of_view.release)
     scene.field_of_view.release(actions.downloads, of_scene[1:], outputs.downloads, **_LIGHT)
-
-
-def _opened(tab: gr.SelectData) -> str:
-    return str(tab.value)
 
 
 def serve(page: gr.Blocks, host: str, port: int | None, limits: Limits) -> str:

@@ -1,5 +1,6 @@
 """The page in headless Chromium, served by the tool as a process."""
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from PIL import Image
 
 from diffdepth_jax.app.uploads import Limits
 from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.inference.point_cloud import FIELD_OF_VIEW
 
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLE = PROJECT / "sample/raw/2000_01_03/2000_01_03_drive_0003_sync/image_02/data/0000000005.jpg"
@@ -159,12 +161,47 @@ def test_depth_denoising_scene_and_files(page, denoising, tmp_path):
     np.testing.assert_allclose(depth, expected, rtol=1e-4)
 
 
-def test_the_last_of_several_tabs_opened_quickly_is_filled(page):
+def test_the_scene_is_shown_even_if_the_previous_tab_is_still_pending(page):
+    held = []
+
+    def asks_for_scene(request):
+        return json.loads(request.post_data or "{}").get("data", [])[1:2] == [FIELD_OF_VIEW]
+
+    def hold_first(route):
+        """Holds back the first answer, which is that no scene is needed."""
+        if asks_for_scene(route.request) and not held:
+            held.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    with page.expect_response(lambda response: asks_for_scene(response.request)):
+        show(page, SAMPLE)
+        message(page, "208 x 64 pixels")
+    page.route("**/run/predict", hold_first)
+    open_tab(page, "Files")
+    while not held:
+        page.wait_for_timeout(10)
+    open_tab(page, "3-D")
+    page.locator("#scene").wait_for()
+    route, answer = held[0]
+    route.fulfill(response=answer)
+    page.locator("#scene canvas").wait_for()
+
+
+def test_the_scene_is_asked_for_again_if_the_viewer_stays_empty(page):
+    loads = []
+
+    def fail_once(route):
+        loads.append(route)
+        route.abort() if len(loads) == 1 else route.continue_()
+
+    page.route("**/assets/Canvas3D-*.js", fail_once)
+    page.evaluate("addEventListener('unhandledrejection', (event) => event.preventDefault())")
     show(page, SAMPLE)
     message(page, "208 x 64 pixels")
-    for name in ("Denoising", "Files", "Depth", "3-D"):
-        open_tab(page, name)
+    open_tab(page, "3-D")
     page.locator("#scene canvas").wait_for()
+    assert len(loads) == 2
 
 
 def test_an_example_is_one_click_away(page):
