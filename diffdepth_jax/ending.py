@@ -10,9 +10,11 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from absl import logging
@@ -94,22 +96,40 @@ def _lasting_interrupts() -> Iterator[None]:
     Python drops exceptions in destructors and in callbacks of the garbage collector. JAX has such a
     callback, and a signal that arrives during a collection is handled in it.
     """
-    before = sys.unraisablehook
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
 
-    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+    report = sys.unraisablehook
+
+    def note_dropped(unraisable: "sys.UnraisableHookArgs") -> None:
         # Not subclasses: training answers its own interruption at the next step.
-        if unraisable.exc_type is not KeyboardInterrupt:
-            return before(unraisable)
-        # Later, as an exception would be dropped in this function too.
-        timer = threading.Timer(0.01, _thread.interrupt_main)
-        timer.daemon = True
-        timer.start()
+        if unraisable.exc_type is KeyboardInterrupt:
+            _thread.start_new_thread(repeat, ())
+        else:
+            report(unraisable)
 
-    sys.unraisablehook = repeat
+    def repeat() -> None:
+        time.sleep(0.01)
+        _thread.interrupt_main()
+
+    def interrupt(_: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code is note_dropped.__code__:  # where it would be dropped too
+                _thread.start_new_thread(repeat, ())
+                return
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    sys.unraisablehook = note_dropped
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook = report
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Lasting:

@@ -296,11 +296,10 @@ def test_ctrl_c_is_not_lost_where_python_drops_exceptions(script, place):
         while signals:
             os.kill(os.getpid(), signals.pop())
     {DROPPED[place]}
-    print("went on", flush=True)
     while True:  # the repeated one may be lost there too
         {"gc.collect()" if place == "collection" else "Ending()"}"""
     result = script(body, timeout=600)
-    assert (result.returncode, result.stdout) == (130, "went on\n")
+    assert result.returncode == 130
     assert result.stderr == "script.py: interrupted\n"
 
 
