@@ -161,6 +161,14 @@ def test_depth_denoising_scene_and_files(page, denoising, tmp_path):
     np.testing.assert_allclose(depth, expected, rtol=1e-4)
 
 
+def test_the_last_of_several_tabs_opened_quickly_is_filled(page):
+    show(page, SAMPLE)
+    message(page, "208 x 64 pixels")
+    for name in ("Denoising", "Files", "Depth", "3-D"):
+        open_tab(page, name)
+    page.locator("#scene canvas").wait_for()
+
+
 def test_the_scene_is_shown_even_if_the_previous_tab_is_still_pending(page):
     held = []
 
