@@ -4,9 +4,9 @@
 
 Forward and backward pass through the whole network and all 20 steps of the sampler, and Adam, for a
 batch of one image. The backward pass recomputes nothing, norms and activations in the sampler
-("convolutions"), or the sampler's steps ("checkpoint"). Weights, x_T and the noise of the DDIM loss
-are the peer's; drop-path is off. Losses and the gradient norm are compared at the first step.
-Appends to results/benchmarks.csv.
+("convolutions"), the sampler's steps ("checkpoint"), or the encoder's blocks as well ("checkpoint
+all"). Weights, x_T and the noise of the DDIM loss are the peer's; drop-path is off. Losses and the
+gradient norm are compared at the first step. Appends to results/benchmarks.csv.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 import peer
 from harness import Question, Way
 
+SWIN = ("swin_tiny 96x320",)
 LEARNING_RATE = 1e-5
 COMPARED = ("loss", "l1", "l2", "ddim", "gradient_norm")
 
@@ -34,7 +35,7 @@ def batch(height: int, width: int) -> dict[str, np.ndarray]:
     }
 
 
-def torch_way(checkpoint: bool):
+def torch_way(checkpoint: bool, encoder: bool = False):
     def prepare(case: str, folder: Path):
         import torch
         from torch_peer import training
@@ -45,7 +46,7 @@ def torch_way(checkpoint: bool):
             if hasattr(module, "drop_path_rate"):
                 module.drop_path_rate = 0.0
         if checkpoint:
-            model = training.checkpointed(model)
+            model = training.checkpointed(model, encoder)
         arrays = batch(height, width)
         tensors = {name: peer.to_torch(arrays[name]) for name in arrays if name != "timesteps"}
         tensors["timesteps"] = torch.from_numpy(arrays["timesteps"]).long()
@@ -55,7 +56,7 @@ def torch_way(checkpoint: bool):
     return prepare
 
 
-def jax_way(remat: str):
+def jax_way(remat: str, encoder_remat: str = "none"):
     def prepare(case: str, folder: Path):
         import jax
         import optax
@@ -63,13 +64,14 @@ def jax_way(remat: str):
         import diffdepth_jax
         from diffdepth_jax.models.networks import diffusion_depth
         from diffdepth_jax.training import state as state_lib
+        from diffdepth_jax.training import step as step_lib
         from diffdepth_jax.training.objectives import pixel, self_diffusion
 
         variant, height, width = peer.case(case)
         model = diffdepth_jax.load(peer.weights(variant, folder))
         config = dataclasses.replace(model.config, remat=remat)
         if hasattr(config.encoder, "drop_path_rate"):
-            encoder = dataclasses.replace(config.encoder, drop_path_rate=0.0)
+            encoder = dataclasses.replace(config.encoder, drop_path_rate=0.0, remat=encoder_remat)
             config = dataclasses.replace(config, encoder=encoder)
         network = diffusion_depth.build(config)
         objective = self_diffusion.VARIANTS["release"]
@@ -85,7 +87,8 @@ def jax_way(remat: str):
 
         optimizer = optax.adam(LEARNING_RATE)
         step = state_lib.make_train_step(loss, optimizer, lambda step: LEARNING_RATE)
-        step = jax.jit(step, donate_argnums=0)
+        options = step_lib.compiler_options("cpu")
+        step = jax.jit(step, donate_argnums=0, compiler_options=options)
         # In one program, as training does: made one by one, every shape would compile and keep one.
         state = jax.jit(lambda variables: state_lib.create(variables, optimizer))(model.variables)
         del model
@@ -105,13 +108,15 @@ def jax_way(remat: str):
 
 QUESTION = Question(
     "training step",
-    ("res18 96x320", "swin_tiny 96x320"),
+    ("res18 96x320", *SWIN),
     {
         "torch": Way("torch", torch_way(checkpoint=False)),
         "torch checkpoint": Way("torch", torch_way(checkpoint=True)),
+        "torch checkpoint all": Way("torch", torch_way(checkpoint=True, encoder=True), cases=SWIN),
         "jax": Way("jax", jax_way("none")),
         "jax convolutions": Way("jax", jax_way("convolutions")),
         "jax checkpoint": Way("jax", jax_way("full")),
+        "jax checkpoint all": Way("jax", jax_way("full", "full"), cases=SWIN),
     },
     peer.write_weights,
 )

@@ -1,7 +1,11 @@
 """One training step of self-diffusion as in the release: L1 + L2 + 0.5 DDIM, with Adam."""
 
+import functools
+
 import torch
 from torch.utils.checkpoint import checkpoint
+
+from torch_peer.encoders import SwinBlock
 
 
 def make_step(model, learning_rate: float):
@@ -45,12 +49,12 @@ def terms(model, image, depth, noise, ddim_noise, timesteps):
     }
 
 
-def checkpointed(model):
-    """The model with every denoiser call recomputed in the backward pass."""
-    denoise = model.depth_head.model.forward
-
-    def forward(*arguments):
-        return checkpoint(denoise, *arguments, use_reentrant=False)
-
-    model.depth_head.model.forward = forward
+def checkpointed(model, encoder: bool = False):
+    """The model with every denoiser call recomputed in the backward pass, and the blocks of a Swin
+    encoder as well with `encoder`."""
+    parts = [model.depth_head.model]
+    if encoder:
+        parts += [module for module in model.modules() if isinstance(module, SwinBlock)]
+    for part in parts:
+        part.forward = functools.partial(checkpoint, part.forward, use_reentrant=False)
     return model
