@@ -6,6 +6,7 @@ Errors that users can fix (`errors.UserError`) end a script with one line on std
 
 import _thread
 import contextlib
+import inspect
 import os
 import signal
 import sys
@@ -52,8 +53,8 @@ def one_line_errors() -> Iterator[None]:
 
     A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; the line is
     the KeyboardInterrupt's message, such as how to resume, if it has one. Any other exception is a
-    bug and keeps its traceback. Ctrl-C works while garbage is collected too. Output to a closed
-    stdout or stderr, or one without a reader, is dropped.
+    bug and keeps its traceback. Ctrl-C works at any time, also while garbage is collected or a lock
+    changes hands. Output to a closed stdout or stderr, or one without a reader, is dropped.
     """
     # Users need a warning's message, not its line of code.
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
@@ -89,12 +90,23 @@ def _print_line(message: str) -> None:
     print(printable(message), file=sys.stderr)
 
 
+# In the middle of these, which thread pools and queues use all the time, an exception leaves a lock
+# in the wrong state: the program hangs, or ends with "release unlocked lock". The methods that wait
+# are not among them, as they must end when interrupted.
+_LOCKING = {
+    method.__code__
+    for name, method in vars(threading.Condition).items()
+    if inspect.isfunction(method) and name not in ("wait", "wait_for")
+}
+
+
 @contextlib.contextmanager
 def _lasting_interrupts() -> Iterator[None]:
-    """A context that repeats Ctrl-C where Python drops its exception.
+    """A context that repeats Ctrl-C where its exception is dropped or does damage.
 
     Python drops exceptions in destructors and in callbacks of the garbage collector. JAX has such a
-    callback, and a signal that arrives during a collection is handled in it.
+    callback, and a signal that arrives during a collection is handled in it. For the damage see
+    `_LOCKING`.
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -114,9 +126,11 @@ def _lasting_interrupts() -> Iterator[None]:
         time.sleep(0.01)
         _thread.interrupt_main()
 
+    unsafe = {note_dropped.__code__, *_LOCKING}
+
     def interrupt(_: int, frame: FrameType | None) -> None:
         while frame is not None:
-            if frame.f_code is note_dropped.__code__:  # where it would be dropped too
+            if frame.f_code in unsafe:
                 _thread.start_new_thread(repeat, ())
                 return
             frame = frame.f_back

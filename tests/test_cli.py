@@ -303,6 +303,43 @@ def test_ctrl_c_is_not_lost_where_python_drops_exceptions(script, place):
     assert result.stderr == "script.py: interrupted\n"
 
 
+@pytest.mark.parametrize("place", ["entering", "releasing", "acquiring"])
+def test_ctrl_c_while_a_lock_changes_hands_leaves_it_free(script, place):
+    body = f"""
+    import threading, time
+    signals = [signal.SIGINT]
+    def interrupt(place):
+        if place == "{place}" and signals:
+            os.kill(os.getpid(), signals.pop())
+    class Lock:
+        def __init__(self):
+            self.lock = threading.Lock()
+        def __enter__(self):
+            self.lock.acquire()
+            interrupt("entering")
+        def __exit__(self, *_):
+            self.lock.release()
+        def release(self):
+            self.lock.release()
+            interrupt("releasing")
+        def acquire(self, *arguments):
+            if not arguments:  # after waiting
+                interrupt("acquiring")
+            return self.lock.acquire(*arguments)
+    lock = Lock()
+    condition = threading.Condition(lock)
+    try:
+        with condition:
+            condition.wait(timeout=0)
+        while True:
+            time.sleep(1)
+    finally:
+        print("free" if lock.lock.acquire(blocking=False) else "held")"""
+    result = script(body, timeout=600)
+    assert (result.returncode, result.stdout) == (130, "free\n")
+    assert result.stderr == "script.py: interrupted\n"
+
+
 def test_other_dropped_exceptions_are_still_reported(script):
     body = """
     class Ending:
