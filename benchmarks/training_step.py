@@ -64,7 +64,6 @@ def jax_way(remat: str, encoder_remat: str = "none"):
         import diffdepth_jax
         from diffdepth_jax.models.networks import diffusion_depth
         from diffdepth_jax.training import state as state_lib
-        from diffdepth_jax.training import step as step_lib
         from diffdepth_jax.training.objectives import pixel, self_diffusion
 
         variant, height, width = peer.case(case)
@@ -87,8 +86,7 @@ def jax_way(remat: str, encoder_remat: str = "none"):
 
         optimizer = optax.adam(LEARNING_RATE)
         step = state_lib.make_train_step(loss, optimizer, lambda step: LEARNING_RATE)
-        options = step_lib.compiler_options("cpu")
-        step = jax.jit(step, donate_argnums=0, compiler_options=options)
+        step = jax.jit(step, donate_argnums=0)
         # In one program, as training does: made one by one, every shape would compile and keep one.
         state = jax.jit(lambda variables: state_lib.create(variables, optimizer))(model.variables)
         del model

@@ -10,10 +10,22 @@ from training_client import rows_of
 
 import diffdepth_jax
 
-EXPERIMENT = tiny_parts.SELF_DIFFUSION | {
+# Large enough for arrays to be sharded. Every part of the method is in it, with one stage each,
+# because compiling takes most of the time.
+EXPERIMENT = tiny_parts.EXPERIMENT | {
     "num_steps": 2,
     "batch_size": 8,
     "ema_decay": 0.9,
+    "model": {
+        "name": "diffusion_depth",
+        "encoder": {"name": "resnet", "depths": (1,), "widths": (32,)},
+        "neck": {"features": 32},
+        "codec": {"latent_channels": 4, "initial_depth": 5.0},
+        "denoiser": {"hidden_features": 16, "num_groups": 2},
+        "diffusion": {"num_inference_steps": 2},
+        "max_depth": 10.0,
+    },
+    "objective": {"name": "self_diffusion", "max_depth": 10.0},
     # Adam divides a gradient by its own size, which blows up rounding errors of zero gradients.
     # With a larger epsilon they stay small.
     "optimizer": {"learning_rate": 1e-3, "eps": 1e-3},

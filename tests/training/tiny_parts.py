@@ -134,21 +134,6 @@ EXPERIMENT = {
     "logging": {"every_steps": 2},
 }
 
-# The parts of self-diffusion in place of the tiny network: large enough for arrays to be sharded.
-# Every part of the method is in it, with one stage each, because compiling takes most of the time.
-SELF_DIFFUSION = EXPERIMENT | {
-    "model": {
-        "name": "diffusion_depth",
-        "encoder": {"name": "resnet", "depths": (1,), "widths": (32,)},
-        "neck": {"features": 32},
-        "codec": {"latent_channels": 4, "initial_depth": 5.0},
-        "denoiser": {"hidden_features": 16, "num_groups": 2},
-        "diffusion": {"num_inference_steps": 2},
-        "max_depth": 10.0,
-    },
-    "objective": {"name": "self_diffusion", "max_depth": 10.0},
-}
-
 
 def register(setitem=dict.__setitem__):
     """Registers the parts, with `monkeypatch.setitem` only until the test ends."""
