@@ -53,8 +53,8 @@ def one_line_errors() -> Iterator[None]:
 
     A `UserError` becomes one line on stderr and exit status 2, Ctrl-C one line and 130; the line is
     the KeyboardInterrupt's message, such as how to resume, if it has one. Any other exception is a
-    bug and keeps its traceback. Ctrl-C works at any time, also while garbage is collected or a lock
-    changes hands. Output to a closed stdout or stderr, or one without a reader, is dropped.
+    bug and keeps its traceback. Ctrl-C works while garbage is collected or a lock changes hands,
+    too. Output to a closed stdout or stderr, or one without a reader, is dropped.
     """
     # Users need a warning's message, not its line of code.
     warnings.formatwarning = lambda message, *_: f"warning: {printable(str(message))}\n"
