@@ -15,6 +15,8 @@ is {"error", "kind"}. When standard input ends, the process exits immediately, a
 receive its images.
 """
 
+from __future__ import annotations  # for Python 3.9
+
 import contextlib
 import functools
 import gc
@@ -23,6 +25,82 @@ import os
 import queue
 import sys
 import threading
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from types import TracebackType
+    from typing import IO, Literal, NotRequired, Protocol, TypedDict
+
+    import numpy as np
+    from PIL import Image
+
+    # The requests in JSON; `backends/diffusers.py` writes and explains them.
+
+    class _Request(TypedDict, total=False):
+        fetch: dict[str, _Wanted]
+        protocol: int
+        open: _Options
+        check: list[_Asked]
+        batch: list[_Item]
+        at_most: int | None
+        close: bool
+
+    class _Wanted(TypedDict):
+        repository: str
+        kind: Literal["base", "control", "config"]
+        without: NotRequired[list[str]]
+
+    class _Base(TypedDict):
+        folder: str
+        file: str | None
+        safety_checker: bool
+
+    class _Folder(TypedDict):
+        folder: str
+        file: None
+
+    class _File(TypedDict):
+        folder: None
+        file: str
+
+    class _Options(TypedDict):
+        family: str
+        pipeline: str
+        base: _Base
+        control: _Folder | _File | None
+        scheduler: str
+        num_inference_steps: int
+        guidance_scale: float
+        control_scale: float
+        strength: float
+        normalization: str
+        device: str
+        dtype: str
+        index: int
+        threads: int
+
+    class _Asked(TypedDict):
+        key: str
+        prompts: list[str]
+
+    class _Item(TypedDict):
+        key: str
+        seed: int
+        prompt: str
+        negative_prompt: str
+        image: str | None
+        control: str | None
+        output: str
+        temporary: str
+        size: list[int]
+        generated: list[int]
+
+    class _Send(Protocol):
+        def __call__(self, **reply: object) -> None: ...
+
+    _Path = str | os.PathLike[str]
+    _Ready = tuple[_Item, dict[str, Any]]  # an item and the pipeline's arguments for it
 
 PROTOCOL = 1
 REMEDY = (
@@ -53,7 +131,7 @@ _PROGRESS = 10.0  # seconds between heartbeats during downloads
 class RequestError(Exception):
     """A request that cannot be served: "package", "weights" or "config"."""
 
-    def __init__(self, kind, message):
+    def __init__(self, kind: Literal["package", "weights", "config"], message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
@@ -62,7 +140,7 @@ class ItemError(Exception):
     """Why an item has no image."""
 
 
-def main():
+def main() -> int:
     # Library output between replies would break the protocol.
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -70,14 +148,14 @@ def main():
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here]
 
-    def send(**reply):
+    def send(**reply: object) -> None:
         try:
             replies.write(json.dumps(reply) + "\n")
             replies.flush()
         except OSError:
             os._exit(3)  # the reader has exited
 
-    generator = None
+    generator: Generator | None = None  # until "open", which comes before "check" and "batch"
     for request in _requests(sys.stdin.buffer):
         try:
             if "fetch" in request:
@@ -91,9 +169,9 @@ def main():
                 generator = Generator(request["open"], send)
                 send(protocol=PROTOCOL, **generator.description())
             elif "check" in request:
-                send(checked=generator.check(request["check"]))
+                send(checked=cast(Generator, generator).check(request["check"]))
             elif "batch" in request:
-                generator.batch(request["batch"], request.get("at_most"))
+                cast(Generator, generator).batch(request["batch"], request.get("at_most"))
             else:
                 raise RequestError("config", f"unknown request {sorted(request)}")
         except RequestError as error:
@@ -101,11 +179,11 @@ def main():
     return 0
 
 
-def _requests(stream):
+def _requests(stream: IO[bytes]) -> Iterator[_Request]:
     """Yields requests until "close"; the end of the stream ends the process immediately."""
-    pending = queue.SimpleQueue()
+    pending: queue.SimpleQueue[_Request] = queue.SimpleQueue()
 
-    def read():
+    def read() -> None:
         for line in iter(stream.readline, b""):
             request = json.loads(line)
             pending.put(request)
@@ -124,7 +202,7 @@ def _requests(stream):
 # ---- images and files ----------------------------------------------------------------------------
 
 
-def control_image(inverse_depth, normalization):
+def control_image(inverse_depth: np.ndarray, normalization: str) -> np.ndarray:
     """The 8-bit depth image that conditions the generator; nearest is brightest.
 
     Args:
@@ -166,7 +244,7 @@ def control_image(inverse_depth, normalization):
     return np.repeat(levels[:, :, None], 3, axis=2)
 
 
-def read_control(path, size, normalization):
+def read_control(path: _Path, size: Sequence[int], normalization: str) -> Image.Image:
     """Reads a control map as a Pillow image; it must have `size` (h, w)."""
     import numpy as np
     from PIL import Image
@@ -180,7 +258,7 @@ def read_control(path, size, normalization):
     return Image.fromarray(control_image(array, normalization))
 
 
-def read_image(path, size):
+def read_image(path: _Path, size: Sequence[int]) -> Image.Image:
     """Reads a clean image in RGB; it must have `size` (h, w)."""
     from PIL import Image
 
@@ -198,7 +276,7 @@ def read_image(path, size):
     return image
 
 
-def resized(image, size):
+def resized(image: Image.Image, size: Sequence[int]) -> Image.Image:
     """Resizes a Pillow image to (h, w) with Lanczos."""
     from PIL import Image
 
@@ -206,7 +284,7 @@ def resized(image, size):
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
-def save(image, temporary, output):
+def save(image: Image.Image, temporary: _Path, output: _Path) -> None:
     """Writes a PNG under a temporary name and renames it.
 
     The default compression takes three times as long and only saves a tenth of the size.
@@ -232,7 +310,7 @@ class Generator:
         send: sends a reply.
     """
 
-    def __init__(self, options, send):
+    def __init__(self, options: _Options, send: _Send) -> None:
         self._options, self._send = options, send
         # read by OpenMP and others when first imported
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -255,7 +333,7 @@ class Generator:
                 f"{steps}",
             )
         self._tokenizers = [components[name] for name in components if "tokenizer" in name]
-        self._controlled = None
+        self._controlled: Any = None
         if options["control"] is not None:
             self._controlled = self._pipeline(options["pipeline"], components)
         scene = {name: part for name, part in components.items() if name not in _CONTROLS}
@@ -263,7 +341,7 @@ class Generator:
         # Every step of a batch sends a heartbeat.
         components["unet"].register_forward_pre_hook(self._progress)
 
-    def description(self):
+    def description(self) -> dict[str, object]:
         """The content of the handshake."""
         return {
             "versions": self._versions,
@@ -273,7 +351,7 @@ class Generator:
             "threads": self._options["threads"],
         }
 
-    def check(self, items):
+    def check(self, items: Sequence[_Asked]) -> dict[str, str]:
         """Finds prompts that the text encoder would silently truncate."""
         faults = {}
         for item in items:
@@ -289,11 +367,11 @@ class Generator:
 
     @staticmethod
     @functools.lru_cache(maxsize=100_000)
-    def _tokens(tokenizer, prompt):
+    def _tokens(tokenizer: Any, prompt: str) -> int:
         # including start and end tokens
         return len(tokenizer(prompt, truncation=False, verbose=False).input_ids)
 
-    def batch(self, items, at_most=None):
+    def batch(self, items: Sequence[_Item], at_most: int | None = None) -> None:
         """Generates the images of items of equal size, and replies for each.
 
         Args:
@@ -310,10 +388,10 @@ class Generator:
         for start in range(0, len(ready), size):
             self._generate(ready[start : start + size], reduced=size < len(ready))
 
-    def _progress(self, *_):
+    def _progress(self, *_: object) -> None:
         self._send(progress=True)
 
-    def _pipeline(self, name, components):
+    def _pipeline(self, name: str, components: dict[str, Any]) -> Any:
         import diffusers
 
         family = self._options["family"]
@@ -331,7 +409,7 @@ class Generator:
         pipeline.set_progress_bar_config(disable=True)
         return pipeline.to(self._device)
 
-    def _inputs(self, item):
+    def _inputs(self, item: _Item) -> dict[str, Any]:
         """The pipeline's arguments for one item."""
         import torch
 
@@ -348,13 +426,14 @@ class Generator:
         control = read_control(item["control"], item["size"], self._options["normalization"])
         control = resized(control, generated)
         if self._options["pipeline"] == "controlnet_img2img":
-            inputs["image"] = resized(read_image(item["image"], item["size"]), generated)
+            path = cast(str, item["image"])  # only scenes have none
+            inputs["image"] = resized(read_image(path, item["size"]), generated)
             inputs["control_image"] = control
         else:
             inputs["image"] = control
         return inputs
 
-    def _generate(self, ready, reduced):
+    def _generate(self, ready: Sequence[_Ready], reduced: bool) -> None:
         """Runs items through the pipeline, in halves if memory runs out."""
         try:
             failure = None
@@ -377,7 +456,7 @@ class Generator:
                 self._send(key=item["key"], error=failure)
             return
         for (item, _), image, flagged in zip(ready, images, flags):  # noqa: B905 (Python 3.9)
-            reply = {"key": item["key"]}
+            reply: dict[str, object] = {"key": item["key"]}
             if reduced:
                 reply["reduced_batch"] = len(ready)
             if flagged:  # blacked out by the model's safety checker
@@ -393,12 +472,14 @@ class Generator:
                 reply["fatal"] = True
             self._send(**reply)
 
-    def _call(self, ready):
+    def _call(self, ready: Sequence[_Ready]) -> tuple[np.ndarray, Sequence[bool]]:
         import torch
 
         options, generated = self._options, ready[0][0]["generated"]
         scene = ready[0][0]["control"] is None
-        arguments = {name: [inputs[name] for _, inputs in ready] for name in ready[0][1]}
+        arguments: dict[str, Any] = {
+            name: [inputs[name] for _, inputs in ready] for name in ready[0][1]
+        }
         if not any(arguments["negative_prompt"]):
             # For SDXL, no prompt differs from an empty prompt.
             arguments["negative_prompt"] = None
@@ -422,7 +503,7 @@ class Generator:
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(ready)
         return output.images, flags
 
-    def _finish(self, image, item, flagged):
+    def _finish(self, image: np.ndarray, item: _Item, flagged: bool) -> None:
         """Checks the generated image [h, w, 3] in [0, 1] and writes it at the requested size."""
         import numpy as np
         from PIL import Image
@@ -440,7 +521,7 @@ class Generator:
         picture = resized(Image.fromarray(levels), item["size"])
         save(picture, item["temporary"], item["output"])
 
-    def _free(self):
+    def _free(self) -> None:
         import torch
 
         gc.collect()
@@ -448,7 +529,7 @@ class Generator:
             torch.cuda.empty_cache()
 
 
-def _out_of_memory(error):
+def _out_of_memory(error: Exception) -> bool:
     import torch
 
     # The CPU's allocator raises a plain RuntimeError.
@@ -456,7 +537,7 @@ def _out_of_memory(error):
     return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
-def _print_traceback():
+def _print_traceback() -> None:
     import traceback
 
     traceback.print_exc()
@@ -467,7 +548,7 @@ def _print_traceback():
 _CONTROLS = ("adapter", "controlnet")
 
 
-def _import_packages():
+def _import_packages() -> dict[str, str]:
     """Imports the required packages; returns their versions by name."""
     import importlib
 
@@ -495,13 +576,13 @@ def _import_packages():
     return versions
 
 
-def _numbers(version):
+def _numbers(version: str) -> tuple[int, ...]:
     import re
 
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
-def _device(torch, wanted, index):
+def _device(torch: Any, wanted: str, index: int) -> tuple[Any, int]:
     """A PyTorch device, and the number of devices of its kind."""
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
@@ -518,7 +599,7 @@ def _device(torch, wanted, index):
     return torch.device(wanted), 1
 
 
-def _dtype(torch, wanted, device):
+def _dtype(torch: Any, wanted: str, device: str) -> Any:
     if wanted == "auto":
         wanted = "float16" if device == "cuda" else "float32"
     if wanted == "float16" and device == "cpu":
@@ -529,7 +610,7 @@ def _dtype(torch, wanted, device):
     return getattr(torch, wanted)
 
 
-def _load(options, dtype, progress):
+def _load(options: _Options, dtype: Any, progress: Callable[[], None]) -> dict[str, Any]:
     """The pipeline's components by name.
 
     Each is loaded with a fixed class, so that no folder determines what is run, and strictly, as
@@ -542,7 +623,7 @@ def _load(options, dtype, progress):
     folder = base["folder"]
     local = {"local_files_only": True}
 
-    def model(cls, place, part, **more):
+    def model(cls: Any, place: str, part: str, **more: Any) -> Any:
         progress()
         where = os.path.join(place, part) if part else place
         with _loading(where):
@@ -585,14 +666,16 @@ def _load(options, dtype, progress):
     with _loading(os.path.join(folder, "scheduler")):
         components["scheduler"] = _scheduler(folder, options["scheduler"])
     if options["control"] is not None:
-        components |= _load_control(options, components, dtype, model)
+        components |= _load_control(
+            options["pipeline"], options["control"], components, dtype, model
+        )
     for component in components.values():
         if hasattr(component, "eval"):
             component.eval()
     return components
 
 
-def _scheduler(folder, name):
+def _scheduler(folder: str, name: str) -> Any:
     import diffusers
 
     folder = os.path.join(folder, "scheduler")
@@ -606,7 +689,7 @@ def _scheduler(folder, name):
     return getattr(diffusers, _SCHEDULERS[name]).from_config(scheduler.config)
 
 
-def _load_single_file(path, folder, xl, dtype):
+def _load_single_file(path: str, folder: str, xl: bool, dtype: Any) -> dict[str, Any]:
     """Components from a file in the original code's layout."""
     import diffusers
 
@@ -622,12 +705,18 @@ def _load_single_file(path, folder, xl, dtype):
     return components
 
 
-def _load_control(options, components, dtype, model):
+def _load_control(
+    pipeline: str,
+    control: _Folder | _File,
+    components: Mapping[str, Any],
+    dtype: Any,
+    model: Callable[[Any, str, str], Any],
+) -> dict[str, Any]:
     import diffusers
 
-    control = options["control"]
-    if options["pipeline"] == "t2i_adapter":
-        return {"adapter": model(diffusers.T2IAdapter, control["folder"], "")}
+    if pipeline == "t2i_adapter":
+        folder = cast(str, control["folder"])  # the host never sends an adapter as a file
+        return {"adapter": model(diffusers.T2IAdapter, folder, "")}
     if control["file"] is None:
         return {"controlnet": model(diffusers.ControlNetModel, control["folder"], "")}
     import tempfile
@@ -646,13 +735,18 @@ def _load_control(options, components, dtype, model):
 class _loading:
     """Turns any library error about a file into a single error type that names the file."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self._path = path
 
-    def __enter__(self):
+    def __enter__(self) -> _loading:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if isinstance(error, Exception) and not isinstance(error, RequestError):
             _print_traceback_of(error)
             text = " ".join(f"{type(error).__name__}: {error}".split())
@@ -661,15 +755,15 @@ class _loading:
             ) from error
 
 
-def _print_traceback_of(error):
+def _print_traceback_of(error: BaseException) -> None:
     import traceback
 
     traceback.print_exception(type(error), error, error.__traceback__)
 
 
-def _require_complete(model, info, path):
-    missing = {name for name, parameter in model.named_parameters() if parameter.is_meta}
-    missing = sorted(missing.union(info.get("missing_keys") or ()))
+def _require_complete(model: Any, info: Mapping[str, Any], path: str) -> None:
+    unset = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    missing = sorted(unset.union(info.get("missing_keys") or ()))
     mismatched = [str(entry) for entry in info.get("mismatched_keys") or ()]
     if missing or mismatched:
         wrong = [f"{len(missing)} weights are missing, such as {missing[0]}"] if missing else []
@@ -688,7 +782,7 @@ _OTHER = ["*.fp16.*", "*.non_ema.*", "*flax*", "*onnx*", "*openvino*", "*.msgpac
 _WEIGHTS = ["*.safetensors", "*.fp16.safetensors", "*.bin"]  # in this order
 
 
-def fetch(wanted, send):
+def fetch(wanted: Mapping[str, _Wanted], send: _Send) -> dict[str, str]:
     """Downloads snapshots from the Hub, as files only; nothing in them is run.
 
     Args:
@@ -701,7 +795,7 @@ def fetch(wanted, send):
     """
     stop = threading.Event()
 
-    def live():
+    def live() -> None:
         while not stop.wait(_PROGRESS):
             send(progress=True)
 
@@ -739,7 +833,7 @@ def fetch(wanted, send):
     return folders
 
 
-def _complete(folder, kind):
+def _complete(folder: str, kind: Literal["base", "control", "config"]) -> bool:
     """Whether a snapshot has all required weights."""
     parts = {"base": ("unet", "vae", "text_encoder"), "control": ("",), "config": ()}[kind]
     return all(

@@ -6,7 +6,7 @@ import hashlib
 import typing
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -118,30 +118,30 @@ class DepthModel:
             flip_tta = self.input_spec.flip_tta
         if isinstance(self.model, JudgesBatch):
             batch_size = 1
-        options = _Options(
-            noise is not None, seed, num_inference_steps, flip_tta, flip_average, num_samples
-        )
+        options = _Options(noise is not None, seed, num_inference_steps, flip_tta, flip_average)
         variables = self.variables_at(num_inference_steps)
-        stacked = isinstance(image_or_images, np.ndarray) and image_or_images.ndim == 4
-        several = stacked or isinstance(image_or_images, list | tuple)
-        images = list(image_or_images) if several else [image_or_images]
+        given: Any = image_or_images
+        stacked = isinstance(given, np.ndarray) and given.ndim == 4
+        several = stacked or isinstance(given, list | tuple)
+        images: list[ImageLike] = list(given) if several else [given]
         noises = [None] * len(images) if noise is None else list(noise) if several else [noise]
         if len(noises) != len(images):
             raise ValueError(f"{len(noises)} noise arrays were given for {len(images)} images")
 
         results: list[Any] = [None] * len(images)
         for indices, batch in preprocessing.by_size(images, batch_size):
-            latents = [noises[index] for index in indices]
+            found: Sequence[Any]
             if num_samples is None:
+                latents = [noises[index] for index in indices]
                 found = self._predict_batch(variables, batch, latents, options)
             else:
-                found = self._sample_batch(variables, batch, options, batch_size)
+                found = self._sample_batch(variables, batch, num_samples, options, batch_size)
             for index, result in zip(indices, found, strict=True):
                 results[index] = result
 
         def joined(depths: list[np.ndarray]) -> Maps:
             if stacked:
-                return np.stack(depths) if depths else np.zeros(image_or_images.shape[:3], "f4")
+                return np.stack(depths) if depths else np.zeros(given.shape[:3], "f4")
             return depths if several else depths[0]
 
         if num_samples is None:
@@ -160,7 +160,7 @@ class DepthModel:
         Raises:
             ConfigError: for a number that the sampler does not support.
         """
-        if not self.denoises:
+        if not isinstance(self.model, Denoises):
             if num_inference_steps is not None:
                 raise ConfigError(self._no_denoising)
             return self.variables
@@ -305,6 +305,7 @@ class DepthModel:
         self,
         variables: Mapping[str, Any],
         images: Sequence[np.ndarray],
+        num_samples: int,
         options: "_Options",
         batch_size: int,
     ) -> list[Sampled]:
@@ -314,7 +315,7 @@ class DepthModel:
             self.model,
             variables,
             self._inputs(images),
-            sampling.sample_seeds(options.seed, options.num_samples),
+            sampling.sample_seeds(options.seed, num_samples),
             batch_size=batch_size,
             num_inference_steps=options.num_inference_steps,
             mirrored_too=options.flip_tta,
@@ -342,8 +343,8 @@ class DepthModel:
             return depths
         count = len(depths) // 2
         pairs = zip(depths[:count], depths[count:], strict=True)
-        how = {"output": self.output, "how": options.flip_average}
-        return [flipping.average(depth, mirrored, **how) for depth, mirrored in pairs]
+        average = functools.partial(flipping.average, output=self.output, how=options.flip_average)
+        return [average(depth, mirrored) for depth, mirrored in pairs]
 
     def _sampling(
         self,
@@ -359,6 +360,7 @@ class DepthModel:
             return {}
         count = shape[0]
         wanted = tuple(self.model.latent_shape((1, *shape[1:])))
+        noise: Array | np.ndarray
         if options.has_noise:
             noise = np.stack([sampling.checked_noise(noise, wanted, size) for noise in noises])
         else:
@@ -377,7 +379,6 @@ class _Options:
     num_inference_steps: int | None
     flip_tta: bool
     flip_average: FlipAverage
-    num_samples: int | None
 
 
 def check_seed(seed: int) -> None:
@@ -404,7 +405,7 @@ def _apply(
         sampling = {**sampling, "num_inference_steps": num_inference_steps}
 
     def predict(image: Float[Array, "b h w 3"]) -> Float[Array, "b h w"]:
-        return model.apply(variables, image, **sampling)[..., 0]
+        return cast(Array, model.apply(variables, image, **sampling))[..., 0]
 
     if not mirrored_too:
         return predict(image)

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -37,7 +37,7 @@ from diffdepth_jax.typing import Output
 from diffdepth_jax.weights.text import parse_json
 
 # Entries of a batch that the teacher's labels replace, or that are dropped.
-_REPLACED = {"clean_image", "inside", "depth", "valid_mask", "relative_disparity"}
+_REPLACED = frozenset({"clean_image", "inside", "depth", "valid_mask", "relative_disparity"})
 # Config fields, by part, in which a distilled sampler and its student must agree.
 _SAME = {
     "codec": ("factor", "latent_channels"),
@@ -100,14 +100,16 @@ class Teacher:
         seed: int = 0,
         trajectories: bool = False,
     ) -> None:
-        model = open_network(config.checkpoint, config.options, "config.teacher.checkpoint", dtype)
-        check_fits(model.config, student, config.checkpoint)
+        checkpoint = config.checkpoint
+        assert checkpoint is not None
+        model = open_network(checkpoint, config.options, "config.teacher.checkpoint", dtype)
+        check_fits(model.config, student, checkpoint)
         if depth_range is not None and model.output == "relative_disparity":
             raise ConfigError(
                 f"config.data.train.depth_range is {depth_range} metres, but the labels from "
-                f"{config.checkpoint} are relative disparity: leave it out"
+                f"{checkpoint} are relative disparity: leave it out"
             )
-        self._checkpoint = config.checkpoint
+        self._checkpoint = checkpoint
         self._fingerprint = model.fingerprint(config.num_inference_steps)
         variables = model.variables_at(config.num_inference_steps)
         placed = sharding.of_state(variables, mesh)
@@ -115,8 +117,10 @@ class Teacher:
         # A separate stream from those of the student's initial weights and steps.
         self._key = jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
         over_batch, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
+        self._seen: tuple[str, ...]
+        self._replaced: frozenset[str]
         if trajectories:
-            check_distillable(model, student, config.checkpoint, config.num_inference_steps)
+            check_distillable(model, student, checkpoint, config.num_inference_steps)
             function = make_trajectory_points(model.model, config.num_inference_steps)
             self._seen, self._replaced = ("image",), frozenset()
         else:
@@ -196,9 +200,12 @@ def make_labels(
         step: Array,
     ) -> Labels:
         key = jax.random.fold_in(key, step)
-        scales = ()
+        scales: tuple[Array, ...] = ()
         if isinstance(model.model, PredictsScales):
-            scales = model.model.apply(variables, clean_image, method="inverse_depths")
+            scales = cast(
+                tuple[Array, ...],
+                model.model.apply(variables, clean_image, method="inverse_depths"),
+            )
             prediction = 1 / scales[0]
         else:
             prediction = _predict(model.model, variables, clean_image, key, num_inference_steps)
@@ -238,7 +245,7 @@ def make_trajectory_points(
         keys = jax.random.split(jax.random.fold_in(key, step), 3)
         noise = random.normal(keys[0], module.latent_shape(image.shape))
         condition = module.apply(variables, image, method="encode_image")
-        clean, later = module.apply(
+        sampled = module.apply(
             variables,
             condition,
             noise,
@@ -247,6 +254,7 @@ def make_trajectory_points(
             return_trajectory=True,
             method="sample",
         )
+        clean, later = cast(tuple[Array, Array], sampled)
         latents = jnp.concatenate([noise[None], later])
         timesteps = jnp.append(jnp.asarray(module.timesteps(count)), -1)
         images = jnp.arange(len(image))
@@ -337,17 +345,18 @@ def _predict(
 ) -> Float[Array, "b h w 1"]:
     """A network's output for each image, as in inference."""
     if isinstance(module, Denoises):
-        return module.apply(
+        output = module.apply(
             variables,
             image,
             noise=random.normal(key, module.latent_shape(image.shape)),
             key=jax.random.split(key, image.shape[0]),
             num_inference_steps=num_inference_steps,
         )
+        return cast(Array, output)
     if isinstance(module, JudgesBatch):
         one = jax.vmap(lambda image: module.apply(variables, image[None])[0])
         return one(image)
-    return module.apply(variables, image)
+    return cast(Array, module.apply(variables, image))
 
 
 def _as_labels(
@@ -358,7 +367,7 @@ def _as_labels(
 ) -> Labels:
     known = inside & jnp.isfinite(prediction)
     # Nothing can be learnt from constant predictions, for example from a dead teacher.
-    axes = {"axis": (1, 2, 3), "keepdims": True, "where": known}
+    axes: dict[str, Any] = {"axis": (1, 2, 3), "keepdims": True, "where": known}
     least = jnp.min(prediction, initial=jnp.inf, **axes)
     most = jnp.max(prediction, initial=-jnp.inf, **axes)
     known &= most > least

@@ -19,7 +19,7 @@ import pickletools
 import re
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,8 @@ REMEDY = (
     "Where the file was created, save only the weights: torch.save(model.state_dict(), "
     "'weights.pt') or safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,7 @@ def load(stream: io.BytesIO | mmap.mmap) -> Unpickled:
     """
     machine = _Machine()
     try:
-        opcodes = pickletools.genops(stream)
+        opcodes = pickletools.genops(cast(IO[bytes], stream))  # an mmap reads like a file
         for opcode, argument, _ in itertools.islice(opcodes, _MAX_OPCODES):
             machine.step(opcode.name, argument)
         if next(opcodes, None) is not None:
@@ -192,47 +194,71 @@ class _Inert:
 # nested tuples with shared items can take forever to hash or print.
 
 
-def _tensor(storage, offset, shape, strides, *_, dtype=None):
+def _tensor(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    *_: object,
+    dtype: np.dtype | None = None,
+) -> Tensor:
     if not isinstance(storage, Storage):
         raise TypeError("a tensor without a storage")
     (offset,) = _sizes((offset,))
     return Tensor(storage, dtype or storage.dtype, offset, _sizes(shape), _sizes(strides))
 
 
-def _tensor_v2(storage, offset, shape, strides, requires_grad, hooks, metadata=None):
+def _tensor_v2(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    requires_grad: object,
+    hooks: object,
+    metadata: object = None,
+) -> Tensor:
     if metadata:
         raise ValueError("a lazily conjugated or negated tensor")
     return _tensor(storage, offset, shape, strides)
 
 
-def _tensor_v3(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
+def _tensor_v3(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    requires_grad: object,
+    hooks: object,
+    dtype: object,
+    metadata: object = None,
+) -> Tensor:
     return _tensor(storage, offset, shape, strides, dtype=_TORCH_DTYPES[_of_type(dtype, str)])
 
 
-def _parameter(data, *_):
+def _parameter(data: object, *_: object) -> Tensor:
     if not isinstance(data, Tensor):
         raise TypeError("a parameter without a tensor")
     return data
 
 
-def _device(kind, index=None):
+def _device(kind: object, index: object = None) -> str:
     kind = _of_type(kind, str)  # before it is printed
     return kind if index is None else f"{kind}:{_of_type(index, int)}"
 
 
-def _mapping(keys, items=()):
+def _mapping(keys: _Keys, items: Any = ()) -> dict[Any, Any]:
     pairs = items.items() if isinstance(items, dict) else items
     return {keys(key): value for key, value in pairs}
 
 
-def _default_dict(keys, factory=None, items=()):
+def _default_dict(keys: _Keys, factory: object = None, items: Any = ()) -> dict[Any, Any]:
     if not isinstance(factory, _Constructor | _Inert | None):
         raise TypeError("a default factory that is not a class")
     return _mapping(keys, items)
 
 
-def _elements(kind):
-    def build(keys, items=()):
+def _elements(kind: type[set] | type[frozenset]) -> Callable[..., set | frozenset]:
+    def build(keys: _Keys, items: object = ()) -> set | frozenset:
         if not isinstance(items, list | tuple):
             raise TypeError(f"{kind.__name__} of something other than a list")
         return kind(map(keys, items))
@@ -240,31 +266,32 @@ def _elements(kind):
     return build
 
 
-def _encode(text, encoding):
+def _encode(text: Any, encoding: object) -> bytes:
     # How pickles below protocol 3 encode bytes.
     if encoding not in ("latin1", "latin-1"):
         raise ValueError("text in an encoding other than latin1")
     return str.encode(text, "latin1")
 
 
-def _bytes(*args):
+def _bytes(*args: object) -> bytes:
     if args:
         raise ValueError("bytes() with arguments")
     return b""
 
 
-def _bytearray(*args):
+def _bytearray(*args: object) -> bytearray:
     if len(args) == 1:
         return bytearray(_of_type(args[0], bytes))  # never with a number, which would be a size
     return bytearray(_encode(*args) if args else b"")
 
 
-def _complex(real, imaginary=0.0):
+def _complex(real: object, imaginary: object = 0.0) -> complex:
     return complex(_of_type(real, float), _of_type(imaginary, float))
 
 
-def _numpy_dtype(code, *_):
-    if not re.fullmatch(r"[biufcSU]\d+", _of_type(code, str)):
+def _numpy_dtype(code: object, *_: object) -> _Dtype:
+    code = _of_type(code, str)
+    if not re.fullmatch(r"[biufcSU]\d+", code):
         raise WeightsError(
             f"a NumPy array or scalar of dtype {code!r}, which is not a plain number or string (an "
             f"object array may hide another pickle). {REMEDY}"
@@ -272,21 +299,22 @@ def _numpy_dtype(code, *_):
     return _Dtype(np.dtype(code))
 
 
-def _numpy_scalar(dtype, data):
+def _numpy_scalar(dtype: object, data: Any) -> object:
     dtype = _of_type(dtype, _Dtype).dtype
     return np.frombuffer(data, dtype, 1).item() if dtype.itemsize else dtype.type().item()
 
 
-def _numpy_array(*_):
+def _numpy_array(*_: object) -> Array:
     return Array()
 
 
-def _numpy_from_buffer(data, dtype, shape, order, *_):
+def _numpy_from_buffer(data: Any, dtype: object, shape: object, order: object, *_: object) -> Array:
     array = np.frombuffer(data, _of_type(dtype, _Dtype).dtype)
-    return Array(array.reshape(_sizes(shape), order=_of_type(order, str)))
+    # NumPy checks which order it is.
+    return Array(array.reshape(_sizes(shape), order=cast(Any, _of_type(order, str))))
 
 
-def _sizes(values):
+def _sizes(values: Any) -> tuple[int, ...]:
     if not all(type(value) is int for value in values):
         raise TypeError("sizes that are not integers")
     if len(values) > _MAX_DIMENSIONS or any(abs(value) >= 2**63 for value in values):
@@ -334,42 +362,40 @@ _STORAGE_DTYPES = {
     "torch.storage.UntypedStorage": "uint8",
 }
 
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.Size": _sizes,
+    "torch.device": _device,
+    "argparse.Namespace": lambda: Attributes(),
+    "builtins.complex": _complex,
+    "builtins.bytes": _bytes,
+    "builtins.bytearray": _bytearray,
+    "_codecs.encode": _encode,
+    "numpy.dtype": _numpy_dtype,
+    "numpy._core.multiarray.scalar": _numpy_scalar,
+    "numpy._core.multiarray._reconstruct": _numpy_array,
+    "numpy._core.numeric._frombuffer": _numpy_from_buffer,
+}
+
+_KEYED_BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _mapping,
+    "collections.Counter": _mapping,
+    "collections.defaultdict": _default_dict,
+    "builtins.set": _elements(set),
+    "builtins.frozenset": _elements(frozenset),
+}
+
 _GLOBALS: dict[str, Any] = {
     **{name: name for name in _TORCH_DTYPES},
     **{k: _StorageType(_TORCH_DTYPES[f"torch.{v}"]) for k, v in _STORAGE_DTYPES.items()},
     **{f"builtins.{k}": _Inert() for k in ("bool", "int", "float", "str", "list", "tuple", "dict")},
     "numpy.ndarray": _Inert(),
-    **{
-        name: _Constructor(build)
-        for name, build in {
-            "torch._utils._rebuild_tensor": _tensor,
-            "torch._utils._rebuild_tensor_v2": _tensor_v2,
-            "torch._utils._rebuild_tensor_v3": _tensor_v3,
-            "torch._utils._rebuild_parameter": _parameter,
-            "torch._utils._rebuild_parameter_with_state": _parameter,
-            "torch.Size": _sizes,
-            "torch.device": _device,
-            "argparse.Namespace": lambda: Attributes(),
-            "builtins.complex": _complex,
-            "builtins.bytes": _bytes,
-            "builtins.bytearray": _bytearray,
-            "_codecs.encode": _encode,
-            "numpy.dtype": _numpy_dtype,
-            "numpy._core.multiarray.scalar": _numpy_scalar,
-            "numpy._core.multiarray._reconstruct": _numpy_array,
-            "numpy._core.numeric._frombuffer": _numpy_from_buffer,
-        }.items()
-    },
-    **{
-        name: _Constructor(build, keyed=True)
-        for name, build in {
-            "collections.OrderedDict": _mapping,
-            "collections.Counter": _mapping,
-            "collections.defaultdict": _default_dict,
-            "builtins.set": _elements(set),
-            "builtins.frozenset": _elements(frozenset),
-        }.items()
-    },
+    **{name: _Constructor(build) for name, build in _BUILDERS.items()},
+    **{name: _Constructor(build, keyed=True) for name, build in _KEYED_BUILDERS.items()},
 }
 
 # Globals with these names, or in these packages, are not weights and are ignored: configs,
@@ -538,12 +564,21 @@ class _Machine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def _storage(self, tag, storage_type, key, location, numel, view=None) -> Storage:
+    def _storage(
+        self,
+        tag: object,
+        storage_type: object,
+        key: object,
+        location: object,
+        numel: object,
+        view: Any = None,
+    ) -> Storage:
         """The persistent id of a storage; `view` is (key, start, numel) in the legacy format."""
         if tag != "storage" or not isinstance(storage_type, _StorageType):
             raise WeightsError(f"a persistent object that is not a storage. {REMEDY}")
         dtype = storage_type.dtype
-        if self.storages.setdefault(_of_type(key, str), dtype) != dtype:
+        key = _of_type(key, str)
+        if self.storages.setdefault(key, dtype) != dtype:
             raise ValueError(f"storage {key[:40]!r} is both {self.storages[key]} and {dtype}")
         start = 0
         if view is not None:
@@ -574,7 +609,8 @@ def _set_state(target: Any, state: Any) -> None:
         case dict():  # a state dict's `_metadata`: module versions, not needed here
             pass
         case _Dtype():
-            target.dtype = target.dtype.newbyteorder(_of_type(state[1], str))
+            # NumPy checks which order it is.
+            target.dtype = target.dtype.newbyteorder(cast(Any, _of_type(state[1], str)))
         case Array():
             _, shape, dtype, is_fortran, data = state
             order = "F" if is_fortran else "C"
@@ -583,7 +619,7 @@ def _set_state(target: Any, state: Any) -> None:
             raise TypeError(f"a state for a {type(target).__name__}")
 
 
-def _of_type(value: Any, kind: type) -> Any:
+def _of_type(value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise TypeError(f"a {type(value).__name__} instead of a {kind.__name__}")
     return value
