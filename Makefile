@@ -87,41 +87,28 @@ torch: .venv-torch/installed
 test-torch: torch
 	.venv-torch/bin/python -m pytest -m torch
 
-.venv-torch/installed: requirements.txt requirements-dev.txt requirements-torch.txt pyproject.toml
-	$(PYTHON) -m venv .venv-torch
-	sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv-torch/requirements.txt
-	.venv-torch/bin/pip install --quiet $(PIP_ARGS) -r .venv-torch/requirements.txt -r requirements-dev.txt \
-	  -r requirements-torch.txt
-	.venv-torch/bin/pip install --quiet --no-deps --editable .
-	touch $@
-
 # jax2onnx requires an older Orbax than the package, but only for checkpoints: hence --no-deps.
 onnx: .venv-onnx/installed
+.venv-onnx/installed: ALONE := jax2onnx==0.17.1
 
 test-onnx: onnx
 	.venv-onnx/bin/python -m pytest tests/inference/test_portable.py
 
-.venv-onnx/installed: requirements.txt requirements-dev.txt requirements-onnx.txt pyproject.toml
-	$(PYTHON) -m venv .venv-onnx
-	sed 's/^jax\[cuda12\]/jax/' requirements.txt > .venv-onnx/requirements.txt
-	.venv-onnx/bin/pip install --quiet $(PIP_ARGS) -r .venv-onnx/requirements.txt -r requirements-dev.txt \
-	  -r requirements-onnx.txt
-	.venv-onnx/bin/pip install --quiet --no-deps jax2onnx==0.17.1
-	.venv-onnx/bin/pip install --quiet --no-deps --editable .
-	touch $@
-
 # Gradio requires an older Pillow than the pinned one.
 app: .venv-app/installed
+.venv-app/installed: EDIT := /^pillow==/d
 
 test-app: app
 	.venv-app/bin/python -m pytest tests/app
 
-.venv-app/installed: requirements.txt requirements-dev.txt requirements-app.txt pyproject.toml
-	$(PYTHON) -m venv .venv-app
-	sed 's/^jax\[cuda12\]/jax/; /^pillow==/d' requirements.txt > .venv-app/requirements.txt
-	.venv-app/bin/pip install --quiet $(PIP_ARGS) -r .venv-app/requirements.txt -r requirements-dev.txt \
-	  -r requirements-app.txt
-	.venv-app/bin/pip install --quiet --no-deps --editable .
+# Environments for one purpose each, with the CPU build of JAX. EDIT (for sed) changes
+# requirements.txt; ALONE is a package installed without its dependencies.
+.venv-%/installed: requirements.txt requirements-dev.txt requirements-%.txt pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	sed 's/^jax\[cuda12\]/jax/; $(EDIT)' requirements.txt > .venv-$*/requirements.txt
+	.venv-$*/bin/pip install --quiet $(PIP_ARGS) -r .venv-$*/requirements.txt -r requirements-dev.txt \
+	  -r requirements-$*.txt
+	.venv-$*/bin/pip install --quiet --no-deps $(ALONE) --editable .
 	touch $@
 
 # One script per question; a quarter of an hour on two CPU cores with nothing else running.
