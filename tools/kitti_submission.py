@@ -34,9 +34,11 @@ def main(_: list[str]) -> None:
 
     from diffdepth_jax.data import io
     from diffdepth_jax.data.sources import kitti
+    from diffdepth_jax.errors import ConfigError
     from diffdepth_jax.evaluation.report import submission
     from diffdepth_jax.evaluation.run import files, predictions
 
+    output = cli.output_file("--output", FLAGS.output)
     samples = kitti.source("test_anonymous", FLAGS.root)
     submission.check_names((frame.id for frame in samples.frames), FLAGS.root)
     if FLAGS.predictions is not None:
@@ -55,6 +57,11 @@ def main(_: list[str]) -> None:
         import diffdepth_jax
 
         model = diffdepth_jax.load(FLAGS.checkpoint)
+        if model.output != "metric_depth":
+            raise ConfigError(
+                f"{FLAGS.checkpoint} predicts relative disparity, but the benchmark needs metres: "
+                "use a metric model"
+            )
 
         def depth_of(sample):
             return model.predict(
@@ -63,9 +70,9 @@ def main(_: list[str]) -> None:
                 num_inference_steps=FLAGS.num_inference_steps,
             )
 
-    submission.write(FLAGS.output, tqdm(samples, unit=" images"), depth_of)
-    submission.check(FLAGS.output)
-    print(f"{FLAGS.output}: {len(submission.NAMES)} depth maps, names and sizes checked")
+    submission.write(output, tqdm(samples, unit=" images"), depth_of)
+    submission.check(output)
+    print(f"{output}: {len(submission.NAMES)} depth maps, names and sizes checked")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import stat
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,16 +123,18 @@ def scene_depth(prediction: Prediction) -> Float[np.ndarray, "h w"]:
 
 def remove_old(folder: Path, now: float) -> None:
     """Deletes files below a folder that are older than `LIFETIME`, and the oldest ones beyond
-    `MOST_BYTES`. The newest file always stays.
+    `MOST_BYTES`. The newest file always stays. Empty folders of that age are deleted, too.
 
     Args:
         now: seconds since the epoch.
     """
-    found = []
+    found, folders = [], []
     for path in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-            if not path.is_dir():
-                status = path.lstat()
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode):
+                folders.append((path, status.st_mtime))
+            else:
                 found.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in found)
     for written, size, path in sorted(found)[:-1]:
@@ -139,3 +142,7 @@ def remove_old(folder: Path, now: float) -> None:
             break
         path.unlink(missing_ok=True)
         total -= size
+    for path, written in sorted(folders, reverse=True):  # a folder after those inside it
+        if now - written > LIFETIME:
+            with contextlib.suppress(OSError):  # it is not empty, or removed meanwhile
+                path.rmdir()

@@ -35,19 +35,19 @@ def check_target(
         FileError: if the system rejects the path.
     """
     path, checkpoint = Path(path).expanduser(), Path(checkpoint).expanduser()
-    _check_layout(path, layout)
-    if layout == "authors" and path.suffix != _SUFFIX:
-        raise ConfigError(f"{path} must end in {_SUFFIX}, the format that is written")
+    _check_path(path, layout)
     with naming_file(path, "written"):
         same = path.exists() and checkpoint.exists() and path.samefile(checkpoint)
     if same:
         raise ConfigError(f"{path} is the checkpoint itself: choose another output file")
 
 
-def _check_layout(path: Path, layout: Layout) -> None:
+def _check_path(path: Path, layout: Layout) -> None:
     if layout not in typing.get_args(Layout):
         known = " or ".join(map(repr, typing.get_args(Layout)))
         raise ConfigError(f"layout is {layout!r}; it must be {known}")
+    if layout == "authors" and path.suffix != _SUFFIX:
+        raise ConfigError(f"{path} must end in {_SUFFIX}, the format that is written")
     with naming_file(path, "written"):
         is_taken = path.exists() and not (path.is_dir() and not any(path.iterdir()))
     if layout == "transformers" and is_taken:
@@ -74,13 +74,14 @@ def export(model: DepthModel, path: str | os.PathLike, layout: Layout = "authors
         `load` assumes.
 
     Raises:
-        ConfigError: for a path or layout that `check_target` rejects, an unpublished network, or a
-            network that transformers does not support.
+        ConfigError: for an unknown layout, a file that does not end in `.safetensors`, a directory
+            that is not empty, an unpublished network, or a network that transformers does not
+            support.
         FileError: if it cannot be written.
         WeightsError: if the layout has no names for the model's weights.
     """
     path = Path(path).expanduser()
-    _check_layout(path, layout)
+    _check_path(path, layout)
     file = network.of(model.config)
     if layout == "transformers":
         if file.TRANSFORMERS is None:

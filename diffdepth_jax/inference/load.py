@@ -180,23 +180,14 @@ def _from_run(
     expected = expected_variables(model)
     rules.check(variables, expected, f"{path} cannot be loaded")
     recalibrated = {}
-    if (file := directory / run_files.RECALIBRATED).exists():
-        try:
-            with naming_file(file, "read"):
-                content = file.read_text(errors="replace")
-            recalibrated = {
-                steps: traverse_util.unflatten_dict(leaves, sep="/")
-                for steps, leaves in recalibration.from_text(content).items()
-            }
-            for statistics in recalibrated.values():
-                changed = recalibration.replaced(variables, statistics)
-                rules.check(
-                    changed,
-                    expected,
-                    "statistics that do not fit: recompute them with tools/recalibrate.py",
-                )
-        except WeightsError as error:
-            raise WeightsError(f"{file} has {error}") from error
+    for steps, leaves in _read_recalibrated(directory).items():
+        recalibrated[steps] = traverse_util.unflatten_dict(leaves, sep="/")
+        rules.check(
+            recalibration.replaced(variables, recalibrated[steps]),
+            expected,
+            f"{directory / run_files.RECALIBRATED} has statistics that do not fit: recompute them "
+            "with tools/recalibrate.py",
+        )
     variables = _on_device(variables)
     return DepthModel(model, variables, config, recalibrated)
 
@@ -421,16 +412,36 @@ def return_freed_memory() -> None:
         trim(0)
 
 
+def _read_recalibrated(directory: Path) -> dict[int, dict[str, np.ndarray]]:
+    """Statistics by number of steps and by path, without checking that they fit."""
+    file = directory / run_files.RECALIBRATED
+    if not file.exists():
+        return {}
+    with naming_file(file, "read"):
+        content = file.read_text(errors="replace")
+    try:
+        return recalibration.from_text(content)
+    except WeightsError as error:
+        raise WeightsError(f"{file} has {error}") from error
+
+
 def save_recalibrated(model: DepthModel, directory: str | os.PathLike) -> None:
     """Writes recalibrated statistics next to the weights of a run.
+
+    Stored statistics for other numbers of steps are kept: another process may have added them since
+    the model was loaded.
 
     Args:
         model: a model with `recalibrated`, as returned by `DepthModel.recalibrate`.
         directory: `checkpoints/<step>` of the run that the model was loaded from, see
             `weights.orbax.checkpoint_directory`; `load` reads them from there.
+
+    Raises:
+        FileError, WeightsError: if stored statistics cannot be read, or the file cannot be written.
     """
-    found = {
+    directory = Path(directory)
+    found = _read_recalibrated(directory) | {
         steps: traverse_util.flatten_dict(part, sep="/")
         for steps, part in model.recalibrated.items()
     }
-    atomic.write_text(Path(directory) / run_files.RECALIBRATED, recalibration.to_text(found) + "\n")
+    atomic.write_text(directory / run_files.RECALIBRATED, recalibration.to_text(found) + "\n")

@@ -23,8 +23,8 @@ class Camera:
     """A pinhole camera: its intrinsics, or an assumed horizontal field of view.
 
     Attributes:
-        intrinsics: (fx, fy, cx, cy) in pixels of the stored image; integer coordinates are pixel
-            centres, (0, 0) is the top-left pixel.
+        intrinsics: (fx, fy, cx, cy) in pixels of the upright image, after any rotation by EXIF
+            data; integer coordinates are pixel centres, (0, 0) is the top-left pixel.
         field_of_view: degrees, from the left to the right border, with the principal point in the
             middle of the image and square pixels; unused with `intrinsics`.
 
@@ -64,7 +64,7 @@ class Camera:
             raise ConfigError(
                 f"the intrinsics fx,fy,cx,cy={fx:g},{fy:g},{cx:g},{cy:g} do not fit an image of "
                 f"{height}x{width} pixels, as the principal point would be outside: use those of "
-                "the stored images"
+                "images of this size"
             )
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 

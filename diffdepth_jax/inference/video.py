@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffdepth_jax import atomic, visualize
-from diffdepth_jax.errors import DataError, printable
+from diffdepth_jax.errors import DataError, FileError, printable
 from diffdepth_jax.inference import ffmpeg, files, progress
 from diffdepth_jax.inference.model import DepthModel
 from diffdepth_jax.inference.preprocessing import check_size
@@ -91,12 +91,19 @@ def predict_videos(
         if skip_existing and work.is_done():
             continue
         try:
-            work.run(path)
+            work.run(_opened(path))
         except DataError as error:
             failures.append(printable(f"skipped {path}: {error}"))
             print(failures[-1], file=sys.stderr)
     speed.stop()
     return failures
+
+
+def _opened(path: Path) -> ffmpeg.Video:
+    try:
+        return ffmpeg.open_video(path)
+    except FileError as error:
+        raise DataError(str(error)) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +132,7 @@ class _Work:
         first = (self.folder / f"{_name(0)}{ending}" for ending in endings)
         return self.target.exists() and all(path.exists() for path in first)
 
-    def run(self, path: Path) -> None:
-        video = ffmpeg.open_video(path)
+    def run(self, video: ffmpeg.Video) -> None:
         check_size(video.height, video.width, self.model.input_spec)
         with contextlib.ExitStack() as stack:
             stack.enter_context(atomic.directory(self.target.parent))
@@ -141,10 +147,10 @@ class _Work:
                     )
                 )
             bar = stack.enter_context(progress.bar(None, unit="frame"))
-            bar.set_description(f"{path.name} (first pass)")
+            bar.set_description(f"{video.path.name} (first pass)")
             count, paint = self._look(video, bar)
             bar.reset(total=count)
-            bar.set_description(path.name)
+            bar.set_description(video.path.name)
             size = video.height, video.width
             write = stack.enter_context(
                 ffmpeg.writing(temporary, *size, video.rate, name=self.target)
@@ -156,8 +162,8 @@ class _Work:
                     done = number
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
-                    f"{done} of {count} frames of {path} were done; an unfinished video leaves no "
-                    "results"
+                    f"{done} of {count} frames of {video.path} were done; an unfinished video leaves "
+                    "no results"
                 ) from None
 
     def _look(

@@ -75,3 +75,14 @@ def test_old_and_excess_files_are_deleted(tmp_path, monkeypatch):
     assert left(2000 + results.LIFETIME + 1, 300) == ["middle", "new"]
     assert left(5000, 150) == ["new"]
     assert left(5000, 10) == ["new"]
+
+
+def test_empty_folders_are_deleted_once_they_are_old(tmp_path):
+    folder = tmp_path / "prediction/shown"
+    folder.mkdir(parents=True)
+    (tmp_path / "kept/shown").mkdir(parents=True)
+    (tmp_path / "kept/shown/file").touch()
+    results.remove_old(tmp_path, folder.stat().st_mtime)
+    assert folder.is_dir()
+    results.remove_old(tmp_path, folder.stat().st_mtime + 2 * results.LIFETIME)
+    assert not folder.parent.exists() and (tmp_path / "kept/shown/file").exists()

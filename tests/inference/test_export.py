@@ -72,6 +72,14 @@ def test_a_failed_export_leaves_nothing(model, layout, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_of_another_format_is_not_replaced(model, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"weights")
+    with pytest.raises(ConfigError, match=r"weights\.pt must end in \.safetensors"):
+        inference.export(model, path)
+    assert path.read_bytes() == b"weights"
+
+
 def test_an_unknown_layout_is_refused(model, tmp_path):
     with pytest.raises(ConfigError, match="'torch'; it must be 'authors' or 'transformers'"):
         inference.export(model, tmp_path / "a", "torch")

@@ -275,6 +275,11 @@ def test_a_run_stores_them_next_to_the_weights(at_five, tmp_path):
     directory = orbax.checkpoint_directory(tmp_path)
     inference.save_recalibrated(at_five, directory)
     assert_same(diffdepth_jax.load(tmp_path).recalibrated, at_five.recalibrated)
+    # Another process, which loaded the run before this was stored, adds statistics of its own.
+    at_two = dataclasses.replace(at_five, recalibrated={2: at_five.recalibrated[5]})
+    inference.save_recalibrated(at_two, directory)
+    stored = diffdepth_jax.load(tmp_path).recalibrated
+    assert_same(stored, {2: at_five.recalibrated[5], **at_five.recalibrated})
     # When training continues, they disappear with the checkpoint that they belong to.
     with Checkpointer(tmp_path, keep=1) as checkpointer:
         assert checkpointer.latest_step() == 7

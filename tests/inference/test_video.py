@@ -179,6 +179,17 @@ def test_some_items_are_spread_out_over_all(count):
     assert len(set(np.diff(kept))) <= 1 and kept[:1] == [0][:count]
 
 
+def test_a_video_that_is_gone_is_skipped(tmp_path, capsys):
+    good = make_video(tmp_path / "b.mp4", gradients(2))
+    gone = tmp_path / "a.mp4"
+    gone.symlink_to(tmp_path / "nowhere.mp4")
+    out = tmp_path / "out"
+    failures = video.predict_videos(Reddish(), [gone, good], out, Results("metric_depth", ()))
+    assert failures == capsys.readouterr().err.splitlines()
+    assert len(failures) == 1 and "a.mp4" in failures[0]
+    assert os.listdir(out) == ["b_depth.mp4"]
+
+
 def test_predict_script_takes_videos(run, tmp_path):
     path = make_video(tmp_path / "clip.mp4", gradients(4))
 

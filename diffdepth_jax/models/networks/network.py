@@ -32,7 +32,8 @@ class NetworkConfig:
 
     Attributes:
         name: the network's name in the registry.
-        max_depth: metres; `predict` clips to it, the module itself does not.
+        max_depth: metres; `predict` clips to it, the module itself does not. Only for networks
+            that predict metres.
     """
 
     name: str
@@ -41,6 +42,11 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if self.max_depth is not None and not self.max_depth > 0:
             raise ValueError(f"max_depth is {self.max_depth}; it must be positive or None")
+        if self.max_depth is not None and self.output == "relative_disparity":
+            raise ValueError(
+                f"max_depth is {self.max_depth} metres, but {self.name!r} predicts relative "
+                "disparity: leave it out"
+            )
 
     @property
     def output(self) -> Output:

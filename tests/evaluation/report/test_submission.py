@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffdepth_jax import inference
 from diffdepth_jax.evaluation.report import submission
 from tests import scripts
+from tests.models.networks.test_contract import small
 
 
 @pytest.fixture
@@ -87,20 +89,42 @@ def test_an_archive_is_checked(samples, tmp_path):
         submission.check(path)
 
 
-def test_the_tool_takes_saved_maps(tmp_path):
+@pytest.fixture
+def kitti(tmp_path):
     folder = tmp_path / "kitti/depth_selection/test_depth_prediction_anonymous"
     (folder / "image").mkdir(parents=True), (folder / "intrinsics").mkdir()
-    (tmp_path / "saved").mkdir()
     for name in submission.NAMES:
         (folder / f"image/{name}.png").write_bytes(png(np.zeros((3, 4, 3), np.uint8)))
         (folder / f"intrinsics/{name}.txt").write_text("7 0 2 0 7 1 0 0 1")
+    return tmp_path / "kitti"
+
+
+def test_the_tool_refuses_what_it_cannot_write_before_it_predicts(kitti, tmp_path):
+    _, module, variables = small("dpt")
+    weights = tmp_path / "relative.safetensors"
+    inference.export(inference.DepthModel(module, variables, module.config), weights)
+
+    def run(output):
+        arguments = (f"--checkpoint={weights}", f"--root={kitti}", f"--output={output}")
+        return scripts.run("tools/kitti_submission.py", *arguments)
+
+    done = run(tmp_path / "kitti.zip")
+    assert done.returncode == 2 and "predicts relative disparity" in done.stderr
+    assert not (tmp_path / "kitti.zip").exists()
+    done = run(tmp_path)
+    assert done.returncode == 2 and f"--output={tmp_path} is a folder" in done.stderr
+
+
+def test_the_tool_takes_saved_maps(kitti, tmp_path):
+    (tmp_path / "saved").mkdir()
+    for name in submission.NAMES:
         np.save(tmp_path / f"saved/{name}.npy", np.full((3, 4), 5.0))
     (tmp_path / "saved/0000000000_colour.png").write_bytes(png(np.zeros((3, 4, 3), np.uint8)))
 
     def run(predictions="saved", *more):
         arguments = (
             f"--predictions={tmp_path}/{predictions}",
-            f"--root={tmp_path}/kitti",
+            f"--root={kitti}",
             f"--output={tmp_path}/kitti.zip",
             *more,
         )

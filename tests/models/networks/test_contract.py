@@ -80,6 +80,13 @@ def test_variables_are_single_precision_and_the_config_survives_json(name):
     assert again == model.config
 
 
+@pytest.mark.parametrize("name", ["dpt", "midas"])
+def test_disparity_has_no_limit_in_metres(name):
+    _, model, _ = small(name)
+    with pytest.raises(ValueError, match=rf"max_depth is 80\.0 metres, but '{name}' predicts"):
+        dataclasses.replace(model.config, max_depth=80.0)
+
+
 @every_network
 def test_any_image_gets_depth_of_its_own_size(name):
     _, model, variables = small(name)
