@@ -162,8 +162,8 @@ class _Work:
                     done = number
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(
-                    f"{done} of {count} frames of {video.path} were done; an unfinished video leaves "
-                    "no results"
+                    f"{done} of {count} frames of {video.path} were done; an unfinished video "
+                    "leaves no results"
                 ) from None
 
     def _look(
