@@ -152,6 +152,14 @@ class DepthModel:
         """Raises ConfigError for samples of a network that uses no noise, or too few samples."""
         sampling.check_number(self.model, self.config.name, num_samples)
 
+    def check_num_inference_steps(self, num_inference_steps: int | None) -> None:
+        """Raises ConfigError for a number of denoising steps that the network does not support."""
+        if num_inference_steps is None:
+            return
+        if not isinstance(self.model, Denoises):
+            raise ConfigError(self._no_denoising)
+        recalibration.check_steps(self.model, num_inference_steps)
+
     def variables_at(self, num_inference_steps: int | None = None) -> Mapping[str, Any]:
         """The variables for a number of denoising steps; None for the checkpoint's own.
 
@@ -160,15 +168,13 @@ class DepthModel:
         Raises:
             ConfigError: for a number that the sampler does not support.
         """
+        self.check_num_inference_steps(num_inference_steps)
         if not isinstance(self.model, Denoises):
-            if num_inference_steps is not None:
-                raise ConfigError(self._no_denoising)
             return self.variables
         own = self.model.num_inference_steps
         steps = own if num_inference_steps is None else num_inference_steps
         if steps in self.recalibrated:
             return recalibration.replaced(self.variables, self.recalibrated[steps])
-        recalibration.check_steps(self.model, steps)
         if steps != own and steps not in self._warned_of:
             self._warned_of.add(steps)
             known = ", ".join(str(each) for each in sorted({own, *self.recalibrated}))

@@ -16,6 +16,7 @@ permission to read pods.
 import dataclasses
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -147,7 +148,9 @@ def _launcher(environment: Mapping[str, str]) -> Launch:
     # A batch script outside `srun` also sees the number of tasks, but no step.
     nodes = environment.get("SLURM_STEP_NODELIST")
     if nodes and slurm["PROCID"] is not None and (number or 1) > 1:
-        port = _port(environment, _integer(environment, "SLURM_JOB_ID"))
+        # Two steps of a job may run at the same time.
+        job, step = (_integer(environment, f"SLURM_{name}_ID") or 0 for name in ("JOB", "STEP"))
+        port = _port(environment, job + 1009 * step)
         alone = re.fullmatch(
             r"1(\(x\d+\))?(,1(\(x\d+\))?)*", environment.get("SLURM_STEP_TASKS_PER_NODE", "")
         )
@@ -157,7 +160,9 @@ def _launcher(environment: Mapping[str, str]) -> Launch:
     if (number or 1) > 1:
         beside = _integer(environment, "OMPI_COMM_WORLD_LOCAL_SIZE")
         local = None if beside == 1 else _integer(environment, "OMPI_COMM_WORLD_LOCAL_RANK")
-        coordinator = f"localhost:{_port(environment, 0)}" if beside == number else None
+        # Differs between two runs of mpirun on a machine.
+        job = zlib.crc32(environment.get("PMIX_NAMESPACE", "").encode())
+        coordinator = f"localhost:{_port(environment, job)}" if beside == number else None
         rank = _integer(environment, "OMPI_COMM_WORLD_RANK")
         return Launch(coordinator, number, rank, _own_device(environment, local))
     return Launch()
@@ -183,10 +188,10 @@ def _first_host(nodes: str) -> str:
     return match[1] + (match[2] or "")
 
 
-def _port(environment: Mapping[str, str], job: int | None) -> int:
+def _port(environment: Mapping[str, str], job: int) -> int:
     """JAX_COORDINATOR_PORT, or a port that other jobs on the machine are unlikely to use."""
     port = _integer(environment, "JAX_COORDINATOR_PORT")
-    return _PORTS[0] + (job or 0) % _PORTS[1] if port is None else port
+    return _PORTS[0] + job % _PORTS[1] if port is None else port
 
 
 def _integer(environment: Mapping[str, str], name: str) -> int | None:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import inference
 from diffdepth_jax.errors import ConfigError
+from diffdepth_jax.evaluation.run.checkpoint import settings
 from diffdepth_jax.evaluation.run.checks import check_data
-from diffdepth_jax.inference import sampling
 from diffdepth_jax.inference.load import return_freed_memory
 from diffdepth_jax.models.networks import network
 from diffdepth_jax.models.networks.network import Denoises, expected_variables
@@ -188,6 +188,8 @@ def _train(
             depth_range=exp.data.train.depth_range,
             seed=exp.seed,
             trajectories=exp.distils_sampler,
+            step_counts=step_counts.of(exp),
+            processes=processes,
         )
 
     # 5. Checkpoint: start from scratch or from the latest checkpoint.
@@ -196,9 +198,10 @@ def _train(
         interruption = stack.enter_context(Interruption())
         stack.enter_context(contextlib.closing(iterator))
         first_step = processes.from_first(lambda: orbax.latest_step(workdir) or 0)
-        if teacher and first_step and not allow_config_changes:
-            teacher.check_same(workdir)
-        loaded = {} if first_step else pretrained.load(exp.init, exp.model)
+        with processes.agreed():  # a file may be missing on one machine
+            if teacher and first_step and not allow_config_changes:
+                teacher.check_same(workdir)
+            loaded = {} if first_step else pretrained.load(exp.init, exp.model)
         stack.enter_context(background.reported_once())
         checkpointer = stack.enter_context(Checkpointer(workdir, exp.checkpoint.keep, processes))
         if first_step:
@@ -262,8 +265,9 @@ def _check_network(model: nn.Module, exp: Experiment) -> None:
 
     Networks that accept any size are also checked if the size is not a recommended one.
     """
-    if exp.evaluation.num_samples is not None:  # The evaluation would report it too late.
-        sampling.check_number(model, exp.model.name, exp.evaluation.num_samples)
+    untrained = inference.DepthModel(model, {}, exp.model)
+    settings(untrained, exp.evaluation)  # the evaluation would report it too late
+    untrained.check_num_inference_steps(exp.evaluation.num_inference_steps)
     crop, spec = exp.data.train.augmentation.crop, exp.model.input_spec
     if isinstance(model, Denoises) or not any(side % spec.multiple for side in crop):
         return

@@ -26,8 +26,8 @@ from diffdepth_jax.weights.rules import Skip, convert, prefix
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Fields of a network's config, at any depth, that only matter in training, and the number of
-# denoising steps, which training may change on purpose.
+# Fields of a network's config, at any depth, that only matter in training, and those of the
+# sampler, which training may change on purpose.
 _OF_TRAINING = (
     "remat",
     "conv_gradient",
@@ -35,6 +35,9 @@ _OF_TRAINING = (
     "drop_path_rate",
     "initial_depth",
     "num_inference_steps",
+    "timestep_spacing",
+    "clip_sample",
+    "eta",
 )
 
 
@@ -46,7 +49,8 @@ class InitConfig:
         encoder: file of encoder weights in any layout that the encoder supports.
         network: the whole network's weights: a run, a file or a directory, anything that
             `inference.load` accepts. Its config must equal `model`, except for fields that only
-            matter in training and the number of denoising steps.
+            matter in training, and the sampler's steps (their number and spacing, clipping and
+            eta).
         options: keyword arguments of `load` for `network`, for what its file name does not say,
             such as {"version": 2} or {"step": "best"}; None values are ignored.
     """

@@ -20,16 +20,21 @@ from diffdepth_jax.weights import orbax
 NUM_IMAGES = 32
 
 
+def of(exp: Experiment) -> tuple[int, ...]:
+    """The numbers of denoising steps that are trained; empty for the model's own only."""
+    return exp.objective.step_counts if isinstance(exp.objective, SupportsStepCounts) else ()
+
+
 def recalibrate(exp: Experiment, workdir: Path) -> None:
     """Adds the statistics to the latest checkpoint, if the objective supports several counts.
 
     Existing ones are not computed again.
     """
-    if not isinstance(exp.objective, SupportsStepCounts) or not exp.objective.step_counts:
+    if not of(exp):
         return
     model = inference.load(workdir)
     done = {model.model.num_inference_steps, *model.recalibrated}
-    missing = [count for count in exp.objective.step_counts if count not in done]
+    missing = [count for count in of(exp) if count not in done]
     if not missing:
         return
     images = training_images(exp)

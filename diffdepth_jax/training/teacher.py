@@ -31,6 +31,7 @@ from diffdepth_jax.models.networks.network import (
     of,
 )
 from diffdepth_jax.ops import random
+from diffdepth_jax.processes import Processes
 from diffdepth_jax.training import sharding
 from diffdepth_jax.training.pretrained import check_options, open_network
 from diffdepth_jax.typing import Output
@@ -83,9 +84,11 @@ class Teacher:
         seed: seed of the noise, if the teacher starts from noise.
         trajectories: whether to add points of the teacher's sampling trajectories
             (`make_trajectory_points`) to batches, which keep the labels of the data.
+        step_counts: with `trajectories`, the numbers of denoising steps that the student learns.
+        processes: the processes of the run, which all make a teacher together.
 
     Raises:
-        FileError, WeightsError: if the checkpoint cannot be read.
+        FileError, WeightsError: if the checkpoint cannot be read, by any process.
         ConfigError: if the teacher does not match the student.
     """
 
@@ -99,10 +102,13 @@ class Teacher:
         depth_range: tuple[float, float] | None = None,
         seed: int = 0,
         trajectories: bool = False,
+        step_counts: tuple[int, ...] = (),
+        processes: Processes | None = None,
     ) -> None:
         checkpoint = config.checkpoint
         assert checkpoint is not None
-        model = open_network(checkpoint, config.options, "config.teacher.checkpoint", dtype)
+        with (processes or Processes()).agreed():  # it may be missing on one machine
+            model = open_network(checkpoint, config.options, "config.teacher.checkpoint", dtype)
         check_fits(model.config, student, checkpoint)
         if depth_range is not None and model.output == "relative_disparity":
             raise ConfigError(
@@ -120,7 +126,7 @@ class Teacher:
         self._seen: tuple[str, ...]
         self._replaced: frozenset[str]
         if trajectories:
-            check_distillable(model, student, checkpoint, config.num_inference_steps)
+            check_distillable(model, student, checkpoint, config.num_inference_steps, step_counts)
             function = make_trajectory_points(model.model, config.num_inference_steps)
             self._seen, self._replaced = ("image",), frozenset()
         else:
@@ -272,7 +278,11 @@ def make_trajectory_points(
 
 
 def check_distillable(
-    teacher: DepthModel, student: NetworkConfig, path: str, num_inference_steps: int | None
+    teacher: DepthModel,
+    student: NetworkConfig,
+    path: str,
+    num_inference_steps: int | None,
+    step_counts: tuple[int, ...] = (),
 ) -> None:
     """Rejects a teacher with other latents, another schedule or missing timesteps.
 
@@ -281,6 +291,7 @@ def check_distillable(
         student: the student's config, for the same network as the teacher.
         path: the teacher's path, for errors.
         num_inference_steps: the teacher's denoising steps.
+        step_counts: all numbers of steps that the student learns; empty for its own number only.
 
     Raises:
         ConfigError: if they do not fit.
@@ -300,8 +311,10 @@ def check_distillable(
     if lines:
         raise ConfigError(f"{complaint}config.model denoises other latents ({'; '.join(lines)})")
     known = teacher.model.timesteps(num_inference_steps).tolist()
-    wanted = own.timesteps().tolist()
-    if not set(wanted) <= set(known):
+    for count in step_counts or (own.num_inference_steps,):
+        wanted = own.timesteps(count).tolist()
+        if set(wanted) <= set(known):
+            continue
         raise ConfigError(
             f"{complaint}its timesteps {known} lack some of the student's {wanted}; use "
             "timestep_spacing 'trailing' for both, and a number of steps that divides the "

@@ -191,6 +191,13 @@ def test_a_sampler_that_does_not_fit_is_refused(changes, message):
         check_distillable(_sampler(MODEL), replace(MODEL, **changes), "FILE", None)
 
 
+def test_every_learnt_number_of_steps_must_be_on_the_trajectory():
+    teacher = replace(MODEL, diffusion=replace(MODEL.diffusion, num_inference_steps=10))
+    check_distillable(_sampler(teacher), teacher, "FILE", None, (10, 5, 1))
+    with pytest.raises(ConfigError, match=r"lack .*\[999, 749, 499, 249\]"):
+        check_distillable(_sampler(teacher), teacher, "FILE", None, (10, 4))
+
+
 def test_a_sampler_must_be_named(tiny, tmp_path):
     tiny["objective"] = {"name": "consistency_distillation"}
     exp = experiment.from_mapping(tiny)

@@ -42,7 +42,11 @@ A_GPU_EACH = {"SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_LOCALID": "1"}
         # A batch script that starts Python without srun is alone, as is the only task of a step.
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
+        (SLURM | {"SLURM_STEP_ID": "2"}, Launch("node003:63461", 4, 2)),
         (OPEN_MPI, Launch("localhost:61440", 4, 3, (3,))),
+        # Another run of mpirun on the same machine has another port.
+        (OPEN_MPI | {"PMIX_NAMESPACE": "2571632641"}, Launch("localhost:63311", 4, 3, (3,))),
+        (OPEN_MPI | {"PMIX_NAMESPACE": "2571632642"}, Launch("localhost:63221", 4, 3, (3,))),
         (
             OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "JAX_COORDINATOR_ADDRESS": "a:1"},
             Launch("a:1", 4, 3),

@@ -9,6 +9,7 @@ import pytest
 
 from diffdepth_jax import inference
 from diffdepth_jax.errors import ConfigError, MissingFileError, WeightsError
+from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.models.encoders import dinov2
 from diffdepth_jax.models.networks import depth_anything
 from diffdepth_jax.models.networks.network import expected_variables
@@ -17,6 +18,7 @@ from diffdepth_jax.training.pretrained import InitConfig
 from diffdepth_jax.training.teacher import TeacherConfig
 from diffdepth_jax.weights import files
 from diffdepth_jax.weights.rules import export, names
+from tests.models.networks.test_contract import small
 
 DEPTH_ANYTHING = depth_anything.Config(
     encoder=dinov2.Config(
@@ -99,6 +101,22 @@ def test_fields_that_matter_only_in_training_may_differ(file):
     assert pretrained.load(
         InitConfig(network=str(file[0])), replace(DEPTH_ANYTHING, encoder=encoder)
     )
+
+
+def test_the_sampler_may_differ_but_not_what_the_denoiser_predicts(tmp_path):
+    _, module, variables = small("diffusion_depth")
+    config, path = module.config, tmp_path / "weights.safetensors"
+    inference.export(DepthModel(module, variables, config), path)
+
+    def load(**changes):
+        changed = replace(config, diffusion=replace(config.diffusion, **changes))
+        options = {"max_depth": config.max_depth}
+        return pretrained.load(InitConfig(network=str(path), options=options), changed)
+
+    sampler = {"num_inference_steps": 4, "timestep_spacing": "trailing", "clip_sample": 3.0}
+    assert_equal(load(**sampler, eta=0.5), variables)
+    with pytest.raises(ConfigError, match=r"prediction_type: 'sample' -> 'epsilon'"):
+        load(prediction_type="sample")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffdepth_jax import inference, registry
+from diffdepth_jax.errors import ConfigError
 from diffdepth_jax.training import experiment, loop
 from diffdepth_jax.weights import orbax
 
@@ -67,9 +68,19 @@ def test_unknown_parts_are_an_error_before_anything_is_written(tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_samples_of_a_deterministic_network_are_an_error_before_training(tiny, tmp_path):
-    with pytest.raises(ValueError, match="the network 'tiny' uses no noise"):
-        train(tiny, tmp_path / "run", evaluation__num_samples=4)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_samples", 4, "the network 'tiny' uses no noise"),
+        ("num_inference_steps", 5, "the network 'tiny' does not denoise"),
+        ("predicts", "disparity", "predicts is 'disparity', but the model predicts depth"),
+    ],
+)
+def test_an_evaluation_that_does_not_fit_is_an_error_before_training(
+    name, value, message, tiny, tmp_path
+):
+    with pytest.raises(ConfigError, match=message):
+        train(tiny, tmp_path / "run", **{f"evaluation__{name}": value})
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
