@@ -19,7 +19,8 @@ class ExperimentData:
         evaluation: `name` (kitti, nyu) and the fields of that source's `Config`.
         evaluation_limit: evaluate at most this many frames, spread evenly; None for all.
         baseline_frames: number of training frames, spread evenly, whose median depth map is the
-            baseline that metrics are compared with; 0 for no baseline.
+            baseline that metrics are compared with; 0 for no baseline. Without measured depth in
+            metres, as in labels for distillation, there is none either.
         on_error: what to do about a frame that cannot be read: `raise`, or `skip` it. Training then
             uses the source's next readable frame instead, and evaluation omits it; both log it
             once, count it and list it (in a run's `skipped.json`; in `metrics.json`).

@@ -3,7 +3,8 @@
 import dataclasses
 import glob
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -227,3 +228,45 @@ def matches(pattern: Path) -> tuple[Path, list[Path]]:
     folder = next(parent for parent in pattern.parents if parent.is_dir())
     escaped = os.path.join(glob.escape(str(folder)), pattern.relative_to(folder))
     return folder, [Path(name) for name in glob.glob(escaped, recursive=True)]
+
+
+def below(folder: Path, pattern: str) -> set[Path]:
+    """The matches of a pattern below a folder, like `Path.glob`; but `**` also descends into linked
+    folders, as `*` does.
+
+    Links that lead back to a folder on the way to them, or to one inside or around it, are not
+    followed: its files are found without them, and following could go on forever.
+    """
+    parts = re.match(r"(|.*?/)\*\*/(.+)", pattern)
+    if parts is None:
+        return set(folder.glob(pattern))
+    before, after = parts.groups()
+    starts = folder.glob(before) if before else (folder,)
+    folders = (place for start in starts if start.is_dir() for place in _folders(start))
+    return {path for place in folders for path in below(place, after)}
+
+
+def _folders(start: Path) -> Iterator[Path]:
+    """A folder and all those below it, also linked ones; unreadable ones are left out, as
+    `Path.glob` does."""
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, PermissionError):
+            raise error
+
+    # The real folders on the way to each place; only links change them.
+    ways: dict[str, tuple[Path, ...]] = {str(start): (start.resolve(),)}
+    for place, names, _ in os.walk(start, onerror=fail, followlinks=True):
+        yield Path(place)
+        way = ways.pop(place)
+        for name in list(names):
+            path = os.path.join(place, name)
+            target = (Path(path).resolve(),) if os.path.islink(path) else ()
+            if any(_nested(one, other) for one in target for other in way):
+                names.remove(name)
+            else:
+                ways[path] = (*way, *target)
+
+
+def _nested(one: Path, other: Path) -> bool:
+    return one.is_relative_to(other) or other.is_relative_to(one)

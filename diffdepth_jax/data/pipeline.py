@@ -335,6 +335,11 @@ class _Selection(Sequence[Mapping[str, Any]]):
         frames = getattr(self._source, "frames", None)
         return frames[self._indices[index]] if frames else None
 
+    def selected(self) -> tuple[int, list[str]]:
+        """Which frames these are: the source's length, and the ids of the samples or, if the source
+        does not list its frames, their numbers in it. Reads no sample."""
+        return len(self._source), [_name(self._source, place) for place in self._indices]
+
 
 class _Replacing:
     """A source that replaces each unreadable frame by the next readable one.

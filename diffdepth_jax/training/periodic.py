@@ -23,7 +23,7 @@ from diffdepth_jax import atomic, run_files
 from diffdepth_jax.errors import DataError, naming_file
 from diffdepth_jax.evaluation import metrics
 from diffdepth_jax.evaluation.report import pictures
-from diffdepth_jax.evaluation.run.checkpoint import score_model
+from diffdepth_jax.evaluation.run.checkpoint import score_model, settings
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.processes import Processes
 from diffdepth_jax.training.events import EventWriter
@@ -116,9 +116,10 @@ class Evaluations:
     def _note(self, step: int, model: DepthModel, result: Mapping[str, Any]) -> None:
         """Writes the results of `run`."""
         exp, steps = self._exp, self._exp.evaluation.num_inference_steps
+        protocols, *_ = settings(model, exp.evaluation)
         pictures.save_predictions(
             self._workdir,
-            exp.evaluation.build(),
+            protocols[0],
             lambda images: list(model.predict(images, num_inference_steps=steps)),
             exp.data,
         )

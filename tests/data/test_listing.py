@@ -65,6 +65,37 @@ def test_file_names(tmp_path: Path) -> None:
     assert listing.file_names(tmp_path, ".png", ".jpg") == ["a.jpg", "b.png"]
 
 
+def test_two_stars_descend_into_linked_folders(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for name in ("root/a/1.png", "root/a/deep/2.png", "elsewhere/3.png", "elsewhere/deep/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (root / "b").symlink_to(elsewhere)
+
+    def found(pattern: str) -> list[str]:
+        return sorted(path.relative_to(root).as_posix() for path in listing.below(root, pattern))
+
+    everything = ["a/1.png", "a/deep/2.png", "b/3.png", "b/deep/4.png"]
+    assert found("**/*.png") == found("**/**/*.png") == everything
+    assert found("b/**/*.png") == ["b/3.png", "b/deep/4.png"]
+    assert found("*/**/deep/*.png") == ["a/deep/2.png", "b/deep/4.png"]
+    assert found("*/*.png") == ["a/1.png", "b/3.png"]
+    assert found("c/**/*.png") == found("a/1.png/**/*.png") == []
+    # Links whose files are listed anyway, and links that form cycles.
+    for place, target in [
+        ("root/latest", root / "a"),
+        ("root/a/self", root / "a"),
+        ("root/a/up", tmp_path),
+        ("root/loop", "loop"),
+        ("root/gone", "nowhere"),
+        ("elsewhere/back", root),
+        ("elsewhere/into", root / "a/deep"),
+        ("elsewhere/latest", elsewhere / "deep"),
+    ]:
+        (tmp_path / place).symlink_to(target)
+    assert found("**/*.png") == everything
+
+
 def test_splits_and_lists(tmp_path: Path) -> None:
     listing.require_split("val", ("train", "val"))
     listing.require_split("mine.txt", ("train", "val"), lists=True)

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_parts
 from PIL import Image
 from training_client import events_of
 
 import diffdepth_jax
-from diffdepth_jax import locking
+from diffdepth_jax import locking, visualize
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.errors import ConfigError, DataError, DivergedError, FileError
 from diffdepth_jax.processes import Processes
@@ -247,6 +248,37 @@ def test_periodic_evaluations_do_not_affect_training_and_find_the_best(tiny, tmp
     assert sum(value.tag == "evaluation/abs_rel" for value in events) == 3
     pictures = [value.image for value in events if value.tag == "predictions"]
     assert len(pictures) == 3 and pictures[0].height > 100
+
+
+@pytest.mark.parametrize("output", ["metric_depth", "relative_disparity"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_picture_shows_predictions_as_they_are_scored(
+    tiny, tmp_path, monkeypatch, output, count
+):
+    def blank(self, index):  # the third frame has no ground truth
+        sample = read(self, index)
+        return sample | {"depth": sample["depth"] * (index != 2)}
+
+    read = tiny_parts.Source.__getitem__
+    monkeypatch.setattr(tiny_parts.Source, "__getitem__", blank)
+    monkeypatch.setattr(tiny_parts.MODULES["network"], "OUTPUT", output)
+    drawn, draw = [], visualize.save_predictions
+    monkeypatch.setattr(
+        visualize, "save_predictions", lambda *args: (drawn.append(args), draw(*args))
+    )
+    tiny["num_steps"] = 1
+    tiny["data"]["evaluation"]["count"] = count
+    tiny["evaluation"]["alignment"] = "lsq_disparity"
+    loop.train_and_evaluate(tiny, tmp_path)
+    ((_, images, predictions, targets, scores),) = drawn
+    expected = [float(row["abs_rel"] or "nan") for row in rows_of(tmp_path / "per_image.csv")]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    assert {each.shape[:2] for each in (*images, *predictions, *targets)} == {(12, 16)}
+    for prediction, target, score in zip(predictions[:2], targets[:2], scores[:2], strict=True):
+        seen = target > 0
+        error = np.abs(prediction - target)[seen] / target[seen]
+        assert error.mean() == pytest.approx(score)
+    assert all(np.isnan(each).all() for each in predictions[2:])
 
 
 def test_an_interrupted_evaluation_is_repeated(tiny, tmp_path, monkeypatch):

@@ -236,11 +236,11 @@ class Adverse:
                 listing.require_folder(Path(path), f"set {field} to where those files are")
         self.config = config
         below = "challenging" in root.parts
-        bases = [root] if below else sorted(root.glob("**/challenging"))
+        bases = [root] if below else sorted(listing.below(root, "**/challenging"))
         self._images = [
             (base, path.relative_to(base))
             for base in bases
-            for path in sorted(base.glob("**/*"))
+            for path in sorted(listing.below(base, "**/*"))
             if path.suffix.lower() in _IMAGES and not path.name.startswith(".")
         ]
         if not self._images:

@@ -178,7 +178,7 @@ def _matches(root: Path, pattern: str, suffixes: tuple[str, ...]) -> dict[tuple[
     whole = re.compile(regex + (r"\.[^./]+" if any_suffix else ""))
     found: dict[tuple[str, ...], str] = {}
     unusable = []
-    for path in sorted(root.glob(re.sub(r"[\[?]", r"[\g<0>]", pattern))):
+    for path in sorted(listing.below(root, re.sub(r"[\[?]", r"[\g<0>]", pattern))):
         match = whole.fullmatch(path.relative_to(root).as_posix())
         other = any_suffix and path.suffix.lower() not in suffixes
         if match is None or path.name.startswith(".") or other or path.is_dir():

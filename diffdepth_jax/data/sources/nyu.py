@@ -179,7 +179,7 @@ class Nyu:
                 "root and layout (h5 or sync)"
             )
         pattern = "**/*.h5" if config.layout == "h5" else "*/rgb_*.*"
-        images = sorted(path.relative_to(self._root) for path in folder.glob(pattern))
+        images = sorted(path.relative_to(self._root) for path in listing.below(folder, pattern))
         if config.layout == "h5":
             return [(str(path),) for path in images]
         return [

@@ -32,6 +32,7 @@ Prediction = np.ndarray | tuple[np.ndarray, np.ndarray]
 # Maps uint8 images [h, w, 3] to their predictions, in the same order.
 PredictFn = Callable[[list[np.ndarray]], Sequence[Prediction]]
 _NEEDS_DISPARITY = ("lsq_disparity", "lsq_disparity_near")
+_LEAST_SQUARES = ("lsq_depth", *_NEEDS_DISPARITY)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,15 +55,16 @@ class Protocol:
         crop: the evaluation crop.
         ground_truth: the sample's `depth`, or `booster`: see `transparent`.
         predicts: what a prediction contains; None for what the alignment expects: disparity for
-            `lsq_disparity`, otherwise depth. The other one is inverted first.
+            `lsq_disparity`, otherwise depth. The other one is inverted first; least squares are
+            then fitted on positive predictions only, as others have no inverse.
         alignment: alignment of relative predictions, fitted on the scored pixels; see `alignment`.
         fit_pixels: the scored pixels that `lsq_disparity` is fitted on: all `valid` ones, or those
             with a `positive` prediction (Marigold).
         disparity_floor: 1/metres, for `lsq_disparity`; None for 1 / clip_max (Depth Anything-AC,
             Marigold), or 1e-3 if there is no cap (MiDaS).
         prediction_frame: what a prediction shows, regardless of its size: the `full` frame or the
-            same as `input`. With `by_size`, a prediction of the input's size shows the input, any
-            other the full frame.
+            same as `input`. With `by_size`, a prediction of the input's size, before or after
+            `resize_input`, shows the input, any other the full frame.
         resize_prediction: `none` rejects predictions that do not have the size of what they show;
             `bilinear` resizes them to it, before any crop (align_corners=True; for Booster, with
             image borders aligned, as in OpenCV); `bilinear_half_pixel` resizes as in OpenCV under
@@ -344,12 +346,20 @@ class Protocol:
     def _align(
         self, prediction: np.ndarray, target: np.ndarray, valid_mask: np.ndarray
     ) -> np.ndarray:
+        fitted = valid_mask
         if (self._predicts == "disparity") != (self.alignment in _NEEDS_DISPARITY):
+            # 0 has no inverse: `inverse` turns it into a huge value, which a median bears, but a
+            # single one of which would decide a least-squares fit. A map without positive
+            # predictions is still a constant, aligned to the mean.
+            positive = valid_mask & (prediction > 0)
+            enough = positive.sum() >= 2 or self.fit_pixels == "positive"
+            if self.alignment in _LEAST_SQUARES and enough:
+                fitted = positive
             prediction = alignment.inverse(prediction)
         extra = {}
         if self.alignment == "lsq_disparity":
             extra = {"floor": self._floor, "positive_only": self.fit_pixels == "positive"}
-        return alignment.METHODS[self.alignment](prediction, target, valid_mask, **extra)
+        return alignment.METHODS[self.alignment](prediction, target, fitted, **extra)
 
     def _place(self, prediction: np.ndarray, full: Size) -> np.ndarray:
         """A prediction in the scored frame."""
@@ -357,7 +367,8 @@ class Protocol:
         input_shape = self.input_key[1] or size_of_input
         shown = self.prediction_frame
         if shown == "by_size":
-            shown = self.input if prediction.shape == input_shape else "full"
+            known = (input_shape, size_of_input)
+            shown = self.input if prediction.shape in known else "full"
         size = size_of_input if shown == self.input else full
         if prediction.shape != size:
             if self.resize_prediction == "none":

@@ -22,7 +22,7 @@ class Reported:
         num_images: number of images averaged; None if unpublished, so that it is unknown whether
             they are the same as ours.
         options: options of the protocol or source that differ from the protocol's defaults (a tuple
-            means any of its values).
+            means any of its values, and None in it that the option need not be stated).
         metrics: means over all images, with our names.
         groups: the same for conditions or classes, by the group's name.
     """
@@ -78,7 +78,9 @@ class Reported:
 
 def _show(value: Any) -> str:
     if isinstance(value, tuple):
-        return " or ".join(map(_show, value))
+        return " or ".join(_show(each) for each in value if each is not None)
+    if isinstance(value, list):
+        return ", ".join(map(_show, value))
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
@@ -89,7 +91,8 @@ KITTI_EIGEN = Reported(
     f"{_DIFFUSION_DEPTH}, KITTI Eigen 0-80 m",
     "kitti",
     652,
-    {"min_depth": 1e-3, "max_depth": 80.0},
+    # eigen_test has the same 652 frames for every kind of depth, but raw scans give other results.
+    {"depth": ("groundtruth", None), "min_depth": 1e-3, "max_depth": 80.0},
     {"abs_rel": 0.050, "rmse": 2.016, "delta1": 0.977},
 )
 KITTI_OFFICIAL = Reported(
@@ -118,6 +121,8 @@ RELEASE = Reported(
 # the "LSE criterion", in an unspecified space; for ZoeDepth nothing is stated.
 _ADVERSE = "Tosi, Zama Ramirez, Poggi (ECCV 2024), before and after training on generated images"
 _LEAST_SQUARES = {"alignment": ("lsq_depth", "lsq_disparity", "lsq_disparity_near")}
+# Every camera has 6019 images; the published results are of the front one.
+_FRONT = {"cameras": (["CAM_FRONT"], None)}
 
 
 def _nuscenes(network: str, when: str, *abs_rel: float) -> Reported:
@@ -126,7 +131,7 @@ def _nuscenes(network: str, when: str, *abs_rel: float) -> Reported:
         f"{_ADVERSE}, nuScenes val",
         "nuscenes",
         6019,
-        {} if network == "ZoeDepth" else _LEAST_SQUARES,
+        _FRONT if network == "ZoeDepth" else _FRONT | _LEAST_SQUARES,
         groups={
             condition: {"abs_rel": value}
             for condition, value in zip(("day-clear", "night", "day-rain"), abs_rel, strict=True)

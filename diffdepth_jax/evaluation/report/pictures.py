@@ -9,7 +9,7 @@ import numpy as np
 from diffdepth_jax import run_files, visualize
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
-from diffdepth_jax.evaluation.protocols import Protocol, frames
+from diffdepth_jax.evaluation.protocols import Protocol, crops, frames
 
 _PREDICTIONS = 6  # number of samples shown
 
@@ -20,18 +20,30 @@ def save_predictions(
     predict_fn: Callable[[list[np.ndarray]], list[np.ndarray]],
     data: ExperimentData,
 ) -> None:
-    """Draws `predictions.png`: images, depth, ground truth and error of a few samples."""
+    """Draws `predictions.png`: images, depth, ground truth and error of a few samples, as scored.
+
+    Args:
+        workdir: directory of the picture.
+        protocol: adapted to what `predict_fn` predicts (`checkpoint.settings`).
+        predict_fn: predicts images from `protocol.prepare`.
+        data: from an `Experiment`.
+    """
     samples = pipeline.evaluation_samples(data.evaluation, _PREDICTIONS, data.on_error)
     samples = list(pipeline.readable(samples))
-    images = [protocol.prepare(sample["image"]) for sample in samples]
-    targets = [
-        depth_of(sample, image, protocol) for sample, image in zip(samples, images, strict=True)
-    ]
-    predictions = predict_fn(images)
-    scores = [
-        protocol.score_sample(prediction, sample).metrics.get("abs_rel", np.nan)
-        for prediction, sample in zip(predictions, samples, strict=True)
-    ]
+    found = predict_fn([protocol.prepare(sample["image"]) for sample in samples])
+    images, predictions, targets, scores = [], [], [], []
+    for prediction, sample in zip(found, samples, strict=True):
+        image = frames.take(sample["image"], protocol.crop_reference)
+        images.append(image[crops.crop_box(protocol.dataset, protocol.crop, image.shape[:2])])
+        compared = protocol.compare(prediction, sample)
+        if compared is None:  # without a valid pixel, a relative prediction has no scale
+            predictions.append(np.full(images[-1].shape[:2], np.nan))
+            targets.append(np.zeros(images[-1].shape[:2]))
+        else:
+            predictions.append(compared.prediction)
+            targets.append(np.where(compared.valid_mask, compared.target, 0))
+        score = protocol.score_sample(prediction, sample)
+        scores.append(score.metrics.get("abs_rel", np.nan))
     visualize.save_predictions(
         workdir / run_files.PREDICTIONS, images, predictions, targets, scores
     )

@@ -5,7 +5,8 @@ much of a metric the camera's fixed mounting explains by itself.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,18 +21,34 @@ _LOG = logging.getLogger(__name__)
 
 def of_training(data: ExperimentData) -> np.ndarray | None:
     """`median_depth_map` of an experiment's baseline frames; None if it has none or, with a
-    warning, if they are not available."""
+    warning, if they are not available or have no measured depth in metres."""
     if not data.baseline_frames:
         return None
     try:
         training = pipeline.evaluation_samples(
             data.train.source, data.baseline_frames, data.on_error
         )
-        depths = (sample["depth"] for sample in pipeline.readable(training))
-        return median_depth_map(depths)
+        return median_depth_map(_metric_depths(pipeline.readable(training)))
     except FileNotFoundError as error:
         _LOG.warning("no baseline, as the training data cannot be read: %s", error)
-        return None
+    except _NoDepthError as error:  # but not other DataErrors: whether to skip damage is configured
+        _LOG.warning(
+            "no baseline, as the training data have no measured depth: %s. Set "
+            "data.baseline_frames=0 to leave it out without this warning",
+            error,
+        )
+    return None
+
+
+class _NoDepthError(DataError):
+    """Frames have no depth in metres that a median could be computed from."""
+
+
+def _metric_depths(samples: Iterable[Mapping[str, Any]]) -> Iterator[np.ndarray]:
+    for sample in samples:
+        if "relative_disparity" in sample:  # depth is then its inverse, in no unit
+            raise _NoDepthError(f"the label of {sample['id']} is relative disparity, not metres")
+        yield sample["depth"]
 
 
 def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> np.ndarray:
@@ -59,7 +76,7 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
         measured = np.isfinite(depth) & (depth > 0)
         maps.append(np.where(measured, depth, np.inf).astype(np.float32))
     if not maps:
-        raise DataError("no depth map was given, but the median needs at least one")
+        raise _NoDepthError("no depth map was given, but the median needs at least one")
     ordered = np.stack(maps)
     ordered.sort(axis=0)  # unmeasured values are inf and come last
     count = np.isfinite(ordered).sum(axis=0)
@@ -69,7 +86,7 @@ def median_depth_map(depths: Iterable[np.ndarray], size: Size | None = None) -> 
     )
     known = count > 0
     if not known.any():
-        raise DataError(f"none of the {len(maps)} depth maps has a measurement")
+        raise _NoDepthError(f"none of the {len(maps)} depth maps has a measurement")
     # For pixels that were always measured, count // 2 is within the stack; otherwise `low` is
     # unused.
     median = np.where(known, (low + high) / 2, np.nan)

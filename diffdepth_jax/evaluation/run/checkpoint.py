@@ -57,7 +57,7 @@ def score_model(
     Several `processes` divide the images, as in `dataset.score_dataset`.
 
     The baseline is the median depth map of the training data; it is left out, with a warning, if
-    they are not available.
+    they are not available or have no measured depth.
 
     Returns:
         Results by the protocol's name, in the order of the config.
@@ -154,7 +154,10 @@ class _Scoring:
     def fingerprint(self) -> str:
         """A hash of the weights and everything else that determines predictions and samples."""
         weights = self._model.fingerprint(self._config.num_inference_steps)
-        return hashlib.sha256(repr((weights, self._data.evaluation)).encode()).hexdigest()
+        # The same config selects other frames after files were added, removed or relisted.
+        samples: Any = self._samples  # of `pipeline`'s class
+        parts = (weights, self._data.evaluation, samples.selected())
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def run(self, **settings: Any) -> dict[str, dict[str, Any]]:
         found = score_dataset(

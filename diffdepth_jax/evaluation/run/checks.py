@@ -39,7 +39,7 @@ def check_data(data: ExperimentData, config: EvaluationConfig, *, labelled: bool
     for protocol in protocols:
         protocol.prepare(sample["image"])
         comparisons.read(config.compare, protocol, {})
-    samples = _few(data.evaluation, data)
+    samples = _few(data.evaluation, data) or [sample]
     for protocol in protocols:
         _check_range(
             (protocol.truth(sample)[0] for sample in samples),
@@ -79,7 +79,16 @@ def _check_range(
     field: str,
 ) -> None:
     """Rejects depth maps with all measurements outside a range, and warns if nearly all are."""
-    measured = np.concatenate([depth[np.isfinite(depth) & (depth > 0)] for depth in depths])
+    maps = [depth[np.isfinite(depth) & (depth > 0)] for depth in depths]
+    if not maps:  # unreadable frames are skipped
+        _LOG.warning(
+            "%s: none of a few frames can be read, so it is not checked whether depth is in the "
+            "range of %s",
+            field,
+            whose,
+        )
+        return
+    measured = np.concatenate(maps)
     if not measured.size:
         _LOG.warning("%s: the first frames have no measured depth", field)
         return

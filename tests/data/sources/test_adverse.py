@@ -98,6 +98,21 @@ def test_transparent_and_mirrors(tmp_path: Path) -> None:
     ]
 
 
+def test_linked_folders_are_read(tmp_path: Path) -> None:
+    for number, place in enumerate(["ToM/mirror", "elsewhere"]):
+        save(tmp_path / f"{place}/challenging/0001.jpg", 10 + number)
+        save(tmp_path / f"{place}/easy/0001.jpg", 100 + number)
+    save(tmp_path / "more/0002.jpg", 12)
+    save(tmp_path / "ToM/mirror/easy/0002.jpg", 102)
+    (tmp_path / "ToM/glass").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "ToM/mirror/challenging/more").symlink_to(tmp_path / "more")
+    assert values(adverse.source("all", tmp_path / "ToM")) == [
+        ("glass_0001", "adverse", 11, 101),
+        ("mirror_0001", "adverse", 10, 100),
+        ("mirror_more_0002", "adverse", 12, 102),
+    ]
+
+
 def test_bad_input(tmp_path: Path) -> None:
     save(tmp_path / "robotcar/challenging/1.jpg", 10)
     with pytest.raises(MissingFileError, match=r"1\.jpg .* set clean_root"):

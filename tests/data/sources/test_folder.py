@@ -151,6 +151,16 @@ def test_brackets_in_names_are_not_patterns(tmp_path: Path) -> None:
     assert [sample["id"] for sample in one] == ["b"]
 
 
+def test_linked_folders_are_read(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for kind in ("image", "depth"):
+        (root / kind / "room_2").rename(elsewhere / kind)
+        (root / kind / "room_2").symlink_to(elsewhere / kind)
+    frames = folder.source("all", root, depth_scale=1000.0)
+    assert [sample["id"] for sample in frames] == ["room_1_0001", "room_1_0002", "room_2_0001"]
+    np.testing.assert_array_equal(frames[2]["image"], frame(2)[0])
+
+
 def test_unusable_names_are_reported(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     (root / "image/loop.png").symlink_to("loop.png")
     (root / "image/gone.png").symlink_to("nowhere.png")

@@ -24,6 +24,15 @@ def test_h5(write_nyu: Callable[..., Path], make_frame: Callable) -> None:
     assert [frame["id"] for frame in nyu.source("test", root)] == ["official_00005"]
 
 
+def test_linked_scenes_are_read(write_nyu: Callable[..., Path], tmp_path: Path) -> None:
+    root = write_nyu([("basement_0001a", 1), ("attic_0002", 3)], "train", "h5")
+    scene = root / "train/attic_0002"
+    scene.rename(tmp_path / "elsewhere")
+    scene.symlink_to(tmp_path / "elsewhere")
+    frames = nyu.source("train", root)
+    assert [frame["id"] for frame in frames] == ["attic_0002_00003", "basement_0001a_00001"]
+
+
 def test_sync(write_nyu: Callable[..., Path], make_frame: Callable) -> None:
     write_nyu([("kitchen_0028b", 0), ("kitchen_0028b", 2)], "sync", "sync")
     root = write_nyu([("bathroom", 45)], "official_splits/test", "sync")

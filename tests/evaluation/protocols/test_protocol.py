@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffdepth_jax.errors import DataError
 from diffdepth_jax.evaluation import metrics, protocols
 from diffdepth_jax.evaluation.protocols import PROTOCOLS, frames
 
@@ -278,6 +279,14 @@ def test_robotcar_scores_the_top_rows(shared):
     assert protocols.get("robotcar", resize_input="none").prepare(image).shape == (768, 1280, 3)
 
 
+@pytest.mark.parametrize("resize", ["none", "bilinear"])
+def test_robotcar_recognises_maps_of_the_top_rows(resize):
+    depth = np.linspace(2, 45, 960)[:, None].repeat(1280, axis=1)
+    protocol = protocols.get("robotcar", resize_prediction=resize)
+    for rows in (768, 960):
+        assert protocol.score(depth[:rows], depth).metrics["abs_rel"] == pytest.approx(0, abs=1e-9)
+
+
 def md4all(prediction, depth):
     """Metrics of md4all's `_gt` evaluation, one lidar point at a time."""
     height, width = depth.shape
@@ -380,6 +389,32 @@ def test_a_fit_to_positive_disparities_only():
     np.testing.assert_allclose(compared.prediction, [[1, 2, 4, 8, 1000]], rtol=1e-9)
     everything = protocols.get("release", **options).score(prediction, depth)
     assert everything.metrics["abs_rel"] > fitted.score(prediction, depth).metrics["abs_rel"]
+
+
+@pytest.mark.parametrize(
+    "alignment, predicts, fit_pixels",
+    [
+        ("lsq_disparity", "depth", "valid"),
+        ("lsq_disparity", "depth", "positive"),
+        ("lsq_disparity_near", "depth", "valid"),
+        ("lsq_depth", "disparity", "valid"),
+    ],
+)
+def test_a_pixel_without_an_inverse_takes_no_part_in_a_fit(alignment, predicts, fit_pixels):
+    depth = np.random.default_rng(0).uniform(1, 70, (6, 8))
+    prediction = depth / 2 if predicts == "depth" else 2 / depth
+    prediction[2, 3] = 0
+    options = {"alignment": alignment, "predicts": predicts, "fit_pixels": fit_pixels}
+    protocol = protocols.get("release", **options)
+    compared = protocol.compare(prediction, {"depth": depth})
+    others = prediction > 0
+    np.testing.assert_allclose(compared.prediction[others], depth[others], rtol=1e-9)
+    assert compared.valid_mask.all()  # it is still scored
+    if fit_pixels == "valid":  # a constant is aligned to the mean
+        assert np.ptp(protocol.compare(0 * depth, {"depth": depth}).prediction) == 0
+    else:
+        with pytest.raises(DataError, match="there are 0"):
+            protocol.compare(0 * depth, {"depth": depth})
 
 
 def test_half_pixel_resize():

@@ -15,7 +15,7 @@ def test_published_numbers_carry_their_source():
         for reported in found:
             parts = [reported.metrics, *reported.groups.values()]
             assert set().union(*parts) <= set(protocol.metrics)
-            assert set(reported.options) <= {"depth", *protocol.options}
+            assert set(reported.options) <= {"depth", "cameras", *protocol.options}
             groups = {"ToM", "Other"} if protocol.classes else set(protocol.conditions)
             assert set(reported.groups) <= groups
 
@@ -62,6 +62,33 @@ def differences(name, num_images=None, dataset=None, **options):
 )
 def test_numbers_are_comparable_only_under_the_same_conditions(name, options, expected):
     assert differences(name, **options) == expected
+
+
+@pytest.mark.parametrize(
+    "name, changes, option, used, other, shown",
+    [
+        ("kitti_eigen", {}, "depth", "groundtruth", "velodyne_raw", "groundtruth"),
+        (
+            "nuscenes",
+            {"alignment": "lsq_depth"},
+            "cameras",
+            ["CAM_FRONT"],
+            ["CAM_BACK"],
+            "CAM_FRONT",
+        ),
+    ],
+)
+def test_a_stated_choice_of_ground_truth_must_be_the_published_one(
+    name, changes, option, used, other, shown
+):
+    protocol = protocols.get(name, **changes)
+    for reported in papers.of(protocol):
+        unstated = {"dataset": reported.dataset}
+        expected = reported.differences(protocol, unstated, reported.num_images)
+        for value, more in ((used, []), (other, [f"{option}={shown}"])):
+            stated = unstated | {option: value}
+            found = reported.differences(protocol, stated, reported.num_images)
+            assert sorted(found) == sorted([*expected, *more])
 
 
 def test_an_unknown_number_of_images_never_matches():

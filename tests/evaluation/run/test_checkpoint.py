@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 import types
 from typing import Literal
@@ -12,6 +13,7 @@ from PIL import Image
 from diffdepth_jax import config as config_lib
 from diffdepth_jax import registry
 from diffdepth_jax.data.experiment_data import ExperimentData
+from diffdepth_jax.data.listing import Frame
 from diffdepth_jax.data.sources import nyu
 from diffdepth_jax.errors import ConfigError, DataError, MissingFileError
 from diffdepth_jax.evaluation.run import checkpoint
@@ -30,6 +32,7 @@ class Config:
     name: Literal["random"] = "random"
     count: int = 3
     scale: float = 1.0
+    check_files: bool = True
 
 
 class Source:
@@ -204,6 +207,73 @@ def test_without_the_training_data_there_is_no_baseline(
     ]
 
 
+@pytest.mark.parametrize(
+    "label, reason",
+    [
+        ({"depth": np.zeros((12, 16), np.float32)}, "none of the 5 depth maps has a measurement"),
+        ({"relative_disparity": np.ones((12, 16), np.float32)}, "frame0 is relative disparity"),
+        (None, "no depth map was given"),
+    ],
+)
+def test_without_measured_training_labels_there_is_no_baseline(
+    data, source, tmp_path, monkeypatch, caplog, label, reason
+):
+    class Unmeasured(Source):
+        def __getitem__(self, index):
+            if self._config.count == 5 and label is None:
+                raise DataError(f"frame{index} is damaged")
+            return super().__getitem__(index) | (label if self._config.count == 5 else {})
+
+    monkeypatch.setattr(source, "build", Unmeasured)
+    skipping = dataclasses.replace(data, on_error="skip")
+    with caplog.at_level("WARNING"):
+        result = checkpoint.score_model(Model(), skipping, RELEASE, tmp_path)["release"]
+    assert result["baseline"] == {} and result["num_images"] == 3
+    assert reason in caplog.messages[-1] and "data.baseline_frames=0" in caplog.messages[-1]
+    if label is None:  # unless damage is to be skipped, it is not mistaken for missing labels
+        with pytest.raises(DataError, match="frame0 is damaged"):
+            checkpoint.score_model(Model(), data, RELEASE, tmp_path)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_resumed_evaluation_has_the_frames_that_are_selected_now(
+    data, source, tmp_path, monkeypatch, listed
+):
+    numbers = list(range(12))
+
+    class Files(Source):
+        def __init__(self, config):
+            super().__init__(config)
+            if listed:
+                self.frames = [Frame(f"frame{number}", image="") for number in numbers]
+
+        def __len__(self):
+            return len(numbers)
+
+        def __getitem__(self, index):
+            return super().__getitem__(numbers[index])
+
+    class Stopping(Model):
+        def predict(self, images, **options):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().predict(images, **options)
+
+    monkeypatch.setattr(source, "build", Files)
+    data = dataclasses.replace(data, evaluation_limit=4, baseline_frames=0)
+    for excluded, ids in ([], [0, 3, 6, 9]), ([10], [0, 2, 5, 8]):
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.score_checkpoint(Stopping(), data, RELEASE, tmp_path)
+        numbers[:] = [number for number in numbers if number not in excluded]
+        model = Model()
+        checkpoint.score_checkpoint(model, data, RELEASE, tmp_path)
+        lines = (tmp_path / "per_image.csv").read_text().splitlines()[1:]
+        assert [line.split(",")[0] for line in lines] == [f"frame{number}" for number in ids]
+        # The rest, or all if the selection changed; then the page's.
+        scored = len(model.calls) - len(ids)
+        assert scored == (4 if excluded else 2)
+
+
 def test_a_result_names_its_data_but_not_their_path():
     config = nyu.Config(root="some/place", split="test", layout="mat", mat_depth="rawDepths")
     assert checkpoint.measured(config) == {
@@ -240,6 +310,29 @@ def test_edge_metrics_on_sparse_depth_are_an_error_before_training(source, data,
     monkeypatch.setattr(source, "build", Sparse)
     with pytest.raises(DataError, match=r"image 'frame0': the boundary metrics need dense"):
         check_data(data, config)
+
+
+def test_unreadable_frames_do_not_stop_the_check(source, monkeypatch, caplog):
+    damaged = {0, 1, 3}  # those whose depth would be checked
+
+    class Damaged(Source):
+        def __getitem__(self, index):
+            if index in damaged:
+                raise DataError(f"frame{index} is damaged")
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(source, "build", Damaged)
+    data = dataclasses.replace(experiment_data(count=5), on_error="skip")
+    data = dataclasses.replace(
+        data, train=dataclasses.replace(data.train, depth_range=(1e-3, 80.0))
+    )
+    config = EvaluationConfig(protocol="dense")
+    check_data(data, config)
+    assert re.search(r"data\.train\.source: none .* can be read", caplog.messages[-1])
+    assert not [message for message in caplog.messages if message.startswith("data.evaluation")]
+    wrong = experiment_data(count=5, scale=1000.0)
+    with pytest.raises(DataError, match=r"data\.evaluation: .* 0% "):
+        check_data(dataclasses.replace(data, evaluation=wrong.evaluation), config)
 
 
 def test_samples_are_scored_by_mean_and_spread(data, tmp_path):
