@@ -64,13 +64,18 @@ def check(config: NeckConfig, reductions: Sequence[int]) -> None:
         ValueError: with the remedy.
     """
     alike = len(reductions) > 1 and len(set(reductions)) == 1
+    if alike and len(reductions) != 4:
+        raise ValueError(
+            f"the encoder has {len(reductions)} maps, all with a stride of {reductions[0]} pixels: "
+            "select four (encoder.taps), and set neck.reassemble to four channel counts"
+        )
     if alike and not config.reassemble:
         raise ValueError(
             f"the encoder's maps all have a stride of {reductions[0]} pixels: set neck.reassemble "
             "to four channel counts, for example Depth Anything's (48, 96, 192, 384) for its "
             "small encoder or (256, 512, 1024, 1024) for its large one"
         )
-    if config.reassemble and not (alike and len(reductions) == 4):
+    if config.reassemble and not alike:
         raise ValueError(
             "neck.reassemble needs four maps of equal stride, but the encoder's have strides "
             f"{tuple(reductions)}: leave it empty"

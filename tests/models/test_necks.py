@@ -141,7 +141,8 @@ def test_maps_with_equal_strides_are_reassembled_before_the_pyramid():
     [
         ({}, (14,) * 4, r"all have a stride of 14 pixels: set neck\.reassemble"),
         ({"reassemble": (8,) * 4}, (4, 8, 16, 32), "leave it empty"),
-        ({"reassemble": (8,) * 4}, (14,) * 3, "leave it empty"),
+        ({"reassemble": (8,) * 4}, (14,) * 3, r"has 3 maps.*select four \(encoder\.taps\)"),
+        ({}, (14,) * 2, "has 2 maps"),
     ],
 )
 def test_a_neck_that_does_not_fit_the_encoder_is_refused(fields, reductions, complaint):

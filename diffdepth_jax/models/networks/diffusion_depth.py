@@ -32,6 +32,7 @@ from diffdepth_jax.models.networks.network import (
     encoder_variant,
 )
 from diffdepth_jax.models.tables import below, width
+from diffdepth_jax.ops.composed_conv import KERNEL_SIZE
 from diffdepth_jax.ops.conv import Gradient
 from diffdepth_jax.ops.diffusion import (
     BetaSchedule,
@@ -383,7 +384,9 @@ class DiffusionDepth(nn.Module, Recalibrates):
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Freshly initialised {"params", "batch_stats"}; use `jax.eval_shape` for shapes only."""
-        side = 2 * max(self.config.encoder.reductions)
+        unit = 2 * max(self.config.encoder.reductions)
+        # A composed sampler needs a latent of at least its kernel's size.
+        side = unit * -(-KERNEL_SIZE * self.config.codec.factor // unit)
         image = jnp.zeros((1, side, side, 3))
         noise = jnp.zeros(self.latent_shape(image.shape))
         return dict(self.init(key, image, noise, num_inference_steps=1, key=key))

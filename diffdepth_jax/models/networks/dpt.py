@@ -328,13 +328,17 @@ def _infer_transformers(
     if "head.head.0.weight" not in shapes:
         return None
     described = Described(content)
+    factors: list[list[float]] = [[4, 2, 1, 0.5]]
+    if content.get("is_hybrid"):
+        # As published (Intel/dpt-hybrid-midas); its first two maps are never resampled.
+        factors.append([1, 1, 1, 0.5])
     described.require(
         is_hybrid=(False, True),
         readout_type=("project",),
         add_projection=(False,),
         use_batch_norm_in_fusion_residual=(False, None),
         use_bias_in_fusion_residual=(None, True),
-        reassemble_factors=([4, 2, 1, 0.5],),
+        reassemble_factors=tuple(factors),
         head_in_index=(-1, 3),
     )
     own = described.part(_OWN)

@@ -174,7 +174,8 @@ class Monodepth2(nn.Module, PredictsScales):
         if self.config.normalisation == "image":
             # Per image. The authors' code pools over the batch, but gets one image at a time.
             mean = image.mean((1, 2, 3), keepdims=True)
-            image = (image - mean) / image.std((1, 2, 3), ddof=1, keepdims=True)
+            deviation = image.std((1, 2, 3), ddof=1, keepdims=True)
+            image = (image - mean) / jnp.where(deviation > 0, deviation, 1.0)  # 0: a black frame
         features = self.encoder(image, train and "encoder" not in self.frozen)
         # Configs of this network always have a max_depth.
         nearest, farthest = 1 / self.config.min_depth, 1 / cast(float, self.config.max_depth)

@@ -227,6 +227,15 @@ def test_impossible_configs(fields, message):
         dataclasses.replace(TINY, **fields)
 
 
+def test_the_published_hybrid_states_factors_that_have_no_effect():
+    config = dataclasses.replace(TINY_HYBRID, output_features=32, implementation="transformers")
+    layout = dpt.TRANSFORMERS
+    table = layout.rules(config)
+    shapes = rules.shapes(expected_variables(dpt.build(config)), table)
+    described = layout.describe(config) | {"reassemble_factors": [1, 1, 1, 0.5]}
+    assert layout.infer(shapes, described) == layout.infer(shapes, layout.describe(config))
+
+
 def test_configs_that_transformers_lacks_are_an_error():
     with pytest.raises(ConfigError, match="only supports 32"):
         dpt.TRANSFORMERS.describe(TINY)

@@ -138,6 +138,7 @@ def test_each_image_of_a_batch_is_normalised_by_itself(random_network):
     both = model.model.apply(model.variables, images)
     alone = model.model.apply(model.variables, images[1:])
     np.testing.assert_allclose(both[1:], alone, rtol=1e-5)
+    assert np.isfinite(model.model.apply(model.variables, 0 * images[1:])).all()  # a black frame
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,19 @@ def test_impossible_forms_are_refused():
         sampler_form("composed", Denoiser(FUSED, 8, 4), (6, 80), 20)
 
 
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_composed_form_can_be_initialised_with_few_stages(factor):
+    codec = replace(TINY.codec, factor=factor)
+    shapes = [
+        jax.eval_shape(
+            diffusion_depth.build(replace(TINY, codec=codec, sampler_form=form)).init_variables,
+            jax.random.key(0),
+        )
+        for form in ("composed", "plain")
+    ]
+    assert shapes[0] == shapes[1]
+
+
 def test_the_composed_form_is_lowered_for_any_batch_size_and_for_a_gpu():
     model = diffusion_depth.build(replace(TINY, sampler_form="composed"))
     (batch,) = jax.export.symbolic_shape("batch")
