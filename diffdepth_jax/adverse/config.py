@@ -75,6 +75,9 @@ class StructureConfig:
         max_abs_rel: reject images above this error of the teacher's depth, aligned to the label.
         min_edge_agreement: reject images below this agreement of depth edges.
         worst_share: reject this fraction of each condition's images, those with the largest errors.
+
+    Without a teacher there are no scores: the two limits are then refused, and `worst_share`
+    rejects nothing, with a warning.
     """
 
     score: bool = True
@@ -180,6 +183,13 @@ class AdverseConfig:
             )
         if self.labels == "source" and self.source is None:
             raise ValueError("labels is 'source', but scenes have no depth: set it to 'teacher'")
+        limits = (self.structure.max_abs_rel, self.structure.min_edge_agreement)
+        if self.teacher.checkpoint is None and any(limit is not None for limit in limits):
+            raise ValueError(
+                "structure.max_abs_rel or structure.min_edge_agreement is set, but "
+                "teacher.checkpoint is missing, so nothing scores the images: set it, or leave "
+                "these out"
+            )
         known = getattr(registry.module("backend", self.backend.name), "CONDITIONS", None)
         for condition in self.conditions:
             if known is not None and condition not in known:

@@ -185,7 +185,8 @@ class State:
 
     Attributes:
         frames: frames by index.
-        images: the last entry of each image, by key.
+        images: the last entry of each image, by key; one with a score has precedence over another
+            process's without.
         scenes: the results for generated clean images, by key.
         makers: shards that recorded an image as generated, by key.
         runs: fingerprint of each shard's config.
@@ -198,6 +199,8 @@ class State:
     makers: dict[str, set[Shard]] = dataclasses.field(default_factory=dict)
     runs: dict[Shard, set[str]] = dataclasses.field(default_factory=dict)
     shards: list[Shard] = dataclasses.field(default_factory=list)
+    # Shards that recorded an image's score last, by key.
+    _scorers: dict[str, Shard] = dataclasses.field(default_factory=dict, init=False)
 
     def take(self, line: Mapping[str, Any], shard: Shard) -> None:
         if "run" in line:
@@ -214,7 +217,14 @@ class State:
             self.scenes[made.key] = made
         else:
             made = Made(**line["image"])
-            self.images[made.key] = made
+            # Journals are read by name, not by age: this entry may be from before another process
+            # scored the image.
+            old = self.images.get(made.key)
+            scored_by_another = old is not None and old.scored and self._scorers[made.key] != shard
+            if made.error is not None or made.scored or not scored_by_another:
+                self.images[made.key] = made
+            if made.scored:
+                self._scorers[made.key] = shard
             if made.error is None:
                 self.makers.setdefault(made.key, set()).add(shard)
 

@@ -139,7 +139,8 @@ class Process:
     def close(self) -> None:
         """Asks the process to end, and kills it if it does not.
 
-        Its log is removed if there was no failure.
+        Its log is removed if there was no failure, neither of this process nor of an earlier one
+        with the same log.
         """
         try:
             self.send(close=True)
@@ -148,7 +149,7 @@ class Process:
         except (WorkerFailure, OSError, subprocess.TimeoutExpired):
             self._in_order = False
         self.kill()
-        if self._in_order:
+        if self._in_order and not self._log_start:  # else, an error may refer to the log
             self.log.unlink(missing_ok=True)
 
     def kill(self) -> None:

@@ -13,6 +13,7 @@ not change batches either.
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -82,7 +83,7 @@ def run(
 
     Raises:
         ConfigError: for an unusable config, or a workdir that was started with a different one.
-        DataError: with `merge`, for incomplete shards; for frames with the same id.
+        DataError: with `merge`, for incomplete or unscored shards; for frames with the same id.
         FileError: for files that cannot be read or written.
         WeightsError: for unusable weights of the teacher or the backend.
         KeyboardInterrupt: with a message that says how to resume.
@@ -133,15 +134,29 @@ class _Run:
         self.report_file = RunFile(self.journal.path.with_name("report.json"))
         self.teacher = labels.network(config.teacher)
         self.steering = labels.network(config.steering)
+        if self.teacher is None and config.structure.worst_share:
+            warnings.warn(
+                f"structure.worst_share is {config.structure.worst_share:g}, but without "
+                "teacher.checkpoint nothing scores the images, so none is rejected for its "
+                "structure: set the checkpoint, or set worst_share to 0",
+                stacklevel=3,
+            )
         self.originals: dict[int, Path] = {}  # the source's clean image files, by frame
 
     @property
     def state(self) -> manifest.State:
         return self.journal.state
 
+    @property
+    def _scores(self) -> bool:
+        """Whether images get a structure score."""
+        return self.config.structure.score and self.teacher is not None
+
     def run(self, merge: bool) -> Result:
         self.run_file.require("config", _fixed(self.config))
         self.run_file.require("prompts", [self.bank.fingerprint(), self.scene])
+        if self.run_file.get("checkpoints") not in (None, self._checkpoints()):
+            self._require_networks()  # a finished workdir would otherwise not notice other weights
         if not merge and (records := self._reported()) is not None:
             return Result(records, True)
         if not merge and not self._is_finished():
@@ -154,6 +169,15 @@ class _Run:
         if self.shard is None:
             self._report(records)
         return Result(records, self.shard is None)
+
+    def _checkpoints(self) -> list[str | None]:
+        return [self.config.teacher.checkpoint, self.config.steering.checkpoint]
+
+    def _require_networks(self) -> None:
+        """Rejects other weights than the workdir was started with; moved ones are fine."""
+        for part, network in (("teacher", self.teacher), ("steering", self.steering)):
+            self.run_file.require(part, network.fingerprint if network else None)
+        self.run_file.set("checkpoints", self._checkpoints())
 
     def _reported(self) -> list[Record] | None:
         """The manifest, if it matches this config exactly, nothing failed and all files exist.
@@ -175,7 +199,11 @@ class _Run:
         }
         whole = all(os.path.basename(file) in folders[os.path.dirname(file)] for file in files)
         failed = any(record.status == "failed" for record in records)
-        return records if whole and not failed else None
+        # Only the journals tell an image that was not scored from one without a possible score.
+        unscored = self._scores and any(
+            record.status == "ok" and record.structure is None for record in records
+        )
+        return records if whole and not failed and not unscored else None
 
     def _reports(self) -> list[Path]:
         names = (manifest.MANIFEST_FILE, *gallery.FILES, summary.FILE)
@@ -213,6 +241,12 @@ class _Run:
         # An unreadable frame has no images; the manifest records this.
         wanted = [key for frame in frames for key, *_ in self._images(frame) if not frame.error]
         manifest.check_shards(self.state, wanted, self.run_file.fingerprint())
+        if self._scores and (unscored := [key for key in wanted if self._is_unscored(key)]):
+            raise DataError(
+                f"{self.workdir}: {len(unscored)} of {len(wanted)} images have not been scored, "
+                f"starting with {unscored[0]}: run the command without --shard and --merge to "
+                "score them"
+            )
         listing.require_unique(keys, str(self.workdir))
 
     # ---- remaining work
@@ -236,6 +270,10 @@ class _Run:
     def _is_there(self, key: str, output: Path) -> bool:
         made = self.state.images.get(key)
         return made is not None and made.error is None and output.exists()
+
+    def _is_unscored(self, key: str) -> bool:
+        made = self.state.images[key]
+        return made.error is None and not made.scored
 
     def _output(self, frame: str, condition: str, variant: int) -> Path:
         return self.workdir / manifest.image_path(frame, condition, variant)
@@ -299,8 +337,7 @@ class _Run:
         ):
             self.run_file.require("backend", session.identity())
             self.run_file.set("backend_config", configs.to_mapping(config.backend))
-            for part, network in (("teacher", self.teacher), ("steering", self.steering)):
-                self.run_file.require(part, network.fingerprint if network else None)
+            self._require_networks()
             if source is None:
                 self._make_scenes(session, indices)
             self._prepare(indices, source)

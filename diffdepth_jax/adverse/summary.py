@@ -94,8 +94,10 @@ def write(workdir: Path, records: Sequence[Record]) -> None:
 
 
 def table(records: Sequence[Record]) -> str:
-    """The rows as text for a terminal."""
+    """The rows as text for a terminal; "no images" for a shard without any."""
     found = rows(records)
+    if not found:
+        return "no images"
     lines = [list(found[0]), *[list(row.values()) for row in found]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(

@@ -18,6 +18,7 @@ receive its images.
 from __future__ import annotations  # for Python 3.9
 
 import contextlib
+import fnmatch
 import functools
 import gc
 import json
@@ -809,17 +810,18 @@ def fetch(wanted: Mapping[str, _Wanted], send: _Send) -> dict[str, str]:
     folders = {}
     try:
         for name, each in wanted.items():
-            below = "*/" if each["kind"] == "base" else ""
             get = functools.partial(snapshot_download, each["repository"])
             ignored = _OTHER + each.get("without", [])
             try:
                 folder = get(allow_patterns=_TEXT, ignore_patterns=ignored)
                 # Pickles only if there is nothing else; the host reads them without executing them.
                 for ending in _WEIGHTS:
-                    if _complete(folder, each["kind"]):
+                    lacking = _lacking(folder, each)
+                    if not lacking:
                         break
                     others = [other for other in ignored if other.strip("*") not in ending]
-                    folder = get(allow_patterns=[f"{below}{ending}"], ignore_patterns=others)
+                    names = [f"{part}{ending}" for part in lacking]
+                    folder = get(allow_patterns=names, ignore_patterns=others)
             except Exception as error:
                 problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                 raise RequestError(
@@ -833,14 +835,23 @@ def fetch(wanted: Mapping[str, _Wanted], send: _Send) -> dict[str, str]:
     return folders
 
 
-def _complete(folder: str, kind: Literal["base", "control", "config"]) -> bool:
-    """Whether a snapshot has all required weights."""
-    parts = {"base": ("unet", "vae", "text_encoder"), "control": ("",), "config": ()}[kind]
-    return all(
-        any(name.endswith((".safetensors", ".bin")) for name in os.listdir(place))
-        for place in (os.path.join(folder, part) for part in parts)
-        if os.path.isdir(place)
-    )
+_PARTS = ("unet/", "vae/", "text_encoder/", "text_encoder_2/", "safety_checker/")  # of a base
+
+
+def _lacking(folder: str, wanted: _Wanted) -> list[str]:
+    """The wanted parts of a snapshot, known from their text files, that have no weights yet."""
+    parts = {"base": _PARTS, "control": ("",), "config": ()}[wanted["kind"]]
+    without = wanted.get("without", [])
+    return [
+        part
+        for part in parts
+        if os.path.isdir(os.path.join(folder, part))
+        and not any(fnmatch.fnmatch(part, pattern) for pattern in without)
+        and not any(
+            name.endswith((".safetensors", ".bin"))
+            for name in os.listdir(os.path.join(folder, part))
+        )
+    ]
 
 
 if __name__ == "__main__":

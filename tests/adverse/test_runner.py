@@ -196,6 +196,12 @@ def test_images_are_scored_only_on_request(mapping, backend, checkpoint, predict
         run(mapping(teacher=teacher, structure={"score": False, "worst_share": 0.1}), tmp_path)
 
 
+def test_a_share_to_reject_without_a_teacher_is_warned_of(mapping, tmp_path):
+    with pytest.warns(UserWarning, match=r"worst_share is 0\.5, .*teacher\.checkpoint"):
+        result = run(mapping(structure={"worst_share": 0.5}), tmp_path / "out")
+    assert {record.status for record in result.records} == {"ok"}
+
+
 def test_failed_items_are_recorded_and_retried(mapping, tmp_path):
     failing = {"name": "stand_in", "batch_size": 2, "fails": "f1/"}
     result = run(mapping(backend=failing), tmp_path / "out")
@@ -272,6 +278,33 @@ def test_a_workdir_of_other_weights_or_frames_is_refused(mapping, checkpoint, fr
         run(mapping(teacher=one), tmp_path / "out")
 
 
+@pytest.mark.parametrize("part", ["teacher", "steering"])
+def test_a_finished_workdir_of_other_weights_is_refused_too(
+    mapping, backend, checkpoint, tmp_path, part
+):
+    def settings(name, weights, **changes):
+        teacher = {"teacher": {"checkpoint": checkpoint(), "batch_size": 2}}
+        network = {part: {"checkpoint": checkpoint(name, weights), "batch_size": 2}}
+        return mapping(**(teacher | network | changes))
+
+    first = run(settings("a.pt", "one"), tmp_path / "out")
+    backend.OPENED.clear()
+    moved = run(settings("b.pt", "one"), tmp_path / "out")
+    assert list(moved.records) == list(first.records) and backend.OPENED == []
+    before = files(tmp_path / "out")
+    for changes in ({}, {"gallery": {"frames": 2, "width": 40}}):
+        for merge in (False, True):
+            with pytest.raises(ConfigError, match=f"started with a different config.*{part}"):
+                run(settings("c.pt", "two", **changes), tmp_path / "out", merge=merge)
+    assert files(tmp_path / "out") == before
+    # A workdir from before the paths were recorded.
+    run_file = tmp_path / "out/run.json"
+    contents = json.loads(run_file.read_text())
+    assert contents.pop("checkpoints")
+    run_file.write_text(json.dumps(contents))
+    assert list(run(settings("b.pt", "one"), tmp_path / "out").records) == list(first.records)
+
+
 def test_config_errors_come_before_the_first_image(mapping, backend, tmp_path):
     for changes, message in [
         ({"conditions": ()}, "conditions is empty"),
@@ -279,6 +312,8 @@ def test_config_errors_come_before_the_first_image(mapping, backend, tmp_path):
         ({"conditions": ("night", "night")}, "night twice"),
         ({"conditions": ("scene",)}, "scene"),
         ({"labels": "teacher"}, "teacher.checkpoint is missing"),
+        ({"structure": {"max_abs_rel": 0.1}}, "teacher.checkpoint is missing"),
+        ({"structure": {"min_edge_agreement": 0.0}}, "teacher.checkpoint is missing"),
         ({"variants": 0}, "variants is 0"),
         ({"scenes": {"count": 2}}, "exactly one of source and scenes"),
         ({"prompts": {"scene": "moon"}}, "prompts.scene is 'moon'"),
@@ -401,6 +436,28 @@ def test_merge_finds_gaps_overlaps_and_other_configs(mapping, tmp_path):
         run(mapping(), out, merge=True)
 
 
+def test_merge_refuses_images_that_are_not_scored(
+    mapping, backend, checkpoint, monkeypatch, tmp_path
+):
+    out, teacher = tmp_path / "out", {"checkpoint": checkpoint(), "batch_size": 2}
+    trusted = mapping(teacher=teacher, structure={"score": False})
+    for index in (0, 1):
+        run(trusted, out, shard=(index, 2))
+    with pytest.raises(DataError, match=r"10 of 10 images have not been scored.*f0/night/0"):
+        run(mapping(teacher=teacher), out, merge=True)
+    assert not (out / "manifest.jsonl").exists()
+    run(trusted, out, merge=True)
+    # As merged by a version that did not check this.
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._Run, "_is_unscored", lambda self, key: False)
+        old = run(mapping(teacher=teacher), out, merge=True)
+    assert not any(record.structure for record in old.records)
+    backend.MADE.clear()
+    scored = run(mapping(teacher=teacher), out)
+    assert backend.MADE == [] and all(record.structure for record in scored.records)
+    assert run(mapping(teacher=teacher), out, merge=True).records == scored.records
+
+
 def test_a_plain_run_continues_from_shards(mapping, backend, tmp_path):
     run(mapping(), tmp_path / "out", shard=(0, 2))
     backend.MADE.clear()
@@ -497,3 +554,8 @@ def test_the_table_counts_by_condition(mapping, checkpoint, tmp_path):
         "stand_in-night",
         "5",
     ]
+
+
+def test_a_shard_without_frames_has_an_empty_table(mapping, tmp_path):
+    result = run(mapping(limit=2), tmp_path / "out", shard=(7, 8))
+    assert not result.records and summary.table(result.records) == "no images"

@@ -1,7 +1,9 @@
 """What the worker does without PyTorch: control images, reading and writing."""
 
 import ast
+import fnmatch
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,46 @@ def test_an_image_is_written_whole_or_not_at_all(tmp_path):
     assert output.read_text() == "before" and not temporary.exists()
     worker.save(Image.new("RGB", (4, 4)), temporary, output)
     assert worker.read_image(output, (4, 4)).size == (4, 4) and not temporary.exists()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A stand-in for the Hub's client: the files of its one repository, and the local snapshot."""
+    online: list[str] = []
+
+    def download(repository, *, allow_patterns, ignore_patterns):
+        for name in online:
+            ignored = any(fnmatch.fnmatch(name, pattern) for pattern in ignore_patterns)
+            if not ignored and any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).touch()
+        return str(tmp_path)
+
+    client = types.SimpleNamespace(snapshot_download=download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", client)
+    return online
+
+
+def fetched(folder, **wanted):
+    replies: list[object] = []
+    base = {"repository": "owner/name", "kind": "base", **wanted}
+    found = worker.fetch({"base": base}, lambda **reply: replies.append(reply))
+    assert found == {"base": str(folder)}
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+
+
+def test_weights_that_an_earlier_download_left_out_are_fetched_later(hub, tmp_path):
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2", "safety_checker")
+    hub += [f"{part}/{name}" for part in parts for name in ("config.json", "a.safetensors")]
+    hub += ["unet/a.bin", "unet/a.fp16.safetensors", "vae/a.onnx"]
+    expected = {name for name in hub[:10] if not name.startswith("safety_checker")}
+    assert fetched(tmp_path, without=["safety_checker/*"]) == expected
+    assert fetched(tmp_path) == set(hub[:10])
+    assert fetched(tmp_path, without=["safety_checker/*"]) == set(hub[:10])
+    (tmp_path / "text_encoder_2/a.safetensors").unlink()  # as after an interruption
+    assert fetched(tmp_path) == set(hub[:10])
+
+
+def test_pickles_are_fetched_only_for_parts_without_other_weights(hub, tmp_path):
+    hub += ["unet/config.json", "unet/a.safetensors", "unet/a.bin", "vae/config.json", "vae/a.bin"]
+    assert fetched(tmp_path) == set(hub) - {"unet/a.bin"}

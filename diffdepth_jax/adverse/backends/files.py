@@ -36,7 +36,8 @@ class Config:
         root: the folder that patterns, and the clean images' paths in them, are relative to.
         pattern: path of an adverse image. `{path}` is the clean image's path without suffix, and
             `{name}` its last part; `{id}` is the frame's id in the source; `{condition}` and
-            `{variant}` (from 0) are also available. The suffix `.*` matches any image suffix.
+            `{variant}` (from 0) are also available. The suffix `.*` matches any image suffix, in
+            lower or upper case. A path from / does not depend on the root.
         patterns: patterns for individual conditions, by name.
         maker: what made the images; manifests and tables call them "MAKER-CONDITION".
     """
@@ -149,7 +150,8 @@ class Session:
             image = Image.fromarray(io.read_image(found))
         except UserError as error:
             return Outcome(item.key, error=str(error))
-        details: dict[str, Any] = {"file": str(found.relative_to(self._root))}
+        inside = found.is_relative_to(self._root)  # unless the pattern is an absolute path
+        details: dict[str, Any] = {"file": str(found.relative_to(self._root) if inside else found)}
         if image.size != item.size[::-1]:
             details["size"] = [image.height, image.width]
             image = image.resize(item.size[::-1], Image.Resampling.LANCZOS)
@@ -189,8 +191,8 @@ class Session:
     def _found(self, path: str) -> Path | None:
         """The file for a path, whose suffix may be `.*`; None if there is none."""
         stem = path.removesuffix(_ANY_SUFFIX)
-        suffixes = io.IMAGE_SUFFIXES if stem != path else ("",)
-        for suffix in suffixes:
+        lower = io.IMAGE_SUFFIXES if stem != path else ("",)
+        for suffix in dict.fromkeys((*lower, *map(str.upper, lower))):
             if (file := self._root / f"{stem}{suffix}").is_file():
                 return file
         return None

@@ -174,6 +174,15 @@ def test_a_process_that_dies_once_loses_no_image(opened, workdir, tmp_path, size
     assert not any(outcome.error for outcome in outcomes)
 
 
+def test_a_log_that_an_error_refers_to_is_kept(opened, workdir):
+    items = make_items(workdir, 6)
+    with opened(die_at=[items[2].key]) as session:
+        errors = [outcome.error for outcome in session.generate(in_batches(items, 3))]
+    (error,) = filter(None, errors)
+    log = Path(re.search(r"see (.*\.log)\)", error)[1])
+    assert "printed by a library" in log.read_text()
+
+
 def test_a_process_that_dies_at_every_image_ends_the_run(opened, workdir):
     items = make_items(workdir, 20)
     with (

@@ -103,6 +103,28 @@ def test_patterns(mapping: Callable, pictures: Path, tmp_path: Path) -> None:
             assert image.size == SIZES[number][::-1]
 
 
+def test_a_pattern_may_be_an_absolute_path(
+    mapping: Callable, pictures: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    (pictures / "night").rename(other)
+    patterns = {"night": f"{other}/image/{{name}}.png"}
+    records = run(mapping(backend=backend(pictures, patterns=patterns)), tmp_path / "out").records
+    assert {record.status for record in records} == {"ok"}
+    assert [record.details["file"] for record in records[:2]] == [
+        str(other / "image/f0.png"),
+        "fog/image/f0.png",
+    ]
+
+
+def test_suffixes_may_be_in_upper_case(mapping: Callable, pictures: Path, tmp_path: Path) -> None:
+    for path in (pictures / "night/image").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    records = run(mapping(backend=backend(pictures)), tmp_path / "out").records
+    assert {record.status for record in records} == {"ok"}
+    assert records[0].details["file"] == "night/image/f0.PNG"
+
+
 def test_missing_and_broken_files_fail_and_are_retried(
     mapping: Callable, pictures: Path, tmp_path: Path
 ) -> None:
