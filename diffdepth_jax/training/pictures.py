@@ -6,7 +6,7 @@ import numpy as np
 
 from diffdepth_jax import run_files, visualize
 from diffdepth_jax.data.experiment_data import first_evaluation_sample
-from diffdepth_jax.evaluation.report.pictures import depth_of
+from diffdepth_jax.evaluation.protocols import frames
 from diffdepth_jax.inference import DepthModel
 from diffdepth_jax.training.experiment import Experiment
 from diffdepth_jax.training.logging import read_csv
@@ -21,7 +21,8 @@ def draw_denoising(exp: Experiment, model: DepthModel, workdir: Path) -> None:
     protocol = exp.evaluation.build()
     sample = first_evaluation_sample(exp.data)
     image = protocol.prepare(sample["image"])
-    target = depth_of(sample, image, protocol)
+    depth = frames.take_depth(sample["depth"], protocol.input)
+    target = frames.resize_nearest(depth, image.shape[:2])  # of the model's input
     depths = model.trajectory(image, exp.evaluation.num_inference_steps)
     shown = np.linspace(0, len(depths) - 1, min(_DENOISING, len(depths))).round().astype(int)
     captions = {f"after step {step + 1} of {len(depths)}": depths[step] for step in shown}

@@ -237,6 +237,11 @@ class Protocol:
         image = frames.take(image, frame)
         return image if size is None else frames.resize_image(image, size)
 
+    def scored_part(self, image: np.ndarray) -> np.ndarray:
+        """The part of an image [h, w, 3] that is scored: it shows what `compare` returns."""
+        image = frames.take(image, self.crop_reference)
+        return image[crops.crop_box(self.dataset, self.crop, image.shape[:2])]
+
     def predict(
         self, predict_fn: PredictFn | None, samples: Sequence[Mapping[str, Any]]
     ) -> Sequence[Prediction]:

@@ -16,7 +16,7 @@ import numpy as np
 from diffdepth_jax import atomic, run_files, visualize
 from diffdepth_jax.errors import naming_file
 from diffdepth_jax.evaluation import boundary, metrics
-from diffdepth_jax.evaluation.protocols import Comparison, Protocol, crops, frames
+from diffdepth_jax.evaluation.protocols import Comparison, Protocol
 from diffdepth_jax.evaluation.protocols.protocol import PredictFn, Prediction
 from diffdepth_jax.evaluation.report import figures, results, tables
 
@@ -190,9 +190,7 @@ def _panels(
     compared = cast(Comparison, protocol.compare(prediction, sample))
     valid_mask = compared.valid_mask
     if "image" in sample:
-        image = frames.take(sample["image"], protocol.crop_reference)
-        box = crops.crop_box(protocol.dataset, protocol.crop, image.shape[:2])
-        yield "image", figures.smaller_image(image[box])
+        yield "image", figures.smaller_image(protocol.scored_part(sample["image"]))
     low, high = map(float, np.percentile(compared.target[valid_mask], (2, 98)))
     everywhere = np.isfinite(compared.prediction)
     for caption, depth, mask in (

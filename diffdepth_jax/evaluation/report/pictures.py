@@ -1,15 +1,14 @@
 """`predictions.png`: images, predictions and ground truth side by side."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diffdepth_jax import run_files, visualize
 from diffdepth_jax.data import pipeline
 from diffdepth_jax.data.experiment_data import ExperimentData
-from diffdepth_jax.evaluation.protocols import Protocol, crops, frames
+from diffdepth_jax.evaluation.protocols import Protocol
 
 _PREDICTIONS = 6  # number of samples shown
 
@@ -33,8 +32,7 @@ def save_predictions(
     found = predict_fn([protocol.prepare(sample["image"]) for sample in samples])
     images, predictions, targets, scores = [], [], [], []
     for prediction, sample in zip(found, samples, strict=True):
-        image = frames.take(sample["image"], protocol.crop_reference)
-        images.append(image[crops.crop_box(protocol.dataset, protocol.crop, image.shape[:2])])
+        images.append(protocol.scored_part(sample["image"]))
         compared = protocol.compare(prediction, sample)
         if compared is None:  # without a valid pixel, a relative prediction has no scale
             predictions.append(np.full(images[-1].shape[:2], np.nan))
@@ -47,9 +45,3 @@ def save_predictions(
     visualize.save_predictions(
         workdir / run_files.PREDICTIONS, images, predictions, targets, scores
     )
-
-
-def depth_of(sample: Mapping[str, Any], image: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Ground truth [h, w] for the model's input, at its size; for display only."""
-    depth = frames.take_depth(sample["depth"], protocol.input)
-    return frames.resize_nearest(depth, image.shape[:2])
